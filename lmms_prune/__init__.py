@@ -1,0 +1,33 @@
+"""Visual-token pruning for LLaVA-1.5 and Qwen2.5-VL, as a plugin of lmms-eval and as a library.
+
+from lmms_prune import prune
+
+with prune(model, "dart@2:0.44,random@20:0.07", seed=0) as trace:
+    model.generate(**inputs)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmms_prune.schedule import Schedule, ScheduleError, Stage
+
+if TYPE_CHECKING:
+    from lmms_prune.hooks import prune
+    from lmms_prune.trace import Trace
+
+__version__ = "0.1.0"
+__all__ = ["Schedule", "ScheduleError", "Stage", "Trace", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    # Torch takes seconds to import, and the command line must answer without it.
+    if name == "prune":
+        from lmms_prune.hooks import prune
+
+        return prune
+    if name == "Trace":
+        from lmms_prune.trace import Trace
+
+        return Trace
+    raise AttributeError(f"module 'lmms_prune' has no attribute '{name}'")

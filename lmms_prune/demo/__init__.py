@@ -1,0 +1,1 @@
+"""Tiny random checkpoints and miniature benchmarks, built on the spot without a network."""

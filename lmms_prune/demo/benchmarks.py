@@ -1,0 +1,83 @@
+"""Miniature stand-ins for the ten benchmarks of the leaderboard, in the files and columns that lmms-eval reads.
+
+`datasets` prefers a local folder to the hub's set of the same name. So lmms-eval, started inside the folder that
+`build_mirror` writes, runs its own unchanged tasks on these rows, with its own scorers, without network or login.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets import Dataset
+
+from lmms_prune.demo.folders import new_folder
+from lmms_prune.demo.scene_rows import gqa, mmbench, mme, pope, scienceqa
+from lmms_prune.demo.tables import Configs
+from lmms_prune.demo.text_rows import documents, ocrbench, textvqa
+
+TASKS: tuple[str, ...] = (
+    "mme",
+    "scienceqa_img",
+    "pope",
+    "textvqa_val",
+    "mmbench_en_dev_static",
+    "mmbench_cn_dev_static",
+    "gqa",
+    "infovqa_val",
+    "docvqa_val",
+    "ocrbench",
+)
+"""One lmms-eval task per benchmark, scored without a judge; `mmbench_cn_dev_static` comes from `task_configs`."""
+
+
+def build_mirror(folder: str | os.PathLike[str], *, rows: int = 4, seed: int = 0) -> Path:
+    """Write all ten benchmarks below `folder`, which must be new, and return its path.
+
+    The same arguments give the same files. File names bear a digest of the content: `datasets` recognises a folder by
+    its README alone, and would otherwise serve rows that it cached from an earlier folder.
+
+    Args:
+        folder: where to write; it appears only when complete.
+        rows: rows per benchmark and split, even and at least 4 (MME counts pairs, MMBench rotated twins).
+        seed: decides all drawings, questions and options.
+
+    Raises:
+        FileExistsError: `folder` exists.
+        ValueError: `rows` is odd or below 4.
+    """
+    if rows < 4 or rows % 2:
+        raise ValueError(f"rows is {rows}; it must be even and at least 4")
+    with new_folder(folder) as partial:
+        for repository, builder in _BUILDERS.items():
+            _write(partial / repository, builder(rows, seed))
+    return Path(folder)
+
+
+def _write(folder: Path, configs: Configs) -> None:
+    """Write one parquet file per split, and the front matter that tells `datasets` where they are."""
+    lines = ["---", "configs:"]
+    for config, splits in configs.items():
+        lines += [f"- config_name: {config}", "  data_files:"]
+        (folder / config).mkdir(parents=True)
+        for split, (rows, features) in splits.items():
+            plain = folder / config / f"{split}.parquet"
+            Dataset.from_list(rows, features=features).to_parquet(plain)
+            named = plain.with_name(f"{split}-{hashlib.sha256(plain.read_bytes()).hexdigest()[:12]}.parquet")
+            plain.rename(named)
+            lines += [f"  - split: {split}", f"    path: {config}/{named.name}"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
+
+
+_BUILDERS: dict[str, Callable[[int, int], Configs]] = {
+    "lmms-lab-encoder/MME": mme,
+    "lmms-lab-encoder/ScienceQA": scienceqa,
+    "lmms-lab-encoder/POPE": pope,
+    "lmms-lab-encoder/textvqa": textvqa,
+    "lmms-lab-encoder/MMBench": mmbench,
+    "lmms-lab-encoder/GQA": gqa,
+    "lmms-lab-encoder/DocVQA": documents,
+    "echo840/OCRBench": ocrbench,
+}

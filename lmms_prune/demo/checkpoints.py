@@ -1,0 +1,285 @@
+"""Random-weight LLaVA-1.5 and Qwen2.5-VL checkpoints, small enough for a CPU, with real processors.
+
+They answer nonsense, but it depends on the image and the question, and uses words that benchmarks can score.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from lmms_prune.demo.folders import new_folder
+from lmms_prune.demo.language import (
+    ANSWERS,
+    LIKELY,
+    LLAVA_SPECIALS,
+    LLAVA_TEMPLATE,
+    QWEN_SPECIALS,
+    QWEN_TEMPLATE,
+    train_tokenizer,
+)
+
+PATCH = 14  # pixels, both vision towers
+# Multiples of the variance-keeping scale that _draw gives to the matrices whose names hold these parts.
+GAINS = {"q_proj": 2.0, "k_proj": 2.0, "qkv": 1.5, "v_proj": 1.5, "o_proj": 1.5, "lm_head": 3.0}
+
+
+def build_llava(
+    folder: str | os.PathLike[str],
+    *,
+    layers: int = 8,
+    image_size: int = 112,
+    hidden: int = 64,
+    heads: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    template: str = "jinja",
+) -> Path:
+    """Write a LLaVA-1.5 checkpoint with its processor to `folder`, which must be new, and return its path.
+
+    An image gives (image_size / 14)² visual tokens: 64 at the default 112 pixels, 576 at 336.
+
+    Args:
+        folder: where to write; it appears only when complete.
+        layers: decoder layers.
+        image_size: side of the square centre crop, in pixels, a multiple of 14.
+        hidden: width of the decoder, a multiple of `heads`.
+        heads: attention heads, each with its own keys.
+        dtype: type of the stored weights; the draws are the same for all types.
+        seed: decides all weights; the global random state is neither read nor changed.
+        template: "jinja" saves the chat template as `chat_template.jinja`, "json" as the older `chat_template.json`.
+
+    Raises:
+        FileExistsError: `folder` exists.
+        ValueError: a size does not divide, or `template` is unknown.
+    """
+    _check(image_size % PATCH == 0, f"image_size is {image_size}; it must be a multiple of {PATCH}")
+    _check(hidden % heads == 0, f"hidden is {hidden}; it must be a multiple of heads, {heads}")
+    _check(template in ("jinja", "json"), f"template is {template!r}; it must be 'jinja' or 'json'")
+    tokenizer = train_tokenizer(LLAVA_SPECIALS, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")
+    config = _llava_config(tokenizer, layers, image_size, hidden, heads)
+    crop = {"height": image_size, "width": image_size}
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=crop),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    model = _random_model(LlavaForConditionalGeneration, config, dtype, seed)
+    with new_folder(folder) as partial:
+        _save(partial, model, processor, [tokenizer.eos_token_id])
+        if template == "json":
+            _template_as_json(partial)
+    return Path(folder)
+
+
+def build_qwen2_5_vl(
+    folder: str | os.PathLike[str],
+    *,
+    layers: int = 8,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    depth: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    max_pixels: int = 256 * 28 * 28,
+) -> Path:
+    """Write a Qwen2.5-VL checkpoint with its processor to `folder`, which must be new, and return its path.
+
+    An image gives about one visual token per 28 x 28 pixels, of at least 4 tokens' and at most `max_pixels` pixels.
+
+    Args:
+        folder: where to write; it appears only when complete.
+        layers: decoder layers.
+        hidden: width of the decoder; `hidden / heads` must be a multiple of 4, for the three rotary sections.
+        heads: query heads, a multiple of `kv_heads`.
+        kv_heads: key and value heads.
+        depth: blocks of the vision tower, at least 2; the middle one and the last attend fully, the others in windows.
+        dtype: type of the stored weights; the draws are the same for all types.
+        seed: decides all weights; the global random state is neither read nor changed.
+        max_pixels: the processor shrinks larger images to this many pixels.
+
+    Raises:
+        FileExistsError: `folder` exists.
+        ValueError: a size does not divide, or `depth` is below 2.
+    """
+    _check(hidden % (4 * heads) == 0, f"hidden is {hidden}; it must be a multiple of 4 x heads, {4 * heads}")
+    _check(heads % kv_heads == 0, f"heads is {heads}; it must be a multiple of kv_heads, {kv_heads}")
+    _check(depth >= 2, f"depth is {depth}; it must be at least 2")
+    tokenizer = train_tokenizer(QWEN_SPECIALS, bos=None, eos="<|im_end|>", pad="<|endoftext|>", unk=None)
+    config = _qwen_config(tokenizer, layers, hidden, heads, kv_heads, depth)
+    pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": max_pixels}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**pixels),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**pixels),
+        chat_template=QWEN_TEMPLATE,
+    )
+    model = _random_model(Qwen2_5_VLForConditionalGeneration, config, dtype, seed)
+    with new_folder(folder) as partial:
+        _save(partial, model, processor, [tokenizer.eos_token_id, tokenizer.pad_token_id])
+    return Path(folder)
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _llava_config(
+    tokenizer: PreTrainedTokenizerFast, layers: int, image_size: int, hidden: int, heads: int
+) -> LlavaConfig:
+    vision = CLIPVisionConfig(
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=3,
+        num_attention_heads=heads,
+        image_size=image_size,
+        patch_size=PATCH,
+        projection_dim=hidden,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlavaConfig(
+        vision_config=vision.to_dict(),
+        text_config=text.to_dict(),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(image_size // PATCH) ** 2,
+        tie_word_embeddings=False,
+    )
+
+
+def _qwen_config(
+    tokenizer: PreTrainedTokenizerFast, layers: int, hidden: int, heads: int, kv_heads: int, depth: int
+) -> Qwen2_5_VLConfig:
+    ids = {special: tokenizer.convert_tokens_to_ids(special) for special in QWEN_SPECIALS}
+    half = hidden // heads // 2
+    sections = [half // 4, (half - half // 4) // 2]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [*sections, half - sum(sections)]}
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden,
+            "intermediate_size": 2 * hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "max_position_embeddings": 32768,
+            "rope_parameters": rope,
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "tie_word_embeddings": False,
+        },
+        vision_config={
+            "depth": depth,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "out_hidden_size": hidden,
+            "patch_size": PATCH,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": sorted({(depth - 1) // 2, depth - 1}),
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+
+
+def _random_model(
+    kind: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype, seed: int
+) -> PreTrainedModel:
+    """Build the model and draw each parameter anew from a generator of its own, in an order that names decide."""
+    with torch.random.fork_rng(devices=[]):
+        model = kind(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            parameter.copy_(_draw(name, parameter, generator))
+    return model.to(dtype).eval()
+
+
+def _draw(name: str, parameter: nn.Parameter, generator: torch.Generator) -> torch.Tensor:
+    """Draw at a scale that keeps activations near one, so that attention is sharp and answers follow the input.
+
+    The library's usual standard deviation of 0.02 would make every layer nearly the identity and every answer the same.
+    """
+    noise = torch.randn(parameter.shape, generator=generator)
+    if parameter.ndim == 1:
+        return noise * 0.1 + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    if "embed_tokens" in name or "position_embedding" in name:
+        return noise * (1.0 if "embed_tokens" in name else 0.3)
+    gain = next((gain for part, gain in GAINS.items() if part in name), 1.0)
+    return noise * gain / math.sqrt(parameter[0].numel())
+
+
+def _save(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, eos: list[int]) -> None:
+    tokenizer = processor.tokenizer
+    answers = [tokenizer.encode(word, add_special_tokens=False) for word in ANSWERS]
+    assert all(len(answer) == 1 for answer in answers), "each answer must be a single token"
+    allowed = {answer[0] for answer in answers} | {eos[0]}
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=bos,
+        eos_token_id=eos if len(eos) > 1 else eos[0],
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[token for token in range(len(tokenizer)) if token not in allowed],
+        # An answer is never empty, and ends after a few words: random weights would go on for ever.
+        begin_suppress_tokens=eos,
+        exponential_decay_length_penalty=(0, 16.0),
+        # Most benchmarks ask for yes, no or an option's letter: these come more often than by chance, yet not always.
+        sequence_bias=[[answer, 3.0] for answer, word in zip(answers, ANSWERS, strict=True) if word in LIKELY],
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _template_as_json(folder: Path) -> None:
+    jinja = folder / "chat_template.jinja"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": jinja.read_text("utf-8")}), "utf-8")
+    jinja.unlink()

@@ -1,0 +1,188 @@
+"""What differs between the model families, and where things are in a loaded checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lmms_prune.ragged import MaskForm
+
+_FORMS: dict[str, MaskForm] = {
+    "sdpa": "sdpa",
+    "eager": "eager",
+    "flash_attention_2": "flash",
+    "flash_attention_3": "flash",
+}
+
+
+class UnsupportedModelError(ValueError):
+    """A model, or a way of running it, that is not supported; the message says what is."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model architecture.
+
+    Args:
+        model_type: the checkpoint's ``config.model_type``.
+        model_name: the name under which lmms-eval finds it.
+        default: the checkpoint that is loaded when none is named.
+        mrope: whether positions have three channels, which renumbering would destroy.
+    """
+
+    model_type: str
+    model_name: str
+    default: str
+    mrope: bool
+
+    def tokens_per_image(self, config: Any) -> int | None:
+        """Visual tokens of every image, or None where images differ in size."""
+        if self.mrope:
+            return None
+        vision = config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return patches + (config.vision_feature_select_strategy == "full")
+
+    def image_spans(self, visual: list[bool], fixed: int | None, grids: list[int]) -> list[tuple[int, int]]:
+        """Start and length of each image's visual tokens in one row.
+
+        Args:
+            visual: whether each token of the row is visual.
+            fixed: visual tokens of an image where all images have the same, else None.
+            grids: visual tokens of each of the row's images in order where they differ (taken from the front;
+                may be empty, then every run of visual tokens is one image).
+
+        Raises:
+            ValueError: the runs of visual tokens cannot be cut into whole images.
+        """
+        spans, start, sizes = [], 0, iter(grids)
+        for is_visual, run in groupby(visual):
+            length = len(list(run))
+            while is_visual and length:
+                size = fixed or next(sizes, length)
+                if size > length:
+                    raise ValueError(f"a run of {length} visual tokens does not hold a whole image of {size}.")
+                spans.append((start, size))
+                start, length = start + size, length - size
+            start += length
+        return spans
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("llava", "llava_pruned", "llava-hf/llava-1.5-7b-hf", mrope=False),
+        Family("qwen2_5_vl", "qwen2_5_vl_pruned", "Qwen/Qwen2.5-VL-7B-Instruct", mrope=True),
+    )
+}
+
+
+def family_of(config: Any) -> Family:
+    """The family of a checkpoint's configuration.
+
+    Raises:
+        UnsupportedModelError: no such family; names the ones there are.
+    """
+    model_type = getattr(config, "model_type", None)
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    known = ", ".join(f"{f.model_type} (--model {f.model_name})" for f in FAMILIES.values())
+    what = "has no image input or" if not hasattr(config, "vision_config") else "is a vision-language model that"
+    raise UnsupportedModelError(f"model type '{model_type}' {what} is not supported yet. Supported: {known}.")
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """Where things are in one loaded model.
+
+    Args:
+        family: its family.
+        multimodal: the module that sees ``input_ids`` and splices the images in.
+        decoder: the language model; its inputs are embeddings, positions, mask and cache.
+        layers: the decoder's layers.
+        form: the mask form of the attention kernel in use.
+    """
+
+    family: Family
+    config: Any
+    multimodal: Any
+    decoder: Any
+    layers: Any
+    form: MaskForm
+
+    @classmethod
+    def of(cls, model: Any) -> ModelParts:
+        """Find the parts of `model`.
+
+        Raises:
+            UnsupportedModelError: another family, attention kernel, or a decoder with sliding windows.
+        """
+        config = getattr(model, "config", None)
+        family = family_of(config)
+        multimodal = model if hasattr(model, "language_model") else model.model
+        decoder = multimodal.language_model
+        kernel = decoder.config._attn_implementation
+        if kernel not in _FORMS:
+            raise UnsupportedModelError(
+                f"attn_implementation '{kernel}' is not supported. Use one of {', '.join(_FORMS)}."
+            )
+        window = getattr(decoder.config, "sliding_window", None)
+        kinds = set(
+            getattr(decoder.config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+        )
+        if kinds != {"full_attention"}:
+            raise UnsupportedModelError(
+                f"decoders with sliding windows are not supported (layer types: {', '.join(kinds)})."
+            )
+        return cls(family, config, multimodal, decoder, decoder.layers, _FORMS[kernel])
+
+    def grid_sizes(self, kwargs: dict[str, Any]) -> list[int]:
+        """Visual tokens of each image of the batch in order, where the inputs say so."""
+        grids = kwargs.get("image_grid_thw")
+        if not self.family.mrope or grids is None:
+            return []
+        merge = self.config.vision_config.spatial_merge_size
+        return [prod(grid) // merge**2 for grid in grids.tolist()]
+
+    def queries(self, layer: int, hidden: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotated queries (B, H, L, d) that decoder layer `layer` computes from its input `hidden`."""
+        attention = self.layers[layer].self_attn
+        return self._project(layer, attention.q_proj, hidden, rotary)
+
+    def keys(self, layer: int, hidden: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotated keys (B, H_kv, L, d) that decoder layer `layer` computes from its input `hidden`."""
+        attention = self.layers[layer].self_attn
+        return self._project(layer, attention.k_proj, hidden, rotary)
+
+    def final_norm(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """The decoder's last norm, wherever its weight lies."""
+        norm = self.decoder.norm
+        return norm(hidden.to(norm.weight.device)).to(hidden.device)
+
+    def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine tables of `position_ids`, on the device and in the dtype of `hidden`."""
+        rotary = self.decoder.rotary_emb
+        cos, sin = rotary(hidden, position_ids.to(rotary.inv_freq.device))
+        return cos.to(hidden.device), sin.to(hidden.device)
+
+    def _project(self, layer: int, projection: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        module = self.layers[layer]
+        states = (
+            projection(module.input_layernorm(hidden)).unflatten(-1, (-1, module.self_attn.head_dim)).transpose(1, 2)
+        )
+        cos, sin = (self._one_table(table)[:, None] for table in rotary)
+        first, second = states.chunk(2, dim=-1)
+        return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+    def _one_table(self, table: Tensor) -> Tensor:
+        """Older libraries hand over M-RoPE tables with three channels; newer ones have merged them already."""
+        if table.dim() == 3:
+            return table
+        sections = self.decoder.config.rope_parameters["mrope_section"] * 2
+        return torch.cat([part[i % 3] for i, part in enumerate(table.split(sections, dim=-1))], dim=-1)

@@ -1,0 +1,1 @@
+"""lmms-eval's side: the entry point, the arguments and the model wrappers."""

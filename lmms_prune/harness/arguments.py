@@ -1,0 +1,207 @@
+"""--model_args: one set of arguments, whether it came as text, as a YAML mapping or as a dict."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from types import FrameType
+from typing import Any
+
+from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
+
+# An argument begins with "name="; any other piece between commas belongs to the value before it, so that the comma
+# inside schedule=a@2:0.4,b@9:0.1 does not end the argument.
+_ARGUMENT = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=")
+_QUOTED = re.compile(r"""("[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\})""")
+
+
+class ArgumentError(ValueError):
+    """A model argument that cannot be used; the message names it, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """What --model_args may say. Every field that can change an answer is part of the run's identity.
+
+    Args:
+        pretrained: a checkpoint's folder or hub name.
+        schedule: what is pruned; texts, presets and lists of stages have been read. Default: nothing.
+        budget: solves the schedule's one ``?``: "192t" average visual tokens a layer, or a ratio such as "0.5".
+        positions: "original" position ids, or "compact" (renumbered after every stage; LLaVA only).
+        seed: of every random draw.
+        batch_size: rows that are generated together.
+        revision, dtype, device, device_map, attn_implementation, trust_remote_code, use_cache: as in transformers.
+            dtype "auto" is the checkpoint's; device defaults to CUDA if there is one.
+        prompt: LLaVA: "hf" is the checkpoint's chat template, "vicuna" LLaVA-1.5's own evaluation prompt.
+        image_aspect: LLaVA: "crop" is the checkpoint's image processor, "pad" pads to a square first, as LLaVA-1.5's
+            own evaluation does.
+        min_pixels, max_pixels: Qwen2.5-VL: bounds to which an image is resized.
+        system_prompt: a system message, or a file that holds one.
+        chat_template: a Jinja template, or a file that holds one, instead of the checkpoint's.
+    """
+
+    pretrained: str
+    schedule: Schedule = Schedule()
+    budget: str | None = None
+    positions: str = "original"
+    seed: int = 0
+    batch_size: int = 1
+    revision: str = "main"
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    use_cache: bool = True
+    prompt: str = "hf"
+    image_aspect: str = "crop"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    system_prompt: str | None = None
+    chat_template: str | None = None
+
+    @classmethod
+    def read(
+        cls,
+        given: str | Mapping[str, Any] | None,
+        additional: Mapping[str, Any] | None,
+        defaults: Mapping[str, Any],
+        refused: tuple[str, ...],
+    ) -> ModelArguments:
+        """Read --model_args and the harness's own --batch_size and --device.
+
+        Args:
+            given: the text or mapping after --model_args.
+            additional: the harness's own options; its default batch size (the int 1) gives way to --model_args.
+            defaults: the model's own defaults.
+            refused: fields that mean nothing for the model.
+
+        Raises:
+            ArgumentError, ScheduleError: see the message.
+        """
+        values = split(given) if isinstance(given, str) else dict(given or {})
+        known = [field.name for field in fields(cls) if field.name not in refused]
+        for name in values:
+            if name not in known:
+                where = " It is for the other model family." if name in refused else did_you_mean(name, known)
+                raise ArgumentError(f"model_args: unknown argument '{name}'.{where}")
+        for name in ("batch_size", "device"):
+            outer = (additional or {}).get(name)
+            if outer is None or (name == "batch_size" and outer == 1 and not isinstance(outer, str)):
+                continue
+            if name in values and str(values[name]) != str(outer):
+                message = f"model_args: {name}={values[name]} contradicts --{name} {outer}; say it once."
+                raise ArgumentError(message)
+            values[name] = outer
+        read = {name: _read(name, value) for name, value in values.items() if value is not None}
+        return cls(**{**defaults, **read})
+
+    def identity(self) -> str:
+        """All that can change an answer, as text; equal identities give equal answers."""
+        parts = [f"{field.name}={getattr(self, field.name)}" for field in fields(self) if field.name != "budget"]
+        return ", ".join(parts)
+
+
+def split(text: str) -> dict[str, str]:
+    """The arguments of ``a=1,schedule=x@2:0.4,y@9:0.1,b=2`` as a dict of texts.
+
+    A piece that does not begin with ``name=`` continues the value before it. Commas in quotes or brackets never split;
+    quotes around a whole value are taken off.
+    """
+    # Quoted stretches are set aside, so that neither their commas nor their equals signs count.
+    stretches: list[str] = []
+
+    def aside(match: re.Match[str]) -> str:
+        stretches.append(match.group(0))
+        return f"\0{len(stretches) - 1}\0"
+
+    pieces: list[str] = []
+    for piece in _QUOTED.sub(aside, text.strip()).split(","):
+        if _ARGUMENT.match(piece):
+            pieces.append(piece)
+        elif pieces:
+            pieces[-1] += "," + piece
+        elif piece.strip():
+            raise ArgumentError(f"model_args: '{piece}' is no argument; write name=value, e.g. schedule=dart@2:0.44.")
+    values: dict[str, str] = {}
+    for piece in pieces:
+        name, value = (part.strip() for part in piece.split("=", 1))
+        value = re.sub("\0(\\d+)\0", lambda match: stretches[int(match.group(1))], value)
+        if name in values:
+            raise ArgumentError(f"model_args: '{name}' is given twice.")
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        values[name] = value
+    return values
+
+
+@contextmanager
+def plain_errors(*errors: type[Exception]) -> Iterator[None]:
+    """Under the lmms-eval command, end it with exit code 2 and the message alone; elsewhere let the error pass.
+
+    The harness prints a stack trace for every exception and exits with 0, which hides a misspelt argument in CI.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (ArgumentError, ScheduleError, *errors)):
+            raise
+        if _under_the_command():
+            print(f"lmms-prune: error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        raise
+
+
+def _under_the_command() -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__package__") == "lmms_eval" and frame.f_code.co_name.startswith("cli_evaluate"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_CHOICES = {
+    "positions": ("original", "compact"),
+    "prompt": ("hf", "vicuna"),
+    "image_aspect": ("crop", "pad"),
+    "dtype": ("auto", "float32", "float16", "bfloat16"),
+    "attn_implementation": ("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+}
+_LOWEST = {"seed": 0, "batch_size": 1, "min_pixels": 1, "max_pixels": 1}
+_FLAGS = ("trust_remote_code", "use_cache")
+
+
+def _read(name: str, value: Any) -> Any:
+    """The value of one argument in its own type."""
+    if name == "schedule":
+        return _read_schedule(value)
+    text = str(value).strip()
+    if name in _CHOICES:
+        if text not in _CHOICES[name]:
+            raise ArgumentError(f"model_args: {name}={text} is not possible.{did_you_mean(text, _CHOICES[name])}")
+        return text
+    if name in _LOWEST:
+        if not re.fullmatch(r"\d+", text) or int(text) < _LOWEST[name]:
+            raise ArgumentError(f"model_args: {name}={text} must be a whole number of at least {_LOWEST[name]}.")
+        return int(text)
+    if name in _FLAGS:
+        if text.lower() not in ("true", "false"):
+            raise ArgumentError(f"model_args: {name}={text} must be true or false.")
+        return text.lower() == "true"
+    if not text:
+        raise ArgumentError(f"model_args: {name} is empty.")
+    return text
+
+
+def _read_schedule(value: Any) -> Schedule:
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\[.*\]", value.strip()):
+        value = [stage.strip(" '\"") for stage in value.strip()[1:-1].split(",")]
+    if not isinstance(value, str) and not (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)):
+        raise ArgumentError(f"model_args: schedule={value!r} must be a text or a list of stages, e.g. [dart@2:0.44].")
+    return Schedule.parse(value)

@@ -1,0 +1,323 @@
+"""prune(): the context manager that removes visual tokens inside the decoder. Cutting exists here once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.layout import Layout, PruningError
+from lmms_prune.methods.base import Method
+from lmms_prune.ragged import Packing, attention_mask, gather, gather_rotary
+from lmms_prune.schedule import Schedule, Stage
+from lmms_prune.trace import Trace
+from lmms_prune.view import LayerInput
+
+Positions = Literal["original", "compact"]
+POSITIONS: tuple[Positions, ...] = ("original", "compact")
+
+
+@contextmanager
+def prune(
+    model: nn.Module,
+    schedule: Schedule | str,
+    *,
+    seed: int = 0,
+    positions: Positions = "original",
+    samples: Sequence[str] | None = None,
+) -> Iterator[Trace]:
+    """Remove visual tokens by `schedule` from every prefill that `model` runs inside the ``with`` block.
+
+    Each decoder layer gets one pre-hook; the model itself is not changed, and no hook is left afterwards.
+
+    Args:
+        model: a loaded LLaVA-1.5 or Qwen2.5-VL checkpoint.
+        schedule: a `Schedule` or its text, every ``?`` solved. An empty one adds no hook at all.
+        seed: decides every random draw, together with the sample's id and the layer.
+        positions: "original" keeps each token's position id; "compact" renumbers after every stage (not for M-RoPE).
+        samples: one id a row, for seeding; by default a row's own token ids are its id.
+
+    Yields:
+        the trace of what happened, filled as the model runs.
+
+    Raises:
+        ScheduleError: the schedule does not fit the model.
+        UnsupportedModelError: the model, its attention kernel, or the position policy is not supported.
+        PruningError: beam search, assisted or chunked decoding, a cache that cannot hold layers of different lengths,
+            right padding, video input, or a schedule that never got to act.
+    """
+    schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
+    trace = Trace(schedule)
+    if not schedule.stages:
+        yield trace
+        return
+    parts = ModelParts.of(model)
+    fixed = parts.family.tokens_per_image(parts.config)
+    schedule.check(len(parts.layers), [fixed] if fixed else None)
+    if positions not in POSITIONS:
+        raise UnsupportedModelError(f"positions '{positions}' is unknown; use {' or '.join(POSITIONS)}.")
+    if positions == "compact" and parts.family.mrope:
+        message = "positions=compact would destroy the height and width channels of M-RoPE; use positions=original."
+        raise UnsupportedModelError(message)
+    pruner = _Pruner(parts, schedule, seed, positions, samples, trace)
+    handles: list[Any] = []
+    try:
+        handles += pruner.register()
+        yield trace
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not trace.rows:
+        raise PruningError(f"the schedule '{schedule}' never acted: no prefill of this model ran inside the block.")
+
+
+@dataclass
+class _Segment:
+    """What every layer from one cut to the next is given instead of the library's tensors."""
+
+    valid: Bool[Tensor, "B N"]
+    padded: bool
+    mask: Tensor | None
+    rotary: tuple[Tensor, Tensor]
+    lengths: Int[Tensor, " B"]
+    decode_mask: Tensor | None = None
+    decode_rotary: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass
+class _Prefill:
+    """One prompt batch, from its prefill through its decode steps."""
+
+    layout: Layout
+    cache: Any
+    last_position: Tensor
+    segments: list[_Segment | None]
+    before: LayerInput | None = None
+    steps: int = 0
+
+
+class _Pruner:
+    """The hooks of one `prune` block and the state that they share."""
+
+    def __init__(
+        self,
+        parts: ModelParts,
+        schedule: Schedule,
+        seed: int,
+        positions: Positions,
+        samples: Sequence[str] | None,
+        trace: Trace,
+    ):
+        self.parts, self.schedule, self.seed, self.positions = parts, schedule, seed, positions
+        self.samples, self.trace = samples, trace
+        self.stages: dict[int, tuple[int, Stage, Method]] = {
+            stage.layer: (i, stage, stage.spec.build(dict(stage.options))) for i, stage in enumerate(schedule.stages)
+        }
+        reading = {"attention", "keys"}
+        self.recorded = {stage.layer - 1 for stage in schedule.stages if reading & set(stage.spec.reads)}
+        self.inputs: dict[str, Any] | None = None
+        self.running: _Prefill | None = None
+        self.decoding = False
+
+    def register(self) -> Iterator[Any]:
+        """Put the hooks on, yielding each handle at once so that the caller can always take it off again."""
+        parts = self.parts
+        yield parts.multimodal.register_forward_pre_hook(self.see_inputs, with_kwargs=True)
+        yield parts.decoder.register_forward_pre_hook(self.begin, with_kwargs=True)
+        for layer, module in enumerate(parts.layers):
+            yield module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True)
+        yield parts.decoder.register_forward_hook(self.end)
+
+    # -- the whole model -------------------------------------------------------------------------------------------
+
+    def see_inputs(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Remember the token ids, which only the multimodal module sees."""
+        names = ("input_ids", "pixel_values", "attention_mask", "position_ids", "past_key_values")
+        self.inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Lay out a new prefill, or put a decode step right."""
+        inputs, self.inputs = self.inputs, None
+        if inputs is None or inputs.get("input_ids") is None:
+            raise PruningError("pruning needs input_ids to find the visual tokens; do not call the decoder by itself "
+                               "nor with inputs_embeds.")  # fmt: skip
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            return args, self._begin_step(inputs["input_ids"], cache, kwargs)
+        self._begin_prefill(inputs, cache, kwargs)
+        return args, kwargs
+
+    def _begin_prefill(self, inputs: dict, cache: Any, kwargs: dict) -> None:
+        _refuse_inputs(inputs)
+        _refuse_cache(cache)
+        ids, layers = inputs["input_ids"], len(self.parts.layers)
+        layout = Layout.of(self.parts, inputs, self.samples)
+        for row in layout.traces:
+            row.kept = self.schedule.plan(row.images)
+            row.visual = self.schedule.layer_counts(layers, row.images)
+        positions = kwargs.get("position_ids")
+        last = positions[..., -1:] if positions is not None else torch.full((1, 1), ids.shape[1] - 1, device=ids.device)
+        self.running = _Prefill(layout, cache, last, [None] * layers)
+        self.decoding = False
+
+    def _begin_step(self, ids: Tensor, cache: Any, kwargs: dict) -> dict:
+        running = self.running
+        if running is None or cache is not running.cache:
+            raise PruningError("this cache was not filled inside the block; start from the whole prompt.")
+        if ids.shape[1] != 1:
+            message = f"{ids.shape[1]} tokens at once after the prefill: chunked prefill, assisted decoding and "
+            raise PruningError(message + "continuing a conversation are not supported while pruning.")
+        running.steps += 1
+        self.decoding = True
+        for segment in {id(s): s for s in running.segments if s is not None}.values():
+            self._step_segment(segment, running.steps)
+        # The library takes the length it has seen from layer 0, whose cache a stage at layer 0 has shortened.
+        kwargs = {**kwargs, "position_ids": running.last_position + running.steps}
+        if running.segments[0] is not None:
+            kwargs["attention_mask"] = None
+        return kwargs
+
+    def end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """After a prefill: what was done must be what was planned, down to the cache's real tensors."""
+        running = self.running
+        if running is None or self.decoding:
+            return
+        layout, cache = running.layout, running.cache
+        layout.verify()
+        for row in layout.traces:
+            assert len(row.computed) == len(self.parts.layers), "a decoder layer did not run"
+        if cache is not None and layout.traces:
+            held = [layer.keys.shape[-2] for layer in cache.layers]
+            assert held == layout.traces[0].computed, (
+                f"the cache holds {held}, planned were {layout.traces[0].computed}"
+            )
+        self.trace.rows += layout.traces
+        running.before = None
+
+    # -- one layer -------------------------------------------------------------------------------------------------
+
+    def _layer_hook(self, layer: int) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict]]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            running = self.running
+            assert running is not None, "a decoder layer ran by itself"
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            if self.decoding:
+                kwargs = self._swap_step(running.segments[layer], kwargs, hidden)
+            else:
+                hidden, kwargs = self._swap_prefill(running, layer, hidden, kwargs)
+            return (hidden, *args[1:]), kwargs
+
+        return hook
+
+    def _swap_prefill(self, running: _Prefill, layer: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+        segment = running.segments[layer - 1] if layer else None
+        rotary = segment.rotary if segment else kwargs["position_embeddings"]
+        if layer in self.stages:
+            hidden, segment = self._act(running, LayerInput(layer, hidden, rotary), segment)
+        running.segments[layer] = segment
+        if segment is not None:
+            rotary = segment.rotary = _on(hidden.device, *segment.rotary)
+            segment.mask = None if segment.mask is None else segment.mask.to(hidden.device)
+            # Without position_ids FlashAttention cannot mistake the gaps in kept positions for packed sequences.
+            kwargs = {**kwargs, "attention_mask": segment.mask, "position_embeddings": rotary, "position_ids": None}
+        for row in running.layout.traces:
+            row.computed.append(hidden.shape[1])
+        running.before = LayerInput(layer, hidden, rotary) if layer in self.recorded else None
+        return hidden, kwargs
+
+    @torch.no_grad()
+    def _select(self, running: _Prefill, state: LayerInput) -> tuple[Tensor, Bool[Tensor, "I V"], list[int]]:
+        """Ask the method of a stage: the batch's hidden states (merged ones written in), the mask, and its counts."""
+        number, _, method = self.stages[state.layer]
+        layout = running.layout
+        budget = layout.planned(number)
+        view = layout.view(self.parts, state, running.before, self.seed)
+        full = torch.tensor([kept == n for kept, n in zip(budget, layout.counts, strict=True)])
+        asked = torch.tensor(budget)
+        chosen = method.select(view, asked) if any(budget) else torch.zeros_like(view.valid)
+        keep = torch.where(full.to(chosen.device)[:, None], view.valid, chosen)
+        rewritten = method.rewrite(view, keep)
+        hidden = state.hidden if rewritten is view.hidden else layout.write(state.hidden, rewritten)
+        return hidden, keep, budget
+
+    def _act(self, running: _Prefill, state: LayerInput, segment: _Segment | None) -> tuple[Tensor, _Segment | None]:
+        """Cut the sequence at a stage; returns the hidden states that go on and what its layers are given."""
+        number, layout, hidden = self.stages[state.layer][0], running.layout, state.hidden
+        if layout.planned(number) == layout.counts:
+            layout.record_all()
+            return hidden, segment
+        hidden, keep, budget = self._select(running, state)
+        packing = layout.cut(keep, budget)
+        hidden = gather(hidden, packing.index)
+        lengths = packing.valid.sum(1)
+        rotary = self._cut_rotary(hidden, state.rotary, packing)
+        mask = attention_mask(packing.valid, hidden.shape[1], packing.padded, self.parts.form, hidden.dtype)
+        return hidden, _Segment(packing.valid, packing.padded, mask, rotary, lengths)
+
+    def _cut_rotary(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], packing: Packing) -> tuple[Tensor, Tensor]:
+        if self.positions == "compact":
+            return self.parts.rotary(hidden, (packing.valid.cumsum(1) - 1).clamp(min=0))
+        cos, sin = rotary
+        return gather_rotary(cos, packing.index), gather_rotary(sin, packing.index)
+
+    # -- decode ----------------------------------------------------------------------------------------------------
+
+    def _step_segment(self, segment: _Segment, step: int) -> None:
+        """Prepare what the segment's layers are given at this decode step."""
+        valid = torch.nn.functional.pad(segment.valid, (0, step), value=True)
+        dtype = segment.rotary[0].dtype
+        segment.decode_mask = attention_mask(valid, 1, segment.padded, self.parts.form, dtype)
+        if self.positions == "compact":
+            position = segment.lengths[:, None] + (step - 1)
+            segment.decode_rotary = self.parts.rotary(segment.rotary[0], position)
+
+    def _swap_step(self, segment: _Segment | None, kwargs: dict, hidden: Tensor) -> dict:
+        if segment is None:
+            return kwargs
+        if segment.decode_mask is not None:
+            segment.decode_mask = segment.decode_mask.to(hidden.device)
+        kwargs = {**kwargs, "attention_mask": segment.decode_mask, "position_ids": None}
+        if segment.decode_rotary is not None:
+            kwargs["position_embeddings"] = segment.decode_rotary = _on(hidden.device, *segment.decode_rotary)
+        return kwargs
+
+
+def _on(device: torch.device, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return cos.to(device), sin.to(device)
+
+
+def _refuse_inputs(inputs: dict) -> None:
+    if inputs.get("pixel_values_videos") is not None:
+        raise PruningError("video input is not supported while pruning; give images.")
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        raise PruningError("pruning needs a 2-D attention_mask (rows, length), or none; got another form.")
+
+
+def _refuse_cache(cache: Any) -> None:
+    """Only a cache whose layers grow on their own can hold layers of different lengths."""
+    if cache is None:
+        return
+    kinds = {type(layer).__name__ for layer in cache.layers}
+    if type(cache).__name__ != "DynamicCache" or not kinds <= {"DynamicLayer"}:
+        what = f"{type(cache).__name__} of {', '.join(sorted(kinds)) or 'no layers yet'}"
+        message = f"the cache {what} preallocates or reorders what is cut; use the default (DynamicCache)."
+        raise PruningError(message)
+    for name in ("reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices"):
+        setattr(cache, name, _refusal(name))
+
+
+def _refusal(name: str) -> Callable[..., None]:
+    def refuse(*args: object, **kwargs: object) -> None:
+        message = f"the generation called the cache's {name}: beam search, assisted and contrastive decoding are not "
+        raise PruningError(message + "supported while pruning; use num_beams=1 and plain greedy or sampled decoding.")
+
+    return refuse

@@ -1,0 +1,219 @@
+"""Layout: where each image's visual tokens stand in a batch, before and after every cut.
+
+Everything that decides a shape (lengths, counts) is known on the host from the plan, so that no stage waits for the
+device. Dimension letters: B rows, L sequence, I images of the whole batch, V visual tokens of an image, T text tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lmms_prune.families import ModelParts
+from lmms_prune.ragged import Packing, gather, pack
+from lmms_prune.trace import RowTrace
+from lmms_prune.view import LayerInput, Tokens, TokenView
+
+
+class PruningError(RuntimeError):
+    """A way of running the model in which the cut tokens, or their positions, would go wrong."""
+
+
+@dataclass
+class Layout:
+    """The tokens of one batch as they stand now.
+
+    Args:
+        traces: one record a row, in which the plan stands and what happens is written.
+        rows: the row of each image.
+        present: which columns of the sequence hold a token.
+        visual: the visual tokens still present of each image.
+        text: the text tokens after each image.
+        index: the raster index of each visual token.
+        counts: visual tokens present in each image (host).
+        lengths: tokens present in each row (host).
+        memory: of the methods, for one prefill.
+    """
+
+    traces: list[RowTrace]
+    rows: Int[Tensor, " I"]
+    present: Bool[Tensor, "B L"]
+    visual: Tokens
+    text: Tokens
+    index: Int[Tensor, "I V"]
+    counts: list[int]
+    lengths: list[int]
+    memory: dict[str, object] = field(default_factory=dict)
+    checks: list[Bool[Tensor, ""]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, parts: ModelParts, inputs: dict[str, Any], samples: Sequence[str] | None) -> Layout:
+        """Read a batch of prompts.
+
+        Args:
+            parts: the model.
+            inputs: what the multimodal module was called with; ``input_ids`` (B, L) and ``attention_mask`` count.
+            samples: one id a row, or one for each group of consecutive rows (several answers a sample).
+
+        Raises:
+            PruningError: right padding, or a wrong number of samples.
+            ValueError: visual tokens that make no whole image.
+        """
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        host_ids = ids.tolist()
+        present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        pads = [0] * len(host_ids) if mask is None else _left_pads(present)
+        names = _sample_ids(host_ids, pads, samples)
+        fixed, grids = parts.family.tokens_per_image(parts.config), parts.grid_sizes(inputs)
+        traces, spans = [], []
+        for b, (row, pad) in enumerate(zip(host_ids, pads, strict=True)):
+            found = parts.family.image_spans([token == parts.config.image_token_id for token in row], fixed, grids)
+            grids = grids[len(found) :]
+            images = [size for _, size in found]
+            traces.append(RowTrace(names[b], len(row) - pad - sum(images), images))
+            spans += [(b, start, size) for start, size in found]
+        visual, text = _token_sets(host_ids, spans, parts.config.image_token_id, ids.device)
+        counts = [size for _, _, size in spans]
+        index = torch.arange(max(counts, default=0), device=ids.device).expand(len(spans), -1)
+        rows = torch.tensor([b for b, _, _ in spans], dtype=torch.long, device=ids.device)
+        lengths = [ids.shape[1] - pad for pad in pads]
+        return cls(traces, rows, present, visual, text, index, counts, lengths)
+
+    def planned(self, stage: int) -> list[int]:
+        """Tokens that each image keeps after `stage`, as planned."""
+        return [kept for row in self.traces for kept in row.kept[stage]]
+
+    def view(self, parts: ModelParts, state: LayerInput, before: LayerInput | None, seed: int) -> TokenView:
+        """What a method may read at the input `state` of a layer."""
+        seeds = [
+            f"{seed}|{row.sample}|image {number}|layer {state.layer}"
+            for row in self.traces
+            for number in range(len(row.images))
+        ]
+        self._follow(state.hidden.device)
+        return TokenView(
+            layer=state.layer,
+            rows=self.rows,
+            visual=self.visual,
+            text=self.text,
+            index=self.index,
+            counts=list(self.counts),
+            seeds=seeds,
+            parts=parts,
+            state=state,
+            before=before,
+            present=self.present,
+            memory=self.memory,
+        )
+
+    def write(self, hidden: Float[Tensor, "B L D"], visual: Float[Tensor, "I V D"]) -> Float[Tensor, "B L D"]:
+        """`hidden` with the visual tokens' states replaced by what a method made of them."""
+        rows = self.rows[:, None].expand_as(self.visual.slots)
+        # Padding entries write to a spare last column, which is then cut off.
+        spare = torch.cat([hidden, hidden[:, :1]], dim=1)
+        slots = torch.where(self.visual.valid, self.visual.slots, hidden.shape[1])
+        return spare.index_put((rows, slots), visual.to(hidden.dtype))[:, :-1]
+
+    def cut(self, keep: Bool[Tensor, "I V"], counts: list[int]) -> Packing:
+        """Remove all visual tokens but the kept ones; returns where the columns of the sequence go."""
+        self.checks += [
+            (keep <= self.visual.valid).all(),
+            (keep.sum(1) == torch.tensor(counts, device=keep.device)).all(),
+        ]
+        dropped = self.visual.valid & ~keep
+        # A column is dropped if any image drops it there; padding entries point at column 0 and drop nothing.
+        drops = torch.zeros_like(self.present, dtype=torch.int32)
+        drops.index_put_((self.rows[:, None].expand_as(dropped), self.visual.slots), dropped.int(), accumulate=True)
+        owners = [b for b, row in enumerate(self.traces) for _ in row.images]
+        for b, now, then in zip(owners, counts, self.counts, strict=True):
+            self.lengths[b] -= then - now
+        packing = pack(self.present & (drops == 0), self.lengths, pad="left")
+        images = pack(keep, counts, pad="right")
+        moved = packing.moved
+        slots = gather(self.visual.slots, images.index)
+        self.visual = Tokens(_move(moved, self.rows, slots, images.valid), images.valid)
+        self.text = Tokens(_move(moved, self.rows, self.text.slots, self.text.valid), self.text.valid)
+        self.index = gather(self.index, images.index)
+        self.present, self.counts = packing.valid, list(counts)
+        self.record_all()
+        return packing
+
+    def record_all(self) -> None:
+        """Write down which original visual tokens are present now, as the outcome of a stage."""
+        image = 0
+        for row in self.traces:
+            masks = []
+            for size in row.images:
+                mask = torch.zeros(size, dtype=torch.bool, device=self.index.device)
+                mask[self.index[image, : self.counts[image]]] = True
+                masks.append(mask)
+                image += 1
+            row.masks.append(masks)
+
+    def verify(self) -> None:
+        """One look at the device after a prefill: every method kept what was planned, of what was there."""
+        if self.checks:
+            assert bool(torch.stack([check.cpu() for check in self.checks]).all()), (
+                "a method kept another number of tokens than its row in METHODS says, or tokens that were not there"
+            )
+
+    def _follow(self, device: torch.device) -> None:
+        """Move to the device of the layer that is about to run (the layers of a large model may be spread)."""
+        if self.present.device == device:
+            return
+        self.rows, self.present, self.index = self.rows.to(device), self.present.to(device), self.index.to(device)
+        self.visual = Tokens(self.visual.slots.to(device), self.visual.valid.to(device))
+        self.text = Tokens(self.text.slots.to(device), self.text.valid.to(device))
+
+
+def _move(
+    moved: Int[Tensor, "B L"], rows: Int[Tensor, " I"], slots: Int[Tensor, "I N"], valid: Bool[Tensor, "I N"]
+) -> Tensor:
+    return torch.where(valid, moved[rows[:, None], slots], 0)
+
+
+def _left_pads(present: Bool[Tensor, "B L"]) -> list[int]:
+    pads = (~present).sum(1)
+    if not torch.equal(present, torch.arange(present.shape[1], device=present.device) >= pads[:, None]):
+        raise PruningError("pruning needs left padding: set tokenizer.padding_side = 'left'.")
+    return pads.tolist()
+
+
+def _sample_ids(ids: list[list[int]], pads: list[int], samples: Sequence[str] | None) -> list[str]:
+    if samples is None:
+        return [
+            hashlib.blake2b(repr(row[pad:]).encode(), digest_size=8).hexdigest()
+            for row, pad in zip(ids, pads, strict=True)
+        ]
+    if not samples or len(ids) % len(samples):
+        raise PruningError(f"{len(samples)} samples were named for a batch of {len(ids)} rows; name one for each row.")
+    repeats = len(ids) // len(samples)
+    return [sample for sample in samples for _ in range(repeats)]
+
+
+def _token_sets(
+    ids: list[list[int]], spans: list[tuple[int, int, int]], image_token: int, device: torch.device
+) -> tuple[Tokens, Tokens]:
+    """The visual tokens of each image and the text tokens after it."""
+    visual = [list(range(start, start + size)) for _, start, size in spans]
+    text = [
+        [column for column in range(start + size, len(ids[b])) if ids[b][column] != image_token]
+        for b, start, size in spans
+    ]
+    return _ragged(visual, device), _ragged(text, device)
+
+
+def _ragged(lists: list[list[int]], device: torch.device) -> Tokens:
+    size = max(map(len, lists), default=0)
+    slots = torch.zeros(len(lists), size, dtype=torch.long)
+    valid = torch.zeros(len(lists), size, dtype=torch.bool)
+    for i, entries in enumerate(lists):
+        slots[i, : len(entries)] = torch.tensor(entries, dtype=torch.long)
+        valid[i, : len(entries)] = True
+    return Tokens(slots.to(device), valid.to(device))

@@ -1,0 +1,102 @@
+"""DART: keep a few pivots and the tokens least like them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lmms_prune.methods.base import Method, highest
+from lmms_prune.view import Tokens, TokenView
+
+_PIVOTS = 4
+
+
+@dataclass(frozen=True)
+class DART(Method):
+    """Keeps four visual pivots and, pivot by pivot, the tokens least similar to eight pivots.
+
+    Pivots are the four visual and the four later text tokens whose keys in the layer before have the largest L1
+    norm. Each pivot in turn takes its share of the remaining visual tokens with the smallest cosine to it, on the
+    layer's input after the decoder's final norm. Needs a layer before it, so it acts at layer 1 or deeper.
+
+    Args:
+        native_count: keep the reference's 8⌊N/8⌋+4 tokens for N asked; False keeps N (the first pivots pick one more).
+        order: in which the pivots pick. "stable": visual, then text, by falling norm; "reference": as the reference's
+            iteration over a Python set of the eight absolute indices, which waits for the device.
+
+    Paper: https://arxiv.org/abs/2502.11494.
+    Differs from the reference: cosines in float32; ties go to the lower index; fewer than four text tokens after the
+    image leave their share to the other pivots; any batch.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2502.11494"
+    native_count: bool = True
+    order: Literal["stable", "reference"] = "stable"
+
+    def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+        visual, visual_exists = self._pivots(view, view.visual)
+        text, text_exists = self._pivots(view, view.text)
+        # A budget below four keeps only the first pivots; all of them still serve as references.
+        rank = torch.arange(visual.shape[1], device=visual.device)
+        is_kept = visual_exists & (rank < budget.to(rank.device)[:, None])
+        keep = _mark(torch.zeros_like(view.valid), visual, is_kept)
+        picks = budget.to(rank.device) - is_kept.sum(1)
+
+        features = _unit(view.normed(view.visual))
+        pivots = torch.cat([_take(features, visual), _take(_unit(view.normed(view.text)), text)], dim=1)
+        exists = torch.cat([visual_exists, text_exists], dim=1)
+        if self.order == "reference":
+            slots = torch.cat([_take(view.visual.slots, visual), _take(view.text.slots, text)], dim=1)
+            turn = _set_order(slots - view.first_column[:, None], exists)
+            pivots, exists = _take(pivots, turn), exists.gather(1, turn)
+        similarity = pivots @ features.transpose(1, 2)
+
+        free = _mark(view.valid.clone(), visual, visual_exists, value=False)
+        place = exists.cumsum(1) - 1
+        pivot_count = exists.sum(1).clamp(min=1)
+        share, extra = picks // pivot_count, picks % pivot_count
+        for p in range(pivots.shape[1]):
+            quota = torch.where(exists[:, p], share + (place[:, p] < extra), 0)
+            taken = highest(-similarity[:, p], free, quota)
+            keep, free = keep | taken, free & ~taken
+        return keep
+
+    @staticmethod
+    def _pivots(view: TokenView, tokens: Tokens) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
+        """The (at most four) tokens with the largest key norm, by falling norm, and whether each exists."""
+        norm = view.keys(tokens).abs().sum(-1).masked_fill(~tokens.valid, -torch.inf)
+        order = norm.argsort(dim=1, descending=True, stable=True)[:, :_PIVOTS]
+        return order, tokens.valid.gather(1, order)
+
+
+def _unit(x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    return torch.nn.functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def _take(x: Tensor, index: Int[Tensor, "B P"]) -> Tensor:
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
+
+
+def _mark(
+    mask: Bool[Tensor, "B V"], index: Int[Tensor, "B P"], where: Bool[Tensor, "B P"], value: bool = True
+) -> Bool[Tensor, "B V"]:
+    """`mask` with `value` at those of the (distinct) `index` entries that `where` allows."""
+    current = mask.gather(1, index)
+    return mask.scatter(1, index, torch.where(where, torch.full_like(where, value), current))
+
+
+def _set_order(columns: Int[Tensor, "B P"], exists: Bool[Tensor, "B P"]) -> Int[Tensor, "B P"]:
+    """The order in which CPython iterates a set of the existing columns inserted in the given order."""
+    turns = []
+    for row, real in zip(columns.tolist(), exists.tolist(), strict=True):
+        pivots = {}
+        for place, (column, is_real) in enumerate(zip(row, real, strict=True)):
+            if is_real:
+                pivots[column] = place
+        order = [pivots[column] for column in set(pivots)]
+        turns.append(order + [place for place in range(len(row)) if place not in order])
+    return torch.tensor(turns, device=columns.device)

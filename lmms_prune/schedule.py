@@ -1,0 +1,380 @@
+"""Schedules: which method acts at which decoder layer and how many visual tokens it keeps.
+
+The text form has its only home here::
+
+    schedule := stage ("," stage)*
+    stage    := method "@" layer [":" keep] (";" option "=" value)*
+    keep     := ratio in [0, 1] of the original visual tokens | a number of tokens "252t" | "?"
+
+Nothing in this module needs torch, so a schedule can be checked in milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from difflib import get_close_matches
+from fractions import Fraction
+from typing import TypeAlias
+
+from lmms_prune.methods import METHODS, MethodSpec, OptionError
+from lmms_prune.presets import PRESETS
+
+Keep: TypeAlias = Decimal | int | None
+"""How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``."""
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# A ratio budget for images of any size is solved on an image of this many tokens, that is to four decimals.
+_FINE = 10_000
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot be run; the message points at the place in the text."""
+
+    def __init__(self, message: str, text: str = "", span: tuple[int, int] | None = None):
+        lines = [f"schedule: {message}"]
+        if span is not None:
+            start, end = span
+            lines += [f"    {text}", "    " + " " * start + "^" * max(1, end - start)]
+        super().__init__("\n".join(lines))
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The hint of an error about an unknown name: a suggestion if one is near, else all that is known."""
+    near = get_close_matches(name, known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(sorted(known))}."
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pruning step: `method` acts on the input of 0-based decoder layer `layer` and keeps `keep`.
+
+    Args:
+        method: a name of `METHODS`.
+        layer: the first `layer` decoder layers see the tokens as they were; 0 is before the decoder.
+        keep: a ratio of the original visual tokens (Decimal or float), a number of tokens (int), or
+            None for an unknown that `Schedule.solve` finds. Methods that drop everything take 0.
+        options: the method's own options as (name, value) pairs, defaults left out.
+    """
+
+    method: str
+    layer: int
+    keep: Keep
+    options: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, float):
+            object.__setattr__(self, "keep", Decimal(repr(self.keep)))
+        if self.spec.drops_all and self.keep == 0:
+            object.__setattr__(self, "keep", 0)
+        defaults = {option.name: option.default for option in self.spec.options}
+        kept = tuple(sorted((k, v) for k, v in self.options if defaults.get(k) != v))
+        object.__setattr__(self, "options", kept)
+
+    @property
+    def spec(self) -> MethodSpec:
+        if self.method not in METHODS:
+            raise ScheduleError(f"unknown method '{self.method}'.{did_you_mean(self.method, list(METHODS))}")
+        return METHODS[self.method]
+
+    def __str__(self) -> str:
+        text = f"{self.method}@{self.layer}"
+        if not self.spec.drops_all:
+            text += f":{_print_keep(self.keep)}"
+        return text + "".join(f";{name}={_print_option(value)}" for name, value in self.options)
+
+    def asked(self, images: Sequence[int]) -> list[int]:
+        """Tokens asked for in each image, given the images' original token counts."""
+        if self.keep is None:
+            raise ScheduleError(f"the unknown '?' of stage '{self}' was not solved. Give a budget, e.g. budget=192t.")
+        if isinstance(self.keep, int):
+            return share(min(self.keep, sum(images)), images)
+        return [int((self.keep * n).to_integral_value(ROUND_HALF_EVEN)) for n in images]
+
+    def kept(self, images: Sequence[int], present: Sequence[int]) -> list[int]:
+        """Tokens this stage really leaves in each image, of the `present` ones, by the method's own count rule."""
+        options = dict(self.options)
+        return [
+            n if asked >= n else min(n, self.spec.count(asked, options))
+            for asked, n in zip(self.asked(images), present, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A tuple of stages with strictly increasing layers and never growing keeps; `Schedule()` prunes nothing."""
+
+    stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        for i, stage in enumerate(self.stages):
+            self._check_stage(i, stage)
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.stages)) or "none"
+
+    @classmethod
+    def parse(cls, text: str | Sequence[str]) -> Schedule:
+        """Read a schedule text, a preset's name, ``none``, or a list of stage texts.
+
+        Raises:
+            ScheduleError: the text is not a schedule; the message points at the place.
+        """
+        if not isinstance(text, str):
+            text = ",".join(str(stage).strip() for stage in text)
+        text = text.strip()
+        if text.lower() in ("", "none"):
+            return cls()
+        if text in PRESETS:
+            text = PRESETS[text]
+        elif "@" not in text:
+            known = [*METHODS, *PRESETS, "none"]
+            if text in METHODS:
+                hint = f" A method needs a layer: e.g. '{METHODS[text].example}'."
+            else:
+                hint = did_you_mean(text, known)
+            raise ScheduleError(
+                f"'{text}' is neither a preset nor a stage such as 'dart@2:0.44'.{hint}", text, (0, len(text))
+            )
+        return _Parser(text).schedule()
+
+    @property
+    def unknown(self) -> int | None:
+        """The index of the stage whose keep is ``?``, or None."""
+        return next((i for i, stage in enumerate(self.stages) if stage.keep is None), None)
+
+    def check(self, layers: int, images: Sequence[int] | None = None) -> None:
+        """Refuse what a model of `layers` decoder layers, and images of these token counts, cannot run.
+
+        Raises:
+            ScheduleError: a layer beyond the model, an unsolved ``?``, or a stage that keeps more than an earlier one.
+        """
+        for i, stage in enumerate(self.stages):
+            if stage.layer >= layers:
+                message = (
+                    f"layer {stage.layer} in stage {i + 1} is beyond the model, whose layers are 0 to {layers - 1}."
+                )
+                raise self._error(i, message)
+            if stage.keep is None:
+                raise self._error(i, f"the '?' of stage {i + 1} needs a budget, e.g. budget=192t or budget=0.5.")
+        if images is None:
+            return
+        for i in range(1, len(self.stages)):
+            before, now = (sum(stage.asked(images)) for stage in self.stages[i - 1 : i + 1])
+            if now > before:
+                raise self._error(
+                    i, f"stage {i + 1} keeps {now} of the {before} tokens that stage {i} keeps: keeps never grow."
+                )
+
+    def plan(self, images: Sequence[int]) -> list[list[int]]:
+        """Tokens really left in each image after each stage.
+
+        Args:
+            images: the original visual tokens of each image of one row.
+
+        Returns:
+            one list of per-image counts a stage; what is executed equals it, and budgets are computed from it.
+        """
+        present, plan = list(images), []
+        for stage in self.stages:
+            present = stage.kept(images, present)
+            plan.append(present)
+        return plan
+
+    def layer_counts(self, layers: int, images: Sequence[int]) -> list[int]:
+        """Visual tokens entering each of `layers` decoder layers for one row with these images."""
+        counts, present, plan = [], sum(images), self.plan(images)
+        for layer in range(layers):
+            for stage, kept in zip(self.stages, plan, strict=True):
+                if stage.layer == layer:
+                    present = sum(kept)
+            counts.append(present)
+        return counts
+
+    def average(self, layers: int, images: Sequence[int]) -> Fraction:
+        """Average visual tokens per decoder layer for one row with these images."""
+        return Fraction(sum(self.layer_counts(layers, images)), layers)
+
+    def solve(self, budget: str | float, layers: int, visual_tokens: int | None = None) -> Schedule:
+        """Replace the one ``?`` by the largest keep whose measured average stays within the budget.
+
+        Args:
+            budget: average visual tokens per layer: ``192t`` tokens, or a ratio of the original tokens.
+            layers: decoder layers of the model.
+            visual_tokens: original tokens of an image; None where images differ in size (a ratio budget then
+                gives a ratio of four decimals, a token budget is refused).
+
+        Raises:
+            ScheduleError: no ``?`` or several, or a budget that cannot be met; the message says what can.
+        """
+        if sum(stage.keep is None for stage in self.stages) != 1:
+            raise ScheduleError(f"a budget needs a schedule with exactly one '?', e.g. 'dart@2:?'; got '{self}'.")
+        index, n = self.unknown, visual_tokens or _FINE
+        assert index is not None
+        limit = _parse_budget(budget, n, visual_tokens)
+        top = n if index == 0 else sum(self.stages[index - 1].asked([n]))
+        floor = 0 if index + 1 == len(self.stages) else sum(self.stages[index + 1].asked([n]))
+
+        def filled(tokens: int) -> Schedule:
+            keep: Keep = tokens if visual_tokens else Decimal(tokens) / _FINE
+            stages = list(self.stages)
+            stages[index] = replace(stages[index], keep=keep)
+            return Schedule(tuple(stages))
+
+        low, high = floor, top
+        smallest, largest = (filled(tokens).average(layers, [n]) for tokens in (floor, top))
+        if smallest > limit or largest < limit:
+            raise self._error(index, _unmet(budget, n, visual_tokens, smallest, largest))
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if filled(middle).average(layers, [n]) <= limit else (low, middle - 1)
+        # Several keeps may leave the same tokens (DART's quotas): say the number that is really kept.
+        solved = filled(filled(low).plan([n])[index][0] if visual_tokens else low)
+        solved.check(layers, [n])
+        return solved
+
+    def _check_stage(self, i: int, stage: Stage) -> None:
+        spec = stage.spec
+        if stage.layer < spec.lowest_layer:
+            message = (
+                f"{stage.method} cannot act at layer {stage.layer}: it reads {spec.reads_text}, so its lowest layer is "
+            )
+            raise self._error(i, message + f"{spec.lowest_layer}.")
+        if spec.drops_all and stage.keep != 0:
+            raise self._error(i, f"{stage.method} drops every visual token; write '{stage.method}@{stage.layer}'.")
+        if isinstance(stage.keep, Decimal) and not 0 <= stage.keep <= 1:
+            hint = f"for a number of tokens write '{int(stage.keep)}t'" if stage.keep > 1 else "it cannot be negative"
+            raise self._error(i, f"the ratio {stage.keep} in stage {i + 1} must lie in [0, 1]; {hint}.")
+        if isinstance(stage.keep, int) and stage.keep < 0:
+            raise self._error(i, f"the count {stage.keep} in stage {i + 1} must not be negative.")
+        if i == 0:
+            return
+        before = self.stages[i - 1]
+        if stage.layer <= before.layer:
+            message = f"layers must increase: stage {i + 1} acts at layer {stage.layer}, stage {i} at {before.layer}."
+            raise self._error(i, message)
+        comparable = stage.keep is not None and before.keep is not None and type(stage.keep) is type(before.keep)
+        if comparable and stage.keep > before.keep:  # type: ignore[operator]
+            message = f"keeps never grow: stage {i + 1} keeps {_print_keep(stage.keep)}, stage {i} only "
+            raise self._error(i, message + f"{_print_keep(before.keep)}.")
+
+    def _error(self, i: int, message: str) -> ScheduleError:
+        start = sum(len(str(stage)) + 1 for stage in self.stages[:i])
+        return ScheduleError(message, str(self), (start, start + len(str(self.stages[i]))))
+
+
+def share(total: int, sizes: Sequence[int]) -> list[int]:
+    """Share `total` tokens out among images in proportion to their `sizes`: largest remainders first, then order."""
+    if not sum(sizes):
+        return [0] * len(sizes)
+    exact = [Fraction(total * size, sum(sizes)) for size in sizes]
+    shares = [int(part) for part in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (shares[i] - exact[i], i))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def _print_keep(keep: Keep) -> str:
+    if keep is None:
+        return "?"
+    return f"{keep}t" if isinstance(keep, int) else f"{keep.normalize():f}"
+
+
+def _print_option(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _parse_budget(budget: str | float, n: int, visual_tokens: int | None) -> Fraction:
+    text = str(budget).strip()
+    try:
+        if text.endswith("t"):
+            limit = Fraction(text[:-1])
+            if visual_tokens is None:
+                message = f"budget '{text}' is a number of tokens, but this model's images differ in size; give a ratio, e.g. 0.5."
+                raise ScheduleError(message)
+        else:
+            if not 0 <= Fraction(text) <= 1:
+                raise ScheduleError(f"budget '{text}' is a ratio and must lie in [0, 1]; for tokens write '{text}t'.")
+            limit = Fraction(text) * n
+    except (ValueError, ZeroDivisionError):
+        message = f"budget '{text}' is neither tokens ('192t') nor a ratio of the original tokens ('0.5')."
+        raise ScheduleError(message) from None
+    return limit
+
+
+def _unmet(budget: str | float, n: int, visual_tokens: int | None, smallest: Fraction, largest: Fraction) -> str:
+    low, high = (f"{float(v):.2f}t" if visual_tokens else f"{float(v / n):.4f}" for v in (smallest, largest))
+    return f"the budget {budget} cannot be met: the other stages leave averages from {low} to {high}."
+
+
+class _Parser:
+    """Reads one schedule text, remembering where each piece stands so that errors can point."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def schedule(self) -> Schedule:
+        stages, start = [], 0
+        for number, part in enumerate(self.text.split(","), 1):
+            stages.append(self.stage(part, start, number))
+            start += len(part) + 1
+        return Schedule(tuple(stages))
+
+    def error(self, message: str, start: int, piece: str) -> ScheduleError:
+        return ScheduleError(message, self.text, (start, start + len(piece)))
+
+    def stage(self, part: str, start: int, number: int) -> Stage:
+        start += len(part) - len(part.lstrip())
+        part = part.strip()
+        head, *options = part.split(";")
+        name, at, place = head.partition("@")
+        if not at or not _NAME.fullmatch(name):
+            raise self.error(f"stage {number} is '{part}'; a stage looks like 'dart@2:0.44'.", start, part)
+        if name not in METHODS:
+            hint = did_you_mean(name, list(METHODS))
+            raise self.error(f"unknown method '{name}' in stage {number}.{hint}", start, name)
+        layer, colon, keep = place.partition(":")
+        at_layer = start + len(name) + 1
+        if not layer.isascii() or not layer.isdigit():
+            raise self.error(f"the layer '{layer}' in stage {number} must be a whole number.", at_layer, layer)
+        at_keep = at_layer + len(layer) + 1
+        value = self.keep(keep, METHODS[name], number, at_keep, bool(colon))
+        pairs, at_option = [], start + len(head) + 1
+        for option in options:
+            pairs.append(self.option(option, METHODS[name], at_option))
+            at_option += len(option) + 1
+        return Stage(name, int(layer), value, tuple(pairs))
+
+    def keep(self, text: str, spec: MethodSpec, number: int, start: int, given: bool) -> Keep:
+        if not given:
+            if spec.drops_all:
+                return 0
+            message = f"stage {number} does not say how much {spec.name} keeps; write e.g. '{spec.example}'."
+            raise self.error(message, start - 1, "")
+        if text == "?" and not spec.drops_all:
+            return None
+        value: Decimal | int | None
+        try:
+            value = int(text[:-1]) if re.fullmatch(r"[0-9]+t", text) else Decimal(text)
+        except InvalidOperation:
+            value = None
+        if value is None or (isinstance(value, Decimal) and not value.is_finite()):
+            message = f"the keep '{text}' in stage {number} is neither a ratio (0.44), a count (252t) nor '?'."
+            raise self.error(message, start, text)
+        if spec.drops_all and value != 0:
+            raise self.error(
+                f"{spec.name} drops every visual token and takes no keep; write '{spec.example}'.", start, text
+            )
+        return 0 if spec.drops_all else value
+
+    def option(self, text: str, spec: MethodSpec, start: int) -> tuple[str, object]:
+        name, equals, value = text.partition("=")
+        try:
+            if not equals:
+                raise OptionError(f"the option '{text}' of {spec.name} has no value; write name=value.")
+            return name, spec.option(name, value)
+        except OptionError as error:
+            raise self.error(str(error), start, text) from None

@@ -1,0 +1,66 @@
+"""Trace: what really happened to every row, from which budgets, FLOPs and ledgers are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from lmms_prune.schedule import Schedule
+
+
+@dataclass
+class RowTrace:
+    """One row (sample) of one prefill. Lists over layers have one entry per decoder layer.
+
+    Args:
+        sample: the id that seeds this row's random draws.
+        text_tokens: tokens that are not visual, padding excluded.
+        images: original visual tokens of each image.
+        kept: visual tokens left in each image after each stage, one list a stage.
+        visual: visual tokens entering each layer.
+        computed: sequence length that each layer processed, padding included.
+        masks: for each stage and image, which of the original visual tokens (raster order) go on.
+    """
+
+    sample: str
+    text_tokens: int
+    images: list[int]
+    kept: list[list[int]] = field(default_factory=list)
+    visual: list[int] = field(default_factory=list)
+    computed: list[int] = field(default_factory=list)
+    masks: list[list[Bool[Tensor, " V"]]] = field(default_factory=list)
+
+    @property
+    def visual_tokens(self) -> int:
+        """Original visual tokens of all images."""
+        return sum(self.images)
+
+    @property
+    def avg_visual_tokens(self) -> float:
+        """Average visual tokens per decoder layer."""
+        return sum(self.visual) / len(self.visual)
+
+    def indices(self, stage: int) -> list[list[int]]:
+        """Raster indices of the visual tokens that go on after `stage` (0-based), image by image."""
+        return [mask.nonzero().flatten().tolist() for mask in self.masks[stage]]
+
+
+@dataclass
+class Trace:
+    """All rows of all prefills that ran inside one ``with prune(...)``, in order.
+
+    Args:
+        schedule: what was asked for, every ``?`` solved.
+        rows: what happened.
+    """
+
+    schedule: Schedule
+    rows: list[RowTrace] = field(default_factory=list)
+
+    @property
+    def avg_visual_tokens(self) -> float:
+        """Average visual tokens per layer over the rows that have an image; 0.0 without any."""
+        rows = [row for row in self.rows if row.images]
+        return sum(row.avg_visual_tokens for row in rows) / len(rows) if rows else 0.0
