@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -19,8 +19,7 @@ from lmms_prune.schedule import Schedule, Stage
 from lmms_prune.trace import Trace
 from lmms_prune.view import LayerInput
 
-Positions = Literal["original", "compact"]
-POSITIONS: tuple[Positions, ...] = ("original", "compact")
+POSITIONS = ("original", "compact")
 
 
 @contextmanager
@@ -29,7 +28,7 @@ def prune(
     schedule: Schedule | str,
     *,
     seed: int = 0,
-    positions: Positions = "original",
+    positions: str = "original",
     samples: Sequence[str] | None = None,
 ) -> Iterator[Trace]:
     """Remove visual tokens by `schedule` from every prefill that `model` runs inside the ``with`` block.
@@ -110,7 +109,7 @@ class _Pruner:
         parts: ModelParts,
         schedule: Schedule,
         seed: int,
-        positions: Positions,
+        positions: str,
         samples: Sequence[str] | None,
         trace: Trace,
     ):
@@ -188,6 +187,10 @@ class _Pruner:
         running = self.running
         if running is None or self.decoding:
             return
+        if running.cache is None and (cache := getattr(output, "past_key_values", None)) is not None:
+            # The decoder has just made it itself, as it does when the caller brings none.
+            _refuse_cache(cache)
+            running.cache = cache
         layout, cache = running.layout, running.cache
         layout.verify()
         for row in layout.traces:

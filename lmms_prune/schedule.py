@@ -54,8 +54,7 @@ class Stage:
     Args:
         method: a name of `METHODS`.
         layer: the first `layer` decoder layers see the tokens as they were; 0 is before the decoder.
-        keep: a ratio of the original visual tokens (Decimal or float), a number of tokens (int), or
-            None for an unknown that `Schedule.solve` finds. Methods that drop everything take 0.
+        keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that `Schedule.solve` finds. Methods that drop everything take 0.
         options: the method's own options as (name, value) pairs, defaults left out.
     """
 
@@ -66,7 +65,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, float):
-            object.__setattr__(self, "keep", Decimal(repr(self.keep)))
+            raise ScheduleError(f"a ratio is a Decimal, so that it is exact: write Decimal('{self.keep}').")
         if self.spec.drops_all and self.keep == 0:
             object.__setattr__(self, "keep", 0)
         defaults = {option.name: option.default for option in self.spec.options}
@@ -290,19 +289,20 @@ def _print_option(value: object) -> str:
 def _parse_budget(budget: str | float, n: int, visual_tokens: int | None) -> Fraction:
     text = str(budget).strip()
     try:
-        if text.endswith("t"):
-            limit = Fraction(text[:-1])
-            if visual_tokens is None:
-                message = f"budget '{text}' is a number of tokens, but this model's images differ in size; give a ratio, e.g. 0.5."
-                raise ScheduleError(message)
-        else:
-            if not 0 <= Fraction(text) <= 1:
-                raise ScheduleError(f"budget '{text}' is a ratio and must lie in [0, 1]; for tokens write '{text}t'.")
-            limit = Fraction(text) * n
+        amount = Fraction(text.removesuffix("t"))
     except (ValueError, ZeroDivisionError):
         message = f"budget '{text}' is neither tokens ('192t') nor a ratio of the original tokens ('0.5')."
         raise ScheduleError(message) from None
-    return limit
+    if text.endswith("t"):
+        if visual_tokens is None:
+            message = (
+                f"budget '{text}' is a number of tokens, but this model's images differ in size; give a ratio: 0.5."
+            )
+            raise ScheduleError(message)
+        return amount
+    if not 0 <= amount <= 1:
+        raise ScheduleError(f"budget '{text}' is a ratio and must lie in [0, 1]; for tokens write '{text}t'.")
+    return amount * n
 
 
 def _unmet(budget: str | float, n: int, visual_tokens: int | None, smallest: Fraction, largest: Fraction) -> str:

@@ -6,8 +6,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 LLAVA_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
-QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
-QWEN_SPECIALS += ("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+QWEN_SPECIALS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
 YES_NO = (" yes", " no", "yes", "no", "Yes", "No", " Yes", " No")
 LIKELY = (*YES_NO, *"ABCD")
 ANSWERS = (*LIKELY, *"0123456789", " red", " blue", " green", " circle", " square", " left", " right")

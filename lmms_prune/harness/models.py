@@ -157,7 +157,7 @@ class PrunedModel(lmms):
             self.model,
             arguments.schedule,
             seed=arguments.seed,
-            positions=arguments.positions,  # type: ignore[arg-type]
+            positions=arguments.positions,
             samples=[f"{task}/{split}/{doc}" for _, _, _, doc, task, split in batch],
         ) as trace:
             output = self.model.generate(**inputs, **options)

@@ -1,0 +1,104 @@
+"""Imports go down only, and the command line stays free of torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lmms_prune
+
+PACKAGE = Path(lmms_prune.__file__).parent
+# Each part may import the parts named with it, and itself.
+BELOW = {
+    "cli": {"schedule", "demo", "harness"},
+    "harness": {"hooks", "trace", "schedule", "families"},
+    "demo": set(),
+    "hooks": {"layout", "schedule", "methods", "families", "view", "trace", "ragged"},
+    "layout": {"families", "view", "trace", "ragged"},
+    "view": {"families", "trace", "ragged"},
+    "families": {"ragged"},
+    "schedule": {"methods", "presets"},
+    "presets": set(),
+    "methods": {"view"},
+    "trace": {"schedule"},
+    "ragged": set(),
+    "__init__": {"schedule", "hooks", "trace"},
+}
+ONLY_IN = {
+    "transformers": {"families", "harness", "demo"},
+    "lmms_eval": {"harness"},
+    "datasets": {"demo"},
+    "typer": {"cli"},
+}
+
+
+def imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+    return names
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path) -> None:
+    mine = part(path)
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "lmms_prune" and rest:
+            assert rest[0] in BELOW[mine] | {mine}, f"{path} imports {name}"
+        assert mine in ONLY_IN.get(top, {mine}), f"{path} imports {name}"
+
+
+def test_the_environment_is_read_at_the_command_line_only() -> None:
+    for path in FILES:
+        if part(path) != "cli":
+            assert "os.environ" not in path.read_text(encoding="utf-8"), path
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("module", ["lmms_prune", "lmms_prune.schedule", "lmms_prune.methods", "lmms_prune.cli"])
+def test_torch_is_not_imported_for_a_schedule(module: str) -> None:
+    loaded = json.loads(run(f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"))
+    assert not {"torch", "transformers", "lmms_eval"} & set(loaded)
+
+
+def test_the_entry_point_is_light_and_names_both_models() -> None:
+    code = (
+        "import json, sys; from importlib.metadata import entry_points\n"
+        "[entry] = [e for e in entry_points(group='lmms_eval.models') if e.name == 'lmms-prune']\n"
+        "names = [m.model_id for m in entry.load()()]\n"
+        "print(json.dumps([names, 'torch' in sys.modules]))"
+    )
+    assert json.loads(run(code)) == [["llava_pruned", "qwen2_5_vl_pruned"], False]
+
+
+def test_importing_changes_nothing_elsewhere() -> None:
+    """Every class and function of the libraries that we hook into is the same object after the import."""
+    code = (
+        "import transformers.models.llama.modeling_llama as a, transformers.models.llava.modeling_llava as b\n"
+        "import transformers.cache_utils as c, torch\n"
+        "def snap(): return {(m.__name__, k, n): id(v) for m in (a, b, c) for k, o in vars(m).items()\n"
+        "    if isinstance(o, type) for n, v in vars(o).items() if callable(v)}\n"
+        "before = snap(); threads = torch.get_num_threads()\n"
+        "import lmms_prune.hooks, lmms_prune.harness.models\n"
+        "print(before == snap(), threads == torch.get_num_threads())"
+    )
+    assert run(code).split() == ["True", "True"]

@@ -1,0 +1,357 @@
+"""Cutting: the invariants that hold for every method, family, schedule and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import LAYERS, Family, noise
+from reference import dropped_columns, masked_logits
+from torch import nn
+from transformers import DynamicCache, StaticCache
+
+from lmms_prune import Schedule, prune
+from lmms_prune.families import UnsupportedModelError
+from lmms_prune.hooks import PruningError
+from lmms_prune.methods import METHODS
+from lmms_prune.schedule import ScheduleError
+
+STEPS = 16
+QUESTIONS = ["What colour is it? Answer the question using a single word or phrase.", "yes or no", "Which one, A or B?"]
+SCHEDULES = [
+    "dart@2:0.44,random@5:0.07",
+    "divprune@0:0.5,fastv@3:0.25,vtw@6",
+    "random@0:0.3",
+    "vtw@0",
+    "fastv@1:0.4",
+    "random@0:20t,dart@7:12t",
+    "dart@1:0.6;native_count=false,divprune@4:0.2,random@7:0.1",
+    "vtw@7",
+]
+KEEP_ALL = ["random@0:1", "divprune@0:1,dart@2:1.0,fastv@7:1", "dart@3:5000t"]
+
+
+def mixed_batch(family: Family) -> dict[str, torch.Tensor]:
+    """Rows of different lengths: one image, two images, no image, one image of another size."""
+    images = [[noise(1)], [noise(2, 140, 84), noise(3)], [], [noise(4, 84, 168)]]
+    return family.inputs([QUESTIONS[0], QUESTIONS[1], QUESTIONS[2], QUESTIONS[1]], images)
+
+
+def single_rows(family: Family) -> list[dict[str, torch.Tensor]]:
+    """The rows of `mixed_batch`, each by itself."""
+    images = [[noise(1)], [noise(2, 140, 84), noise(3)], [], [noise(4, 84, 168)]]
+    questions = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[2], QUESTIONS[1]]
+    return [family.inputs([question], [row]) for question, row in zip(questions, images, strict=True)]
+
+
+def generate(family: Family, inputs: dict[str, torch.Tensor], **options):
+    return family.model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=STEPS,
+        min_new_tokens=STEPS,
+        return_dict_in_generate=True,
+        output_logits=True,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        sequence_bias=None,
+        exponential_decay_length_penalty=None,
+        **options,
+    )
+
+
+def assert_same(logits: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Equal up to the float32 in which generate() hands out the logits of a float64 model."""
+    torch.testing.assert_close(logits.float(), expected.float(), atol=tolerance, rtol=1e-6)
+
+
+def hook_count(model: nn.Module) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._forward_hooks_with_kwargs)
+        for module in model.modules()
+    )
+
+
+@pytest.mark.parametrize(("name", "positions"), [("llava", "original"), ("llava", "compact"), ("qwen", "original")])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_pruned_equals_the_masked_reference(loaded, name: str, schedule: str, positions: str) -> None:
+    """In the prefill and in 16 decode steps, for every row of a ragged batch."""
+    family = loaded(name)
+    inputs = mixed_batch(family)
+    with prune(family.model, schedule, positions=positions) as trace:
+        output = generate(family, inputs)
+    generated = output.sequences[:, inputs["input_ids"].shape[1] :]
+    logits = torch.stack(output.logits, dim=1)
+    layers = [stage.layer for stage in trace.schedule.stages]
+    for row, alone in enumerate(single_rows(family)):
+        record = trace.rows[row]
+        ids = alone["input_ids"][0].tolist()
+        drops = {
+            layer: dropped_columns(ids, family.model.config.image_token_id, record.images, masks)
+            for layer, masks in zip(layers, record.masks, strict=True)
+        }
+        expected = masked_logits(family.model, alone, generated[row], drops, positions == "compact")
+        assert_same(logits[row], expected)
+    assert any(any(mask.numel() > mask.sum() for mask in masks) for row in trace.rows for masks in row.masks)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_a_row_in_a_batch_equals_the_row_alone(loaded, name: str, schedule: str, attention: str) -> None:
+    # The library's eager attention computes its softmax in float32, where its float64 mask overflows.
+    family = loaded(name, torch.float32 if attention == "eager" else torch.float64, attention)
+    tolerance = 1e-3 if attention == "eager" else 1e-5
+    with prune(family.model, schedule, seed=3) as trace:
+        batch = generate(family, mixed_batch(family))
+    for row, alone in enumerate(single_rows(family)):
+        with prune(family.model, schedule, seed=3) as single:
+            output = generate(family, alone)
+        assert_same(output.logits[0][0], batch.logits[0][row], tolerance)
+        assert output.sequences[0, -STEPS:].tolist() == batch.sequences[row, -STEPS:].tolist()
+        stages = range(len(single.schedule.stages))
+        assert [single.rows[0].indices(i) for i in stages] == [trace.rows[row].indices(i) for i in stages]
+
+
+def test_permuting_rows_permutes_answers(family: Family) -> None:
+    images = [[noise(seed, 112, 112)] for seed in range(4)]
+    questions = [QUESTIONS[0]] * 4
+    order = [2, 0, 3, 1]
+    schedule = "random@0:0.5,dart@3:0.2"
+    samples = ["a", "b", "c", "d"]
+    with prune(family.model, schedule, samples=samples):
+        straight = generate(family, family.inputs(questions, images))
+    with prune(family.model, schedule, samples=[samples[i] for i in order]):
+        shuffled = generate(family, family.inputs(questions, [images[i] for i in order]))
+    for place, row in enumerate(order):
+        assert_same(shuffled.logits[-1][place], straight.logits[-1][row])
+
+
+@pytest.mark.parametrize("schedule", ["none", *KEEP_ALL])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_keeping_all_is_bit_identical(loaded, name: str, attention: str, dtype: torch.dtype, schedule: str) -> None:
+    family = loaded(name, dtype, attention)
+    inputs = mixed_batch(family)
+    plain = generate(family, inputs)
+    with prune(family.model, schedule):
+        pruned = generate(family, inputs)
+    assert torch.equal(plain.sequences, pruned.sequences)
+    assert torch.equal(torch.stack(plain.logits), torch.stack(pruned.logits))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_cache_equals_trace_equals_plan(family: Family, schedule: str) -> None:
+    """Tokens that were cut are really gone from the cache, layer by layer."""
+    inputs = mixed_batch(family)
+    with prune(family.model, schedule) as trace:
+        output = generate(family, inputs)
+    longest = [0] * LAYERS
+    for row in trace.rows:
+        assert row.visual == Schedule.parse(schedule).layer_counts(LAYERS, row.images)
+        for layer in range(LAYERS):
+            longest[layer] = max(longest[layer], row.text_tokens + row.visual[layer])
+    held = [layer.keys.shape[-2] - (STEPS - 1) for layer in output.past_key_values.layers]
+    assert held == longest == trace.rows[0].computed
+    assert min(held) < inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("schedule", ["random@0:0.3", "dart@2:0.4"])
+def test_decode_without_position_ids_continues_where_the_prompt_ended(family: Family, schedule: str) -> None:
+    """A hand-written loop gives the library nothing but the cache, whose first layer a stage at 0 has shortened."""
+    inputs = family.inputs([QUESTIONS[0]], [[noise(7)]])
+    with prune(family.model, schedule), torch.no_grad():
+        expected = generate(family, inputs)
+    with prune(family.model, schedule), torch.no_grad():
+        cache = DynamicCache(config=family.model.config.text_config)
+        output = family.model(**inputs, past_key_values=cache, use_cache=True)
+        for step in range(STEPS):
+            logits = output.logits[:, -1]
+            assert_same(logits, expected.logits[step])
+            output = family.model(input_ids=logits.argmax(-1, keepdim=True), past_key_values=cache, use_cache=True)
+
+
+def test_no_hook_is_left(family: Family) -> None:
+    before = hook_count(family.model)
+    with prune(family.model, SCHEDULES[0]):
+        assert hook_count(family.model) > before
+        generate(family, mixed_batch(family))
+    assert hook_count(family.model) == before
+
+
+@pytest.mark.parametrize("place", ["body", "method", "layer", "registration"])
+def test_no_hook_is_left_after_an_exception(family: Family, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    before = hook_count(family.model)
+    target = family.model.model.language_model.layers[5]
+
+    class BoomError(Exception):
+        pass
+
+    def boom(*args: object, **kwargs: object) -> None:
+        raise BoomError
+
+    if place == "method":
+        monkeypatch.setattr("lmms_prune.methods.dart.DART.select", boom)
+    if place == "layer":
+        monkeypatch.setattr(target, "forward", boom)
+    if place == "registration":
+        monkeypatch.setattr(target, "register_forward_pre_hook", boom)
+    with pytest.raises(BoomError), prune(family.model, SCHEDULES[0]):
+        if place == "body":
+            raise BoomError
+        generate(family, mixed_batch(family))
+    assert hook_count(family.model) == before
+    monkeypatch.undo()
+    with prune(family.model, SCHEDULES[0]):
+        generate(family, mixed_batch(family))
+
+
+def test_one_block_serves_several_prompts(family: Family) -> None:
+    with prune(family.model, "random@2:0.5") as trace:
+        for row in single_rows(family):
+            generate(family, row)
+    assert [row.images for row in trace.rows] == [row.images for row in batch_trace(family).rows]
+
+
+def batch_trace(family: Family):
+    with prune(family.model, "random@2:0.5") as trace:
+        generate(family, mixed_batch(family))
+    return trace
+
+
+def test_a_batch_without_any_image_runs_unpruned(family: Family) -> None:
+    inputs = family.inputs([QUESTIONS[0], QUESTIONS[1]], [[], []])
+    plain = generate(family, inputs)
+    with prune(family.model, SCHEDULES[0]) as trace:
+        pruned = generate(family, inputs)
+    assert torch.equal(torch.stack(plain.logits), torch.stack(pruned.logits))
+    assert trace.avg_visual_tokens == 0.0
+
+
+def test_several_answers_a_prompt_draw_alike(family: Family) -> None:
+    inputs = family.inputs([QUESTIONS[0]], [[noise(9)]])
+    with prune(family.model, "random@1:0.3", samples=["one"]) as trace:
+        family.model.generate(**inputs, do_sample=True, num_return_sequences=3, max_new_tokens=2)
+    assert len(trace.rows) == 3
+    assert trace.rows[0].indices(0) == trace.rows[2].indices(0)
+
+
+def test_works_with_gradients_on(family: Family) -> None:
+    inputs = family.inputs([QUESTIONS[0]], [[noise(9)]])
+    with prune(family.model, SCHEDULES[0]):
+        output = family.model(**inputs)
+    assert output.logits.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_other_dtypes_prune_as_planned(loaded, name: str, dtype: torch.dtype) -> None:
+    family = loaded(name, dtype)
+    with prune(family.model, SCHEDULES[1]) as trace:
+        generate(family, mixed_batch(family))
+    assert [sum(kept) for kept in trace.rows[0].kept] == [
+        sum(kept) for kept in Schedule.parse(SCHEDULES[1]).plan(trace.rows[0].images)
+    ]
+
+
+class TestRefusals:
+    """What would go wrong is refused with a message that says what to do."""
+
+    def run(self, family: Family, match: str, call: Callable[[], object], **options) -> None:
+        with pytest.raises(PruningError, match=match), prune(family.model, "random@2:0.5", **options):
+            call()
+
+    def test_beam_search(self, family: Family) -> None:
+        inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
+        options = {"num_beams": 2, "do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
+        self.run(family, "num_beams=1", lambda: family.model.generate(**inputs, **options))
+
+    def test_prompt_lookup(self, family: Family) -> None:
+        inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
+        options = {"prompt_lookup_num_tokens": 2, "do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
+        self.run(family, "assisted", lambda: family.model.generate(**inputs, **options))
+
+    def test_static_cache(self, family: Family) -> None:
+        inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
+        cache = StaticCache(config=family.model.config.text_config, max_cache_len=256)
+        self.run(family, "StaticCache", lambda: family.model(**inputs, past_key_values=cache))
+
+    def test_right_padding(self, family: Family) -> None:
+        family.processor.tokenizer.padding_side = "right"
+        inputs = family.inputs(QUESTIONS[:2], [[noise(1)], [noise(2)]])
+        family.processor.tokenizer.padding_side = "left"
+        self.run(family, "padding_side = 'left'", lambda: family.model(**inputs))
+
+    def test_embeddings_without_ids(self, family: Family) -> None:
+        embeddings = torch.zeros(1, 5, family.model.config.text_config.hidden_size, dtype=torch.float64)
+        self.run(family, "input_ids", lambda: family.model(inputs_embeds=embeddings))
+
+    def test_a_conversation_that_goes_on(self, family: Family) -> None:
+        inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
+
+        def two_turns() -> None:
+            cache = family.model(**inputs, use_cache=True).past_key_values
+            family.model(input_ids=inputs["input_ids"][:, -3:], past_key_values=cache)
+
+        self.run(family, "3 tokens at once", two_turns)
+
+    def test_a_cache_from_before_the_block(self, family: Family) -> None:
+        inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
+        cache = family.model(**inputs, use_cache=True).past_key_values
+        one = inputs["input_ids"][:, -1:]
+        self.run(family, "not filled inside", lambda: family.model(input_ids=one, past_key_values=cache))
+
+    def test_a_wrong_number_of_samples(self, family: Family) -> None:
+        inputs = family.inputs(QUESTIONS[:2], [[noise(1)], [noise(2)]])
+        self.run(family, "3 samples were named", lambda: family.model(**inputs), samples=["a", "b", "c"])
+
+    def test_a_block_in_which_nothing_ran(self, family: Family) -> None:
+        self.run(family, "never acted", lambda: None)
+
+    def test_layers_beyond_the_model(self, family: Family) -> None:
+        with pytest.raises(ScheduleError, match="layers are 0 to 7"), prune(family.model, "random@8:0.5"):
+            pass
+
+    def test_counts_that_grow(self, loaded) -> None:
+        with (
+            pytest.raises(ScheduleError, match="stage 2 keeps 40 of the 32"),
+            prune(loaded("llava").model, "random@1:0.5,random@2:40t"),
+        ):
+            pass
+
+    def test_compact_is_refused_for_mrope(self, loaded) -> None:
+        with (
+            pytest.raises(UnsupportedModelError, match="M-RoPE"),
+            prune(loaded("qwen").model, "random@1:0.5", positions="compact"),
+        ):
+            pass
+
+    def test_unknown_positions(self, family: Family) -> None:
+        with (
+            pytest.raises(UnsupportedModelError, match="original or compact"),
+            prune(family.model, "random@1:0.5", positions="keep"),
+        ):
+            pass
+
+    def test_other_models(self) -> None:
+        with pytest.raises(UnsupportedModelError, match="llava_pruned"), prune(nn.Linear(2, 2), "random@1:0.5"):
+            pass
+
+
+def test_a_method_that_keeps_another_number_is_caught(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmms_prune.methods.random.Random.select", lambda self, view, budget: view.valid)
+    with pytest.raises(AssertionError, match="another number"), prune(family.model, "random@2:0.5"):
+        generate(family, mixed_batch(family))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_acts_at_every_layer_it_is_defined_at(family: Family, method: str) -> None:
+    spec = METHODS[method]
+    inputs = mixed_batch(family)
+    for layer in range(spec.lowest_layer, LAYERS):
+        text = f"{method}@{layer}" + ("" if spec.drops_all else ":0.3")
+        with prune(family.model, text) as trace, torch.no_grad():
+            family.model(**inputs)
+        assert trace.rows[0].visual[layer] < trace.rows[0].visual_tokens

@@ -1,0 +1,276 @@
+"""The schedule text: reading, printing, checking, solving, counting."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmms_prune import Schedule, ScheduleError, Stage
+from lmms_prune.presets import PRESETS
+from lmms_prune.schedule import share
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> str:
+    """The text of any valid schedule of up to five stages."""
+    layers = sorted(draw(st.lists(st.integers(1, 40), unique=True, max_size=4)))
+    in_tokens = draw(st.booleans())
+    amounts = sorted(draw(st.lists(st.integers(0, 1000), min_size=len(layers), max_size=len(layers))), reverse=True)
+    stages = []
+    for layer, amount in zip(layers, amounts, strict=True):
+        method = draw(st.sampled_from(["random", "fastv", "dart", "divprune"]))
+        options = draw(st.sampled_from(["", ";order=reference", ";native_count=false"])) if method == "dart" else ""
+        stages.append(f"{method}@{layer}:{f'{amount}t' if in_tokens else amount / 1000}{options}")
+    return ",".join([*stages, "vtw@41"] if draw(st.booleans()) else stages)
+
+
+@given(texts())
+def test_parse_of_print_is_the_schedule(text: str) -> None:
+    schedule = Schedule.parse(text)
+    assert Schedule.parse(str(schedule)) == schedule
+
+
+@given(st.text(alphabet="abdefrstvw@:;,=.?0123456789 t", max_size=40))
+def test_any_text_is_read_or_refused_with_a_schedule_error(text: str) -> None:
+    try:
+        schedule = Schedule.parse(text)
+    except ScheduleError:
+        return
+    assert Schedule.parse(str(schedule)) == schedule
+
+
+@given(texts(), st.lists(st.integers(1, 900), min_size=1, max_size=4))
+def test_counts_never_grow_and_never_exceed_an_image(text: str, images: list[int]) -> None:
+    schedule = Schedule.parse(text)
+    present = images
+    for kept in schedule.plan(images):
+        assert all(0 <= now <= before for now, before in zip(kept, present, strict=True))
+        present = kept
+    counts = schedule.layer_counts(48, images)
+    assert counts == sorted(counts, reverse=True)
+    assert schedule.average(48, images) * 48 == sum(counts)
+
+
+@given(st.integers(0, 500), st.lists(st.integers(0, 300), min_size=1, max_size=6))
+def test_a_count_is_shared_out_in_proportion(total: int, sizes: list[int]) -> None:
+    total = min(total, sum(sizes))
+    shares = share(total, sizes)
+    assert sum(shares) == total
+    for got, size in zip(shares, sizes, strict=True):
+        exact = total * size / sum(sizes) if sum(sizes) else 0
+        assert got <= size
+        assert abs(got - exact) < 1
+
+
+def test_largest_remainders_come_first() -> None:
+    assert share(10, [3, 3, 3]) == [4, 3, 3]
+    assert share(5, [1, 6, 3]) == [1, 3, 1]  # exact shares 0.5, 3, 1.5: one token over, the tie goes to the first
+
+
+@pytest.mark.parametrize(
+    ("text", "average"),
+    [
+        ("dart@2:252t,random@20:38t", 192.0),
+        ("dart@1:60t,random@20:27t", 63.75),
+        ("dart@2:260t,vtw@21", 190.375),
+        ("dart@1:60t,vtw@26", 64.875),
+        ("divprune@0:284t,random@20:38t", 191.75),
+        ("divprune@0:96t,random@20:10t", 63.75),
+        ("divprune@0:284t,vtw@21", 186.375),
+        ("divprune@0:284t,vtw@20", 177.5),
+        ("divprune@0:98t,vtw@21", 64.3125),
+        ("none", 576.0),
+        ("vtw@11", 198.0),
+        ("vtw@4", 72.0),
+    ],
+)
+def test_released_counts_give_the_published_averages(text: str, average: float) -> None:
+    """The counts of arXiv 2512.07580's release, on 32 layers and 576 tokens."""
+    assert Schedule.parse(text).average(32, [576]) == average
+
+
+@pytest.mark.parametrize(
+    ("text", "average"),
+    [
+        ("divprune@0:0.33", 190.1),
+        ("divprune@0:0.49,random@20:0.07", 191.5),
+        ("divprune@0:0.49,vtw@21:0", 185.2),
+        ("fastv@3:0.26", 189.7),
+        ("fastv@3:0.41,random@20:0.06", 192.4),
+        ("fastv@3:0.41,vtw@21", 186.8),
+        ("fastv@3:0.02", 64.4),
+        ("divprune@0:0.11", 63.4),
+        ("fastv@2:0.06,random@20:0.03", 61.9),
+        ("divprune@0:0.17,random@20:0.02", 65.5),
+    ],
+)
+def test_table_5_ratios_give_its_averages(text: str, average: float) -> None:
+    """Ratios resolve to whole tokens, so the averages of exact ratios are met to half a token."""
+    assert float(Schedule.parse(text).average(32, [576])) == pytest.approx(average, abs=0.6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "tokens", "kept"),
+    [("0.5", 577, 288), ("0.5", 579, 290), ("0.07", 150, 10), ("0.145", 100, 14), ("1", 7, 7), ("0", 7, 0)],
+)
+def test_ratios_round_half_to_even_exactly(ratio: str, tokens: int, kept: int) -> None:
+    """Decimal, not binary: 0.07 of 150 is exactly 10.5, which a float would round up."""
+    assert Schedule.parse(f"random@1:{ratio}").plan([tokens]) == [[kept]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"), [(192, 196), (128, 132), (64, 68), (252, 252), (7, 4), (1, 4), (0, 0), (575, 572), (576, 576)]
+)
+def test_dart_keeps_its_native_count(asked: int, kept: int) -> None:
+    assert Schedule.parse(f"dart@2:{asked}t").plan([576]) == [[kept]]
+    assert Schedule.parse(f"dart@2:{asked}t;native_count=false").plan([576]) == [[asked]]
+
+
+def test_several_images_keep_the_ratio_each_or_share_the_count() -> None:
+    assert Schedule.parse("random@1:0.5").plan([100, 61]) == [[50, 30]]
+    assert Schedule.parse("random@1:80t").plan([100, 60]) == [[50, 30]]
+    assert Schedule.parse("random@1:900t").plan([100, 60]) == [[100, 60]]
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "layers", "tokens", "solved"),
+    [
+        ("dart@2:?,random@20:38t", "192t", 32, 576, "dart@2:252t,random@20:38t"),
+        ("dart@1:60t,random@20:?", "63.75t", 32, 576, "dart@1:60t,random@20:27t"),
+        ("divprune@0:?", "192t", 32, 576, "divprune@0:192t"),
+        ("fastv@3:?", "192t", 32, 576, "fastv@3:152t"),
+        ("fastv@3:?", "64t", 32, 576, "fastv@3:11t"),
+        ("dart@2:?", "192t", 32, 576, "dart@2:164t"),
+        ("divprune@0:?", "0.5", 28, None, "divprune@0:0.5"),
+        ("divprune@0:?,random@25:0.25", 0.5, 28, None, "divprune@0:0.53"),
+    ],
+)
+def test_a_budget_solves_the_unknown(text: str, budget: str, layers: int, tokens: int | None, solved: str) -> None:
+    found = Schedule.parse(text).solve(budget, layers, tokens)
+    assert str(found).startswith(solved)
+    limit = float(str(budget).rstrip("t")) * (1 if str(budget).endswith("t") else (tokens or 10_000))
+    assert found.average(layers, [tokens or 10_000]) <= limit
+
+
+@given(st.integers(3, 36), st.integers(8, 2000), st.floats(0.2, 1))
+def test_a_solved_budget_is_the_largest_within_it(layers: int, tokens: int, ratio: float) -> None:
+    schedule = Schedule.parse("random@1:?")
+    budget = f"{ratio:.4f}"
+    try:
+        solved = schedule.solve(budget, layers, tokens)
+    except ScheduleError:
+        # One layer sees every token before the stage, so less than that cannot be had.
+        assert tokens / layers > float(budget) * tokens
+        return
+    keep = solved.stages[0].keep
+    assert isinstance(keep, int)
+    limit = float(budget) * tokens + 1e-6
+    assert solved.average(layers, [tokens]) <= limit
+    assert keep == tokens or Schedule((Stage("random", 1, keep + 1),)).average(layers, [tokens]) > limit - 2e-6
+
+
+def test_every_preset_is_a_schedule() -> None:
+    for name, text in PRESETS.items():
+        assert Schedule.parse(name) == Schedule.parse(text)
+        Schedule.parse(name).check(28 if name.endswith("pct") else 32, [576])
+    assert str(Schedule.parse("dart+random-192")) == "dart@2:0.44,random@20:0.07"
+
+
+def test_the_forms_that_mean_the_same() -> None:
+    assert Schedule.parse("vtw@21:0") == Schedule.parse("vtw@21") == Schedule.parse(" vtw@21:0.0 ")
+    assert Schedule.parse("dart@2:0.50") == Schedule.parse("dart@2:.5") == Schedule((Stage("dart", 2, Decimal("0.5")),))
+    assert Schedule.parse(["dart@2:0.44", "random@20:0.07"]) == Schedule.parse("dart@2:0.44, random@20:0.07")
+    assert Schedule.parse("none") == Schedule.parse("") == Schedule.parse([]) == Schedule()
+    assert Schedule.parse("dart@2:0.4;order=stable") == Schedule.parse("dart@2:0.4")
+    assert str(Schedule.parse("dart@2:0.4;order=reference;native_count=false")) == (
+        "dart@2:0.4;native_count=false;order=reference"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "pointed"),
+    [
+        ("divprune@0:0.5,fastvv@2:0.25", "unknown method 'fastvv' in stage 2. Did you mean 'fastv'?", "fastvv"),
+        ("zzz@2:0.25", "Known: dart, divprune, fastv, random, vtw.", "zzz"),
+        ("fastv@0:0.5", "fastv cannot act at layer 0", "fastv@0:0.5"),
+        ("dart@0:0.5", "its lowest layer is 1", "dart@0:0.5"),
+        ("dart@2:1.5", "must lie in [0, 1]; for a number of tokens write '1t'", "dart@2:1.5"),
+        ("dart@2:-0.5", "cannot be negative", "dart@2:-0.5"),
+        ("dart@5:0.5,random@3:0.1", "layers must increase", "random@3:0.1"),
+        ("dart@5:0.5,random@5:0.1", "layers must increase", "random@5:0.1"),
+        ("dart@2:0.2,random@9:0.5", "keeps never grow", "random@9:0.5"),
+        ("dart@2:20t,random@9:50t", "keeps never grow", "random@9:50t"),
+        ("dart@2", "does not say how much dart keeps", None),
+        ("dart@two:0.5", "the layer 'two' in stage 1 must be a whole number", "two"),
+        ("dart@:0.5", "the layer ''", None),
+        ("dart@2:abc", "neither a ratio (0.44), a count (252t) nor '?'", "abc"),
+        ("dart@2:nan", "neither a ratio", "nan"),
+        ("dart@2:", "neither a ratio", None),
+        ("dart@2:0.5;ordr=stable", "Did you mean 'order'?", "ordr=stable"),
+        ("dart@2:0.5;order=x", "allowed are stable and reference", "order=x"),
+        ("dart@2:0.5;order", "has no value", "order"),
+        ("random@2:0.5;a=1", "Its options: none", "a=1"),
+        ("vtw@3:0.5", "vtw drops every visual token and takes no keep", "0.5"),
+        ("vtw@3:?", "neither a ratio", "?"),
+        ("dart@2:0.5,,random@9:0.1", "a stage looks like", None),
+        ("dart", "A method needs a layer: e.g. 'dart@2:0.44'", "dart"),
+        ("dart+randon-192", "Did you mean 'dart+random-192'?", "dart+randon-192"),
+    ],
+)
+def test_wrong_texts_are_refused_and_pointed_at(text: str, message: str, pointed: str | None) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        Schedule.parse(text)
+    said = str(caught.value)
+    assert message in said
+    _, shown, marks = said.splitlines()
+    if pointed is not None:
+        start, end = marks.index("^"), marks.rindex("^") + 1
+        assert shown[start:end] == pointed
+
+
+def test_the_error_is_shown_as_designed() -> None:
+    with pytest.raises(ScheduleError) as caught:
+        Schedule.parse("divprune@0:0.5,fastvv@2:0.25")
+    assert str(caught.value) == (
+        "schedule: unknown method 'fastvv' in stage 2. Did you mean 'fastv'?\n"
+        "    divprune@0:0.5,fastvv@2:0.25\n"
+        "                   ^^^^^^"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "tokens", "message"),
+    [
+        (
+            "dart@2:?",
+            "20t",
+            576,
+            "the budget 20t cannot be met: the other stages leave averages from 36.00t to 576.00t",
+        ),
+        ("divprune@0:0.5,random@20:?", "0.9", 576, "cannot be met"),
+        ("dart@2:0.5", "192t", 576, "exactly one '?'"),
+        ("dart@2:?,random@9:?", "192t", 576, "exactly one '?'"),
+        ("dart@2:?", "2", 576, "for tokens write '2t'"),
+        ("dart@2:?", "many", 576, "neither tokens ('192t') nor a ratio"),
+        ("dart@2:?", "flops=30%", 576, "neither tokens ('192t') nor a ratio"),
+        ("dart@2:?", "192t", None, "images differ in size"),
+    ],
+)
+def test_wrong_budgets_are_refused(text: str, budget: str, tokens: int | None, message: str) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        Schedule.parse(text).solve(budget, 32, tokens)
+    assert message in str(caught.value)
+
+
+def test_check_against_a_model() -> None:
+    with pytest.raises(ScheduleError, match="layer 32 in stage 1 is beyond the model, whose layers are 0 to 31"):
+        Schedule.parse("random@32:0.5").check(32)
+    with pytest.raises(ScheduleError, match="needs a budget"):
+        Schedule.parse("random@3:?").check(32)
+    with pytest.raises(ScheduleError, match="stage 2 keeps 60 of the 58 tokens"):
+        Schedule.parse("random@3:0.1,random@5:60t").check(32, [576])
+    Schedule.parse("random@3:0.1,random@5:60t").check(32)
+    Schedule.parse("dart@2:0.44,random@5:0.44").check(32, [576])
