@@ -12,9 +12,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from lmms_prune.families import ModelParts, UnsupportedModelError
-from lmms_prune.layout import Layout, PruningError
+from lmms_prune.layout import Layout
 from lmms_prune.methods.base import Method
 from lmms_prune.ragged import Packing, attention_mask, gather, gather_rotary
+from lmms_prune.refusals import PruningError, refuse_cache, refuse_inputs
 from lmms_prune.schedule import Schedule, Stage
 from lmms_prune.trace import Trace
 from lmms_prune.view import LayerInput
@@ -153,8 +154,8 @@ class _Pruner:
         return args, kwargs
 
     def _begin_prefill(self, inputs: dict, cache: Any, kwargs: dict) -> None:
-        _refuse_inputs(inputs)
-        _refuse_cache(cache)
+        refuse_inputs(inputs)
+        refuse_cache(cache)
         ids, layers = inputs["input_ids"], len(self.parts.layers)
         layout = Layout.of(self.parts, inputs, self.samples)
         for row in layout.traces:
@@ -189,7 +190,7 @@ class _Pruner:
             return
         if running.cache is None and (cache := getattr(output, "past_key_values", None)) is not None:
             # The decoder has just made it itself, as it does when the caller brings none.
-            _refuse_cache(cache)
+            refuse_cache(cache)
             running.cache = cache
         layout, cache = running.layout, running.cache
         layout.verify()
@@ -293,34 +294,3 @@ class _Pruner:
 
 def _on(device: torch.device, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return cos.to(device), sin.to(device)
-
-
-def _refuse_inputs(inputs: dict) -> None:
-    if inputs.get("pixel_values_videos") is not None:
-        raise PruningError("video input is not supported while pruning; give images.")
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        raise PruningError("pruning needs a 2-D attention_mask (rows, length), or none; got another form.")
-
-
-def _refuse_cache(cache: Any) -> None:
-    """Only a cache whose layers grow on their own can hold layers of different lengths."""
-    if cache is None:
-        return
-    kinds = {type(layer).__name__ for layer in cache.layers}
-    if type(cache).__name__ != "DynamicCache" or not kinds <= {"DynamicLayer"}:
-        what = f"{type(cache).__name__} of {', '.join(sorted(kinds)) or 'no layers yet'}"
-        message = f"the cache {what} preallocates or reorders what is cut; use the default (DynamicCache)."
-        raise PruningError(message)
-    for name in ("reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices"):
-        setattr(cache, name, _refusal(name))
-
-
-def _refusal(name: str) -> Callable[..., None]:
-    def refuse(*args: object, **kwargs: object) -> None:
-        message = f"the generation called the cache's {name}: beam search, assisted and contrastive decoding are not "
-        raise PruningError(message + "supported while pruning; use num_beams=1 and plain greedy or sampled decoding.")
-
-    return refuse

@@ -17,12 +17,9 @@ from torch import Tensor
 
 from lmms_prune.families import ModelParts
 from lmms_prune.ragged import Packing, gather, pack
+from lmms_prune.refusals import PruningError
 from lmms_prune.trace import RowTrace
 from lmms_prune.view import LayerInput, Tokens, TokenView
-
-
-class PruningError(RuntimeError):
-    """A way of running the model in which the cut tokens, or their positions, would go wrong."""
 
 
 @dataclass

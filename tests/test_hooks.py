@@ -13,8 +13,8 @@ from transformers import DynamicCache, StaticCache
 
 from lmms_prune import Schedule, prune
 from lmms_prune.families import UnsupportedModelError
-from lmms_prune.hooks import PruningError
 from lmms_prune.methods import METHODS
+from lmms_prune.refusals import PruningError
 from lmms_prune.schedule import ScheduleError
 
 STEPS = 16
