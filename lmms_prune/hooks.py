@@ -159,6 +159,7 @@ class _Pruner:
         ids, layers = inputs["input_ids"], len(self.parts.layers)
         layout = Layout.of(self.parts, inputs, self.samples)
         for row in layout.traces:
+            self.schedule.check(layers, row.images)
             row.kept = self.schedule.plan(row.images)
             row.visual = self.schedule.layer_counts(layers, row.images)
         positions = kwargs.get("position_ids")

@@ -159,13 +159,21 @@ class Schedule:
             if stage.keep is None:
                 raise self._error(i, f"the '?' of stage {i + 1} needs a budget, e.g. budget=192t or budget=0.5.")
         if images is None:
-            return
+            return self._check_units()
         for i in range(1, len(self.stages)):
             before, now = (sum(stage.asked(images)) for stage in self.stages[i - 1 : i + 1])
             if now > before:
                 raise self._error(
                     i, f"stage {i + 1} keeps {now} of the {before} tokens that stage {i} keeps: keeps never grow."
                 )
+
+    def _check_units(self) -> None:
+        """Without knowing the images, a ratio and a count cannot be told to be in order, so they may not be mixed."""
+        for i in range(1, len(self.stages)):
+            before, now = (self.stages[j].keep for j in (i - 1, i))
+            if now != 0 and before != 1 and type(before) is not type(now):
+                message = f"stages {i} and {i + 1} mix a ratio and a number of tokens, but this model's images differ in size, "
+                raise self._error(i, message + "so that the second may be more; use the same unit.")
 
     def plan(self, images: Sequence[int]) -> list[list[int]]:
         """Tokens really left in each image after each stage.

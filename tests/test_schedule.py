@@ -272,5 +272,8 @@ def test_check_against_a_model() -> None:
         Schedule.parse("random@3:?").check(32)
     with pytest.raises(ScheduleError, match="stage 2 keeps 60 of the 58 tokens"):
         Schedule.parse("random@3:0.1,random@5:60t").check(32, [576])
-    Schedule.parse("random@3:0.1,random@5:60t").check(32)
+    with pytest.raises(ScheduleError, match="stages 1 and 2 mix a ratio and a number of tokens"):
+        Schedule.parse("random@3:0.1,random@5:60t").check(32)
+    Schedule.parse("random@3:0.1,vtw@5").check(32)
+    Schedule.parse("random@3:1,random@5:60t").check(32)
     Schedule.parse("dart@2:0.44,random@5:0.44").check(32, [576])

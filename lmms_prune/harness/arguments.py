@@ -86,7 +86,7 @@ class ModelArguments:
         known = [field.name for field in fields(cls) if field.name not in refused]
         for name in values:
             if name not in known:
-                where = " It is for the other model family." if name in refused else did_you_mean(name, known)
+                where = " It is for the other model family." if name in refused else did_you_mean(str(name), known)
                 raise ArgumentError(f"model_args: unknown argument '{name}'.{where}")
         for name in ("batch_size", "device"):
             outer = (additional or {}).get(name)
@@ -97,7 +97,11 @@ class ModelArguments:
                 raise ArgumentError(message)
             values[name] = outer
         read = {name: _read(name, value) for name, value in values.items() if value is not None}
-        return cls(**{**defaults, **read})
+        arguments = cls(**{**defaults, **read})
+        low, high = arguments.min_pixels, arguments.max_pixels
+        if low and high and low > high:
+            raise ArgumentError(f"model_args: min_pixels={low} is more than max_pixels={high}; set both.")
+        return arguments
 
     def identity(self) -> str:
         """All that can change an answer, as text; equal identities give equal answers."""
@@ -171,6 +175,7 @@ _CHOICES = {
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "attn_implementation": ("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
 }
+_DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?")
 _LOWEST = {"seed": 0, "batch_size": 1, "min_pixels": 1, "max_pixels": 1}
 _FLAGS = ("trust_remote_code", "use_cache")
 
@@ -188,6 +193,10 @@ def _read(name: str, value: Any) -> Any:
         if not re.fullmatch(r"\d+", text) or int(text) < _LOWEST[name]:
             raise ArgumentError(f"model_args: {name}={text} must be a whole number of at least {_LOWEST[name]}.")
         return int(text)
+    if name == "device_map" and not _DEVICE_MAP.fullmatch(text):
+        raise ArgumentError(
+            f"model_args: device_map={text} is not possible; use auto, balanced, sequential or a device."
+        )
     if name in _FLAGS:
         if text.lower() not in ("true", "false"):
             raise ArgumentError(f"model_args: {name}={text} must be true or false.")

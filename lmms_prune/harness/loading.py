@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from lmms_prune.families import FAMILIES, Family, UnsupportedModelError, family_of
+from lmms_prune.families import Family, UnsupportedModelError, family_of
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 
 
@@ -24,11 +27,10 @@ def read_config(arguments: ModelArguments, family: Family) -> Any:
             name, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
         message = (
-            f"model_args: pretrained={name} is no checkpoint: neither a folder with a config.json nor a reachable "
+            f"model_args: pretrained={name} is no checkpoint: neither a folder with a config.json nor a hub name that "
         )
-        raise ArgumentError(f"{message}hub name. ({reason})") from error
+        raise ArgumentError(f"{message}can be reached. ({str(error).strip().splitlines()[0]})") from error
     found = family_of(config)
     if found != family:
         message = f"pretrained={name} is of type '{found.model_type}': use --model {found.model_name}, not {family.model_name}."
@@ -64,6 +66,31 @@ def pick_device(arguments: ModelArguments, process: int, processes: int) -> torc
     return device
 
 
+def load_processor(arguments: ModelArguments, **options: Any) -> Any:
+    """The checkpoint's processor: tokenizer, image processor and chat template.
+
+    Raises:
+        ArgumentError: the checkpoint has none, or a broken one.
+    """
+    with _unloadable(arguments, "processor or tokenizer files"):
+        return AutoProcessor.from_pretrained(
+            arguments.pretrained,
+            revision=arguments.revision,
+            trust_remote_code=arguments.trust_remote_code,
+            **options,
+        )
+
+
+@contextmanager
+def _unloadable(arguments: ModelArguments, what: str) -> Iterator[None]:
+    """Whatever the libraries say of a broken checkpoint, in one message that names it."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArgumentError(f"pretrained={arguments.pretrained}: its {what} cannot be loaded: {reason}") from error
+
+
 def load_model(arguments: ModelArguments, device: torch.device) -> Any:
     """The checkpoint's weights, in evaluation mode.
 
@@ -73,16 +100,16 @@ def load_model(arguments: ModelArguments, device: torch.device) -> Any:
     options: dict[str, Any] = {"dtype": arguments.dtype, "device_map": arguments.device_map or str(device)}
     if arguments.attn_implementation:
         options["attn_implementation"] = arguments.attn_implementation
-    try:
+    with _unloadable(arguments, "weights"):
         model, info = AutoModelForImageTextToText.from_pretrained(
             arguments.pretrained,
             revision=arguments.revision,
             trust_remote_code=arguments.trust_remote_code,
             output_loading_info=True,
+            # Wrong shapes are then told by `info`, like missing weights, instead of a report of many lines.
+            ignore_mismatched_sizes=True,
             **options,
         )
-    except ImportError as error:
-        raise ArgumentError(f"model_args: {str(error).strip().splitlines()[0]}") from error
     wrong = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
     if wrong:
         some = ", ".join(sorted(wrong)[:3])
@@ -91,8 +118,3 @@ def load_model(arguments: ModelArguments, device: torch.device) -> Any:
         )
         raise ArgumentError(message)
     return model.eval()
-
-
-def supported_names() -> list[str]:
-    """The --model names of all families."""
-    return [family.model_name for family in FAMILIES.values()]

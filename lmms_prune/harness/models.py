@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from jinja2 import TemplateError
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
@@ -23,11 +24,10 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from PIL import Image
 from qwen_vl_utils import process_vision_info
-from transformers import AutoProcessor
 
 from lmms_prune.families import FAMILIES, Family, UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
-from lmms_prune.harness.loading import load_model, pick_device, read_config
+from lmms_prune.harness.loading import load_model, load_processor, pick_device, read_config
 from lmms_prune.harness.records import PrunedTokenCounts, RunRecord, provenance
 from lmms_prune.hooks import prune
 from lmms_prune.trace import RowTrace
@@ -80,6 +80,7 @@ class PrunedModel(lmms):
         self.processor = self._load_processor()
         self.model = load_model(arguments, self._device)
         self.template = self._chat_template()
+        self._try_template()
         # The harness copies the values of `batch_sizes` into the results' config: the one place for what it does not
         # record by itself (its throughput section takes numbers only).
         self.batch_sizes: dict[str, dict[str, Any]] = {}
@@ -95,6 +96,8 @@ class PrunedModel(lmms):
                 it with exit code 2 and the message alone.
         """
         with plain_errors(UnsupportedModelError):
+            if arg_string and not isinstance(arg_string, (str, Mapping)):
+                raise ArgumentError(f"model_args: {arg_string!r} is neither a text nor a mapping.")
             defaults = {"pretrained": cls.family.default, **cls.defaults}
             return cls(ModelArguments.read(arg_string, additional_config, defaults, cls.refused))
 
@@ -182,8 +185,14 @@ class PrunedModel(lmms):
         ]
 
     def _until_end(self, ids: list[int]) -> list[int]:
-        end = self.processor.tokenizer.eos_token_id
-        return ids[: ids.index(end) + 1] if end in ids else ids
+        """A row's own tokens: up to its end, or without the padding that follows a stop text."""
+        tokenizer = self.processor.tokenizer
+        if tokenizer.eos_token_id in ids:
+            return ids[: ids.index(tokenizer.eos_token_id) + 1]
+        length = len(ids)
+        while length and ids[length - 1] == tokenizer.pad_token_id:
+            length -= 1
+        return ids[:length]
 
     def _text(self, ids: list[int], until: Sequence[str]) -> str:
         text = self._decode(ids)
@@ -258,11 +267,11 @@ class PrunedModel(lmms):
     def _with_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if self.arguments.system_prompt is None:
             return messages
-        return self._apply_system_prompt(messages, _text_or_file(self.arguments.system_prompt))
+        return self._apply_system_prompt(messages, _text_or_file("system_prompt", self.arguments.system_prompt))
 
     def _chat_template(self) -> str | None:
         if self.arguments.chat_template is not None:
-            return _text_or_file(self.arguments.chat_template)
+            return _text_or_file("chat_template", self.arguments.chat_template)
         if self.arguments.prompt == "vicuna":
             return VICUNA_TEMPLATE
         if not self.processor.chat_template:
@@ -271,6 +280,13 @@ class PrunedModel(lmms):
             )
             raise ArgumentError(f"pretrained={self.arguments.pretrained} has no chat template; {hint}.")
         return None
+
+    def _try_template(self) -> None:
+        try:
+            self._prompts([[{"role": "user", "content": [{"type": "text", "text": "?"}]}]])
+        except TemplateError as error:
+            text = self.arguments.chat_template or f"of {self.arguments.pretrained}"
+            raise ArgumentError(f"chat_template {text} is no Jinja template that takes messages: {error}.") from error
 
     def _prompts(self, messages: list[list[dict[str, Any]]]) -> list[str]:
         template = {"chat_template": self.template} if self.template else {}
@@ -284,13 +300,7 @@ class PrunedModel(lmms):
             raise ArgumentError(message)
 
     def _load_processor(self, **options: Any) -> Any:
-        arguments = self.arguments
-        processor = AutoProcessor.from_pretrained(
-            arguments.pretrained,
-            revision=arguments.revision,
-            trust_remote_code=arguments.trust_remote_code,
-            **options,
-        )
+        processor = load_processor(self.arguments, **options)
         processor.tokenizer.padding_side = "left"
         return processor
 
@@ -330,8 +340,8 @@ class Qwen25VLPruned(PrunedModel):
     refused = ("prompt", "image_aspect")
 
     def _load_processor(self, **options: Any) -> Any:
-        arguments = self.arguments
-        return super()._load_processor(min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels, **options)
+        size = {"shortest_edge": self.arguments.min_pixels, "longest_edge": self.arguments.max_pixels}
+        return super()._load_processor(size=size, **options)
 
     def _inputs(self, messages: list[list[dict[str, Any]]]) -> Any:
         images, _ = process_vision_info(messages)
@@ -358,11 +368,13 @@ def _refuse_media(messages: list[list[dict[str, Any]]]) -> None:
                     raise ArgumentError(f"the sample holds {part['type']}; only images and text are supported.")
 
 
-def _text_or_file(value: str) -> str:
-    path = Path(value)
+def _text_or_file(name: str, value: str) -> str:
     # A template is longer than a file name may be; asking for such a file is an error of its own.
-    is_file = len(value) < 1024 and "\n" not in value and path.is_file()
-    return path.read_text(encoding="utf-8").strip() if is_file else value
+    if len(value) < 1024 and Path(value).is_file():
+        return Path(value).read_text(encoding="utf-8").strip()
+    if re.fullmatch(r"(~|\.{0,2}/)\S*|\S+\.(txt|jinja2?|j2)", value):
+        raise ArgumentError(f"{name}={value}: there is no such file.")
+    return value
 
 
 def _pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:

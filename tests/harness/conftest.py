@@ -1,0 +1,215 @@
+"""lmms-eval as a process and in this process, on tiny checkpoints and local benchmarks, without network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODELS = {"llava": "llava_pruned", "qwen2_5_vl": "qwen2_5_vl_pruned"}
+TASK_FOLDERS = ("mme", "scienceqa", "pope", "textvqa", "mmbench", "gqa", "infovqa", "docvqa", "ocrbench")
+CONFIGS = Path(__file__).parents[2] / "task_configs"
+
+
+@dataclass
+class Run:
+    """What one evaluation left behind, whether it was a process or a call; samples are in the order of doc_id."""
+
+    results: dict[str, Any] | None
+    samples: dict[str, list[dict[str, Any]]]
+    returncode: int | None = None
+    stdout: str = ""
+    stderr: str = ""
+    folder: Path | None = None
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def answers(self) -> dict[str, list[str]]:
+        # Without the space before the first word, which the harness takes off when it writes the samples file.
+        return {task: [_only(row["filtered_resps"]).strip() for row in rows] for task, rows in self.samples.items()}
+
+    @property
+    def ledger(self) -> dict[str, list[dict[str, Any]]]:
+        return {task: [_only(row["token_counts"]) for row in rows] for task, rows in self.samples.items()}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the model wrote into the results: schedule, versions, device."""
+        assert self.results is not None, self.stderr[-3000:]
+        return self.results["config"]["batch_sizes"][0]
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        assert self.results is not None, self.stderr[-3000:]
+        return self.results["results"]
+
+
+def _only(values: Any) -> Any:
+    """The harness writes a list of one answer in memory and the answer itself into the samples file."""
+    return values[0] if isinstance(values, list) and len(values) == 1 else values
+
+
+def read_run(folder: Path, process: subprocess.CompletedProcess[str] | None = None) -> Run:
+    """The newest results below `folder`, judged by content: submissions are called *_results.json too."""
+    found = [(path, json.loads(path.read_text("utf-8"))) for path in sorted(folder.rglob("*_results.json"))]
+    results = [(path, read) for path, read in found if "config" in read]
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for path, _ in results[-1:]:
+        stamp = path.name.removesuffix("_results.json")
+        for file in sorted(path.parent.glob(f"{stamp}_samples_*.jsonl")):
+            rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+            samples[file.stem.split("_samples_")[1]] = sorted(rows, key=lambda row: row["doc_id"])
+    outcome = (process.returncode, process.stdout, process.stderr) if process else (None, "", "")
+    return Run(results[-1][1] if results else None, samples, *outcome, folder=folder)
+
+
+class Harness:
+    """lmms-eval with everything it needs: `run` starts a process, `evaluate` stays in this one."""
+
+    def __init__(self, checkpoints: dict[str, Path], mirror: Path, hf_home: Path, scratch: Path):
+        self.checkpoints, self.mirror, self.hf_home, self.scratch = checkpoints, mirror, hf_home, scratch
+        self.models, self.configs = MODELS, CONFIGS
+        self._manager: Any = None
+        self._folders = 0
+
+    def text(self, family: str, **arguments: Any) -> str:
+        """--model_args for the family's checkpoint."""
+        values = {"pretrained": self.checkpoints[family], **arguments}
+        return ",".join(f"{name}={value}" for name, value in values.items())
+
+    def new_folder(self) -> Path:
+        """An empty folder of its own."""
+        self._folders += 1
+        folder = self.scratch / str(self._folders)
+        folder.mkdir()
+        return folder
+
+    def run(
+        self,
+        *args: str,
+        command: Sequence[str] = ("lmms-eval",),
+        cwd: Path | None = None,
+        output: Path | None = None,
+        output_in_config: bool = False,
+        hf_home: Path | None = None,
+    ) -> Run:
+        """Start a real lmms-eval; the first word of `command` is a program beside the interpreter."""
+        folder = output or self.new_folder()
+        program, *rest = command
+        line = [str(Path(sys.executable).parent / program), *rest, *map(str, args)]
+        if not output_in_config:
+            line += ["--output_path", str(folder), "--log_samples"]
+        home = str(hf_home or self.hf_home)
+        # One thread each: two processes share two cores.
+        ours = {"HF_HUB_OFFLINE": "1", "HF_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+        dropped = {"LMMS_EVAL_DATASETS_CACHE", "HF_DATASETS_CACHE"}
+        env = {**{name: value for name, value in os.environ.items() if name not in dropped}, **ours}
+        process = subprocess.run(
+            line, cwd=cwd or self.mirror, env=env, capture_output=True, text=True, timeout=300, check=False
+        )
+        return read_run(folder, process)
+
+    def run_all(self, jobs: Mapping[str, tuple[tuple[str, ...], dict[str, Any]]]) -> dict[str, Run]:
+        """Several processes, two at a time; a job is (arguments, options) of `run`."""
+        jobs = {name: (args, {"output": self.new_folder(), **options}) for name, (args, options) in jobs.items()}
+        with ThreadPoolExecutor(2) as pool:
+            futures = {name: pool.submit(self.run, *args, **options) for name, (args, options) in jobs.items()}
+            return {name: future.result() for name, future in futures.items()}
+
+    def read(self, folder: Path, process: Run) -> Run:
+        """What `process` left in `folder` besides its own."""
+        run = read_run(folder)
+        run.returncode, run.stdout, run.stderr = process.returncode, process.stdout, process.stderr
+        return run
+
+    def create(self, family: str, given: str | Mapping[str, Any] | None = None, **arguments: Any) -> Any:
+        """The family's model as lmms-eval creates it; a dict of arguments, or `given` as it is."""
+        from lmms_eval.models import get_model
+
+        if given is None:
+            given = {"pretrained": str(self.checkpoints[family]), **arguments}
+        return get_model(MODELS[family]).create_from_arg_string(given, {"batch_size": None, "device": None})
+
+    def evaluate(self, model: Any, tasks: Sequence[str], model_args: Any = None, **options: Any) -> Run:
+        """lmms-eval's Python entry on the local benchmarks; `calls` holds the inputs of every generate()."""
+        import lmms_eval.tasks
+        from lmms_eval.evaluator import simple_evaluate
+        from transformers import GenerationMixin
+
+        if self._manager is None:
+            # Reading all two thousand tasks takes longer than a test; these folders hold the ones in use.
+            ours = [str(Path(lmms_eval.tasks.__file__).with_name(name)) for name in TASK_FOLDERS]
+            self._manager = lmms_eval.tasks.TaskManager("ERROR", [*ours, str(CONFIGS)], include_defaults=False)
+        original, calls = GenerationMixin.generate, []
+
+        def spy(model: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(kwargs)
+            return original(model, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.mirror)
+            patch.setattr(GenerationMixin, "generate", spy)
+            results = simple_evaluate(
+                model=model,
+                model_args=model_args,
+                tasks=list(tasks),
+                task_manager=self._manager,
+                bootstrap_iters=0,
+                verbosity="ERROR",
+                **options,
+            )
+        samples = {
+            task: sorted(rows, key=lambda row: row["doc_id"]) for task, rows in results.pop("samples").items() if rows
+        }
+        return Run(results, samples, calls=calls)
+
+    def pruned(self, family: str, tasks: Sequence[str], options: Mapping[str, Any] | None = None, **arguments: Any):
+        """`evaluate` with the family's pruned model, arguments as a dict."""
+        given = {"pretrained": str(self.checkpoints[family]), **arguments}
+        return self.evaluate(MODELS[family], tasks, given, **(options or {}))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # transformers warns when its own Qwen processor hands min_pixels on to its own image processor.
+    narrow = "ignore:Passing `min_pixels` and `max_pixels` to a processor call is deprecated:FutureWarning"
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings(narrow))
+
+
+@pytest.fixture(scope="session")
+def harness(tmp_path_factory: pytest.TempPathFactory):
+    import datasets
+    import torch
+    from huggingface_hub import constants
+
+    from lmms_prune.demo.benchmarks import build_mirror
+    from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
+
+    root = tmp_path_factory.mktemp("harness")
+    threads = torch.get_num_threads()
+    # As in the processes that `run` starts; these models are too small to gain from more.
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        # Both libraries have read the environment by now, so their own settings are what must change.
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(root / "hf" / "datasets"))
+        patch.setenv("LMMS_EVAL_DATASETS_CACHE", str(root / "hf" / "datasets"))
+        builders = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
+        checkpoints = {family: build(root / "checkpoints" / family) for family, build in builders.items()}
+        (root / "scratch").mkdir()
+        yield Harness(checkpoints, build_mirror(root / "mirror", rows=4), root / "hf", root / "scratch")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", params=sorted(MODELS))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param

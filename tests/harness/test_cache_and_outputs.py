@@ -1,0 +1,93 @@
+"""lmms-eval's response cache never mixes two runs, and a model object can be used again."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+TASKS = ("pope", "docvqa_val")
+BASE = {"schedule": "dart@2:0.44,random@5:0.07", "seed": 0, "positions": "original"}
+OTHERS = {
+    "schedule": {"schedule": "dart@2:0.44,random@5:0.08"},
+    "method": {"schedule": "dart@2:0.44,fastv@5:0.07"},
+    "option": {"schedule": "dart@2:0.44;native_count=false,random@5:0.07"},
+    "unpruned": {"schedule": "none"},
+    "seed": {"seed": 1},
+    "positions": {"positions": "compact"},
+}
+
+
+def _given(harness, change):
+    return {"pretrained": str(harness.checkpoints["llava"]), **BASE, **change}
+
+
+@pytest.mark.parametrize("as_object", [False, True], ids=["arguments", "object"])
+def test_an_identical_run_is_answered_from_the_cache(as_object, harness, family, tmp_path):
+    def run():
+        arguments = {**BASE, "pretrained": str(harness.checkpoints[family])}
+        cache = {"use_cache": str(tmp_path)}
+        if as_object:
+            return harness.evaluate(harness.create(family, arguments), TASKS, **cache)
+        return harness.evaluate(harness.models[family], TASKS, arguments, **cache)
+
+    first, second = run(), run()
+    assert len(first.calls) == 8
+    assert second.calls == []
+    assert second.answers == first.answers
+    assert second.metrics == first.metrics
+
+
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("as_object", [False, True], ids=["arguments", "object"])
+def test_another_run_does_not_share_the_cache(as_object, change, harness, tmp_path):
+    for number, arguments in enumerate((_given(harness, {}), _given(harness, change))):
+        cache = {"use_cache": str(tmp_path)}
+        if as_object:
+            run = harness.evaluate(harness.create("llava", arguments), ["pope"], **cache)
+        else:
+            run = harness.evaluate("llava_pruned", ["pope"], arguments, **cache)
+        assert len(run.calls) == 4, f"run {number} took answers from the cache"
+
+
+def test_a_budget_shares_with_the_schedule_it_solves_to_and_with_no_other(harness):
+    solved = harness.create("llava", schedule="dart@2:?", budget="24t")
+    schedule = str(solved.arguments.schedule)
+    assert repr(solved) == repr(harness.create("llava", schedule=schedule))
+    assert repr(solved) != repr(harness.create("llava", schedule="dart@2:?", budget="40t"))
+
+
+def test_repr_is_the_runs_identity(harness):
+    path = str(harness.checkpoints["llava"])
+    text = repr(harness.create("llava", schedule="vtw@5", seed=7, positions="compact"))
+    assert text.startswith("LlavaPruned(")
+    for part in (f"pretrained={path}", "schedule=vtw@5", "seed=7", "positions=compact"):
+        assert part in text
+    changes = ({"prompt": "vicuna"}, {"image_aspect": "pad"}, {"dtype": "bfloat16"}, {"system_prompt": "Hello."})
+    assert len({repr(harness.create("llava", **change)) for change in ({}, *changes)}) == len(changes) + 1
+
+
+def test_the_same_object_can_be_evaluated_twice(harness, family):
+    model = harness.create(family, schedule=BASE["schedule"])
+    first, second = (harness.evaluate(model, TASKS) for _ in range(2))
+    assert len(first.calls) == len(second.calls) == 8
+    assert second.answers == first.answers
+    assert second.ledger == first.ledger
+    assert second.metrics == first.metrics
+    assert second.recorded == first.recorded
+
+
+def test_generation_options_are_not_changed(harness, family, monkeypatch):
+    model = harness.create(family, schedule="vtw@3")
+    original, seen = model.generate_until, []
+
+    def watched(requests):
+        before = [copy.deepcopy(request.args[2]) for request in requests]
+        answers = original(requests)
+        seen.extend(zip(before, [request.args[2] for request in requests], strict=True))
+        return answers
+
+    monkeypatch.setattr(model, "generate_until", watched)
+    harness.evaluate(model, ("textvqa_val", *TASKS))
+    assert len(seen) == 12
+    assert all(before == after for before, after in seen)

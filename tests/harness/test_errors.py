@@ -1,0 +1,291 @@
+"""Every wrong argument and every wrong checkpoint has one clear message; the command then ends with code 2."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from lmms_prune.harness.arguments import ArgumentError, ModelArguments
+from lmms_prune.schedule import ScheduleError
+
+OURS = (ArgumentError, ScheduleError)
+
+
+def _holds(message: str, parts: tuple[str, ...]) -> None:
+    missing = [part for part in parts if part not in message]
+    assert not missing, f"{missing} not in:\n{message}"
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (
+            {"schedule": "divprune@0:0.5,fastvv@2:0.25"},
+            ("unknown method 'fastvv' in stage 2", "Did you mean 'fastv'?", "divprune@0:0.5,fastvv@2:0.25", "^^^^^^"),
+        ),
+        ({"schedule": "xyz@2:0.5"}, ("unknown method 'xyz'", "Known: ", "dart", "vtw")),
+        ({"schedule": "dart-19"}, ("'dart-19'", "neither a preset nor a stage", "Did you mean 'dart-192'?")),
+        ({"schedule": "fastv"}, ("'fastv'", "needs a layer", "fastv@3:0.26")),
+        ({"schedule": "dart@2"}, ("does not say how much dart keeps", "dart@2:0.44")),
+        ({"schedule": "dart@two:0.4"}, ("the layer 'two' in stage 1", "whole number")),
+        ({"schedule": "fastv@3:0.4;order=x"}, ("fastv has no option 'order'",)),
+        ({"schedule": "dart@3:0.4;order=x"}, ("order=x", "stable and reference")),
+        ({"schedule": "fastv@8:0.2"}, ("layer 8", "0 to 7", "fastv@8:0.2")),
+        ({"schedule": "dart+random-192"}, ("layer 20", "0 to 7", "dart@2:0.44,random@20:0.07")),
+        ({"schedule": "fastv@3:0.2,random@5:0.3"}, ("keeps never grow", "stage 2 keeps 0.3", "stage 1 only 0.2")),
+        ({"schedule": "fastv@3:10t,random@5:0.3"}, ("keeps never grow", "19", "10")),
+        ({"schedule": "fastv@5:0.2,random@5:0.1"}, ("layers must increase", "stage 2", "layer 5")),
+        ({"schedule": "dart@2:1.2"}, ("the ratio 1.2", "[0, 1]")),
+        ({"schedule": "dart@2:252"}, ("the ratio 252", "[0, 1]", "write '252t'")),
+        ({"schedule": "dart@2:-0.1"}, ("-0.1", "[0, 1]")),
+        ({"schedule": "fastv@0:0.2"}, ("fastv cannot act at layer 0", "lowest layer is 1")),
+        ({"schedule": "vtw@3:0.5"}, ("vtw drops every visual token",)),
+        ({"schedule": "fastv@3:?"}, ("'?'", "budget=192t")),
+        ({"schedule": "fastv@3:?", "budget": "10t"}, ("budget 10t cannot be met", "24.00t", "64.00t")),
+        ({"schedule": "fastv@3:?", "budget": "1.5"}, ("budget '1.5'", "[0, 1]")),
+        ({"schedule": "fastv@3:?", "budget": "many"}, ("budget 'many'", "192t", "0.5")),
+        ({"schedule": "fastv@3:0.2", "budget": "30t"}, ("exactly one '?'", "fastv@3:0.2")),
+        ({"schedule": 3}, ("schedule=3", "text or a list of stages")),
+        ({"shedule": "dart@2:0.44"}, ("unknown argument 'shedule'", "Did you mean 'schedule'?")),
+        ({"min_pixels": 1000}, ("unknown argument 'min_pixels'", "other model family")),
+        ({"device": "cuda:7"}, ("device=cuda:7", "CUDA devices", "cpu")),
+        ({"device": "gpu"}, ("device=gpu", "cpu, cuda or cuda:N")),
+        ({"device_map": "bogus"}, ("device_map=bogus", "auto")),
+        ({"dtype": "fp16"}, ("dtype=fp16", "float16", "bfloat16", "float32", "auto")),
+        ({"seed": -1}, ("seed=-1", "at least 0")),
+        ({"seed": "abc"}, ("seed=abc", "whole number")),
+        ({"batch_size": 0}, ("batch_size=0", "at least 1")),
+        ({"batch_size": "auto"}, ("batch_size=auto", "whole number")),
+        ({"use_cache": "maybe"}, ("use_cache=maybe", "true or false")),
+        ({"use_cache": False, "schedule": "vtw@3"}, ("use_cache=false", "schedule")),
+        ({"positions": "compacted"}, ("positions=compacted", "Did you mean 'compact'?")),
+        ({"prompt": "llama"}, ("prompt=llama", "hf", "vicuna")),
+        ({"image_aspect": "square"}, ("image_aspect=square", "crop", "pad")),
+        ({"attn_implementation": "flash"}, ("attn_implementation=flash", "flash_attention_2")),
+        ({"system_prompt": ""}, ("system_prompt is empty",)),
+        ({"chat_template": "{% if %}"}, ("chat_template", "{% if %}")),
+        ({"chat_template": "/no/such/template.jinja"}, ("chat_template", "/no/such/template.jinja")),
+    ],
+    ids=str,
+)
+def test_wrong_llava_arguments(given, parts, harness):
+    with pytest.raises(OURS) as error:
+        harness.create("llava", **given)
+    _holds(str(error.value), parts)
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"prompt": "vicuna"}, ("unknown argument 'prompt'", "other model family")),
+        ({"image_aspect": "pad"}, ("unknown argument 'image_aspect'", "other model family")),
+        ({"positions": "compact"}, ("positions=compact", "M-RoPE", "positions=original")),
+        ({"min_pixels": 0}, ("min_pixels=0", "at least 1")),
+        ({"min_pixels": 200000, "max_pixels": 100000}, ("min_pixels", "200000", "max_pixels", "100000")),
+        ({"schedule": "fastv@3:?", "budget": "30t"}, ("'30t' is a number of tokens", "differ in size", "ratio")),
+        ({"schedule": "fastv@3:?", "budget": "0.2"}, ("budget 0.2 cannot be met", "0.3750", "1.0000")),
+    ],
+    ids=str,
+)
+def test_wrong_qwen_arguments(given, parts, harness):
+    with pytest.raises(OURS) as error:
+        harness.create("qwen2_5_vl", **given)
+    _holds(str(error.value), parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("just/a/path", ("'just/a/path' is no argument", "name=value")),
+        ("seed=1,schedule=vtw@3,seed=2", ("'seed' is given twice",)),
+        ("seed=,schedule=vtw@3", ("seed=",)),
+    ],
+)
+def test_wrong_argument_texts(text, parts, harness):
+    with pytest.raises(ArgumentError) as error:
+        harness.create("llava", text)
+    _holds(str(error.value), parts)
+
+
+@pytest.mark.parametrize(("name", "inner", "outer"), [("batch_size", 2, "4"), ("device", "cpu", "cuda:0")])
+def test_contradicting_the_command_is_an_error(name, inner, outer, harness):
+    from lmms_prune.harness.models import LlavaPruned
+
+    given = {"pretrained": str(harness.checkpoints["llava"]), name: inner}
+    with pytest.raises(ArgumentError, match=f"{name}={inner} contradicts --{name} {outer}"):
+        LlavaPruned.create_from_arg_string(given, {name: outer})
+
+
+def _text_only(folder: Path, harness) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=32, **small)).save_pretrained(folder)
+
+
+def _llava_next(folder: Path, harness) -> None:
+    from transformers import LlavaNextConfig
+
+    LlavaNextConfig().save_pretrained(folder)
+
+
+def _llava_onevision(folder: Path, harness) -> None:
+    from transformers import LlavaOnevisionConfig
+
+    LlavaOnevisionConfig().save_pretrained(folder)
+
+
+def _empty(folder: Path, harness) -> None:
+    folder.mkdir()
+
+
+def _nothing(folder: Path, harness) -> None:
+    pass
+
+
+def _copy(folder: Path, harness, *without: str) -> Path:
+    shutil.copytree(harness.checkpoints["llava"], folder)
+    for pattern in without:
+        for file in folder.glob(pattern):
+            file.unlink()
+    return folder / "model.safetensors"
+
+
+def _edit(folder: Path, harness, change) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = _copy(folder, harness)
+    weights = load_file(file)
+    name = next(name for name in weights if "layers.3.self_attn.q_proj" in name)
+    change(weights, name)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def _missing_weight(folder: Path, harness) -> None:
+    _edit(folder, harness, lambda weights, name: weights.pop(name))
+
+
+def _wrong_shape(folder: Path, harness) -> None:
+    _edit(folder, harness, lambda weights, name: weights.update({name: weights[name][:8].clone()}))
+
+
+def _no_weights(folder: Path, harness) -> None:
+    _copy(folder, harness, "model.safetensors")
+
+
+def _truncated(folder: Path, harness) -> None:
+    file = _copy(folder, harness)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _no_processor(folder: Path, harness) -> None:
+    _copy(folder, harness, "*processor*")
+
+
+def _no_tokenizer(folder: Path, harness) -> None:
+    _copy(folder, harness, "token*")
+
+
+def _no_template(folder: Path, harness) -> None:
+    _copy(folder, harness, "chat_template*")
+
+
+def _broken_config(folder: Path, harness) -> None:
+    _copy(folder, harness)
+    (folder / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (_text_only, ("'llama'", "no image input", "llava_pruned", "qwen2_5_vl_pruned")),
+        (_llava_next, ("'llava_next'", "not supported", "llava_pruned", "qwen2_5_vl_pruned")),
+        (_llava_onevision, ("'llava_onevision'", "not supported", "llava_pruned", "qwen2_5_vl_pruned")),
+        (_empty, ("pretrained=", "no checkpoint", "config.json")),
+        (_nothing, ("pretrained=", "no checkpoint", "config.json")),
+        (_broken_config, ("pretrained=", "no checkpoint")),
+        (_missing_weight, ("pretrained=", "1 weights are missing", "layers.3.self_attn.q_proj")),
+        (_wrong_shape, ("pretrained=", "wrong shape", "layers.3.self_attn.q_proj")),
+        (_no_weights, ("pretrained=", "model.safetensors")),
+        (_truncated, ("pretrained=",)),
+        (_no_processor, ("pretrained=", "processor")),
+        (_no_tokenizer, ("pretrained=", "tokenizer")),
+        (_no_template, ("pretrained=", "no chat template", "prompt=vicuna", "chat_template=FILE")),
+    ],
+)
+def test_wrong_checkpoints(make, parts, harness, tmp_path):
+    from lmms_prune.families import UnsupportedModelError
+
+    make(tmp_path / "made", harness)
+    with pytest.raises((*OURS, UnsupportedModelError)) as error:
+        harness.create("llava", {"pretrained": str(tmp_path / "made")})
+    _holds(str(error.value), parts if make in (_text_only, _llava_next, _llava_onevision) else (*parts, str(tmp_path)))
+
+
+def test_the_other_familys_checkpoint_names_its_model(harness, family):
+    from lmms_prune.families import UnsupportedModelError
+
+    other = next(name for name in harness.models if name != family)
+    with pytest.raises(UnsupportedModelError) as error:
+        harness.create(family, {"pretrained": str(harness.checkpoints[other])})
+    _holds(str(error.value), (f"'{other}'", f"use --model {harness.models[other]}", f"not {harness.models[family]}"))
+
+
+def test_beam_search_is_refused_with_a_schedule_only(harness):
+    options = {"gen_kwargs": "num_beams=2"}
+    with pytest.raises(ArgumentError) as error:
+        harness.pruned("llava", ["pope"], options, schedule="dart@2:0.44")
+    _holds(str(error.value), ("num_beams=2", "use num_beams=1"))
+    run = harness.pruned("llava", ["pope"], options)
+    assert all(call["num_beams"] == 2 for call in run.calls)
+
+
+def test_no_argument_is_redacted_by_the_harness():
+    """The harness writes [REDACTED] for these names, and the schedule's neighbours would be lost."""
+    names = [field.name for field in fields(ModelArguments)]
+    assert len(names) > 10
+    assert not [name for name in names if re.search(r"(token|secret|password|api_key)$", name)]
+
+
+@pytest.fixture(scope="module")
+def processes(harness, tmp_path_factory):
+    weightless = tmp_path_factory.mktemp("checkpoints") / "weightless"
+    _no_weights(weightless, harness)
+    llava, qwen = (str(harness.checkpoints[family]) for family in ("llava", "qwen2_5_vl"))
+    lines = {
+        "method": ("llava_pruned", f"pretrained={llava},schedule=divprune@0:0.5,fastvv@2:0.25"),
+        "argument": ("qwen2_5_vl_pruned", f"pretrained={qwen},shedule=vtw@3"),
+        "weights": ("llava_pruned", f"pretrained={weightless}"),
+        "beams": ("llava_pruned", f"pretrained={llava},schedule=vtw@3"),
+    }
+    extra = {"beams": ("--gen_kwargs", "num_beams=2")}
+    return harness.run_all(
+        {
+            name: (("--model", model, "--model_args", text, "--tasks", "pope", *extra.get(name, ())), {})
+            for name, (model, text) in lines.items()
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("method", ("unknown method 'fastvv'", "Did you mean 'fastv'?", "\n                   ^^^^^^\n")),
+        ("argument", ("unknown argument 'shedule'", "Did you mean 'schedule'?")),
+        ("weights", ("pretrained=", "model.safetensors")),
+        ("beams", ("num_beams=2", "use num_beams=1")),
+    ],
+)
+def test_the_command_ends_with_code_2_and_the_message(name, parts, processes):
+    run = processes[name]
+    assert run.results is None
+    assert run.returncode == 2
+    assert "Traceback" not in run.stdout + run.stderr
+    _holds(run.stderr, parts)
+    assert run.stderr.count("lmms-prune: error: ") == 1

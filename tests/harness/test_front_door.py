@@ -1,0 +1,169 @@
+"""Every way in which a schedule reaches the model gives the same run, on every benchmark."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import yaml
+
+from lmms_prune.demo.benchmarks import TASKS
+
+SCHEDULE = "dart@2:0.44,random@5:0.07"
+SEED = 3
+# One number at least per benchmark; mmbench's and textvqa's "submission" is a file, not a number.
+METRICS = {
+    "mme": ("mme_perception_score", "mme_cognition_score"),
+    "scienceqa_img": ("exact_match",),
+    "scienceqa": ("exact_match",),
+    "pope": ("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio"),
+    "textvqa_val": ("exact_match",),
+    "mmbench_en_dev_static": ("gpt_eval_score",),
+    "mmbench_cn_dev_static": ("gpt_eval_score",),
+    "gqa": ("exact_match",),
+    "infovqa_val": ("anls",),
+    "docvqa_val": ("anls",),
+    "ocrbench": ("ocrbench_accuracy",),
+}
+ALL = (*TASKS, "scienceqa")
+
+
+def _numbers(run) -> dict[str, list[float]]:
+    numbers = {task: [run.metrics[task][f"{name},none"] for name in METRICS[task]] for task in ALL}
+    for task, values in numbers.items():
+        assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in values), (task, values)
+    return {task: [float(value) for value in values] for task, values in numbers.items()}
+
+
+@pytest.fixture(scope="module")
+def reference(harness):
+    return harness.pruned("llava", ["textvqa"], schedule=SCHEDULE, seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def everything(harness, family):
+    return harness.pruned(family, ALL, schedule=SCHEDULE)
+
+
+@pytest.fixture(scope="module")
+def processes(harness):
+    """Three spellings on the command line and, in one process, three in a --config file."""
+    path = harness.checkpoints["llava"]
+    spellings = {
+        "first": (f"schedule={SCHEDULE},seed={SEED},pretrained={path}", ("lmms-eval",)),
+        "last, quoted": (f'pretrained={path},seed={SEED},schedule="{SCHEDULE}"', ("python", "-m", "lmms_eval")),
+        "middle": (f"pretrained={path},schedule={SCHEDULE},seed={SEED}", ("lmms-eval", "eval")),
+    }
+    jobs = {
+        name: (("--model", "llava_pruned", "--model_args", text, "--tasks", "textvqa"), {"command": command})
+        for name, (text, command) in spellings.items()
+    }
+    config = harness.new_folder() / "runs.yaml"
+    given = {
+        "config text": f"pretrained={path},seed={SEED},schedule={SCHEDULE}",
+        "config mapping": {"pretrained": str(path), "schedule": SCHEDULE, "seed": SEED},
+        "config list": {"pretrained": str(path), "schedule": SCHEDULE.split(","), "seed": SEED},
+    }
+    folders = {name: harness.new_folder() for name in given}
+    run = {"model": "llava_pruned", "tasks": "textvqa", "log_samples": True}
+    listed = [{**run, "model_args": given[name], "output_path": str(folders[name])} for name in given]
+    config.write_text(yaml.safe_dump(listed), "utf-8")
+    jobs["config"] = (("--config", str(config)), {"output_in_config": True})
+    runs = harness.run_all(jobs)
+    process = runs.pop("config")
+    return {**runs, **{name: harness.read(folder, process) for name, folder in folders.items()}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spelling", ["first", "last, quoted", "middle", "config text", "config mapping", "config list"]
+)
+def test_every_spelling_gives_the_same_run(spelling, processes, reference):
+    run = processes[spelling]
+    assert run.results is not None, run.stderr[-3000:]
+    assert run.recorded["schedule"] == SCHEDULE
+    assert f"seed={SEED}," in run.recorded["identity"]
+    assert set(run.answers) == {"textvqa_val", "textvqa_test"}
+    assert run.answers == reference.answers
+    assert run.ledger == reference.ledger
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "schedule={S},seed=3,pretrained={P}",
+        "pretrained={P},seed=3,schedule='{S}'",
+        "pretrained={P}, schedule=[{S}], seed=3",
+        {"schedule": "{S}", "seed": "3"},
+        {"schedule": ["dart@2:0.44", "random@5:0.07"], "seed": 3},
+    ],
+    ids=str,
+)
+def test_python_entry_takes_text_and_mapping(given, harness, reference):
+    path = str(harness.checkpoints["llava"])
+    if isinstance(given, str):
+        given = given.format(S=SCHEDULE, P=path)
+    else:
+        given = {name: v.format(S=SCHEDULE) if isinstance(v, str) else v for name, v in given.items()}
+        given["pretrained"] = path
+    run = harness.evaluate("llava_pruned", ["textvqa"], given)
+    assert run.recorded["schedule"] == SCHEDULE
+    assert run.answers == reference.answers
+    assert run.ledger == reference.ledger
+
+
+def test_a_model_object_gives_the_same_run(harness, reference):
+    model = harness.create("llava", schedule=SCHEDULE, seed=SEED)
+    run = harness.evaluate(model, ["textvqa"])
+    assert run.recorded["schedule"] == SCHEDULE
+    assert run.answers == reference.answers
+
+
+def test_schedule_and_seed_reach_the_model(harness, reference):
+    unpruned = harness.pruned("llava", ["textvqa"])
+    assert unpruned.recorded["schedule"] == "none"
+    assert unpruned.answers != reference.answers
+    # The seed is seen where random draws decide alone.
+    first, again, other = (
+        harness.pruned("llava", ["pope", "ocrbench"], schedule="random@0:0.3", seed=seed) for seed in (0, 0, 1)
+    )
+    assert first.answers == again.answers != other.answers
+
+
+def test_all_benchmarks_have_numbers(everything):
+    numbers = _numbers(everything)
+    assert set(numbers) == {*TASKS, "scienceqa"} == set(METRICS)
+    assert any(value > 0 for values in numbers.values() for value in values), "no answer was right on any benchmark"
+    assert all(len(rows) == 4 for rows in everything.answers.values())
+    assert all(isinstance(answer, str) and answer for rows in everything.answers.values() for answer in rows)
+
+
+@pytest.fixture(scope="module")
+def benchmark_processes(harness):
+    return harness.run_all(
+        {
+            family: (
+                (
+                    *("--model", model, "--model_args", harness.text(family, schedule=SCHEDULE)),
+                    *("--tasks", ",".join(ALL), "--include_path", str(harness.configs)),
+                ),
+                {},
+            )
+            for family, model in harness.models.items()
+        }
+    )
+
+
+@pytest.mark.slow
+def test_all_benchmarks_as_a_process(family, benchmark_processes, everything):
+    run = benchmark_processes[family]
+    assert run.results is not None, run.stderr[-3000:]
+    assert _numbers(run) == _numbers(everything)
+    assert run.answers == everything.answers
+    assert run.ledger == everything.ledger
+
+
+def test_models_are_found_by_name():
+    from lmms_eval.models import list_available_models
+
+    assert {"llava_pruned", "qwen2_5_vl_pruned"} <= set(list_available_models())

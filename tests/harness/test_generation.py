@@ -1,0 +1,239 @@
+"""generate_until on hand-made requests: where answers end, what is refused, and what a failing sample does."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+SCHEDULE = "dart@2:0.44,random@5:0.07"
+LONG = {"max_new_tokens": 10, "min_new_tokens": 10}
+
+
+def _messages(doc):
+    content = [{"type": doc.get("media", "image"), "url": image} for image in doc["images"]]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": doc["text"]}]}]
+
+
+def _picture(colour: str, size: tuple[int, int] = (140, 112)) -> Image.Image:
+    image = Image.new("RGB", size, "white")
+    image.paste(colour, (20, 30, 70, 80))
+    return image
+
+
+def _doc(text: str, *colours: str) -> dict:
+    return {"text": text, "images": [_picture(colour) for colour in colours]}
+
+
+def _requests(model, docs, options=None):
+    from lmms_eval.api.instance import Instance
+
+    model.task_dict["made"] = {"test": docs}
+    return [
+        Instance(
+            request_type="generate_until",
+            arguments=(doc["text"], _messages, dict(options or {}), number, "made", "test"),
+            idx=0,
+            metadata={"task": "made", "doc_id": number, "repeats": 1},
+        )
+        for number, doc in enumerate(docs)
+    ]
+
+
+def _answer(model, docs, options=None):
+    return model.generate_until(_requests(model, docs, options))
+
+
+def _plain(results) -> list[tuple]:
+    return [(result.text, result.token_counts.to_dict()) for result in results]
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The options of every generate()."""
+    from transformers import GenerationMixin
+
+    original, seen = GenerationMixin.generate, []
+
+    def spy(self, **kwargs):
+        seen.append(kwargs)
+        return original(self, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", spy)
+    return seen
+
+
+DOCS = [_doc("Is there a circle?", "red"), _doc("Which colour has the square in this picture?", "blue")]
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_until_ends_an_answer(as_list, harness, family):
+    model = harness.create(family, schedule=SCHEDULE)
+    full = _answer(model, DOCS[:1], LONG)[0]
+    stop = full.text[len(full.text) // 2 :][:2]
+    place = full.text.index(stop)
+    assert place > 0
+    ended = _answer(model, DOCS[:1], {**LONG, "until": [stop] if as_list else stop})[0]
+    assert ended.text == full.text[:place]
+    assert ended.token_counts.output_tokens < full.token_counts.output_tokens == 10
+
+
+def test_the_first_of_several_stops_counts(harness):
+    model = harness.create("llava")
+    full = _answer(model, DOCS[:1], LONG)[0].text
+    late, early = full[-2:], full[3:5]
+    ended = _answer(model, DOCS[:1], {**LONG, "until": [late, early]})[0].text
+    assert ended == full[: min(full.index(late), full.index(early))]
+
+
+def test_the_harness_filler_stop_is_not_applied(harness, given):
+    model = harness.create("llava")
+    full, filled = (_answer(model, DOCS, {**LONG, **until})[0].text for until in ({}, {"until": ["\n\n"]}))
+    assert filled == full
+    assert all("stop_strings" not in options for options in given)
+
+
+@pytest.mark.parametrize(("options", "length"), [({}, 128), ({"max_new_tokens": 7}, 7)])
+def test_length(options, length, harness, family, given):
+    _answer(harness.create(family), DOCS[:1], options)
+    assert [options["max_new_tokens"] for options in given] == [length]
+    assert not given[0]["do_sample"]
+
+
+def test_control_characters_are_removed(harness, family, monkeypatch):
+    model = harness.create(family)
+    monkeypatch.setattr(model.processor.tokenizer, "decode", lambda *args, **kwargs: "a\x00b\x0b\x1fc\n\t是\x08")
+    assert _answer(model, DOCS[:1])[0].text == "abc\n\t是"
+
+
+def test_sampling_follows_torchs_seed(harness, family, given):
+    model = harness.create(family, schedule=SCHEDULE)
+
+    def sample(seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        return [result.text for result in _answer(model, DOCS, {**LONG, "temperature": 3.0, "top_p": 0.95})]
+
+    first, again, other = sample(0), sample(0), sample(1)
+    assert first == again != other
+    assert given[0]["do_sample"]
+    assert (given[0]["temperature"], given[0]["top_p"]) == (3.0, 0.95)
+
+
+def test_answers_come_in_the_order_of_the_requests(harness):
+    model = harness.create("llava", batch_size=2)
+    docs = [_doc("Say " + "word " * length, "red") for length in (1, 5, 3, 4, 2)]
+    together = _plain(_answer(model, docs))
+    alone = [_plain(_answer(model, [doc]))[0] for doc in docs]
+    assert together == alone
+    assert len({counts["input_tokens"] for _, counts in together}) == 5
+
+
+@pytest.mark.parametrize("schedule", ["none", SCHEDULE, "divprune@0:30t,vtw@6"])
+def test_rows_with_no_one_and_several_images_share_a_batch(schedule, harness, family):
+    docs = [
+        _doc("Is there a circle?", "red"),
+        _doc("Two plus two?"),
+        _doc("Which of both is larger?", "blue", "green"),
+        _doc("Say no.", "black"),
+        _doc("Name a colour, please, any."),
+    ]
+    mixed = harness.create(family, schedule=schedule, batch_size=8)
+    single = harness.create(family, schedule=schedule)
+    # The random draws are seeded by the document's place in its task, so each request keeps its own.
+    requests = _requests(single, docs, LONG)
+    alone = [_plain(single.generate_until([request]))[0] for request in requests]
+    together = _plain(_answer(mixed, docs, LONG))
+    assert together == alone
+    visual = [counts["visual_tokens"] for _, counts in together]
+    assert visual == [visual[0] * images for images in (1, 0, 2, 1, 0)]
+    assert visual[0] > 0
+    if schedule == SCHEDULE:
+        assert together[2][1]["kept_visual_tokens"] == [2 * n for n in together[0][1]["kept_visual_tokens"]]
+    assert all(counts["avg_visual_tokens"] == 0 for _, counts in (together[1], together[4]))
+
+
+def test_several_images_need_several_tokens_in_any_order(harness, family):
+    model = harness.create(family, schedule="divprune@0:0.2")
+    one, two = (_plain(_answer(model, [_doc("Compare.", *pair)], LONG)) for pair in (("red", "blue"), ("blue", "red")))
+    assert one[0][1] == two[0][1]
+
+
+def test_requests_with_different_options_do_not_share_a_batch(harness, given):
+    model = harness.create("llava", batch_size=8)
+    requests = _requests(model, DOCS, LONG)
+    requests += _requests(model, DOCS, {**LONG, "max_new_tokens": 11})
+    results = model.generate_until(requests)
+    assert sorted(options["max_new_tokens"] for options in given) == [10, 11]
+    assert [result.token_counts.output_tokens >= 10 for result in results] == [True] * 4
+
+
+def test_a_failing_sample_is_named(harness, family):
+    from lmms_prune.harness.models import SampleError
+
+    model = harness.create(family, schedule=SCHEDULE)
+    docs = [*DOCS, {"text": "Broken?", "images": [object()]}]
+    with pytest.raises(SampleError, match="task 'made', document 2"):
+        _answer(model, docs)
+    # Nothing of the failure stays in the model.
+    assert len(_answer(model, DOCS)) == 2
+
+
+def test_an_error_inside_the_model_is_not_an_empty_answer(harness, monkeypatch):
+    from transformers import GenerationMixin
+
+    from lmms_prune.harness.models import SampleError
+
+    def fail(self, **kwargs):
+        raise RuntimeError("out of memory, say")
+
+    model = harness.create("llava", schedule=SCHEDULE, batch_size=2)
+    monkeypatch.setattr(GenerationMixin, "generate", fail)
+    with pytest.raises(SampleError, match=r"document 0.*document 1|document 1.*document 0") as error:
+        _answer(model, DOCS)
+    assert "out of memory, say" in str(error.value)
+
+
+@pytest.mark.parametrize("media", ["video", "audio"])
+def test_other_media_are_refused(media, harness, family):
+    from lmms_prune.harness.models import SampleError
+
+    model = harness.create(family)
+    with pytest.raises(SampleError, match=f"document 0.*{media}.*only images and text"):
+        _answer(model, [{"text": "What happens?", "images": ["clip.mp4"], "media": media}])
+
+
+def test_likelihoods_are_refused(harness):
+    model = harness.create("llava")
+    with pytest.raises(NotImplementedError, match="generate_until"):
+        model.loglikelihood([])
+    with pytest.raises(NotImplementedError, match="generate_until"):
+        model.generate_until_multi_round([])
+
+
+@pytest.mark.slow
+def test_a_process_with_a_corrupt_image_writes_no_results(harness, tmp_path):
+    import datasets
+
+    folder = tmp_path / "mirror"
+    shutil.copytree(harness.mirror, folder)
+    file = next((folder / "lmms-lab-encoder/textvqa").rglob("validation-*.parquet"))
+    rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache")).cast_column(
+        "image", datasets.Image(decode=False)
+    )
+
+    def corrupt(row, number):
+        return {"image": {"bytes": b"no image", "path": None}} if number == 2 else {"image": row["image"]}
+
+    rows = rows.map(corrupt, with_indices=True, features=rows.features)
+    rows.cast_column("image", datasets.Image()).to_parquet(file)
+    text = harness.text("llava", schedule=SCHEDULE)
+    # A cache of its own, because `datasets` recognises a folder by its README alone.
+    home = tmp_path / "home"
+    run = harness.run(
+        *("--model", "llava_pruned", "--model_args", text, "--tasks", "textvqa_val"), cwd=folder, hf_home=home
+    )
+    assert run.results is None
+    assert run.samples == {}
+    assert "task 'textvqa_val', document 2" in run.stdout + run.stderr

@@ -1,0 +1,116 @@
+"""What a run says about itself: the tokens of every sample, the averages, and where it took place."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from importlib.metadata import version
+
+import pytest
+
+from lmms_prune import Schedule
+
+LAYERS = 8
+TASKS = ("mme", "docvqa_val", "scienceqa")
+
+
+def _part(text: str, n: int) -> int:
+    # round() of a Fraction rounds halves to even.
+    return round(Fraction(text) * n)
+
+
+# The tokens that enter each layer, by hand: (schedule, kept after each stage, layers with the full set and after each).
+CASES = {
+    "none": (lambda n: [], [8]),
+    "dart@2:0.44,random@5:0.07": (lambda n: [8 * (_part("0.44", n) // 8) + 4, _part("0.07", n)], [2, 3, 3]),
+    "divprune@0:0.33": (lambda n: [_part("0.33", n)], [0, 8]),
+    "fastv@3:30t,vtw@6": (lambda n: [30, 0], [3, 3, 2]),
+    "random@1:0.5,fastv@4:0.25,random@7:0.1": (
+        lambda n: [_part("0.5", n), _part("0.25", n), _part("0.1", n)],
+        [1, 3, 3, 1],
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, harness, family):
+    return request.param, harness.pruned(family, TASKS, schedule=request.param)
+
+
+def _images(run, family: str) -> list[int]:
+    """Visual tokens of the images as they were handed to the model, in no particular order."""
+    if family == "llava":
+        return [(112 // 14) ** 2 for call in run.calls if "pixel_values" in call]
+    grids = [call["image_grid_thw"].tolist() for call in run.calls if "image_grid_thw" in call]
+    return [t * h * w // 4 for grid in grids for t, h, w in grid]
+
+
+def test_every_sample_has_its_tokens(case, family):
+    schedule, run = case
+    kept, spans = CASES[schedule]
+    rows = [row for task in TASKS for row in run.ledger[task]]
+    assert len(rows) == 12
+    for row in rows:
+        n = row["visual_tokens"]
+        stages = kept(n) if n else [0] * len(kept(0))
+        assert row["kept_visual_tokens"] == stages
+        by_hand = [count for count, span in zip([n, *stages], spans, strict=True) for _ in range(span)]
+        assert len(by_hand) == LAYERS
+        assert row["avg_visual_tokens"] == pytest.approx(sum(by_hand) / LAYERS)
+        if n:
+            assert Schedule.parse(schedule).layer_counts(LAYERS, [n]) == by_hand
+        assert n < row["input_tokens"]
+        assert row["output_tokens"] >= 1
+    assert sorted(row["visual_tokens"] for row in rows if row["visual_tokens"]) == sorted(_images(run, family))
+    assert [row["visual_tokens"] == 0 for row in run.ledger["scienceqa"]] == [False, True] * 2
+
+
+def test_input_tokens_are_the_prompts(case):
+    _, run = case
+    rows = [row["input_tokens"] for task in TASKS for row in run.ledger[task]]
+    assert sorted(rows) == sorted(call["input_ids"].shape[1] for call in run.calls)
+
+
+def test_averages_are_in_the_throughput_section(case):
+    schedule, run = case
+    rows = [row for task in TASKS for row in run.ledger[task]]
+    pictured = [row for row in rows if row["visual_tokens"]]
+    averages = {
+        "visual_tokens": sum(row["visual_tokens"] for row in pictured) / len(pictured),
+        "visual_tokens_per_layer": sum(row["avg_visual_tokens"] for row in pictured) / len(pictured),
+        "input_tokens": sum(row["input_tokens"] for row in rows) / len(rows),
+    }
+    throughput = run.results["throughput"]
+    assert {name: throughput[f"avg_{name}"] for name in averages} == pytest.approx(averages)
+    assert throughput["total_gen_tokens"] == sum(row["output_tokens"] for row in rows)
+    assert throughput["total_elapsed_time"] > 0
+    assert run.recorded["averages"] == pytest.approx(averages)
+    assert run.recorded["schedule"] == schedule
+
+
+def test_provenance_is_recorded(case):
+    recorded = case[1].recorded
+    for name in ("lmms-prune", "lmms-eval", "torch", "transformers"):
+        assert recorded[name] == version(name)
+    assert recorded["device"].startswith("cpu")
+    assert recorded["batch_size"] == 1
+
+
+@pytest.mark.parametrize(("budget", "limit"), [("24t", 24), ("0.5", 32)])
+def test_a_solved_budget_is_recorded_and_kept(budget, limit, harness):
+    run = harness.pruned("llava", ["pope"], schedule="dart@2:?,random@5:4t", budget=budget)
+    assert "?" not in run.recorded["schedule"]
+    first = run.ledger["pope"][0]["kept_visual_tokens"][0]
+    assert run.recorded["schedule"] == f"dart@2:{first}t,random@5:4t"
+    average = (2 * 64 + 3 * first + 3 * 4) / LAYERS
+    # DART's next larger choice has eight more.
+    assert average <= limit < average + 3 * 8 / LAYERS
+    assert all(row["avg_visual_tokens"] == average for row in run.ledger["pope"])
+
+
+def test_output_tokens_end_with_the_answer_in_any_batch(harness):
+    """A row that meets its stop text waits, padded, for the others: padding is no output."""
+    options = {"gen_kwargs": "until=o,max_new_tokens=12,min_new_tokens=12"}
+    one, four = (harness.pruned("llava", ["pope", "gqa"], options, batch_size=size) for size in (1, 8))
+    assert len({row["output_tokens"] for row in one.ledger["gqa"]}) > 1
+    assert four.answers == one.answers
+    assert four.ledger == one.ledger

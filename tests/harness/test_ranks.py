@@ -1,0 +1,52 @@
+"""Several processes give what one gives."""
+
+from __future__ import annotations
+
+import pytest
+
+SCHEDULE = "dart@2:0.44,random@5:0.3"
+TASKS = ("pope", "scienceqa", "ocrbench")
+TWO = {
+    "torchrun": ("torchrun", "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval"),
+    "accelerate": ("accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "lmms_eval"),
+}
+
+
+@pytest.fixture(scope="module")
+def processes(harness):
+    # One after the other: each starts two processes of its own.
+    return {
+        (launcher, limit): harness.run(
+            *("--model", "llava_pruned", "--model_args", harness.text("llava", schedule=SCHEDULE, seed=5)),
+            *("--tasks", ",".join(TASKS), *(("--limit", limit) if limit else ())),
+            command=TWO[launcher],
+        )
+        for launcher, limit in (("torchrun", "3"), ("accelerate", None))
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "limit"), [("torchrun", "3"), ("accelerate", None)])
+def test_two_processes_give_what_one_gives(launcher, limit, processes, harness):
+    run = processes[launcher, limit]
+    options = {"limit": int(limit)} if limit else {}
+    one = harness.pruned("llava", TASKS, options, schedule=SCHEDULE, seed=5)
+    assert run.results is not None, run.stderr[-3000:]
+    for task in TASKS:
+        assert [row["doc_id"] for row in run.samples[task]] == list(range(int(limit or 4)))
+    assert run.answers == one.answers
+    assert run.ledger == one.ledger
+    assert run.recorded["schedule"] == SCHEDULE
+    scores = {
+        task: {name: run.metrics[task][name] for name in run.metrics[task] if "stderr" not in name} for task in TASKS
+    }
+    assert scores == {task: {name: one.metrics[task][name] for name in scores[task]} for task in TASKS}
+
+
+@pytest.mark.slow
+def test_torchrun_shares_the_documents_out(processes):
+    # The throughput section is rank 0's alone: two of each task's three documents, padded shares included.
+    run = processes["torchrun", "3"]
+    assert run.results is not None, run.stderr[-3000:]
+    everything = sum(row["output_tokens"] for rows in run.ledger.values() for row in rows)
+    assert 0 < run.results["throughput"]["total_gen_tokens"] < everything

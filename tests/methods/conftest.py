@@ -1,0 +1,98 @@
+"""Tiny checkpoints of both families, random prompts and methods of a test's own."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from observed import BUILDERS, FAMILIES, LAYERS, Observed, Tiny, load_tiny, observe
+from torch import Tensor
+
+from lmms_prune.methods import METHODS, MethodSpec
+from lmms_prune.methods.base import Method
+from lmms_prune.view import TokenView
+
+BATCHES, BATCH = 8, 25
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing from threads, and lose twenty-fold where other processes hold the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def all_tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {family: load_tiny(family, BUILDERS[family](root / family, layers=LAYERS)) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def observed_batches(all_tiny: dict[str, Tiny]) -> Callable[[str], list[Observed]]:
+    """For a family, 8 batches of 25 random prompts (one image each) with what the unpruned model computes for them."""
+    made: dict[str, list[Observed]] = {}
+
+    def of(family: str) -> list[Observed]:
+        if family not in made:
+            tiny, rng = all_tiny[family], random.Random(7)
+            batches = [[tiny.row(rng) for _ in range(BATCH)] for _ in range(BATCHES)]
+            made[family] = [observe(tiny, tiny.batch(rows)) for rows in batches]
+        return made[family]
+
+    return of
+
+
+@pytest.fixture(params=FAMILIES)
+def tiny(request: pytest.FixtureRequest, all_tiny: dict[str, Tiny]) -> Tiny:
+    return all_tiny[request.param]
+
+
+@pytest.fixture
+def batches(tiny: Tiny, observed_batches: Callable[[str], list[Observed]]) -> list[Observed]:
+    return observed_batches(tiny.family)
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Add a method of a test's own to the table, as a new file and a new row would."""
+
+    def add(method: type[Method], **row: Any) -> None:
+        name = method.__name__.lower()
+        module = ModuleType(f"lmms_prune.methods.{name}")
+        setattr(module, method.__name__, method)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        filled = {"reads": (), "kind": "control", "paper": "https://arxiv.org", "example": f"{name}@1:0.5", **row}
+        monkeypatch.setitem(METHODS, name, MethodSpec(name=name, class_name=method.__name__, **filled))
+
+    return add
+
+
+@pytest.fixture
+def capture_view(register: Callable[..., None]) -> Iterator[Callable[..., TokenView]]:
+    """The view that a method gets at a layer, in a real run."""
+    views: list[TokenView] = []
+
+    class Spy(Method):
+        paper = "https://arxiv.org"
+
+        def select(self, view: TokenView, budget: Tensor) -> Tensor:
+            views.append(view)
+            rank = torch.arange(view.valid.shape[1], device=view.valid.device)
+            return view.valid & (rank < budget[:, None])
+
+    def capture(tiny: Tiny, inputs: dict[str, Tensor], layer: int, before: str = "", **options: Any) -> TokenView:
+        reads = ("attention", "keys", "hidden") if layer else ("hidden",)
+        register(Spy, reads=reads, lowest_layer=min(layer, 1))
+        tiny.run(inputs, f"{before}spy@{layer}:0.2", **options)
+        return views[-1]
+
+    yield capture
+    views.clear()

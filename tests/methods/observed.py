@@ -1,0 +1,281 @@
+"""What these tests share: tiny models, random prompts, what an unpruned model computes, views made by hand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lmms_prune import Schedule, Trace, prune
+from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
+from lmms_prune.view import LayerInput, Tokens, TokenView
+
+FAMILIES = ("llava", "qwen2_5_vl")
+BUILDERS = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
+LAYERS = 8
+WORDS = (
+    "is",
+    "there",
+    "a",
+    "red",
+    "circle",
+    "in",
+    "this",
+    "image",
+    "left",
+    "right",
+    "of",
+    "the",
+    "blue",
+    "square",
+    "what",
+    "colour",
+    "how",
+    "many",
+    "people",
+    "yes",
+    "no",
+)
+
+Row = tuple[list[Image.Image], str]
+"""The images and the question of one prompt."""
+
+
+@dataclass
+class Tiny:
+    """One family's checkpoint, loaded once for each (dtype, kernel) asked for."""
+
+    family: str
+    folder: Path
+    processor: Any = field(repr=False)
+    loaded: dict[tuple[torch.dtype, str], nn.Module] = field(default_factory=dict, repr=False)
+
+    def model(self, dtype: torch.dtype = torch.float64, kernel: str = "sdpa") -> nn.Module:
+        key = (dtype, kernel)
+        if key not in self.loaded:
+            model = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=dtype, attn_implementation=kernel)
+            self.loaded[key] = model.eval()
+        return self.loaded[key]
+
+    def row(self, rng: random.Random, images: int = 1, words: int | None = None) -> Row:
+        """A random prompt: noise images (of random sizes where the family allows) and a random question."""
+        question = " ".join(rng.choices(WORDS, k=words or rng.randint(1, 12)))
+        return [self.image(rng) for _ in range(images)], question
+
+    def image(self, rng: random.Random, size: tuple[int, int] | None = None) -> Image.Image:
+        """Noise. Qwen's images have `size` (columns, rows) visual tokens; LLaVA's always 64."""
+        columns, rows = (4, 4) if self.family == "llava" else size or (rng.randint(3, 6), rng.randint(3, 6))
+        pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (28 * rows, 28 * columns, 3))
+        return Image.fromarray(pixels.astype(np.uint8))
+
+    def batch(self, rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        texts = []
+        for images, question in rows:
+            content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
+            message = {"role": "user", "content": content}
+            texts.append(self.processor.apply_chat_template([message], add_generation_prompt=True))
+        flat = [image for images, _ in rows for image in images]
+        inputs = self.processor(text=texts, images=flat or None, padding=True, return_tensors="pt")
+        return {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+
+    def run(
+        self,
+        inputs: dict[str, Tensor],
+        schedule: str | Schedule,
+        *,
+        dtype: torch.dtype = torch.float64,
+        kernel: str = "sdpa",
+        **options: Any,
+    ) -> tuple[Trace, Tensor]:
+        """The trace and the last position's logits of one pruned forward pass."""
+        model = self.model(dtype, kernel)
+        with torch.no_grad(), prune(model, schedule, **options) as trace:
+            logits = model(**inputs, logits_to_keep=1).logits[:, -1]
+        return trace, logits
+
+
+@dataclass
+class Place:
+    """Where one image stands in its row, counted without padding."""
+
+    row: int
+    pad: int
+    length: int
+    visual: list[int]
+    text: list[int]
+
+
+def places(input_ids: Tensor, attention_mask: Tensor, image_token: int) -> list[Place]:
+    """All images of a batch in order; each run of image tokens is one image, as the prompts here have text between."""
+    found = []
+    for row, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.tolist(), strict=True)):
+        pad = mask.index(1)
+        ids = ids[pad:]
+        column = 0
+        while column < len(ids):
+            if ids[column] != image_token:
+                column += 1
+                continue
+            start = column
+            while ids[column] == image_token:
+                column += 1
+            text = [i for i in range(column, len(ids)) if ids[i] != image_token]
+            found.append(Place(row, pad, len(ids), list(range(start, column)), text))
+    return found
+
+
+@dataclass
+class Observed:
+    """What an unpruned model computes for a batch, seen by hooks of our own and in the library's outputs."""
+
+    inputs: dict[str, Tensor]
+    places: list[Place]
+    hidden: list[Tensor]
+    keys: list[Tensor]
+    last_rows: list[Tensor]
+    norm_weight: list[float]
+    norm_eps: float
+
+    def states(self, place: Place, layer: int) -> list[list[float]]:
+        """Hidden states entering `layer`, padding left out."""
+        return self.hidden[layer][place.row, place.pad :].tolist()
+
+    def key_rows(self, place: Place, layer: int) -> list[list[float]]:
+        """Rotated keys of `layer`, its KV heads side by side."""
+        return self.keys[layer][place.row].transpose(0, 1).flatten(1)[place.pad :].tolist()
+
+    def attention(self, place: Place, layer: int) -> list[list[list[float]]]:
+        """The last query's softmax of eager attention, as [head][the one query][key]."""
+        return self.last_rows[layer][place.row, :, None, place.pad :].tolist()
+
+
+def observe(tiny: Tiny, inputs: dict[str, Tensor], dtype: torch.dtype = torch.float64) -> Observed:
+    """Run the unpruned model: hidden states from pre-hooks, keys from the cache, attentions from an eager copy."""
+    model = tiny.model(dtype)
+    decoder = model.model.language_model
+    hidden: list[Tensor] = []
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs: hidden.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+        for layer in decoder.layers
+    ]
+    try:
+        with torch.no_grad():
+            cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+    finally:
+        for handle in handles:
+            handle.remove()
+    attentions = eager_attentions(tiny, inputs, dtype)
+    spans = places(inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id)
+    return Observed(
+        inputs,
+        spans,
+        hidden,
+        [layer.keys for layer in cache.layers],
+        [attention[:, :, -1].clone() for attention in attentions],
+        decoder.norm.weight.tolist(),
+        decoder.norm.variance_epsilon,
+    )
+
+
+def eager_attentions(tiny: Tiny, inputs: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The softmax of every layer (B, H, L, L), with a mask of our own.
+
+    The library's eager mask holds the lowest float64, which its float32 softmax turns to -inf: the padding's empty rows
+    become NaN, and spread.
+    """
+    model = tiny.model(dtype, "eager")
+    real = inputs["attention_mask"].bool()
+    allowed = real[:, None, None, :] & torch.ones(real.shape[1], real.shape[1], dtype=torch.bool).tril()
+    mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -1e30)
+    arguments = {**inputs, "attention_mask": mask}
+    if tiny.family == "qwen2_5_vl":
+        arguments["position_ids"] = rope_ids(tiny, inputs)
+    with torch.no_grad():
+        return list(model(**arguments, output_attentions=True, logits_to_keep=1).attentions)
+
+
+def rope_ids(tiny: Tiny, inputs: dict[str, Tensor]) -> Tensor:
+    """Qwen's position ids (3, B, L), computed by the library."""
+    names = ("input_ids", "attention_mask", "image_grid_thw", "mm_token_type_ids")
+    return tiny.model().model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})[0]
+
+
+def load_tiny(family: str, folder: Path) -> Tiny:
+    return Tiny(family, folder, AutoProcessor.from_pretrained(folder, padding_side="left"))
+
+
+class HandView(TokenView):
+    """A view of hand-made tensors: one system token, then V visual tokens, then text, for each image.
+
+    `hidden` (B, L, D) enters the layer, `keys` (B, L, K) are those of the layer before, and the final norm leaves
+    directions alone. `queries` (B, H, 1, K) attend from the last token to the keys as to one KV head, unscaled.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        visual: int | Sequence[int],
+        keys: Tensor | None = None,
+        queries: Tensor | None = None,
+        seeds: Sequence[str] | None = None,
+    ):
+        rows, length = hidden.shape[:2]
+        counts = [visual] * rows if isinstance(visual, int) else list(visual)
+        columns = torch.arange(max(counts))
+        valid = columns < torch.tensor(counts)[:, None]
+        after = torch.arange(1 + max(counts), length).expand(rows, -1)
+        rotary = (torch.ones(1, length, 2), torch.zeros(1, length, 2))
+        self.layer, self.rows, self.counts = 1, torch.arange(rows), counts
+        self.visual = Tokens(torch.where(valid, 1 + columns, 0), valid)
+        self.text = Tokens(after, torch.ones_like(after, dtype=torch.bool))
+        self.index = columns.expand(rows, -1)
+        self.seeds = seeds or [f"image {row}" for row in range(rows)]
+        self.parts = SimpleNamespace(
+            final_norm=lambda x: x / x.square().mean(-1, keepdim=True).add(1e-12).sqrt(),
+            keys=lambda layer, hidden, rotary: keys[:, None],
+            queries=lambda layer, hidden, rotary: queries,
+            layers=[SimpleNamespace(self_attn=SimpleNamespace(scaling=1.0))],
+        )
+        self.state = LayerInput(1, hidden, rotary)
+        self.before = LayerInput(0, hidden, rotary)
+        self.present = torch.ones(rows, length, dtype=torch.bool)
+        self.memory = {}
+
+
+def angles(*degrees: float, length: float | Sequence[float] = 1.0) -> Tensor:
+    """Plane vectors (1, N, 2) at the given angles; the lengths must not matter to a method that uses cosines."""
+    turned = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return (torch.stack([turned.cos(), turned.sin()], dim=-1) * torch.as_tensor(length).reshape(-1, 1))[None]
+
+
+def chosen(mask: Tensor) -> list[set[int]]:
+    """The marked columns of each row."""
+    return [set(row.nonzero().flatten().tolist()) for row in mask]
+
+
+def kept(trace: Trace, stage: int = 0) -> list[set[int]]:
+    """The raster indices that each image kept, image by image through the batch."""
+    return [set(image) for row in trace.rows for image in row.indices(stage)]
+
+
+def assert_agree(got: Sequence[set[int]], want: Sequence[tuple[set[int], float]]) -> None:
+    """The sets are equal; a rare one may differ where the reference itself hesitated between two tokens."""
+    assert len(got) == len(want)
+    unequal = []
+    for number, (mine, (reference, margin)) in enumerate(zip(got, want, strict=True)):
+        assert len(mine) == len(reference), f"image {number} keeps {len(mine)}, not {len(reference)}"
+        if mine != reference:
+            assert margin < 1e-6, f"image {number}: {sorted(mine)} against {sorted(reference)}, margin {margin:.2e}"
+            unequal.append(number)
+    assert len(unequal) <= len(got) // 20, f"too many near-ties: {unequal}"

@@ -1,0 +1,490 @@
+"""What every method owes: a mask of the planned size over tokens that are there, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from observed import LAYERS, Tiny, kept, load_tiny, observe
+from torch import Tensor
+
+import lmms_prune.methods
+from lmms_prune import Schedule, ScheduleError, Stage, prune
+from lmms_prune.demo.checkpoints import build_llava
+from lmms_prune.methods import METHODS, MethodSpec, OptionError
+from lmms_prune.methods.base import Method, ScoreMethod
+from lmms_prune.view import TokenView
+
+SPECS = list(METHODS.values())
+KEEPING = [spec for spec in SPECS if not spec.drops_all]
+by_name = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+by_keeping_name = pytest.mark.parametrize("spec", KEEPING, ids=lambda spec: spec.name)
+
+
+def layers_of(specs: list[MethodSpec]) -> pytest.MarkDecorator:
+    """Each method at its lowest layer, in the middle and at the last layer."""
+    cases = [(spec, layer) for spec in specs for layer in (spec.lowest_layer, 3, LAYERS - 1)]
+    return pytest.mark.parametrize(("spec", "layer"), cases, ids=[f"{spec.name}@{layer}" for spec, layer in cases])
+
+
+def stage(spec: MethodSpec, layer: int, keep: str = "0.4") -> str:
+    return f"{spec.name}@{layer}" + ("" if spec.drops_all else f":{keep}")
+
+
+def mixed_rows(tiny: Tiny, seed: int = 0) -> list:
+    """Rows of different lengths: one image, two, none, and one with a long question."""
+    rng = random.Random(seed)
+    return [tiny.row(rng, images=n, words=words) for n, words in ((1, 3), (2, 8), (0, 5), (1, 25), (1, 1))]
+
+
+def numbered(tiny: Tiny, rows: list) -> dict[str, Tensor]:
+    """A batch with the position ids that `generate` gives LLaVA.
+
+    Without them its padding counts as positions, and DART's key norms, taken after the rotation, depend on these.
+    """
+    inputs = tiny.batch(rows)
+    if tiny.family == "llava":
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return inputs
+
+
+def tensors(value: object, name: str = "view") -> dict[str, Tensor]:
+    """All tensors of a view, by their path."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    if isinstance(value, tuple):
+        return {k: v for i, part in enumerate(value) for k, v in tensors(part, f"{name}[{i}]").items()}
+    if dataclasses.is_dataclass(value) and type(value).__name__ in ("TokenView", "Tokens", "LayerInput"):
+        parts = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {k: v for field, part in parts for k, v in tensors(part, f"{name}.{field}").items()}
+    return {}
+
+
+# -- select, by itself -------------------------------------------------------------------------------------------------
+
+
+@layers_of(SPECS)
+def test_select_marks_the_budget_of_valid_tokens(
+    tiny: Tiny, capture_view: Callable[..., TokenView], spec: MethodSpec, layer: int
+) -> None:
+    view = capture_view(tiny, tiny.batch(mixed_rows(tiny)), layer)
+    assert len(view.counts) == 5
+    rng, method = random.Random(layer), spec.build({})
+    budgets = [[0] * 5]
+    if not spec.drops_all:
+        budgets += [list(view.counts), [1] * 5, *([rng.randint(0, count) for count in view.counts] for _ in range(5))]
+    for budget in budgets:
+        mask = method.select(view, torch.tensor(budget))
+        assert mask.dtype == torch.bool
+        assert mask.shape == view.valid.shape
+        assert not (mask & ~view.valid).any()
+        assert mask.sum(1).tolist() == budget
+
+
+@layers_of(SPECS)
+def test_select_and_rewrite_leave_the_view_as_it_was(
+    tiny: Tiny, capture_view: Callable[..., TokenView], spec: MethodSpec, layer: int
+) -> None:
+    view = capture_view(tiny, tiny.batch(mixed_rows(tiny)), layer)
+    hidden = view.hidden.clone()
+    before = {name: tensor.clone() for name, tensor in tensors(view).items()}
+    assert len(before) >= 10
+    counts, seeds = list(view.counts), list(view.seeds)
+    method = spec.build({})
+    budget = torch.tensor([0 if spec.drops_all else count // 2 for count in counts])
+    asked = budget.clone()
+    mask = method.select(view, budget)
+    assert torch.equal(budget, asked)
+    assert method.rewrite(view, mask) is view.hidden
+    after = tensors(view)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(view.hidden, hidden)
+    assert (list(view.counts), list(view.seeds)) == (counts, seeds)
+    assert torch.equal(method.select(view, budget), mask), "the same view gives the same answer"
+
+
+# -- the whole way, through prune --------------------------------------------------------------------------------------
+
+
+@layers_of(SPECS)
+def test_keeps_what_was_planned(tiny: Tiny, spec: MethodSpec, layer: int) -> None:
+    inputs = tiny.batch(mixed_rows(tiny))
+    schedule = Schedule.parse(stage(spec, layer))
+    trace, logits = tiny.run(inputs, schedule)
+    assert torch.isfinite(logits).all()
+    assert [len(row.images) for row in trace.rows] == [1, 2, 0, 1, 1]
+    for row in trace.rows:
+        [planned] = schedule.plan(row.images)
+        assert row.kept == [planned]
+        assert [len(image) for image in row.indices(0)] == planned
+        assert row.visual == [sum(row.images)] * layer + [sum(planned)] * (LAYERS - layer)
+        for image, size in zip(row.indices(0), row.images, strict=True):
+            assert image == sorted(set(image))
+            assert all(0 <= token < size for token in image)
+            # The ratio holds for each image by itself, whatever the others' sizes are.
+            asked = 0 if spec.drops_all else round(0.4 * size)
+            assert len(image) == min(size, spec.count(asked, {}))
+
+
+@by_name
+@pytest.mark.parametrize("deeper", [0, 4])
+def test_batch_does_not_matter(tiny: Tiny, spec: MethodSpec, deeper: int) -> None:
+    """Permuted rows, each row alone, and more padding: the same tokens of each image and the same logits."""
+    rows, names, text = mixed_rows(tiny), list("abcde"), stage(spec, spec.lowest_layer + deeper)
+    trace, logits = tiny.run(numbered(tiny, rows), text, samples=names)
+    tokens = [row.indices(0) for row in trace.rows]
+    assert [row.sample for row in trace.rows] == names
+
+    order = [3, 1, 4, 0, 2]
+    permuted, moved = tiny.run(numbered(tiny, [rows[i] for i in order]), text, samples=[names[i] for i in order])
+    assert [row.indices(0) for row in permuted.rows] == [tokens[i] for i in order]
+    torch.testing.assert_close(moved, logits[order], atol=1e-5, rtol=0)
+
+    for i, row in enumerate(rows):
+        alone, single = tiny.run(numbered(tiny, [row]), text, samples=[names[i]])
+        assert [row.indices(0) for row in alone.rows] == [tokens[i]]
+        torch.testing.assert_close(single[0], logits[i], atol=1e-5, rtol=0)
+
+    longer = tiny.row(random.Random(9), words=60)
+    padded, wide = tiny.run(numbered(tiny, [*rows, longer]), text, samples=[*names, "f"])
+    assert [row.indices(0) for row in padded.rows[:5]] == tokens
+    torch.testing.assert_close(wide[:5], logits, atol=1e-5, rtol=0)
+
+
+@by_keeping_name
+def test_seed(tiny: Tiny, spec: MethodSpec) -> None:
+    inputs, text = tiny.batch(mixed_rows(tiny)), stage(spec, 3)
+    first, again, other = (kept(tiny.run(inputs, text, seed=seed)[0]) for seed in (0, 0, 1))
+    assert first == again
+    if spec.name == "random":
+        assert all(a != b for a, b in zip(first, other, strict=True))
+    else:
+        assert first == other
+
+
+@by_keeping_name
+@pytest.mark.parametrize("keep", ["1", "1000t"])
+def test_keeping_all_is_bit_identical_to_no_pruning(tiny: Tiny, spec: MethodSpec, keep: str) -> None:
+    """DART's own quota would ask for more than there is."""
+    inputs = tiny.batch(mixed_rows(tiny), torch.float32)
+    with torch.no_grad():
+        plain = tiny.model(torch.float32)(**inputs).logits
+        for layer in (spec.lowest_layer, 4):
+            with prune(tiny.model(torch.float32), stage(spec, layer, keep)) as trace:
+                assert torch.equal(tiny.model(torch.float32)(**inputs).logits, plain)
+            assert [row.visual for row in trace.rows] == [[sum(row.images)] * LAYERS for row in trace.rows]
+
+
+@by_keeping_name
+def test_a_count_is_shared_out_among_images(all_tiny: dict[str, Tiny], spec: MethodSpec) -> None:
+    rng, llava, qwen = random.Random(1), all_tiny["llava"], all_tiny["qwen2_5_vl"]
+
+    def counts(tiny: Tiny, images: list, count: int) -> list[int]:
+        trace, _ = tiny.run(tiny.batch([(images, "is it red")]), stage(spec, 2, f"{count}t"))
+        return [len(image) for image in trace.rows[0].indices(0)]
+
+    def rule(*asked: int) -> list[int]:
+        return [spec.count(tokens, {}) for tokens in asked]
+
+    assert counts(llava, [llava.image(rng), llava.image(rng)], 40) == rule(20, 20)
+    # The odd token goes to the first of two equal images.
+    assert counts(llava, [llava.image(rng), llava.image(rng)], 41) == rule(21, 20)
+    # Of 40 tokens, images of 6 x 8 and 4 x 4 tokens have 48 and 16 of the 64: 30 and 10.
+    assert counts(qwen, [qwen.image(rng, (6, 8)), qwen.image(rng, (4, 4))], 40) == rule(30, 10)
+    # 41 would be 30.75 and 10.25: the larger remainder gets the odd token.
+    assert counts(qwen, [qwen.image(rng, (6, 8)), qwen.image(rng, (4, 4))], 41) == rule(31, 10)
+
+
+def test_a_small_image_among_large_ones(all_tiny: dict[str, Tiny]) -> None:
+    """An image that keeps all of its tokens stands beside one that does not."""
+    tiny, rng = all_tiny["qwen2_5_vl"], random.Random(2)
+    rows = [([tiny.image(rng, (2, 2))], "is it red"), ([tiny.image(rng, (6, 6))], "is it blue")]
+    for spec in KEEPING:
+        trace, _ = tiny.run(tiny.batch(rows), stage(spec, 2, "20t"))
+        assert [len(tokens) for tokens in kept(trace)] == [4, spec.count(20, {})]
+
+
+@by_name
+def test_a_batch_without_any_image(tiny: Tiny, spec: MethodSpec) -> None:
+    rng = random.Random(3)
+    inputs = tiny.batch([tiny.row(rng, images=0) for _ in range(2)])
+    trace, logits = tiny.run(inputs, stage(spec, 3))
+    with torch.no_grad():
+        plain = tiny.model()(**inputs, logits_to_keep=1).logits[:, -1]
+    assert torch.equal(logits, plain)
+    assert [row.images for row in trace.rows] == [[], []]
+
+
+PUBLISHED = {
+    "dart@2:252t,random@20:38t": 192.0,
+    "dart@1:60t,random@20:27t": 63.75,
+    "dart@2:260t,vtw@21": 190.375,
+    "dart@1:60t,vtw@26": 64.875,
+    "divprune@0:284t,random@20:38t": 191.75,
+    "divprune@0:98t,vtw@21": 64.3125,
+    "fastv@3:152t": 191.75,
+}
+
+
+def test_published_averages_are_really_executed(tmp_path: Path) -> None:
+    """A LLaVA of the published depth and image size: 32 layers, 576 tokens."""
+    tiny = load_tiny("llava", build_llava(tmp_path / "deep", layers=32, image_size=336, hidden=16, heads=2))
+    inputs = tiny.batch([tiny.row(random.Random(0))], torch.float32)
+    for schedule, average in PUBLISHED.items():
+        trace, _ = tiny.run(inputs, schedule, dtype=torch.float32)
+        assert trace.avg_visual_tokens == average
+        [row] = trace.rows
+        assert sum(length - row.text_tokens for length in row.computed) == average * 32
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+@by_name
+def test_table_names_the_class(spec: MethodSpec) -> None:
+    assert METHODS[spec.name] is spec
+    module = import_module(f"lmms_prune.methods.{spec.name}")
+    method = getattr(module, spec.class_name)
+    assert issubclass(method, Method)
+    assert method.__module__ == f"lmms_prune.methods.{spec.name}"
+    assert method.__name__.lower() == spec.name
+    assert method.paper == spec.paper
+    assert spec.paper.startswith("https://arxiv.org/abs/")
+    assert spec.kind in ("importance", "diversity", "hybrid", "merging", "control")
+    assert type(spec.build({})) is method
+
+
+@by_name
+def test_table_names_the_options(spec: MethodSpec) -> None:
+    method = getattr(import_module(f"lmms_prune.methods.{spec.name}"), spec.class_name)
+    fields = {field.name: field.default for field in dataclasses.fields(method)}
+    assert {option.name: option.default for option in spec.options} == fields
+    for option in spec.options:
+        values = option.choices or ("true", "false")
+        assert [option.read(value) for value in values] == list(option.choices or (True, False))
+        for value in values:
+            written = f"{spec.example};{option.name}={value}"
+            [parsed] = Schedule.parse(written).stages
+            built = spec.build(dict(parsed.options))
+            assert getattr(built, option.name) == option.read(value)
+        with pytest.raises(OptionError, match=option.name):
+            option.read("nonsense")
+
+
+def test_table_holds_all_modules() -> None:
+    [folder] = lmms_prune.methods.__path__
+    files = {file.stem for file in Path(folder).glob("*.py")} - {"__init__", "base"}
+    assert files == set(METHODS)
+
+
+@by_name
+def test_example_and_lowest_layer(spec: MethodSpec) -> None:
+    [parsed] = Schedule.parse(spec.example).stages
+    assert str(parsed) == spec.example
+    assert parsed.layer >= spec.lowest_layer
+    keep = 0 if spec.drops_all else 5
+    Schedule((Stage(spec.name, spec.lowest_layer, keep),))
+    if spec.lowest_layer:
+        with pytest.raises(ScheduleError, match=f"its lowest layer is {spec.lowest_layer}"):
+            Schedule((Stage(spec.name, spec.lowest_layer - 1, keep),))
+        with pytest.raises(ScheduleError, match="lowest layer"):
+            Schedule.parse(stage(spec, spec.lowest_layer - 1))
+
+
+READS = {"attention": {"attention"}, "keys": {"keys"}, "hidden": {"hidden", "normed"}}
+
+
+@by_name
+def test_reads_what_the_table_says(
+    tiny: Tiny, capture_view: Callable[..., TokenView], monkeypatch: pytest.MonkeyPatch, spec: MethodSpec
+) -> None:
+    """What a method reads of the layer before decides its lowest layer and what is recorded for it."""
+    view = capture_view(tiny, tiny.batch(mixed_rows(tiny)), 3)
+    assert (spec.lowest_layer >= 1) == bool({"attention", "keys"} & set(spec.reads))
+    read = set()
+
+    def watch(name: str) -> Callable:
+        real = getattr(TokenView, name)
+
+        def call(self: TokenView, *args: object) -> object:
+            read.add(name)
+            return real(self, *args) if callable(real) else real.func(self)
+
+        return call
+
+    for name in ("attention", "keys", "normed"):
+        monkeypatch.setattr(TokenView, name, watch(name))
+    monkeypatch.setattr(TokenView, "hidden", property(watch("hidden")))
+    spec.build({}).select(view, torch.tensor([0 if spec.drops_all else 4] * 5))
+    assert {kind for kind, names in READS.items() if names & read} == set(spec.reads)
+
+
+def test_the_table_needs_no_torch() -> None:
+    code = (
+        "import sys, lmms_prune, lmms_prune.methods, lmms_prune.schedule\n"
+        "[spec.option(o.name, str(o.default)) for spec in lmms_prune.methods.METHODS.values() for o in spec.options]\n"
+        "print(sorted({'torch', 'transformers', 'jaxtyping', 'lmms_eval'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# -- methods of other kinds, through the real hooks --------------------------------------------------------------------
+
+
+class Merging(Method):
+    """Keeps the first tokens of an image, to each of which it adds the mean of the dropped ones."""
+
+    paper = "https://arxiv.org"
+
+    def select(self, view: TokenView, budget: Tensor) -> Tensor:
+        return view.valid & (view.index < budget[:, None])
+
+    def rewrite(self, view: TokenView, keep: Tensor) -> Tensor:
+        dropped = (view.valid & ~keep)[..., None]
+        mean = (view.hidden * dropped).sum(1, keepdim=True) / dropped.sum(1, keepdim=True).clamp(min=1)
+        return torch.where(keep[..., None], view.hidden + mean, view.hidden)
+
+
+class Doubling(Merging):
+    """Multiplies all tokens by two, dropped ones or not."""
+
+    def rewrite(self, view: TokenView, keep: Tensor) -> Tensor:
+        return view.hidden * 2
+
+
+def entering(tiny: Tiny, inputs: dict[str, Tensor], schedule: str, layer: int) -> Tensor:
+    """What really enters a layer of the pruned model: a hook that comes after the pruning one."""
+    seen: list[Tensor] = []
+    model = tiny.model()
+    with torch.no_grad(), prune(model, schedule):
+        module = model.model.language_model.layers[layer]
+        handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        try:
+            model(**inputs)
+        finally:
+            handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("layer", [0, 1, 5])
+def test_rewritten_tokens_go_on(tiny: Tiny, register: Callable[..., None], layer: int) -> None:
+    """Kept tokens carry what the method made of them; text, other images and rows are what they were."""
+    register(Merging, reads=("hidden",))
+    seen = observe(tiny, tiny.batch(mixed_rows(tiny)))
+    hidden = entering(tiny, seen.inputs, f"merging@{layer}:0.5", layer)
+    for b, states in enumerate(seen.hidden[layer]):
+        expected, gone = states.clone(), set(range(int((seen.inputs["attention_mask"][b] == 0).sum())))
+        for place in seen.places:
+            if place.row == b:
+                columns = [place.pad + column for column in place.visual]
+                half = round(0.5 * len(columns))
+                expected[columns[:half]] += states[columns[half:]].mean(0)
+                gone.update(columns[half:])
+        stays = [column for column in range(len(states)) if column not in gone]
+        torch.testing.assert_close(hidden[b, -len(stays) :], expected[stays], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_rewriting_does_not_leak_into_earlier_layers(tiny: Tiny, register: Callable[..., None], layer: int) -> None:
+    """The tokens before the stage are the caller's tensors: written to, they would spoil other layers' inputs."""
+    register(Doubling, reads=("hidden",))
+    inputs = tiny.batch(mixed_rows(tiny))
+    seen: list[Tensor] = []
+    module = tiny.model().model.language_model.layers[layer]
+    # This hook comes before the pruning one and holds the very tensor that the stage is given.
+    handle = module.register_forward_pre_hook(lambda module, args: seen.extend((args[0], args[0].clone())))
+    try:
+        tiny.run(inputs, f"doubling@{layer}:0.5")
+    finally:
+        handle.remove()
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_an_image_that_keeps_all_is_not_rewritten(all_tiny: dict[str, Tiny], register: Callable[..., None]) -> None:
+    """Alone it is left as it was; beside an image that is cut it must be, too."""
+    register(Doubling, reads=("hidden",))
+    tiny, rng = all_tiny["qwen2_5_vl"], random.Random(2)
+    small, large = ([tiny.image(rng, (2, 2))], "is it red"), ([tiny.image(rng, (6, 6))], "is it blue")
+    alone = entering(tiny, tiny.batch([small]), "doubling@2:20t", 2)[0]
+    beside = entering(tiny, tiny.batch([small, large]), "doubling@2:20t", 2)[0]
+    torch.testing.assert_close(beside[-len(alone) :], alone, atol=1e-5, rtol=0)
+
+
+class Positional(ScoreMethod):
+    """Scores that repeat: 0, 1, 2, 0, 1, 2, … over the raster; the padding's are the highest."""
+
+    paper = "https://arxiv.org"
+
+    def score(self, view: TokenView) -> Tensor:
+        return torch.where(view.valid, (view.index % 3).double(), 9.0)
+
+
+def test_score_method(tiny: Tiny, register: Callable[..., None]) -> None:
+    """The highest scores stay, ties go to the lower raster index, padding never counts."""
+    register(Positional)
+    trace, _ = tiny.run(tiny.batch(mixed_rows(tiny)), "positional@1:0.5")
+    for row in trace.rows:
+        for size, tokens in zip(row.images, map(set, row.indices(0)), strict=True):
+            best = sorted(range(size), key=lambda raster: (-(raster % 3), raster))
+            assert tokens == set(best[: round(0.5 * size)])
+
+
+def test_memory_lives_for_one_prefill(tiny: Tiny, register: Callable[..., None]) -> None:
+    """A method can hand on state from stage to stage, but not to the next prompt."""
+    found: list[list[int]] = []
+
+    class Recalling(Merging):
+        def select(self, view: TokenView, budget: Tensor) -> Tensor:
+            found.append(list(view.memory.get("layers", [])))
+            view.memory.setdefault("layers", []).append(view.layer)
+            return super().select(view, budget)
+
+        def rewrite(self, view: TokenView, keep: Tensor) -> Tensor:
+            return view.hidden
+
+    register(Recalling)
+    inputs = tiny.batch(mixed_rows(tiny))
+    for _ in range(2):
+        tiny.run(inputs, "recalling@1:0.6,recalling@3:0.4")
+    assert found == [[], [1], [], [1]]
+
+
+def run_wrong(tiny: Tiny, register: Callable[..., None], spoil: Callable[[TokenView, Tensor], Tensor]) -> None:
+    class Wrong(Merging):
+        def select(self, view: TokenView, budget: Tensor) -> Tensor:
+            return spoil(view, super().select(view, budget))
+
+        def rewrite(self, view: TokenView, keep: Tensor) -> Tensor:
+            return view.hidden
+
+    register(Wrong)
+    with pytest.raises(AssertionError, match="a method kept another number of tokens"):
+        tiny.run(tiny.batch(mixed_rows(tiny)), "wrong@1:0.5")
+
+
+def test_a_wrong_number_is_caught(tiny: Tiny, register: Callable[..., None]) -> None:
+    run_wrong(
+        tiny,
+        register,
+        lambda view, mask: mask | (view.valid & (view.index == view.index.new_tensor(view.counts)[:, None] - 1)),
+    )
+    run_wrong(tiny, register, lambda view, mask: mask & (view.index != 0))
+
+
+def test_a_token_that_is_not_there_is_caught(all_tiny: dict[str, Tiny], register: Callable[..., None]) -> None:
+    """The right number, but with one padding entry of the smallest image."""
+
+    def spoil(view: TokenView, mask: Tensor) -> Tensor:
+        short = view.counts.index(min(view.counts))
+        mask[short, 0], mask[short, -1] = False, True
+        return mask
+
+    run_wrong(all_tiny["qwen2_5_vl"], register, spoil)
