@@ -177,14 +177,6 @@ class Harness:
         return self.evaluate(MODELS[family], tasks, given, **(options or {}))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # transformers warns when its own Qwen processor hands min_pixels on to its own image processor.
-    narrow = "ignore:Passing `min_pixels` and `max_pixels` to a processor call is deprecated:FutureWarning"
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.filterwarnings(narrow))
-
-
 @pytest.fixture(scope="session")
 def harness(tmp_path_factory: pytest.TempPathFactory):
     import datasets
