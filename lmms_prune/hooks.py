@@ -243,12 +243,15 @@ class _Pruner:
         layout = running.layout
         budget = layout.planned(number)
         view = layout.view(self.parts, state, running.before, self.seed)
-        full = torch.tensor([kept == n for kept, n in zip(budget, layout.counts, strict=True)])
-        asked = torch.tensor(budget)
-        chosen = method.select(view, asked) if any(budget) else torch.zeros_like(view.valid)
-        keep = torch.where(full.to(chosen.device)[:, None], view.valid, chosen)
-        rewritten = method.rewrite(view, keep)
-        hidden = state.hidden if rewritten is view.hidden else layout.write(state.hidden, rewritten)
+        full = torch.tensor(
+            [kept == n for kept, n in zip(budget, layout.counts, strict=True)], device=view.valid.device
+        )
+        chosen = method.select(view, torch.tensor(budget)) if any(budget) else torch.zeros_like(view.valid)
+        keep = torch.where(full[:, None], view.valid, chosen)
+        rewritten, hidden = method.rewrite(view, keep), state.hidden
+        if rewritten is not view.hidden:
+            # An image that keeps all its tokens is left alone.
+            hidden = layout.write(hidden, torch.where(full[:, None, None], view.hidden, rewritten))
         return hidden, keep, budget
 
     def _act(self, running: _Prefill, state: LayerInput, segment: _Segment | None) -> tuple[Tensor, _Segment | None]:

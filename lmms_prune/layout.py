@@ -119,10 +119,9 @@ class Layout:
 
     def cut(self, keep: Bool[Tensor, "I V"], counts: list[int]) -> Packing:
         """Remove all visual tokens but the kept ones; returns where the columns of the sequence go."""
-        self.checks += [
-            (keep <= self.visual.valid).all(),
-            (keep.sum(1) == torch.tensor(counts, device=keep.device)).all(),
-        ]
+        self.checks.append((keep <= self.visual.valid).all())
+        self.checks.append((keep.sum(1) == torch.tensor(counts, device=keep.device)).all())
+        keep = keep & self.visual.valid
         dropped = self.visual.valid & ~keep
         # A column is dropped if any image drops it there; padding entries point at column 0 and drop nothing.
         drops = torch.zeros_like(self.present, dtype=torch.int32)

@@ -97,6 +97,7 @@ def _set_order(columns: Int[Tensor, "B P"], exists: Bool[Tensor, "B P"]) -> Int[
         for place, (column, is_real) in enumerate(zip(row, real, strict=True)):
             if is_real:
                 pivots[column] = place
-        order = [pivots[column] for column in set(pivots)]
+        # From a list: a set made from a dict takes its size from it, and so another order.
+        order = [pivots[column] for column in set(list(pivots))]
         turns.append(order + [place for place in range(len(row)) if place not in order])
     return torch.tensor(turns, device=columns.device)

@@ -46,10 +46,16 @@ class DivPrune(Method):
 
 def _nearest(unit: Float[Tensor, "B V D"], valid: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
     """Cosine distance of each token to its nearest neighbour, in blocks: no V×V matrix for large images."""
-    nearest = []
+    nearest, neighbour = [], []
     columns = torch.arange(unit.shape[1], device=unit.device)
     for start in range(0, unit.shape[1], _BLOCK):
         distance = 1 - unit[:, start : start + _BLOCK] @ unit.transpose(1, 2)
         itself = columns[start : start + _BLOCK, None] == columns
-        nearest.append(distance.masked_fill(itself | ~valid[:, None], torch.inf).amin(dim=2))
-    return torch.cat(nearest, dim=1)
+        found = distance.masked_fill(itself | ~valid[:, None], torch.inf).min(dim=2)
+        nearest.append(found.values)
+        neighbour.append(found.indices)
+    distance, other = torch.cat(nearest, dim=1), torch.cat(neighbour, dim=1)
+    # Two tokens that are each other's nearest are equally far, but their two products may round differently, and
+    # differently in another batch; the tie must be exact for the lower index to win it.
+    mutual = other.gather(1, other) == columns
+    return torch.where(mutual, torch.minimum(distance, distance.gather(1, other)), distance)
