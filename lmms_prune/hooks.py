@@ -34,7 +34,9 @@ def prune(
 ) -> Iterator[Trace]:
     """Remove visual tokens by `schedule` from every prefill that `model` runs inside the ``with`` block.
 
-    Each decoder layer gets one pre-hook; the model itself is not changed, and no hook is left afterwards.
+    Each decoder layer gets one pre-hook; the model itself is not changed, and no hook is left afterwards. Logits and
+    hidden states of a direct forward are those of the tokens that are left. A left-padded batch that is given to the
+    model directly needs ``position_ids`` (counted without the padding), as ``generate()`` makes them.
 
     Args:
         model: a loaded LLaVA-1.5 or Qwen2.5-VL checkpoint.

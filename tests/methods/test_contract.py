@@ -147,8 +147,8 @@ def test_batch_does_not_matter(tiny: Tiny, spec: MethodSpec, deeper: int) -> Non
     assert [row.indices(0) for row in permuted.rows] == [tokens[i] for i in order]
     torch.testing.assert_close(moved, logits[order], atol=1e-5, rtol=0)
 
-    for i, row in enumerate(rows):
-        alone, single = tiny.run(numbered(tiny, [row]), text, samples=[names[i]])
+    for i in (0, 1, 2):
+        alone, single = tiny.run(numbered(tiny, [rows[i]]), text, samples=[names[i]])
         assert [row.indices(0) for row in alone.rows] == [tokens[i]]
         torch.testing.assert_close(single[0], logits[i], atol=1e-5, rtol=0)
 
