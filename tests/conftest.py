@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from tiny import LAYERS, Family, load
 
 from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 
-LAYERS = 8
 # Tiny matrices gain nothing from threads, and several test processes would fight over the cores.
 torch.set_num_threads(1)
-
-
-@dataclass
-class Family:
-    """One family's tiny model with its processor, and prompts made as lmms-eval makes them."""
-
-    name: str
-    folder: Path
-    model: Any
-    processor: Any
-
-    def inputs(self, questions: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
-        """A left-padded batch; each row has its question and its (possibly no, possibly several) images."""
-        chats = [
-            [{"role": "user", "content": [*({"type": "image"} for _ in row), {"type": "text", "text": question}]}]
-            for question, row in zip(questions, images, strict=True)
-        ]
-        texts = self.processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-        flat = [image for row in images for image in row]
-        batch = self.processor(text=texts, images=flat or None, padding=True, return_tensors="pt")
-        floating = self.model.dtype
-        return {name: x.to(floating) if x.is_floating_point() else x for name, x in batch.items()}
-
-
-def noise(seed: int, width: int = 112, height: int = 112) -> Image.Image:
-    """An image of seeded noise: no two of its visual tokens are alike, so that no choice hangs on rounding."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def load(name: str, folder: Path, dtype: torch.dtype, attention: str) -> Family:
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
-    processor = AutoProcessor.from_pretrained(folder)
-    processor.tokenizer.padding_side = "left"
-    return Family(name, folder, model, processor)
 
 
 @pytest.fixture(scope="session")

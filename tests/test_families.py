@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Family
+from tiny import Family, noise
 from transformers import LlamaConfig, LlavaNextConfig, LlavaOnevisionConfig
 
 from lmms_prune.families import FAMILIES, ModelParts, UnsupportedModelError, family_of
@@ -52,8 +52,6 @@ def test_keys_are_those_that_the_layer_caches(family: Family) -> None:
         lambda module, args, kwargs: captured.update(hidden=args[0], rotary=kwargs["position_embeddings"]),
         with_kwargs=True,
     )
-    from conftest import noise
-
     with torch.no_grad():
         output = family.model(**family.inputs(["what is this?"], [[noise(0)]]), use_cache=True)
     handle.remove()

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import LAYERS, Family, noise
 from reference import dropped_columns, masked_logits
+from tiny import LAYERS, Family, noise
 from torch import nn
 from transformers import DynamicCache, StaticCache
 

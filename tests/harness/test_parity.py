@@ -20,8 +20,12 @@ PRUNED = "dart@2:0.44,random@5:0.07"
 # Rows without an image, pictures of several shapes, and two benchmarks whose rows share batches.
 VARIOUS = ("mme", "scienceqa", "docvqa_val", "infovqa_val")
 
-# Importing the stock wrappers: decord and torch's TorchScript.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    # Importing the stock wrappers: decord and torch's TorchScript.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    # The stock Qwen wrapper gives its image bounds in the old way.
+    pytest.mark.filterwarnings("ignore:Passing `min_pixels` and `max_pixels`:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")
