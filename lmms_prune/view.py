@@ -116,7 +116,9 @@ class TokenView:
             digest = hashlib.blake2b(seed.encode(), digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
             draws[row, :count] = torch.rand(count, generator=generator, dtype=torch.float64)
-        return draws.to(self.valid.device)
+        device = self.valid.device
+        # Apple GPUs have no float64; there a tie, one in thousands of images, goes to the lower index.
+        return draws.to(device, dtype=torch.float32 if device.type == "mps" else torch.float64)
 
     @cached_property
     def _keys(self) -> Float[Tensor, "R H L d"]:

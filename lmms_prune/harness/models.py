@@ -83,7 +83,14 @@ class PrunedModel(lmms):
         self._try_template()
         # The harness copies the values of `batch_sizes` into the results' config: the one place for what it does not
         # record by itself (its throughput section takes numbers only).
-        self.batch_sizes: dict[str, dict[str, Any]] = {}
+        self.batch_sizes: dict[str, dict[str, Any]] = {
+            "run": {
+                "batch_size": self.batch_size,
+                "schedule": str(schedule),
+                "identity": self.arguments.identity(),
+                **provenance(self.device),
+            }
+        }
 
     @classmethod
     def create_from_arg_string(
@@ -254,13 +261,7 @@ class PrunedModel(lmms):
         speed = record.output_tokens / record.seconds if record.seconds else 0.0
         numbers = {"total_requests": record.samples, "rank": self.rank, **record.averages()}
         log_metrics(record.seconds, record.output_tokens, speed, numbers)
-        self.batch_sizes["run"] = {
-            "batch_size": self.batch_size,
-            "schedule": str(self.arguments.schedule),
-            "identity": self.arguments.identity(),
-            "averages": record.averages(),
-            **provenance(self.device),
-        }
+        self.batch_sizes["run"]["averages"] = record.averages()
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
