@@ -11,14 +11,26 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lmms_prune import __version__
 from lmms_prune.schedule import Schedule, ScheduleError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"lmms-prune {__version__}")
+        raise typer.Exit
+    return asked
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Schedules of visual-token pruning methods for LLaVA-1.5 and Qwen2.5-VL, inside lmms-eval."""
 
 
@@ -67,18 +79,21 @@ def demo(
 ) -> None:
     """Run both model families through lmms-eval on ten small local benchmarks: no network, no GPU, about two minutes.
 
-    The checkpoints have random weights, so the scores mean nothing; everything else is the real thing.
+    The checkpoints have random weights and 8 decoder layers, so the scores mean nothing and a schedule's layers go up
+    to 7; everything else is the real thing.
     """
-    from lmms_prune.demo.run import DemoError, run_demo
+    from lmms_prune.demo.run import LAYERS, DemoError, run_demo
 
     console = Console(stderr=as_json)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.absolute() / "huggingface")}
     try:
         for text in schedules or []:
-            Schedule.parse(text)
+            Schedule.parse(text).check(LAYERS)
         table, record = run_demo(folder.absolute(), schedules, tasks, offline, console)
     except (ScheduleError, DemoError) as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"--folder {folder}: {error.strerror or error}")
     if as_json:
         typer.echo(json.dumps(record))
         return

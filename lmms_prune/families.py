@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmms_prune.ragged import MaskForm
 
@@ -46,6 +46,9 @@ class Family:
         if self.mrope:
             return None
         vision = config.vision_config
+        if getattr(vision, "model_type", None) != "clip_vision_model":
+            message = f"a LLaVA with the vision tower '{getattr(vision, 'model_type', None)}' is not supported; only CLIP's is."
+            raise UnsupportedModelError(message)
         patches = (vision.image_size // vision.patch_size) ** 2
         return patches + (config.vision_feature_select_strategy == "full")
 
@@ -103,6 +106,7 @@ class ModelParts:
 
     Args:
         family: its family.
+        config: the checkpoint's configuration.
         multimodal: the module that sees ``input_ids`` and splices the images in.
         decoder: the language model; its inputs are embeddings, positions, mask and cache.
         layers: the decoder's layers.
@@ -167,16 +171,16 @@ class ModelParts:
 
     def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine tables of `position_ids`, on the device and in the dtype of `hidden`."""
-        rotary = self.decoder.rotary_emb
-        cos, sin = rotary(hidden, position_ids.to(rotary.inv_freq.device))
-        return cos.to(hidden.device), sin.to(hidden.device)
+        cos, sin = self.decoder.rotary_emb(hidden, position_ids.to(hidden.device))
+        return cos, sin
 
-    def _project(self, layer: int, projection: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _project(self, layer: int, projection: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         module = self.layers[layer]
+        hidden = hidden.to(projection.weight.device)
         states = (
             projection(module.input_layernorm(hidden)).unflatten(-1, (-1, module.self_attn.head_dim)).transpose(1, 2)
         )
-        cos, sin = (self._one_table(table)[:, None] for table in rotary)
+        cos, sin = (self._one_table(table)[:, None].to(states.device) for table in rotary)
         first, second = states.chunk(2, dim=-1)
         return states * cos + torch.cat((-second, first), dim=-1) * sin
 

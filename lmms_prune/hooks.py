@@ -12,10 +12,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from lmms_prune.families import ModelParts, UnsupportedModelError
-from lmms_prune.layout import Layout
+from lmms_prune.layout import Layout, read_rows
 from lmms_prune.methods.base import Method
 from lmms_prune.ragged import Packing, attention_mask, gather, gather_rotary
-from lmms_prune.refusals import PruningError, refuse_cache, refuse_inputs
+from lmms_prune.refusals import PruningError, refuse_cache, refuse_growing_prompt, refuse_inputs
 from lmms_prune.schedule import Schedule, Stage
 from lmms_prune.trace import Trace
 from lmms_prune.view import LayerInput
@@ -26,7 +26,7 @@ POSITIONS = ("original", "compact")
 @contextmanager
 def prune(
     model: nn.Module,
-    schedule: Schedule | str,
+    schedule: Schedule | str | Sequence[str],
     *,
     seed: int = 0,
     positions: str = "original",
@@ -40,7 +40,8 @@ def prune(
 
     Args:
         model: a loaded LLaVA-1.5 or Qwen2.5-VL checkpoint.
-        schedule: a `Schedule` or its text, every ``?`` solved. An empty one adds no hook at all.
+        schedule: a `Schedule`, its text or a list of stages, every ``?`` solved. An empty one touches nothing and
+            refuses nothing; its trace says what the unpruned model sees.
         seed: decides every random draw, together with the sample's id and the layer.
         positions: "original" keeps each token's position id; "compact" renumbers after every stage (not for M-RoPE).
         samples: one id a row, for seeding; by default a row's own token ids are its id.
@@ -51,15 +52,12 @@ def prune(
     Raises:
         ScheduleError: the schedule does not fit the model.
         UnsupportedModelError: the model, its attention kernel, or the position policy is not supported.
-        PruningError: beam search, assisted or chunked decoding, a cache that cannot hold layers of different lengths,
-            right padding, video input, or a schedule that never got to act.
+        PruningError: beam search, assisted or chunked decoding, generation without a cache, a cache that cannot hold
+            layers of different lengths, right padding, video input, a block inside a block, or a schedule that never
+            got to act (an image with no more tokens than a stage keeps is left whole; that is no error).
     """
-    schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
-    trace = Trace(schedule)
-    if not schedule.stages:
-        yield trace
-        return
-    parts = ModelParts.of(model)
+    schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
+    trace, parts = Trace(schedule), ModelParts.of(model)
     fixed = parts.family.tokens_per_image(parts.config)
     schedule.check(len(parts.layers), [fixed] if fixed else None)
     if positions not in POSITIONS:
@@ -67,15 +65,19 @@ def prune(
     if positions == "compact" and parts.family.mrope:
         message = "positions=compact would destroy the height and width channels of M-RoPE; use positions=original."
         raise UnsupportedModelError(message)
-    pruner = _Pruner(parts, schedule, seed, positions, samples, trace)
+    if any(isinstance(getattr(hook, "__self__", None), _Pruner) for hook in parts.decoder._forward_pre_hooks.values()):
+        raise PruningError("this model is inside another prune block; put all stages into one schedule.")
+    hooks: _Recorder | _Pruner = _Recorder(parts, samples, trace)
+    if schedule.stages:
+        hooks = _Pruner(parts, schedule, seed, positions, samples, trace)
     handles: list[Any] = []
     try:
-        handles += pruner.register()
+        handles += hooks.register()
         yield trace
     finally:
         for handle in handles:
             handle.remove()
-    if not trace.rows:
+    if schedule.stages and not trace.rows:
         raise PruningError(f"the schedule '{schedule}' never acted: no prefill of this model ran inside the block.")
 
 
@@ -96,12 +98,39 @@ class _Segment:
 class _Prefill:
     """One prompt batch, from its prefill through its decode steps."""
 
+    ids: Tensor
     layout: Layout
     cache: Any
     last_position: Tensor
     segments: list[_Segment | None]
     before: LayerInput | None = None
     steps: int = 0
+
+
+class _Recorder:
+    """The one hook of a block without stages: it only writes down what the unpruned model sees."""
+
+    def __init__(self, parts: ModelParts, samples: Sequence[str] | None, trace: Trace):
+        self.parts, self.samples, self.trace = parts, samples, trace
+
+    def register(self) -> Iterator[Any]:
+        """Put the hook on."""
+        yield self.parts.multimodal.register_forward_pre_hook(self.record, with_kwargs=True)
+
+    def record(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Note a prefill; decode steps are known by their filled cache."""
+        inputs = _inputs(args, kwargs)
+        ids, cache, mask = (inputs.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
+        if ids is None or (cache is not None and cache.get_seq_length() > 0):
+            return
+        pads = [0] * len(ids)
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            pads = (~mask.bool()).sum(1).tolist()
+        rows, _ = read_rows(self.parts, inputs, pads, self.samples)
+        layers = len(self.parts.layers)
+        for row in rows:
+            row.visual, row.computed = [row.visual_tokens] * layers, [ids.shape[1]] * layers
+        self.trace.rows += rows
 
 
 class _Pruner:
@@ -140,8 +169,7 @@ class _Pruner:
 
     def see_inputs(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Remember the token ids, which only the multimodal module sees."""
-        names = ("input_ids", "pixel_values", "attention_mask", "position_ids", "past_key_values")
-        self.inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+        self.inputs = _inputs(args, kwargs)
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Lay out a new prefill, or put a decode step right."""
@@ -156,9 +184,11 @@ class _Pruner:
         return args, kwargs
 
     def _begin_prefill(self, inputs: dict, cache: Any, kwargs: dict) -> None:
-        refuse_inputs(inputs)
         refuse_cache(cache)
+        refuse_inputs(inputs)
         ids, layers = inputs["input_ids"], len(self.parts.layers)
+        if cache is None and self.running is not None and self.running.cache is None:
+            refuse_growing_prompt(self.running.ids, ids)
         layout = Layout.of(self.parts, inputs, self.samples)
         for row in layout.traces:
             self.schedule.check(layers, row.images)
@@ -166,7 +196,7 @@ class _Pruner:
             row.visual = self.schedule.layer_counts(layers, row.images)
         positions = kwargs.get("position_ids")
         last = positions[..., -1:] if positions is not None else torch.full((1, 1), ids.shape[1] - 1, device=ids.device)
-        self.running = _Prefill(layout, cache, last, [None] * layers)
+        self.running = _Prefill(ids, layout, cache, last, [None] * layers)
         self.decoding = False
 
     def _begin_step(self, ids: Tensor, cache: Any, kwargs: dict) -> dict:
@@ -296,6 +326,12 @@ class _Pruner:
         if segment.decode_rotary is not None:
             kwargs["position_embeddings"] = segment.decode_rotary = _on(hidden.device, *segment.decode_rotary)
         return kwargs
+
+
+def _inputs(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The multimodal module's inputs by name; the first ones may come by place."""
+    names = ("input_ids", "pixel_values", "attention_mask", "position_ids", "past_key_values")
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _on(device: torch.device, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ class Layout:
         counts: visual tokens present in each image (host).
         lengths: tokens present in each row (host).
         memory: of the methods, for one prefill.
+        checks: what `verify` looks at once the prefill is done.
     """
 
     traces: list[RowTrace]
@@ -63,18 +64,10 @@ class Layout:
             ValueError: visual tokens that make no whole image.
         """
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        host_ids = ids.tolist()
         present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        pads = [0] * len(host_ids) if mask is None else _left_pads(present)
-        names = _sample_ids(host_ids, pads, samples)
-        fixed, grids = parts.family.tokens_per_image(parts.config), parts.grid_sizes(inputs)
-        traces, spans = [], []
-        for b, (row, pad) in enumerate(zip(host_ids, pads, strict=True)):
-            found = parts.family.image_spans([token == parts.config.image_token_id for token in row], fixed, grids)
-            grids = grids[len(found) :]
-            images = [size for _, size in found]
-            traces.append(RowTrace(names[b], len(row) - pad - sum(images), images))
-            spans += [(b, start, size) for start, size in found]
+        pads = [0] * len(ids) if mask is None else _left_pads(present)
+        host_ids = ids.tolist()
+        traces, spans = read_rows(parts, inputs, pads, samples)
         visual, text = _token_sets(host_ids, spans, parts.config.image_token_id, ids.device)
         counts = [size for _, _, size in spans]
         index = torch.arange(max(counts, default=0), device=ids.device).expand(len(spans), -1)
@@ -174,6 +167,30 @@ def _move(
     return torch.where(valid, moved[rows[:, None], slots], 0)
 
 
+def read_rows(
+    parts: ModelParts, inputs: dict[str, Any], pads: Sequence[int], samples: Sequence[str] | None
+) -> tuple[list[RowTrace], list[tuple[int, int, int]]]:
+    """The rows of a batch of prompts, and the (row, first column, tokens) of each image.
+
+    Args:
+        parts: the model.
+        inputs: what the multimodal module was called with.
+        pads: padding tokens of each row.
+        samples: as for `Layout.of`.
+    """
+    ids = inputs["input_ids"].tolist()
+    names = _sample_ids(ids, pads, samples)
+    fixed, grids = parts.family.tokens_per_image(parts.config), parts.grid_sizes(inputs)
+    traces, spans = [], []
+    for b, (row, pad) in enumerate(zip(ids, pads, strict=True)):
+        found = parts.family.image_spans([token == parts.config.image_token_id for token in row], fixed, grids)
+        grids = grids[len(found) :]
+        images = [size for _, size in found]
+        traces.append(RowTrace(names[b], len(row) - pad - sum(images), images))
+        spans += [(b, start, size) for start, size in found]
+    return traces, spans
+
+
 def _left_pads(present: Bool[Tensor, "B L"]) -> list[int]:
     pads = (~present).sum(1)
     if not torch.equal(present, torch.arange(present.shape[1], device=present.device) >= pads[:, None]):
@@ -181,7 +198,7 @@ def _left_pads(present: Bool[Tensor, "B L"]) -> list[int]:
     return pads.tolist()
 
 
-def _sample_ids(ids: list[list[int]], pads: list[int], samples: Sequence[str] | None) -> list[str]:
+def _sample_ids(ids: list[list[int]], pads: Sequence[int], samples: Sequence[str] | None) -> list[str]:
     if samples is None:
         return [
             hashlib.blake2b(repr(row[pad:]).encode(), digest_size=8).hexdigest()

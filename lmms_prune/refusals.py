@@ -36,6 +36,12 @@ def refuse_cache(cache: Any) -> None:
         setattr(cache, name, _refusal(name))
 
 
+def refuse_growing_prompt(before: Tensor, now: Tensor) -> None:
+    """Generation without a cache runs the whole text anew for every token, and would prune it anew each time."""
+    if now.shape[0] == before.shape[0] and now.shape[1] == before.shape[1] + 1 and now[:, :-1].equal(before):
+        raise PruningError("generation without a cache would prune anew at every token; leave use_cache on.")
+
+
 def _refusal(name: str) -> Callable[..., None]:
     def refuse(*args: object, **kwargs: object) -> None:
         message = f"the generation called the cache's {name}: beam search, assisted and contrastive decoding are not "

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import TypeAlias
+from math import ceil, floor
+from typing import Any, TypeAlias
 
 from lmms_prune.methods import METHODS, MethodSpec, OptionError
 from lmms_prune.presets import PRESETS
@@ -43,7 +44,7 @@ class ScheduleError(ValueError):
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """The hint of an error about an unknown name: a suggestion if one is near, else all that is known."""
-    near = get_close_matches(name, known, n=1)
+    near = get_close_matches(name.lower(), known, n=1)
     return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(sorted(known))}."
 
 
@@ -68,6 +69,9 @@ class Stage:
             raise ScheduleError(f"a ratio is a Decimal, so that it is exact: write Decimal('{self.keep}').")
         if self.spec.drops_all and self.keep == 0:
             object.__setattr__(self, "keep", 0)
+        names = [name for name, _ in self.options]
+        if len(set(names)) < len(names):
+            raise ScheduleError(f"stage '{self.method}@{self.layer}' names an option twice: {', '.join(names)}.")
         defaults = {option.name: option.default for option in self.spec.options}
         kept = tuple(sorted((k, v) for k, v in self.options if defaults.get(k) != v))
         object.__setattr__(self, "options", kept)
@@ -115,17 +119,21 @@ class Schedule:
         return ",".join(map(str, self.stages)) or "none"
 
     @classmethod
-    def parse(cls, text: str | Sequence[str]) -> Schedule:
-        """Read a schedule text, a preset's name, ``none``, or a list of stage texts.
+    def parse(cls, text: Any) -> Schedule:
+        """Read a schedule text, a preset's name, ``none``, or a list of stage texts (whatever a YAML held).
 
         Raises:
             ScheduleError: the text is not a schedule; the message points at the place.
         """
         if not isinstance(text, str):
-            text = ",".join(str(stage).strip() for stage in text)
+            if not isinstance(text, (list, tuple)) or not all(isinstance(stage, str) for stage in text):
+                raise ScheduleError(f"{text!r} is neither a text nor a list of stages such as 'dart@2:0.44'.")
+            text = ",".join(stage.strip() for stage in text)
         text = text.strip()
-        if text.lower() in ("", "none"):
+        if text.lower() == "none":
             return cls()
+        if not text:
+            raise ScheduleError("it is empty; write 'none' to prune nothing.")
         if text in PRESETS:
             text = PRESETS[text]
         elif "@" not in text:
@@ -210,8 +218,11 @@ class Schedule:
         Args:
             budget: average visual tokens per layer: ``192t`` tokens, or a ratio of the original tokens.
             layers: decoder layers of the model.
-            visual_tokens: original tokens of an image; None where images differ in size (a ratio budget then
-                gives a ratio of four decimals, a token budget is refused).
+            visual_tokens: original tokens of an image; None where images differ in size: then a token budget is
+                refused, and a ratio is met exactly only by large images, whose counts round little.
+
+        Returns:
+            the schedule with a number of tokens where the budget is one, else with a ratio of four decimals.
 
         Raises:
             ScheduleError: no ``?`` or several, or a budget that cannot be met; the message says what can.
@@ -220,26 +231,30 @@ class Schedule:
             raise ScheduleError(f"a budget needs a schedule with exactly one '?', e.g. 'dart@2:?'; got '{self}'.")
         index, n = self.unknown, visual_tokens or _FINE
         assert index is not None
-        limit = _parse_budget(budget, n, visual_tokens)
-        top = n if index == 0 else sum(self.stages[index - 1].asked([n]))
-        floor = 0 if index + 1 == len(self.stages) else sum(self.stages[index + 1].asked([n]))
+        limit, in_tokens = _parse_budget(budget, n, visual_tokens)
+        # A ratio is sought on a grid of four decimals, so that it means the same for every image.
+        grid = n if in_tokens else _FINE
 
-        def filled(tokens: int) -> Schedule:
-            keep: Keep = tokens if visual_tokens else Decimal(tokens) / _FINE
+        def filled(step: int) -> Schedule:
             stages = list(self.stages)
-            stages[index] = replace(stages[index], keep=keep)
+            stages[index] = replace(stages[index], keep=step if in_tokens else Decimal(step) / _FINE)
             return Schedule(tuple(stages))
 
-        low, high = floor, top
-        smallest, largest = (filled(tokens).average(layers, [n]) for tokens in (floor, top))
+        def steps(stage: Stage) -> Fraction:
+            share_kept = Fraction(stage.keep) if isinstance(stage.keep, Decimal) else Fraction(stage.asked([n])[0], n)
+            return share_kept * grid
+
+        high = grid if index == 0 else floor(steps(self.stages[index - 1]))
+        low = 0 if index + 1 == len(self.stages) else ceil(steps(self.stages[index + 1]))
+        smallest, largest = (filled(step).average(layers, [n]) for step in (low, high))
         if smallest > limit or largest < limit:
-            raise self._error(index, _unmet(budget, n, visual_tokens, smallest, largest))
+            raise self._error(index, _unmet(budget, n, in_tokens, smallest, largest))
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if filled(middle).average(layers, [n]) <= limit else (low, middle - 1)
-        # Several keeps may leave the same tokens (DART's quotas): say the number that is really kept.
-        solved = filled(filled(low).plan([n])[index][0] if visual_tokens else low)
-        solved.check(layers, [n])
+        # Several counts may leave the same tokens (DART's quotas): say the number that is really kept.
+        solved = filled(filled(low).plan([n])[index][0] if in_tokens else low)
+        solved.check(layers, [visual_tokens] if visual_tokens else None)
         return solved
 
     def _check_stage(self, i: int, stage: Stage) -> None:
@@ -252,7 +267,11 @@ class Schedule:
         if spec.drops_all and stage.keep != 0:
             raise self._error(i, f"{stage.method} drops every visual token; write '{stage.method}@{stage.layer}'.")
         if isinstance(stage.keep, Decimal) and not 0 <= stage.keep <= 1:
-            hint = f"for a number of tokens write '{int(stage.keep)}t'" if stage.keep > 1 else "it cannot be negative"
+            hint = "a number of tokens ends in 't'"
+            if stage.keep < 0:
+                hint = "it cannot be negative"
+            elif stage.keep == stage.keep.to_integral_value():
+                hint = f"for a number of tokens write '{int(stage.keep)}t'"
             raise self._error(i, f"the ratio {stage.keep} in stage {i + 1} must lie in [0, 1]; {hint}.")
         if isinstance(stage.keep, int) and stage.keep < 0:
             raise self._error(i, f"the count {stage.keep} in stage {i + 1} must not be negative.")
@@ -273,7 +292,10 @@ class Schedule:
 
 
 def share(total: int, sizes: Sequence[int]) -> list[int]:
-    """Share `total` tokens out among images in proportion to their `sizes`: largest remainders first, then order."""
+    """Share `total` tokens out among images in proportion to their `sizes`: largest remainders first, then order.
+
+    As with any such rule, one token more in all can be one less for a small image.
+    """
     if not sum(sizes):
         return [0] * len(sizes)
     exact = [Fraction(total * size, sum(sizes)) for size in sizes]
@@ -294,7 +316,8 @@ def _print_option(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _parse_budget(budget: str | float, n: int, visual_tokens: int | None) -> Fraction:
+def _parse_budget(budget: str | float, n: int, visual_tokens: int | None) -> tuple[Fraction, bool]:
+    """The budget in average tokens of an image of `n`, and whether it was given in tokens."""
     text = str(budget).strip()
     try:
         amount = Fraction(text.removesuffix("t"))
@@ -307,14 +330,14 @@ def _parse_budget(budget: str | float, n: int, visual_tokens: int | None) -> Fra
                 f"budget '{text}' is a number of tokens, but this model's images differ in size; give a ratio: 0.5."
             )
             raise ScheduleError(message)
-        return amount
+        return amount, True
     if not 0 <= amount <= 1:
         raise ScheduleError(f"budget '{text}' is a ratio and must lie in [0, 1]; for tokens write '{text}t'.")
-    return amount * n
+    return amount * n, False
 
 
-def _unmet(budget: str | float, n: int, visual_tokens: int | None, smallest: Fraction, largest: Fraction) -> str:
-    low, high = (f"{float(v):.2f}t" if visual_tokens else f"{float(v / n):.4f}" for v in (smallest, largest))
+def _unmet(budget: str | float, n: int, in_tokens: bool, smallest: Fraction, largest: Fraction) -> str:
+    low, high = (f"{float(v):.2f}t" if in_tokens else f"{float(v / n):.4f}" for v in (smallest, largest))
     return f"the budget {budget} cannot be met: the other stages leave averages from {low} to {high}."
 
 
@@ -362,11 +385,16 @@ class _Parser:
                 return 0
             message = f"stage {number} does not say how much {spec.name} keeps; write e.g. '{spec.example}'."
             raise self.error(message, start - 1, "")
-        if text == "?" and not spec.drops_all:
+        if text == "?":
+            if spec.drops_all:
+                raise self.error(
+                    f"{spec.name} takes no keep, so there is nothing to solve; write '{spec.example}'.", start, text
+                )
             return None
         value: Decimal | int | None
         try:
-            value = int(text[:-1]) if re.fullmatch(r"[0-9]+t", text) else Decimal(text)
+            # Adding 0 turns the -0 that Decimal knows into 0.
+            value = int(text[:-1]) if re.fullmatch(r"[0-9]+t", text) else Decimal(text if text.isascii() else "") + 0
         except InvalidOperation:
             value = None
         if value is None or (isinstance(value, Decimal) and not value.is_finite()):

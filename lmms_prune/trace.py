@@ -61,6 +61,8 @@ class Trace:
 
     @property
     def avg_visual_tokens(self) -> float:
-        """Average visual tokens per layer over the rows that have an image; 0.0 without any."""
+        """Average visual tokens per layer over the rows that have an image; 0.0 if no row has one."""
         rows = [row for row in self.rows if row.images]
+        if not self.rows:
+            raise ValueError("the trace is empty: no prompt has run inside the block yet.")
         return sum(row.avg_visual_tokens for row in rows) / len(rows) if rows else 0.0

@@ -47,7 +47,7 @@ class TokenView:
         text: all text tokens after the image: the question and the assistant's header.
         index: raster index of each visual token in its image; arbitrary where padding.
         counts: visual tokens present in each image, known on the host.
-        seeds: one text a image; random draws are made from it alone.
+        seeds: one text an image; random draws are made from it alone.
         memory: lives for one prefill; carries state from stage to stage.
         parts: the model (private to the view).
         state: the input of this layer (private to the view).

@@ -7,11 +7,16 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import lmms_prune
 from lmms_prune.cli import app
 
 
 def call(*args: str):
     return CliRunner().invoke(app, list(args))
+
+
+def test_version() -> None:
+    assert call("--version").output == f"lmms-prune {lmms_prune.__version__}\n"
 
 
 def test_schedule_shows_stages_and_the_average() -> None:
@@ -48,6 +53,9 @@ def test_schedule_json_is_the_last_line(args: list[str], schedule: str, kept: li
         (["schedule", "dart@2:?", "--budget", "20t"], "cannot be met"),
         (["schedule", "dart@2:0.5", "--layers", "0"], "--layers"),
         (["demo", "--schedule", "fastvv@2:0.25"], "Did you mean 'fastv'?"),
+        (["demo", "--schedule", "random@20:0.25"], "layers are 0 to 7"),
+        (["demo", "--tasks", "mme, foo"], "'foo' is not in the demo; it has mme,"),
+        (["demo", "--folder", "/dev/null/x"], "Not a directory"),
     ],
 )
 def test_errors_exit_with_2_and_one_message(args: list[str], message: str) -> None:

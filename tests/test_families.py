@@ -17,11 +17,18 @@ LLAVA, QWEN = FAMILIES["llava"], FAMILIES["qwen2_5_vl"]
 def test_llava_images_have_one_size_and_qwen_images_do_not(loaded) -> None:
     assert LLAVA.tokens_per_image(loaded("llava").model.config) == 64
     assert QWEN.tokens_per_image(loaded("qwen").model.config) is None
-    vision = SimpleNamespace(image_size=336, patch_size=14)
+    vision = SimpleNamespace(model_type="clip_vision_model", image_size=336, patch_size=14)
     assert (
         LLAVA.tokens_per_image(SimpleNamespace(vision_config=vision, vision_feature_select_strategy="default")) == 576
     )
     assert LLAVA.tokens_per_image(SimpleNamespace(vision_config=vision, vision_feature_select_strategy="full")) == 577
+
+
+def test_a_llava_with_another_vision_tower_is_refused() -> None:
+    """Pixtral's images differ in size, though its checkpoints are of type 'llava'."""
+    vision = SimpleNamespace(model_type="pixtral", image_size=1024, patch_size=16)
+    with pytest.raises(UnsupportedModelError, match="'pixtral' is not supported"):
+        LLAVA.tokens_per_image(SimpleNamespace(vision_config=vision, vision_feature_select_strategy="full"))
 
 
 def test_runs_of_visual_tokens_are_cut_into_images() -> None:

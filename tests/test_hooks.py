@@ -230,6 +230,36 @@ def test_a_batch_without_any_image_runs_unpruned(family: Family) -> None:
     assert trace.avg_visual_tokens == 0.0
 
 
+def test_the_empty_schedule_traces_what_the_unpruned_model_sees(family: Family) -> None:
+    with prune(family.model, "none") as trace:
+        generate(family, mixed_batch(family))
+    with prune(family.model, "random@0:1") as whole:
+        generate(family, mixed_batch(family))
+    assert trace.avg_visual_tokens == whole.avg_visual_tokens > 0
+    for row, other in zip(trace.rows, whole.rows, strict=True):
+        assert (row.sample, row.text_tokens, row.images) == (other.sample, other.text_tokens, other.images)
+        assert (row.visual, row.computed) == (other.visual, other.computed)
+
+
+def test_an_empty_trace_has_no_average(family: Family) -> None:
+    with prune(family.model, "none") as trace, pytest.raises(ValueError, match="no prompt has run"):
+        _ = trace.avg_visual_tokens
+
+
+def test_the_empty_schedule_refuses_nothing(family: Family) -> None:
+    inputs = family.inputs(QUESTIONS[:2], [[noise(1)], [noise(2)]])
+    options = {"num_beams": 2, "do_sample": False, "max_new_tokens": 3}
+    plain = family.model.generate(**inputs, **options)
+    with prune(family.model, "none"):
+        assert torch.equal(family.model.generate(**inputs, **options), plain)
+
+
+def test_a_list_of_stages_is_a_schedule(family: Family) -> None:
+    with prune(family.model, ["random@1:0.5", "vtw@3"]) as trace:
+        generate(family, mixed_batch(family))
+    assert str(trace.schedule) == "random@1:0.5,vtw@3"
+
+
 def test_several_answers_a_prompt_draw_alike(family: Family) -> None:
     inputs = family.inputs([QUESTIONS[0]], [[noise(9)]])
     with prune(family.model, "random@1:0.3", samples=["one"]) as trace:
@@ -328,10 +358,27 @@ class TestRefusals:
         ):
             pass
 
+    def test_generation_without_a_cache(self, family: Family) -> None:
+        inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
+        options = {"use_cache": False, "do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
+        self.run(family, "leave use_cache on", lambda: family.model.generate(**inputs, **options))
+
+    def test_a_static_cache_by_name(self, family: Family) -> None:
+        inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
+        options = {"cache_implementation": "static", "do_sample": False, "max_new_tokens": 4}
+        self.run(family, "StaticCache", lambda: family.model.generate(**inputs, **options))
+
+    def test_a_block_inside_a_block(self, family: Family) -> None:
+        def nested() -> None:
+            with prune(family.model, "random@3:0.5"):
+                pass
+
+        self.run(family, "one schedule", nested)
+
     def test_unknown_positions(self, family: Family) -> None:
         with (
             pytest.raises(UnsupportedModelError, match="original or compact"),
-            prune(family.model, "random@1:0.5", positions="keep"),
+            prune(family.model, "none", positions="keep"),
         ):
             pass
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,7 +26,7 @@ def texts(draw: st.DrawFn) -> str:
         method = draw(st.sampled_from(["random", "fastv", "dart", "divprune"]))
         options = draw(st.sampled_from(["", ";order=reference", ";native_count=false"])) if method == "dart" else ""
         stages.append(f"{method}@{layer}:{f'{amount}t' if in_tokens else amount / 1000}{options}")
-    return ",".join([*stages, "vtw@41"] if draw(st.booleans()) else stages)
+    return ",".join([*stages, "vtw@41"] if draw(st.booleans()) else stages) or "none"
 
 
 @given(texts())
@@ -145,6 +147,9 @@ def test_several_images_keep_the_ratio_each_or_share_the_count() -> None:
         ("fastv@3:?", "64t", 32, 576, "fastv@3:11t"),
         ("dart@2:?", "192t", 32, 576, "dart@2:164t"),
         ("divprune@0:?", "0.5", 28, None, "divprune@0:0.5"),
+        # A ratio budget gives a ratio also where all images have one size: a row may hold several.
+        ("divprune@0:?", "0.5", 32, 576, "divprune@0:0.5"),
+        ("random@2:?,random@20:0.07", "0.3333", 32, 576, "random@2:0.434"),
         ("divprune@0:?,random@25:0.25", 0.5, 28, None, "divprune@0:0.53"),
     ],
 )
@@ -155,21 +160,21 @@ def test_a_budget_solves_the_unknown(text: str, budget: str, layers: int, tokens
     assert found.average(layers, [tokens or 10_000]) <= limit
 
 
-@given(st.integers(3, 36), st.integers(8, 2000), st.floats(0.2, 1))
-def test_a_solved_budget_is_the_largest_within_it(layers: int, tokens: int, ratio: float) -> None:
-    schedule = Schedule.parse("random@1:?")
-    budget = f"{ratio:.4f}"
+@given(st.integers(3, 36), st.integers(8, 2000), st.floats(0.2, 1), st.booleans())
+def test_a_solved_budget_is_the_largest_within_it(layers: int, tokens: int, ratio: float, in_tokens: bool) -> None:
+    budget = f"{ratio * tokens:.2f}t" if in_tokens else f"{ratio:.4f}"
+    limit = Fraction(budget[:-1]) if in_tokens else Fraction(budget) * tokens
     try:
-        solved = schedule.solve(budget, layers, tokens)
+        [stage] = Schedule.parse("random@1:?").solve(budget, layers, tokens).stages
     except ScheduleError:
         # One layer sees every token before the stage, so less than that cannot be had.
-        assert tokens / layers > float(budget) * tokens
+        assert Fraction(tokens, layers) > limit
         return
-    keep = solved.stages[0].keep
-    assert isinstance(keep, int)
-    limit = float(budget) * tokens + 1e-6
-    assert solved.average(layers, [tokens]) <= limit
-    assert keep == tokens or Schedule((Stage("random", 1, keep + 1),)).average(layers, [tokens]) > limit - 2e-6
+    assert isinstance(stage.keep, int if in_tokens else Decimal)
+    assert Schedule((stage,)).average(layers, [tokens]) <= limit
+    more = stage.keep + (1 if in_tokens else Decimal("0.0001"))
+    if more <= (tokens if in_tokens else 1):
+        assert Schedule((Stage("random", 1, more),)).average(layers, [tokens]) > limit
 
 
 def test_every_preset_is_a_schedule() -> None:
@@ -183,7 +188,8 @@ def test_the_forms_that_mean_the_same() -> None:
     assert Schedule.parse("vtw@21:0") == Schedule.parse("vtw@21") == Schedule.parse(" vtw@21:0.0 ")
     assert Schedule.parse("dart@2:0.50") == Schedule.parse("dart@2:.5") == Schedule((Stage("dart", 2, Decimal("0.5")),))
     assert Schedule.parse(["dart@2:0.44", "random@20:0.07"]) == Schedule.parse("dart@2:0.44, random@20:0.07")
-    assert Schedule.parse("none") == Schedule.parse("") == Schedule.parse([]) == Schedule()
+    assert Schedule.parse("none") == Schedule.parse("None ") == Schedule.parse(["none"]) == Schedule()
+    assert str(Schedule.parse("dart@2:-0")) == "dart@2:0"
     assert Schedule.parse("dart@2:0.4;order=stable") == Schedule.parse("dart@2:0.4")
     assert str(Schedule.parse("dart@2:0.4;order=reference;native_count=false")) == (
         "dart@2:0.4;native_count=false;order=reference"
@@ -197,7 +203,11 @@ def test_the_forms_that_mean_the_same() -> None:
         ("zzz@2:0.25", "Known: dart, divprune, fastv, random, vtw.", "zzz"),
         ("fastv@0:0.5", "fastv cannot act at layer 0", "fastv@0:0.5"),
         ("dart@0:0.5", "its lowest layer is 1", "dart@0:0.5"),
-        ("dart@2:1.5", "must lie in [0, 1]; for a number of tokens write '1t'", "dart@2:1.5"),
+        ("dart@2:1.5", "must lie in [0, 1]; a number of tokens ends in 't'", "dart@2:1.5"),
+        ("dart@2:252", "must lie in [0, 1]; for a number of tokens write '252t'", "dart@2:252"),
+        ("DART@2:0.5", "Did you mean 'dart'?", "DART"),
+        ("dart@2:٥t", "neither a ratio", "٥t"),
+        ("dart@2:0.٥", "neither a ratio", "0.٥"),
         ("dart@2:-0.5", "cannot be negative", "dart@2:-0.5"),
         ("dart@5:0.5,random@3:0.1", "layers must increase", "random@3:0.1"),
         ("dart@5:0.5,random@5:0.1", "layers must increase", "random@5:0.1"),
@@ -214,7 +224,7 @@ def test_the_forms_that_mean_the_same() -> None:
         ("dart@2:0.5;order", "has no value", "order"),
         ("random@2:0.5;a=1", "Its options: none", "a=1"),
         ("vtw@3:0.5", "vtw drops every visual token and takes no keep", "0.5"),
-        ("vtw@3:?", "neither a ratio", "?"),
+        ("vtw@3:?", "there is nothing to solve", "?"),
         ("dart@2:0.5,,random@9:0.1", "a stage looks like", None),
         ("dart", "A method needs a layer: e.g. 'dart@2:0.44'", "dart"),
         ("dart+randon-192", "Did you mean 'dart+random-192'?", "dart+randon-192"),
@@ -229,6 +239,18 @@ def test_wrong_texts_are_refused_and_pointed_at(text: str, message: str, pointed
     if pointed is not None:
         start, end = marks.index("^"), marks.rindex("^") + 1
         assert shown[start:end] == pointed
+
+
+@pytest.mark.parametrize("text", ["", "  ", [], [""], None, 3, [3]])
+def test_what_is_no_schedule_text_is_refused(text: Any) -> None:
+    """An empty text, such as an unset shell variable gives, must not run the unpruned model."""
+    with pytest.raises(ScheduleError, match=r"write 'none' to prune nothing|neither a text nor a list"):
+        Schedule.parse(text)
+
+
+def test_an_option_given_twice_is_refused() -> None:
+    with pytest.raises(ScheduleError, match="names an option twice"):
+        Schedule.parse("dart@2:0.4;order=reference;order=stable")
 
 
 def test_the_error_is_shown_as_designed() -> None:

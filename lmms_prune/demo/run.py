@@ -19,6 +19,7 @@ from rich.table import Table
 from lmms_prune.demo.benchmarks import TASKS, build_mirror
 from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 
+LAYERS = 8  # decoder layers of both checkpoints
 SCHEDULES = ("none", "dart@2:0.44,random@5:0.07")
 _BUILD: dict[str, Callable[..., Path]] = {"llava_pruned": build_llava, "qwen2_5_vl_pruned": build_qwen2_5_vl}
 # The figure of each benchmark: metrics are added, and MME's two are its total as papers print it.
@@ -67,11 +68,14 @@ def run_demo(
         the table, and its content with keys ``mirror``, ``command`` and ``runs``.
 
     Raises:
-        DemoError: a run left no results.
+        DemoError: an unknown task, or a run that left no results.
+        OSError: `folder` cannot be written.
     """
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    names = tasks.split(",") if tasks else list(TASKS)
+    names = [name.strip() for name in tasks.split(",")] if tasks else list(TASKS)
+    if unknown := [name for name in names if name not in FIGURES]:
+        raise DemoError(f"--tasks: '{unknown[0]}' is not in the demo; it has {', '.join(FIGURES)}.")
     mirror = folder / "mirror"
     if not mirror.exists():
         build_mirror(mirror)
@@ -81,7 +85,7 @@ def run_demo(
         checkpoint = folder / "checkpoints" / model
         if not checkpoint.exists():
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            build(checkpoint)
+            build(checkpoint, layers=LAYERS)
         for text in schedules or SCHEDULES:
             # The harness cannot take a comma in its output path.
             out = folder / "results" / model / re.sub(r"[^A-Za-z0-9.@]+", "-", text)
@@ -114,16 +118,15 @@ def _run(command: list[str], mirror: Path, environment: Mapping[str, str], out: 
         results = json.loads(path.read_text(encoding="utf-8"))
         if "config" in results:
             return results
-    last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-    raise DemoError(f"this run left no results; its log is {log} and ends with: {' '.join(last)}")
+    said = log.read_text(encoding="utf-8").strip()
+    marker = "lmms-prune: error:"
+    # Our own errors may take several lines and come last; of any other the last line says most.
+    end = said[said.rindex(marker) :] if marker in said else " ".join(said.splitlines()[-1:])
+    raise DemoError(f"this run left no results; its log is {log} and ends with:\n{end}")
 
 
 def _record(model: str, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
-    scores = {
-        task: sum(results["results"][task][f"{metric},none"] for metric in FIGURES[task])
-        for task in tasks
-        if task in FIGURES
-    }
+    scores = {task: sum(results["results"][task][f"{metric},none"] for metric in FIGURES[task]) for task in tasks}
     run = results["config"]["batch_sizes"][0]
     return {"model": model, "schedule": run["schedule"], **run["averages"], "scores": scores}
 
@@ -136,6 +139,6 @@ def _table(runs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Table:
         table.add_column("\n".join(lines), justify="right", no_wrap=True)
     for name, key in (("visual tokens", "visual_tokens"), ("… per layer", "visual_tokens_per_layer")):
         table.add_row(name, *(f"{run[key]:.1f}" for run in runs), end_section=key != "visual_tokens")
-    for task in (task for task in tasks if task in FIGURES):
+    for task in tasks:
         table.add_row(task, *(f"{run['scores'][task]:.3g}" for run in runs))
     return table

@@ -15,7 +15,10 @@ from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 # An argument begins with "name="; any other piece between commas belongs to the value before it, so that the comma
 # inside schedule=a@2:0.4,b@9:0.1 does not end the argument.
 _ARGUMENT = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=")
-_QUOTED = re.compile(r"""("[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\})""")
+# A quoted or bracketed value, whole; an apostrophe inside a text is none.
+_QUOTED = re.compile(r"""(?<==)\s*("[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\})(?=\s*(?:,|$))""")
+# Values in which a comma is to be expected.
+_CONTINUED = ("schedule", "system_prompt", "chat_template")
 
 
 class ArgumentError(ValueError):
@@ -66,7 +69,7 @@ class ModelArguments:
     @classmethod
     def read(
         cls,
-        given: str | Mapping[str, Any] | None,
+        given: Any,
         additional: Mapping[str, Any] | None,
         defaults: Mapping[str, Any],
         refused: tuple[str, ...],
@@ -82,6 +85,8 @@ class ModelArguments:
         Raises:
             ArgumentError, ScheduleError: see the message.
         """
+        if given and not isinstance(given, (str, Mapping)):
+            raise ArgumentError(f"model_args: {given!r} is neither a text nor a mapping.")
         values = split(given) if isinstance(given, str) else dict(given or {})
         known = [field.name for field in fields(cls) if field.name not in refused]
         for name in values:
@@ -112,8 +117,8 @@ class ModelArguments:
 def split(text: str) -> dict[str, str]:
     """The arguments of ``a=1,schedule=x@2:0.4,y@9:0.1,b=2`` as a dict of texts.
 
-    A piece that does not begin with ``name=`` continues the value before it. Commas in quotes or brackets never split;
-    quotes around a whole value are taken off.
+    A piece that does not begin with ``name=`` continues a schedule, system prompt or chat template before it. Commas in
+    a value that is quoted or bracketed as a whole never split; its quotes are taken off.
     """
     # Quoted stretches are set aside, so that neither their commas nor their equals signs count.
     stretches: list[str] = []
@@ -123,13 +128,13 @@ def split(text: str) -> dict[str, str]:
         return f"\0{len(stretches) - 1}\0"
 
     pieces: list[str] = []
-    for piece in _QUOTED.sub(aside, text.strip()).split(","):
+    for piece in _QUOTED.sub(aside, text.strip().rstrip(", ")).split(","):
         if _ARGUMENT.match(piece):
             pieces.append(piece)
-        elif pieces:
+        elif pieces and pieces[-1].split("=", 1)[0].strip() in _CONTINUED:
             pieces[-1] += "," + piece
         elif piece.strip():
-            raise ArgumentError(f"model_args: '{piece}' is no argument; write name=value, e.g. schedule=dart@2:0.44.")
+            raise ArgumentError(f"model_args: '{piece.strip()}' is no argument; write name=value.")
     values: dict[str, str] = {}
     for piece in pieces:
         name, value = (part.strip() for part in piece.split("=", 1))

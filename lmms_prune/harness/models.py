@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import re
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -22,33 +20,22 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.models.model_utils.progress import make_progress
 from lmms_eval.protocol import ChatMessages
 from loguru import logger
-from PIL import Image
 from qwen_vl_utils import process_vision_info
 
 from lmms_prune.families import FAMILIES, Family, UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
+from lmms_prune.harness.generation import KNOWN, clean, options, own_tokens, stop_texts
 from lmms_prune.harness.loading import load_model, load_processor, pick_device, read_config
+from lmms_prune.harness.prompts import VICUNA_TEMPLATE, pad_to_square, text_or_file
 from lmms_prune.harness.records import PrunedTokenCounts, RunRecord, provenance
 from lmms_prune.hooks import prune
-from lmms_prune.trace import RowTrace
-
-# LLaVA-1.5's own evaluation prompt, for messages whose content is a list of parts.
-VICUNA_TEMPLATE = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the user's questions. "
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}ASSISTANT: {% elif message['role'] == 'user' %}"
-    "USER: {% endif %}{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }} {% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-# What openpyxl refuses: one such character in one answer loses a whole run's spreadsheet.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_DEFAULT_LENGTH = 128
-_PASSED_ON = ("min_new_tokens", "top_k", "repetition_penalty", "no_repeat_ngram_size")
 
 
-class SampleError(RuntimeError):
-    """A sample that could not be answered; names the task, the document and the cause."""
+class SampleError(Exception):
+    """A sample that could not be answered; names the task, the document and the cause.
+
+    Not a RuntimeError: as the outcome of a StopIteration, which processors raise, one would be taken for Python's own.
+    """
 
 
 class PrunedModel(lmms):
@@ -70,7 +57,13 @@ class PrunedModel(lmms):
         if arguments.budget is not None:
             schedule = schedule.solve(arguments.budget, layers, fixed)
         schedule.check(layers, [fixed] if fixed else None)
-        self.arguments = replace(arguments, schedule=schedule)
+        # Files are read now, so that the run's identity holds what they say.
+        self.arguments = replace(
+            arguments,
+            schedule=schedule,
+            system_prompt=text_or_file("system_prompt", arguments.system_prompt),
+            chat_template=text_or_file("chat_template", arguments.chat_template),
+        )
         self._refuse_combinations()
         self.accelerator = Accelerator(
             cpu=arguments.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=1))]
@@ -103,8 +96,6 @@ class PrunedModel(lmms):
                 it with exit code 2 and the message alone.
         """
         with plain_errors(UnsupportedModelError):
-            if arg_string and not isinstance(arg_string, (str, Mapping)):
-                raise ArgumentError(f"model_args: {arg_string!r} is neither a text nor a mapping.")
             defaults = {"pretrained": cls.family.default, **cls.defaults}
             return cls(ModelArguments.read(arg_string, additional_config, defaults, cls.refused))
 
@@ -144,8 +135,7 @@ class PrunedModel(lmms):
         for places in self._batches(requests):
             batch = [requests[i].args for i in places]
             names = [f"task '{task}', document {doc}" for _, _, _, doc, task, _ in batch]
-            with _naming(names):
-                results, seconds = self._answer(batch)
+            results, seconds = self._answer(batch, names)
             record.add([result.token_counts for result in results], seconds)
             answers.update(zip(places, results, strict=True))
             progress.update(len(places))
@@ -155,82 +145,54 @@ class PrunedModel(lmms):
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
-    def _answer(self, batch: list[tuple]) -> tuple[list[GenerationResult], float]:
-        docs = [(build, self.task_dict[task][split][doc]) for _, build, _, doc, task, split in batch]
-        messages = [self._with_system(ChatMessages(messages=build(doc)).to_hf_messages()) for build, doc in docs]
-        _refuse_media(messages)
-        inputs = self._inputs(messages).to(self.model.device, dtype=self.model.dtype)
-        options, until = self._generation_options(batch[0][2])
-        arguments = self.arguments
-        start = time.perf_counter()
-        with prune(
-            self.model,
-            arguments.schedule,
-            seed=arguments.seed,
-            positions=arguments.positions,
-            samples=[f"{task}/{split}/{doc}" for _, _, _, doc, task, split in batch],
-        ) as trace:
-            output = self.model.generate(**inputs, **options)
-        # Reading the tokens waits for the device, so the time is that of the finished generation.
-        new = output[:, inputs["input_ids"].shape[1] :].tolist()
-        seconds = time.perf_counter() - start
-        rows = trace.rows or self._unpruned_rows(inputs)
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        return [
-            GenerationResult(self._text(ids, until), PrunedTokenCounts.of(row, length, len(ids)))
-            for ids, row, length in zip(map(self._until_end, new), rows, lengths, strict=True)
-        ], seconds
+    def _answer(self, batch: list[tuple], names: Sequence[str]) -> tuple[list[GenerationResult], float]:
+        messages = []
+        for (_, build, _, doc, task, split), name in zip(batch, names, strict=True):
+            with _naming([name]):
+                messages.append(self._messages(build(self.task_dict[task][split][doc])))
+        given, tokenizer = batch[0][2], self.processor.tokenizer
+        samples = [f"{task}/{split}/{doc}" for _, _, _, doc, task, split in batch]
+        with _naming(names):
+            inputs = self._batch_inputs(messages, names).to(self.model.device, dtype=self.model.dtype)
+            start = time.perf_counter()
+            with prune(
+                self.model,
+                self.arguments.schedule,
+                seed=self.arguments.seed,
+                positions=self.arguments.positions,
+                samples=samples,
+            ) as trace:
+                output = self.model.generate(**inputs, **options(given, tokenizer, self.arguments.use_cache))
+            # Reading the tokens waits for the device, so the time is that of the finished generation.
+            new = output[:, inputs["input_ids"].shape[1] :].tolist()
+            seconds = time.perf_counter() - start
+        lengths, stops = inputs["attention_mask"].sum(1).tolist(), stop_texts(given)
+        # An unpruned run may have beams or no cache, and then traces a sample more than once, each time alike.
+        rows = {row.sample: row for row in trace.rows}
+        results = []
+        for ids, sample, length in zip(new, samples, lengths, strict=True):
+            own = own_tokens(ids, tokenizer)
+            counts = PrunedTokenCounts.of(rows[sample], length, len(own))
+            results.append(GenerationResult(clean(self._decode(own), stops), counts))
+        return results, seconds
 
-    def _unpruned_rows(self, inputs: Mapping[str, torch.Tensor]) -> list[RowTrace]:
-        """The ledger of a run without a schedule: every layer sees every token."""
-        image_token = self.model.config.image_token_id
-        counts = (inputs["input_ids"] == image_token).sum(1).tolist()
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        layers = self.model.config.text_config.num_hidden_layers
-        return [
-            RowTrace("", n - v, [v] if v else [], visual=[v] * layers) for v, n in zip(counts, lengths, strict=True)
-        ]
+    def _batch_inputs(self, messages: list[list[dict[str, Any]]], names: Sequence[str]) -> Any:
+        """The processor's output for a batch; if it fails, the row that fails by itself is the one to name."""
+        try:
+            return self._inputs(messages)
+        except Exception:
+            for row, name in zip(messages, names, strict=True):
+                with _naming([name]):
+                    self._inputs([row])
+            raise
 
-    def _until_end(self, ids: list[int]) -> list[int]:
-        """A row's own tokens: up to its end, or without the padding that follows a stop text."""
-        tokenizer = self.processor.tokenizer
-        if tokenizer.eos_token_id in ids:
-            return ids[: ids.index(tokenizer.eos_token_id) + 1]
-        length = len(ids)
-        while length and ids[length - 1] == tokenizer.pad_token_id:
-            length -= 1
-        return ids[:length]
-
-    def _text(self, ids: list[int], until: Sequence[str]) -> str:
-        text = self._decode(ids)
-        for stop in until:
-            text = text.split(stop, 1)[0]
-        return _CONTROL.sub("", text)
-
-    def _generation_options(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """transformers' options, and the texts at which an answer ends, from the task's generation_kwargs."""
-        until = given.get("until") or []
-        # "\n\n" is what the harness fills in when a task names no stop; the stock chat models do not apply it either.
-        stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop and stop != "\n\n"]
-        temperature = given.get("temperature") or 0
-        sampling = {"temperature": temperature, "top_p": given.get("top_p")} if temperature > 0 else {}
-        tokenizer = self.processor.tokenizer
-        options = {
-            "max_new_tokens": given.get("max_new_tokens") or _DEFAULT_LENGTH,
-            "do_sample": bool(sampling),
-            "temperature": None,
-            "top_p": None,
-            "top_k": None,
-            **sampling,
-            **{name: given[name] for name in _PASSED_ON if name in given},
-            "num_beams": given.get("num_beams") or 1,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            "use_cache": self.arguments.use_cache,
-        }
-        if stops:
-            options |= {"stop_strings": stops, "tokenizer": tokenizer}
-        return options, stops
+    def _messages(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One sample's chat in transformers' form, with the system prompt."""
+        chat = ChatMessages(messages=messages).to_hf_messages()
+        kinds = {part["type"] for message in chat for part in message["content"]} - {"image", "text"}
+        if kinds:
+            raise ArgumentError(f"the sample holds {', '.join(sorted(kinds))}; only images and text are supported.")
+        return self._apply_system_prompt(chat, self.arguments.system_prompt or "")
 
     # -- the whole run ---------------------------------------------------------------------------------------------
 
@@ -238,41 +200,36 @@ class PrunedModel(lmms):
         """Places of requests that may be generated together: same options, similar length."""
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            options = request.args[2]
-            groups.setdefault(repr(sorted(options.items(), key=lambda item: item[0])), []).append(i)
+            given = request.args[2]
+            groups.setdefault(repr(sorted(given.items(), key=lambda item: item[0])), []).append(i)
         for places in groups.values():
             self._check_options(requests[places[0]].args[2])
+        for places in groups.values():
             places.sort(key=lambda i: len(requests[i].args[0]), reverse=True)
             for start in range(0, len(places), self.batch_size):
                 yield places[start : start + self.batch_size]
 
-    def _check_options(self, options: Mapping[str, Any]) -> None:
-        beams = options.get("num_beams") or 1
+    def _check_options(self, given: Mapping[str, Any]) -> None:
         with plain_errors():
+            beams = options(given, self.processor.tokenizer, self.arguments.use_cache)["num_beams"]
             if beams > 1 and self.arguments.schedule.stages:
                 message = f"num_beams={beams}: beam search reorders the cache that a schedule cuts; use num_beams=1."
                 raise ArgumentError(message)
-        known = {"until", "max_new_tokens", "temperature", "top_p", "do_sample", "num_beams", *_PASSED_ON}
-        ignored = sorted(set(options) - known)
+        ignored = sorted(set(given) - KNOWN)
         if ignored:
             logger.warning("generation options without a meaning here are ignored: {}", ", ".join(ignored))
 
     def _log(self, record: RunRecord) -> None:
         speed = record.output_tokens / record.seconds if record.seconds else 0.0
-        numbers = {"total_requests": record.samples, "rank": self.rank, **record.averages()}
+        numbers = {"total_requests": record.samples, **record.averages()}
         log_metrics(record.seconds, record.output_tokens, speed, numbers)
         self.batch_sizes["run"]["averages"] = record.averages()
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
-    def _with_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if self.arguments.system_prompt is None:
-            return messages
-        return self._apply_system_prompt(messages, _text_or_file("system_prompt", self.arguments.system_prompt))
-
     def _chat_template(self) -> str | None:
         if self.arguments.chat_template is not None:
-            return _text_or_file("chat_template", self.arguments.chat_template)
+            return self.arguments.chat_template
         if self.arguments.prompt == "vicuna":
             return VICUNA_TEMPLATE
         if not self.processor.chat_template:
@@ -299,6 +256,8 @@ class PrunedModel(lmms):
         if self.arguments.positions == "compact" and self.family.mrope:
             message = "positions=compact would destroy the height and width channels of M-RoPE; use positions=original."
             raise ArgumentError(message)
+        if self.arguments.chat_template is not None and self.arguments.prompt == "vicuna":
+            raise ArgumentError("prompt=vicuna and chat_template both say how to prompt; give one of them.")
 
     def _load_processor(self, **options: Any) -> Any:
         processor = load_processor(self.arguments, **options)
@@ -326,7 +285,7 @@ class LlavaPruned(PrunedModel):
         ]
         if self.arguments.image_aspect == "pad":
             mean = self.processor.image_processor.image_mean
-            images = [_pad_to_square(image, mean) for image in images]
+            images = [pad_to_square(image, mean) for image in images]
         return self.processor(images=images or None, text=self._prompts(messages), padding=True, return_tensors="pt")
 
     def _decode(self, ids: list[int]) -> str:
@@ -357,31 +316,7 @@ def _naming(names: Sequence[str]) -> Iterator[None]:
     """Any error inside names the samples it happened in, and still ends the run."""
     try:
         yield
+    except SampleError:
+        raise
     except Exception as error:
         raise SampleError(f"{'; '.join(names)}: {type(error).__name__}: {error}") from error
-
-
-def _refuse_media(messages: list[list[dict[str, Any]]]) -> None:
-    for chat in messages:
-        for message in chat:
-            for part in message["content"]:
-                if part["type"] not in ("image", "text"):
-                    raise ArgumentError(f"the sample holds {part['type']}; only images and text are supported.")
-
-
-def _text_or_file(name: str, value: str) -> str:
-    # A template is longer than a file name may be; asking for such a file is an error of its own.
-    if len(value) < 1024 and Path(value).is_file():
-        return Path(value).read_text(encoding="utf-8").strip()
-    if re.fullmatch(r"(~|\.{0,2}/)\S*|\S+\.(txt|jinja2?|j2)", value):
-        raise ArgumentError(f"{name}={value}: there is no such file.")
-    return value
-
-
-def _pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """`image` in the middle of a square of the mean colour, as LLaVA-1.5's own evaluation pads."""
-    image = image.convert("RGB")
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square

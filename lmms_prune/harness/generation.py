@@ -1,0 +1,88 @@
+"""From a task's generation_kwargs to transformers' options, and from tokens back to text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmms_prune.harness.arguments import ArgumentError
+
+# What openpyxl refuses: one such character in one answer loses a whole run's spreadsheet.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_DEFAULT_LENGTH = 128
+_PASSED_ON = ("min_new_tokens", "top_k", "repetition_penalty", "no_repeat_ngram_size")
+KNOWN = frozenset({"until", "max_new_tokens", "temperature", "top_p", "do_sample", "num_beams", *_PASSED_ON})
+
+
+def options(given: Mapping[str, Any], tokenizer: Any, use_cache: bool) -> dict[str, Any]:
+    """transformers' generation options for a task's `given` ones, which are left as they are.
+
+    Raises:
+        ArgumentError: a value that is no number, or options that contradict each other.
+    """
+    beams = _number(given, "num_beams", int, 1, lowest=1)
+    result = {
+        "max_new_tokens": _number(given, "max_new_tokens", int, _DEFAULT_LENGTH, lowest=1),
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        **_sampling(given),
+        **{name: given[name] for name in _PASSED_ON if name in given},
+        "num_beams": beams,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        "use_cache": use_cache,
+    }
+    if stops := stop_texts(given):
+        result |= {"stop_strings": stops, "tokenizer": tokenizer}
+    return result
+
+
+def stop_texts(given: Mapping[str, Any]) -> list[str]:
+    """The texts at which an answer ends."""
+    until = given.get("until") or []
+    # "\n\n" is what the harness fills in when a task names no stop; the stock chat models do not apply it either.
+    return [stop for stop in ([until] if isinstance(until, str) else until) if stop and stop != "\n\n"]
+
+
+def own_tokens(ids: list[int], tokenizer: Any) -> list[int]:
+    """A row's own tokens: up to its end, or without the padding that follows a stop text."""
+    if tokenizer.eos_token_id in ids:
+        return ids[: ids.index(tokenizer.eos_token_id) + 1]
+    length = len(ids)
+    while length and ids[length - 1] == tokenizer.pad_token_id:
+        length -= 1
+    return ids[:length]
+
+
+def clean(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first stop text, without control characters."""
+    for stop in stops:
+        text = text.split(stop, 1)[0]
+    return _CONTROL.sub("", text)
+
+
+def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling if do_sample says so, or, where it is not given, if the temperature is above 0."""
+    temperature = _number(given, "temperature", float, None, lowest=0)
+    wanted = bool(temperature) if given.get("do_sample") is None else bool(given["do_sample"])
+    if not wanted:
+        return {"do_sample": False}
+    if temperature == 0:
+        raise ArgumentError("gen_kwargs: do_sample=true contradicts temperature=0; say one of them.")
+    return {"do_sample": True, "temperature": temperature, "top_p": _number(given, "top_p", float, None, lowest=0)}
+
+
+def _number(given: Mapping[str, Any], name: str, kind: type, default: Any, lowest: float) -> Any:
+    value = given.get(name)
+    if value is None:
+        return default
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or number < lowest or number != float(value):
+        kinds = "a whole number" if kind is int else "a number"
+        raise ArgumentError(f"gen_kwargs: {name}={value} must be {kinds} of at least {lowest}.")
+    return number

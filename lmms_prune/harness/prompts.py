@@ -1,0 +1,46 @@
+"""Prompts and pixels: templates, texts that may be files, and LLaVA-1.5's own way with images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from lmms_prune.harness.arguments import ArgumentError
+
+# LLaVA-1.5's own evaluation prompt, for messages whose content is a list of parts; a system message replaces its
+# first sentence.
+VICUNA_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. {% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}ASSISTANT: "
+    "{% elif message['role'] == 'user' %}USER: {% endif %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }} {% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def text_or_file(name: str, value: str | None) -> str | None:
+    """The text `value`, or what stands in the file that it names.
+
+    Raises:
+        ArgumentError: it looks like a file's name, and there is no such file.
+    """
+    # A template is longer than a file name may be; asking for such a file is an error of its own.
+    if value is not None and len(value) < 1024 and Path(value).is_file():
+        return Path(value).read_text(encoding="utf-8").strip()
+    if value is not None and re.fullmatch(r"(~|\.{0,2}/)\S*|\S+\.(txt|jinja2?|j2)", value):
+        raise ArgumentError(f"{name}={value}: there is no such file.")
+    return value
+
+
+def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """`image` in the middle of a square of the mean colour (0 to 1), as LLaVA-1.5's own evaluation pads."""
+    image = image.convert("RGB")
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
