@@ -74,7 +74,7 @@ def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"do_sample": True, "temperature": temperature, "top_p": _number(given, "top_p", float, None, lowest=0)}
 
 
-def _number(given: Mapping[str, Any], name: str, kind: type, default: Any, lowest: float) -> Any:
+def _number(given: Mapping[str, Any], name: str, kind: type, default: Any, lowest: int) -> Any:
     value = given.get(name)
     if value is None:
         return default

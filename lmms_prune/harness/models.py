@@ -86,10 +86,8 @@ class PrunedModel(lmms):
         }
 
     @classmethod
-    def create_from_arg_string(
-        cls, arg_string: str | Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
-    ) -> PrunedModel:
-        """lmms-eval's constructor; takes the text of --model_args or a mapping.
+    def create_from_arg_string(cls, arg_string: Any, additional_config: Mapping[str, Any] | None = None) -> PrunedModel:
+        """lmms-eval's constructor; takes the text of --model_args or a mapping (whatever a YAML held).
 
         Raises:
             ArgumentError, ScheduleError, UnsupportedModelError: see the message. Under the lmms-eval command they end

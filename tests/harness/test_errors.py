@@ -69,7 +69,12 @@ def _holds(message: str, parts: tuple[str, ...]) -> None:
         ({"attn_implementation": "flash"}, ("attn_implementation=flash", "flash_attention_2")),
         ({"system_prompt": ""}, ("system_prompt is empty",)),
         ({"chat_template": "{% if %}"}, ("chat_template", "{% if %}")),
-        ({"chat_template": "/no/such/template.jinja"}, ("chat_template", "/no/such/template.jinja")),
+        ({"chat_template": "/no/such/template.jinja"}, ("chat_template", "/no/such/template.jinja", "no such file")),
+        ({"system_prompt": "/no/such/prompt.txt"}, ("system_prompt=/no/such/prompt.txt", "no such file")),
+        ({"schedule": ""}, ("empty", "write 'none'")),
+        ({"schedule": []}, ("empty", "write 'none'")),
+        ({"device": "cpu", "device_map": "auto"}, ("device=cpu contradicts device_map=auto",)),
+        ({"prompt": "vicuna", "chat_template": "{{ messages }}"}, ("prompt=vicuna and chat_template",)),
     ],
     ids=str,
 )
@@ -289,3 +294,23 @@ def test_the_command_ends_with_code_2_and_the_message(name, parts, processes):
     assert "Traceback" not in run.stdout + run.stderr
     _holds(run.stderr, parts)
     assert run.stderr.count("lmms-prune: error: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pretrained={P},foo", "'foo' is no argument"),
+        ("foo,pretrained={P}", "'foo' is no argument"),
+        ("pretrained={P},schedule=none,schedule=vtw@3", "'schedule' is given twice"),
+        ("pretrained={P},schedule=", "write 'none'"),
+    ],
+)
+def test_wrong_texts(text, message, harness):
+    with pytest.raises(OURS, match=message):
+        harness.create("llava", text.replace("{P}", str(harness.checkpoints["llava"])))
+
+
+@pytest.mark.parametrize("given", [["a"], {1: "a"}, 3])
+def test_what_is_neither_text_nor_mapping(given, harness):
+    with pytest.raises(ArgumentError, match=r"neither a text nor a mapping|unknown argument '1'"):
+        harness.create("llava", given)

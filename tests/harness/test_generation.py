@@ -154,10 +154,12 @@ def test_rows_with_no_one_and_several_images_share_a_batch(schedule, harness, fa
     assert all(counts["avg_visual_tokens"] == 0 for _, counts in (together[1], together[4]))
 
 
-def test_several_images_need_several_tokens_in_any_order(harness, family):
+def test_a_ratio_holds_for_each_of_several_images(harness, family):
     model = harness.create(family, schedule="divprune@0:0.2")
-    one, two = (_plain(_answer(model, [_doc("Compare.", *pair)], LONG)) for pair in (("red", "blue"), ("blue", "red")))
-    assert one[0][1] == two[0][1]
+    one, two = (_answer(model, [_doc("Compare.", *colours)], LONG)[0] for colours in (("red",), ("red", "blue")))
+    [kept_one], [kept_two] = one.token_counts.kept_visual_tokens, two.token_counts.kept_visual_tokens
+    assert kept_two == 2 * kept_one
+    assert two.token_counts.visual_tokens == 2 * one.token_counts.visual_tokens
 
 
 def test_requests_with_different_options_do_not_share_a_batch(harness, given):
@@ -178,6 +180,69 @@ def test_a_failing_sample_is_named(harness, family):
         _answer(model, docs)
     # Nothing of the failure stays in the model.
     assert len(_answer(model, DOCS)) == 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_one_failing_sample_of_a_batch_is_named(batch_size, harness, family):
+    """The processors raise StopIteration when a question holds an image placeholder of its own."""
+    from lmms_prune.harness.models import SampleError
+
+    model = harness.create(family, schedule=SCHEDULE, batch_size=batch_size)
+    placeholder = {"llava": "<image>", "qwen2_5_vl": "<|image_pad|>"}[family]
+    docs = [*DOCS, _doc(f"What is {placeholder}?", "red")]
+    with pytest.raises(SampleError, match=r"^task 'made', document 2: \w+"):
+        _answer(model, docs)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_an_unpruned_run_may_have_beams_and_no_cache(beams, use_cache, harness, family):
+    model = harness.create(family, use_cache=use_cache, batch_size=2)
+    docs = [*DOCS, {"text": "No picture here?", "images": []}]
+    results = _answer(model, docs, {**LONG, "num_beams": beams})
+    counts = [result.token_counts for result in results]
+    assert [count.avg_visual_tokens for count in counts] == [count.visual_tokens for count in counts]
+    assert counts[0].visual_tokens > 0
+    assert counts[2].visual_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sampled"),
+    [
+        ({}, False),
+        ({"temperature": 0}, False),
+        ({"temperature": 0.7}, True),
+        ({"temperature": 0.7, "do_sample": False}, False),
+        ({"do_sample": True}, True),
+        ({"do_sample": True, "top_p": 0.9}, True),
+        ({"temperature": "0.0"}, False),
+    ],
+    ids=str,
+)
+def test_when_answers_are_sampled(options, sampled, harness, given):
+    _answer(harness.create("llava"), DOCS[:1], {**options, "max_new_tokens": 2})
+    assert given[0]["do_sample"] is sampled
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"do_sample": True, "temperature": 0}, "contradicts temperature=0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be a whole number of at least 1"),
+        ({"max_new_tokens": "abc"}, "max_new_tokens=abc must be a whole number"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens=1.5 must be a whole number"),
+        ({"temperature": -1}, "temperature=-1 must be a number of at least 0"),
+        ({"temperature": "hot"}, "temperature=hot must be a number"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused_before_anything_is_generated(options, message, harness, given):
+    from lmms_prune.harness.arguments import ArgumentError
+
+    model = harness.create("llava")
+    with pytest.raises(ArgumentError, match=message):
+        model.generate_until([*_requests(model, DOCS), *_requests(model, DOCS, options)])
+    assert not given
 
 
 def test_an_error_inside_the_model_is_not_an_empty_answer(harness, monkeypatch):

@@ -20,7 +20,11 @@ def _image(size: tuple[int, int] = (112, 112)) -> Image.Image:
 
 def _prompt(model, chat: list[dict]) -> str:
     """The prompt as the tokens say it, with one <image> for each image's tokens."""
-    ids = model._inputs([model._with_system(chat)])["input_ids"][0].tolist()
+    # _messages takes the harness's form, in which an image's content is called "url".
+    given = [
+        {**m, "content": [{"url" if k == "image" else k: v for k, v in p.items()} for p in m["content"]]} for m in chat
+    ]
+    ids = model._inputs([model._messages(given)])["input_ids"][0].tolist()
     text = model.processor.tokenizer.decode(ids)
     return text.replace("<image>" * 64, "<image>").removeprefix("<s>")
 
@@ -34,6 +38,11 @@ def test_vicuna_is_llavas_own_evaluation_prompt(harness):
     assert _prompt(model, _chat(_image())) == f"{system}USER: <image>\n{QUESTION} ASSISTANT:"
     assert _prompt(model, _chat()) == f"{system}USER: {QUESTION} ASSISTANT:"
     assert _prompt(harness.create("llava"), _chat(_image())) == f"USER: <image>\n{QUESTION} ASSISTANT:"
+
+
+def test_a_system_prompt_replaces_llavas_sentence(harness):
+    model = harness.create("llava", prompt="vicuna", system_prompt="Be brief.")
+    assert _prompt(model, _chat(_image())) == f"Be brief. USER: <image>\n{QUESTION} ASSISTANT:"
 
 
 def test_vicuna_runs_and_changes_the_prompt_only(harness):
