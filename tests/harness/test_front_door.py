@@ -167,3 +167,24 @@ def test_models_are_found_by_name():
     from lmms_eval.models import list_available_models
 
     assert {"llava_pruned", "qwen2_5_vl_pruned"} <= set(list_available_models())
+
+
+@pytest.mark.slow
+def test_the_front_door_verbatim(harness):
+    """The README's first command, word for word; its default checkpoint and data are folders of those names here."""
+    from lmms_prune.demo.checkpoints import build_llava
+
+    folder = harness.new_folder()
+    for data in harness.mirror.iterdir():
+        (folder / data.name).symlink_to(data)
+    (folder / "llava-hf").mkdir()
+    build_llava(folder / "llava-hf" / "llava-1.5-7b-hf", layers=24)
+    command = ["--model", "llava_pruned", "--model_args", "schedule=dart@2:0.44,random@20:0.07", "--tasks", "textvqa"]
+    readme = (harness.configs.parent / "README.md").read_text("utf-8")
+    assert f"lmms-eval {' '.join(command)}" in readme
+    run = harness.run(*command, cwd=folder)
+    assert run.results is not None, run.stderr[-3000:]
+    assert run.recorded["schedule"] == "dart@2:0.44,random@20:0.07"
+    assert "pretrained=llava-hf/llava-1.5-7b-hf," in run.recorded["identity"]
+    [counts] = {tuple(row["kept_visual_tokens"]) for rows in run.ledger.values() for row in rows}
+    assert counts == (28, 4)
