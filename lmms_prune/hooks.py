@@ -126,7 +126,7 @@ class _Recorder:
         pads = [0] * len(ids)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             pads = (~mask.bool()).sum(1).tolist()
-        rows, _ = read_rows(self.parts, inputs, pads, self.samples)
+        rows, _ = read_rows(self.parts, inputs, ids.tolist(), pads, self.samples)
         layers = len(self.parts.layers)
         for row in rows:
             row.visual, row.computed = [row.visual_tokens] * layers, [ids.shape[1]] * layers

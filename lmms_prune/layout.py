@@ -67,7 +67,7 @@ class Layout:
         present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         pads = [0] * len(ids) if mask is None else _left_pads(present)
         host_ids = ids.tolist()
-        traces, spans = read_rows(parts, inputs, pads, samples)
+        traces, spans = read_rows(parts, inputs, host_ids, pads, samples)
         visual, text = _token_sets(host_ids, spans, parts.config.image_token_id, ids.device)
         counts = [size for _, _, size in spans]
         index = torch.arange(max(counts, default=0), device=ids.device).expand(len(spans), -1)
@@ -168,17 +168,21 @@ def _move(
 
 
 def read_rows(
-    parts: ModelParts, inputs: dict[str, Any], pads: Sequence[int], samples: Sequence[str] | None
+    parts: ModelParts,
+    inputs: dict[str, Any],
+    ids: list[list[int]],
+    pads: Sequence[int],
+    samples: Sequence[str] | None,
 ) -> tuple[list[RowTrace], list[tuple[int, int, int]]]:
     """The rows of a batch of prompts, and the (row, first column, tokens) of each image.
 
     Args:
         parts: the model.
-        inputs: what the multimodal module was called with.
+        inputs: what the multimodal module was called with; the sizes of the images count.
+        ids: its token ids, on the host.
         pads: padding tokens of each row.
         samples: as for `Layout.of`.
     """
-    ids = inputs["input_ids"].tolist()
     names = _sample_ids(ids, pads, samples)
     fixed, grids = parts.family.tokens_per_image(parts.config), parts.grid_sizes(inputs)
     traces, spans = [], []
