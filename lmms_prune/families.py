@@ -25,6 +25,10 @@ class UnsupportedModelError(ValueError):
     """A model, or a way of running it, that is not supported; the message says what is."""
 
 
+class BrokenImageError(ValueError):
+    """A prompt whose visual tokens are not whole images."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One model architecture.
@@ -62,7 +66,7 @@ class Family:
                 may be empty, then every run of visual tokens is one image).
 
         Raises:
-            ValueError: the runs of visual tokens cannot be cut into whole images.
+            BrokenImageError: the runs of visual tokens cannot be cut into whole images.
         """
         spans, start, sizes = [], 0, iter(grids)
         for is_visual, run in groupby(visual):
@@ -70,7 +74,7 @@ class Family:
             while is_visual and length:
                 size = fixed or next(sizes, length)
                 if size > length:
-                    raise ValueError(f"a run of {length} visual tokens does not hold a whole image of {size}.")
+                    raise BrokenImageError(f"a run of {length} visual tokens does not hold a whole image of {size}.")
                 spans.append((start, size))
                 start, length = start + size, length - size
             start += length

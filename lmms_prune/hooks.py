@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.families import BrokenImageError, ModelParts, UnsupportedModelError
 from lmms_prune.layout import Layout, read_rows
 from lmms_prune.methods.base import Method
 from lmms_prune.ragged import Packing, attention_mask, gather, gather_rotary
@@ -40,8 +40,8 @@ def prune(
 
     Args:
         model: a loaded LLaVA-1.5 or Qwen2.5-VL checkpoint.
-        schedule: a `Schedule`, its text or a list of stages, every ``?`` solved. An empty one touches nothing and
-            refuses nothing; its trace says what the unpruned model sees.
+        schedule: a `Schedule`, its text or a list of stages, every ``?`` solved. An empty one lets the
+            model run in any way; its trace says what the unpruned model sees of prompts that come whole, with images.
         seed: decides every random draw, together with the sample's id and the layer.
         positions: "original" keeps each token's position id; "compact" renumbers after every stage (not for M-RoPE).
         samples: one id a row, for seeding; by default a row's own token ids are its id.
@@ -65,7 +65,8 @@ def prune(
     if positions == "compact" and parts.family.mrope:
         message = "positions=compact would destroy the height and width channels of M-RoPE; use positions=original."
         raise UnsupportedModelError(message)
-    if any(isinstance(getattr(hook, "__self__", None), _Pruner) for hook in parts.decoder._forward_pre_hooks.values()):
+    hooked = [*parts.multimodal._forward_pre_hooks.values(), *parts.decoder._forward_pre_hooks.values()]
+    if any(isinstance(getattr(hook, "__self__", None), (_Pruner, _Recorder)) for hook in hooked):
         raise PruningError("this model is inside another prune block; put all stages into one schedule.")
     hooks: _Recorder | _Pruner = _Recorder(parts, samples, trace)
     if schedule.stages:
@@ -118,15 +119,22 @@ class _Recorder:
         yield self.parts.multimodal.register_forward_pre_hook(self.record, with_kwargs=True)
 
     def record(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Note a prefill; decode steps are known by their filled cache."""
+        """Note a prefill; decode steps are known by their filled cache, chunks of a prompt by their missing images."""
         inputs = _inputs(args, kwargs)
         ids, cache, mask = (inputs.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
-        if ids is None or (cache is not None and cache.get_seq_length() > 0):
+        if (
+            ids is None
+            or inputs.get("video_grid_thw") is not None
+            or (cache is not None and cache.get_seq_length() > 0)
+        ):
             return
         pads = [0] * len(ids)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             pads = (~mask.bool()).sum(1).tolist()
-        rows, _ = read_rows(self.parts, inputs, ids.tolist(), pads, self.samples)
+        try:
+            rows, _ = read_rows(self.parts, inputs, ids.tolist(), pads, self.samples)
+        except BrokenImageError:
+            return
         layers = len(self.parts.layers)
         for row in rows:
             row.visual, row.computed = [row.visual_tokens] * layers, [ids.shape[1]] * layers

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.families import ModelParts
+from lmms_prune.families import BrokenImageError, ModelParts
 from lmms_prune.ragged import Packing, gather, pack
 from lmms_prune.refusals import PruningError
 from lmms_prune.trace import RowTrace
@@ -61,7 +61,7 @@ class Layout:
 
         Raises:
             PruningError: right padding, or a wrong number of samples.
-            ValueError: visual tokens that make no whole image.
+            BrokenImageError: visual tokens that make no whole image.
         """
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
@@ -182,6 +182,10 @@ def read_rows(
         ids: its token ids, on the host.
         pads: padding tokens of each row.
         samples: as for `Layout.of`.
+
+    Raises:
+        BrokenImageError: visual tokens that make no whole image, or more images than tokens for them.
+        PruningError: a wrong number of samples.
     """
     names = _sample_ids(ids, pads, samples)
     fixed, grids = parts.family.tokens_per_image(parts.config), parts.grid_sizes(inputs)
@@ -192,6 +196,8 @@ def read_rows(
         images = [size for _, size in found]
         traces.append(RowTrace(names[b], len(row) - pad - sum(images), images))
         spans += [(b, start, size) for start, size in found]
+    if grids:
+        raise BrokenImageError(f"the prompts hold {len(spans)} images, but {len(grids)} more were given with them.")
     return traces, spans
 
 

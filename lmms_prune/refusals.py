@@ -14,7 +14,8 @@ class PruningError(RuntimeError):
 
 def refuse_inputs(inputs: dict[str, Any]) -> None:
     """Only images, and only a plain padding mask."""
-    if inputs.get("pixel_values_videos") is not None:
+    # generate() encodes videos beforehand and hands on their grid alone.
+    if any(inputs.get(name) is not None for name in ("pixel_values_videos", "video_grid_thw")):
         raise PruningError("video input is not supported while pruning; give images.")
     mask = inputs.get("attention_mask")
     if mask is None:
@@ -39,7 +40,10 @@ def refuse_cache(cache: Any) -> None:
 def refuse_growing_prompt(before: Tensor, now: Tensor) -> None:
     """Generation without a cache runs the whole text anew for every token, and would prune it anew each time."""
     if now.shape[0] == before.shape[0] and now.shape[1] == before.shape[1] + 1 and now[:, :-1].equal(before):
-        raise PruningError("generation without a cache would prune anew at every token; leave use_cache on.")
+        raise PruningError(
+            "generation without a cache would prune anew at every token; leave use_cache on. (For "
+            "direct forwards of prompts that grow by a token, use one block each.)"
+        )
 
 
 def _refusal(name: str) -> Callable[..., None]:

@@ -241,8 +241,10 @@ class Schedule:
             return Schedule(tuple(stages))
 
         def steps(stage: Stage) -> Fraction:
-            share_kept = Fraction(stage.keep) if isinstance(stage.keep, Decimal) else Fraction(stage.asked([n])[0], n)
-            return share_kept * grid
+            """The keep of a neighbouring stage on the grid: in tokens what it really asks for, rounding included."""
+            if isinstance(stage.keep, Decimal) and not in_tokens:
+                return Fraction(stage.keep) * grid
+            return Fraction(stage.asked([n])[0], n) * grid
 
         high = grid if index == 0 else floor(steps(self.stages[index - 1]))
         low = 0 if index + 1 == len(self.stages) else ceil(steps(self.stages[index + 1]))

@@ -254,6 +254,17 @@ def test_the_empty_schedule_refuses_nothing(family: Family) -> None:
         assert torch.equal(family.model.generate(**inputs, **options), plain)
 
 
+def test_the_empty_schedule_lets_a_prompt_come_in_chunks(loaded) -> None:
+    """And notes nothing of an image that is cut in two, rather than something wrong."""
+    family = loaded("llava")
+    inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
+    options = {"prefill_chunk_size": 16, "do_sample": False, "max_new_tokens": 3}
+    plain = family.model.generate(**inputs, **options)
+    with prune(family.model, "none") as trace:
+        assert torch.equal(family.model.generate(**inputs, **options), plain)
+    assert trace.rows == []
+
+
 def test_a_list_of_stages_is_a_schedule(family: Family) -> None:
     with prune(family.model, ["random@1:0.5", "vtw@3"]) as trace:
         generate(family, mixed_batch(family))
@@ -374,6 +385,20 @@ class TestRefusals:
                 pass
 
         self.run(family, "one schedule", nested)
+
+    def test_a_block_inside_an_empty_one(self, family: Family) -> None:
+        with (
+            pytest.raises(PruningError, match="one schedule"),
+            prune(family.model, "none"),
+            prune(family.model, "random@3:0.5"),
+        ):
+            pass
+
+    def test_videos(self, loaded) -> None:
+        family = loaded("qwen")
+        inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
+        grid = torch.ones(1, 3, dtype=torch.long)
+        self.run(family, "video input", lambda: family.model.model(**inputs, video_grid_thw=grid))
 
     def test_unknown_positions(self, family: Family) -> None:
         with (

@@ -144,6 +144,9 @@ def test_several_images_keep_the_ratio_each_or_share_the_count() -> None:
         ("dart@1:60t,random@20:?", "63.75t", 32, 576, "dart@1:60t,random@20:27t"),
         ("divprune@0:?", "192t", 32, 576, "divprune@0:192t"),
         ("fastv@3:?", "192t", 32, 576, "fastv@3:152t"),
+        # The ratios beside the unknown run as 173 and 40 tokens, rounded up and down.
+        ("random@2:0.3,fastv@20:?", "198t", 32, 576, "random@2:0.3,fastv@20:172t"),
+        ("random@2:?,fastv@20:0.07", "73.5t", 32, 576, "random@2:40t,fastv@20:0.07"),
         ("fastv@3:?", "64t", 32, 576, "fastv@3:11t"),
         ("dart@2:?", "192t", 32, 576, "dart@2:164t"),
         ("divprune@0:?", "0.5", 28, None, "divprune@0:0.5"),

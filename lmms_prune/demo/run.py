@@ -73,7 +73,7 @@ def run_demo(
     """
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    names = [name.strip() for name in tasks.split(",")] if tasks else list(TASKS)
+    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else list(TASKS)
     if unknown := [name for name in names if name not in FIGURES]:
         raise DemoError(f"--tasks: '{unknown[0]}' is not in the demo; it has {', '.join(FIGURES)}.")
     mirror = folder / "mirror"

@@ -124,14 +124,14 @@ def split(text: str) -> dict[str, str]:
     stretches: list[str] = []
 
     def aside(match: re.Match[str]) -> str:
-        stretches.append(match.group(0))
+        stretches.append(match.group(1))
         return f"\0{len(stretches) - 1}\0"
 
     pieces: list[str] = []
     for piece in _QUOTED.sub(aside, text.strip().rstrip(", ")).split(","):
         if _ARGUMENT.match(piece):
             pieces.append(piece)
-        elif pieces and pieces[-1].split("=", 1)[0].strip() in _CONTINUED:
+        elif piece.strip() and pieces and pieces[-1].split("=", 1)[0].strip() in _CONTINUED:
             pieces[-1] += "," + piece
         elif piece.strip():
             raise ArgumentError(f"model_args: '{piece.strip()}' is no argument; write name=value.")

@@ -42,6 +42,8 @@ def options(given: Mapping[str, Any], tokenizer: Any, use_cache: bool) -> dict[s
 def stop_texts(given: Mapping[str, Any]) -> list[str]:
     """The texts at which an answer ends."""
     until = given.get("until") or []
+    if not isinstance(until, str) and not (isinstance(until, (list, tuple)) and all(isinstance(s, str) for s in until)):
+        raise ArgumentError(f"gen_kwargs: until={until!r} must be a text or a list of texts.")
     # "\n\n" is what the harness fills in when a task names no stop; the stock chat models do not apply it either.
     return [stop for stop in ([until] if isinstance(until, str) else until) if stop and stop != "\n\n"]
 
@@ -66,7 +68,10 @@ def clean(text: str, stops: Sequence[str]) -> str:
 def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling if do_sample says so, or, where it is not given, if the temperature is above 0."""
     temperature = _number(given, "temperature", float, None, lowest=0)
-    wanted = bool(temperature) if given.get("do_sample") is None else bool(given["do_sample"])
+    flag = str(given.get("do_sample", "none")).lower()
+    if flag not in ("true", "false", "1", "0", "none"):
+        raise ArgumentError(f"gen_kwargs: do_sample={given['do_sample']} must be true or false.")
+    wanted = bool(temperature) if flag == "none" else flag in ("true", "1")
     if not wanted:
         return {"do_sample": False}
     if temperature == 0:
@@ -80,7 +85,7 @@ def _number(given: Mapping[str, Any], name: str, kind: type, default: Any, lowes
         return default
     try:
         number = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or number < lowest or number != float(value):
         kinds = "a whole number" if kind is int else "a number"

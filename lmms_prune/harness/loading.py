@@ -53,28 +53,28 @@ def pick_device(arguments: ModelArguments, process: int, processes: int) -> torc
         message = f"device={arguments.device} contradicts device_map={arguments.device_map}; give one of them."
         raise ArgumentError(message)
     if arguments.device_map and not spread:
-        return _existing(arguments.device_map, process if processes > 1 else 0)
+        return _existing("device_map", arguments.device_map, process if processes > 1 else 0)
     if arguments.device is None:
         count = torch.cuda.device_count()
         return torch.device("cuda", process % count) if count else torch.device("cpu")
-    return _existing(arguments.device, process if processes > 1 else 0)
+    return _existing("device", arguments.device, process if processes > 1 else 0)
 
 
-def _existing(name: str, default: int) -> torch.device:
-    """The device of this name, CUDA's number `default` where the name has none."""
+def _existing(argument: str, name: str, default: int) -> torch.device:
+    """The device that `argument` names, CUDA's number `default` where the name has none."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ArgumentError(f"device={name} is no device; use cpu, cuda or cuda:N.") from error
+        raise ArgumentError(f"{argument}={name} is no device; use cpu, cuda or cuda:N.") from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ArgumentError(f"device={name} is not supported; use cpu, cuda or cuda:N.")
+        raise ArgumentError(f"{argument}={name} is not supported; use cpu, cuda or cuda:N.")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ArgumentError("device=mps: this machine has no Apple GPU; use cpu.")
+        raise ArgumentError(f"{argument}=mps: this machine has no Apple GPU; use cpu.")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = device.index if device.index is not None else (default % count if count else 0)
         if index >= count:
-            raise ArgumentError(f"device={name}: this machine has {count} CUDA devices; use cpu or another index.")
+            raise ArgumentError(f"{argument}={name}: this machine has {count} CUDA devices; use cpu or another index.")
         return torch.device("cuda", index)
     return device
 

@@ -26,6 +26,8 @@ from lmms_prune.harness.arguments import ModelArguments, split
             {"system_prompt": "Don't guess, please", "schedule": "x@2:0.4", "chat_template": "/home/o'neil/x.jinja"},
         ),
         ("system_prompt='a=1, b=2',seed=3", {"system_prompt": "a=1, b=2", "seed": "3"}),
+        ('schedule= "x@2:0.4,y@9:0.1" ,seed=3', {"schedule": "x@2:0.4,y@9:0.1", "seed": "3"}),
+        ("schedule=none,,seed=3,", {"schedule": "none", "seed": "3"}),
         ("pretrained=/a=b/c,seed=3", {"pretrained": "/a=b/c", "seed": "3"}),
     ],
 )

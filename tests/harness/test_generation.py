@@ -216,6 +216,8 @@ def test_an_unpruned_run_may_have_beams_and_no_cache(beams, use_cache, harness, 
         ({"do_sample": True}, True),
         ({"do_sample": True, "top_p": 0.9}, True),
         ({"temperature": "0.0"}, False),
+        ({"temperature": 0.7, "do_sample": "False"}, False),
+        ({"do_sample": None}, False),
     ],
     ids=str,
 )
@@ -233,6 +235,9 @@ def test_when_answers_are_sampled(options, sampled, harness, given):
         ({"max_new_tokens": 1.5}, "max_new_tokens=1.5 must be a whole number"),
         ({"temperature": -1}, "temperature=-1 must be a number of at least 0"),
         ({"temperature": "hot"}, "temperature=hot must be a number"),
+        ({"max_new_tokens": float("inf")}, "max_new_tokens=inf must be a whole number"),
+        ({"do_sample": "maybe"}, "do_sample=maybe must be true or false"),
+        ({"until": 5}, "until=5 must be a text or a list of texts"),
     ],
     ids=str,
 )
