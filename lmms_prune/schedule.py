@@ -248,6 +248,7 @@ class Schedule:
 
         high = grid if index == 0 else floor(steps(self.stages[index - 1]))
         low = 0 if index + 1 == len(self.stages) else ceil(steps(self.stages[index + 1]))
+        top = high
         smallest, largest = (filled(step).average(layers, [n]) for step in (low, high))
         if smallest > limit or largest < limit:
             raise self._error(index, _unmet(budget, n, in_tokens, smallest, largest))
@@ -255,7 +256,7 @@ class Schedule:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if filled(middle).average(layers, [n]) <= limit else (low, middle - 1)
         # Several counts may leave the same tokens (DART's quotas): say the number that is really kept.
-        solved = filled(filled(low).plan([n])[index][0] if in_tokens else low)
+        solved = filled(min(top, filled(low).plan([n])[index][0]) if in_tokens else low)
         solved.check(layers, [visual_tokens] if visual_tokens else None)
         return solved
 

@@ -146,6 +146,8 @@ def test_several_images_keep_the_ratio_each_or_share_the_count() -> None:
         ("fastv@3:?", "192t", 32, 576, "fastv@3:152t"),
         # The ratios beside the unknown run as 173 and 40 tokens, rounded up and down.
         ("random@2:0.3,fastv@20:?", "198t", 32, 576, "random@2:0.3,fastv@20:172t"),
+        # DART's own count may be above what it was asked for, but the solved keep not above the stage before.
+        ("dart@2:50t,dart@5:?", "84.75t", 32, 576, "dart@2:50t,dart@5:50t"),
         ("random@2:?,fastv@20:0.07", "73.5t", 32, 576, "random@2:40t,fastv@20:0.07"),
         ("fastv@3:?", "64t", 32, 576, "fastv@3:11t"),
         ("dart@2:?", "192t", 32, 576, "dart@2:164t"),

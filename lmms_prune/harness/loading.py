@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from lmms_prune.families import Family, UnsupportedModelError, family_of
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+
 
 def read_config(arguments: ModelArguments, family: Family) -> Any:
     """The checkpoint's configuration, if the checkpoint is of `family`.
@@ -44,7 +46,7 @@ def pick_device(arguments: ModelArguments, process: int, processes: int) -> torc
     Raises:
         ArgumentError: there is no such device.
     """
-    spread = arguments.device_map in ("auto", "balanced", "balanced_low_0", "sequential")
+    spread = arguments.device_map in _SPREAD
     if spread and processes > 1:
         raise ArgumentError(
             f"device_map={arguments.device_map} spreads one model; with {processes} processes each has its own."
@@ -110,7 +112,9 @@ def load_model(arguments: ModelArguments, device: torch.device) -> Any:
     Raises:
         ArgumentError: weights that do not belong to the configuration, or an attention kernel that is not installed.
     """
-    options: dict[str, Any] = {"dtype": arguments.dtype, "device_map": arguments.device_map or str(device)}
+    # A plain "cuda" has become this process's own device by now.
+    where = arguments.device_map if arguments.device_map in _SPREAD else str(device)
+    options: dict[str, Any] = {"dtype": arguments.dtype, "device_map": where}
     if arguments.attn_implementation:
         options["attn_implementation"] = arguments.attn_implementation
     with _unloadable(arguments, "weights"):

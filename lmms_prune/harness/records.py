@@ -41,7 +41,6 @@ class RunRecord:
     """Sums over the samples of one process, and where the run took place."""
 
     samples: int = 0
-    batches: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
     with_image: int = 0
@@ -51,7 +50,6 @@ class RunRecord:
 
     def add(self, counts: list[PrunedTokenCounts], seconds: float) -> None:
         """Count one batch that took `seconds` to generate."""
-        self.batches += 1
         self.seconds += seconds
         for count in counts:
             self.samples += 1
