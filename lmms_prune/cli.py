@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from lmms_prune import __version__
-from lmms_prune.schedule import Schedule, ScheduleError
+from lmms_prune.calibration.commands import app as calibrate
+from lmms_prune.methods import METHODS, MethodSpec
+from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app.add_typer(calibrate, name="calibrate")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -54,18 +59,137 @@ def schedule(
     average = float(read.average(layers, [visual_tokens]))
     if as_json:
         stages = [
-            {"method": s.method, "layer": s.layer, "kept_tokens": n, "options": dict(s.options)}
+            {"method": s.method, "layer": s.layer, "kept_tokens": n, "at_most": s.at_most, "options": dict(s.options)}
             for s, n in zip(read.stages, kept, strict=True)
         ]
-        typer.echo(json.dumps({"schedule": str(read), "stages": stages, "avg_visual_tokens": average}))
+        said = {"schedule": str(read), "stages": stages, "avg_visual_tokens": average, "at_most": read.at_most}
+        typer.echo(json.dumps(said))
         return
     table = Table("stage", "method", "at the input of layer", "kept tokens", "of the original", title=str(read))
     for number, (stage, tokens) in enumerate(zip(read.stages, kept, strict=True), 1):
-        table.add_row(str(number), stage.method, str(stage.layer), str(tokens), f"{tokens / visual_tokens:.1%}")
+        most = "≤ " if stage.at_most else ""
+        share = f"{most}{tokens / visual_tokens:.1%}"
+        table.add_row(str(number), stage.method, str(stage.layer), f"{most}{tokens}", share)
     console = Console()
     console.print(table if read.stages else "The empty schedule prunes nothing.")
-    share = average / visual_tokens
-    console.print(f"Average over {layers} layers: {average:.2f} of {visual_tokens} visual tokens ({share:.1%}).")
+    most = "at most " if read.at_most else ""
+    console.print(
+        f"Average over {layers} layers: {most}{average:.2f} of {visual_tokens} visual tokens "
+        f"({average / visual_tokens:.1%})."
+    )
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None, as_json: Json = False
+) -> None:
+    """List every method: its class, where it can act, how it counts, and what it reads; or all about one."""
+    if as_json:
+        typer.echo(json.dumps({"methods": [_described(spec) for spec in METHODS.values()]}))
+        return
+    if name is not None and name not in METHODS:
+        _fail(f"methods {name}: unknown method.{did_you_mean(name, list(METHODS))}")
+    if name is not None:
+        _show_one(METHODS[name])
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    # What a narrow terminal cannot hold is in each method's own view, and in the JSON.
+    more = ("families", "training-free", "arXiv") if Console().width >= 140 else ()
+    for column in ("method", "class", "layers", "keeps", "reads", *more):
+        table.add_column(column, no_wrap=column in ("method", "layers", "arXiv"), overflow="fold")
+    for spec in METHODS.values():
+        layers = spec.layers_text.replace("1 and deeper", "≥ 1")
+        row = (spec.name, _class(spec), layers, spec.count_text, ", ".join(spec.reads) or "nothing")
+        wide = (", ".join(spec.families), "no" if spec.trained else "yes", spec.paper.rsplit("/", 1)[1])
+        table.add_row(*row, *(wide if more else ()))
+    Console().print(table)
+    Console().print("lmms-prune methods NAME shows one with its options, its example and its paper.")
+
+
+def _class(spec: MethodSpec) -> str:
+    return spec.kind + (", rewrites" if spec.rewrites and spec.kind != "merging" else "")
+
+
+def _show_one(spec: MethodSpec) -> None:
+    """All that the table knows of a method, a line each."""
+    lines = {
+        "class": _class(spec) + (", needs trained weights" if spec.trained else ", training-free"),
+        "reads": spec.reads_text,
+        "layers": spec.layers_text,
+        "keeps": spec.count_text,
+        "families": " and ".join(spec.families),
+        "example": spec.example,
+        "paper": spec.paper,
+    }
+    for option in spec.options:
+        lines[f";{option.name}="] = f"{option.help} (default {_shown(option.default) or 'none'}; {option.allowed})"
+    typer.echo("\n".join([spec.name, *(f"  {name:<14} {text}" for name, text in lines.items())]))
+
+
+def _described(spec: MethodSpec) -> dict[str, Any]:
+    """One method for ``--json``."""
+    return {
+        "name": spec.name,
+        "paper": spec.paper,
+        "class": spec.kind,
+        "training_free": not spec.trained,
+        "reads": list(spec.reads),
+        "lowest_layer": spec.lowest_layer,
+        "highest_layer": spec.highest_layer,
+        "keep": spec.keep,
+        "count": spec.count_text,
+        "rewrites": spec.rewrites,
+        "families": list(spec.families),
+        "example": spec.example,
+        "options": [{"name": o.name, "default": o.default, "allowed": o.allowed, "help": o.help} for o in spec.options],
+    }
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@app.command()
+def bench(
+    names: Annotated[str | None, typer.Option("--methods", help="Methods with commas; default: all.")] = None,
+    family: Annotated[str, typer.Option(help="llava (576 visual tokens) or qwen2_5_vl (2048).")] = "llava",
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    keep: Annotated[float, typer.Option(min=0, max=1, help="The ratio of tokens to keep.")] = 0.33,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 5,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Time each method's selection beside one decoder layer of the 7B shape, in the same run, with random weights.
+
+    Takes about 5 GB of memory for LLaVA and 9 GB for Qwen2.5-VL; float32 on a CPU, bfloat16 on a GPU.
+    """
+    if family not in ("llava", "qwen2_5_vl"):
+        _fail(f"--family {family}: use llava or qwen2_5_vl.")
+    chosen = names.split(",") if names else list(METHODS)
+    for name in chosen:
+        if name not in METHODS:
+            _fail(f"--methods {name}: unknown method.{did_you_mean(name, list(METHODS))}")
+    import torch
+
+    from lmms_prune.bench import time_selection
+
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    layer, timings = time_selection(family, chosen, batch, keep, repeats, torch.device(device), dtype)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {"family": family, "batch": batch, "layer_seconds": layer, "methods": [asdict(t) for t in timings]}
+            )
+        )
+        return
+    table = Table(
+        "method", "at layer", "ms", "of one layer", "of the prefill", title=f"{family}, batch {batch}, {device}"
+    )
+    for timing in sorted(timings, key=lambda t: t.seconds):
+        parts = (f"{timing.seconds * 1e3:.2f}", f"{timing.of_layer:.2%}", f"{timing.of_prefill:.3%}")
+        table.add_row(timing.method, str(timing.layer), *parts)
+    Console().print(table)
+    Console().print(f"One unpruned decoder layer: {layer * 1e3:.1f} ms.")
 
 
 @app.command()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import prod
+from math import isqrt
 from typing import Any
 
 import torch
@@ -150,13 +151,37 @@ class ModelParts:
             )
         return cls(family, config, multimodal, decoder, decoder.layers, _FORMS[kernel])
 
-    def grid_sizes(self, kwargs: dict[str, Any]) -> list[int]:
-        """Visual tokens of each image of the batch in order, where the inputs say so."""
-        grids = kwargs.get("image_grid_thw")
-        if not self.family.mrope or grids is None:
+    @property
+    def tower(self) -> Any:
+        """The vision tower."""
+        return self.multimodal.visual if self.family.mrope else self.multimodal.vision_tower
+
+    @property
+    def tower_blocks(self) -> Any:
+        """The tower's transformer blocks."""
+        if self.family.mrope:
+            return self.tower.blocks
+        # Older libraries wrap the tower once more.
+        return getattr(self.tower, "vision_model", self.tower).encoder.layers
+
+    def grids(self, inputs: dict[str, Any], sizes: Sequence[int]) -> list[tuple[int, int]]:
+        """Rows and columns of visual tokens of the batch's images, as far as sizes or inputs say them.
+
+        Args:
+            inputs: what the multimodal module was called with.
+            sizes: visual tokens of each image; a LLaVA's are a square (and a class token, where it is not left out).
+        """
+        if not self.family.mrope:
+            return [(isqrt(size), isqrt(size)) for size in sizes]
+        grids = inputs.get("image_grid_thw")
+        if grids is None:
             return []
         merge = self.config.vision_config.spatial_merge_size
-        return [prod(grid) // merge**2 for grid in grids.tolist()]
+        return [(rows // merge, columns // merge) for _, rows, columns in grids.tolist()]
+
+    def grid_sizes(self, inputs: dict[str, Any]) -> list[int]:
+        """Visual tokens of each image of the batch in order, where the inputs say so."""
+        return [rows * columns for rows, columns in self.grids(inputs, ())]
 
     def queries(self, layer: int, hidden: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Rotated queries (B, H, L, d) that decoder layer `layer` computes from its input `hidden`."""
@@ -185,8 +210,12 @@ class ModelParts:
             projection(module.input_layernorm(hidden)).unflatten(-1, (-1, module.self_attn.head_dim)).transpose(1, 2)
         )
         cos, sin = (self._one_table(table)[:, None].to(states.device) for table in rotary)
-        first, second = states.chunk(2, dim=-1)
-        return states * cos + torch.cat((-second, first), dim=-1) * sin
+        return rotated(states, cos, sin)
+
+    def rotate(self, states: Float[Tensor, "B N d"], rotary: tuple[Tensor, Tensor]) -> Float[Tensor, "B N d"]:
+        """One head's vectors rotated by the tables of their positions."""
+        cos, sin = (self._one_table(table).to(states.device) for table in rotary)
+        return rotated(states, cos, sin)
 
     def _one_table(self, table: Tensor) -> Tensor:
         """Older libraries hand over M-RoPE tables with three channels; newer ones have merged them already."""
@@ -194,3 +223,9 @@ class ModelParts:
             return table
         sections = self.decoder.config.rope_parameters["mrope_section"] * 2
         return torch.cat([part[i % 3] for i, part in enumerate(table.split(sections, dim=-1))], dim=-1)
+
+
+def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`states` (…, d) turned by rotary tables that broadcast to them."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin

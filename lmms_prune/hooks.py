@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from lmms_prune.families import BrokenImageError, ModelParts, UnsupportedModelError
+from lmms_prune.guide import answer_attention, check_guide, load_guide
 from lmms_prune.layout import Layout, read_rows
 from lmms_prune.methods.base import Method
-from lmms_prune.ragged import Packing, attention_mask, gather, gather_rotary
+from lmms_prune.ragged import Packing, attention_mask, gather, gather_rotary, pack
 from lmms_prune.refusals import PruningError, refuse_cache, refuse_growing_prompt, refuse_inputs
-from lmms_prune.schedule import Schedule, Stage
+from lmms_prune.schedule import OWN, Schedule, Stage
+from lmms_prune.tower import Asks, Tower, TowerRecorder, TowerRun, tower_shape
 from lmms_prune.trace import Trace
 from lmms_prune.view import LayerInput
 
@@ -31,6 +33,7 @@ def prune(
     seed: int = 0,
     positions: str = "original",
     samples: Sequence[str] | None = None,
+    questions: Sequence[str] | None = None,
 ) -> Iterator[Trace]:
     """Remove visual tokens by `schedule` from every prefill that `model` runs inside the ``with`` block.
 
@@ -45,6 +48,7 @@ def prune(
         seed: decides every random draw, together with the sample's id and the layer.
         positions: "original" keeps each token's position id; "compact" renumbers after every stage (not for M-RoPE).
         samples: one id a row, for seeding; by default a row's own token ids are its id.
+        questions: the question of each row as text, for methods that read it.
 
     Yields:
         the trace of what happened, filled as the model runs.
@@ -57,9 +61,7 @@ def prune(
             got to act (an image with no more tokens than a stage keeps is left whole; that is no error).
     """
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
-    trace, parts = Trace(schedule), ModelParts.of(model)
-    fixed = parts.family.tokens_per_image(parts.config)
-    schedule.check(len(parts.layers), [fixed] if fixed else None)
+    trace, parts = Trace(schedule), _fitting(model, schedule)
     if positions not in POSITIONS:
         raise UnsupportedModelError(f"positions '{positions}' is unknown; use {' or '.join(POSITIONS)}.")
     if positions == "compact" and parts.family.mrope:
@@ -70,7 +72,7 @@ def prune(
         raise PruningError("this model is inside another prune block; put all stages into one schedule.")
     hooks: _Recorder | _Pruner = _Recorder(parts, samples, trace)
     if schedule.stages:
-        hooks = _Pruner(parts, schedule, seed, positions, samples, trace)
+        hooks = _Pruner(model, parts, schedule, seed, positions, samples, trace, questions)
     handles: list[Any] = []
     try:
         handles += hooks.register()
@@ -82,6 +84,23 @@ def prune(
         raise PruningError(f"the schedule '{schedule}' never acted: no prefill of this model ran inside the block.")
 
 
+def check(model: nn.Module, schedule: Schedule) -> None:
+    """Whether `model` can run `schedule`, with all that its methods need; loads their second models.
+
+    Raises:
+        ScheduleError, UnsupportedModelError: as `prune`.
+    """
+    _Pruner(model, _fitting(model, schedule), schedule, 0, POSITIONS[0], None, Trace(schedule), None)
+
+
+def _fitting(model: nn.Module, schedule: Schedule) -> ModelParts:
+    """The parts of a model whose depth and images the schedule fits."""
+    parts = ModelParts.of(model)
+    fixed = parts.family.tokens_per_image(parts.config)
+    schedule.check(len(parts.layers), [fixed] if fixed else None)
+    return parts
+
+
 @dataclass
 class _Segment:
     """What every layer from one cut to the next is given instead of the library's tensors."""
@@ -91,6 +110,8 @@ class _Segment:
     mask: Tensor | None
     rotary: tuple[Tensor, Tensor]
     lengths: Int[Tensor, " B"]
+    origin: Int[Tensor, "B N"]
+    host_lengths: list[int]
     decode_mask: Tensor | None = None
     decode_rotary: tuple[Tensor, Tensor] | None = None
 
@@ -100,11 +121,16 @@ class _Prefill:
     """One prompt batch, from its prefill through its decode steps."""
 
     ids: Tensor
+    inputs: dict[str, Any]
+    present: Bool[Tensor, "B L"]
     layout: Layout
     cache: Any
     last_position: Tensor
     segments: list[_Segment | None]
+    tower: TowerRun | None = None
+    embedded: Tensor | None = None
     before: LayerInput | None = None
+    guided: dict[tuple[str, int, bool], list[Tensor]] = field(default_factory=dict)
     steps: int = 0
 
 
@@ -146,27 +172,48 @@ class _Pruner:
 
     def __init__(
         self,
+        model: Any,
         parts: ModelParts,
         schedule: Schedule,
         seed: int,
         positions: str,
         samples: Sequence[str] | None,
         trace: Trace,
+        questions: Sequence[str] | None,
     ):
-        self.parts, self.schedule, self.seed, self.positions = parts, schedule, seed, positions
-        self.samples, self.trace = samples, trace
+        self.model, self.parts, self.schedule, self.seed, self.positions = model, parts, schedule, seed, positions
+        self.samples, self.trace, self.questions = samples, trace, questions
         self.stages: dict[int, tuple[int, Stage, Method]] = {
             stage.layer: (i, stage, stage.spec.build(dict(stage.options))) for i, stage in enumerate(schedule.stages)
         }
         reading = {"attention", "keys"}
-        self.recorded = {stage.layer - 1 for stage in schedule.stages if reading & set(stage.spec.reads)}
+        # A stage at layer 0 has no layer before it; a method that may stand there reads something else then.
+        self.recorded = {s.layer - 1 for s in schedule.stages if s.layer and reading & set(s.spec.reads)}
+        self.embedding = any("embeddings" in stage.spec.reads for stage in schedule.stages)
+        for stage in schedule.stages:
+            if parts.family.model_type not in stage.spec.families:
+                known = " and ".join(stage.spec.families)
+                message = f"{stage.method} cannot run on {parts.family.model_type}, only on {known}."
+                raise UnsupportedModelError(message)
+            self.stages[stage.layer][2].prepare(parts)
+            if "guide" in stage.spec.reads:
+                self._guide_model(str(dict(stage.options).get("guide", "self")))
+        asks = Asks(grids=any("grid" in stage.spec.reads for stage in schedule.stages))
+        if any({"tower", "pixels"} & set(stage.spec.reads) for stage in schedule.stages):
+            shape = tower_shape(parts)
+            for _, _, method in self.stages.values():
+                asks |= method.asks(shape)
+        self.tower = TowerRecorder(parts, asks)
         self.inputs: dict[str, Any] | None = None
         self.running: _Prefill | None = None
         self.decoding = False
+        # While the model guides itself, its own unpruned run passes the hooks by.
+        self.asleep = False
 
     def register(self) -> Iterator[Any]:
         """Put the hooks on, yielding each handle at once so that the caller can always take it off again."""
         parts = self.parts
+        yield from self.tower.register()
         yield parts.multimodal.register_forward_pre_hook(self.see_inputs, with_kwargs=True)
         yield parts.decoder.register_forward_pre_hook(self.begin, with_kwargs=True)
         for layer, module in enumerate(parts.layers):
@@ -177,10 +224,13 @@ class _Pruner:
 
     def see_inputs(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Remember the token ids, which only the multimodal module sees."""
-        self.inputs = _inputs(args, kwargs)
+        if not self.asleep:
+            self.inputs = _inputs(args, kwargs)
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Lay out a new prefill, or put a decode step right."""
+        if self.asleep:
+            return args, kwargs
         inputs, self.inputs = self.inputs, None
         if inputs is None or inputs.get("input_ids") is None:
             raise PruningError("pruning needs input_ids to find the visual tokens; do not call the decoder by itself "
@@ -197,14 +247,14 @@ class _Pruner:
         ids, layers = inputs["input_ids"], len(self.parts.layers)
         if cache is None and self.running is not None and self.running.cache is None:
             refuse_growing_prompt(self.running.ids, ids)
-        layout = Layout.of(self.parts, inputs, self.samples)
+        tower, self.tower.run = self.tower.run, None
+        # generate() gives the images' grids to the tower alone.
+        layout = Layout.of(self.parts, inputs, self.samples, tower.grids if tower else None)
         for row in layout.traces:
             self.schedule.check(layers, row.images)
-            row.kept = self.schedule.plan(row.images)
-            row.visual = self.schedule.layer_counts(layers, row.images)
         positions = kwargs.get("position_ids")
         last = positions[..., -1:] if positions is not None else torch.full((1, 1), ids.shape[1] - 1, device=ids.device)
-        self.running = _Prefill(ids, layout, cache, last, [None] * layers)
+        self.running = _Prefill(ids, inputs, layout.present, layout, cache, last, [None] * layers, tower)
         self.decoding = False
 
     def _begin_step(self, ids: Tensor, cache: Any, kwargs: dict) -> dict:
@@ -227,7 +277,7 @@ class _Pruner:
     def end(self, module: nn.Module, args: tuple, output: Any) -> None:
         """After a prefill: what was done must be what was planned, down to the cache's real tensors."""
         running = self.running
-        if running is None or self.decoding:
+        if running is None or self.decoding or self.asleep:
             return
         if running.cache is None and (cache := getattr(output, "past_key_values", None)) is not None:
             # The decoder has just made it itself, as it does when the caller brings none.
@@ -236,20 +286,56 @@ class _Pruner:
         layout, cache = running.layout, running.cache
         layout.verify()
         for row in layout.traces:
+            assert self.schedule.at_most or row.kept == self.schedule.plan(row.images), "another plan was executed"
             assert len(row.computed) == len(self.parts.layers), "a decoder layer did not run"
         if cache is not None and layout.traces:
             held = [layer.keys.shape[-2] for layer in cache.layers]
             assert held == layout.traces[0].computed, (
                 f"the cache holds {held}, planned were {layout.traces[0].computed}"
             )
+            self._crop_caches(running)
+            for row in layout.traces:
+                row.cached = [layer.keys.shape[-2] for layer in cache.layers]
         self.trace.rows += layout.traces
-        running.before = None
+        running.before = running.embedded = running.tower = None
+        layout.memory, layout.checks = {}, []
+
+    def _crop_caches(self, running: _Prefill) -> None:
+        """Let earlier layers forget what later stages dropped, for methods that are published so (MustDrop)."""
+        cropping = [stage.layer for stage in self.schedule.stages if stage.spec.crops_cache and stage.layer]
+        final = running.segments[max(cropping)] if cropping else None
+        if final is None:
+            return
+        left = torch.zeros_like(running.present, dtype=torch.int32, device=final.valid.device)
+        left = left.scatter_add(1, final.origin.to(left.device), final.valid.int()) > 0
+        columns = torch.arange(left.shape[1], device=left.device).expand_as(left)
+        present = running.present.to(left.device)
+        for layer in range(min(cropping) - 1, max(cropping)):
+            segment = running.segments[layer]
+            if segment is final:
+                continue
+            origin, valid = (columns, present) if segment is None else (segment.origin, segment.valid)
+            packing = pack(valid.to(left.device) & left.gather(1, origin.to(left.device)), final.host_lengths, "left")
+            held = running.cache.layers[layer]
+            for name in ("keys", "values"):
+                states = getattr(held, name)
+                index = packing.index.to(states.device)[:, None, :, None]
+                index = index.expand(-1, states.shape[1], -1, states.shape[3])
+                setattr(held, name, states.gather(2, index))
+            # Positions go on as if nothing had been cut from this layer.
+            lengths = present.sum(1) if segment is None else segment.lengths
+            kept_origin = gather(origin, packing.index)
+            running.segments[layer] = _Segment(
+                packing.valid, packing.padded, None, final.rotary, lengths, kept_origin, final.host_lengths
+            )
 
     # -- one layer -------------------------------------------------------------------------------------------------
 
     def _layer_hook(self, layer: int) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict]]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             running = self.running
+            if self.asleep:
+                return args, kwargs
             assert running is not None, "a decoder layer ran by itself"
             hidden = args[0] if args else kwargs.pop("hidden_states")
             if self.decoding:
@@ -263,56 +349,124 @@ class _Pruner:
     def _swap_prefill(self, running: _Prefill, layer: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         segment = running.segments[layer - 1] if layer else None
         rotary = segment.rotary if segment else kwargs["position_embeddings"]
+        if layer == 0 and self.embedding:
+            running.embedded = hidden
+        cache = kwargs.get("past_key_values")
+        if running.before is not None and cache is not None:
+            # The layer before has just stored them.
+            running.before = replace(running.before, keys=cache.layers[layer - 1].keys)
         if layer in self.stages:
-            hidden, segment = self._act(running, LayerInput(layer, hidden, rotary), segment)
+            state = LayerInput(layer, hidden, rotary)
+            hidden, segment = self._act(running, state, segment, kwargs["position_embeddings"])
         running.segments[layer] = segment
         if segment is not None:
             rotary = segment.rotary = _on(hidden.device, *segment.rotary)
             segment.mask = None if segment.mask is None else segment.mask.to(hidden.device)
             # Without position_ids FlashAttention cannot mistake the gaps in kept positions for packed sequences.
             kwargs = {**kwargs, "attention_mask": segment.mask, "position_embeddings": rotary, "position_ids": None}
-        for row in running.layout.traces:
-            row.computed.append(hidden.shape[1])
+        running.layout.record_layer(hidden.shape[1])
         running.before = LayerInput(layer, hidden, rotary) if layer in self.recorded else None
         return hidden, kwargs
 
     @torch.no_grad()
-    def _select(self, running: _Prefill, state: LayerInput) -> tuple[Tensor, Bool[Tensor, "I V"], list[int]]:
+    def _select(
+        self, running: _Prefill, state: LayerInput, budget: list[int], original: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Bool[Tensor, "I V"], list[int]]:
         """Ask the method of a stage: the batch's hidden states (merged ones written in), the mask, and its counts."""
-        number, _, method = self.stages[state.layer]
+        _, stage, method = self.stages[state.layer]
         layout = running.layout
-        budget = layout.planned(number)
-        view = layout.view(self.parts, state, running.before, self.seed)
-        full = torch.tensor(
-            [kept == n for kept, n in zip(budget, layout.counts, strict=True)], device=view.valid.device
+        view = layout.view(
+            self.parts,
+            state,
+            running.before,
+            self.seed,
+            embedded=running.embedded,
+            uncut_rotary=original,
+            tower_run=running.tower,
+            questions=self._questions(layout),
+            asked=[n for row in layout.traces for n in stage.asked(row.images)],
         )
+        view.guide = lambda *asked: self._guide(running, view.tower, *asked)
+        # An image that keeps all its tokens is left alone, unless the method itself decides how many that is.
+        left_alone = [stage.keep != OWN and kept == n for kept, n in zip(budget, layout.counts, strict=True)]
+        full = torch.tensor(left_alone, device=view.valid.device)
         chosen = method.select(view, torch.tensor(budget)) if any(budget) else torch.zeros_like(view.valid)
         keep = torch.where(full[:, None], view.valid, chosen)
-        rewritten, hidden = method.rewrite(view, keep), state.hidden
-        if rewritten is not view.hidden:
-            # An image that keeps all its tokens is left alone.
-            hidden = layout.write(hidden, torch.where(full[:, None, None], view.hidden, rewritten))
+        if stage.at_most:
+            budget = keep.sum(1).tolist()
+        hidden = state.hidden
+        if stage.spec.rewrites and any(budget):
+            rewritten, index = method.rewrite(view, keep)
+            rewritten = torch.where(full[:, None, None], view.hidden, rewritten.to(view.hidden.dtype))
+            hidden = layout.write(hidden, rewritten, torch.where(full[:, None], view.index, index))
         return hidden, keep, budget
 
-    def _act(self, running: _Prefill, state: LayerInput, segment: _Segment | None) -> tuple[Tensor, _Segment | None]:
+    def _act(
+        self, running: _Prefill, state: LayerInput, segment: _Segment | None, original: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, _Segment | None]:
         """Cut the sequence at a stage; returns the hidden states that go on and what its layers are given."""
-        number, layout, hidden = self.stages[state.layer][0], running.layout, state.hidden
-        if layout.planned(number) == layout.counts:
+        stage, layout, hidden = self.stages[state.layer][1], running.layout, state.hidden
+        budget = layout.planned(stage)
+        if budget == layout.counts and (stage.keep != OWN or not any(budget)):
             layout.record_all()
             return hidden, segment
-        hidden, keep, budget = self._select(running, state)
+        self.tower.paused = True
+        try:
+            hidden, keep, budget = self._select(running, state, budget, original)
+        finally:
+            self.tower.paused = False
         packing = layout.cut(keep, budget)
         hidden = gather(hidden, packing.index)
         lengths = packing.valid.sum(1)
-        rotary = self._cut_rotary(hidden, state.rotary, packing)
+        rotary = self._cut_rotary(hidden, original, layout, packing)
         mask = attention_mask(packing.valid, hidden.shape[1], packing.padded, self.parts.form, hidden.dtype)
-        return hidden, _Segment(packing.valid, packing.padded, mask, rotary, lengths)
+        segment = _Segment(packing.valid, packing.padded, mask, rotary, lengths, layout.origin, list(layout.lengths))
+        return hidden, segment
 
-    def _cut_rotary(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], packing: Packing) -> tuple[Tensor, Tensor]:
+    def _cut_rotary(
+        self, hidden: Tensor, original: tuple[Tensor, Tensor], layout: Layout, packing: Packing
+    ) -> tuple[Tensor, Tensor]:
+        """Rotary tables after a cut: of the tokens' own positions, or of new ones."""
         if self.positions == "compact":
             return self.parts.rotary(hidden, (packing.valid.cumsum(1) - 1).clamp(min=0))
-        cos, sin = rotary
-        return gather_rotary(cos, packing.index), gather_rotary(sin, packing.index)
+        cos, sin = original
+        return gather_rotary(cos, layout.origin), gather_rotary(sin, layout.origin)
+
+    def _questions(self, layout: Layout) -> list[str] | None:
+        """The question of each image's row."""
+        if self.questions is None:
+            return None
+        repeats, rest = divmod(len(layout.traces), len(self.questions) or 1)
+        if not self.questions or rest:
+            raise PruningError(f"{len(self.questions)} questions were given for a batch of {len(layout.traces)} rows.")
+        return [self.questions[row // repeats] for row in layout.owning_rows]
+
+    def _guide(
+        self, running: _Prefill, tower: Tower, checkpoint: str, new_tokens: int, last_visual: bool
+    ) -> list[Tensor]:
+        """What a guide model's answer to this batch looks at; it is asked once a prefill."""
+        asked = (checkpoint, new_tokens, last_visual)
+        if asked not in running.guided:
+            ids = running.ids
+            inputs = {"input_ids": ids, "attention_mask": running.inputs.get("attention_mask"), **tower.inputs()}
+            if self.parts.family.mrope:
+                inputs["mm_token_type_ids"] = (ids == self.parts.config.image_token_id).int()
+            self.asleep = True
+            try:
+                running.guided[asked] = answer_attention(self._guide_model(checkpoint), inputs, new_tokens, last_visual)
+            finally:
+                self.asleep = False
+        return running.guided[asked]
+
+    def _guide_model(self, checkpoint: str) -> Any:
+        if checkpoint != "self":
+            weight = self.parts.decoder.norm.weight
+            guide = load_guide(checkpoint, weight.device, weight.dtype)
+            check_guide(self.model, guide, checkpoint)
+            return guide
+        if not hasattr(self.model, "generate"):
+            raise UnsupportedModelError("guide=self needs a model that can generate; give prune() the whole model.")
+        return self.model
 
     # -- decode ----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Layout: where each image's visual tokens stand in a batch, before and after every cut.
 
-Everything that decides a shape (lengths, counts) is known on the host from the plan, so that no stage waits for the
-device. Dimension letters: B rows, L sequence, I images of the whole batch, V visual tokens of an image, T text tokens.
+Everything that decides a shape (lengths, counts) is known on the host from the plan, so that nothing is read back from
+the device. Dimension letters: B rows, L sequence, I images of the whole batch, V visual tokens of an image, T text tokens.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.families import BrokenImageError, ModelParts
-from lmms_prune.ragged import Packing, gather, pack
+from lmms_prune.ragged import Packing, gather, owners, pack
 from lmms_prune.refusals import PruningError
+from lmms_prune.schedule import Stage
 from lmms_prune.trace import RowTrace
 from lmms_prune.view import LayerInput, Tokens, TokenView
 
@@ -33,6 +34,9 @@ class Layout:
         visual: the visual tokens still present of each image.
         text: the text tokens after each image.
         index: the raster index of each visual token.
+        origin: the original column of each column of the sequence.
+        starts: the original column of each image's first token.
+        grids: rows and columns of each image's original tokens, where known (host).
         counts: visual tokens present in each image (host).
         lengths: tokens present in each row (host).
         memory: of the methods, for one prefill.
@@ -45,19 +49,25 @@ class Layout:
     visual: Tokens
     text: Tokens
     index: Int[Tensor, "I V"]
+    origin: Int[Tensor, "B L"]
+    starts: Int[Tensor, " I"]
+    grids: list[tuple[int, int]]
     counts: list[int]
     lengths: list[int]
     memory: dict[str, object] = field(default_factory=dict)
     checks: list[Bool[Tensor, ""]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, parts: ModelParts, inputs: dict[str, Any], samples: Sequence[str] | None) -> Layout:
+    def of(
+        cls, parts: ModelParts, inputs: dict[str, Any], samples: Sequence[str] | None, encoded: Tensor | None
+    ) -> Layout:
         """Read a batch of prompts.
 
         Args:
             parts: the model.
             inputs: what the multimodal module was called with; ``input_ids`` (B, L) and ``attention_mask`` count.
             samples: one id a row, or one for each group of consecutive rows (several answers a sample).
+            encoded: the images' grids as the vision tower was given them, where it was seen.
 
         Raises:
             PruningError: right padding, or a wrong number of samples.
@@ -72,15 +82,38 @@ class Layout:
         counts = [size for _, _, size in spans]
         index = torch.arange(max(counts, default=0), device=ids.device).expand(len(spans), -1)
         rows = torch.tensor([b for b, _, _ in spans], dtype=torch.long, device=ids.device)
+        origin = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        starts = torch.tensor([start for _, start, _ in spans], dtype=torch.long, device=ids.device)
+        grids = parts.grids(inputs if encoded is None else {"image_grid_thw": encoded}, counts)
+        if grids and len(spans) > len(grids) and len(spans) % len(grids) == 0:
+            # For several answers `generate` repeats the rows, but not the grids.
+            grids = [grids[i] for i in owners([b for b, _, _ in spans], len(spans) // len(grids))]
         lengths = [ids.shape[1] - pad for pad in pads]
-        return cls(traces, rows, present, visual, text, index, counts, lengths)
+        return cls(traces, rows, present, visual, text, index, origin, starts, grids, counts, lengths)
 
-    def planned(self, stage: int) -> list[int]:
-        """Tokens that each image keeps after `stage`, as planned."""
-        return [kept for row in self.traces for kept in row.kept[stage]]
+    @property
+    def owning_rows(self) -> list[int]:
+        """The row of each image, on the host."""
+        return [b for b, row in enumerate(self.traces) for _ in row.images]
 
-    def view(self, parts: ModelParts, state: LayerInput, before: LayerInput | None, seed: int) -> TokenView:
-        """What a method may read at the input `state` of a layer."""
+    @property
+    def sizes(self) -> list[int]:
+        """Original visual tokens of each image."""
+        return [size for row in self.traces for size in row.images]
+
+    def planned(self, stage: Stage) -> list[int]:
+        """Tokens that each image keeps at `stage` of those that are present now, by the stage's count rule."""
+        planned, first = [], 0
+        for row in self.traces:
+            present = self.counts[first : first + len(row.images)]
+            planned += stage.kept(row.images, present)
+            first += len(present)
+        return planned
+
+    def view(
+        self, parts: ModelParts, state: LayerInput, before: LayerInput | None, seed: int, **more: Any
+    ) -> TokenView:
+        """What a method may read at the input `state` of a layer; `more` are further fields of the view."""
         seeds = [
             f"{seed}|{row.sample}|image {number}|layer {state.layer}"
             for row in self.traces
@@ -100,14 +133,25 @@ class Layout:
             before=before,
             present=self.present,
             memory=self.memory,
+            sizes=self.sizes,
+            owning_rows=self.owning_rows,
+            origin=self.origin,
+            starts=self.starts,
+            grid_list=self.grids,
+            **more,
         )
 
-    def write(self, hidden: Float[Tensor, "B L D"], visual: Float[Tensor, "I V D"]) -> Float[Tensor, "B L D"]:
-        """`hidden` with the visual tokens' states replaced by what a method made of them."""
+    def write(
+        self, hidden: Float[Tensor, "B L D"], visual: Float[Tensor, "I V D"], index: Int[Tensor, "I V"]
+    ) -> Float[Tensor, "B L D"]:
+        """`hidden` with the visual tokens' states replaced by what a method made of them; their places are noted too."""
         rows = self.rows[:, None].expand_as(self.visual.slots)
         # Padding entries write to a spare last column, which is then cut off.
-        spare = torch.cat([hidden, hidden[:, :1]], dim=1)
         slots = torch.where(self.visual.valid, self.visual.slots, hidden.shape[1])
+        spare = torch.cat([hidden, hidden[:, :1]], dim=1)
+        columns = torch.cat([self.origin, self.origin[:, :1]], dim=1)
+        self.index = torch.where(self.visual.valid, index, self.index)
+        self.origin = columns.index_put((rows, slots), self.starts[:, None] + index)[:, :-1]
         return spare.index_put((rows, slots), visual.to(hidden.dtype))[:, :-1]
 
     def cut(self, keep: Bool[Tensor, "I V"], counts: list[int]) -> Packing:
@@ -119,8 +163,7 @@ class Layout:
         # A column is dropped if any image drops it there; padding entries point at column 0 and drop nothing.
         drops = torch.zeros_like(self.present, dtype=torch.int32)
         drops.index_put_((self.rows[:, None].expand_as(dropped), self.visual.slots), dropped.int(), accumulate=True)
-        owners = [b for b, row in enumerate(self.traces) for _ in row.images]
-        for b, now, then in zip(owners, counts, self.counts, strict=True):
+        for b, now, then in zip(self.owning_rows, counts, self.counts, strict=True):
             self.lengths[b] -= then - now
         packing = pack(self.present & (drops == 0), self.lengths, pad="left")
         images = pack(keep, counts, pad="right")
@@ -129,9 +172,18 @@ class Layout:
         self.visual = Tokens(_move(moved, self.rows, slots, images.valid), images.valid)
         self.text = Tokens(_move(moved, self.rows, self.text.slots, self.text.valid), self.text.valid)
         self.index = gather(self.index, images.index)
+        self.origin = gather(self.origin, packing.index)
         self.present, self.counts = packing.valid, list(counts)
         self.record_all()
         return packing
+
+    def record_layer(self, length: int) -> None:
+        """Write down what the next layer is given: the row's visual tokens, and the sequence's length with its padding."""
+        first = 0
+        for row in self.traces:
+            row.visual.append(sum(self.counts[first : first + len(row.images)]))
+            row.computed.append(length)
+            first += len(row.images)
 
     def record_all(self) -> None:
         """Write down which original visual tokens are present now, as the outcome of a stage."""
@@ -141,15 +193,18 @@ class Layout:
             for size in row.images:
                 mask = torch.zeros(size, dtype=torch.bool, device=self.index.device)
                 mask[self.index[image, : self.counts[image]]] = True
+                self.checks.append(mask.sum() == self.counts[image])
                 masks.append(mask)
                 image += 1
             row.masks.append(masks)
+            row.kept.append([int(n) for n in self.counts[image - len(masks) : image]])
 
     def verify(self) -> None:
         """One look at the device after a prefill: every method kept what was planned, of what was there."""
         if self.checks:
             assert bool(torch.stack([check.cpu() for check in self.checks]).all()), (
-                "a method kept another number of tokens than its row in METHODS says, or tokens that were not there"
+                "a method kept another number of tokens than its row in METHODS says, tokens that were not there, or an "
+                "index twice"
             )
 
     def _follow(self, device: torch.device) -> None:
@@ -157,6 +212,7 @@ class Layout:
         if self.present.device == device:
             return
         self.rows, self.present, self.index = self.rows.to(device), self.present.to(device), self.index.to(device)
+        self.origin, self.starts = self.origin.to(device), self.starts.to(device)
         self.visual = Tokens(self.visual.slots.to(device), self.visual.valid.to(device))
         self.text = Tokens(self.text.slots.to(device), self.text.valid.to(device))
 

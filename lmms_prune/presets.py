@@ -3,7 +3,39 @@
 ``NAME-192`` and ``NAME-64`` are Table 5 (LLaVA-1.5-7B, average visual tokens per layer), ``NAME-50pct`` is Table 4
 (Qwen2.5-VL-7B), ``NAME-192-release`` the exact counts of the authors' evaluation scripts. Where script and table
 disagree on DivPrune+VTW's deep layer (20 and 21), the table's 21 is taken.
+
+``fitprune-P`` are the published schedules that save P percent of LLaVA-1.5-7B's FLOPs, ``nuwa-B`` the published keeps. Of
+``swiftvlm-B`` only layers and budgets are published: the keeps, about 2 : 1.5 : 1, are a choice that meets the budget.
+``sparsevlm-B`` and ``pdrop-B`` are their authors' lists and rule, which meet B by their own accounting: measured, SparseVLM's
+leave 206.5, 145.4, 114.1 and 82.3 tokens a layer. ``fastv-B-measured`` acts at layer 4, as the paper's cost table was,
+``vtw-B`` is the layer that comes nearest. ``mustdrop-B`` and ``todre-P`` decide by thresholds: their plan is an upper bound.
+``visionzip-N`` keep 162+30, 108+20 and 54+10 tokens (dominant, the class token among them, and contextual).
 """
+
+_FITPRUNE = {
+    10: "2:1 3:2 4:1 6:1 7:4 8:5 9:5 10:11 11:4 12:2 13:2 16:1 17:1 18:2 19:4 20:2 21:10 22:1 23:1 24:1 25:2 26:1 27:1 29:1",
+    20: "2:3 3:3 4:1 5:1 6:4 7:16 8:14 9:15 10:24 11:4 12:2 13:3 14:2 16:6 18:5 19:13 20:4 21:19 22:2 23:1 24:1 25:1 26:1 27:1 28:2 29:1",
+    30: "2:7 3:6 4:4 5:5 6:16 7:40 8:24 9:21 10:24 11:4 12:2 13:3 14:4 16:16 18:11 19:26 20:6 21:32 22:3 23:1 25:1 26:2 27:2 28:4",
+    40: "1:1 2:21 3:13 4:14 5:11 6:41 7:53 8:29 9:15 10:14 11:5 12:1 13:4 14:5 15:1 16:26 17:1 18:13 19:28 20:6 21:27 22:2 23:1 26:1 27:1 28:2",
+    50: "0:3 1:7 2:49 3:24 4:29 5:17 6:59 7:41 8:26 9:8 10:10 11:6 12:2 13:5 14:7 15:2 16:30 17:3 18:13 19:27 20:5 21:23 22:2 23:1 26:1 27:1 28:2",
+    55: "0:6 1:17 2:69 3:31 4:34 5:19 6:59 7:30 8:23 9:6 10:8 11:7 12:2 13:5 14:8 15:2 16:29 17:4 18:12 19:25 20:4 21:19 22:2 23:1 26:1 28:1",
+    60: "0:14 1:33 2:89 3:36 4:36 5:20 6:55 7:21 8:18 9:4 10:7 11:5 12:2 13:5 14:7 15:4 16:26 17:5 18:11 19:24 20:4 21:18 22:2 23:1 26:1 28:1",
+    70: "0:48 1:79 2:118 3:41 4:33 5:17 6:36 7:9 8:9 9:2 10:3 11:2 12:1 13:3 14:4 15:8 16:18 17:7 18:8 19:20 20:4 21:13 22:2 23:1 26:1 28:1",
+    80: "0:128 1:127 2:118 3:35 4:26 5:8 6:13 7:3 8:2 9:1 13:2 14:1 15:8 16:7 17:8 18:5 19:11 20:2 21:6 22:1 23:1 27:1",
+    90: "0:262 1:153 2:80 3:19 4:13 5:1 6:2 15:1 16:1 17:2 18:1 19:2 21:1 27:1",
+}
+"""Published deletions of FitPrune for LLaVA-1.5-7B (576 tokens), "layer:deleted", by the percent of FLOPs saved."""
+
+
+def _fitprune(deletions: str, tokens: int = 576) -> str:
+    """The schedule of these deletions: what goes inside layer i, after its attention, is not there in layer i+1."""
+    stages = []
+    for entry in deletions.split():
+        layer, deleted = map(int, entry.split(":"))
+        tokens -= deleted
+        stages.append(f"fitprune@{layer + 1}:{tokens}t")
+    return ",".join(stages)
+
 
 PRESETS: dict[str, str] = {
     "dart-192": "dart@2:0.29",
@@ -38,4 +70,39 @@ PRESETS: dict[str, str] = {
     "divprune+random-64-release": "divprune@0:96t,random@20:10t",
     "divprune+vtw-192-release": "divprune@0:284t,vtw@21",
     "divprune+vtw-64-release": "divprune@0:98t,vtw@21",
+    "fastv-192-measured": "fastv@4:148t",
+    "fastv-64-measured": "fastv@4:11t",
+    "vtw-192": "vtw@11",
+    "vtw-128": "vtw@7",
+    "vtw-64": "vtw@4",
+    "pdrop-270": "pdrop@8:288t,pdrop@16:144t,pdrop@24:72t",
+    "pdrop-192": "pdrop@2:322t,pdrop@8:180t,pdrop@16:100t",
+    "pdrop-128": "pdrop@2:241t,pdrop@8:101t,pdrop@16:42t",
+    "pdrop-64": "pdrop@2:110t,pdrop@8:21t,pdrop@16:4t",
+    "visionzip-192": "visionzip@0:192t",
+    "visionzip-128": "visionzip@0:128t",
+    "visionzip-64": "visionzip@0:64t",
+    "sparsevlm-192": "sparsevlm@3:300t,sparsevlm@7:200t,sparsevlm@16:110t",
+    "sparsevlm-128": "sparsevlm@3:303t,sparsevlm@7:110t,sparsevlm@16:36t",
+    "sparsevlm-96": "sparsevlm@3:238t,sparsevlm@7:48t,sparsevlm@16:26t",
+    "sparsevlm-64": "sparsevlm@3:66t,sparsevlm@7:30t,sparsevlm@16:17t",
+    "sparsevlm-v2-192": "sparsevlm@3:300t;version=v2.0,sparsevlm@7:200t;version=v2.0,sparsevlm@16:118t;version=v2.0",
+    "sparsevlm-v2-128": "sparsevlm@3:238t;version=v2.0,sparsevlm@7:108t;version=v2.0,sparsevlm@16:60t;version=v2.0",
+    "sparsevlm-v2-96": "sparsevlm@3:246t;version=v2.0,sparsevlm@7:54t;version=v2.0,sparsevlm@16:28t;version=v2.0",
+    "sparsevlm-v2-64": "sparsevlm@3:66t;version=v2.0,sparsevlm@7:34t;version=v2.0,sparsevlm@16:20t;version=v2.0",
+    "mustdrop-192": "mustdrop@0,mustdrop@3,mustdrop@7,mustdrop@11,mustdrop@15",
+    "mustdrop-128": "mustdrop@0,mustdrop@3;theta_g=0.0012,mustdrop@7;theta_g=0.0012,mustdrop@11;theta_g=0.0012,mustdrop@15;theta_g=0.0012",
+    "mustdrop-64": "mustdrop@0,mustdrop@3;theta_g=0.011;theta_i=0.01,mustdrop@7;theta_g=0.011;theta_i=0.01,mustdrop@11;theta_g=0.011;theta_i=0.01,mustdrop@15;theta_g=0.011;theta_i=0.01",
+    "todre-25": "todre@0:0.25,todre@28",
+    "todre-10": "todre@0:0.10,todre@28",
+    "swiftvlm-192": "swiftvlm@3:232t,swiftvlm@10:176t,swiftvlm@14:116t",
+    "swiftvlm-128": "swiftvlm@3:124t,swiftvlm@10:96t,swiftvlm@14:62t",
+    "nuwa-192": "nuwa@0:336t,nuwa@16:48t",
+    "nuwa-128": "nuwa@0:224t,nuwa@16:32t",
+    "nuwa-64": "nuwa@0:112t,nuwa@16:16t",
+    **{f"fitprune-{percent}": _fitprune(deletions) for percent, deletions in _FITPRUNE.items()},
+    # The ratios of LLaVA-OneVision's layers 9 and 18 are of what is left, here multiplied out (at 10 %, layer 9 keeps all).
+    "vflowopt-50": "vflowopt@0:0.7233,vflowopt@9:0.5415,vflowopt@18:0.2637",
+    "vflowopt-25": "vflowopt@0:0.2651;t=34.76;m=15.58,vflowopt@9:0.2607;t=34.76,vflowopt@18:0.2287;t=34.76",
+    "vflowopt-10": "vflowopt@0:0.1166;t=39.265;m=17.387,vflowopt@18:0.0701;t=39.265",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -97,3 +98,29 @@ def attention_mask(
     if form == "sdpa":
         return allowed
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], places: int) -> Shaped[Tensor, "B N *D"]:
+    """At each of `places` places the sum of the entries that go there, added in the same order in every run."""
+    sums = x.new_zeros(len(x), places, *x.shape[2:])
+    if x.is_cuda:
+        # Scattering adds in any order there, so that the last bits, and with them later choices, would vary.
+        rows = torch.arange(len(x), device=x.device)[:, None].expand_as(into)
+        return sums.index_put((rows, into), x, accumulate=True)
+    return sums.scatter_add(1, into.view(*into.shape, *(1,) * (x.dim() - 2)).expand_as(x), x)
+
+
+def owners(rows: Sequence[int], repeats: int) -> list[int]:
+    """For each image, given its row, the number of the image it repeats.
+
+    Args:
+        rows: the row of each image, in order.
+        repeats: rows come in groups of so many equal ones, as `generate` makes them for several answers.
+    """
+    numbers: list[int] = []
+    first = 0
+    for _, group in groupby(rows, key=lambda row: row // repeats):
+        images = len(list(group))
+        numbers += [first + i % (images // repeats) for i in range(images)]
+        first += images // repeats
+    return numbers

@@ -5,6 +5,7 @@ The text form has its only home here::
     schedule := stage ("," stage)*
     stage    := method "@" layer [":" keep] (";" option "=" value)*
     keep     := ratio in [0, 1] of the original visual tokens | a number of tokens "252t" | "?"
+                (left out where the method drops everything, or decides by itself how much it keeps)
 
 Nothing in this module needs torch, so a schedule can be checked in milliseconds.
 """
@@ -18,13 +19,14 @@ from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from difflib import get_close_matches
 from fractions import Fraction
 from math import ceil, floor
-from typing import Any, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from lmms_prune.methods import METHODS, MethodSpec, OptionError
 from lmms_prune.presets import PRESETS
 
-Keep: TypeAlias = Decimal | int | None
-"""How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``."""
+OWN: Final = "own"
+Keep: TypeAlias = Decimal | int | Literal["own"] | None
+"""How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``, OWN the method's own rule."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # A ratio budget for images of any size is solved on an image of this many tokens, that is to four decimals.
@@ -55,7 +57,7 @@ class Stage:
     Args:
         method: a name of `METHODS`.
         layer: the first `layer` decoder layers see the tokens as they were; 0 is before the decoder.
-        keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that `Schedule.solve` finds. Methods that drop everything take 0.
+        keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that `Schedule.solve` finds. Methods that drop everything take 0, methods with a count rule of their own may take OWN.
         options: the method's own options as (name, value) pairs, defaults left out.
     """
 
@@ -69,6 +71,8 @@ class Stage:
             raise ScheduleError(f"a ratio is a Decimal, so that it is exact: write Decimal('{self.keep}').")
         if self.spec.drops_all and self.keep == 0:
             object.__setattr__(self, "keep", 0)
+        if self.keep == OWN and self.spec.keep != "optional":
+            raise ScheduleError(f"{self.method} has no count rule of its own; say how much it keeps.")
         names = [name for name, _ in self.options]
         if len(set(names)) < len(names):
             raise ScheduleError(f"stage '{self.method}@{self.layer}' names an option twice: {', '.join(names)}.")
@@ -84,12 +88,19 @@ class Stage:
 
     def __str__(self) -> str:
         text = f"{self.method}@{self.layer}"
-        if not self.spec.drops_all:
+        if not self.spec.drops_all and self.keep != OWN:
             text += f":{_print_keep(self.keep)}"
         return text + "".join(f";{name}={_print_option(value)}" for name, value in self.options)
 
+    @property
+    def at_most(self) -> bool:
+        """Whether the stage may keep fewer tokens than planned; how many is known only when it has run."""
+        return self.keep == OWN or self.spec.at_most
+
     def asked(self, images: Sequence[int]) -> list[int]:
-        """Tokens asked for in each image, given the images' original token counts."""
+        """Tokens asked for in each image, given the images' original token counts; all where the method decides."""
+        if self.keep == OWN:
+            return list(images)
         if self.keep is None:
             raise ScheduleError(f"the unknown '?' of stage '{self}' was not solved. Give a budget, e.g. budget=192t.")
         if isinstance(self.keep, int):
@@ -97,10 +108,10 @@ class Stage:
         return [int((self.keep * n).to_integral_value(ROUND_HALF_EVEN)) for n in images]
 
     def kept(self, images: Sequence[int], present: Sequence[int]) -> list[int]:
-        """Tokens this stage really leaves in each image, of the `present` ones, by the method's own count rule."""
+        """Tokens this stage leaves in each image, of the `present` ones, by the method's count rule (`at_most`: or fewer)."""
         options = dict(self.options)
         return [
-            n if asked >= n else min(n, self.spec.count(asked, options))
+            n if asked >= n else min(n, self.spec.count(asked, n, options))
             for asked, n in zip(self.asked(images), present, strict=True)
         ]
 
@@ -152,6 +163,11 @@ class Schedule:
         """The index of the stage whose keep is ``?``, or None."""
         return next((i for i, stage in enumerate(self.stages) if stage.keep is None), None)
 
+    @property
+    def at_most(self) -> bool:
+        """Whether some stage may keep fewer tokens than planned, so that the plan and its averages are upper bounds."""
+        return any(stage.at_most for stage in self.stages)
+
     def check(self, layers: int, images: Sequence[int] | None = None) -> None:
         """Refuse what a model of `layers` decoder layers, and images of these token counts, cannot run.
 
@@ -165,12 +181,15 @@ class Schedule:
                 )
                 raise self._error(i, message)
             if stage.keep is None:
-                raise self._error(i, f"the '?' of stage {i + 1} needs a budget, e.g. budget=192t or budget=0.5.")
+                raise self._error(
+                    i,
+                    f"the '?' of stage {i + 1} needs a budget, e.g. budget=192t or budget=0.5 (in Python: Schedule.solve).",
+                )
         if images is None:
             return self._check_units()
         for i in range(1, len(self.stages)):
             before, now = (sum(stage.asked(images)) for stage in self.stages[i - 1 : i + 1])
-            if now > before:
+            if now > before and self.stages[i].keep != OWN:
                 raise self._error(
                     i, f"stage {i + 1} keeps {now} of the {before} tokens that stage {i} keeps: keeps never grow."
                 )
@@ -179,7 +198,7 @@ class Schedule:
         """Without knowing the images, a ratio and a count cannot be told to be in order, so they may not be mixed."""
         for i in range(1, len(self.stages)):
             before, now = (self.stages[j].keep for j in (i - 1, i))
-            if now != 0 and before != 1 and type(before) is not type(now):
+            if OWN not in (before, now) and now != 0 and before != 1 and type(before) is not type(now):
                 message = f"stages {i} and {i + 1} mix a ratio and a number of tokens, but this model's images differ in size, "
                 raise self._error(i, message + "so that the second may be more; use the same unit.")
 
@@ -190,7 +209,8 @@ class Schedule:
             images: the original visual tokens of each image of one row.
 
         Returns:
-            one list of per-image counts a stage; what is executed equals it, and budgets are computed from it.
+            one list of per-image counts a stage; what is executed equals it (`at_most`: stays within it), and budgets
+            are computed from it.
         """
         present, plan = list(images), []
         for stage in self.stages:
@@ -229,6 +249,11 @@ class Schedule:
         """
         if sum(stage.keep is None for stage in self.stages) != 1:
             raise ScheduleError(f"a budget needs a schedule with exactly one '?', e.g. 'dart@2:?'; got '{self}'.")
+        own = next((i for i, stage in enumerate(self.stages) if stage.keep == OWN), None)
+        if own is not None:
+            raise self._error(
+                own, f"stage {own + 1} decides by itself how much it keeps, so no budget can be solved; give it a keep."
+            )
         index, n = self.unknown, visual_tokens or _FINE
         assert index is not None
         limit, in_tokens = _parse_budget(budget, n, visual_tokens)
@@ -255,8 +280,12 @@ class Schedule:
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if filled(middle).average(layers, [n]) <= limit else (low, middle - 1)
-        # Several counts may leave the same tokens (DART's quotas): say the number that is really kept.
-        solved = filled(min(top, filled(low).plan([n])[index][0]) if in_tokens else low)
+        # Several counts may leave the same tokens (DART's quotas): say the number that is really kept, where asking for
+        # it leaves it (with recycling it would not).
+        kept = filled(low).plan([n])
+        if in_tokens and kept[index][0] <= top and filled(kept[index][0]).plan([n]) == kept:
+            low = kept[index][0]
+        solved = filled(low)
         solved.check(layers, [visual_tokens] if visual_tokens else None)
         return solved
 
@@ -267,6 +296,11 @@ class Schedule:
                 f"{stage.method} cannot act at layer {stage.layer}: it reads {spec.reads_text}, so its lowest layer is "
             )
             raise self._error(i, message + f"{spec.lowest_layer}.")
+        if spec.highest_layer is not None and stage.layer > spec.highest_layer:
+            message = f"{stage.method} cannot act at layer {stage.layer}: the layers at which it can act: "
+            raise self._error(i, message + f"{spec.layers_text}.")
+        if wrong := spec.refuses(stage.layer, dict(stage.options)):
+            raise self._error(i, f"{stage.method} cannot act like that in stage {i + 1}: {wrong}.")
         if spec.drops_all and stage.keep != 0:
             raise self._error(i, f"{stage.method} drops every visual token; write '{stage.method}@{stage.layer}'.")
         if isinstance(stage.keep, Decimal) and not 0 <= stage.keep <= 1:
@@ -284,7 +318,7 @@ class Schedule:
         if stage.layer <= before.layer:
             message = f"layers must increase: stage {i + 1} acts at layer {stage.layer}, stage {i} at {before.layer}."
             raise self._error(i, message)
-        comparable = stage.keep is not None and before.keep is not None and type(stage.keep) is type(before.keep)
+        comparable = {type(stage.keep), type(before.keep)} in ({int}, {Decimal})
         if comparable and stage.keep > before.keep:  # type: ignore[operator]
             message = f"keeps never grow: stage {i + 1} keeps {_print_keep(stage.keep)}, stage {i} only "
             raise self._error(i, message + f"{_print_keep(before.keep)}.")
@@ -312,6 +346,7 @@ def share(total: int, sizes: Sequence[int]) -> list[int]:
 def _print_keep(keep: Keep) -> str:
     if keep is None:
         return "?"
+    assert keep != OWN
     return f"{keep}t" if isinstance(keep, int) else f"{keep.normalize():f}"
 
 
@@ -386,6 +421,8 @@ class _Parser:
         if not given:
             if spec.drops_all:
                 return 0
+            if spec.keep == "optional":
+                return OWN
             message = f"stage {number} does not say how much {spec.name} keeps; write e.g. '{spec.example}'."
             raise self.error(message, start - 1, "")
         if text == "?":

@@ -21,6 +21,7 @@ class RowTrace:
         kept: visual tokens left in each image after each stage, one list a stage.
         visual: visual tokens entering each layer.
         computed: sequence length that each layer processed, padding included.
+        cached: length of each layer's cache once the prompt has run, padding included; empty without a cache.
         masks: for each stage and image, which of the original visual tokens (raster order) go on.
     """
 
@@ -30,6 +31,7 @@ class RowTrace:
     kept: list[list[int]] = field(default_factory=list)
     visual: list[int] = field(default_factory=list)
     computed: list[int] = field(default_factory=list)
+    cached: list[int] = field(default_factory=list)
     masks: list[list[Bool[Tensor, " V"]]] = field(default_factory=list)
 
     @property

@@ -8,15 +8,23 @@ L sequence, H attention heads, D hidden.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lmms_prune.families import ModelParts
+from lmms_prune.ragged import owners
+from lmms_prune.refusals import PruningError
+from lmms_prune.tower import ClipTower, Grid, QwenTower, Tower, TowerRun
+
+# Attention weights that exist at once: 256 MiB in float32.
+_MOST = 2**26
+_OUTSIDE = "the method reads {}, but the images were encoded outside the prune block; give pixel_values inside it."
 
 
 @dataclass(frozen=True)
@@ -29,11 +37,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class LayerInput:
-    """The input of one decoder layer: hidden states and rotary tables of the whole batch."""
+    """The input of one decoder layer: hidden states and rotary tables of the whole batch, and its keys once it ran."""
 
     layer: int
     hidden: Float[Tensor, "R L D"]
     rotary: tuple[Tensor, Tensor]
+    keys: Float[Tensor, "R H L d"] | None = None
 
 
 @dataclass
@@ -43,16 +52,27 @@ class TokenView:
     Args:
         layer: 0-based decoder layer.
         rows: the batch row of each image.
-        visual: the visual tokens still present, in raster order.
+        visual: the visual tokens still present, in the order in which they stand (raster order unless a method merged).
         text: all text tokens after the image: the question and the assistant's header.
         index: raster index of each visual token in its image; arbitrary where padding.
         counts: visual tokens present in each image, known on the host.
+        sizes: original visual tokens of each image, known on the host.
+        owning_rows: `rows` on the host (private to the view).
         seeds: one text an image; random draws are made from it alone.
+        asked: tokens that the stage asks for in each image, before the method's count rule, where known on the host.
         memory: lives for one prefill; carries state from stage to stage.
+        questions: the question of each image's row as text, where `prune` was given them (private to the view).
+        grid_list: rows and columns of each image's original tokens, where known (private to the view).
+        tower_run: what was recorded of the vision tower (private to the view).
+        guide: answers with a second model (private to the view).
         parts: the model (private to the view).
         state: the input of this layer (private to the view).
         before: the input of the layer before, where a method reads attention or keys (private to the view).
+        embedded: the input of layer 0, where a method reads embeddings (private to the view).
+        uncut_rotary: rotary tables of the uncut sequence (private to the view).
         present: whether each column of the sequence holds a token (private to the view).
+        origin: the original column of each column of the sequence (private to the view).
+        starts: the original column of each image's first token (private to the view).
     """
 
     layer: int
@@ -61,11 +81,22 @@ class TokenView:
     text: Tokens
     index: Int[Tensor, "B V"]
     counts: Sequence[int]
+    sizes: Sequence[int]
+    owning_rows: Sequence[int]
     seeds: Sequence[str]
     parts: ModelParts
     state: LayerInput
     before: LayerInput | None
     present: Bool[Tensor, "R L"]
+    origin: Int[Tensor, "R L"]
+    starts: Int[Tensor, " B"]
+    embedded: Float[Tensor, "R L0 D"] | None = None
+    uncut_rotary: tuple[Tensor, Tensor] | None = None
+    grid_list: Sequence[Grid] = ()
+    tower_run: TowerRun | None = None
+    questions: Sequence[str] | None = None
+    asked: Sequence[int] | None = None
+    guide: Callable[[str, int, bool], Sequence[Tensor]] | None = None
     memory: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -87,24 +118,148 @@ class TokenView:
         """The decoder's final norm applied to this layer's input of `tokens`."""
         return self.parts.final_norm(self._of(self.state.hidden, tokens))
 
-    def keys(self, tokens: Tokens) -> Float[Tensor, "B N K"]:
-        """Keys of `tokens` in the layer before, after rotation, its KV heads side by side."""
-        return self._of(self._keys.transpose(1, 2).flatten(2), tokens)
+    def keys(self, tokens: Tokens, *, head_mean: bool = False) -> Float[Tensor, "B N K"]:
+        """Keys of `tokens` in the layer before, after rotation: its KV heads side by side, or their mean (float32)."""
+        keys = self._keys_of(self._before).transpose(1, 2)
+        return self._of(keys.to(_fine(keys)).mean(2) if head_mean else keys.flatten(2), tokens)
 
-    def attention(self) -> Float[Tensor, "B H V"]:
-        """Attention of the row's last token to each visual token in the layer before, normalised over all keys.
+    @property
+    def last(self) -> Tokens:
+        """The row's last prompt token, once for each image: the query of FastV and its kin."""
+        column = torch.full_like(self.rows, self.state.hidden.shape[1] - 1)[:, None]
+        return Tokens(column, torch.ones_like(column, dtype=torch.bool))
 
-        Recomputed for that one query, so that any attention kernel may run the layer itself; in float32 or finer.
+    def attention(self, queries: Tokens, *, ahead: bool = False) -> Float[Tensor, "B H Q V"]:
+        """Attention of `queries` to each visual token, normalised over all keys that a query sees.
+
+        Recomputed for these queries alone, so that any attention kernel may run the layer itself; in float32 or finer.
+
+        Args:
+            queries: text or visual tokens of each image; padding entries get something finite.
+            ahead: in this layer, on the tokens as they stand; otherwise in the layer before.
         """
-        before, keys = self._before, self._keys
-        cos, sin = (table[..., -1:, :] for table in before.rotary)
-        query = self.parts.queries(before.layer, before.hidden[:, -1:], (cos, sin))
-        keys = keys.to(_fine(keys)).repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
-        scale = self.parts.layers[before.layer].self_attn.scaling
-        scores = (query.to(keys.dtype) @ keys.transpose(-1, -2)).squeeze(2) * scale
-        scores = scores.masked_fill(~self.present[:, None].to(scores.device), -torch.inf).softmax(-1)
-        scores = scores.to(self.valid.device)
-        return scores[self.rows].gather(-1, self.visual.slots[:, None].expand(-1, scores.shape[1], -1))
+        at = self.state if ahead else self._before
+        key = self._keys_of(at)
+        where = at.hidden.device
+        hidden = at.hidden[self.rows.to(where)[:, None], queries.slots.to(where)]
+        cos, sin = (self._at(table, queries) for table in at.rotary)
+        query = self.parts.queries(at.layer, hidden, (cos, sin))
+        column = torch.arange(key.shape[2], device=key.device)
+        place = queries.slots.to(key.device)[..., None]
+        seen = self.present.to(key.device)[self.rows.to(key.device)][:, None] & (column <= place)
+        # A padding entry sees itself, so that it is finite: not-a-number times zero would be no zero.
+        weights = self._weights(at.layer, query, key[self.rows.to(key.device)], seen | (column == place))
+        return weights.gather(-1, self.visual.slots[:, None, None].expand(-1, *weights.shape[1:3], -1))
+
+    def attention_to(
+        self, states: Float[Tensor, "B C D"], index: Int[Tensor, "B C"], exists: Bool[Tensor, "B C"]
+    ) -> Float[Tensor, "B H C"]:
+        """Look-ahead attention of the last prompt token to candidates that stand in for the visual tokens present.
+
+        Normalised over the text, other images and the candidates, as if these stood in the sequence. All stand at their
+        original positions, also where the run renumbers: a token that comes back has no other.
+
+        Args:
+            states: inputs of this layer.
+            index: the raster index whose position each candidate has.
+            exists: which candidates count; the others get 0.
+        """
+        assert self.uncut_rotary is not None
+        layer, hidden, (cos, sin) = self.state.layer, self.state.hidden[self.rows], self.uncut_rotary
+        columns = Tokens(torch.where(exists, self.starts[:, None] + index, 0), exists)
+        candidates = self.parts.keys(layer, states.to(hidden), (self._at(cos, columns), self._at(sin, columns)))
+        standing = Tokens(self.origin[self.rows], self.present[self.rows])
+        cos, sin = self._at(cos, standing), self._at(sin, standing)
+        key = torch.cat([self.parts.keys(layer, hidden, (cos, sin)), candidates], dim=2)
+        spare = torch.cat([standing.valid, standing.valid[:, :1]], dim=1)
+        slots = torch.where(self.valid, self.visual.slots, spare.shape[1] - 1)
+        others = spare.scatter(1, slots, False)[:, :-1]
+        seen = torch.cat([others, exists], dim=1).to(key.device)[:, None]
+        query = self.parts.queries(layer, hidden[:, -1:], (cos[..., -1:, :], sin[..., -1:, :]))
+        return self._weights(layer, query, key, seen)[:, :, 0, others.shape[1] :]
+
+    def rotated_ones(self, tokens: Tokens) -> Float[Tensor, "B N d"]:
+        """The all-ones vector of a head, rotated to each token's position (SparseVLM's positional bias)."""
+        cos, sin = (self._at(table, tokens) for table in self.state.rotary)
+        return self.parts.rotate(torch.ones_like(cos if cos.dim() == 3 else cos[0]), (cos, sin))
+
+    def attention_chunks(self, queries: Tokens, *, ahead: bool = False) -> Iterator[tuple[slice, Tensor]]:
+        """`attention` of many queries in pieces that fit into memory: which queries, and their (B, H, q, V)."""
+        heads = self.parts.decoder.config.num_attention_heads
+        size = max(1, _MOST // max(1, len(self.rows) * heads * self.state.hidden.shape[1]))
+        for start in range(0, queries.slots.shape[1], size):
+            piece = slice(start, min(start + size, queries.slots.shape[1]))
+            yield piece, self.attention(Tokens(queries.slots[:, piece], queries.valid[:, piece]), ahead=ahead)
+
+    @property
+    def original(self) -> Tokens:
+        """All original visual tokens of each image in raster order; the slots are those of the uncut sequence."""
+        sizes = torch.tensor(self.sizes, device=self.valid.device)
+        column = torch.arange(max(self.sizes, default=0), device=self.valid.device)
+        valid = column < sizes[:, None]
+        return Tokens(torch.where(valid, self.starts[:, None] + column, 0), valid)
+
+    @cached_property
+    def visual_embeddings(self) -> Float[Tensor, "B N D"]:
+        """What the decoder was given for `original`, all of them: the projector's (or merger's) output."""
+        return self._of(self._embedded, self.original)
+
+    @cached_property
+    def text_embeddings(self) -> Float[Tensor, "B T D"]:
+        """Input embeddings of `text`."""
+        slots = self.origin[self.rows[:, None], self.text.slots]
+        return self._of(self._embedded, Tokens(slots, self.text.valid))
+
+    def of_image(self, signal: Shaped[Tensor, "B N *D"]) -> Shaped[Tensor, "B V *D"]:
+        """A signal over all original visual tokens, for those that are present."""
+        signal, index = signal.to(self.valid.device), torch.where(self.valid, self.index, 0)
+        return signal[torch.arange(len(signal), device=index.device)[:, None], index]
+
+    @property
+    def grids(self) -> list[Grid]:
+        """Rows and columns of the original visual tokens of each image, known on the host.
+
+        Raises:
+            PruningError: the images were encoded before pruning began.
+        """
+        if len(self.grid_list) < len(self.sizes):
+            raise PruningError(_OUTSIDE.format("the images' grids"))
+        return list(self.grid_list)
+
+    @cached_property
+    def tower(self) -> Tower:
+        """Signals of the vision tower.
+
+        Raises:
+            PruningError: the images were encoded before pruning began.
+        """
+        run, grids = self.tower_run, self.grids
+        if run is None:
+            raise PruningError(_OUTSIDE.format("the vision tower"))
+        recorded = len(run.grids) if run.grids is not None else len(run.pixels) or self._recorded_images(run)
+        repeats = len(grids) // recorded if recorded else 0
+        if not repeats or recorded * repeats != len(grids):
+            raise PruningError(f"the vision tower saw {recorded} images, but the prompts hold {len(grids)}.")
+        owner = owners(self.owning_rows, repeats)
+        own_grids = [grids[owner.index(i)] for i in range(recorded)]
+        kind = QwenTower if self.parts.family.mrope else ClipTower
+        return kind(self.parts, run, owner, own_grids)
+
+    def question(self) -> list[str]:
+        """The question of each image's row as text.
+
+        Raises:
+            PruningError: `prune` was not given the questions.
+        """
+        if self.questions is None:
+            raise PruningError("the method reads the question as text: give prune(…, questions=[…]), one a row.")
+        return list(self.questions)
+
+    def guided(self, checkpoint: str, new_tokens: int, last_visual: bool) -> Float[Tensor, "B N"]:
+        """Attention that a guide model's whole answer pays to each original visual token (see `lmms_prune.guide`)."""
+        assert self.guide is not None, "the method's row in METHODS does not say that it asks a guide"
+        sums = [x.to(self.valid.device) for x in self.guide(checkpoint, new_tokens, last_visual)]
+        return torch.stack([pad(x, (0, max(self.sizes) - len(x))) for x in sums])
 
     def uniform(self) -> Float[Tensor, "B V"]:
         """Independent uniform draws, one a token, from each image's own seed.
@@ -121,17 +276,49 @@ class TokenView:
         return draws.to(device, dtype=torch.float32 if device.type == "mps" else torch.float64)
 
     @cached_property
-    def _keys(self) -> Float[Tensor, "R H L d"]:
-        before = self._before
-        return self.parts.keys(before.layer, before.hidden, before.rotary)
+    def _key_cache(self) -> dict[int, Tensor]:
+        return {}
+
+    def _keys_of(self, at: LayerInput) -> Float[Tensor, "R H L d"]:
+        if at.layer not in self._key_cache:
+            found = at.keys if at.keys is not None else self.parts.keys(at.layer, at.hidden, at.rotary)
+            self._key_cache[at.layer] = found
+        return self._key_cache[at.layer]
 
     @property
     def _before(self) -> LayerInput:
         assert self.before is not None, "the method's row in METHODS does not say that it reads the layer before"
         return self.before
 
+    @property
+    def _embedded(self) -> Float[Tensor, "R L0 D"]:
+        assert self.embedded is not None, "the method's row in METHODS does not say that it reads embeddings"
+        return self.embedded
+
+    def _weights(
+        self, layer: int, query: Float[Tensor, "B H Q d"], key: Float[Tensor, "B G L d"], seen: Bool[Tensor, "B Q L"]
+    ) -> Float[Tensor, "B H Q L"]:
+        """Softmax over the keys that each query sees, in float32 or finer."""
+        fine = _fine(key)
+        # Grouped heads share their keys: the query heads of a group stand side by side.
+        grouped = query.to(fine).unflatten(1, (key.shape[1], -1)) * self.parts.layers[layer].self_attn.scaling
+        scores = grouped @ key.to(fine)[:, :, None].transpose(-1, -2)
+        weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1).flatten(1, 2)
+        return weights.to(self.valid.device)
+
     def _of(self, sequence: Shaped[Tensor, "R L *D"], tokens: Tokens) -> Shaped[Tensor, "B N *D"]:
         return sequence.to(self.valid.device)[self.rows[:, None], tokens.slots]
+
+    def _at(self, table: Tensor, tokens: Tokens) -> Tensor:
+        """The rows of a rotary table (…, 1 or R, L, d) at `tokens`: (…, B, N, d)."""
+        rows = self.rows if table.shape[-3] > 1 else torch.zeros_like(self.rows)
+        return table[..., rows.to(table.device)[:, None], tokens.slots.to(table.device), :]
+
+    @staticmethod
+    def _recorded_images(run: TowerRun) -> int:
+        """Images of a LLaVA's run whose pixels were not kept."""
+        tensors = [x for x, _ in run.inputs.values()] + list(run.outputs.values())
+        return len(tensors[0]) if tensors else 0
 
 
 def _fine(x: Tensor) -> torch.dtype:

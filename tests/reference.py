@@ -21,7 +21,12 @@ def dropped_columns(row_ids: list[int], image_token: int, images: list[int], mas
 
 
 def masked_logits(
-    model: Any, inputs: dict[str, Tensor], generated: Tensor, drops: dict[int, set[int]], compact: bool
+    model: Any,
+    inputs: dict[str, Tensor],
+    generated: Tensor,
+    drops: dict[int, set[int]],
+    compact: bool,
+    forgotten: dict[int, set[int]] | None = None,
 ) -> Tensor:
     """Logits (steps, vocabulary) that predict each of the `generated` tokens of one row.
 
@@ -31,7 +36,9 @@ def masked_logits(
         generated: ids (steps,) that follow the prompt.
         drops: for each stage's layer, all columns that are gone from that layer on.
         compact: renumber the positions of what is left from each stage's layer on.
+        forgotten: for some layers, further columns that generated tokens do not see there.
     """
+    prompt = inputs["input_ids"].shape[1]
     extended = dict(inputs)
     for name, fill in (("input_ids", generated), ("attention_mask", 1), ("mm_token_type_ids", 0)):
         if name in inputs:
@@ -49,6 +56,7 @@ def masked_logits(
         def hook(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             allowed = torch.ones(length, length, dtype=torch.bool).tril()
             allowed[:, sorted(gone)] = False
+            allowed[prompt:, sorted((forgotten or {}).get(layer, ()))] = False
             allowed |= torch.eye(length, dtype=torch.bool)
             mask = torch.zeros(1, 1, length, length, dtype=args[0].dtype)
             mask = mask.masked_fill(~allowed, torch.finfo(args[0].dtype).min)
@@ -72,5 +80,4 @@ def masked_logits(
     finally:
         for handle in handles:
             handle.remove()
-    prompt = inputs["input_ids"].shape[1]
     return logits[prompt - 1 : length - 1]

@@ -15,26 +15,45 @@ import lmms_prune
 PACKAGE = Path(lmms_prune.__file__).parent
 # Each part may import the parts named with it, and itself.
 BELOW = {
-    "cli": {"schedule", "demo", "harness"},
+    "cli": {"bench", "calibration", "schedule", "methods", "demo", "harness"},
+    "bench": {"layout", "methods", "schedule", "families", "tower", "view"},
+    "calibration": {
+        "harness",
+        "hooks",
+        "layout",
+        "methods",
+        "schedule",
+        "view",
+        "families",
+        "ragged",
+        "refusals",
+    },
     "harness": {"hooks", "trace", "schedule", "families"},
     "demo": set(),
-    "hooks": {"layout", "refusals", "schedule", "methods", "families", "view", "trace", "ragged"},
-    "layout": {"refusals", "families", "view", "trace", "ragged"},
-    "view": {"families", "trace", "ragged"},
+    "guide": {"layout", "families", "view"},
+    "hooks": {"guide", "layout", "refusals", "schedule", "methods", "families", "view", "tower", "trace", "ragged"},
+    "layout": {"refusals", "schedule", "families", "view", "trace", "ragged"},
+    "view": {"families", "ragged", "refusals", "tower"},
+    "tower": {"families"},
     "families": {"ragged"},
     "schedule": {"methods", "presets"},
     "presets": set(),
-    "methods": {"view"},
+    "methods": {"kernels", "view", "tower", "families", "companions", "merging", "ragged"},
+    "merging": {"families", "ragged", "tower", "view"},
+    "companions": {"families"},
     "trace": {"schedule"},
+    "kernels": set(),
     "ragged": set(),
     "refusals": set(),
     "__init__": {"schedule", "hooks", "trace"},
 }
 ONLY_IN = {
-    "transformers": {"families", "harness", "demo"},
+    "triton": {"kernels"},
+    "transformers": {"bench", "guide", "families", "harness", "demo", "companions"},
     "lmms_eval": {"harness"},
     "datasets": {"demo"},
-    "typer": {"cli"},
+    "typer": {"cli", "calibration"},
+    "optuna": {"calibration"},
 }
 
 

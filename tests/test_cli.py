@@ -9,10 +9,14 @@ from typer.testing import CliRunner
 
 import lmms_prune
 from lmms_prune.cli import app
+from lmms_prune.methods import METHODS
+
+# What the caller's terminal is must not matter: no colours, and a width that the test decides.
+PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "FORCE_COLOR": None, "TTY_COMPATIBLE": None, "COLUMNS": "80"}
 
 
-def call(*args: str):
-    return CliRunner().invoke(app, list(args))
+def call(*args: str, columns: int = 80):
+    return CliRunner().invoke(app, list(args), env={**PLAIN, "COLUMNS": str(columns)})
 
 
 def test_version() -> None:
@@ -54,6 +58,12 @@ def test_schedule_json_is_the_last_line(args: list[str], schedule: str, kept: li
         (["schedule", "dart@2:0.5", "--layers", "0"], "--layers"),
         (["demo", "--schedule", "fastvv@2:0.25"], "Did you mean 'fastv'?"),
         (["demo", "--schedule", "random@20:0.25"], "layers are 0 to 7"),
+        (["methods", "fastvv"], "Did you mean 'fastv'?"),
+        (["bench", "--methods", "fastvv"], "Did you mean 'fastv'?"),
+        (["bench", "--family", "clip"], "use llava or qwen2_5_vl"),
+        (["schedule", "tome@3:0.3;place=tower"], "must stand at layer 0"),
+        (["schedule", "vflowopt@0:0.3;alpha=inf"], "allowed are numbers from 0"),
+        (["schedule", "mustdrop@3,random@20:?", "--budget", "192t"], "decides by itself how much it keeps"),
         (["demo", "--tasks", "mme, foo"], "'foo' is not in the demo; it has mme,"),
         (["demo", "--folder", "/dev/null/x"], "Not a directory"),
     ],
@@ -63,3 +73,35 @@ def test_errors_exit_with_2_and_one_message(args: list[str], message: str) -> No
     assert result.exit_code == 2
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_methods_lists_every_method() -> None:
+    """In a normal terminal every name stands in one piece; as JSON with all that the table knows."""
+    result = call("methods")
+    assert result.exit_code == 0
+    assert all(f" {name} " in result.output for name in METHODS)
+    assert max(map(len, result.output.splitlines())) <= 80
+    wide = call("methods", columns=200).output
+    assert [spec.name for spec in METHODS.values() if spec.paper.rsplit("/", 1)[1] not in wide] == []
+    said = json.loads(call("methods", "--json").output.strip().splitlines()[-1])["methods"]
+    assert [method["name"] for method in said] == list(METHODS)
+    for method in said:
+        spec = METHODS[method["name"]]
+        assert (method["paper"], method["class"], method["families"]) == (spec.paper, spec.kind, list(spec.families))
+        assert method["training_free"] == (spec.name != "glimpseprune")
+        assert [option["name"] for option in method["options"]] == [option.name for option in spec.options]
+
+
+def test_methods_shows_one_with_its_options() -> None:
+    output = call("methods", "sparsevlm").output
+    for text in ("importance", "1 and deeper", "N + ⌊q/10⌋+1", ";version=", "v1.5 and v2.0", "2410.04417"):
+        assert text in output
+
+
+def test_a_plan_that_is_a_bound_says_so() -> None:
+    result = call("schedule", "pool@0:0.33,mustdrop@3")
+    assert result.exit_code == 0
+    assert "≤ 190" in result.output
+    assert "at most 190.00 of 576" in result.output
+    assert json.loads(call("schedule", "pool@0:0.33", "--json").output.strip().splitlines()[-1])["at_most"] is True
+    assert json.loads(call("schedule", "fastv@3:0.33", "--json").output.strip().splitlines()[-1])["at_most"] is False

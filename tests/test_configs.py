@@ -11,6 +11,7 @@ import yaml
 from lmms_prune.families import FAMILIES
 from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.harness.models import LlavaPruned, PrunedModel, Qwen25VLPruned
+from lmms_prune.methods import METHODS
 from lmms_prune.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -35,3 +36,23 @@ def test_a_config_can_be_run_on_its_model(path: Path) -> None:
     assert str(arguments.schedule) == PRESETS[row]
     assert config["output_path"].endswith(path.stem)
     assert config["log_samples"] is True
+
+
+def test_the_readme_has_a_row_for_every_method() -> None:
+    """Name, class, layers, paper and file as the table of methods says them."""
+    rows = {}
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        if line.startswith("| `") and len(cells) == 8:
+            rows[cells[0].strip("`")] = cells
+    assert set(rows) == set(METHODS)
+    for name, (_, _, kind, layers, keeps, paper, file, checked) in rows.items():
+        spec = METHODS[name]
+        assert kind == spec.kind + (", rewrites" if spec.rewrites and spec.kind != "merging" else "")
+        deepest = "any" if spec.highest_layer is None else str(spec.highest_layer)
+        assert layers == (f"≥ {spec.lowest_layer}" if spec.lowest_layer else deepest)
+        assert ("or its own" in keeps) == (spec.keep == "optional")
+        assert paper == f"[{spec.paper.rsplit('/', 1)[1]}]({spec.paper})"
+        assert file == f"[{name}.py](lmms_prune/methods/{name}.py)"
+        assert (ROOT / f"lmms_prune/methods/{name}.py").is_file()
+        assert checked

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 import torch
@@ -28,7 +30,10 @@ SCHEDULES = [
     "random@0:20t,dart@7:12t",
     "dart@1:0.6;native_count=false,divprune@4:0.2,random@7:0.1",
     "vtw@7",
+    "fastervlm@0:0.6,pdrop@2:0.3,stride@5:0.1",
 ]
+# Kept tokens do not go on as they were, so the masked reference does not apply.
+REWRITING = ["pool@0:0.5,pool@3:0.2", "visionzip@0:0.5,random@4:0.2", "tome@2:0.4", "downsample@0:0.3,holov@2:0.2"]
 KEEP_ALL = ["random@0:1", "divprune@0:1,dart@2:1.0,fastv@7:1", "dart@3:5000t"]
 
 
@@ -418,12 +423,78 @@ def test_a_method_that_keeps_another_number_is_caught(family: Family, monkeypatc
         generate(family, mixed_batch(family))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_acts_at_every_layer_it_is_defined_at(family: Family, method: str) -> None:
+@pytest.mark.parametrize("method", sorted(name for name, spec in METHODS.items() if not spec.trained))
+def test_every_method_acts_at_the_ends_of_its_layers(family: Family, method: str) -> None:
+    """Its first and its last layer; what lies between is tried by the methods' general contract."""
     spec = METHODS[method]
     inputs = mixed_batch(family)
-    for layer in range(spec.lowest_layer, LAYERS):
-        text = f"{method}@{layer}" + ("" if spec.drops_all else ":0.3")
-        with prune(family.model, text) as trace, torch.no_grad():
+    [example] = Schedule.parse(spec.example).stages
+    if family.model.config.model_type not in spec.families:
+        pytest.skip(f"{method} is not for {family.name}")
+    last = LAYERS - 1 if spec.highest_layer is None else spec.highest_layer
+    for layer in sorted({spec.lowest_layer, last}):
+        schedule = Schedule((replace(example, layer=layer, keep=0 if spec.drops_all else Decimal("0.3")),))
+        questions = ["is there a red circle"] * len(inputs["input_ids"])
+        with prune(family.model, schedule, questions=questions) as trace, torch.no_grad():
             family.model(**inputs)
         assert trace.rows[0].visual[layer] < trace.rows[0].visual_tokens
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("schedule", REWRITING)
+def test_merged_tokens_decode_as_one_long_prompt_would(family: Family, schedule: str, positions: str) -> None:
+    """Step by step with a cache, or all at once with the generated tokens after the prompt: the same logits.
+
+    These methods look at nothing but the image, so a longer prompt changes nothing of what they make of it.
+    """
+    if positions == "compact" and family.name != "llava":
+        pytest.skip("compact positions are for one-dimensional ones")
+    inputs = family.inputs([QUESTIONS[0]], [[noise(3, 84, 112)]])
+    with torch.no_grad():
+        with prune(family.model, schedule, positions=positions, samples=["one"]) as trace:
+            output = family.model.generate(
+                **inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True
+            )
+        ids = output.sequences
+        assert ids.shape[1] > inputs["input_ids"].shape[1] + 1
+        for step in range(ids.shape[1] - inputs["input_ids"].shape[1]):
+            length = inputs["input_ids"].shape[1] + step
+            longer = {**inputs, "input_ids": ids[:, :length], "attention_mask": torch.ones_like(ids[:, :length])}
+            if "mm_token_type_ids" in inputs:
+                longer["mm_token_type_ids"] = (ids[:, :length] == family.model.config.image_token_id).int()
+            with prune(family.model, schedule, positions=positions, samples=["one"]) as again:
+                logits = family.model(**longer).logits[:, -1]
+            assert again.rows[0].indices(0) == trace.rows[0].indices(0)
+            torch.testing.assert_close(logits, output.logits[step].to(logits.dtype), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("schedule", ["mustdrop@3:0.5,mustdrop@6:0.2", "random@1:0.8,mustdrop@4:0.3,vtw@7"])
+def test_earlier_layers_forget_what_mustdrop_drops(family: Family, schedule: str, positions: str) -> None:
+    """Generated tokens see, from the layer before its first stage on, only what its last one leaves; the prompt saw all."""
+    if positions == "compact" and family.name != "llava":
+        pytest.skip("compact positions are for one-dimensional ones")
+    inputs = mixed_batch(family)
+    with prune(family.model, schedule, positions=positions) as trace:
+        output = generate(family, inputs)
+    parsed = Schedule.parse(schedule)
+    cropping = [i for i, stage in enumerate(parsed.stages) if stage.method == "mustdrop"]
+    first, last = parsed.stages[cropping[0]].layer - 1, parsed.stages[cropping[-1]].layer - 1
+    lengths = [layer.keys.shape[-2] - STEPS + 1 for layer in output.past_key_values.layers]
+    after = trace.rows[0].computed[last + 1]
+    assert lengths == [after if first <= i <= last else n for i, n in enumerate(trace.rows[0].computed)]
+    assert trace.rows[0].cached == lengths
+    generated = output.sequences[:, -STEPS:]
+    for row, alone in enumerate(single_rows(family)):
+        ids, record = alone["input_ids"][0].tolist(), trace.rows[row]
+        gone = [
+            dropped_columns(ids, family.model.config.image_token_id, record.images, masks) for masks in record.masks
+        ]
+        drops = {stage.layer: columns for stage, columns in zip(parsed.stages, gone, strict=True)}
+        forgotten = dict.fromkeys(range(first, last + 1), gone[cropping[-1]])
+        logits = torch.stack([step[row] for step in output.logits])
+        expected = masked_logits(family.model, alone, generated[row], drops, positions == "compact", forgotten)
+        assert_same(logits, expected)
+        if record.images:
+            plain = masked_logits(family.model, alone, generated[row], drops, positions == "compact")
+            assert (logits[1:] - plain[1:]).abs().max() > 1e-3, "forgetting shows, or the case is not tried"

@@ -137,8 +137,8 @@ def _table(runs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Table:
     for run in runs:
         lines = [run["model"].removesuffix("_pruned"), *run["schedule"].split(",")]
         table.add_column("\n".join(lines), justify="right", no_wrap=True)
-    for name, key in (("visual tokens", "visual_tokens"), ("… per layer", "visual_tokens_per_layer")):
-        table.add_row(name, *(f"{run[key]:.1f}" for run in runs), end_section=key != "visual_tokens")
+    for name, key in (("visual tokens", "original_visual_tokens"), ("… per layer", "visual_tokens_per_layer")):
+        table.add_row(name, *(f"{run[key]:.1f}" for run in runs), end_section=key != "original_visual_tokens")
     for task in tasks:
         table.add_row(task, *(f"{run['scores'][task]:.3g}" for run in runs))
     return table

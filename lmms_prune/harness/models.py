@@ -20,15 +20,16 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.models.model_utils.progress import make_progress
 from lmms_eval.protocol import ChatMessages
 from loguru import logger
+from PIL.Image import Image
 from qwen_vl_utils import process_vision_info
 
 from lmms_prune.families import FAMILIES, Family, UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
 from lmms_prune.harness.generation import KNOWN, clean, options, own_tokens, stop_texts
 from lmms_prune.harness.loading import load_model, load_processor, pick_device, read_config
-from lmms_prune.harness.prompts import VICUNA_TEMPLATE, pad_to_square, text_or_file
+from lmms_prune.harness.prompts import VICUNA_TEMPLATE, pad_to_square, question_text, text_or_file
 from lmms_prune.harness.records import PrunedTokenCounts, RunRecord, provenance
-from lmms_prune.hooks import prune
+from lmms_prune.hooks import check, prune
 
 
 class SampleError(Exception):
@@ -72,6 +73,8 @@ class PrunedModel(lmms):
         self._device = pick_device(arguments, self.accelerator.local_process_index, self._world_size)
         self.processor = self._load_processor()
         self.model = load_model(arguments, self._device)
+        # What a method lacks (a second model, say) must be known before the first sample.
+        check(self.model, schedule)
         self.template = self._chat_template()
         self._try_template()
         # The harness copies the values of `batch_sizes` into the results' config: the one place for what it does not
@@ -141,6 +144,12 @@ class PrunedModel(lmms):
         self._log(record)
         return [answers[i] for i in range(len(requests))]
 
+    def inputs(self, image: Image, question: str) -> Any:
+        """The model's inputs for one question about one image, with the prompt and the pixels of an evaluation."""
+        content = [{"type": "image", "url": image}, {"type": "text", "text": question}]
+        inputs = self._inputs([self._messages([{"role": "user", "content": content}])])
+        return inputs.to(self.model.device, dtype=self.model.dtype)
+
     # -- one batch -------------------------------------------------------------------------------------------------
 
     def _answer(self, batch: list[tuple], names: Sequence[str]) -> tuple[list[GenerationResult], float]:
@@ -159,6 +168,7 @@ class PrunedModel(lmms):
                 seed=self.arguments.seed,
                 positions=self.arguments.positions,
                 samples=samples,
+                questions=[question_text(chat) for chat in messages],
             ) as trace:
                 output = self.model.generate(**inputs, **options(given, tokenizer, self.arguments.use_cache))
             # Reading the tokens waits for the device, so the time is that of the finished generation.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -44,3 +45,9 @@ def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def question_text(chat: Sequence[Mapping[str, Any]]) -> str:
+    """What the user says in a chat, as text: what a method that reads the question is given."""
+    parts = [part for message in chat if message["role"] == "user" for part in message["content"]]
+    return "\n".join(part["text"] for part in parts if part["type"] == "text").strip()

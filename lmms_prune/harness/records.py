@@ -64,7 +64,7 @@ class RunRecord:
         """Per sample, over the samples with an image where visual tokens are meant."""
         images, samples = max(1, self.with_image), max(1, self.samples)
         return {
-            "visual_tokens": self.visual_tokens / images,
+            "original_visual_tokens": self.visual_tokens / images,
             "visual_tokens_per_layer": self.avg_visual_tokens / images,
             "input_tokens": self.input_tokens / samples,
         }

@@ -6,97 +6,17 @@ line and the leaderboard read only this table; a test holds it against the class
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
-from importlib import import_module
-from typing import TYPE_CHECKING
+from lmms_prune.methods.spec import (
+    MethodSpec,
+    Option,
+    OptionError,
+    dart_count,
+    folder_layers,
+    sparsevlm_count,
+    tome_layers,
+)
 
-if TYPE_CHECKING:
-    from lmms_prune.methods.base import Method
-
-
-class OptionError(ValueError):
-    """An option that a method does not have, or a value that it does not take."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a method: a choice of texts, or a flag when `choices` is empty."""
-
-    name: str
-    default: object
-    help: str
-    choices: tuple[str, ...] = ()
-
-    def read(self, text: str) -> object:
-        allowed = self.choices or ("true", "false")
-        if text.lower() not in allowed:
-            raise OptionError(f"option {self.name}={text}: allowed are {' and '.join(allowed)}.")
-        return text.lower() if self.choices else text.lower() == "true"
-
-
-def exactly(asked: int, options: Mapping[str, object]) -> int:
-    """The count rule of most methods: what is asked for is kept."""
-    return asked
-
-
-def dart_count(asked: int, options: Mapping[str, object]) -> int:
-    """DART keeps four pivots and eight equal quotas: 8⌊N/8⌋+4 (nothing when nothing is asked for)."""
-    if not options.get("native_count", True) or asked == 0:
-        return asked
-    return 8 * (asked // 8) + 4
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """What is known of a method without importing it.
-
-    Args:
-        name: the schedule's name, also the module's and the lower-case class's.
-        class_name: the class in ``lmms_prune.methods.<name>``.
-        paper: URL.
-        kind: "importance", "diversity", "hybrid", "merging" or "control".
-        reads: what of a `TokenView` the method uses beyond the tokens' presence: "attention" (rows of the layer
-            before), "keys" (of the layer before), "hidden" (the layer's input).
-        example: a stage as one would write it.
-        lowest_layer: the first decoder layer at whose input the method can act.
-        drops_all: the method takes no keep and leaves nothing.
-        count: tokens kept in an image for tokens asked for, before the cap by what is present.
-        options: the options that may follow in the stage's text.
-    """
-
-    name: str
-    class_name: str
-    paper: str
-    kind: str
-    reads: tuple[str, ...]
-    example: str
-    lowest_layer: int = 0
-    drops_all: bool = False
-    count: Callable[[int, Mapping[str, object]], int] = exactly
-    options: tuple[Option, ...] = ()
-
-    @property
-    def reads_text(self) -> str:
-        words = {"attention": "attention rows of the layer before", "keys": "keys of the layer before"}
-        return " and ".join(words.get(name, f"{name} states") for name in self.reads) or "nothing"
-
-    def option(self, name: str, text: str) -> object:
-        """The value of option `name` written as `text`; raises `OptionError` with what is allowed."""
-        for option in self.options:
-            if option.name == name:
-                return option.read(text)
-        known = [option.name for option in self.options]
-        near = get_close_matches(name, known, n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Its options: {', '.join(known) or 'none'}."
-        raise OptionError(f"{self.name} has no option '{name}'. {hint}")
-
-    def build(self, options: Mapping[str, object]) -> Method:
-        """The method itself, with the stage's options; the module is imported only now."""
-        module = import_module(f"lmms_prune.methods.{self.name}")
-        return getattr(module, self.class_name)(**options)
-
+__all__ = ["METHODS", "MethodSpec", "Option", "OptionError"]
 
 _ROWS = (
     MethodSpec(
@@ -114,7 +34,62 @@ _ROWS = (
         kind="control",
         reads=(),
         example="vtw@21",
-        drops_all=True,
+        keep="none",
+    ),
+    MethodSpec(
+        name="blind",
+        class_name="Blind",
+        paper="https://arxiv.org/abs/2405.05803",
+        kind="control",
+        reads=(),
+        example="blind@0",
+        highest_layer=0,
+        keep="none",
+    ),
+    MethodSpec(
+        name="stride",
+        class_name="Stride",
+        paper="https://arxiv.org/abs/2512.07580",
+        kind="control",
+        reads=(),
+        example="stride@0:0.33",
+    ),
+    MethodSpec(
+        name="keepfirst",
+        class_name="KeepFirst",
+        paper="https://arxiv.org/abs/2512.07580",
+        kind="control",
+        reads=(),
+        example="keepfirst@0:0.33",
+    ),
+    MethodSpec(
+        name="keeplast",
+        class_name="KeepLast",
+        paper="https://arxiv.org/abs/2512.07580",
+        kind="control",
+        reads=(),
+        example="keeplast@0:0.33",
+    ),
+    MethodSpec(
+        name="pool",
+        class_name="Pool",
+        paper="https://arxiv.org/abs/2512.07580",
+        kind="control",
+        reads=("hidden", "grid"),
+        example="pool@0:0.33",
+        at_most=True,
+        rewrites=True,
+    ),
+    MethodSpec(
+        name="downsample",
+        class_name="Downsample",
+        paper="https://arxiv.org/abs/2512.07580",
+        kind="control",
+        reads=("tower", "pixels", "grid"),
+        example="downsample@0:0.33",
+        highest_layer=0,
+        at_most=True,
+        rewrites=True,
     ),
     MethodSpec(
         name="fastv",
@@ -146,6 +121,225 @@ _ROWS = (
         kind="diversity",
         reads=("hidden",),
         example="divprune@0:0.33",
+    ),
+    MethodSpec(
+        name="pdrop",
+        class_name="PDrop",
+        paper="https://arxiv.org/abs/2410.17247",
+        kind="importance",
+        reads=("attention ahead",),
+        example="pdrop@8:0.5",
+    ),
+    MethodSpec(
+        name="sgl",
+        class_name="SGL",
+        paper="https://arxiv.org/abs/2412.03324",
+        kind="importance",
+        reads=("guide", "pixels"),
+        example="sgl@9:0.3",
+        options=(
+            Option("guide", "self", "a smaller checkpoint of the same family, or self"),
+            Option("new_tokens", 128, "the guide's answer ends after so many tokens at the latest", low=1),
+            Option("reference", False, "also count the last visual token's own row, as the reference code does"),
+        ),
+    ),
+    MethodSpec(
+        name="fastervlm",
+        class_name="FasterVLM",
+        paper="https://arxiv.org/abs/2412.01818",
+        kind="importance",
+        reads=("tower",),
+        example="fastervlm@0:0.33",
+    ),
+    MethodSpec(
+        name="fitprune",
+        class_name="FitPrune",
+        paper="https://arxiv.org/abs/2409.10197",
+        kind="importance",
+        reads=("attention",),
+        example="fitprune@3:0.26",
+        lowest_layer=1,
+    ),
+    MethodSpec(
+        name="swiftvlm",
+        class_name="SwiftVLM",
+        paper="https://arxiv.org/abs/2602.03134",
+        kind="importance",
+        reads=("attention", "attention ahead", "hidden"),
+        example="swiftvlm@3:0.4",
+        lowest_layer=1,
+        rewrites=True,
+    ),
+    MethodSpec(
+        name="nuwa",
+        class_name="Nuwa",
+        paper="https://arxiv.org/abs/2602.02951",
+        kind="hybrid",
+        reads=("tower", "attention", "hidden"),
+        example="nuwa@0:0.33",
+        rewrites=True,
+    ),
+    MethodSpec(
+        name="visionzip",
+        class_name="VisionZip",
+        paper="https://arxiv.org/abs/2412.04467",
+        kind="merging",
+        reads=("tower",),
+        example="visionzip@0:192t",
+        highest_layer=0,
+        rewrites=True,
+        options=(
+            Option(
+                "contextual", -1, "merged tokens of each 64 kept; -1 is each family's published split", low=-1, high=64
+            ),
+            Option("merge", "sum", "what a target and the mean of its tokens become", ("sum", "mean")),
+        ),
+    ),
+    MethodSpec(
+        name="vispruner",
+        class_name="VisPruner",
+        paper="https://arxiv.org/abs/2412.01818",
+        kind="hybrid",
+        reads=("tower",),
+        example="vispruner@0:192t",
+        options=(Option("important", 0.5, "share kept by attention alone; the rest is made diverse", low=0, high=1),),
+    ),
+    MethodSpec(
+        name="hiprune",
+        class_name="HiPrune",
+        paper="https://arxiv.org/abs/2508.00553",
+        kind="importance",
+        reads=("tower", "grid"),
+        example="hiprune@0:192t",
+        options=(Option("alpha", 0.1, "more of it keeps more anchors, and fewer registers", low=0, high=5),),
+    ),
+    MethodSpec(
+        name="hivtp",
+        class_name="HIVTP",
+        paper="https://arxiv.org/abs/2509.23663",
+        kind="importance",
+        reads=("tower", "grid"),
+        example="hivtp@0:192t",
+        keep="optional",
+    ),
+    MethodSpec(
+        name="holov",
+        class_name="HoloV",
+        paper="https://arxiv.org/abs/2510.02912",
+        kind="hybrid",
+        reads=("tower", "hidden"),
+        example="holov@0:192t",
+        rewrites=True,
+        options=(
+            Option("order", "raster", "order in which the kept tokens stand", ("raster", "reference")),
+            Option("crops", 0, "stretches of the image that share the tokens out; 0 is as published", low=0),
+        ),
+    ),
+    MethodSpec(
+        name="sparsevlm",
+        class_name="SparseVLM",
+        paper="https://arxiv.org/abs/2410.04417",
+        kind="importance",
+        reads=("attention", "embeddings", "hidden"),
+        example="sparsevlm@3:0.5",
+        lowest_layer=1,
+        count=sparsevlm_count,
+        rewrites=True,
+        options=(
+            Option("version", "v1.5", "v1.5, or v2.0: positional bias removed, best heads only", ("v1.5", "v2.0")),
+            Option("native_count", True, "merged tokens come on top of N; false leaves exactly N, none of them merged"),
+        ),
+    ),
+    MethodSpec(
+        name="mustdrop",
+        class_name="MustDrop",
+        paper="https://arxiv.org/abs/2411.10803",
+        kind="hybrid",
+        reads=("tower", "attention", "hidden", "grid"),
+        example="mustdrop@3:0.3",
+        keep="optional",
+        rewrites=True,
+        crops_cache=True,
+        options=(
+            Option("theta_g", 0.001, "deeper than layer 0: share of the text's attention that saves a token", low=0),
+            Option("theta_i", 0.001, "deeper than layer 0: one text token's attention that saves a token", low=0),
+            Option("similarity", 0.8, "at layer 0: mean cosine from which a 3×3 window is merged", low=-1),
+        ),
+    ),
+    MethodSpec(
+        name="todre",
+        class_name="ToDRE",
+        paper="https://arxiv.org/abs/2505.18757",
+        kind="diversity",
+        reads=("tower", "hidden", "attention", "attention ahead"),
+        example="todre@0:0.25",
+        keep="optional",
+        options=(Option("tau", 0.1, "without a keep: the text's attention below which the image goes", low=0),),
+    ),
+    MethodSpec(
+        name="tome",
+        class_name="ToMe",
+        paper="https://arxiv.org/abs/2210.09461",
+        kind="merging",
+        reads=("hidden", "keys", "tower", "pixels"),
+        example="tome@0:0.33",
+        rewrites=True,
+        refuses=tome_layers,
+        options=(
+            Option("metric", "hidden", "what is compared at a stage", ("hidden", "keys")),
+            Option("place", "stage", "merge at the stage, or inside CLIP (layer 0)", ("stage", "tower")),
+        ),
+    ),
+    MethodSpec(
+        name="folder",
+        class_name="Folder",
+        paper="https://arxiv.org/abs/2501.02430",
+        kind="merging",
+        reads=("hidden", "tower"),
+        example="folder@0:0.33",
+        rewrites=True,
+        refuses=folder_layers,
+        options=(
+            Option("variant", "simplified", "fold the stage's input, or inside CLIP (layer 0)", ("simplified", "full")),
+        ),
+    ),
+    MethodSpec(
+        name="vflowopt",
+        class_name="VFlowOpt",
+        paper="https://arxiv.org/abs/2508.05211",
+        kind="merging",
+        reads=("hidden", "tower", "pixels", "grid"),
+        example="vflowopt@0:0.33",
+        rewrites=True,
+        options=(
+            Option("t", 28.683, "the higher, the fewer tokens ask what is important", low=0),
+            Option("m", 11.757, "side of the cells that are merged at layer 0, in tokens", low=1),
+            Option("alpha", 0.0, "weight of the entropy of a token's pixels", low=0),
+        ),
+    ),
+    MethodSpec(
+        name="cdpruner",
+        class_name="CDPruner",
+        paper="https://arxiv.org/abs/2506.10967",
+        kind="hybrid",
+        reads=("embeddings", "tower", "question"),
+        example="cdpruner@0:0.33;clip=embeddings",
+        options=(
+            Option("clip", "openai/clip-vit-large-patch14-336", "folder or hub name of a CLIP, or embeddings"),
+            Option("sign", "negative", "is what is unlike the question relevant, or like", ("negative", "positive")),
+        ),
+    ),
+    MethodSpec(
+        name="glimpseprune",
+        class_name="GlimpsePrune",
+        paper="https://arxiv.org/abs/2508.01548",
+        kind="importance",
+        reads=("attention", "hidden"),
+        example="glimpseprune@21",
+        lowest_layer=1,
+        keep="optional",
+        options=(Option("weights", "", "the trained selector, a torch.export archive"),),
+        trained=True,
     ),
 )
 

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lmms_prune.families import ModelParts
+from lmms_prune.tower import Asks, TowerShape
 from lmms_prune.view import TokenView
 
 
@@ -28,15 +30,37 @@ class Method(ABC):
 
         Args:
             view: what may be read; left as it was.
-            budget: tokens to keep in each image, on the CPU; never more than are present.
+            budget: tokens to keep in each image, on the CPU, by the count rule of the method's row in METHODS; never
+                more than are present. All that are present where the stage has no keep.
 
         Returns:
-            a mask, on the view's device, with exactly `budget` entries set in each row, all of them valid tokens.
+            a mask, on the view's device, with exactly `budget` entries set in each row, all of them valid tokens. A
+            method whose row says `at_most`, or a stage without a keep, may set fewer.
         """
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> Float[Tensor, "B V D"]:
-        """Hidden states of the visual tokens after this stage; merging and recycling override this."""
-        return view.hidden
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+        """What goes on in the kept places; merging, recycling and reordering override this.
+
+        Args:
+            view: as in `select`.
+            keep: the mask that `select` returned.
+
+        Returns:
+            hidden states, and for each place the raster index of the token that stands there now (its position goes
+            with it); only kept places count, in which an image may have no index twice.
+        """
+        return view.hidden, view.index
+
+    def prepare(self, parts: ModelParts) -> None:  # noqa: B027  (most methods need nothing)
+        """Load and check what the method needs beyond the model itself, before anything runs; by default nothing.
+
+        Raises:
+            UnsupportedModelError: it cannot be had, or does not fit the model.
+        """
+
+    def asks(self, tower: TowerShape) -> Asks:
+        """What must be recorded of the vision tower; by default nothing."""
+        return Asks()
 
 
 class ScoreMethod(Method):
@@ -58,3 +82,19 @@ def highest(
     rank = torch.arange(score.shape[1], device=score.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, rank)
     return (rank < count.to(score.device)[:, None]) & candidates
+
+
+def grid_within(rows: int, columns: int, most: int) -> tuple[int, int]:
+    """The largest grid of about the shape of `rows` × `columns` with at most `most` cells (at least one).
+
+    One side follows from the other by rounding in proportion; of equally large grids the one nearer to the shape is
+    taken. A grid too narrow for that is cut to a single line.
+    """
+    shapes = {(r, max(1, round(r * columns / rows))) for r in range(1, rows + 1)}
+    shapes |= {(max(1, round(c * rows / columns)), c) for c in range(1, columns + 1)}
+    fitting = [(r, c) for r, c in shapes if r * c <= most and r <= rows and c <= columns]
+    if not fitting:
+        line = max(1, most)
+        return (1, min(line, columns)) if columns >= rows else (min(line, rows), 1)
+    # The aspect's error is compared in whole numbers, so that no rounding decides.
+    return max(fitting, key=lambda shape: (shape[0] * shape[1], -abs(shape[0] * columns - shape[1] * rows), shape))

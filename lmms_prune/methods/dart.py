@@ -29,7 +29,7 @@ class DART(Method):
             iteration over a Python set of the eight absolute indices, which waits for the device.
 
     Paper: https://arxiv.org/abs/2502.11494.
-    Differs from the reference: cosines in float32; ties go to the lower index; fewer than four text tokens after the
+    Differs from the reference: norms and cosines in float32; ties go to the lower index; fewer than four text tokens after the
     image leave their share to the other pivots; any batch.
     """
 
@@ -68,7 +68,10 @@ class DART(Method):
     @staticmethod
     def _pivots(view: TokenView, tokens: Tokens) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
         """The (at most four) tokens with the largest key norm, by falling norm, and whether each exists."""
-        norm = view.keys(tokens).abs().sum(-1).masked_fill(~tokens.valid, -torch.inf)
+        keys = view.keys(tokens)
+        norm = (
+            keys.to(torch.promote_types(keys.dtype, torch.float32)).abs().sum(-1).masked_fill(~tokens.valid, -torch.inf)
+        )
         order = norm.argsort(dim=1, descending=True, stable=True)[:, :_PIVOTS]
         return order, tokens.valid.gather(1, order)
 

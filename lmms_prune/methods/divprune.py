@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lmms_prune.kernels import farthest
 from lmms_prune.methods.base import Method
 from lmms_prune.view import TokenView
 
-# Rows of the distance matrix that exist at once while the first token is sought.
+# The largest image whose similarities are all kept: 64 MiB. Of larger ones only blocks of so many rows exist at once.
+_WHOLE = 4096
 _BLOCK = 1024
 
 
@@ -30,28 +32,35 @@ class DivPrune(Method):
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         unit = view.hidden.to(torch.promote_types(view.hidden.dtype, torch.float32))
-        unit = torch.nn.functional.normalize(unit, dim=-1)
+        # A state that overflowed has no direction: like a zero vector it is at distance 1 to all.
+        unit = torch.nn.functional.normalize(unit, dim=-1).nan_to_num(nan=0.0)
         valid, rows = view.valid, torch.arange(len(unit), device=unit.device)
         limit = budget.to(unit.device)
+        similarity = unit @ unit.transpose(1, 2) if unit.shape[1] <= _WHOLE else None
+        farness = _nearest(unit, valid, similarity)
+        if similarity is not None:
+            return farthest(similarity, farness, valid, budget)
         keep = torch.zeros_like(valid)
-        farness = _nearest(unit, valid)
         nearest_kept = torch.full_like(farness, torch.inf)
         for step in range(int(budget.max()) if len(budget) else 0):
             pick = farness.masked_fill(keep | ~valid, -torch.inf).argmax(dim=1)
             keep = keep.index_put((rows, pick), keep[rows, pick] | (step < limit))
-            distance = 1 - (unit @ unit[rows, pick, :, None]).squeeze(-1)
-            farness = nearest_kept = torch.minimum(nearest_kept, distance)
+            near = (unit @ unit[rows, pick, :, None]).squeeze(-1)
+            farness = nearest_kept = torch.minimum(nearest_kept, 1 - near)
         return keep
 
 
-def _nearest(unit: Float[Tensor, "B V D"], valid: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-    """Cosine distance of each token to its nearest neighbour, in blocks: no V×V matrix for large images."""
+def _nearest(
+    unit: Float[Tensor, "B V D"], valid: Bool[Tensor, "B V"], similarity: Float[Tensor, "B V V"] | None
+) -> Float[Tensor, "B V"]:
+    """Cosine distance of each token to its nearest neighbour, in blocks where no matrix of all is given."""
     nearest, neighbour = [], []
     columns = torch.arange(unit.shape[1], device=unit.device)
     for start in range(0, unit.shape[1], _BLOCK):
-        distance = 1 - unit[:, start : start + _BLOCK] @ unit.transpose(1, 2)
-        itself = columns[start : start + _BLOCK, None] == columns
-        found = distance.masked_fill(itself | ~valid[:, None], torch.inf).min(dim=2)
+        piece = slice(start, start + _BLOCK)
+        near = unit[:, piece] @ unit.transpose(1, 2) if similarity is None else similarity[:, piece]
+        itself = columns[piece, None] == columns
+        found = (1 - near).masked_fill(itself | ~valid[:, None], torch.inf).min(dim=2)
         nearest.append(found.values)
         neighbour.append(found.indices)
     distance, other = torch.cat(nearest, dim=1), torch.cat(neighbour, dim=1)

@@ -25,4 +25,4 @@ class FastV(ScoreMethod):
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.06764"
 
     def score(self, view: TokenView) -> Float[Tensor, "B V"]:
-        return view.attention().mean(dim=1)
+        return view.attention(view.last)[:, :, 0].mean(dim=1)

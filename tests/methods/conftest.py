@@ -15,9 +15,18 @@ from torch import Tensor
 
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method
+from lmms_prune.tower import Asks, TowerShape
 from lmms_prune.view import TokenView
 
 BATCHES, BATCH = 8, 25
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hundreds of images through plain Python loops are the slow part; hand cases and the contract are the quick one."""
+    for item in items:
+        name = getattr(item, "originalname", item.name)
+        if "slow_reference" in name and "a_few" not in name:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,13 +92,18 @@ def capture_view(register: Callable[..., None]) -> Iterator[Callable[..., TokenV
     class Spy(Method):
         paper = "https://arxiv.org"
 
+        def asks(self, tower: TowerShape) -> Asks:
+            every = frozenset(range(tower.depth))
+            return Asks(attention=every, outputs=every, features=True, pixels=True)
+
         def select(self, view: TokenView, budget: Tensor) -> Tensor:
             views.append(view)
             rank = torch.arange(view.valid.shape[1], device=view.valid.device)
             return view.valid & (rank < budget[:, None])
 
     def capture(tiny: Tiny, inputs: dict[str, Tensor], layer: int, before: str = "", **options: Any) -> TokenView:
-        reads = ("attention", "keys", "hidden") if layer else ("hidden",)
+        reads = ("hidden", "embeddings", "tower", "pixels", *(("attention", "keys") if layer else ()))
+        options.setdefault("questions", [f"question {row}" for row in range(len(inputs["input_ids"]))])
         register(Spy, reads=reads, lowest_layer=min(layer, 1))
         tiny.run(inputs, f"{before}spy@{layer}:0.2", **options)
         return views[-1]

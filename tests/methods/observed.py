@@ -211,6 +211,20 @@ def rope_ids(tiny: Tiny, inputs: dict[str, Tensor]) -> Tensor:
     return tiny.model().model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})[0]
 
 
+def run_to(tiny: Tiny, inputs: dict[str, Tensor], schedule: str, layer: int) -> tuple[Trace, Tensor]:
+    """The trace, and what enters `layer` after its stage has acted."""
+    entering: list[Tensor] = []
+    model = tiny.model()
+    with torch.no_grad(), prune(model, schedule) as trace:
+        module = model.model.language_model.layers[layer]
+        handle = module.register_forward_pre_hook(lambda module, args: entering.append(args[0]))
+        try:
+            model(**inputs)
+        finally:
+            handle.remove()
+    return trace, entering[0]
+
+
 def load_tiny(family: str, folder: Path) -> Tiny:
     return Tiny(family, folder, AutoProcessor.from_pretrained(folder, padding_side="left"))
 
@@ -219,7 +233,9 @@ class HandView(TokenView):
     """A view of hand-made tensors: one system token, then V visual tokens, then text, for each image.
 
     `hidden` (B, L, D) enters the layer, `keys` (B, L, K) are those of the layer before, and the final norm leaves
-    directions alone. `queries` (B, H, 1, K) attend from the last token to the keys as to one KV head, unscaled.
+    directions alone. `queries` attend to the keys as to one KV head, unscaled: (B, H, 1, K) those of the last token,
+    or (B, H, L, K) those of every column. `embedded` (B, L, D) enters layer 0, by default the same as `hidden`. `tower`
+    stands for the vision tower: any object with the signals that the method reads. Grids default to one row.
     """
 
     def __init__(
@@ -229,14 +245,20 @@ class HandView(TokenView):
         keys: Tensor | None = None,
         queries: Tensor | None = None,
         seeds: Sequence[str] | None = None,
+        embedded: Tensor | None = None,
+        tower: Any = None,
+        grids: Sequence[tuple[int, int]] | None = None,
+        layer: int = 1,
     ):
         rows, length = hidden.shape[:2]
         counts = [visual] * rows if isinstance(visual, int) else list(visual)
         columns = torch.arange(max(counts))
         valid = columns < torch.tensor(counts)[:, None]
         after = torch.arange(1 + max(counts), length).expand(rows, -1)
-        rotary = (torch.ones(1, length, 2), torch.zeros(1, length, 2))
-        self.layer, self.rows, self.counts = 1, torch.arange(rows), counts
+        # Where a table's cosine would stand, the column: so the queries of any columns can be looked up.
+        rotary = (torch.arange(length).view(1, length, 1).expand(1, length, 2), torch.zeros(1, length, 2))
+        self.layer, self.rows, self.counts, self.sizes = layer, torch.arange(rows), counts, counts
+        self.owning_rows = list(range(rows))
         self.visual = Tokens(torch.where(valid, 1 + columns, 0), valid)
         self.text = Tokens(after, torch.ones_like(after, dtype=torch.bool))
         self.index = columns.expand(rows, -1)
@@ -244,11 +266,24 @@ class HandView(TokenView):
         self.parts = SimpleNamespace(
             final_norm=lambda x: x / x.square().mean(-1, keepdim=True).add(1e-12).sqrt(),
             keys=lambda layer, hidden, rotary: keys[:, None],
-            queries=lambda layer, hidden, rotary: queries,
-            layers=[SimpleNamespace(self_attn=SimpleNamespace(scaling=1.0))],
+            queries=lambda layer, hidden, rotary: (
+                queries
+                if queries.shape[2] == 1
+                else torch.stack([q[:, c[:, 0].long()] for q, c in zip(queries, rotary[0], strict=True)])
+            ),
+            decoder=SimpleNamespace(config=SimpleNamespace(num_attention_heads=1)),
+            layers=[SimpleNamespace(self_attn=SimpleNamespace(scaling=1.0))] * (layer + 1),
+            family=SimpleNamespace(mrope=False),
         )
-        self.state = LayerInput(1, hidden, rotary)
-        self.before = LayerInput(0, hidden, rotary)
+        self.state = LayerInput(layer, hidden, rotary)
+        self.before = LayerInput(layer - 1, hidden, rotary)
+        self.embedded = hidden if embedded is None else embedded
+        self.origin = torch.arange(length).expand(rows, -1)
+        self.starts = torch.ones(rows, dtype=torch.long)
+        self.grid_list = list(grids) if grids else [(1, count) for count in counts]
+        self.questions, self.guide, self.tower_run, self.asked = None, None, None, None
+        if tower is not None:
+            self.__dict__["tower"] = tower
         self.present = torch.ones(rows, length, dtype=torch.bool)
         self.memory = {}
 

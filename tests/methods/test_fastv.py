@@ -102,7 +102,7 @@ def test_attention_row_equals_eager(tiny: Tiny, capture_view: Callable[..., Toke
     assert (inputs["attention_mask"] == 0).any()
     seen = observe(tiny, inputs, torch.float32)
     view = capture_view(tiny, inputs, layer, dtype=torch.float32)
-    attention = view.attention()
+    attention = view.attention(view.last)[:, :, 0]
     heads = tiny.model().model.language_model.layers[0].self_attn.config.num_attention_heads
     assert attention.shape[:2] == (4, heads)
     for image, place in enumerate(seen.places):

@@ -1,0 +1,199 @@
+"""How long methods take to select, beside one decoder layer of the 7B shape in the same run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from lmms_prune.families import ModelParts
+from lmms_prune.layout import Layout
+from lmms_prune.methods import METHODS, MethodSpec
+from lmms_prune.methods.base import Method
+from lmms_prune.schedule import Schedule
+from lmms_prune.tower import Asks, TowerRecorder, tower_shape
+from lmms_prune.view import LayerInput, TokenView
+
+_IMAGE, _TEXT = 90, 60
+# Visual tokens: LLaVA's 24 × 24, and a Qwen2.5-VL image of 64 × 32.
+CASES = {"llava": (24, 24), "qwen2_5_vl": (64, 32)}
+DEPTH = {"llava": 32, "qwen2_5_vl": 28}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One method's selection.
+
+    Args:
+        method: its name.
+        layer: where it acted.
+        seconds: median time of `select` (and `rewrite`) for the whole batch.
+        of_layer: as a part of one unpruned decoder layer's time.
+        of_prefill: as a part of all decoder layers' time.
+    """
+
+    method: str
+    layer: int
+    seconds: float
+    of_layer: float
+    of_prefill: float
+
+
+@torch.no_grad()
+def time_selection(
+    family: str, names: Sequence[str], batch: int, keep: float, repeats: int, device: torch.device, dtype: torch.dtype
+) -> tuple[float, list[Timing]]:
+    """Time methods on a model of the 7B widths with random weights and few layers.
+
+    Args:
+        family: "llava" (576 visual tokens) or "qwen2_5_vl" (2048).
+        names: methods; those that need trained weights or a second model's answer are left out.
+        batch: images selected for at once.
+        keep: ratio of tokens to keep.
+        repeats: runs of which the median counts.
+        device, dtype: where and in what type.
+
+    Returns:
+        the seconds of one unpruned decoder layer on the same batch, and one timing a method.
+    """
+    chosen = [METHODS[name] for name in names if _timeable(METHODS[name], family)]
+    methods = [spec.build(dict(Schedule.parse(spec.example).stages[0].options)) for spec in chosen]
+    model = _model(family, device, dtype)
+    parts = ModelParts.of(model)
+    views, run_layer = _observe(model, parts, _inputs(family, parts, batch, device, dtype), methods)
+    layer = _time(run_layer, repeats, device)
+    timings = []
+    for spec, method in zip(chosen, methods, strict=True):
+        view = views[min(max(spec.lowest_layer, 1), 1 if spec.highest_layer is None else spec.highest_layer)]
+        stage = Schedule.parse(f"{spec.name}@{view.layer}" + ("" if spec.drops_all else f":{keep}")).stages[0]
+        budget = torch.tensor(stage.kept(list(view.sizes), list(view.counts)))
+        seconds = _time(lambda: _select(method, spec, view, budget), repeats, device)  # noqa: B023
+        timings.append(Timing(spec.name, view.layer, seconds, seconds / layer, seconds / layer / DEPTH[family]))
+    return layer, timings
+
+
+def _timeable(spec: MethodSpec, family: str) -> bool:
+    return family in spec.families and not spec.trained and "guide" not in spec.reads
+
+
+def _select(method: Method, spec: MethodSpec, view: TokenView, budget: Tensor) -> None:
+    # A new view, so that nothing is remembered from the run before.
+    fresh = replace(view, memory={})
+    keep = method.select(fresh, budget)
+    if spec.rewrites:
+        method.rewrite(fresh, keep)
+
+
+def _time(run: Callable[[], Any], repeats: int, device: torch.device) -> float:
+    seconds = []
+    for _ in range(repeats + 1):
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    # The first run warms up.
+    return median(seconds[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _observe(
+    model: Any, parts: ModelParts, inputs: dict[str, Tensor], methods: Sequence[Method]
+) -> tuple[dict[int, TokenView], Callable[[], Any]]:
+    """Views at layers 0 and 1 of one unpruned prefill, and layer 1 itself ready to run again."""
+    asks = Asks(grids=True)
+    for method in methods:
+        asks |= method.asks(tower_shape(parts))
+    recorder = TowerRecorder(parts, asks)
+    calls: list[tuple[Tensor, dict]] = []
+
+    def look(module: Any, args: tuple, kwargs: dict) -> None:
+        calls.append((args[0], kwargs))
+
+    handles = [
+        *recorder.register(),
+        *(layer.register_forward_pre_hook(look, with_kwargs=True) for layer in parts.layers),
+    ]
+    model(**inputs, logits_to_keep=1, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    assert recorder.run is not None
+    layout = Layout.of(parts, inputs, None, recorder.run.grids)
+    states = [LayerInput(i, hidden, kwargs["position_embeddings"]) for i, (hidden, kwargs) in enumerate(calls)]
+    more = {"embedded": states[0].hidden, "uncut_rotary": states[0].rotary, "tower_run": recorder.run}
+    views = {
+        layer: layout.view(parts, states[layer], states[layer - 1] if layer else None, 0, **more) for layer in (0, 1)
+    }
+    hidden, kwargs = calls[1]
+    return views, lambda: parts.layers[1](hidden, **kwargs)
+
+
+def _inputs(family: str, parts: ModelParts, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    rows, columns = CASES[family]
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(100, 30000, (batch, 35 + _TEXT), generator=generator)
+    image = torch.full((batch, rows * columns), parts.config.image_token_id)
+    ids = torch.cat([text[:, :35], image, text[:, 35:]], dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if family == "llava":
+        pixels = torch.randn(batch, 3, 14 * rows, 14 * columns, generator=generator)
+    else:
+        pixels = torch.randn(batch * 4 * rows * columns, 3 * 2 * 14 * 14, generator=generator)
+        inputs["image_grid_thw"] = torch.tensor([[1, 2 * rows, 2 * columns]] * batch)
+        inputs["mm_token_type_ids"] = (ids == parts.config.image_token_id).int()
+    return {name: x.to(device) for name, x in {**inputs, "pixel_values": pixels.to(dtype)}.items()}
+
+
+def _model(family: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """Two decoder layers of the 7B widths behind a whole vision tower, random weights."""
+    config: Any
+    if family == "llava":
+        vision = CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+        )
+        text = LlamaConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=2)
+        config = LlavaConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), image_token_index=32000)
+        kind: Any = LlavaForConditionalGeneration
+    else:
+        config = Qwen2_5_VLConfig(
+            text_config={
+                "vocab_size": 152064,
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            },
+            vision_config={
+                "depth": 32,
+                "hidden_size": 1280,
+                "out_hidden_size": 3584,
+                "fullatt_block_indexes": [7, 15, 23, 31],
+            },
+        )
+        kind = Qwen2_5_VLForConditionalGeneration
+    with torch.device(device):
+        return kind._from_config(config, dtype=dtype).eval()

@@ -1,0 +1,151 @@
+"""Guidance by a whole answer: what a (smaller) model attends to while it reads the prompt and answers greedily.
+
+Paper: https://arxiv.org/abs/2412.03324 (SGL). Dimension letters: R rows, L sequence, I images, H heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
+
+from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.layout import Layout
+from lmms_prune.view import LayerInput, Tokens
+
+
+@lru_cache(maxsize=1)
+def load_guide(checkpoint: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """The guide model, kept for the next prompt.
+
+    Raises:
+        UnsupportedModelError: it cannot be loaded.
+    """
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, device_map=str(device))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        message = f"guide={checkpoint} cannot be loaded: give the folder or hub name of a checkpoint. ({reason})"
+        raise UnsupportedModelError(message) from error
+    return model.eval()
+
+
+def check_guide(model: Any, guide: Any, name: str) -> None:
+    """A guide must read the same prompts and pixels as the model.
+
+    Raises:
+        UnsupportedModelError: another family, placeholder or number of visual tokens.
+    """
+    mine, other = model.config, guide.config
+    for what in ("model_type", "image_token_id"):
+        if getattr(mine, what) != getattr(other, what, None):
+            found = f"{what} is {getattr(other, what, None)}, the model's {getattr(mine, what)}"
+            raise UnsupportedModelError(f"guide={name} does not read the model's prompts: its {found}.")
+    vision = ("image_size", "patch_size", "spatial_merge_size", "temporal_patch_size")
+    for what in vision:
+        if getattr(mine.vision_config, what, None) != getattr(other.vision_config, what, None):
+            raise UnsupportedModelError(f"guide={name} has another grid of visual tokens: its {what} differs.")
+
+
+class AnswerAttention:
+    """Sums, while a model generates, the attention that prompt text and answer pay to each visual token."""
+
+    def __init__(self, parts: ModelParts, layout: Layout, last_visual: bool):
+        self.parts, self.layout, self.last_visual = parts, layout, last_visual
+        self.prompt = layout.present
+        self.sums = [torch.zeros(0)] * len(layout.sizes)
+        self.alive = torch.ones(len(layout.traces), dtype=torch.bool)
+        self.ends = torch.tensor([])
+
+    def register(self, ends: list[int]) -> Iterator[Any]:
+        """Put the hooks on; `ends` are the tokens that end an answer."""
+        self.ends = torch.tensor(ends)
+        yield self.parts.multimodal.register_forward_pre_hook(self._see_tokens, with_kwargs=True)
+        for layer, module in enumerate(self.parts.layers):
+            yield module.register_forward_hook(self._layer_hook(layer), with_kwargs=True)
+
+    def _see_tokens(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is not None and ids.shape[1] == 1:
+            # A row that has ended is fed padding until the others end; its last token itself is never fed when alone.
+            ended = torch.isin(ids[:, 0].cpu(), self.ends)
+            self.alive &= ~ended
+
+    def _layer_hook(self, layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            state = LayerInput(layer, hidden, kwargs["position_embeddings"])
+            if hidden.shape[1] > 1:
+                self._add_prompt(state)
+            else:
+                self._add_step(state, kwargs["past_key_values"].layers[layer].keys)
+
+        return hook
+
+    def _add_prompt(self, state: LayerInput) -> None:
+        view = self.layout.view(self.parts, state, None, 0)
+        queries = view.text
+        if self.last_visual:
+            counts = torch.tensor(view.counts, device=view.valid.device)[:, None]
+            last = view.visual.slots.gather(1, counts - 1)
+            slots = torch.cat([last, queries.slots], dim=1)
+            queries = Tokens(slots, torch.cat([torch.ones_like(last, dtype=torch.bool), queries.valid], dim=1))
+        for piece, attention in view.attention_chunks(queries, ahead=True):
+            self._add((attention * queries.valid[:, piece][:, None, :, None]).sum((1, 2)))
+
+    def _add_step(self, state: LayerInput, keys: Tensor) -> None:
+        fine = torch.promote_types(keys.dtype, torch.float32)
+        query = self.parts.queries(state.layer, state.hidden, state.rotary).to(fine)
+        query = query * self.parts.layers[state.layer].self_attn.scaling
+        grouped = query.unflatten(1, (keys.shape[1], -1))
+        scores = (grouped @ keys.to(fine)[:, :, None].transpose(-1, -2)).flatten(1, 2).squeeze(2)
+        present = self.prompt.to(scores.device)
+        present = nn.functional.pad(present, (0, scores.shape[-1] - present.shape[1]), value=True)
+        attention = scores.masked_fill(~present[:, None], -torch.inf).softmax(-1).sum(1)
+        attention = attention * self.alive.to(attention.device)[:, None]
+        slots, rows = self.layout.visual.slots.to(attention.device), self.layout.rows.to(attention.device)
+        self._add(attention[rows[:, None], slots])
+
+    def _add(self, more: Tensor) -> None:
+        for image, size in enumerate(self.layout.sizes):
+            mine = more[image, :size]
+            known = self.sums[image]
+            self.sums[image] = mine if not len(known) else known.to(mine.device) + mine
+
+
+@torch.no_grad()
+def answer_attention(model: Any, inputs: dict[str, Any], new_tokens: int, last_visual: bool) -> list[Tensor]:
+    """Attention paid to each visual token by the prompt's text and by every answer token that is fed back.
+
+    Summed over layers, heads and query rows, of a greedy answer.
+
+    Args:
+        model: the guide.
+        inputs: as for ``model.generate``, left-padded.
+        new_tokens: the answer's length at most.
+        last_visual: whether the last visual token's own row counts, too (as in the reference code).
+
+    Returns:
+        one tensor (n,) an image, in the order of the batch.
+    """
+    parts = ModelParts.of(model)
+    layout = Layout.of(
+        parts, {k: v for k, v in inputs.items() if k != "image_grid_thw"}, None, inputs.get("image_grid_thw")
+    )
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    watcher = AnswerAttention(parts, layout, last_visual)
+    handles: list[Any] = []
+    try:
+        handles += watcher.register(ends)
+        # Some checkpoints' own settings punish repetition, which is no greedy answer.
+        greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
+        model.generate(**inputs, max_new_tokens=new_tokens, **greedy)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return watcher.sums

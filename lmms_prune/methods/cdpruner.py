@@ -1,0 +1,132 @@
+"""CDPruner: keep tokens that are diverse, given what the question is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lmms_prune.companions import load_clip
+from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.methods.base import Method
+from lmms_prune.tower import Asks, TowerShape
+from lmms_prune.view import TokenView
+
+# Relevances that differ by less are equal but for rounding, and would become noise between 0 and 1.
+_EQUAL = 1e-6
+# The share of a token's own kernel entry below which what is left of it is rounding.
+_LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class CDPruner(Method):
+    """Keeps the tokens that a determinantal point process, conditioned on the question, would take greedily.
+
+    The kernel is the cosine of two projected tokens times the relevance of both. Relevance is minus the mean cosine of
+    a token and the question's segments of 77 tokens in CLIP's shared space, scaled to 0 … 1 over the image's present
+    tokens. Greedily the token joins that enlarges the determinant most. At any layer the embeddings count.
+
+    Args:
+        clip: folder or hub name of the CLIP whose text tower and projections are read (LLaVA; its vision tower must be
+            the one that the LLaVA has); "embeddings" needs no second model: relevance is then from the mean cosine of
+            the decoder's own input embeddings of a token and of the text tokens after the image (any family).
+        sign: whether a token unlike the question is relevant ("negative", as in the reference code), or one like it
+            ("positive", as in the paper).
+
+    Paper: https://arxiv.org/abs/2506.10967.
+    Differs from the reference: relevance is scaled over each image, not the batch, and 1 for all where all are equal
+    (to 1e-6; the reference divides by zero); kept tokens are no candidates; a token's marginal gain is at least 1e-6 of
+    its own kernel entry, so that rounding decides nothing; each segment of a long question has its own begin and end
+    token; the kernel is never stored: directions in feature space are made orthogonal, which is the same algebra.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2506.10967"
+    clip: str = "openai/clip-vit-large-patch14-336"
+    sign: Literal["negative", "positive"] = "negative"
+
+    def prepare(self, parts: ModelParts) -> None:
+        if self.clip == "embeddings":
+            return
+        if parts.family.mrope:
+            raise UnsupportedModelError(_no_clip(self.clip))
+        weight = parts.multimodal.multi_modal_projector.linear_1.weight
+        self._check(load_clip(self.clip, weight.device, _fine(weight)).width, weight.shape[1])
+
+    def asks(self, tower: TowerShape) -> Asks:
+        return Asks(features=self.clip != "embeddings")
+
+    def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+        relevance = self._by_embeddings(view) if self.clip == "embeddings" else self._by_clip(view)
+        relevance = _scaled(relevance if self.sign == "positive" else -relevance, view.valid)
+        states = view.of_image(view.visual_embeddings)
+        unit = normalize(states.to(_fine(states)), dim=-1)
+        return _greedy(unit * relevance.to(unit)[..., None], view.valid, budget)
+
+    def _by_clip(self, view: TokenView) -> Float[Tensor, "B V"]:
+        questions, tower = view.question(), view.tower
+        if not tower.shape.has_class_token:
+            raise UnsupportedModelError(_no_clip(self.clip))
+        states = tower.features()
+        clip = load_clip(self.clip, states.device, _fine(states))
+        self._check(clip.width, states.shape[-1])
+        # Rows with several images, and several answers to one question, share a text.
+        distinct = list(dict.fromkeys(questions))
+        found = clip.texts(distinct)
+        texts = torch.stack([normalize(part, dim=-1).mean(0) for part in found])
+        texts = texts[torch.tensor([distinct.index(text) for text in questions], device=texts.device)]
+        images = normalize(clip.images(states), dim=-1)
+        return view.of_image((images @ texts[..., None]).squeeze(-1))
+
+    @staticmethod
+    def _by_embeddings(view: TokenView) -> Float[Tensor, "B V"]:
+        fine = _fine(view.visual_embeddings)
+        words = normalize(view.text_embeddings.to(fine), dim=-1) * view.text.valid[..., None]
+        mean = words.sum(1) / view.text.valid.sum(1).clamp(min=1)[:, None]
+        images = normalize(view.visual_embeddings.to(fine), dim=-1)
+        return view.of_image((images @ mean[..., None]).squeeze(-1))
+
+    def _check(self, width: int, own: int) -> None:
+        if width != own:
+            message = f"clip={self.clip} projects a vision tower of width {width}, but the model's has {own}: give the "
+            raise UnsupportedModelError(message + "CLIP from which the model's tower was taken, or clip=embeddings.")
+
+
+def _no_clip(name: str) -> str:
+    return f"clip={name} needs CLIP's vision tower, which this model does not have; use clip=embeddings."
+
+
+def _fine(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _scaled(relevance: Float[Tensor, "B V"], valid: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+    """Relevance between (nearly) 0 and 1 over the tokens of each image; 1 where all are equal."""
+    low = relevance.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+    span = relevance.masked_fill(~valid, -torch.inf).amax(1, keepdim=True) - low
+    return torch.where(span < _EQUAL, 1.0, (relevance - low + 1e-6) / span.clamp(min=_EQUAL))
+
+
+def _greedy(
+    vectors: Float[Tensor, "B V D"], valid: Bool[Tensor, "B V"], budget: Int[Tensor, " B"]
+) -> Bool[Tensor, "B V"]:
+    """The tokens that greedily enlarge the determinant of the vectors' Gram matrix most, ties to the lower index."""
+    rows, limit = torch.arange(len(vectors), device=vectors.device), budget.to(vectors.device)
+    picks = int(budget.max()) if len(budget) else 0
+    keep, gain = torch.zeros_like(valid), vectors.square().sum(-1)
+    least = _LEAST * gain
+    # What the picked tokens add to those before them: the rows of the published code are products with these.
+    basis = vectors.new_zeros(len(vectors), picks, vectors.shape[-1])
+    for step in range(picks):
+        pick = gain.masked_fill(keep | ~valid, -torch.inf).argmax(dim=1)
+        keep = keep.index_put((rows, pick), keep[rows, pick] | (step < limit))
+        chosen = vectors[rows, pick, :, None]
+        known = basis[:, :step]
+        rest = chosen - known.transpose(1, 2) @ (known @ chosen)
+        direction = rest / gain[rows, pick, None, None].clamp(min=torch.finfo(gain.dtype).tiny).sqrt()
+        basis[:, step] = direction.squeeze(-1)
+        gain = torch.maximum(gain - (vectors @ direction).squeeze(-1).square(), least)
+    return keep

@@ -1,0 +1,53 @@
+"""Downsample: the control that gives the model a smaller image."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lmms_prune.methods.base import Method, grid_within
+from lmms_prune.tower import Asks, TowerShape, resized
+from lmms_prune.view import TokenView
+
+
+class Downsample(Method):
+    """Resizes the image itself, so that the vision tower makes at most N tokens of it.
+
+    The new size is the largest grid of the image's shape with at most N tokens (bicubic with antialiasing). LLaVA's
+    tower interpolates its position embeddings to the new grid. A token stands at the position of the middle of what it
+    covers of the original grid. Before the decoder only. Keeps at most N.
+
+    Paper: https://arxiv.org/abs/2512.07580 (the finding that simple baselines must be in every table).
+    Differs from the paper: a control of this project. The tower runs on the full image, too, as the prompt is laid out
+    for that; a deployment would resize first. Qwen2.5-VL: positions span the original grid, where a model that is given
+    the small image counts them from 0 to the small grid's size.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2512.07580"
+
+    def asks(self, tower: TowerShape) -> Asks:
+        return Asks(pixels=True)
+
+    def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+        grids = [grid_within(*grid, most) for grid, most in zip(view.grids, budget.tolist(), strict=True)]
+        view.memory["downsample"] = grids
+        cells = torch.tensor([rows * columns for rows, columns in grids])
+        place = torch.arange(view.valid.shape[1], device=view.valid.device)
+        return place < torch.where(budget > 0, cells, 0).to(place.device)[:, None]
+
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+        grids = view.memory["downsample"]
+        assert isinstance(grids, list)
+        index, images = view.index.clone(), view.tower.images()
+        made = []
+        for image, ((rows, columns), (r, c)) in enumerate(zip(view.grids, grids, strict=True)):
+            original = images[view.tower.owner[image]]
+            [tokens] = view.tower.encode([resized(original, r, c, original.shape[1] // rows)])
+            made.append(torch.nn.functional.pad(tokens.to(index.device), (0, 0, 0, index.shape[1] - r * c)))
+            row = (2 * torch.arange(r) + 1) * rows // (2 * r)
+            column = (2 * torch.arange(c) + 1) * columns // (2 * c)
+            index[image, : r * c] = (row[:, None] * columns + column).flatten().to(index.device)
+        return torch.stack(made), index

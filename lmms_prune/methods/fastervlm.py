@@ -1,0 +1,32 @@
+"""FasterVLM: keep what the vision tower's class token attended to."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lmms_prune.methods.base import ScoreMethod
+from lmms_prune.tower import Asks, TowerShape
+from lmms_prune.view import TokenView
+
+
+class FasterVLM(ScoreMethod):
+    """Keeps the visual tokens with the highest attention from the vision tower's class token.
+
+    The attention is that of the block whose output the decoder is given (CLIP's last but one), mean over heads. Published
+    before the decoder; at a deeper layer the same scores rank what is still there.
+
+    Paper: https://arxiv.org/abs/2412.01818.
+    Differs from the reference: Qwen2.5-VL's tower has no class token; there the attention counts that a token receives in
+    the last block, mean over heads, queries and its four patches.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2412.01818"
+
+    def asks(self, tower: TowerShape) -> Asks:
+        return Asks(attention=frozenset({tower.selected}))
+
+    def score(self, view: TokenView) -> Float[Tensor, "B V"]:
+        return view.of_image(view.tower.saliency())

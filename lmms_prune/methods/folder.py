@@ -1,0 +1,112 @@
+"""FOLDER: fold the tokens onto each other until few are left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.merging import Bag, Merged, averaged, evens_first, inside_tower, no_clip, partners, summed
+from lmms_prune.methods.base import Method
+from lmms_prune.ragged import gather
+from lmms_prune.tower import Asks, ClipTower, TowerShape
+from lmms_prune.view import TokenView
+
+# How much of the class token's attention (α = 5) counts against a cosine.
+_ATTENTION = 100 * 5
+
+
+@dataclass(frozen=True)
+class Folder(Method):
+    """Merges every other token into its most similar neighbour, again and again, until N are left.
+
+    A fold is a ToMe pass (even places into odd ones, the most similar first, means weighted by numbers of tokens) that
+    removes min(⌊(n-1)/2⌋, what is left to remove).
+
+    Args:
+        variant: "simplified" folds the layer's input by its own cosines, in raster order, and scales the tokens that are
+            left by 1 + log of how many tokens each stands for; if one fold was enough, only where fewer tokens went
+            than half of those that stayed. "full", for LLaVA at layer 0, folds between attention and MLP of the CLIP
+            block that the projector reads: on the head mean of its keys, 500 times the class token's attention to a
+            token taken off its cosine (merged tokens get the plain mean of it); even places stand before odd ones in
+            the next fold and in the end, nothing is scaled, and the block's MLP and the projector follow.
+
+    Paper: https://arxiv.org/abs/2501.02430.
+    Differs from the reference: the simplified variant does not protect the first token, as visual tokens hold no class
+    token, restores the order after every fold, and may act at any layer; the full one also folds fewer than 40 tokens,
+    as N must be met; two tokens fold into one; cosines and means in float32.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2501.02430"
+    variant: Literal["simplified", "full"] = "simplified"
+
+    def prepare(self, parts: ModelParts) -> None:
+        if self.variant == "full" and parts.family.mrope:
+            raise UnsupportedModelError(no_clip("variant=full"))
+
+    def asks(self, tower: TowerShape) -> Asks:
+        if self.variant == "simplified":
+            return Asks()
+        before = tower.selected - 1
+        return Asks(outputs=frozenset({before})) if tower.selected else Asks(pixels=True)
+
+    def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+        if self.variant == "full":
+            folded = inside_tower(view, budget, "variant=full", _folded)
+        else:
+            folded = self._simplified(view, budget)
+        view.memory[f"folder at layer {view.layer}"] = folded
+        return folded.keep & (budget > 0).to(folded.keep.device)[:, None]
+
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+        folded = view.memory.pop(f"folder at layer {view.layer}")
+        assert isinstance(folded, Merged)
+        return folded.hidden, folded.index
+
+    @staticmethod
+    def _simplified(view: TokenView, budget: Int[Tensor, " B"]) -> Merged:
+        fine = torch.promote_types(view.hidden.dtype, torch.float32)
+        slot = torch.arange(view.valid.shape[1], device=view.valid.device).expand_as(view.valid)
+        tokens = Bag(view.hidden.to(fine), None, torch.ones_like(slot, dtype=fine), slot, tuple(view.counts))
+        goal = [max(1, n) for n in budget.tolist()]
+        scales = [(n - most > _fold(n)) or 2 * (n - most) < most for n, most in zip(view.counts, goal, strict=True)]
+        while any(n > most for n, most in zip(tokens.counts, goal, strict=True)):
+            tokens = tokens.merge([max(0, min(_fold(n), n - m)) for n, m in zip(tokens.counts, goal, strict=True)])
+        factor = torch.where(torch.tensor(scales, device=slot.device)[:, None], 1 + tokens.size.log(), 1.0)
+        return replace(tokens, states=tokens.states * factor[..., None].to(fine)).in_place(view)
+
+
+def _fold(tokens: int) -> int:
+    """How many of so many tokens one fold can remove."""
+    return max((tokens - 1) // 2, int(tokens == 2))
+
+
+def _entering(tower: ClipTower) -> Float[Tensor, "B entries C"]:
+    """The selected block's input: the class token, then the patches."""
+    before = tower.shape.selected - 1
+    if before < 0:
+        return tower.embed(tower.inputs()["pixel_values"])
+    return torch.cat([tower.class_output(before)[:, None], tower.output(before)], dim=1)
+
+
+def _folded(tower: ClipTower, images: Int[Tensor, " b"], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` tokens left by folding inside the selected block: states, sizes and raster indices."""
+    entering, block = _entering(tower), tower.shape.selected
+    x, keys, attention = tower.attend(block, entering[images.to(entering.device)])
+    coarse, fine = x.dtype, torch.promote_types(x.dtype, torch.float32)
+    x, keys, salience = x.to(fine), keys.to(fine), attention[:, :, 0].mean(1).to(fine)
+    size = torch.ones_like(salience)
+    index = torch.arange(-1, x.shape[1] - 1, device=x.device).expand(len(x), -1)
+    while (left := x.shape[1] - 1 - count) > 0:
+        rate = min((x.shape[1] - 1) // 2, left)
+        valid = torch.ones_like(index, dtype=torch.bool)
+        into = partners(keys, valid, [rate] * len(x), penalty=_ATTENTION * salience, protected=1)
+        order = evens_first(into, x.shape[1] - rate)
+        salience = gather(averaged(salience, into, torch.ones_like(size)), order)
+        x, keys = (gather(averaged(part, into, size), order) for part in (x, keys))
+        size, index = gather(summed(size, into), order), gather(index, order)
+    return tower.project(tower.feed(block, x.to(coarse))[:, 1:]), size[:, 1:], index[:, 1:]

@@ -1,0 +1,67 @@
+"""HiPrune: what the middle of the vision tower attends to with its surroundings, and what its end attends to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lmms_prune.methods.base import Method, highest
+from lmms_prune.tower import Asks, TowerShape
+from lmms_prune.view import TokenView
+
+
+@dataclass(frozen=True)
+class HiPrune(Method):
+    """Keeps anchors and their neighbours by the vision tower's middle, and registers by its end.
+
+    A token's score in a block is the attention it receives, mean over heads and all queries. Anchors are the top
+    round(alpha·N/5) of the object layer (block 8 of CLIP's 24, 15 of Qwen2.5-VL's 32, counted from 0); buffers are the
+    anchors' raster neighbours at ±1 and ±width, cut to the image's first and last token, so that they cross from row to
+    row. The rest of the N are registers: the top of the block whose output the decoder is given. Published before the
+    decoder; deeper, tokens that are gone are neither anchors nor buffers.
+
+    Args:
+        alpha: more of it keeps more anchors, and fewer registers.
+
+    Paper: https://arxiv.org/abs/2508.00553.
+    Differs from the reference: anchors and buffers that exceed N keep their N best by the object layer (there an
+    error); the grid's width is each image's own (there the first one's); Qwen2.5-VL's blocks attend in windows as they
+    are, as in the reference's eager path; ties go to the lower index; scores are not rounded to half precision.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2508.00553"
+    alpha: float = 0.1
+
+    def asks(self, tower: TowerShape) -> Asks:
+        return Asks(attention=frozenset({_object_block(tower), tower.selected}), grids=True)
+
+    def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+        shape = view.tower.shape
+        objects = view.of_image(view.tower.received(_object_block(shape)))
+        registers = view.of_image(view.tower.received(shape.selected))
+        share = Fraction(str(self.alpha)) / 5
+        anchors = highest(objects, view.valid, torch.tensor([round(share * n) for n in budget.tolist()]))
+        near = anchors | (_neighbours(view, anchors) & view.valid)
+        first = highest(objects, near, budget)
+        return first | highest(registers, view.valid & ~near, budget.to(near.device) - first.sum(1))
+
+
+def _object_block(tower: TowerShape) -> int:
+    return tower.scaled(8, of=24) if tower.has_class_token else tower.scaled(15, of=32)
+
+
+def _neighbours(view: TokenView, anchors: Bool[Tensor, "B V"]) -> Bool[Tensor, "B V"]:
+    """The tokens one step, and one row, before and after the anchors."""
+    device = anchors.device
+    widths = torch.tensor([columns for _, columns in view.grids], device=device)[:, None]
+    last = torch.tensor(view.sizes, device=device)[:, None] - 1
+    hits = torch.zeros(len(view.sizes), max(view.sizes, default=0), dtype=torch.long, device=device)
+    for step in (torch.ones_like(widths), widths):
+        for target in (view.index - step, view.index + step):
+            hits = hits.scatter_add(1, torch.minimum(target.clamp(min=0), last), anchors.long())
+    return view.of_image(hits > 0)

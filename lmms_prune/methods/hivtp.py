@@ -1,0 +1,132 @@
+"""HIVTP: the best of each quarter of the image, and the best of each small window."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lmms_prune.methods.base import Method, highest
+from lmms_prune.tower import Asks, TowerShape
+from lmms_prune.view import TokenView
+
+_SHARE, _SIDE = 0.25, 2
+
+
+class HIVTP(Method):
+    """Keeps a share of each quadrant, then the best remaining token of each small window, by the tower's middle.
+
+    A token's score is the attention it receives in CLIP's blocks 6, 7 and 8 of 24 (counted from 0), mean over blocks,
+    heads and all queries. Without a keep, the published rule: of each quadrant the top 25 %, then of each 2×2 window
+    the best token not yet kept. With a keep N: the smallest share of the quadrants that, with one pick a window,
+    reaches N; the lowest picks go. As N must exceed the number of windows, their side doubles until it does.
+    Published before the decoder; deeper, quadrants and windows are of the original grid, shares of what is present.
+
+    Paper: https://arxiv.org/abs/2509.23663.
+    Differs from the reference: an exact N (there 145 to 288 of 576, as it falls); other grids than 24×24: the first
+    half of an odd side is the larger one, windows are cut at the border, shares round down; other towers: the distinct
+    blocks at the same relative depth, which for Qwen2.5-VL are 8, 9 and 10 of 32; ties go to the lower index.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2509.23663"
+
+    def asks(self, tower: TowerShape) -> Asks:
+        return Asks(attention=frozenset(_blocks(tower)), grids=True)
+
+    def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+        received = [view.tower.received(block) for block in _blocks(view.tower.shape)]
+        score = view.of_image(torch.stack(received).mean(0))
+        asked = budget.to(score.device)
+        own = (asked == torch.tensor(view.counts, device=asked.device))[:, None]
+        sides = [
+            _SIDE if n == count else _side(*grid, n)
+            for n, count, grid in zip(budget.tolist(), view.counts, view.grids, strict=True)
+        ]
+        turn = _turns(score, view.valid, _quadrants(view))
+        window = _windows(view, sides)
+        share = torch.where(own, _SHARE, _smallest_share(turn, window, max(view.sizes), asked[:, None]))
+        overall = view.valid & (turn <= share)
+        local = _best_of_each(score, view.valid & ~overall, window)
+        # With quadrants or windows of unequal sizes the last step of the share may overshoot: its lowest go, too.
+        overall = highest(score, overall, asked)
+        return overall | highest(score, local, asked - overall.sum(1))
+
+
+def _blocks(tower: TowerShape) -> list[int]:
+    return sorted({tower.scaled(block, of=24) for block in (6, 7, 8)})
+
+
+def _side(rows: int, columns: int, count: int) -> int:
+    """The windows' side for an exact count: 2, doubled until there are fewer windows than tokens to keep, or one."""
+    side = _SIDE
+    while (windows := -(-rows // side) * -(-columns // side)) >= count and windows > 1:
+        side *= 2
+    return side
+
+
+def _places(view: TokenView) -> tuple[Int[Tensor, "B V"], Int[Tensor, "B V"], Int[Tensor, "B 2"]]:
+    """Row and column of each token, and the sides of the grids."""
+    sides = torch.tensor(view.grids, device=view.valid.device)
+    index = torch.where(view.valid, view.index, 0)
+    return index // sides[:, 1:], index % sides[:, 1:], sides
+
+
+def _quadrants(view: TokenView) -> Int[Tensor, "B V"]:
+    row, column, sides = _places(view)
+    lower, right = 2 * row >= sides[:, :1], 2 * column >= sides[:, 1:]
+    return 2 * lower.long() + right.long()
+
+
+def _windows(view: TokenView, sides: list[int]) -> Int[Tensor, "B V"]:
+    row, column, grids = _places(view)
+    side = torch.tensor(sides, device=row.device)[:, None]
+    return row // side * ((grids[:, 1:] + side - 1) // side) + column // side
+
+
+def _turns(
+    score: Float[Tensor, "B V"], valid: Bool[Tensor, "B V"], quadrant: Int[Tensor, "B V"]
+) -> Float[Tensor, "B V"]:
+    """The smallest share at which each token is among the top of its quadrant: (rank + 1) / size; infinite for padding."""
+    fine = torch.float32 if score.device.type == "mps" else torch.float64
+    turn = torch.full(score.shape, torch.inf, dtype=fine, device=score.device)
+    for number in range(4):
+        members = valid & (quadrant == number)
+        order = score.masked_fill(~members, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        rank = torch.arange(1, score.shape[1] + 1, device=score.device).expand_as(order)
+        rank = torch.empty_like(order).scatter_(1, order, rank)
+        turn = torch.where(members, rank.to(fine) / members.sum(1, keepdim=True), turn)
+    return turn
+
+
+def _smallest_share(
+    turn: Float[Tensor, "B V"], window: Int[Tensor, "B V"], windows: int, count: Int[Tensor, "B 1"]
+) -> Float[Tensor, "B 1"]:
+    """The smallest share at which the quadrants' tokens and one more of each window that is not full reach `count`.
+
+    `windows` is more than the largest number in `window`.
+    """
+    counted = turn.isfinite()
+    # A window is full at the share at which its last token is kept.
+    full = turn.new_full((len(turn), windows), -torch.inf)
+    full = full.scatter_reduce(1, window, turn.masked_fill(~counted, -torch.inf), "amax")
+    used = full.isfinite()
+    full = full.masked_fill(~used, torch.inf).sort(dim=1).values
+    shares = torch.cat([torch.zeros_like(count, dtype=turn.dtype), turn.sort(dim=1).values], dim=1)
+    tokens = torch.searchsorted(shares[:, 1:].contiguous(), shares, right=True)
+    filled = torch.searchsorted(full, shares, right=True)
+    enough = tokens + used.sum(1, keepdim=True) - filled >= count
+    return shares.masked_fill(~enough, torch.inf).amin(1, keepdim=True)
+
+
+def _best_of_each(
+    score: Float[Tensor, "B V"], candidates: Bool[Tensor, "B V"], window: Int[Tensor, "B V"]
+) -> Bool[Tensor, "B V"]:
+    """The candidate with the highest score in each window, ties to the lower index."""
+    order = score.masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, window.gather(1, order).argsort(dim=1, stable=True))
+    sorted_window = window.gather(1, order)
+    is_first = torch.ones_like(candidates)
+    is_first[:, 1:] = sorted_window[:, 1:] != sorted_window[:, :-1]
+    return torch.zeros_like(candidates).scatter(1, order, is_first) & candidates

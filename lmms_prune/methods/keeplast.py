@@ -1,0 +1,28 @@
+"""KeepLast: the control for a bias towards late positions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lmms_prune.methods.base import ScoreMethod
+from lmms_prune.view import TokenView
+
+
+class KeepLast(ScoreMethod):
+    """Keeps the visual tokens that stand last: the bottom of the image, nearest to the question.
+
+    Rotary attention favours near positions; a method that does no better than this only has that bias.
+
+    Paper: https://arxiv.org/abs/2512.07580 (the finding that simple baselines must be in every table).
+    Differs from the paper: a control of this project.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2512.07580"
+
+    def score(self, view: TokenView) -> Float[Tensor, "B V"]:
+        place = torch.arange(view.valid.shape[1], device=view.valid.device)
+        return place.float().expand(view.valid.shape)

@@ -1,0 +1,68 @@
+"""Pool: average pooling, the control for all merging."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lmms_prune.methods.base import Method, grid_within
+from lmms_prune.ragged import add_up
+from lmms_prune.view import TokenView
+
+
+class Pool(Method):
+    """Averages the hidden states of the visual tokens in each cell of a coarser grid.
+
+    The grid is the largest one of the image's shape with at most N cells. A token at row ρ of R belongs to the cell row
+    ⌊ρ·r/R⌋ of r, and likewise for columns; deeper in the decoder a cell averages the tokens that are still there, and a
+    cell without any is left out. A cell stands at the position of its middle token. Keeps at most N.
+
+    Paper: https://arxiv.org/abs/2512.07580 (the finding that simple baselines must be in every table).
+    Differs from the paper: a control of this project.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2512.07580"
+
+    def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+        pairs = zip(view.grids, budget.tolist(), strict=True)
+        view.memory[self._key(view)] = grids = [grid_within(*grid, most) for grid, most in pairs]
+        filled = self._cells(view, grids)[1] > 0
+        place = torch.arange(view.valid.shape[1], device=filled.device)
+        return (place < filled.sum(1, keepdim=True)) & (budget.to(filled.device) > 0)[:, None]
+
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+        grids = view.memory[self._key(view)]
+        assert isinstance(grids, list)
+        sums, members, middle = self._cells(view, grids)
+        # The cells that hold tokens take the first places, in raster order.
+        order = (members == 0).long().argsort(dim=1, stable=True)
+        means = sums / members.clamp(min=1)[..., None]
+        short = keep.shape[1] - order.shape[1]
+        means = torch.nn.functional.pad(means.gather(1, order[..., None].expand_as(means)), (0, 0, 0, max(0, short)))
+        middle = torch.nn.functional.pad(middle.gather(1, order), (0, max(0, short)))
+        return means[:, : keep.shape[1]].to(view.hidden.dtype), middle[:, : keep.shape[1]]
+
+    @staticmethod
+    def _key(view: TokenView) -> str:
+        return f"pool at layer {view.layer}"
+
+    @staticmethod
+    def _cells(
+        view: TokenView, grids: list[tuple[int, int]]
+    ) -> tuple[Float[Tensor, "B C D"], Int[Tensor, "B C"], Int[Tensor, "B C"]]:
+        """For each cell the sum of its tokens, their number, and the raster index of its middle."""
+        device = view.valid.device
+        rows, columns = torch.tensor(view.grids, device=device).T[..., None]
+        r, c = torch.tensor(grids, device=device).T[..., None]
+        cells = max(a * b for a, b in grids)
+        cell = (view.index // columns) * r // rows * c + (view.index % columns) * c // columns
+        # Padding is counted in a spare last cell.
+        cell = torch.where(view.valid, cell, cells)
+        hidden = view.hidden.to(torch.promote_types(view.hidden.dtype, torch.float32))
+        sums, members = add_up(hidden, cell, cells + 1), add_up(torch.ones_like(cell), cell, cells + 1)
+        number = torch.arange(cells, device=device)
+        middle = (2 * (number // c) + 1) * rows // (2 * r) * columns + (2 * (number % c) + 1) * columns // (2 * c)
+        return sums[:, :-1], members[:, :-1], middle

@@ -1,0 +1,43 @@
+"""SGL: keep what a small model looked at while it answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lmms_prune.methods.base import ScoreMethod
+from lmms_prune.tower import Asks, TowerShape
+from lmms_prune.view import TokenView
+
+
+@dataclass(frozen=True)
+class SGL(ScoreMethod):
+    """Keeps the visual tokens that a guide model attended to most while it read the prompt and answered it.
+
+    The guide answers greedily; its attention to each visual token is summed over layers, heads, the prompt's text after
+    the image and every answer token that is fed back. The ranking is the same for all layers of the pruned model.
+
+    Args:
+        guide: folder or hub name of a smaller checkpoint of the same family with the same grid of visual tokens;
+            "self" lets the model guide itself, unpruned (a bound on what guidance can give, not a saving).
+        new_tokens: the guide's answer ends after so many tokens at the latest.
+        reference: also count the last visual token's own row, as the reference code does; the paper's text does not.
+
+    Paper: https://arxiv.org/abs/2412.03324.
+    Differs from the reference: rows of the prompt's text only, unless `reference`; sums kept, not attention maps; any
+    batch; early exit with the small answer is not part of pruning and left out.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2412.03324"
+    guide: str = "self"
+    new_tokens: int = 128
+    reference: bool = False
+
+    def asks(self, tower: TowerShape) -> Asks:
+        return Asks(pixels=True)
+
+    def score(self, view: TokenView) -> Float[Tensor, "B V"]:
+        return view.of_image(view.guided(self.guide, self.new_tokens, self.reference))

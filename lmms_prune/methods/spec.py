@@ -1,0 +1,221 @@
+"""What is known of a method without importing it: options, count rules, where it can act. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from lmms_prune.methods.base import Method
+
+
+class OptionError(ValueError):
+    """An option that a method does not have, or a value that it does not take."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method; its type is the default's: a flag, a number, a choice of texts or any text.
+
+    Args:
+        name: as written in the schedule.
+        default: what holds where it is not written.
+        help: its effect, in a line.
+        choices: the texts that a choice allows; empty for other types.
+        low, high: bounds of a number, both allowed.
+    """
+
+    name: str
+    default: bool | int | float | str
+    help: str
+    choices: tuple[str, ...] = ()
+    low: int | float | None = None
+    high: int | float | None = None
+
+    @property
+    def allowed(self) -> str:
+        """What may be written, in words."""
+        if self.choices or isinstance(self.default, bool):
+            return " and ".join(self.choices or ("true", "false"))
+        if isinstance(self.default, str):
+            return "any text without commas and semicolons"
+        kind = "whole numbers" if isinstance(self.default, int) else "numbers"
+        bounds = [f"{word} {bound:g}" for word, bound in (("from", self.low), ("to", self.high)) if bound is not None]
+        return " ".join([kind, *bounds])
+
+    def read(self, text: str) -> bool | int | float | str:
+        """The value written as `text`; raises `OptionError` with what is allowed."""
+        value = self._value(text)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is None or (number and not self._within(float(value))):
+            raise OptionError(f"option {self.name}={text}: allowed are {self.allowed}.")
+        return value
+
+    def _value(self, text: str) -> bool | int | float | str | None:
+        if self.choices:
+            return text.lower() if text.lower() in self.choices else None
+        if isinstance(self.default, bool):
+            return {"true": True, "false": False}.get(text.lower())
+        if isinstance(self.default, str):
+            return text or None
+        try:
+            return int(text) if isinstance(self.default, int) else float(text)
+        except ValueError:
+            return None
+
+    def _within(self, value: float) -> bool:
+        # NaN compares false with everything, so it is within nothing; what is infinite makes all scores alike.
+        return isfinite(value) and (-inf if self.low is None else self.low) <= value <= (
+            inf if self.high is None else self.high
+        )
+
+
+Options: TypeAlias = Mapping[str, object]
+
+
+def exactly(asked: int, present: int, options: Options) -> int:
+    """The count rule of most methods: what is asked for is kept."""
+    return asked
+
+
+def dart_count(asked: int, present: int, options: Options) -> int:
+    """8⌊N/8⌋+4: DART keeps four pivots and eight equal quotas (nothing when nothing is asked for)."""
+    if not options.get("native_count", True) or asked == 0:
+        return asked
+    return 8 * (asked // 8) + 4
+
+
+def sparsevlm_count(asked: int, present: int, options: Options) -> int:
+    """N + ⌊q/10⌋+1: SparseVLM v1.5 recycles the best q = ⌊0.3·D⌋+1 of the D dropped tokens into so many clusters."""
+    recycles = options.get("version", "v1.5") == "v1.5" and options.get("native_count", True)
+    if asked == 0 or not recycles:
+        return asked
+    kept = min(asked, present - 1)
+    return kept + (3 * (present - kept) // 10 + 1) // 10 + 1
+
+
+def all_layers(layer: int, options: Options) -> str:
+    """Of most methods all options can be had at all layers."""
+    return ""
+
+
+def tome_layers(layer: int, options: Options) -> str:
+    """Inside the tower ToMe precedes the decoder; keys are those of the layer before."""
+    if options.get("place") == "tower" and layer:
+        return "place=tower merges inside the vision tower, so the stage must stand at layer 0"
+    if options.get("metric") == "keys" and not layer and options.get("place") != "tower":
+        return "metric=keys reads the layer before, so the stage must stand at layer 1 or deeper"
+    return ""
+
+
+def folder_layers(layer: int, options: Options) -> str:
+    """The full variant folds inside the tower."""
+    if options.get("variant") == "full" and layer:
+        return "variant=full folds inside the vision tower, so the stage must stand at layer 0"
+    return ""
+
+
+READS = {
+    "attention": "attention rows of the layer before",
+    "attention ahead": "attention rows of the layer itself",
+    "keys": "keys of the layer before",
+    "hidden": "hidden states",
+    "embeddings": "input embeddings",
+    "tower": "signals from the vision tower",
+    "pixels": "the image's pixels",
+    "grid": "the image's grid",
+    "question": "the question as text",
+    "guide": "a second model",
+}
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What is known of a method without importing it.
+
+    Args:
+        name: the schedule's name, also the module's and the lower-case class's.
+        class_name: the class in ``lmms_prune.methods.<name>``.
+        paper: URL.
+        kind: "importance", "diversity", "hybrid", "merging" or "control".
+        reads: what the method uses beyond the tokens' presence: names of `READS`.
+        example: a stage as one would write it, which runs with nothing else at hand.
+        lowest_layer: the first decoder layer at whose input the method can act.
+        highest_layer: the last one; None is the model's last.
+        keep: "given": the stage says how much is kept; "none": the method drops everything and takes no keep;
+            "optional": without a keep the method decides how much by its own rule.
+        count: tokens kept in an image for (tokens asked for, tokens present, options), before the cap by what is present.
+        at_most: the method may keep fewer than `count` says; how many is known only when it has run.
+        rewrites: kept tokens do not go on as they were: they are merged, recycled or encoded anew.
+        refuses: what is wrong with a stage at (layer, options), in a sentence, or nothing.
+        crops_cache: once the prompt has run, layers that ran before what its stages dropped forget that, too: from the
+            layer before its first stage (deeper than 0) to the layer before its last one.
+        options: the options that may follow in the stage's text.
+        families: the model families on which it can run, by ``model_type``.
+        trained: it needs weights that were trained for it.
+    """
+
+    name: str
+    class_name: str
+    paper: str
+    kind: str
+    reads: tuple[str, ...]
+    example: str
+    lowest_layer: int = 0
+    highest_layer: int | None = None
+    keep: Literal["given", "none", "optional"] = "given"
+    count: Callable[[int, int, Options], int] = exactly
+    at_most: bool = False
+    rewrites: bool = False
+    refuses: Callable[[int, Options], str] = all_layers
+    crops_cache: bool = False
+    options: tuple[Option, ...] = ()
+    families: tuple[str, ...] = ("llava", "qwen2_5_vl")
+    trained: bool = False
+
+    @property
+    def drops_all(self) -> bool:
+        """Whether nothing is left after it."""
+        return self.keep == "none"
+
+    @property
+    def reads_text(self) -> str:
+        """What it reads, in words."""
+        return " and ".join(READS[name] for name in self.reads) or "nothing"
+
+    @property
+    def count_text(self) -> str:
+        """How many tokens are kept for N asked, in words."""
+        if self.drops_all:
+            return "none"
+        # A count rule's docstring begins with its formula.
+        rule = "N" if self.count is exactly else (self.count.__doc__ or "").strip().split(":")[0]
+        text = f"at most {rule}" if self.at_most else rule
+        return f"{text}, or its own rule" if self.keep == "optional" else text
+
+    @property
+    def layers_text(self) -> str:
+        """The layers at whose input it can act, in words."""
+        if self.highest_layer is None:
+            return "any" if self.lowest_layer == 0 else f"{self.lowest_layer} and deeper"
+        low, high = self.lowest_layer, self.highest_layer
+        return str(low) if low == high else f"{low} to {high}"
+
+    def option(self, name: str, text: str) -> object:
+        """The value of option `name` written as `text`; raises `OptionError` with what is allowed."""
+        for option in self.options:
+            if option.name == name:
+                return option.read(text)
+        known = [option.name for option in self.options]
+        near = get_close_matches(name, known, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Its options: {', '.join(known) or 'none'}."
+        raise OptionError(f"{self.name} has no option '{name}'. {hint}")
+
+    def build(self, options: Options) -> Method:
+        """The method itself, with the stage's options; the module is imported only now."""
+        module = import_module(f"lmms_prune.methods.{self.name}")
+        return getattr(module, self.class_name)(**options)

@@ -1,0 +1,74 @@
+"""ToDRE: keep the most diverse tokens, and withdraw them all once the text no longer looks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lmms_prune.methods.base import Method
+from lmms_prune.tower import Asks, TowerShape
+from lmms_prune.view import TokenView
+
+
+@dataclass(frozen=True)
+class ToDRE(Method):
+    """Stage 1 keeps tokens unlike each other; stage 2, written without a keep, drops an image that text ignores.
+
+    With a keep, at any layer: from the token with the highest class-token attention in the tower's selected block, add one by one the token with the
+    smallest sum of cosines to all that are kept (on the layer's input). Without a keep: an image goes entirely if the
+    attention that text pays to it in the layer before, mean over heads and text tokens, is less than tau. Published as
+    ``todre@0:0.25,todre@28`` (⌊7L/8⌋ of L layers; presets ``todre-25``, ``todre-10``).
+
+    Args:
+        tau: attention below which stage 2 drops the image; stage 1 does not read it.
+
+    Paper: https://arxiv.org/abs/2505.18757 (version 2: sums of cosines, where version 1 took the farthest point).
+    Differs from the paper: attention from the image to the text is 0 under a causal mask and is not computed; the
+    pivot's block is the one whose output is projected, as in other methods, not the tower's last; no text
+    after the image keeps it; without a class token (Qwen2.5-VL) the pivot is the token that receives most attention, not
+    a random one; at layer 0 stage 2 reads that layer's own attention; ties go to the lower index.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2505.18757"
+    tau: float = 0.1
+
+    def asks(self, tower: TowerShape) -> Asks:
+        return Asks(attention=frozenset({tower.selected}))
+
+    def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+        # A stage with a keep is never asked about an image that keeps all: there the answer does not matter.
+        own = budget == torch.tensor(view.counts, dtype=budget.dtype)
+        keep = torch.zeros_like(view.valid) if own.all() else _diverse(view, budget)
+        if own.any():
+            stays = view.valid & (self._attended(view) >= self.tau)[:, None]
+            keep = torch.where(own.to(keep.device)[:, None], stays, keep)
+        return keep
+
+    @staticmethod
+    def _attended(view: TokenView) -> Float[Tensor, " B"]:
+        """Attention that goes to the image, mean over heads and text tokens."""
+        text = view.text.valid
+        total = torch.zeros(len(text), dtype=torch.float64 if view.hidden.dtype == torch.float64 else torch.float32)
+        total = total.to(text.device)
+        for piece, attention in view.attention_chunks(view.text, ahead=view.layer == 0):
+            seen = text[:, None, piece, None] & view.valid[:, None, None]
+            total = total + torch.where(seen, attention, 0).sum((2, 3)).mean(1)
+        return torch.where(text.any(1), total / text.sum(1).clamp(min=1), torch.inf)
+
+
+def _diverse(view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+    """The pivot, and what a greedy search for small sums of cosines adds to it."""
+    hidden = view.hidden.to(torch.promote_types(view.hidden.dtype, torch.float32))
+    unit = torch.nn.functional.normalize(hidden, dim=-1)
+    rows, limit = torch.arange(len(unit), device=unit.device), budget.to(unit.device)
+    keep, sums = torch.zeros_like(view.valid), torch.zeros_like(unit[..., 0])
+    rank = -view.of_image(view.tower.saliency()).to(sums)
+    for step in range(int(budget.max()) if len(budget) else 0):
+        pick = rank.masked_fill(keep | ~view.valid, torch.inf).argmin(dim=1)
+        keep = keep.index_put((rows, pick), keep[rows, pick] | (step < limit))
+        rank = sums = sums + (unit @ unit[rows, pick, :, None]).squeeze(-1)
+    return keep

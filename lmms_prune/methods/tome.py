@@ -1,0 +1,138 @@
+"""ToMe: merge each of the most alike pairs of tokens into one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.merging import Bag, Merged, averaged, evens_first, inside_tower, no_clip, partners, summed
+from lmms_prune.methods.base import Method
+from lmms_prune.ragged import gather
+from lmms_prune.tower import Asks, ClipTower, TowerShape
+from lmms_prune.view import TokenView
+
+_NO_KEYS = "metric=keys reads the layer before, so it cannot act at layer 0; use metric=hidden, or a deeper layer."
+
+
+@dataclass(frozen=True)
+class ToMe(Method):
+    """Merges tokens into their most similar neighbours until N are left.
+
+    A pass parts the tokens, as they stand, into those at even and odd places; every even one finds the odd one with the
+    highest cosine, and the r most similar even ones are merged into theirs: the mean, weighted by how many tokens each
+    stands for, at the odd one's place. Passes with r = min(⌊n/2⌋, n-N) follow one another until N are left, in raster
+    order. Numbers of tokens are remembered from stage to stage.
+
+    Args:
+        metric: what is compared at a stage: the layer's input ("hidden"), or the head mean of the keys of the layer before
+            ("keys"; layer 1 and deeper), averaged when tokens merge.
+        place: "stage" merges the decoder layer's input. "tower" is the published form, for LLaVA at layer 0: CLIP runs
+            anew with one pass between attention and MLP of every block up to the selected one, on the head mean of its
+            keys; the class token is never merged, attention logits get the log of the numbers of tokens, the unmerged
+            even tokens stand before the odd ones in the next block, and what is left is projected, in raster order.
+
+    Paper: https://arxiv.org/abs/2210.09461.
+    Differs from the reference: merging the decoder's input is this project's; in the tower every block merges as many
+    tokens as the others (earlier ones one more, or what half of the tokens left allows), so that exactly N are left,
+    where a constant r leaves any number; a tower too shallow for that repeats passes in the selected block; cosines and
+    means in float32.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2210.09461"
+    metric: Literal["hidden", "keys"] = "hidden"
+    place: Literal["stage", "tower"] = "stage"
+
+    def prepare(self, parts: ModelParts) -> None:
+        if self.place == "tower" and parts.family.mrope:
+            raise UnsupportedModelError(no_clip("place=tower"))
+
+    def asks(self, tower: TowerShape) -> Asks:
+        return Asks(pixels=self.place == "tower")
+
+    def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+        if self.place == "tower":
+            result = inside_tower(view, budget, "place=tower", _tower_tokens)
+        else:
+            result = self._at_stage(view, budget)
+        view.memory[f"tome at layer {view.layer}"] = result
+        return result.keep & (budget > 0).to(result.keep.device)[:, None]
+
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+        result = view.memory.pop(f"tome at layer {view.layer}")
+        assert isinstance(result, Merged)
+        known = _sizes(view)
+        spare = torch.where(keep, result.index, known.shape[1])
+        _history(view)[view.layer] = pad(known, (0, 1)).scatter(1, spare, result.size.to(known.dtype))[:, :-1]
+        return result.hidden, result.index
+
+    def _at_stage(self, view: TokenView, budget: Int[Tensor, " B"]) -> Merged:
+        fine = torch.promote_types(view.hidden.dtype, torch.float32)
+        metric = None
+        if self.metric == "keys":
+            if view.layer == 0:
+                raise UnsupportedModelError(_NO_KEYS)
+            metric = view.keys(view.visual, head_mean=True).to(fine)
+        slot = torch.arange(view.valid.shape[1], device=view.valid.device).expand_as(view.valid)
+        sizes = view.of_image(_sizes(view)).to(fine)
+        tokens = Bag(view.hidden.to(fine), metric, sizes, slot, tuple(view.counts))
+        goal = [max(1, n) for n in budget.tolist()]
+        while any(n > most for n, most in zip(tokens.counts, goal, strict=True)):
+            pairs = zip(tokens.counts, goal, strict=True)
+            tokens = tokens.merge([max(0, min(n // 2, n - most)) for n, most in pairs])
+        return tokens.in_place(view)
+
+
+def rates(tokens: int, keep: int, blocks: int) -> list[list[int]]:
+    """How many of `tokens` each pass of each block merges, so that `keep` are left: as evenly as halving allows."""
+    for total in range(tokens - keep, tokens * blocks + 1):
+        left, plan = tokens, []
+        for block in range(blocks):
+            rate = total // blocks + (block < total % blocks)
+            plan.append([min(rate, left // 2, left - keep)])
+            left -= plan[-1][0]
+        if left == keep:
+            break
+    while left > keep:
+        plan[-1].append(min(left // 2, left - keep))
+        left -= plan[-1][-1]
+    return plan
+
+
+def _tower_tokens(tower: ClipTower, images: Int[Tensor, " b"], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` tokens that are left, in raster order."""
+    pixels = tower.inputs()["pixel_values"]
+    x = tower.embed(pixels[images.to(pixels.device)])
+    fine, n = torch.promote_types(x.dtype, torch.float32), x.shape[1] - 1
+    size = torch.ones(x.shape[:2], dtype=fine, device=x.device)
+    index = torch.arange(-1, n, device=x.device).expand(len(x), -1)
+    for block, passes in enumerate(rates(n, count, tower.shape.selected + 1)):
+        x, keys, _ = tower.attend(block, x, size.log() if block else None)
+        for rate in passes:
+            into = partners(keys, torch.ones_like(size, dtype=torch.bool), [rate] * len(x), protected=1)
+            order = evens_first(into, x.shape[1] - rate)
+            x, keys = (gather(averaged(part.to(fine), into, size), order).to(x.dtype) for part in (x, keys))
+            size, index = gather(summed(size, into), order), gather(index, order)
+        x = tower.feed(block, x)
+    order = index.argsort(dim=1)[:, 1:]
+    return tower.project(gather(x, order)), gather(size, order), gather(index, order)
+
+
+def _history(view: TokenView) -> dict[int, Tensor]:
+    """For each stage that has merged, how many tokens the one at each raster index stands for."""
+    history = view.memory.setdefault("tome sizes", {})
+    assert isinstance(history, dict)
+    return history
+
+
+def _sizes(view: TokenView) -> Float[Tensor, "B N"]:
+    """How many tokens the one at each raster index stands for before this stage."""
+    before = {layer: sizes for layer, sizes in _history(view).items() if layer < view.layer}
+    if before:
+        return before[max(before)].to(view.valid.device)
+    return torch.ones(len(view.sizes), max(view.sizes, default=0), device=view.valid.device)

@@ -1,0 +1,149 @@
+"""VFlowOpt: keep what the vision tower's few global tokens look at, and merge the rest cell by cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lmms_prune.methods.base import Method, highest
+from lmms_prune.ragged import add_up
+from lmms_prune.tower import Asks, Tower, TowerShape
+from lmms_prune.view import TokenView
+
+
+@dataclass(frozen=True)
+class VFlowOpt(Method):
+    """Keeps the tokens that the tower's most attended tokens attend to; before the decoder it merges the others.
+
+    Importance is the mean attention row, in the block whose output the decoder is given, of the tokens whose received
+    attention exceeds t times the mean of all. At layer 0 the least important tokens are merged, so many that N remain:
+    those in one m×m cell of the grid become their mean, weighted by importance, at the place of the most important. At
+    deeper layers the least important are dropped. Presets ``vflowopt-50``, ``vflowopt-25`` and ``vflowopt-10``, which
+    were tuned for LLaVA-OneVision: the depth of its decoder and its tower are others.
+
+    Args:
+        t: the higher, the fewer tokens ask what is important; where none is left, the most attended one does.
+        m: side of a cell, in tokens; larger cells merge the unimportant into fewer tokens.
+        alpha: adds alpha times the softmax of the entropy (bits) of each token's pixels to the importance.
+
+    Paper: https://arxiv.org/abs/2508.05211.
+    Differs from the reference: it merges round(n-N) + ⌊n/m²⌋ tokens, whatever the number of cells, here as many as
+    leave exactly N (where cells are more than N, the most important ones); the class token's row and column are left
+    out; a Qwen2.5-VL token's attention is the mean over its patches' rows and the sum over their columns; of the pixels
+    (normalised, times 255, cast to bytes with wrap-around, as in the reference) the grey value is PIL's.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2508.05211"
+    t: float = 28.683
+    m: float = 11.757
+    alpha: float = 0.0
+
+    def asks(self, tower: TowerShape) -> Asks:
+        return Asks(attention=frozenset({tower.selected}), pixels=self.alpha > 0, grids=True)
+
+    def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
+        importance = self._importance(view)
+        if view.layer:
+            return highest(importance, view.valid, budget)
+        low, leads, _ = self._groups(view, importance, budget.to(importance.device))
+        return highest(importance, (view.valid & ~low) | leads, budget)
+
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+        if view.layer:
+            return view.hidden, view.index
+        importance = self._importance(view)
+        low, leads, cell = self._groups(view, importance, keep.sum(1))
+        hidden = view.hidden.to(importance.dtype)
+        # Importances that vanish in rounding still weigh alike, so that a group of them has a mean.
+        weight = torch.where(low, importance.clamp(min=torch.finfo(importance.dtype).tiny), 0)
+        spare = hidden.shape[1] + 1
+        total = add_up(weight, cell, spare).gather(1, cell)
+        share = weight / total.clamp(min=torch.finfo(total.dtype).tiny)
+        means = add_up(hidden * share[..., None], cell, spare).gather(1, cell[..., None].expand_as(hidden))
+        return torch.where(leads[..., None], means.to(view.hidden.dtype), view.hidden), view.index
+
+    def _importance(self, view: TokenView) -> Float[Tensor, "B V"]:
+        """The same at every stage, so it is found once a prefill."""
+        key = f"vflowopt t={self.t} alpha={self.alpha}"
+        if key not in view.memory:
+            tower = view.tower
+            images = _looked_at(tower, self.t)
+            if self.alpha > 0:
+                pictures = zip(tower.images(), tower.grids, images, strict=True)
+                images = [x + self.alpha * _entropy(image, *grid).softmax(0).to(x) for image, grid, x in pictures]
+            view.memory[key] = pad_sequence([images[i] for i in tower.owner], batch_first=True)
+        importance = view.memory[key]
+        assert isinstance(importance, Tensor)
+        return view.of_image(importance)
+
+    def _groups(
+        self, view: TokenView, importance: Float[Tensor, "B V"], wanted: Int[Tensor, " B"]
+    ) -> tuple[Bool[Tensor, "B V"], Bool[Tensor, "B V"], Int[Tensor, "B V"]]:
+        """Which tokens are merged, which of these are the most important of their cells, and the cell of each token."""
+        valid, device, spare = view.valid, view.valid.device, view.valid.shape[1]
+        line = [int(place / self.m) for place in range(max((max(grid) for grid in view.grids), default=0))]
+        lines = torch.tensor(line, dtype=torch.long, device=device)
+        width, across = torch.tensor([[c, line[c - 1] + 1] for _, c in view.grids], device=device).T[..., None]
+        index = torch.where(valid, view.index, 0)
+        cell = torch.where(valid, lines[index // width] * across + lines[index % width], spare)
+
+        order = importance.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        place = torch.arange(spare, device=device).expand_as(order)
+        # How many tokens are less important; of equal ones the later are.
+        below = valid.sum(1, keepdim=True) - 1 - torch.empty_like(order).scatter_(1, order, place)
+        ends = torch.full((len(valid), spare + 1), spare, device=device)
+        first = ends.scatter_reduce(1, cell, below, "amin").gather(1, cell) == below
+        # One token of each cell remains, so that every other one that is merged makes the image smaller by one.
+        gone = torch.zeros_like(order).scatter_(1, below.clamp(min=0), (valid & ~first).long()).cumsum(1)
+        gone = gone.gather(1, below.clamp(min=0)) - (valid & ~first).long()
+        low = valid & (gone < (valid.sum(1) - wanted)[:, None])
+        tops = torch.full_like(ends, -1).scatter_reduce(1, cell, torch.where(low, below, -1), "amax")
+        return low, low & (tops.gather(1, cell) == below), cell
+
+
+def _looked_at(tower: Tower, t: float) -> list[Tensor]:
+    """The mean attention row of the tokens that are attended to most, for each image of the run."""
+    weights, before, patches = [], int(tower.shape.has_class_token), _patches(tower)
+    for received in _flow(tower, None):
+        asks = received > t * received.mean()
+        asks |= ~asks.any() & (torch.arange(len(asks), device=asks.device) == received.argmax())
+        weight = asks.to(received.dtype) / (asks.sum() * patches)
+        weights.append(torch.nn.functional.pad(weight.repeat_interleave(patches), (before, 0)))
+    return _flow(tower, weights)
+
+
+def _patches(tower: Tower) -> int:
+    """Patches of a visual token."""
+    return 1 if tower.shape.has_class_token else 4
+
+
+def _flow(tower: Tower, weights: list[Tensor] | None) -> list[Tensor]:
+    """Attention that each token receives in the selected block, head mean, summed over (weighted) rows but the class token's."""
+    before, patches, sums = int(tower.shape.has_class_token), _patches(tower), {}
+    for image, queries, keys, attention in tower.attention_chunks(tower.shape.selected):
+        if image not in sums:
+            rows, columns = tower.grids[image]
+            sums[image] = attention.new_zeros(before + patches * rows * columns)
+        weight = (queries >= before).to(attention.dtype) if weights is None else weights[image][queries]
+        sums[image][keys] += weight @ attention.mean(0)
+    return [sums[image][before:].unflatten(0, (-1, patches)).sum(-1) for image in range(len(tower.grids))]
+
+
+def _entropy(image: Float[Tensor, "3 height width"], rows: int, columns: int) -> Float[Tensor, " n"]:
+    """Entropy in bits of the grey values of each token's pixels."""
+    high, wide = image.shape[1] // rows, image.shape[2] // columns
+    values = (image[:, : rows * high, : columns * wide].to(torch.float32) * 255).long() % 256
+    red, green, blue = values
+    grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    grey = grey.unflatten(1, (columns, wide)).unflatten(0, (rows, high)).transpose(1, 2).flatten(2).flatten(0, 1)
+    counts = torch.zeros(len(grey), 256, device=grey.device).scatter_add(
+        1, grey, torch.ones_like(grey, dtype=torch.float32)
+    )
+    share = counts / grey.shape[1]
+    return torch.special.entr(share).sum(1) / log(2)

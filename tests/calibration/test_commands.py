@@ -1,0 +1,130 @@
+"""``lmms-prune calibrate …`` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from masked import BUILDERS, Searched
+from tiny import noise
+from typer.testing import CliRunner
+
+from lmms_prune import Schedule
+from lmms_prune.cli import app
+
+MODELS = {"llava": "llava_pruned", "qwen2_5_vl": "qwen2_5_vl_pruned"}
+SEARCHES = {
+    "fitprune": ["--reduction", "50"],
+    "vflowopt": ["--budget", "0.3", "--layers", "1,2", "--trials", "4"],
+    "vtw": ["--lowest", "1", "--eta", "1e9"],
+}
+
+
+def call(search: str, *args: Any) -> Any:
+    return CliRunner().invoke(app, ["calibrate", search, *map(str, args)])
+
+
+def arguments(family: str, folder: Path, samples: Path) -> list[Any]:
+    pixels = "" if family == "llava" else ",min_pixels=784"
+    model_args = f"pretrained={folder},device=cpu,dtype=float32{pixels}"
+    return ["--model", MODELS[family], "--model_args", model_args, "--data", samples]
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_a_search_prints_a_schedule_that_runs(
+    shallow: dict[str, Path], samples: Path, family: str, search: str
+) -> None:
+    given = arguments(family, shallow[family], samples)
+    result = call(search, *given, *SEARCHES[search], "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout.strip().splitlines()[-1])
+    assert said["samples"] == 3
+    schedule = Schedule.parse(said["schedule"])
+    schedule.check(4, [64] if family == "llava" else None)
+    assert {stage.method for stage in schedule.stages} == {search}
+    if family == "llava":
+        shown = call(search, *given, *SEARCHES[search])
+        assert shown.exit_code == 0
+        assert shown.stdout.strip().endswith(said["schedule"])
+    if search == "fitprune":
+        assert said["reduction"] >= 0.5
+        assert len(said["deletions"]) == 4
+    if search == "vtw":
+        assert said["schedule"] == "vtw@1"
+        assert list(said["divergences"]) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_prompts_are_those_of_an_evaluation(
+    all_searched: dict[str, Searched], shallow: dict[str, Path], family: str
+) -> None:
+    """The checkpoint's own chat template and processor, the image first."""
+    from lmms_prune.harness.models import LlavaPruned, Qwen25VLPruned
+
+    kind = {"llava": LlavaPruned, "qwen2_5_vl": Qwen25VLPruned}[family]
+    given = {"pretrained": str(shallow[family]), "device": "cpu", "dtype": "float32"}
+    pixels = {} if family == "llava" else {"min_pixels": 784, "max_pixels": 784 * 64}
+    wrapper = kind.create_from_arg_string({**given, **pixels})
+    image = noise(1)
+    got, want = wrapper.inputs(image, "how many"), all_searched[family].sdpa.inputs(["how many"], [[image]])
+    assert set(got) == set(want)
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor.to(got[name].dtype)), name
+    assert got["pixel_values"].dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_as_a_process(shallow: dict[str, Path], samples: Path) -> None:
+    line = [str(Path(sys.executable).parent / "lmms-prune"), "calibrate", "vtw", "--lowest", "2", "--json"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    given = [*map(str, arguments("llava", shallow["llava"], samples)), "--limit", "1", "--eta", "0"]
+    process = subprocess.run([*line, *given], env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == 1
+    said = json.loads(process.stdout.strip().splitlines()[-1])
+    assert (said["schedule"], said["samples"], list(said["divergences"])) == (None, 1, ["2", "3"])
+    assert "lmms-prune: no layer's divergence is at or below --eta 0.\n" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("search", "more", "message"),
+    [
+        ("vtw", ["--model", "llava"], "--model llava is unknown; use llava_pruned or qwen2_5_vl_pruned."),
+        ("vtw", ["--model", "qwen2_5_vl_pruned"], "is of type 'llava': use --model llava_pruned"),
+        ("vtw", ["--model_args", "pretrained=/nowhere"], "pretrained=/nowhere is no checkpoint"),
+        ("vtw", ["--model_args", "schedule=vtw@3"], "--model_args schedule=…: the search itself decides"),
+        ("vtw", ["--model_args", "budget=0.5"], "--model_args budget=…: the search itself decides"),
+        ("vtw", ["--model_args", "pretraind=x"], "unknown argument 'pretraind'"),
+        ("vtw", ["--data", "/nowhere.jsonl"], "--data /nowhere.jsonl cannot be read: No such file"),
+        ("vtw", ["--images", "/nowhere"], "--images /nowhere is no folder"),
+        ("vtw", ["--limit", "0"], "--limit"),
+        ("vtw", ["--lowest", "9"], "--lowest 9 is beyond the model, whose layers are 0 to 3."),
+        ("fitprune", ["--reduction", "100"], "--reduction 100 must lie between 0 and 100 percent."),
+        ("fitprune", ["--reduction", "99"], "--reduction 99: of this model at most"),
+        ("fitprune", [], "--reduction"),
+        ("vflowopt", ["--budget", "192t"], "--budget 192t is no ratio"),
+        ("vflowopt", ["--budget", "0.2"], "--layers 9,18 must increase and lie between 1 and 3"),
+        ("vflowopt", ["--budget", "0.2", "--layers", "1;2"], "--layers 1;2 must be whole numbers with commas: 9,18."),
+    ],
+)
+def test_errors_exit_with_2_and_one_message(
+    shallow: dict[str, Path], samples: Path, search: str, more: list[str], message: str
+) -> None:
+    result = call(search, *arguments("llava", shallow["llava"], samples), *more)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_samples_are_read_before_the_weights(samples: Path) -> None:
+    file = samples.parent / "text.jsonl"
+    file.write_text('{"image": "samples.jsonl", "question": "x"}', "utf-8")
+    assert "cannot be read: No such file" in call("vtw", "--model", "x", "--data", "/nowhere.jsonl").output
+    assert "--model x is unknown" in call("vtw", "--model", "x", "--data", file).output

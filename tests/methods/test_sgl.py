@@ -1,0 +1,168 @@
+"""SGL against eager attention of whole answers; the guide as the model itself and as a second checkpoint."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import slow
+import torch
+from observed import BUILDERS, LAYERS, Tiny, assert_agree, eager_attentions, kept, load_tiny, places
+from torch import Tensor
+
+from lmms_prune import prune
+from lmms_prune.families import UnsupportedModelError
+from lmms_prune.guide import answer_attention
+
+TOKENS = 6
+
+
+@pytest.fixture(scope="module")
+def guides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Guides with half the layers and other weights."""
+    root = tmp_path_factory.mktemp("guides")
+    return {family: build(root / family, layers=LAYERS // 2, seed=5) for family, build in BUILDERS.items()}
+
+
+def answered(tiny: Tiny, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One prompt with its greedy answer appended, but for the last token, which is never fed back."""
+    model = tiny.model()
+    with torch.no_grad():
+        output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    fed = output[:, inputs["input_ids"].shape[1] : -1]
+    longer = {**inputs, "input_ids": output[:, :-1]}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    if "mm_token_type_ids" in inputs:
+        longer["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(fed)], dim=1)
+    return longer
+
+
+def by_loops(attentions: Sequence[Tensor], visual: Sequence[int], queries: Sequence[int]) -> dict[int, float]:
+    """Attention of `queries` to each visual token in plain loops: the mean over layers, heads and rows."""
+    totals = dict.fromkeys(range(len(visual)), 0.0)
+    terms = 0
+    for layer in attentions:
+        for head in layer[0].tolist():
+            for query in queries:
+                terms += 1
+                for raster, column in enumerate(visual):
+                    totals[raster] += head[query][column]
+    return {raster: total / terms for raster, total in totals.items()}
+
+
+def slow_sgl(tiny: Tiny, row: tuple, keep: float, reference: bool = False) -> tuple[set[int], float]:
+    longer = answered(tiny, tiny.batch([row]))
+    attentions = eager_attentions(tiny, longer, torch.float64)
+    [place] = places(longer["input_ids"], longer["attention_mask"], tiny.model().config.image_token_id)
+    queries = ([place.visual[-1]] if reference else []) + place.text
+    scores = by_loops(attentions, place.visual, queries)
+    order, count = slow.best_first(scores), round(keep * len(scores))
+    margin = scores[order[count - 1]] - scores[order[count]]
+    return set(order[:count]), margin
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", [False, True])
+def test_equals_slow_reference(tiny: Tiny, reference: bool) -> None:
+    rng = random.Random(3)
+    amount = 50 if reference else 200
+    rows = [tiny.row(rng) for _ in range(amount)]
+    got, want = [], []
+    for start in range(0, amount, 25):
+        text = f"sgl@2:0.3;new_tokens={TOKENS}" + (";reference=true" if reference else "")
+        trace, _ = tiny.run(tiny.batch(rows[start : start + 25]), text)
+        got += kept(trace)
+        want += [slow_sgl(tiny, row, 0.3, reference) for row in rows[start : start + 25]]
+    assert len(got) == amount
+    assert_agree(got, want)
+
+
+def test_a_few_equal_the_slow_reference(tiny: Tiny) -> None:
+    rng = random.Random(4)
+    rows = [tiny.row(rng) for _ in range(5)]
+    trace, _ = tiny.run(tiny.batch(rows), f"sgl@0:0.4;new_tokens={TOKENS}")
+    assert_agree(kept(trace), [slow_sgl(tiny, row, 0.4) for row in rows])
+
+
+def test_answers_of_different_lengths_count_to_their_end(tiny: Tiny) -> None:
+    """A row whose answer ends early is fed padding while the others go on; that padding must not count."""
+    rng = random.Random(8)
+    rows = [tiny.row(rng, words=words) for words in (1, 3, 5, 9, 12, 15, 17, 20)]
+    model = tiny.model()
+    with torch.no_grad():
+        lengths = {
+            len(answered(tiny, tiny.batch([row]))["input_ids"][0]) - len(tiny.batch([row])["input_ids"][0])
+            for row in rows
+        }
+        together = answer_attention(model, tiny.batch(rows), TOKENS, False)
+        alone = [answer_attention(model, tiny.batch([row]), TOKENS, False)[0] for row in rows]
+    assert len(lengths) > 1, "the answers differ in length, or the case is not tried"
+    for mine, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine, single)
+
+
+def test_by_hand(all_tiny: dict[str, Tiny]) -> None:
+    """With one answer token, nothing is fed back: the sums are those of the prompt's rows. Sums over all keys are 1."""
+    tiny = all_tiny["llava"]
+    inputs = tiny.batch([tiny.row(random.Random(1))])
+    [sums] = answer_attention(tiny.model(), inputs, 1, False)
+    attentions = eager_attentions(tiny, inputs, torch.float64)
+    [place] = places(inputs["input_ids"], inputs["attention_mask"], tiny.model().config.image_token_id)
+    first, last = place.visual[0], place.visual[-1] + 1
+    want = sum(layer[0, :, place.text, first:last].sum((0, 1)) for layer in attentions)
+    assert isinstance(want, Tensor)
+    torch.testing.assert_close(sums, want, atol=1e-4, rtol=0)
+    rows = len(place.text) * len(attentions) * attentions[0].shape[1]
+    assert 0 < float(sums.sum()) < rows
+    [more] = answer_attention(tiny.model(), inputs, 1, True)
+    own = sum(layer[0, :, last - 1, first:last].sum(0) for layer in attentions)
+    torch.testing.assert_close(more - sums, own, atol=1e-4, rtol=0)
+
+
+def test_a_second_model_guides(tiny: Tiny, guides: dict[str, Path]) -> None:
+    """The ranking is the guide's own, at any layer of the guided model; the guided model's own would differ."""
+    rng = random.Random(9)
+    inputs = tiny.batch([tiny.row(rng, images=images) for images in (1, 2, 0, 1)])
+    small = load_tiny(tiny.family, guides[tiny.family]).model()
+    sums = answer_attention(small, inputs, TOKENS, False)
+    want = [set(x.argsort(descending=True, stable=True)[: round(0.3 * len(x))].tolist()) for x in sums]
+    chosen = []
+    for layer in (0, 3, 7):
+        text = f"sgl@{layer}:0.3;guide={guides[tiny.family]};new_tokens={TOKENS}"
+        chosen.append(kept(tiny.run(inputs, text)[0]))
+    assert chosen == [want] * 3
+    assert kept(tiny.run(inputs, f"sgl@3:0.3;new_tokens={TOKENS}")[0]) != want
+
+
+def test_the_guided_model_goes_on_as_if_nothing_had_happened(tiny: Tiny) -> None:
+    """Guiding itself, the model runs inside its own prefill: answer, cache and positions are those of the mask alone."""
+    rng = random.Random(10)
+    inputs, model = tiny.batch([tiny.row(rng) for _ in range(3)]), tiny.model()
+    with torch.no_grad():
+        with prune(model, f"sgl@2:0.3;new_tokens={TOKENS}") as trace:
+            guided = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        again = {tuple(sorted(tokens)) for row in trace.rows for tokens in row.indices(0)}
+        assert len(trace.rows) == 3, "the guide's own run leaves no trace"
+        scores = answer_attention(model, inputs, TOKENS, False)
+        want = {tuple(sorted(x.argsort(descending=True)[: round(0.3 * len(x))].tolist())) for x in scores}
+        assert again == want
+        with prune(model, f"sgl@2:0.3;new_tokens={TOKENS}"):
+            logits = model(**inputs, logits_to_keep=1).logits[:, -1]
+    assert torch.isfinite(logits).all()
+    assert guided.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_guides_that_cannot_be_used(all_tiny: dict[str, Tiny], guides: dict[str, Path], tmp_path: Path) -> None:
+    llava, qwen = all_tiny["llava"], all_tiny["qwen2_5_vl"]
+
+    def attempt(tiny: Tiny, guide: object, match: str) -> None:
+        with pytest.raises(UnsupportedModelError, match=match), prune(tiny.model(), f"sgl@2:0.3;guide={guide}"):
+            pytest.fail("the error comes before anything runs")
+
+    attempt(llava, tmp_path / "nowhere", r"guide=.*nowhere cannot be loaded")
+    attempt(llava, guides["qwen2_5_vl"], "model_type is qwen2_5_vl, the model's llava")
+    attempt(qwen, guides["llava"], "does not read the model's prompts")
+    larger = BUILDERS["llava"](tmp_path / "larger", layers=2, image_size=168)
+    attempt(llava, larger, "another grid of visual tokens: its image_size differs")
