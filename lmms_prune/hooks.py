@@ -19,7 +19,7 @@ from lmms_prune.ragged import Packing, attention_mask, gather, gather_rotary, pa
 from lmms_prune.refusals import PruningError, refuse_cache, refuse_growing_prompt, refuse_inputs
 from lmms_prune.schedule import OWN, Schedule, Stage
 from lmms_prune.tower import Asks, Tower, TowerRecorder, TowerRun, tower_shape
-from lmms_prune.trace import Trace
+from lmms_prune.trace import RowTrace, Trace
 from lmms_prune.view import LayerInput
 
 POSITIONS = ("original", "compact")
@@ -135,17 +135,27 @@ class _Prefill:
 
 
 class _Recorder:
-    """The one hook of a block without stages: it only writes down what the unpruned model sees."""
+    """The hooks of a block without stages: they only write down what the unpruned model sees."""
 
     def __init__(self, parts: ModelParts, samples: Sequence[str] | None, trace: Trace):
         self.parts, self.samples, self.trace = parts, samples, trace
+        self.open: list[RowTrace] = []
 
     def register(self) -> Iterator[Any]:
-        """Put the hook on."""
+        """Put the hooks on."""
         yield self.parts.multimodal.register_forward_pre_hook(self.record, with_kwargs=True)
+        yield self.parts.multimodal.register_forward_hook(self.note_cache)
+
+    def note_cache(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Note what the prefill left in the cache."""
+        cache = getattr(output, "past_key_values", None)
+        for row in self.open:
+            row.cached = [] if cache is None else [layer.keys.shape[-2] for layer in cache.layers]
+        self.open = []
 
     def record(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Note a prefill; decode steps are known by their filled cache, chunks of a prompt by their missing images."""
+        self.open = []
         inputs = _inputs(args, kwargs)
         ids, cache, mask = (inputs.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
         if (
@@ -164,6 +174,7 @@ class _Recorder:
         layers = len(self.parts.layers)
         for row in rows:
             row.visual, row.computed = [row.visual_tokens] * layers, [ids.shape[1]] * layers
+        self.open = rows
         self.trace.rows += rows
 
 

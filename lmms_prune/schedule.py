@@ -13,7 +13,7 @@ Nothing in this module needs torch, so a schedule can be checked in milliseconds
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from difflib import get_close_matches
@@ -247,6 +247,44 @@ class Schedule:
         Raises:
             ScheduleError: no ``?`` or several, or a budget that cannot be met; the message says what can.
         """
+        n = visual_tokens or _FINE
+        index = self._to_solve()
+        limit, in_tokens = _parse_budget(budget, n, visual_tokens)
+
+        def unmet(smallest: Fraction | float, largest: Fraction | float) -> str:
+            return _unmet(budget, n, in_tokens, Fraction(smallest), Fraction(largest))
+
+        # A ratio is sought on a grid of four decimals, so that it means the same for every image.
+        solved = self._largest(index, n, in_tokens, lambda filled: filled.average(layers, [n]), limit, unmet)
+        solved.check(layers, [visual_tokens] if visual_tokens else None)
+        return solved
+
+    def solve_for(
+        self,
+        cost: Callable[[Schedule], int | float],
+        limit: int | float,
+        layers: int,
+        visual_tokens: int,
+        unmet: Callable[[float, float], str],
+    ) -> Schedule:
+        """Replace the one ``?`` by the largest number of tokens at which `cost` stays within `limit`.
+
+        Args:
+            cost: of a schedule without a ``?``; must not fall when more is kept.
+            limit: in the unit of `cost`.
+            layers: decoder layers of the model.
+            visual_tokens: original tokens of an image.
+            unmet: the message where that cannot be, given the smallest and the largest possible cost.
+
+        Raises:
+            ScheduleError: no ``?`` or several, or a limit that cannot be met.
+        """
+        solved = self._largest(self._to_solve(), visual_tokens, True, cost, limit, unmet)
+        solved.check(layers, [visual_tokens])
+        return solved
+
+    def _to_solve(self) -> int:
+        """The stage whose keep a budget is to solve."""
         if sum(stage.keep is None for stage in self.stages) != 1:
             raise ScheduleError(f"a budget needs a schedule with exactly one '?', e.g. 'dart@2:?'; got '{self}'.")
         own = next((i for i, stage in enumerate(self.stages) if stage.keep == OWN), None)
@@ -254,10 +292,19 @@ class Schedule:
             raise self._error(
                 own, f"stage {own + 1} decides by itself how much it keeps, so no budget can be solved; give it a keep."
             )
-        index, n = self.unknown, visual_tokens or _FINE
-        assert index is not None
-        limit, in_tokens = _parse_budget(budget, n, visual_tokens)
-        # A ratio is sought on a grid of four decimals, so that it means the same for every image.
+        assert self.unknown is not None
+        return self.unknown
+
+    def _largest(
+        self,
+        index: int,
+        n: int,
+        in_tokens: bool,
+        cost: Callable[[Schedule], Fraction | float],
+        limit: Fraction | float,
+        unmet: Callable[[Any, Any], str],
+    ) -> Schedule:
+        """The schedule whose stage `index` keeps most of `n` tokens at no more than `limit`."""
         grid = n if in_tokens else _FINE
 
         def filled(step: int) -> Schedule:
@@ -274,20 +321,18 @@ class Schedule:
         high = grid if index == 0 else floor(steps(self.stages[index - 1]))
         low = 0 if index + 1 == len(self.stages) else ceil(steps(self.stages[index + 1]))
         top = high
-        smallest, largest = (filled(step).average(layers, [n]) for step in (low, high))
+        smallest, largest = (cost(filled(step)) for step in (low, high))
         if smallest > limit or largest < limit:
-            raise self._error(index, _unmet(budget, n, in_tokens, smallest, largest))
+            raise self._error(index, unmet(smallest, largest))
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if filled(middle).average(layers, [n]) <= limit else (low, middle - 1)
+            low, high = (middle, high) if cost(filled(middle)) <= limit else (low, middle - 1)
         # Several counts may leave the same tokens (DART's quotas): say the number that is really kept, where asking for
         # it leaves it (with recycling it would not).
         kept = filled(low).plan([n])
         if in_tokens and kept[index][0] <= top and filled(kept[index][0]).plan([n]) == kept:
             low = kept[index][0]
-        solved = filled(low)
-        solved.check(layers, [visual_tokens] if visual_tokens else None)
-        return solved
+        return filled(low)
 
     def _check_stage(self, i: int, stage: Stage) -> None:
         spec = stage.spec

@@ -1,0 +1,74 @@
+"""FLOPs and cache bytes from a model's sizes and the tokens that each layer really had.
+
+One multiply-accumulate is 2 FLOPs. Only matrix products are counted, as torch's ``FlopCounterMode`` counts them:
+attention over all pairs of a sequence, although half of them are masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+from lmms_prune.efficiency.architecture import Architecture, Tower
+
+Number = int | float
+
+
+def prefill_flops(model: Architecture, tokens: Sequence[Number], logits: int = 1) -> Number:
+    """FLOPs of the decoder over one prompt.
+
+    Args:
+        model: its sizes.
+        tokens: sequence length in each decoder layer, text and visual tokens together; may be averages.
+        logits: positions at which the output matrix is applied.
+    """
+    return sum(_layer(model, n, n) for n in tokens) + _output(model, logits)
+
+
+def decode_flops(model: Architecture, cached: Sequence[int], steps: int) -> Number:
+    """FLOPs of the `steps` passes after a prefill that left `cached` tokens in each layer's cache.
+
+    The first new token comes out of the prefill, so an answer of n tokens takes n - 1 steps.
+    """
+    past = sum(_layer(model, 1, n + step) for n in cached for step in range(1, steps + 1))
+    return past + steps * _output(model, 1)
+
+
+def kv_bytes(model: Architecture, cached: Sequence[Number]) -> list[Number]:
+    """Bytes of keys and values of one row in each layer's cache of `cached` tokens."""
+    return [2 * n * model.kv_heads * model.head_dim * model.bytes_per_number for n in cached]
+
+
+def tower_flops(tower: Tower, grid: tuple[int, int]) -> int:
+    """FLOPs of the vision tower and the projector on one image of `grid` rows and columns of visual tokens."""
+    tokens = grid[0] * grid[1]
+    patches = tokens * tower.merge**2
+    sequence = patches + (tower.kind == "clip")  # CLIP puts a class token before the patches
+    embed = 2 * patches * tower.patch * tower.hidden
+    matrices = 4 * tower.hidden**2 + tower.matrices * tower.hidden * tower.intermediate
+    blocks = 2 * tower.layers * sequence * matrices
+    full = sum(layer in tower.full for layer in range(tower.layers))
+    pairs = full * sequence**2 + (tower.layers - full) * _windowed(tower, grid)
+    projector = sum(2 * tokens * wide * out for wide, out in tower.projector)
+    return embed + blocks + 4 * pairs * tower.hidden + projector
+
+
+def _layer(model: Architecture, queries: Number, keys: Number) -> Number:
+    """FLOPs of one decoder layer on `queries` tokens that attend to `keys`."""
+    wide = model.heads * model.head_dim
+    projections = model.hidden * (2 * wide + 2 * model.kv_heads * model.head_dim)
+    return 2 * queries * (projections + 3 * model.hidden * model.intermediate) + 4 * queries * keys * wide
+
+
+def _output(model: Architecture, positions: int) -> int:
+    return 2 * positions * model.hidden * model.vocabulary
+
+
+def _windowed(tower: Tower, grid: tuple[int, int]) -> int:
+    """Pairs of patches that attend to each other in windows; those at the right and the bottom may be smaller."""
+    if not tower.window:
+        return 0
+    down, across = (
+        [min(tower.window, side - start * tower.window) for start in range(ceil(side / tower.window))] for side in grid
+    )
+    return sum((rows * columns * tower.merge**2) ** 2 for rows in down for columns in across)

@@ -1,0 +1,88 @@
+"""What a schedule will cost on a model, before anything runs; and schedules that fit a budget of cost."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import isqrt
+
+from lmms_prune.efficiency.architecture import Architecture
+from lmms_prune.efficiency.cost import Number, kv_bytes, prefill_flops, tower_flops
+from lmms_prune.schedule import Schedule, ScheduleError
+
+MIB = 2**20
+_UNITS: dict[str, dict[str, float]] = {"flops": {"T": 1e12, "G": 1e9}, "kv": {"MiB": MIB, "GiB": 2**30}}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One prompt with one image.
+
+    Args:
+        visual: visual tokens in each decoder layer.
+        flops: of the decoder's prefill, with the output matrix at the last position.
+        tower_flops: of the vision tower and the projector, which no schedule changes.
+        kv_bytes: of the cache at the prefill's end.
+    """
+
+    visual: tuple[int, ...]
+    flops: Number
+    tower_flops: int
+    kv_bytes: Number
+
+
+def estimate(model: Architecture, schedule: Schedule, visual_tokens: int, text_tokens: Number) -> Estimate:
+    """What `schedule`, every ``?`` solved, costs on a prompt of `text_tokens` and one image of `visual_tokens`.
+
+    Text tokens may be an average, 116.4 for one. What a method itself computes, a guide or a second pass through the
+    tower is not in it.
+    """
+    visual = schedule.layer_counts(model.layers, [visual_tokens])
+    lengths = [n + text_tokens for n in visual]
+    tower = tower_flops(model.tower, _grid(visual_tokens))
+    return Estimate(tuple(visual), prefill_flops(model, lengths), tower, sum(kv_bytes(model, lengths)))
+
+
+def solved(schedule: Schedule, budget: str, model: Architecture, visual_tokens: int, text_tokens: Number) -> Schedule:
+    """`schedule` with its ``?`` filled so that it costs at most `budget`.
+
+    Args:
+        schedule: with exactly one ``?``.
+        budget: ``192t`` or ``0.5`` (average visual tokens a layer), ``flops=30%`` or ``kv=30%`` (of the unpruned
+            decoder's prefill), ``flops=2.5T``, ``kv=100MiB``.
+        model: whose cost is meant.
+        visual_tokens: of the image.
+        text_tokens: of the prompt.
+
+    Raises:
+        ScheduleError: a budget that is not understood or cannot be met, no ``?`` or several.
+    """
+    name, found, amount = budget.strip().partition("=")
+    if not found:
+        return schedule.solve(budget, model.layers, visual_tokens)
+    if name not in _UNITS:
+        raise ScheduleError(f"budget '{budget}': '{name}' is not known; use flops= or kv=, or tokens: 192t.")
+
+    def cost(filled: Schedule) -> Number:
+        said = estimate(model, filled, visual_tokens, text_tokens)
+        return said.flops if name == "flops" else said.kv_bytes
+
+    whole = cost(Schedule(()))
+    units = {"%": whole / 100, **_UNITS[name]}
+    read = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*({'|'.join(units)})", amount.strip())
+    if read is None:
+        example = "flops=30% or flops=2.5T" if name == "flops" else "kv=30% or kv=100MiB"
+        raise ScheduleError(f"budget '{budget}' is no amount with a unit; write {example}.")
+    unit = read[2]
+
+    def unmet(smallest: Number, largest: Number) -> str:
+        low, high = (f"{value / units[unit]:.4g}{unit}" for value in (smallest, largest))
+        return f"the budget {budget} cannot be met: the other stages alone leave {low} to {high}."
+
+    return schedule.solve_for(cost, float(read[1]) * units[unit], model.layers, visual_tokens, unmet)
+
+
+def _grid(tokens: int) -> tuple[int, int]:
+    """The rows and columns nearest to a square that have `tokens` in all."""
+    rows = next(rows for rows in range(isqrt(tokens), 0, -1) if tokens % rows == 0)
+    return rows, tokens // rows

@@ -1,0 +1,140 @@
+"""What a schedule will cost, and schedules that fit a budget of cost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from lmms_prune.cli import app
+from lmms_prune.efficiency.architecture import NAMED, architecture
+from lmms_prune.efficiency.estimate import MIB, estimate, solved
+from lmms_prune.schedule import Schedule, ScheduleError
+
+LLAVA = architecture("llava-1.5-7b")
+PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "FORCE_COLOR": None, "TTY_COMPATIBLE": None, "COLUMNS": "120"}
+
+
+def call(*args: str):
+    return CliRunner().invoke(app, ["schedule", *args], env=PLAIN)
+
+
+def said(*args: str) -> dict:
+    result = call(*args, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output.strip().splitlines()[-1])
+
+
+def test_the_papers_rows_on_the_command_line() -> None:
+    """Table 3 of arXiv 2512.07580: DART+Random at 192 tokens."""
+    shown = said("dart@2:252t,random@20:38t", "--model", "llava-1.5-7b", "--text-tokens", "116.4")
+    assert shown["avg_visual_tokens"] == 192
+    assert shown["tflops"] == pytest.approx(4.06, rel=0.01)
+    assert shown["kv_mib"] == pytest.approx(154.2, rel=0.01)
+    assert shown["share_flops"] == pytest.approx(4.06 / 9.22, rel=0.01)
+    assert shown["layer_visual_tokens"] == [576] * 2 + [252] * 18 + [38] * 12
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_none_is_the_whole(name: str) -> None:
+    shown = said("none", "--model", name)
+    assert shown["share_flops"] == shown["share_kv"] == 1
+    assert shown["visual_tokens"] == (576 if name.startswith("llava") else 1280)
+    assert said("vtw@0", "--model", name)["share_kv"] == pytest.approx(64 / (64 + shown["visual_tokens"]))
+
+
+@pytest.mark.parametrize(
+    "text", ["dart@2:?,random@20:38t", "divprune@0:?", "fastv@3:?,vtw@25", "divprune@0:0.5,random@9:?"]
+)
+@pytest.mark.parametrize("budget", ["flops=40%", "flops=3.5T", "kv=40%", "kv=130MiB"])
+def test_a_budget_of_cost_is_met_by_the_largest_number_of_tokens(text: str, budget: str) -> None:
+    """One more token, or with DART one more that counts, would be too much."""
+    read = Schedule.parse(text)
+    found = solved(read, budget, LLAVA, 576, 64)
+    index = read.unknown
+    assert index is not None
+    whole = estimate(LLAVA, Schedule(()), 576, 64)
+
+    def cost(schedule: Schedule) -> float:
+        one = estimate(LLAVA, schedule, 576, 64)
+        return one.flops if budget.startswith("flops") else one.kv_bytes
+
+    total = whole.flops if budget.startswith("flops") else whole.kv_bytes
+    limit = {"flops=40%": 0.4 * total, "flops=3.5T": 3.5e12, "kv=40%": 0.4 * total, "kv=130MiB": 130 * MIB}[budget]
+    kept = found.plan([576])[index][0]
+    above = 576 if index == 0 else found.plan([576])[index - 1][0]
+    assert cost(found) <= limit
+    more = [Schedule.parse(text.replace("?", f"{n}t")) for n in range(kept + 1, above + 1)]
+    larger = [one for one in more if one.plan([576])[index][0] > kept]
+    assert not larger or cost(larger[0]) > limit
+
+
+@settings(deadline=None)
+@given(st.integers(0, 31), st.integers(1, 576), st.integers(0, 300))
+def test_cost_never_falls_when_more_is_kept(layer: int, kept: int, text: int) -> None:
+    one, two = (estimate(LLAVA, Schedule.parse(f"random@{layer}:{n}t"), 576, text) for n in (kept - 1, kept))
+    assert one.flops < two.flops
+    assert one.kv_bytes < two.kv_bytes
+
+
+def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
+    read = Schedule.parse("dart@2:?,random@20:38t")
+    for budget in ("192t", "0.4"):
+        assert solved(read, budget, LLAVA, 576, 64) == read.solve(budget, 32, 576)
+    assert Fraction(192) == solved(read, "192t", LLAVA, 576, 64).average(32, [576])
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ("kv=10MiB", r"kv=10MiB cannot be met: the other stages alone leave 66\.88MiB to 219\.1MiB"),
+        ("flops=1%", "cannot be met"),
+        ("kv=100", "write kv=30% or kv=100MiB"),
+        ("flops=100MiB", "write flops=30% or flops=2.5T"),
+        ("memory=3GiB", "'memory' is not known; use flops= or kv="),
+    ],
+)
+def test_budgets_that_cannot_be(budget: str, message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        solved(Schedule.parse("dart@2:?,random@20:38t"), budget, LLAVA, 576, 64)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["dart@2:?", "--budget", "kv=100MiB"], "needs a model"),
+        (["dart@2:0.5", "--model", "llava"], "unknown architecture 'llava'"),
+        (["dart@2:0.5", "--model", "llava-1.5-7b", "--layers", "28"], "has 32 decoder layers"),
+        (["dart@30:0.5", "--model", "qwen2.5-vl-7b"], "layers are 0 to 27"),
+    ],
+)
+def test_errors_exit_with_2_and_one_message(args: list[str], message: str) -> None:
+    result = call(*args)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_the_curve_falls_where_a_stage_acts() -> None:
+    output = call("random@8:0.5,vtw@16", "--model", "llava-1.5-7b").output
+    (top,) = [line for line in output.splitlines() if line.startswith("   576 ")]
+    assert top[7:] == "█" * 16 + " " * len(top[7 + 16 :])
+    (bottom,) = [line for line in output.splitlines() if line.startswith("    96 ")]
+    assert bottom[7:].rstrip() == "█" * 32
+
+
+def test_costs_need_no_torch() -> None:
+    """The whole command, as a process: neither torch nor transformers is imported."""
+    code = (
+        "import sys; from lmms_prune.cli import app; "
+        "app(['schedule', 'dart@2:?', '--model', 'llava-1.5-7b', '--budget', 'flops=40%'], standalone_mode=False); "
+        "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
