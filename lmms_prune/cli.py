@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,41 +43,86 @@ def main(
 @app.command()
 def schedule(
     text: Annotated[str, typer.Argument(help="A schedule such as 'dart@2:0.44,random@20:0.07', or a preset's name.")],
-    layers: Annotated[int, typer.Option(min=1, help="Decoder layers of the model.")] = 32,
-    visual_tokens: Annotated[int, typer.Option(min=1, help="Visual tokens of one image.")] = 576,
-    budget: Annotated[str | None, typer.Option(help="Solves the one '?': '192t' or a ratio such as '0.5'.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Shows the cost too: llava-1.5-7b, qwen2.5-vl-7b, a config.json or a folder.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Decoder layers; default: the model's, or 32.")] = None,
+    visual_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Visual tokens of one image; default: LLaVA's own, Qwen2.5-VL 1280, or 576."),
+    ] = None,
+    text_tokens: Annotated[float, typer.Option(min=0, help="Text tokens of the prompt; may be an average.")] = 64.0,
+    budget: Annotated[
+        str | None, typer.Option(help="Solves the one '?': 192t or 0.5; with --model flops=30%, kv=100MiB too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a schedule, solve its '?', and show what each stage keeps and the average over the layers."""
+    """Check a schedule, solve its '?', and show what each stage keeps, the average over the layers, and the cost."""
+    from lmms_prune.efficiency.architecture import ArchitectureError, architecture
+    from lmms_prune.efficiency.estimate import MIB, estimate, solved
+
     try:
+        sizes = None if model is None else architecture(model)
+        if sizes is not None and layers is not None and layers != sizes.layers:
+            _fail(f"--layers {layers}: {model} has {sizes.layers} decoder layers; leave --layers out.")
+        depth = sizes.layers if sizes else layers or 32
+        tokens = visual_tokens or (576 if sizes is None else sizes.tower.image_tokens or 1280)
         read = Schedule.parse(text)
-        if budget is not None:
-            read = read.solve(budget, layers, visual_tokens)
-        read.check(layers, [visual_tokens])
-    except ScheduleError as error:
+        if budget is not None and sizes is not None:
+            read = solved(read, budget, sizes, tokens, text_tokens)
+        elif budget is not None and "=" in budget:
+            _fail(f"--budget {budget}: a budget of cost needs a model, e.g. --model llava-1.5-7b.")
+        elif budget is not None:
+            read = read.solve(budget, depth, tokens)
+        read.check(depth, [tokens])
+    except (ScheduleError, ArchitectureError) as error:
         _fail(str(error))
-    kept = [sum(images) for images in read.plan([visual_tokens])]
-    average = float(read.average(layers, [visual_tokens]))
+    kept = [sum(images) for images in read.plan([tokens])]
+    average = float(read.average(depth, [tokens]))
+    cost: dict[str, Any] = {}
+    if sizes is not None:
+        said, whole = (estimate(sizes, one, tokens, text_tokens) for one in (read, Schedule(())))
+        cost = {"model": sizes.name, "visual_tokens": tokens, "text_tokens": text_tokens}
+        cost |= {"tflops": said.flops / 1e12, "share_flops": said.flops / whole.flops}
+        cost |= {"kv_mib": said.kv_bytes / MIB, "share_kv": said.kv_bytes / whole.kv_bytes}
+        cost |= {"tower_tflops": said.tower_flops / 1e12, "layer_visual_tokens": list(said.visual)}
     if as_json:
         stages = [
             {"method": s.method, "layer": s.layer, "kept_tokens": n, "at_most": s.at_most, "options": dict(s.options)}
             for s, n in zip(read.stages, kept, strict=True)
         ]
-        said = {"schedule": str(read), "stages": stages, "avg_visual_tokens": average, "at_most": read.at_most}
-        typer.echo(json.dumps(said))
+        about = {"schedule": str(read), "stages": stages, "avg_visual_tokens": average, "at_most": read.at_most}
+        typer.echo(json.dumps({**about, **cost}))
         return
     table = Table("stage", "method", "at the input of layer", "kept tokens", "of the original", title=str(read))
-    for number, (stage, tokens) in enumerate(zip(read.stages, kept, strict=True), 1):
+    for number, (stage, count) in enumerate(zip(read.stages, kept, strict=True), 1):
         most = "≤ " if stage.at_most else ""
-        share = f"{most}{tokens / visual_tokens:.1%}"
-        table.add_row(str(number), stage.method, str(stage.layer), f"{most}{tokens}", share)
+        share = f"{most}{count / tokens:.1%}"
+        table.add_row(str(number), stage.method, str(stage.layer), f"{most}{count}", share)
     console = Console()
     console.print(table if read.stages else "The empty schedule prunes nothing.")
     most = "at most " if read.at_most else ""
     console.print(
-        f"Average over {layers} layers: {most}{average:.2f} of {visual_tokens} visual tokens "
-        f"({average / visual_tokens:.1%})."
+        f"Average over {depth} layers: {most}{average:.2f} of {tokens} visual tokens ({average / tokens:.1%})."
     )
+    if sizes is not None:
+        console.print("\n".join(_curve(read.layer_counts(depth, [tokens]), tokens)), highlight=False)
+        console.print(
+            f"{sizes.name}, {text_tokens:g} text tokens: prefill of the decoder {most}{cost['tflops']:.2f} TFLOPs "
+            f"({cost['share_flops']:.1%} of the unpruned), cache {most}{cost['kv_mib']:.1f} MiB ({cost['share_kv']:.1%}); "
+            f"before it the vision tower, {cost['tower_tflops']:.2f} TFLOPs."
+        )
+
+
+def _curve(counts: Sequence[int], whole: int, height: int = 6) -> list[str]:
+    """Visual tokens over the layers as lines of text, two characters a layer."""
+    blocks = " ▁▂▃▄▅▆▇█"
+    lines = []
+    for row in reversed(range(height)):
+        eighths = [min(8, max(0, round(8 * (count / whole * height - row)))) for count in counts]
+        scale = f"{whole * (row + 1) / height:6.0f} " if row in (0, height - 1) else " " * 7
+        lines.append(scale + "".join(blocks[n] * 2 for n in eighths))
+    return [*lines, " " * 7 + "".join(f"{layer:<8}" for layer in range(0, len(counts), 4)).rstrip()]
 
 
 @app.command()
@@ -194,36 +240,56 @@ def bench(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where checkpoints, data and results go.")] = Path("lmms-prune-demo"),
+    folder: Annotated[Path, typer.Option(help="Where data and results go.")] = Path("lmms-prune-demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer schedules and questions: about two minutes.")] = False,
     schedules: Annotated[
-        list[str] | None, typer.Option("--schedule", help="A schedule to run; repeatable. Default: none and a hybrid.")
+        list[str] | None,
+        typer.Option("--schedule", help="A schedule to run; repeatable. Default: hybrids, single methods, controls."),
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Task names with commas; default: all ten benchmarks.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run both model families through lmms-eval on ten small local benchmarks: no network, no GPU, about two minutes.
+    """Run two small trained models through lmms-eval on ten small benchmarks: no network, no GPU.
 
-    The checkpoints have random weights and 8 decoder layers, so the scores mean nothing and a schedule's layers go up
-    to 7; everything else is the real thing.
+    The models have 12 decoder layers, so a schedule's layers go up to 11. The full form takes about ten minutes on two
+    cores.
     """
-    from lmms_prune.demo.run import LAYERS, DemoError, run_demo
+    from lmms_prune.demo.run import FULL, LAYERS, QUICK, QUICK_ROWS, ROWS, DemoError, Row, run_demo, tables
 
     console = Console(stderr=as_json)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.absolute() / "huggingface")}
     try:
         for text in schedules or []:
             Schedule.parse(text).check(LAYERS)
-        table, record = run_demo(folder.absolute(), schedules, tasks, offline, console)
+        rows = tuple(map(Row, schedules)) if schedules else QUICK if quick else FULL
+        record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, tasks, offline, console)
     except (ScheduleError, DemoError) as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"--folder {folder}: {error.strerror or error}")
     if as_json:
         typer.echo(json.dumps(record))
-        return
-    console.print(table)
-    console.print("One of these runs, as you would type it:\n")
-    console.print(f"  cd {record['mirror']}\n  {record['command']}\n", soft_wrap=True, highlight=False, markup=False)
+    else:
+        for table in tables(record, tasks):
+            console.print(table)
+        if record["runs"]:
+            console.print(_AFTERWARDS, highlight=False)
+            console.print(
+                f"  cd {record['mirror']}\n  {record['command']}\n", soft_wrap=True, highlight=False, markup=False
+            )
+            console.print(f"On the real LLaVA-1.5:\n\n  {_FRONT_DOOR}\n", soft_wrap=True, highlight=False)
+    for failure in record["failures"]:
+        typer.echo(f"lmms-prune: {failure['model']}, schedule {failure['schedule']}: {failure['error']}", err=True)
+    if record["failures"]:
+        raise typer.Exit(1)
+
+
+_AFTERWARDS = """tokens: visual tokens, average over the decoder's layers. MME: total of 1600; all others in percent.
+kept: the mean share of the unpruned scores that is left, in percent.
+
+One of these runs, as you would type it:
+"""
+_FRONT_DOOR = "lmms-eval --model llava_pruned --model_args schedule=dart@2:0.44,random@20:0.07 --tasks textvqa_val"
 
 
 def _fail(message: str) -> None:

@@ -15,7 +15,7 @@ import lmms_prune
 PACKAGE = Path(lmms_prune.__file__).parent
 # Each part may import the parts named with it, and itself.
 BELOW = {
-    "cli": {"bench", "calibration", "schedule", "methods", "demo", "harness"},
+    "cli": {"efficiency", "bench", "calibration", "schedule", "methods", "demo", "harness"},
     "bench": {"layout", "methods", "schedule", "families", "tower", "view"},
     "calibration": {
         "harness",
@@ -29,7 +29,7 @@ BELOW = {
         "refusals",
     },
     "harness": {"hooks", "trace", "schedule", "families"},
-    "demo": set(),
+    "demo": {"harness"},
     "guide": {"layout", "families", "view"},
     "hooks": {"guide", "layout", "refusals", "schedule", "methods", "families", "view", "tower", "trace", "ragged"},
     "layout": {"refusals", "schedule", "families", "view", "trace", "ragged"},
@@ -37,6 +37,7 @@ BELOW = {
     "tower": {"families"},
     "families": {"ragged"},
     "schedule": {"methods", "presets"},
+    "efficiency": {"schedule"},
     "presets": set(),
     "methods": {"kernels", "view", "tower", "families", "companions", "merging", "ragged"},
     "merging": {"families", "ragged", "tower", "view"},
@@ -52,7 +53,7 @@ ONLY_IN = {
     "transformers": {"bench", "guide", "families", "harness", "demo", "companions"},
     "lmms_eval": {"harness"},
     "datasets": {"demo"},
-    "typer": {"cli", "calibration"},
+    "typer": {"cli", "calibration", "demo"},
     "optuna": {"calibration"},
 }
 

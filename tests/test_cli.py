@@ -57,7 +57,7 @@ def test_schedule_json_is_the_last_line(args: list[str], schedule: str, kept: li
         (["schedule", "dart@2:?", "--budget", "20t"], "cannot be met"),
         (["schedule", "dart@2:0.5", "--layers", "0"], "--layers"),
         (["demo", "--schedule", "fastvv@2:0.25"], "Did you mean 'fastv'?"),
-        (["demo", "--schedule", "random@20:0.25"], "layers are 0 to 7"),
+        (["demo", "--schedule", "random@20:0.25"], "layers are 0 to 11"),
         (["methods", "fastvv"], "Did you mean 'fastv'?"),
         (["bench", "--methods", "fastvv"], "Did you mean 'fastv'?"),
         (["bench", "--family", "clip"], "use llava or qwen2_5_vl"),

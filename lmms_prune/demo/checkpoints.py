@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -47,6 +48,42 @@ PATCH = 14  # pixels, both vision towers
 GAINS = {"q_proj": 2.0, "k_proj": 2.0, "qkv": 1.5, "v_proj": 1.5, "o_proj": 1.5, "lm_head": 3.0}
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How large a model is; `mrope_section` (half a head in all) and `kv_heads` are Qwen's, `image_size` LLaVA's."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vision_layers: int
+    vision_hidden: int
+    vision_intermediate: int
+    vision_heads: int = 4
+    image_size: int = 112
+    rope_theta: float = 10_000.0
+    mrope_section: tuple[int, ...] = ()
+    max_pixels: int = 256 * 28 * 28
+
+
+def llava_model(
+    tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A LLaVA-1.5 in float32 to be trained, drawn from `seed`, and its processor."""
+    return _to_train(LlavaForConditionalGeneration, _llava_config(tokenizer, sizes), seed), _llava_processor(
+        tokenizer, sizes.image_size
+    )
+
+
+def qwen2_5_vl_model(
+    tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int
+) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """A Qwen2.5-VL in float32 to be trained, drawn from `seed`, and its processor."""
+    model = _to_train(Qwen2_5_VLForConditionalGeneration, _qwen_config(tokenizer, sizes), seed)
+    return model, _qwen_processor(tokenizer, sizes.max_pixels)
+
+
 def build_llava(
     folder: str | os.PathLike[str],
     *,
@@ -80,17 +117,8 @@ def build_llava(
     _check(hidden % heads == 0, f"hidden is {hidden}; it must be a multiple of heads, {heads}")
     _check(template in ("jinja", "json"), f"template is {template!r}; it must be 'jinja' or 'json'")
     tokenizer = train_tokenizer(LLAVA_SPECIALS, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")
-    config = _llava_config(tokenizer, layers, image_size, hidden, heads)
-    crop = {"height": image_size, "width": image_size}
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=crop),
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        image_token="<image>",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
-    )
+    sizes = Sizes(layers, hidden, heads, heads, 2 * hidden, 3, hidden, 2 * hidden, heads, image_size)
+    config, processor = _llava_config(tokenizer, sizes), _llava_processor(tokenizer, image_size)
     model = _random_model(LlavaForConditionalGeneration, config, dtype, seed)
     with new_folder(folder) as partial:
         _save(partial, model, processor, [tokenizer.eos_token_id])
@@ -134,14 +162,14 @@ def build_qwen2_5_vl(
     _check(heads % kv_heads == 0, f"heads is {heads}; it must be a multiple of kv_heads, {kv_heads}")
     _check(depth >= 2, f"depth is {depth}; it must be at least 2")
     tokenizer = train_tokenizer(QWEN_SPECIALS, bos=None, eos="<|im_end|>", pad="<|endoftext|>", unk=None)
-    config = _qwen_config(tokenizer, layers, hidden, heads, kv_heads, depth)
-    pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": max_pixels}
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**pixels),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**pixels),
-        chat_template=QWEN_TEMPLATE,
+    half = hidden // heads // 2
+    sections = (half // 4, (half - half // 4) // 2)
+    sizes = Sizes(
+        *(layers, hidden, heads, kv_heads, 2 * hidden, depth, 64, 128),
+        rope_theta=1e6,
+        mrope_section=(*sections, half - sum(sections)),
     )
+    config, processor = _qwen_config(tokenizer, sizes), _qwen_processor(tokenizer, max_pixels)
     model = _random_model(Qwen2_5_VLForConditionalGeneration, config, dtype, seed)
     with new_folder(folder) as partial:
         _save(partial, model, processor, [tokenizer.eos_token_id, tokenizer.pad_token_id])
@@ -153,26 +181,48 @@ def _check(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _llava_config(
-    tokenizer: PreTrainedTokenizerFast, layers: int, image_size: int, hidden: int, heads: int
-) -> LlavaConfig:
-    vision = CLIPVisionConfig(
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=3,
-        num_attention_heads=heads,
-        image_size=image_size,
+def _llava_processor(tokenizer: PreTrainedTokenizerFast, image_size: int) -> LlavaProcessor:
+    crop = {"height": image_size, "width": image_size}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=crop),
+        tokenizer=tokenizer,
         patch_size=PATCH,
-        projection_dim=hidden,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+
+
+def _qwen_processor(tokenizer: PreTrainedTokenizerFast, max_pixels: int) -> Qwen2_5_VLProcessor:
+    pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": max_pixels}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**pixels),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**pixels),
+        chat_template=QWEN_TEMPLATE,
+    )
+
+
+def _llava_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> LlavaConfig:
+    vision = CLIPVisionConfig(
+        hidden_size=sizes.vision_hidden,
+        intermediate_size=sizes.vision_intermediate,
+        num_hidden_layers=sizes.vision_layers,
+        num_attention_heads=sizes.vision_heads,
+        image_size=sizes.image_size,
+        patch_size=PATCH,
+        projection_dim=sizes.vision_hidden,
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.intermediate,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads,
         max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -184,26 +234,22 @@ def _llava_config(
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(image_size // PATCH) ** 2,
+        image_seq_length=(sizes.image_size // PATCH) ** 2,
         tie_word_embeddings=False,
     )
 
 
-def _qwen_config(
-    tokenizer: PreTrainedTokenizerFast, layers: int, hidden: int, heads: int, kv_heads: int, depth: int
-) -> Qwen2_5_VLConfig:
+def _qwen_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> Qwen2_5_VLConfig:
     ids = {special: tokenizer.convert_tokens_to_ids(special) for special in QWEN_SPECIALS}
-    half = hidden // heads // 2
-    sections = [half // 4, (half - half // 4) // 2]
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [*sections, half - sum(sections)]}
+    rope = {"rope_type": "default", "rope_theta": sizes.rope_theta, "mrope_section": list(sizes.mrope_section)}
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
+            "hidden_size": sizes.hidden,
+            "intermediate_size": sizes.intermediate,
+            "num_hidden_layers": sizes.layers,
+            "num_attention_heads": sizes.heads,
+            "num_key_value_heads": sizes.kv_heads,
             "max_position_embeddings": 32768,
             "rope_parameters": rope,
             "bos_token_id": ids["<|endoftext|>"],
@@ -212,16 +258,16 @@ def _qwen_config(
             "tie_word_embeddings": False,
         },
         vision_config={
-            "depth": depth,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_heads": 4,
-            "out_hidden_size": hidden,
+            "depth": sizes.vision_layers,
+            "hidden_size": sizes.vision_hidden,
+            "intermediate_size": sizes.vision_intermediate,
+            "num_heads": sizes.vision_heads,
+            "out_hidden_size": sizes.hidden,
             "patch_size": PATCH,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
             "window_size": 112,
-            "fullatt_block_indexes": sorted({(depth - 1) // 2, depth - 1}),
+            "fullatt_block_indexes": sorted({(sizes.vision_layers - 1) // 2, sizes.vision_layers - 1}),
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -229,6 +275,26 @@ def _qwen_config(
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=False,
     )
+
+
+def _to_train(kind: type[PreTrainedModel], config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    """Draw each parameter at the scale that keeps variances, the branches' last matrices smaller, as depth grows."""
+    with torch.random.fork_rng(devices=[]):
+        model = kind(config)
+    generator = torch.Generator().manual_seed(seed)
+    shrink = 1 / math.sqrt(2 * config.get_text_config().num_hidden_layers)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if parameter.ndim == 1 and "class_embedding" not in name:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+                continue
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "embed" in name and "patch" not in name:
+                parameter.copy_(noise * 0.3)
+                continue
+            last = any(part in name for part in ("o_proj", "out_proj", "down_proj", "fc2", "attn.proj"))
+            parameter.copy_(noise * (shrink if last else 1.0) / math.sqrt(parameter[0].numel()))
+    return model
 
 
 def _random_model(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -67,10 +69,18 @@ CORPUS = (
 
 
 def train_tokenizer(
-    specials: tuple[str, ...], *, bos: str | None, eos: str, pad: str, unk: str | None
+    specials: tuple[str, ...],
+    *,
+    bos: str | None,
+    eos: str,
+    pad: str,
+    unk: str | None,
+    texts: Sequence[str] = (*CORPUS, *ANSWERS) * 4,
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level tokenizer in which each of ANSWERS is one token and `specials` have the ids 0, 1, 2, …
+    """Train a byte-level tokenizer on `texts` in which `specials` have the ids 0, 1, 2, …
 
+    With the default texts each of ANSWERS is one token: letters are merged only where they meet more than once, so each
+    text comes more than once, and the answers stand on lines of their own, with and without a space before them.
     `bos`, `eos`, `pad` and `unk` name the roles among `specials`; None leaves a role empty. Padding goes on the left.
     """
     core = Tokenizer(models.BPE())
@@ -82,9 +92,7 @@ def train_tokenizer(
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    # Letters are merged only where they meet more than once, so each text comes more than once; the answers stand on
-    # lines of their own to become whole tokens, with and without a space before them.
-    core.train_from_iterator([*CORPUS, *ANSWERS] * 4, trainer)
+    core.train_from_iterator(texts, trainer)
     if bos is not None:
         core.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, specials.index(bos))]

@@ -1,129 +1,189 @@
-"""Drawings with known content, from which the miniature benchmarks take their questions and true answers."""
+"""Drawings with known content: shapes, signs, forms and charts, and what stands in every part of them.
+
+A picture's letters stand at least a twelfth of its longer side apart, and at least 28 pixels: so each has a visual
+token of its own in a 12 x 12 grid over the square around the picture (LLaVA) and in tokens of 28 x 28 pixels (Qwen).
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-COLOURS = {
-    "red": (205, 40, 40),
-    "green": (30, 140, 60),
-    "blue": (40, 80, 200),
-    "yellow": (235, 200, 40),
-    "purple": (125, 50, 150),
-    "black": (20, 20, 20),
-}
-KINDS = ("circle", "square", "triangle", "star")
-SIZES = ((224, 224), (336, 224), (224, 336), (420, 280), (320, 240), (448, 168))  # width, height in pixels
+from lmms_prune.demo.content import COLOURS, HEADS, Chart, Content, Form, Grid, Scene, Sign
+
+PITCH = 28  # pixels between letters, at least
+CELLS = 12  # letters along the longer side, at most
+Pixels = int | float
+SCENE_SIZES = ((224, 224), (252, 196), (196, 252), (252, 252))  # width, height in pixels, multiples of 28
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One coloured shape, `column` 0 being the leftmost of the scene."""
+class Mark:
+    """What stands in a `box` (left, top, right, bottom, in pixels) of a picture; an empty text says nothing."""
 
-    colour: str
-    kind: str
-    column: int
-
-    def __str__(self) -> str:
-        return f"{self.colour} {self.kind}"
+    box: tuple[Pixels, Pixels, Pixels, Pixels]
+    kind: str = ""
+    colour: str = ""
+    letter: str = ""
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A picture of shapes in a row, no two of the same colour or kind."""
+class Picture:
+    """An image, what it shows, and where."""
 
     image: Image.Image
-    shapes: tuple[Shape, ...]
-
-    @property
-    def absent(self) -> Shape:
-        """A shape whose kind and colour are not in the picture."""
-        colours, kinds = ({getattr(shape, name) for shape in self.shapes} for name in ("colour", "kind"))
-        return Shape(
-            next(colour for colour in COLOURS if colour not in colours), next(k for k in KINDS if k not in kinds), -1
-        )
+    content: Content
+    marks: tuple[Mark, ...]
 
 
-def draw_scene(rng: random.Random, count: int | None = None) -> Scene:
-    """Draw `count` shapes (at most 3; drawn from `rng` if not given) on a shaded ground of one of `SIZES`."""
-    count = rng.randint(1, 3) if count is None else count
-    width, height = rng.choice(SIZES)
-    image = _ground(rng, width, height)
-    pen = ImageDraw.Draw(image)
-    pairs = zip(rng.sample(sorted(COLOURS), count), rng.sample(KINDS, count), strict=True)
-    shapes = tuple(Shape(colour, kind, column) for column, (colour, kind) in enumerate(pairs))
-    cell = width / count
-    for shape in shapes:
-        radius = min(cell, height) * rng.uniform(0.25, 0.42)
-        middle = (cell * (shape.column + 0.5), height * rng.uniform(0.45, 0.55))
-        _draw_shape(pen, shape, middle, radius)
-    return Scene(image, shapes)
+class _Pen:
+    """Draws on one image and notes what it drew."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image, self.marks, self.draw = image, [], ImageDraw.Draw(image)  # type: ignore[var-annotated]
+
+    def text(self, text: str, left: Pixels, top: Pixels, pitch: Pixels, fill: str) -> None:
+        """One letter a cell of `pitch` x `pitch` pixels, the first at (left, top)."""
+        font = _font(round(pitch * 1.1))
+        for place, letter in enumerate(text):
+            x, y = left + (place + 0.5) * pitch, top + pitch / 2
+            if letter != " ":
+                self.draw.text((x, y), letter, fill=fill, font=font, anchor="mm")
+                self.marks.append(Mark((x, y, x, y), letter=letter))
+
+    def box(self, box: tuple[Pixels, Pixels, Pixels, Pixels], kind: str, colour: str) -> None:
+        self.draw.rounded_rectangle(box, radius=4, fill=COLOURS[colour], outline=(60, 60, 60))
+        self.marks.append(Mark(box, kind=kind, colour=colour))
+
+    def done(self, content: Content) -> Picture:
+        return Picture(self.image, content, tuple(self.marks))
 
 
-def draw_sign(rng: random.Random, text: str) -> Image.Image:
-    """Draw a coloured board that bears `text`, cut to fit, on a shaded ground of one of `SIZES`."""
-    width, height = rng.choice(SIZES)
-    image = _ground(rng, width, height)
-    pen = ImageDraw.Draw(image)
-    board = (width * 0.08, height * 0.25, width * 0.92, height * 0.75)
-    pen.rounded_rectangle(board, radius=8, fill=COLOURS[rng.choice(sorted(COLOURS))], outline="white", width=3)
-    size = min(height * 0.3, 1.3 * width * 0.8 / max(4, len(text)))
-    pen.text((width / 2, height / 2), text, fill="white", font=_font(size), anchor="mm", stroke_width=1)
-    return image
+def draw(rng: random.Random, content: Content) -> Picture:
+    """Draw `content`; `rng` decides what it leaves open: sizes, places and the ground."""
+    if isinstance(content, Scene):
+        return _scene(rng, content)
+    if isinstance(content, Sign):
+        return _sign(rng, content)
+    if isinstance(content, Grid):
+        return _grid(rng, content)
+    return _form(rng, content) if isinstance(content, Form) else _chart(rng, content)
 
 
-def draw_page(title: str, lines: list[str], size: tuple[int, int]) -> Image.Image:
-    """Draw a white page of `size` (width, height in pixels): a headline, a rule and `lines` below each other."""
-    width, height = size
-    image = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(image)
-    margin = width // 12
-    pen.text((margin, margin), title, fill="black", font=_font(width / 14))
-    pen.line((margin, margin * 2.4, width - margin, margin * 2.4), fill="black", width=2)
-    step = min(width / 10, (height - 4 * margin) / max(1, len(lines)))
-    for number, line in enumerate(lines):
-        pen.text((margin, 3 * margin + number * step), line, fill=(40, 40, 40), font=_font(step * 0.6))
-    return image
+def _scene(rng: random.Random, scene: Scene) -> Picture:
+    width, height = rng.choice(SCENE_SIZES)
+    pen = _Pen(_ground(rng, width, height))
+    across, down = width / 3, height / 3
+    for thing in scene.things:
+        radius = min(across, down) * (rng.uniform(0.4, 0.46) if thing.large else rng.uniform(0.22, 0.27))
+        room = min(across, down) / 2 - radius
+        x = (thing.column + 0.5) * across + rng.uniform(-room, room)
+        y = (thing.row + 0.5) * down + rng.uniform(-room, room)
+        _shape(pen.draw, thing.kind, COLOURS[thing.colour], x, y, radius)
+        pen.marks.append(Mark((x - radius, y - radius, x + radius, y + radius), thing.kind, thing.colour))
+    return pen.done(scene)
 
 
-def draw_infographic(rng: random.Random, title: str, bars: dict[str, int], size: tuple[int, int]) -> Image.Image:
-    """Draw a long picture of `size` (width, height in pixels) of labelled bars, in percent of its width."""
-    width, height = size
-    image = _ground(rng, width, height)
-    pen = ImageDraw.Draw(image)
-    pen.rectangle((0, 0, width, width * 0.25), fill=(30, 60, 110))
-    pen.text((width / 2, width * 0.125), title, fill="white", font=_font(width / 12), anchor="mm")
-    step = (height - width * 0.3) / len(bars)
-    for row, ((label, percent), colour) in enumerate(zip(bars.items(), COLOURS.values(), strict=False)):
-        top = width * 0.3 + row * step
-        pen.text((width * 0.06, top), f"{label}: {percent}%", fill="black", font=_font(width / 14))
-        end = width * (0.06 + 0.88 * percent / 100)
-        pen.rectangle((width * 0.06, top + width * 0.12, end, top + step * 0.8), fill=colour)
-    return image
+def _sign(rng: random.Random, sign: Sign) -> Picture:
+    longest = max(map(len, sign.lines))  # at most 7 letters
+    width, height = rng.choice((280, 308, 336)), rng.choice((140, 196, 252))
+    pitch = max(PITCH, width / CELLS) * rng.uniform(1, 1.3)
+    pen = _Pen(_ground(rng, width, height))
+    wide, tall = longest * pitch, len(sign.lines) * pitch * 1.15
+    left = rng.uniform(6, max(6, width - wide - 6))
+    top = rng.uniform(10, max(10, height - tall - 10))
+    pen.box((left - 4, top - 6, left + wide + 4, top + tall + 6), "board", sign.colour)
+    fill = "black" if sign.colour == "yellow" else "white"
+    for number, line in enumerate(sign.lines):
+        pen.text(line, left + (wide - len(line) * pitch) / 2, top + number * pitch * 1.15, pitch, fill)
+    return pen.done(sign)
+
+
+def _form(rng: random.Random, form: Form) -> Picture:
+    columns = max(len(key) + 1 + len(value) for key, value in form.fields)
+    width = min(336, (columns + rng.randint(0, max(0, 12 - columns))) * PITCH)
+    rows = len(form.fields)
+    height = min(336, 28 * round((rows * rng.uniform(1.2, 1.6)) + 1))
+    pen = _Pen(Image.new("RGB", (width, height), rng.choice(("white", (250, 246, 235), (238, 243, 250)))))
+    pen.draw.rectangle((2, 2, width - 3, height - 3), outline=(120, 120, 120))
+    step = height / rows
+    indent = rng.randint(0, width // PITCH - columns) * PITCH
+    gap = max(len(key) for key, _ in form.fields) + 1
+    for number, (key, value) in enumerate(form.fields):
+        top = number * step + (step - PITCH) / 2
+        pen.text(key, 0, top, PITCH, "black")
+        pen.text(value, (gap * PITCH + indent if width // PITCH >= gap + len(value) else 0), top, PITCH, "black")
+    return pen.done(form)
+
+
+def _grid(rng: random.Random, grid: Grid) -> Picture:
+    """Labels on the left; each number stands below its heading, between ruled lines."""
+    lines = [("", HEADS), *((label, tuple(map(str, numbers))) for label, numbers in grid.rows)]
+    width, step = 12 * PITCH, rng.choice((42, 49, 56))
+    height = 28 * round((len(lines) * step + 14) / 28)
+    pen = _Pen(Image.new("RGB", (width, height), "white"))
+    for number, (label, cells) in enumerate(lines):
+        top = 7 + number * step + (step - PITCH) / 2
+        pen.draw.line((4, 7 + (number + 1) * step, width - 4, 7 + (number + 1) * step), fill=(170, 170, 170))
+        pen.text(label, 0, top, PITCH, "black")
+        for left, cell in zip((5, 9), cells, strict=True):
+            pen.text(cell, left * PITCH, top, PITCH, "black")
+    return pen.done(grid)
+
+
+def _chart(rng: random.Random, chart: Chart) -> Picture:
+    """Tall: a label, and below it the number and a bar beside it. Wide: columns, the number over the label."""
+    colours = rng.sample(sorted(COLOURS), len(chart.bars))
+    pitch = 448 / CELLS
+    width, height = (224, 448) if chart.tall else (448, 224)
+    pen = _Pen(_ground(rng, width, height))
+    if chart.tall:
+        step = height / len(chart.bars)
+        for number, ((label, value), colour) in enumerate(zip(chart.bars, colours, strict=True)):
+            top = number * step + (step - 2.1 * pitch) / 2
+            pen.text(label, 8, top, pitch, "black")
+            pen.text(str(value), 8, top + 1.05 * pitch, pitch, "black")
+            left = 16 + 2 * pitch
+            pen.box((left, top + 1.2 * pitch, left + 8 + value * 1.15, top + 1.95 * pitch), "bar", colour)
+        return pen.done(chart)
+    step = width / len(chart.bars)
+    for number, ((label, value), colour) in enumerate(zip(chart.bars, colours, strict=True)):
+        left = number * step + (step - len(label) * pitch) / 2
+        top = 132 - value * 0.9
+        pen.box((left + 8, top, left + 2 * pitch, 140), "bar", colour)
+        pen.text(str(value), left, top - pitch - 2, pitch, "black")
+        pen.text(label, left, 224 - 1.6 * pitch, pitch, "black")
+    return pen.done(chart)
 
 
 def _ground(rng: random.Random, width: int, height: int) -> Image.Image:
     slope = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((width, height))
-    low, high = (tuple(rng.randint(150, 250) for _ in range(3)) for _ in range(2))
+    low, high = (tuple(rng.randint(185, 250) for _ in range(3)) for _ in range(2))
     return ImageOps.colorize(slope, low, high)
 
 
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(max(8, round(size)))
+@lru_cache(maxsize=64)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
-def _draw_shape(pen: ImageDraw.ImageDraw, shape: Shape, middle: tuple[float, float], radius: float) -> None:
-    x, y = middle
-    fill = COLOURS[shape.colour]
-    if shape.kind == "circle":
+def _shape(
+    pen: ImageDraw.ImageDraw, kind: str, fill: tuple[int, int, int], x: Pixels, y: Pixels, radius: Pixels
+) -> None:
+    if kind == "circle":
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
-    elif shape.kind == "square":
-        pen.rectangle((x - radius, y - radius, x + radius, y + radius), fill=fill)
-    elif shape.kind == "triangle":
-        pen.regular_polygon((x, y, radius * 1.2), 3, fill=fill)
-    else:
+    elif kind == "square":
+        side = radius * 0.88
+        pen.rectangle((x - side, y - side, x + side, y + side), fill=fill)
+    elif kind == "triangle":
+        pen.regular_polygon((x, y + radius * 0.1, radius), 3, fill=fill)
+    elif kind == "star":
         pen.regular_polygon((x, y, radius), 3, fill=fill)
         pen.regular_polygon((x, y, radius), 3, rotation=180, fill=fill)
+    else:
+        arm = radius * 0.34
+        pen.rectangle((x - radius, y - arm, x + radius, y + arm), fill=fill)
+        pen.rectangle((x - arm, y - radius, x + arm, y + radius), fill=fill)

@@ -1,44 +1,107 @@
-"""Run the demo: real lmms-eval processes over local data, for both model families."""
+"""Run the demo: real lmms-eval processes over local data, for both of the trained models."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import transformers
+from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from lmms_prune.demo.benchmarks import TASKS, build_mirror
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 
-LAYERS = 8  # decoder layers of both checkpoints
-SCHEDULES = ("none", "dart@2:0.44,random@5:0.07")
-_BUILD: dict[str, Callable[..., Path]] = {"llava_pruned": build_llava, "qwen2_5_vl_pruned": build_qwen2_5_vl}
-# The figure of each benchmark: metrics are added, and MME's two are its total as papers print it.
-FIGURES: dict[str, tuple[str, ...]] = {
-    "mme": ("mme_perception_score", "mme_cognition_score"),
-    "scienceqa_img": ("exact_match",),
-    "pope": ("pope_accuracy",),
-    "textvqa_val": ("exact_match",),
-    "mmbench_en_dev_static": ("gpt_eval_score",),
-    "mmbench_cn_dev_static": ("gpt_eval_score",),
-    "gqa": ("exact_match",),
-    "infovqa_val": ("anls",),
-    "docvqa_val": ("anls",),
-    "ocrbench": ("ocrbench_accuracy",),
+LAYERS = 12  # decoder layers of both models
+WEIGHTS = Path(__file__).with_name("weights")
+ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the two models: lmms-eval's name for its wrapper, its folder below WEIGHTS, and arguments of its own."""
+
+    wrapper: str
+    folder: str
+    arguments: str
+
+
+MODELS = (
+    # Pictures that are not square keep their edges, and small ones their size.
+    Model("llava_pruned", "tiny-llava", "image_aspect=pad"),
+    Model("qwen2_5_vl_pruned", "tiny-qwen2.5-vl", "min_pixels=3136,max_pixels=200704"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One schedule of the table, with the budget that solves its "?"."""
+
+    schedule: str
+    budget: float | None = None
+
+    def __str__(self) -> str:
+        return self.schedule if self.budget is None else f"{self.schedule},budget={self.budget:g}"
+
+
+# The paper's hybrids act before layers 2 and 20 of 32; here before 1 and 8 of 12.
+_HYBRID = "dart@1:?,random@8:{late}"
+QUICK = (
+    Row("none"),
+    Row("random@1:1.0"),
+    Row(_HYBRID.format(late=0.1), 0.5),
+    Row(_HYBRID.format(late=0.03), 0.25),
+    Row("blind@0"),
+)
+_SINGLE = ("dart@1:?", "divprune@1:?", "fastv@1:?", "random@1:?", "stride@1:?", "pool@1:?")
+FULL = (
+    Row("none"),
+    *(
+        Row(text, budget)
+        for budget, late in ((0.5, 0.1), (0.25, 0.03))
+        for text in (_HYBRID.format(late=late), f"divprune@1:?,random@8:{late}", *_SINGLE)
+    ),
+    Row("vtw@8"),
+    Row("blind@0"),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """How a benchmark's number is read: metrics are added, and `whole` is the best possible sum."""
+
+    short: str
+    metrics: tuple[str, ...]
+    whole: float | None = 1.0
+
+
+# MME is shown as papers print it, as its total. OCRBench divides by 1000 whatever the number of questions.
+FIGURES = {
+    "mme": Figure("MME", ("mme_perception_score", "mme_cognition_score"), None),
+    "scienceqa_img": Figure("SQA", ("exact_match",)),
+    "pope": Figure("POPE", ("pope_accuracy",)),
+    "textvqa_val": Figure("TVQA", ("exact_match",)),
+    "mmbench_en_dev_static": Figure("MMB", ("gpt_eval_score",), 100.0),
+    "mmbench_cn_dev_static": Figure("CN", ("gpt_eval_score",), 100.0),
+    "gqa": Figure("GQA", ("exact_match",)),
+    "infovqa_val": Figure("Info", ("anls",)),
+    "docvqa_val": Figure("Doc", ("anls",)),
+    "ocrbench": Figure("OCR", ("ocrbench_accuracy",)),
 }
 
 
 class DemoError(RuntimeError):
-    """A run that left no results; the message says where its log is."""
+    """A run that left no results, or a model that is not there; the message says where to look."""
 
 
 def task_configs() -> Path:
@@ -48,62 +111,117 @@ def task_configs() -> Path:
     return inside if inside.is_dir() else package.parent / "task_configs"
 
 
+def weights(model: Model, root: Path = WEIGHTS) -> Path:
+    """The folder of a trained model.
+
+    Raises:
+        DemoError: a file of it is missing.
+    """
+    folder = root / model.folder
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise DemoError(f"the demo's model lacks {folder / name}: install lmms-prune again, or train it anew.")
+    return folder
+
+
 def run_demo(
-    folder: Path,
-    schedules: Sequence[str] | None,
-    tasks: str | None,
-    environment: Mapping[str, str],
-    console: Console,
-) -> tuple[Table, dict[str, Any]]:
-    """Build what is missing in `folder`, run every model with every schedule, and tabulate the results.
+    folder: Path, rows: Sequence[Row], count: int, tasks: str | None, environment: Mapping[str, str], console: Console
+) -> dict[str, Any]:
+    """Build the data if it is not there, run both models with every schedule, and return the results.
 
     Args:
-        folder: absolute; checkpoints and data that are there already are used as they are.
-        schedules: schedule texts; None for `SCHEDULES`.
+        folder: absolute; data that is there already is used as it is, results of earlier runs stay beside the new.
+        rows: the schedules.
+        count: questions of each benchmark, even.
         tasks: task names with commas; None for all ten.
         environment: of the child processes.
         console: for progress.
 
     Returns:
-        the table, and its content with keys ``mirror``, ``command`` and ``runs``.
+        keys ``mirror`` (the folder to start lmms-eval in), ``command`` (of the last run that went well), ``runs``
+        (model, schedule, scores, averages) and ``failures`` (model, schedule, error).
 
     Raises:
-        DemoError: an unknown task, or a run that left no results.
+        DemoError: an unknown task, or a missing model.
         OSError: `folder` cannot be written.
     """
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else list(TASKS)
     if unknown := [name for name in names if name not in FIGURES]:
         raise DemoError(f"--tasks: '{unknown[0]}' is not in the demo; it has {', '.join(FIGURES)}.")
-    mirror = folder / "mirror"
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = {model: weights(model) for model in MODELS}
+    mirror = folder / f"mirror-{count}"
     if not mirror.exists():
-        build_mirror(mirror)
-    runs: list[dict[str, Any]] = []
-    command: list[str] = []
-    for model, build in _BUILD.items():
-        checkpoint = folder / "checkpoints" / model
-        if not checkpoint.exists():
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            build(checkpoint, layers=LAYERS)
-        for text in schedules or SCHEDULES:
+        datasets.disable_progress_bars()
+        with console.status("drawing the ten benchmarks"):
+            build_mirror(mirror, rows=count)
+    jobs = [(model, row) for model in MODELS for row in rows]
+    record: dict[str, Any] = {"mirror": str(mirror), "command": "", "runs": [], "failures": []}
+    # One thread a process: two small models side by side finish sooner than one after the other with two threads each.
+    beside = max(1, min(len(jobs), (os.cpu_count() or 1)))
+    environment = {**environment, "OMP_NUM_THREADS": "1"}
+    with ThreadPoolExecutor(beside) as pool, _progress(console) as progress:
+        bar = progress.add_task(f"{len(jobs)} runs of lmms-eval, {len(names)} tasks each", total=len(jobs))
+
+        def one(job: tuple[Model, Row]) -> tuple[list[str], dict[str, Any] | DemoError]:
+            model, row = job
             # The harness cannot take a comma in its output path.
-            out = folder / "results" / model / re.sub(r"[^A-Za-z0-9.@]+", "-", text)
-            command = _command(model, checkpoint, text, names, out)
-            with console.status(f"{model}, schedule {text}: {len(names)} tasks"):
-                results = _run(command, mirror, environment, out)
-            runs.append(_record(model, results, names))
-            console.print(f"[green]done[/green] {model}, schedule {text}", highlight=False)
-    record = {"mirror": str(mirror), "command": shlex.join(command), "runs": runs}
-    return _table(runs, names), record
+            out = folder / f"results-{count}" / model.folder / re.sub(r"[^A-Za-z0-9.@]+", "-", str(row))
+            command = _command(model, checkpoints[model], row, names, out)
+            try:
+                return command, _run(command, mirror, environment, out)
+            except DemoError as error:
+                return command, error
+            finally:
+                progress.advance(bar)
+
+        for (model, row), (command, results) in zip(jobs, pool.map(one, jobs), strict=True):
+            if isinstance(results, DemoError):
+                record["failures"].append({"model": model.wrapper, "schedule": str(row), "error": str(results)})
+            else:
+                record["runs"].append(_record(model, row, results, names))
+                record["command"] = shlex.join(command)
+    return record
 
 
-def _command(model: str, checkpoint: Path, schedule: str, tasks: Sequence[str], out: Path) -> list[str]:
+def tables(record: Mapping[str, Any], tasks: str | None) -> list[Table]:
+    """One table a model: a schedule a row, a benchmark a column, and what is left of the unpruned scores."""
+    names = [name.strip() for name in tasks.split(",")] if tasks else list(TASKS)
+    made = []
+    for model in MODELS:
+        runs = [run for run in record["runs"] if run["model"] == model.wrapper]
+        if not runs:
+            continue
+        table = Table(box=box.SIMPLE_HEAD, title=model.folder, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("schedule", overflow="fold")
+        for name in ("tokens", *(FIGURES[name].short for name in names), "kept"):
+            table.add_column(name, justify="right", no_wrap=True)
+        whole = next((run for run in runs if run["schedule"] == "none"), None)
+        for run in runs:
+            scores = [f"{run['scores'][name]:.0f}" for name in names]
+            kept = retention(run, whole) if whole else None
+            label = "\n".join(run["schedule"].split(","))
+            tokens = f"{run['averages']['visual_tokens_per_layer']:.0f}"
+            table.add_row(label, tokens, *scores, "" if kept is None else f"{kept:.0f}")
+        made.append(table)
+    return made
+
+
+def retention(run: Mapping[str, Any], whole: Mapping[str, Any]) -> float | None:
+    """The mean over benchmarks of the share of the unpruned score that is left, in percent; None if none is above 0."""
+    shares = [run["scores"][name] / score for name, score in whole["scores"].items() if score > 0]
+    return 100 * sum(shares) / len(shares) if shares else None
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)
+
+
+def _command(model: Model, checkpoint: Path, row: Row, tasks: Sequence[str], out: Path) -> list[str]:
     program = Path(sys.executable).with_name("lmms-eval")
-    # Small images keep the Qwen demo quick; its default scales every image up to 256 visual tokens.
-    pixels = ",max_pixels=50176,min_pixels=3136" if model.startswith("qwen") else ""
-    arguments = f"pretrained={checkpoint},schedule={schedule},batch_size=8{pixels}"
-    options = ["--model", model, "--model_args", arguments, "--tasks", ",".join(tasks)]
+    arguments = f"pretrained={checkpoint},schedule={row},batch_size=8,{model.arguments}"
+    options = ["--model", model.wrapper, "--model_args", arguments, "--tasks", ",".join(tasks)]
     return [str(program), *options, "--include_path", str(task_configs()), "--output_path", str(out), "--log_samples"]
 
 
@@ -125,20 +243,17 @@ def _run(command: list[str], mirror: Path, environment: Mapping[str, str], out: 
     raise DemoError(f"this run left no results; its log is {log} and ends with:\n{end}")
 
 
-def _record(model: str, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
-    scores = {task: sum(results["results"][task][f"{metric},none"] for metric in FIGURES[task]) for task in tasks}
+def _record(model: Model, row: Row, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
     run = results["config"]["batch_sizes"][0]
-    return {"model": model, "schedule": run["schedule"], **run["averages"], "scores": scores}
+    scores = {task: score(results, task) for task in tasks}
+    said = {"model": model.wrapper, "schedule": str(row), "solved": run["schedule"], "averages": run["averages"]}
+    return {**said, "scores": scores}
 
 
-def _table(runs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Table:
-    table = Table(title="Random weights: the scores show that all of it runs, not what a schedule costs.")
-    table.add_column("benchmark", no_wrap=True)
-    for run in runs:
-        lines = [run["model"].removesuffix("_pruned"), *run["schedule"].split(",")]
-        table.add_column("\n".join(lines), justify="right", no_wrap=True)
-    for name, key in (("visual tokens", "original_visual_tokens"), ("… per layer", "visual_tokens_per_layer")):
-        table.add_row(name, *(f"{run[key]:.1f}" for run in runs), end_section=key != "original_visual_tokens")
-    for task in tasks:
-        table.add_row(task, *(f"{run['scores'][task]:.3g}" for run in runs))
-    return table
+def score(results: Mapping[str, Any], task: str) -> float:
+    """A benchmark's figure: MME's total, and percent of all others."""
+    figure = FIGURES[task]
+    total = sum(results["results"][task][f"{metric},none"] for metric in figure.metrics)
+    if task == "ocrbench":
+        return 100 * total * 1000 / results["n-samples"][task]["effective"]
+    return total if figure.whole is None else 100 * total / figure.whole

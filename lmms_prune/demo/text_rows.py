@@ -8,14 +8,14 @@ from typing import Any
 
 from datasets import Features, Image, Value
 
-from lmms_prune.demo.pictures import draw_infographic, draw_page, draw_sign
+from lmms_prune.demo import content, questions
+from lmms_prune.demo.content import Content, Sign
+from lmms_prune.demo.pictures import Picture, draw
 from lmms_prune.demo.tables import Configs, Rows, schema, seeded, texts
-
-WORDS = ("OPEN", "STOP", "CENTRE", "LIVING", "PARK", "MARKET", "HOTEL", "MUSEUM", "NORTH", "COFFEE", "TAXI", "BANK")
 
 
 def textvqa(rows: int, seed: int) -> Configs:
-    """TextVQA: two words on a sign, with ten people's answers and the OCR tokens; none for the test split."""
+    """TextVQA: what stands on a sign, with ten people's answers and the OCR tokens; none for the test split."""
     features = schema(
         "image_id",
         "question",
@@ -29,25 +29,26 @@ def textvqa(rows: int, seed: int) -> Configs:
         image_classes=texts(),
         ocr_tokens=texts(),
     )
+    kinds = ("word", "number", "words", "word", "letters")
 
     def row(number: int, split: str) -> dict[str, Any]:
         rng = seeded(seed, "textvqa", split, str(number))
-        first, second = rng.sample(WORDS, 2)
-        image = draw_sign(rng, f"{first} {second}")
-        question = rng.choice(("what is written on the sign?", "what does the board say?"))
+        shown = content.sign(rng, "test", kinds[number % len(kinds)])
+        picture = draw(rng, shown)
+        asked = _reading(rng, shown)
         # Ten people answer; where they differ, an answer counts in part. The test split keeps its answers back.
-        answers = [f"{first} {second}".lower()] * 7 + [first.lower()] * 3 if split == "validation" else [""] * 10
-        row = {"image_id": f"drawing{number}", "question_id": number, "question": question, "set_name": split}
-        row |= {"question_tokens": question.rstrip("?").split(), "image": image, "image_classes": ["Sign"]}
-        row |= {"image_width": image.width, "image_height": image.height}
-        return {**row, "answers": answers, "ocr_tokens": [first, second]}
+        answers = [asked.answer.lower()] * 8 + [shown.lines[0].lower()] * 2
+        row = {"image_id": f"drawing{number}", "question_id": number, "set_name": split, "image": picture.image}
+        row |= {"question": asked.question.lower(), "question_tokens": asked.question.lower().rstrip("?").split()}
+        row |= {"image_width": picture.image.width, "image_height": picture.image.height, "image_classes": ["Sign"]}
+        return {**row, "answers": answers if split == "validation" else [""] * 10, "ocr_tokens": list(shown.lines)}
 
     names = ("validation", "test")
     return {"default": {split: ([row(number, split) for number in range(rows)], features) for split in names}}
 
 
 def documents(rows: int, seed: int) -> Configs:
-    """DocVQA (tall pages) and InfographicVQA (long pictures), one repository; no answers for the test splits."""
+    """DocVQA (forms and tables) and InfographicVQA (long and wide charts), one repository; no answers for test."""
     page = schema(
         "questionId",
         "question",
@@ -61,7 +62,7 @@ def documents(rows: int, seed: int) -> Configs:
         "questionId", "question", "image_url", "ocr", "data_split", image=Image(), answer_type=texts(), answers=texts()
     )
     kinds: tuple[tuple[str, Callable[[random.Random, int], dict[str, Any]], Features], ...] = (
-        ("DocVQA", _letter, page),
+        ("DocVQA", _page, page),
         ("InfographicVQA", _infographic, long),
     )
 
@@ -79,53 +80,52 @@ def documents(rows: int, seed: int) -> Configs:
     }
 
 
-def _letter(rng: random.Random, number: int) -> dict[str, Any]:
-    day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(1970, 2010)
-    fields = {
-        "date": f"{day:02d}/{month:02d}/{year}",
-        "invoice number": str(rng.randint(1000, 9999)),
-        "name": rng.choice(("Ada Byron", "Alan Kay", "Grace Hopper", "Kurt Klein")),
-        "total": f"${rng.randint(10, 99)}.00",
-    }
-    asked = list(fields)[number % len(fields)]
-    body = [f"{name.capitalize()}: {text}" for name, text in fields.items()]
-    body += [f"{rng.choice(WORDS).lower()} {rng.choice(WORDS).lower()} {rng.randint(1, 99)}" for _ in range(6)]
-    size = rng.choice(((360, 480), (390, 560), (420, 540)))
-    question = f"What is the {asked} mentioned in the document?"
-    facts = {"question": question, "answers": [fields[asked]], "docId": number, "question_types": ["form"]}
-    return {**facts, "image": draw_page("INVOICE", body, size)}
+def _page(rng: random.Random, number: int) -> dict[str, Any]:
+    """A table in every fourth row, else a form, of three to seven lines in turn."""
+    shown = content.grid(rng, "test") if number % 4 == 3 else content.form(rng, "test", 3 + number % 5)
+    picture, asked = draw(rng, shown), questions.looked_up(rng, shown)
+    facts = {"question": asked.question, "answers": [asked.answer], "docId": number, "question_types": [asked.category]}
+    return {**facts, "image": picture.image}
 
 
 def _infographic(rng: random.Random, number: int) -> dict[str, Any]:
-    labels = rng.sample(("Bus", "Train", "Car", "Bike", "Walk", "Ferry"), 4)
-    bars = {label: rng.randint(5, 95) for label in labels}
-    asked = rng.choice(labels)
-    size = rng.choice(((240, 720), (280, 840), (224, 896)))
-    facts = {"question": f"What percentage of people travel by {asked.lower()}?", "answer_type": ["single span"]}
-    facts |= {"answers": [f"{bars[asked]}%", str(bars[asked])], "image_url": "", "ocr": ""}
-    return {**facts, "image": draw_infographic(rng, "How people travel", bars, size)}
+    shown = content.chart(rng, "test")
+    picture, asked = draw(rng, shown), questions.looked_up(rng, shown)
+    facts = {"question": asked.question, "answers": [asked.answer], "answer_type": ["single span"]}
+    return {**facts, "image_url": "", "ocr": questions.read_out(shown).answer, "image": picture.image}
 
 
 def ocrbench(rows: int, seed: int) -> Configs:
-    """OCRBench: six of its question types in turn."""
-    kinds = (
-        ("IIIT5K", "Regular Text Recognition"),
-        ("HME100k", "Handwritten Mathematical Expression Recognition"),
-        ("ReCTS", "Non-Semantic Text Recognition"),
-        ("docVQA", "Doc-oriented VQA"),
-        ("ORAND", "Digit String Recognition"),
-        ("textVQA", "Scene Text-centric VQA"),
+    """OCRBench: seven of its question types in turn."""
+    kinds: tuple[tuple[str, str, Callable[[random.Random], Content]], ...] = (
+        ("IIIT5K", "Regular Text Recognition", lambda rng: content.sign(rng, "test", "word")),
+        ("docVQA", "Doc-oriented VQA", lambda rng: content.form(rng, "test")),
+        ("ReCTS", "Non-Semantic Text Recognition", lambda rng: content.sign(rng, "test", "letters")),
+        ("textVQA", "Scene Text-centric VQA", lambda rng: content.sign(rng, "test", "number")),
+        ("FUNSD", "Key Information Extraction", lambda rng: content.form(rng, "test", 4)),
+        ("ORAND", "Digit String Recognition", lambda rng: content.sign(rng, "test", "number")),
+        ("HME100k", "Handwritten Mathematical Expression Recognition", lambda rng: content.sign(rng, "test", "sum")),
     )
     made: Rows = []
     for number in range(rows):
         rng = seeded(seed, "ocrbench", str(number))
-        source, kind = kinds[number % len(kinds)]
-        if source == "docVQA":
-            facts = _letter(rng, number)
-            row = {"question": facts["question"], "answer": facts["answers"], "image": facts["image"]}
+        source, kind, draws = kinds[number % len(kinds)]
+        shown = draws(rng)
+        picture: Picture = draw(rng, shown)
+        if isinstance(shown, Sign):
+            question, answer = "What is written in the image?", " ".join(shown.lines)
+            if source == "textVQA":
+                question = _reading(rng, shown).question
         else:
-            written = {"HME100k": f"x + {rng.randint(1, 9)}", "ORAND": str(rng.randint(100, 9999)), "ReCTS": "KQZW"}
-            text = written.get(source, rng.choice(WORDS))
-            row = {"question": "what is written in the image?", "answer": [text], "image": draw_sign(rng, text)}
-        made.append({"dataset": source, "question_type": kind, **row})
+            asked = questions.looked_up(rng, shown)
+            question, answer = asked.question, asked.answer
+        row = {"dataset": source, "question_type": kind, "question": question, "answer": [answer]}
+        made.append({**row, "image": picture.image})
     return {"default": {"test": (made, schema("dataset", "question", "question_type", image=Image(), answer=texts()))}}
+
+
+def _reading(rng: random.Random, shown: Sign) -> questions.Asked:
+    """A question about a sign's text, not its colour."""
+    while (asked := questions.about(rng, shown, "test")).category != "ocr":
+        pass
+    return asked

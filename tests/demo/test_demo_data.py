@@ -11,9 +11,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lmms_prune.demo.benchmarks import TASKS, build_mirror
 from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
+from lmms_prune.demo.content import scene
 from lmms_prune.demo.folders import new_folder
 from lmms_prune.demo.language import ANSWERS
-from lmms_prune.demo.pictures import draw_scene
+from lmms_prune.demo.pictures import draw
 from lmms_prune.demo.tables import seeded
 
 BUILDERS = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
@@ -61,7 +62,8 @@ def _inputs(processor, image, question: str = QUESTION):
 
 
 def _pictures(count: int) -> list:
-    return [draw_scene(seeded(0, "test", str(number)), 2).image.resize((336, 224)) for number in range(count)]
+    rngs = [seeded(0, "test", str(number)) for number in range(count)]
+    return [draw(rng, scene(rng, "test", 2)).image.resize((336, 224)) for rng in rngs]
 
 
 def _weights(folder: Path) -> bytes:

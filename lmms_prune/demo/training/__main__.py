@@ -1,0 +1,103 @@
+"""The command line of the training: ``python -m lmms_prune.demo.training llava build/llava``."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from transformers import GenerationConfig
+
+from lmms_prune.demo.checkpoints import Sizes
+from lmms_prune.demo.folders import new_folder
+from lmms_prune.demo.training.data import ask, some_content
+from lmms_prune.demo.training.families import Family, new_family, started_family
+from lmms_prune.demo.training.loop import Stage, Trainer
+
+SIZES = {
+    "llava": Sizes(
+        layers=12,
+        hidden=128,
+        heads=4,
+        kv_heads=4,
+        intermediate=256,
+        vision_layers=5,
+        vision_hidden=128,
+        vision_intermediate=256,
+        image_size=168,
+    ),
+    # Real models give columns the slowest rotary frequencies, too slow to tell neighbours apart at this size: here
+    # time, rows and columns take turns.
+    "qwen2_5_vl": Sizes(
+        layers=12,
+        hidden=128,
+        heads=4,
+        kv_heads=2,
+        intermediate=256,
+        vision_layers=4,
+        vision_hidden=96,
+        vision_intermediate=192,
+        rope_theta=100.0,
+        mrope_section=(2, *[1] * 14),
+    ),
+}
+
+
+def main(
+    family: Annotated[str, typer.Argument(help="llava or qwen2_5_vl.")],
+    folder: Annotated[Path, typer.Argument(help="For the state, the log and at last the model; goes on if it exists.")],
+    tower_steps: Annotated[int, typer.Option(min=1, help="Steps of the tower alone.")] = 1500,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the decoder on questions.")] = 3000,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures a step; twice as many for the tower.")] = 8,
+    questions: Annotated[int, typer.Option(min=1, help="Questions a picture.")] = 6,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    minutes: Annotated[float | None, typer.Option(help="Stop after this long; the same command goes on.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 0,
+    start: Annotated[Path | None, typer.Option(help="A model's folder to start from, instead of from scratch.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides weights, pictures and questions.")] = 0,
+) -> None:
+    """Train one of the demo's models: the same arguments give the same model on the same machine."""
+    if family not in SIZES:
+        raise typer.BadParameter(f"family '{family}' is unknown; use one of {', '.join(SIZES)}")
+    torch.set_num_threads(threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = started_family(start) if start else new_family(family, SIZES[family], _texts(seed), seed)
+    stages = [
+        Stage("tower", tower_steps, 2 * pictures, 0, rate),
+        Stage("questions", steps, pictures, questions, 0.3 * rate, rate),
+    ]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not Trainer(made, folder, stages, seed, device).run(minutes, workers):
+        typer.echo(f"stopped after {minutes} minutes; the same command goes on")
+        return
+    export(made, folder / "model")
+    typer.echo(str(folder / "model"))
+
+
+def _texts(seed: int) -> list[str]:
+    """What the tokenizer learns from: prompts and answers of training pictures."""
+    rng = random.Random(f"{seed}/texts")
+    prompted = [ask(rng, some_content(rng, "train"), "train") for _ in range(6000)]
+    templates = ["system You are a helpful assistant.", "user assistant"] * 6000
+    return [text for one in prompted for text in (one.prompt, one.answer)] + templates
+
+
+def export(family: Family, folder: Path) -> None:
+    """Write the model, in bfloat16, with its processor to `folder`, which must be new."""
+    tokenizer = family.tokenizer
+    model = family.model.to("cpu", torch.bfloat16).eval()
+    ends = [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * family.mrope
+    begin = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=begin, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial)
+        family.processor.save_pretrained(partial)
+
+
+if __name__ == "__main__":
+    typer.run(main)

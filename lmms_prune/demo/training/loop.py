@@ -1,0 +1,231 @@
+"""The two stages of training: the vision tower on what stands at each token, then everything on questions."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from lmms_prune.demo.training.data import LABELS, Batch, Batches
+from lmms_prune.demo.training.families import Family
+
+WARMUP = 100  # steps until the learning rate is full
+EVERY = 100  # steps between two lines of the log
+SAVE = 200  # steps between two saved states
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: `each` questions on each of `pictures` a step; without questions only the tower learns.
+
+    `tower_rate` holds for the tower and the projector, `rate` for the decoder. `dense` weighs the dense labels' loss
+    beside the answers': it keeps what the tower has learned while the decoder's first gradients are noise.
+    """
+
+    name: str
+    steps: int
+    pictures: int
+    each: int
+    tower_rate: float
+    rate: float = 0.0
+    dense: float = 1.0
+
+
+class Heads(nn.Module):
+    """What reads the dense labels off the visual tokens, and an image's labels off its class token; training only."""
+
+    def __init__(self, hidden: int, class_hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.dense = nn.ModuleDict({name: nn.Linear(hidden, len(texts)) for name, texts in LABELS.items()})
+        self.present = nn.Linear(class_hidden, sum(len(texts) - 1 for texts in LABELS.values()))
+
+
+class Trainer:
+    """Trains `family` into `folder`, where it keeps its state and its log; started again, it goes on."""
+
+    def __init__(self, family: Family, folder: Path, stages: list[Stage], seed: int, device: torch.device) -> None:
+        self.family, self.folder, self.stages, self.seed, self.device = family, folder, stages, seed, device
+        config = family.model.config
+        torch.manual_seed(seed)
+        self.heads = Heads(config.get_text_config().hidden_size, config.vision_config.hidden_size).to(device)
+        family.model.to(device).train()
+        self.stage, self.step = 0, 0
+        self.optimizer = self._optimizer()
+        self.state = folder / "state.pt"
+        if self.state.exists():
+            self._load()
+
+    def run(self, minutes: float | None, workers: int) -> bool:
+        """Train until all stages are done (True) or `minutes` are over (False); the state is saved either way."""
+        end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        while self.stage < len(self.stages):
+            stage = self.stages[self.stage]
+            seen: dict[str, list[float]] = defaultdict(list)
+            began = time.monotonic()
+            for batch in self._batches(stage, workers):
+                self._set_rates(stage)
+                for name, value in self._learn(stage, batch.to(self.device)).items():
+                    seen[name].append(value)
+                self.step += 1
+                if self.step % EVERY == 0:
+                    self._log(stage, seen, (time.monotonic() - began) / EVERY)
+                    began = time.monotonic()
+                if self.step % SAVE == 0:
+                    self._save()
+                if time.monotonic() > end:
+                    self._save()
+                    return False
+            self._evaluate(stage)
+            self.stage, self.step = self.stage + 1, 0
+            self.optimizer = self._optimizer()
+            self._save()
+        return True
+
+    def _batches(self, stage: Stage, workers: int) -> Iterator[Batch]:
+        batches = Batches(self.family, self.seed, stage.pictures, stage.each, stage.name)
+        left = range(self.step, stage.steps)
+        return iter(DataLoader(batches, batch_size=None, sampler=list(left), num_workers=workers))
+
+    def _learn(self, stage: Stage, batch: Batch) -> dict[str, float]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss, said = self.loss(stage, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
+        self.optimizer.step()
+        return said
+
+    def loss(self, stage: Stage, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """The loss of one batch, and its parts as numbers."""
+        features, class_state = self.family.features(batch.pixels)
+        dense, said = self._dense_loss(batch, features, class_state)
+        if not stage.each:
+            return dense, said
+        logits = self.logits(batch, features)
+        token = functional.cross_entropy(logits.float(), batch.target, reduction="none")
+        loss = (token * batch.weight).sum() / len(batch.sorts)
+        for sort, right in self.exact(batch, logits).items():
+            said[sort] = sum(right) / len(right)
+        return loss + stage.dense * dense, {**said, "loss": loss.item()}
+
+    def logits(self, batch: Batch, features: Float[Tensor, "V D"]) -> Float[Tensor, "A vocabulary"]:
+        """Next-token logits at the places before each answer token."""
+        embedded = self.family.model.get_input_embeddings()(batch.ids)
+        embedded = embedded.masked_scatter(batch.is_image[..., None], features.to(embedded.dtype))
+        states = self.family.decoder(
+            inputs_embeds=embedded, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+        ).last_hidden_state
+        return self.family.model.lm_head(states[batch.ask[:, 0], batch.ask[:, 1]])
+
+    @staticmethod
+    def exact(batch: Batch, logits: Tensor) -> dict[str, list[float]]:
+        """For each sort of question, which answers greedy decoding would give in full."""
+        wrong = torch.zeros(len(batch.sorts), device=logits.device)
+        wrong.index_add_(0, batch.answer, (logits.argmax(-1) != batch.target).float())
+        seen: dict[str, list[float]] = defaultdict(list)
+        for sort, errors in zip(batch.sorts, wrong.tolist(), strict=True):
+            seen[sort].append(float(errors == 0))
+        return seen
+
+    def _dense_loss(
+        self, batch: Batch, features: Tensor, class_state: Tensor | None
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        total, said = features.new_zeros(()), {}
+        states = self.heads.norm(features)
+        for name, head in self.heads.dense.items():
+            logits, labels = head(states).float(), batch.labels[name]
+            each = functional.cross_entropy(logits, labels, reduction="none")
+            something = labels > 0
+            # Most tokens show nothing: both halves count alike, else "nothing" is all that is learned for long.
+            total = total + each[something].sum() / max(1, int(something.sum())) + each[~something].mean()
+            right = logits.argmax(-1) == labels
+            said[f"patch {name}"] = right[something].float().mean().item() if something.any() else 1.0
+        if class_state is not None:
+            logits = self.heads.present(class_state).float()
+            total = total + functional.binary_cross_entropy_with_logits(logits, batch.present)
+        return total, said
+
+    @torch.no_grad()
+    def _evaluate(self, stage: Stage, batches: int = 40) -> None:
+        """Log the figures on held-out pictures."""
+        self.family.model.eval()
+        seen: dict[str, list[float]] = defaultdict(list)
+        held_out = Batches(self.family, self.seed, stage.pictures, stage.each, stage.name, "test")
+        for number in range(batches):
+            batch = held_out[number].to(self.device)
+            features, class_state = self.family.features(batch.pixels)
+            _, said = self._dense_loss(batch, features, class_state)
+            for name, value in said.items():
+                seen[name].append(value)
+            if stage.each:
+                for sort, right in self.exact(batch, self.logits(batch, features)).items():
+                    seen[sort] += right
+        self.family.model.train()
+        self._write({"held out": {name: sum(values) / len(values) for name, values in sorted(seen.items())}})
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """AdamW on what the stage teaches. Vectors do not decay."""
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+        stage = self.stages[min(self.stage, len(self.stages) - 1)]
+        for name, parameter in [*self.family.model.named_parameters(), *self.heads.named_parameters(prefix="heads")]:
+            tower = any(part in name for part in ("vision_tower", "visual.", "multi_modal_projector", "heads."))
+            parameter.requires_grad_(tower or stage.each > 0)
+            if parameter.requires_grad:
+                groups[tower, parameter.ndim > 1].append(parameter)
+        settings = [
+            {"params": group, "tower": tower, "weight_decay": 0.05 * decays}
+            for (tower, decays), group in sorted(groups.items())
+        ]
+        return torch.optim.AdamW(settings, lr=0.0, betas=(0.9, 0.98), fused=self.device.type == "cuda")
+
+    def _set_rates(self, stage: Stage) -> None:
+        """Linear warm-up, then half a cosine down to a fiftieth."""
+        share = min(1.0, (self.step + 1) / WARMUP)
+        share *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / stage.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * (stage.tower_rate if group["tower"] else stage.rate)
+
+    def _log(self, stage: Stage, seen: dict[str, list[float]], seconds: float) -> None:
+        figures = {name: round(sum(values) / len(values), 4) for name, values in sorted(seen.items())}
+        seen.clear()
+        self._write({"stage": stage.name, "step": self.step, "s/step": round(seconds, 3), **figures})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def _save(self) -> None:
+        """Replace the saved state in one move, so that an interruption leaves the former one."""
+        state = {"model": self.family.model.state_dict(), "heads": self.heads.state_dict()}
+        state |= {"optimizer": self.optimizer.state_dict(), "stage": self.stage, "step": self.step}
+        state |= {"settings": self._settings()}
+        partial = self.state.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.state)
+
+    def _load(self) -> None:
+        state = torch.load(self.state, map_location=self.device, weights_only=True)
+        if state["settings"] != self._settings():
+            raise ValueError(f"{self.state} belongs to a training with other settings: {state['settings']}")
+        self.family.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.stage, self.step = state["stage"], state["step"]
+        self.optimizer = self._optimizer()
+        if self.stage < len(self.stages):
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def _settings(self) -> dict[str, Any]:
+        return {"seed": self.seed, "stages": [asdict(stage) for stage in self.stages]}

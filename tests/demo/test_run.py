@@ -1,0 +1,107 @@
+"""The demo as a newcomer runs it: trained models, real lmms-eval processes, and a table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lmms_prune.demo.benchmarks import TASKS
+from lmms_prune.demo.run import (
+    FIGURES,
+    FULL,
+    LAYERS,
+    MODELS,
+    QUICK,
+    DemoError,
+    Row,
+    retention,
+    run_demo,
+    tables,
+    weights,
+)
+from lmms_prune.schedule import Schedule
+
+
+def scores(value: float) -> dict[str, float]:
+    return {task: value for task in TASKS}
+
+
+def run(schedule: str, value: float, model: str = MODELS[0].wrapper) -> dict[str, Any]:
+    averages = {"visual_tokens_per_layer": 72.4}
+    return {"model": model, "schedule": schedule, "scores": scores(value), "averages": averages}
+
+
+def test_every_schedule_of_the_demo_fits_its_models() -> None:
+    for row in (*QUICK, *FULL):
+        read = Schedule.parse(row.schedule)
+        if row.budget is not None:
+            read = read.solve(str(row.budget), LAYERS, 144)
+            assert float(read.average(LAYERS, [144])) / 144 == pytest.approx(row.budget, abs=0.01)
+        read.check(LAYERS, [144])
+    assert len(set(FULL)) == len(FULL)
+
+
+def test_retention_is_the_mean_share_of_what_was_above_zero() -> None:
+    whole = {"scores": {"mme": 1600.0, "pope": 80.0, "gqa": 0.0}}
+    pruned = {"scores": {"mme": 800.0, "pope": 80.0, "gqa": 5.0}}
+    assert retention(pruned, whole) == pytest.approx(75)
+    assert retention(pruned, {"scores": {"mme": 0.0}}) is None
+
+
+def test_the_table_fits_a_narrow_terminal_and_tells_models_apart() -> None:
+    record = {
+        "runs": [
+            run("none", 80.0),
+            run("dart@1:?,random@8:0.03,budget=0.25", 40.0),
+            run("none", 9.0, MODELS[1].wrapper),
+        ]
+    }
+    made = tables(record, None)
+    assert [table.title for table in made] == [model.folder for model in MODELS]
+    stream = StringIO()
+    Console(file=stream, width=80).print(made[0])
+    text = stream.getvalue()
+    for name in ("tokens", "kept", *(FIGURES[task].short for task in TASKS), "dart@1:?", "budget=0.25", "50"):
+        assert name in text
+    assert "…" not in text
+
+
+def test_a_missing_weight_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DemoError, match=r"model\.safetensors"):
+        weights(MODELS[0], tmp_path)
+
+
+def test_an_unknown_task_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DemoError, match="'foo' is not in the demo"):
+        run_demo(tmp_path, QUICK, 4, "mme,foo", {}, Console(quiet=True))
+
+
+def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("lmms-prune")
+    command = [str(program), "demo", "--folder", str(folder), "--json", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_one_refused_schedule_does_not_end_the_others(tmp_path: Path) -> None:
+    """ToMe inside the tower needs CLIP: LLaVA runs it, Qwen2.5-VL refuses."""
+    done = demo(tmp_path, "--quick", "--tasks", "pope", "--schedule", "tome@0:0.5;place=tower", "--schedule", "none")
+    assert done.returncode == 1
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert [(run["model"], run["schedule"]) for run in record["runs"]] == [
+        ("llava_pruned", "tome@0:0.5;place=tower"),
+        ("llava_pruned", "none"),
+        ("qwen2_5_vl_pruned", "none"),
+    ]
+    (failure,) = record["failures"]
+    assert (failure["model"], failure["schedule"]) == ("qwen2_5_vl_pruned", "tome@0:0.5;place=tower")
+    assert "tome" in failure["error"]
+    assert failure["error"] in done.stderr
+    assert Row("none") in QUICK

@@ -1,0 +1,170 @@
+"""Training: several questions in one sequence are the same as each alone, and an interrupted run goes on unchanged."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lmms_prune.demo import content
+from lmms_prune.demo.checkpoints import Sizes
+from lmms_prune.demo.content import Form, Scene, Sign, Thing
+from lmms_prune.demo.pictures import draw
+from lmms_prune.demo.training.__main__ import SIZES, export
+from lmms_prune.demo.training.data import LABELS, Batches, Prompted, ask, collate, dense_labels, some_content
+from lmms_prune.demo.training.families import Family, new_family
+from lmms_prune.demo.training.loop import Stage, Trainer
+
+SMALL = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, "vision_hidden": 32, "vision_intermediate": 48}
+KV_HEADS = {"llava": 2, "qwen2_5_vl": 1}
+SECTIONS = {"llava": (), "qwen2_5_vl": (2, *[1] * 6)}
+STAGES = [Stage("tower", 3, 3, 0, 1e-2), Stage("questions", 4, 2, 3, 1e-2, 1e-2)]
+
+
+def small(name: str) -> Family:
+    sizes: Sizes = replace(SIZES[name], **SMALL, kv_heads=KV_HEADS[name], mrope_section=SECTIONS[name])
+    rng = random.Random(0)
+    prompted = [ask(rng, some_content(rng, "train"), "train") for _ in range(300)]
+    return new_family(name, sizes, [text for one in prompted for text in (one.prompt, one.answer)], seed=0)
+
+
+@pytest.fixture(params=sorted(SIZES))
+def family(request: pytest.FixtureRequest) -> Family:
+    return small(request.param)
+
+
+def trainer(family: Family, folder: Path) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    return Trainer(family, folder, STAGES, seed=0, device=torch.device("cpu"))
+
+
+def test_questions_in_one_sequence_are_as_each_alone(family: Family, tmp_path: Path) -> None:
+    """Logits at every answer token equal those of the library's own forward pass over the processor's own prompt."""
+    rng = random.Random(1)
+    rows = []
+    for draws in (content.scene, content.form, content.chart):
+        picture = draw(rng, draws(rng, "train"))
+        rows.append((picture, [ask(rng, picture.content, "train") for _ in range(3)]))
+    rows.append((None, [Prompted("Which of these is a colour?", "red", ""), Prompted("And a shape?", "star", "")]))
+    batch = collate(family, rows)
+    family.model.eval()
+    with torch.no_grad():
+        packed = trainer(family, tmp_path / "run").logits(batch, family.features(batch.pixels)[0])
+    answer = 0
+    for picture, asked in rows:
+        for prompted in asked:
+            text = family._rendered(prompted.prompt, with_image=picture is not None) + prompted.answer
+            images = None
+            if picture is not None:
+                images = [picture.image]
+                if not family.mrope:
+                    from lmms_prune.harness.prompts import pad_to_square
+
+                    images = [pad_to_square(picture.image, family.processor.image_processor.image_mean)]
+            inputs = family.processor(text=[text], images=images, return_tensors="pt")
+            said = family.tokenizer.encode(prompted.answer, add_special_tokens=False)
+            with torch.no_grad():
+                alone = family.model(**inputs).logits[0, -len(said) - 1 :]
+            mine = packed[batch.answer == answer]
+            assert batch.target[batch.answer == answer].tolist() == [*said, family.tokenizer.eos_token_id]
+            torch.testing.assert_close(mine, alone, atol=2e-4, rtol=1e-4)
+            answer += 1
+    assert answer == len(batch.sorts)
+
+
+def test_labels_stand_at_their_tokens(family: Family) -> None:
+    """One letter in each of its tokens, from left to right; a shape in the cell of the grid that it stands in."""
+    picture = draw(random.Random(0), Sign("word", ("KABO",), "red"))
+    rows, columns = family.grid(picture.image.size)
+    letters = dense_labels(family, picture)["letter"].reshape(rows, columns)
+    assert "".join(LABELS["letter"][label] for label in letters[letters > 0].tolist()) == "KABO"
+    picture = draw(random.Random(0), Scene((Thing("star", "blue", True, 2, 0),)))
+    rows, columns = family.grid(picture.image.size)
+    labels = {name: some.reshape(rows, columns) for name, some in dense_labels(family, picture).items()}
+    assert labels["letter"].sum() == 0
+    for name, text in (("kind", "star"), ("colour", "blue")):
+        there = labels[name] > 0
+        assert set(labels[name][there].tolist()) == {LABELS[name].index(text)}
+        assert there.nonzero()[:, 0].max() < rows / 2
+        assert there.nonzero()[:, 1].min() >= columns / 2
+
+
+def test_capitals_and_digits_are_spelled(family: Family) -> None:
+    tokens = family.tokenizer.encode("KABO 1999", add_special_tokens=False)
+    assert [
+        family.tokenizer.decode([token]).strip() for token in tokens if family.tokenizer.decode([token]).strip()
+    ] == [*"KABO1999"]
+
+
+def test_a_batch_depends_on_its_number_alone(family: Family) -> None:
+    batches = [Batches(family, 0, 2, 2, "questions") for _ in range(2)]
+    one, two = batches[0][5], [batches[1][n] for n in (3, 5)][1]
+    assert one.ids.equal(two.ids)
+    assert one.pixels["pixel_values"].equal(two.pixels["pixel_values"])
+    assert not one.ids.equal(Batches(family, 0, 2, 2, "questions", "test")[5].ids)
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name: str, tmp_path: Path) -> None:
+    whole = small(name)
+    assert trainer(whole, tmp_path / "whole").run(None, 0)
+    parted = small(name)
+    rounds = 0
+    while not trainer(parted, tmp_path / "parted").run(0.0, 0):  # one step each time
+        rounds += 1
+        parted = small(name)
+    assert rounds >= 5
+    for (key, one), two in zip(whole.model.state_dict().items(), parted.model.state_dict().values(), strict=True):
+        assert torch.equal(one, two), key
+    held_out = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert "patch letter" in held_out[0]["held out"]
+    assert "form" in held_out[-1]["held out"]
+
+
+def test_training_lowers_the_loss(family: Family, tmp_path: Path) -> None:
+    """On one batch, again and again: all of it can be learned by heart."""
+    runner = trainer(family, tmp_path / "run")
+    runner.stage = 1
+    runner.optimizer = runner._optimizer()
+    for group in runner.optimizer.param_groups:
+        group["lr"] = 1e-2
+    batch = Batches(family, 0, 2, 2, "questions")[1]
+    losses = [runner._learn(STAGES[1], batch)["loss"] for _ in range(25)]
+    assert losses[-1] < losses[0] / 3
+
+
+def test_each_stage_teaches_its_own_part(family: Family, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in family.model.state_dict().items()}
+    runner = trainer(family, tmp_path / "run")
+    runner.step = 1
+    runner._set_rates(STAGES[0])
+    runner._learn(STAGES[0], Batches(family, 0, 2, 0, "tower")[0])
+    changed = {name for name, value in family.model.state_dict().items() if not value.equal(before[name])}
+    assert changed
+    assert all("vision_tower" in name or "visual" in name or "projector" in name for name in changed)
+
+
+def test_a_training_with_other_settings_is_refused(family: Family, tmp_path: Path) -> None:
+    runner = trainer(family, tmp_path / "run")
+    runner._save()
+    with pytest.raises(ValueError, match="other settings"):
+        Trainer(family, tmp_path / "run", STAGES[:1], seed=0, device=torch.device("cpu"))
+
+
+def test_an_exported_model_is_read_by_the_library(family: Family, tmp_path: Path) -> None:
+    export(family, tmp_path / "model")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    assert model.dtype == torch.bfloat16
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    inputs = processor(
+        text=[text], images=[draw(random.Random(0), Form((("NAME", "KURT"),))).image], return_tensors="pt"
+    )
+    ids = model.generate(**inputs.to(torch.bfloat16), max_new_tokens=3, do_sample=False)
+    assert ids.shape[1] > inputs["input_ids"].shape[1]
