@@ -28,7 +28,7 @@ BELOW = {
         "ragged",
         "refusals",
     },
-    "harness": {"hooks", "trace", "schedule", "families"},
+    "harness": {"efficiency", "hooks", "trace", "schedule", "families"},
     "demo": {"harness"},
     "guide": {"layout", "families", "view"},
     "hooks": {"guide", "layout", "refusals", "schedule", "methods", "families", "view", "tower", "trace", "ragged"},

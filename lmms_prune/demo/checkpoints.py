@@ -65,6 +65,7 @@ class Sizes:
     rope_theta: float = 10_000.0
     mrope_section: tuple[int, ...] = ()
     max_pixels: int = 256 * 28 * 28
+    tied: bool = False  # whether the output matrix is the embedding
 
 
 def llava_model(
@@ -223,7 +224,7 @@ def _llava_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> LlavaConf
         num_key_value_heads=sizes.heads,
         max_position_embeddings=4096,
         rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
-        tie_word_embeddings=False,
+        tie_word_embeddings=sizes.tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -235,7 +236,7 @@ def _llava_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> LlavaConf
         vision_feature_select_strategy="default",
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=(sizes.image_size // PATCH) ** 2,
-        tie_word_embeddings=False,
+        tie_word_embeddings=sizes.tied,
     )
 
 
@@ -255,7 +256,7 @@ def _qwen_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> Qwen2_5_VL
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": sizes.tied,
         },
         vision_config={
             "depth": sizes.vision_layers,
@@ -273,7 +274,7 @@ def _qwen_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> Qwen2_5_VL
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=False,
+        tie_word_embeddings=sizes.tied,
     )
 
 
@@ -290,7 +291,7 @@ def _to_train(kind: type[PreTrainedModel], config: PretrainedConfig, seed: int) 
                 continue
             noise = torch.randn(parameter.shape, generator=generator)
             if "embed" in name and "patch" not in name:
-                parameter.copy_(noise * 0.3)
+                parameter.copy_(noise * (0.15 if config.tie_word_embeddings and "embed_tokens" in name else 0.3))
                 continue
             last = any(part in name for part in ("o_proj", "out_proj", "down_proj", "fc2", "attn.proj"))
             parameter.copy_(noise * (shrink if last else 1.0) / math.sqrt(parameter[0].numel()))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -23,13 +24,15 @@ from loguru import logger
 from PIL.Image import Image
 from qwen_vl_utils import process_vision_info
 
-from lmms_prune.families import FAMILIES, Family, UnsupportedModelError
+from lmms_prune.efficiency.architecture import from_config
+from lmms_prune.families import FAMILIES, Family, ModelParts, UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
 from lmms_prune.harness.generation import KNOWN, clean, options, own_tokens, stop_texts
 from lmms_prune.harness.loading import load_model, load_processor, pick_device, read_config
 from lmms_prune.harness.prompts import VICUNA_TEMPLATE, pad_to_square, question_text, text_or_file
 from lmms_prune.harness.records import PrunedTokenCounts, RunRecord, provenance
 from lmms_prune.hooks import check, prune
+from lmms_prune.trace import RowTrace
 
 
 class SampleError(Exception):
@@ -75,6 +78,8 @@ class PrunedModel(lmms):
         self.model = load_model(arguments, self._device)
         # What a method lacks (a second model, say) must be known before the first sample.
         check(self.model, schedule)
+        sizes = from_config(self.model.config.to_dict(), arguments.pretrained)
+        self.architecture = replace(sizes, bytes_per_number=self.model.dtype.itemsize)
         self.template = self._chat_template()
         self._try_template()
         # The harness copies the values of `batch_sizes` into the results' config: the one place for what it does not
@@ -136,8 +141,9 @@ class PrunedModel(lmms):
         for places in self._batches(requests):
             batch = [requests[i].args for i in places]
             names = [f"task '{task}', document {doc}" for _, _, _, doc, task, _ in batch]
-            results, seconds = self._answer(batch, names)
-            record.add([result.token_counts for result in results], seconds)
+            results, rows, seconds = self._answer(batch, names)
+            tasks = [task for _, _, _, _, task, _ in batch]
+            record.add([result.token_counts for result in results], tasks, rows, seconds)
             answers.update(zip(places, results, strict=True))
             progress.update(len(places))
         progress.close()
@@ -152,7 +158,7 @@ class PrunedModel(lmms):
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
-    def _answer(self, batch: list[tuple], names: Sequence[str]) -> tuple[list[GenerationResult], float]:
+    def _answer(self, batch: list[tuple], names: Sequence[str]) -> tuple[list[GenerationResult], list[RowTrace], float]:
         messages = []
         for (_, build, _, doc, task, split), name in zip(batch, names, strict=True):
             with _naming([name]):
@@ -177,12 +183,15 @@ class PrunedModel(lmms):
         lengths, stops = inputs["attention_mask"].sum(1).tolist(), stop_texts(given)
         # An unpruned run may have beams or no cache, and then traces a sample more than once, each time alike.
         rows = {row.sample: row for row in trace.rows}
+        sizes = [size for sample in samples for size in rows[sample].images]
+        grids = iter(ModelParts.of(self.model).grids(dict(inputs), sizes))
         results = []
         for ids, sample, length in zip(new, samples, lengths, strict=True):
             own = own_tokens(ids, tokenizer)
-            counts = PrunedTokenCounts.of(rows[sample], length, len(own))
+            shapes = list(islice(grids, len(rows[sample].images)))
+            counts = PrunedTokenCounts.of(rows[sample], shapes, self.architecture, length, len(own))
             results.append(GenerationResult(clean(self._decode(own), stops), counts))
-        return results, seconds
+        return results, [rows[sample] for sample in samples], seconds
 
     def _batch_inputs(self, messages: list[list[dict[str, Any]]], names: Sequence[str]) -> Any:
         """The processor's output for a batch; if it fails, the row that fails by itself is the one to name."""
@@ -231,7 +240,7 @@ class PrunedModel(lmms):
         speed = record.output_tokens / record.seconds if record.seconds else 0.0
         numbers = {"total_requests": record.samples, **record.averages()}
         log_metrics(record.seconds, record.output_tokens, speed, numbers)
-        self.batch_sizes["run"]["averages"] = record.averages()
+        self.batch_sizes["run"] |= {"averages": record.averages(), "tasks": record.by_task()}
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 

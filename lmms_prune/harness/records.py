@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from lmms_eval.api.instance import TokenCounts
 
+from lmms_prune.efficiency.architecture import Architecture
+from lmms_prune.efficiency.cost import decode_flops, kv_bytes, prefill_flops, tower_flops
 from lmms_prune.trace import RowTrace
 
 
@@ -21,19 +24,53 @@ class PrunedTokenCounts(TokenCounts):
         visual_tokens: original visual tokens of the sample's images.
         kept_visual_tokens: visual tokens left after each stage.
         avg_visual_tokens: average visual tokens per decoder layer.
+        layer_visual_tokens: visual tokens in each decoder layer, as executed.
+        text_tokens: all other tokens of the prompt, padding excluded.
+        kv_bytes: keys and values that the prefill left in the cache for this row, all layers, padding included.
+        tower_flops: of the vision tower and the projector on the sample's images.
+        prefill_flops: of the decoder over the row's own tokens, padding excluded.
+        decode_flops: of the passes after the prefill.
     """
 
     visual_tokens: int = 0
     kept_visual_tokens: list[int] = field(default_factory=list)
     avg_visual_tokens: float = 0.0
+    layer_visual_tokens: list[int] = field(default_factory=list)
+    text_tokens: int = 0
+    kv_bytes: int = 0
+    tower_flops: int = 0
+    prefill_flops: int = 0
+    decode_flops: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
-    def of(cls, row: RowTrace, input_tokens: int, output_tokens: int) -> PrunedTokenCounts:
-        kept = [sum(images) for images in row.kept]
-        return cls(input_tokens, output_tokens, None, row.visual_tokens, kept, row.avg_visual_tokens)
+    def of(
+        cls,
+        row: RowTrace,
+        grids: Sequence[tuple[int, int]],
+        model: Architecture,
+        input_tokens: int,
+        output_tokens: int,
+    ) -> PrunedTokenCounts:
+        """The ledger of one executed row, whose images have `grids` of visual tokens."""
+        lengths = [row.text_tokens + visual for visual in row.visual]
+        return cls(
+            input_tokens,
+            output_tokens,
+            None,
+            row.visual_tokens,
+            [sum(images) for images in row.kept],
+            row.avg_visual_tokens,
+            list(row.visual),
+            row.text_tokens,
+            int(sum(kv_bytes(model, row.cached))),
+            sum(tower_flops(model.tower, grid) for grid in grids),
+            int(prefill_flops(model, lengths)),
+            # The prefill gives the first new token.
+            int(decode_flops(model, lengths, max(0, output_tokens - 1))),
+        )
 
 
 @dataclass
@@ -47,12 +84,18 @@ class RunRecord:
     visual_tokens: int = 0
     avg_visual_tokens: float = 0.0
     input_tokens: int = 0
+    tasks: dict[str, list[PrunedTokenCounts]] = field(default_factory=dict)
+    computed: dict[str, list[int]] = field(default_factory=dict)
 
-    def add(self, counts: list[PrunedTokenCounts], seconds: float) -> None:
-        """Count one batch that took `seconds` to generate."""
+    def add(
+        self, counts: list[PrunedTokenCounts], tasks: Sequence[str], rows: Sequence[RowTrace], seconds: float
+    ) -> None:
+        """Count one batch that took `seconds` to generate; `tasks` and `rows` are its samples'."""
         self.seconds += seconds
-        for count in counts:
+        for count, task, row in zip(counts, tasks, rows, strict=True):
             self.samples += 1
+            self.tasks.setdefault(task, []).append(count)
+            self.computed.setdefault(task, []).append(sum(row.computed))
             self.output_tokens += count.output_tokens or 0
             self.input_tokens += count.input_tokens or 0
             if count.visual_tokens:
@@ -67,7 +110,38 @@ class RunRecord:
             "original_visual_tokens": self.visual_tokens / images,
             "visual_tokens_per_layer": self.avg_visual_tokens / images,
             "input_tokens": self.input_tokens / samples,
+            **self.costs([count for counts in self.tasks.values() for count in counts]),
         }
+
+    @staticmethod
+    def costs(counts: list[PrunedTokenCounts]) -> dict[str, float]:
+        """Average bytes and FLOPs of a sample."""
+        many = max(1, len(counts))
+        return {
+            "kv_mib": sum(count.kv_bytes for count in counts) / many / 2**20,
+            **{
+                f"{part}_tflops": sum(getattr(count, f"{part}_flops") for count in counts) / many / 1e12
+                for part in ("tower", "prefill", "decode")
+            },
+        }
+
+    def by_task(self) -> dict[str, dict[str, Any]]:
+        """Each task's averages over its samples, layer by layer where layers differ."""
+        made = {}
+        for task, counts in self.tasks.items():
+            many = len(counts)
+            layers = [sum(some) / many for some in zip(*(count.layer_visual_tokens for count in counts), strict=True)]
+            text = sum(count.text_tokens for count in counts) / many
+            made[task] = {
+                "samples": many,
+                "text_tokens": text,
+                "layer_visual_tokens": layers,
+                "layer_tokens": [text + visual for visual in layers],
+                # What padding added: the share of the executed tokens that were no sample's own.
+                "padding": 1 - (text * len(layers) + sum(layers)) * many / sum(self.computed[task]),
+                **self.costs(counts),
+            }
+        return made
 
 
 def provenance(device: torch.device) -> dict[str, str]:

@@ -57,6 +57,8 @@ def test_every_sample_has_its_tokens(case, family):
         by_hand = [count for count, span in zip([n, *stages], spans, strict=True) for _ in range(span)]
         assert len(by_hand) == LAYERS
         assert row["avg_visual_tokens"] == pytest.approx(sum(by_hand) / LAYERS)
+        assert row["layer_visual_tokens"] == by_hand
+        assert row["text_tokens"] == row["input_tokens"] - n
         if n:
             assert Schedule.parse(schedule).layer_counts(LAYERS, [n]) == by_hand
         assert n < row["input_tokens"]
@@ -79,6 +81,11 @@ def test_averages_are_in_the_throughput_section(case):
         "original_visual_tokens": sum(row["visual_tokens"] for row in pictured) / len(pictured),
         "visual_tokens_per_layer": sum(row["avg_visual_tokens"] for row in pictured) / len(pictured),
         "input_tokens": sum(row["input_tokens"] for row in rows) / len(rows),
+        "kv_mib": sum(row["kv_bytes"] for row in rows) / len(rows) / 2**20,
+        **{
+            f"{part}_tflops": sum(row[f"{part}_flops"] for row in rows) / len(rows) / 1e12
+            for part in ("tower", "prefill", "decode")
+        },
     }
     throughput = run.results["throughput"]
     assert {name: throughput[f"avg_{name}"] for name in averages} == pytest.approx(averages)
@@ -86,6 +93,47 @@ def test_averages_are_in_the_throughput_section(case):
     assert throughput["total_elapsed_time"] > 0
     assert run.recorded["averages"] == pytest.approx(averages)
     assert run.recorded["schedule"] == schedule
+
+
+def test_every_task_has_its_averages_layer_by_layer(case):
+    run = case[1]
+    assert set(run.recorded["tasks"]) == set(TASKS)
+    for task, said in run.recorded["tasks"].items():
+        rows = run.ledger[task]
+        layers = [sum(some) / len(rows) for some in zip(*(row["layer_visual_tokens"] for row in rows), strict=True)]
+        text = sum(row["text_tokens"] for row in rows) / len(rows)
+        assert said["samples"] == len(rows)
+        assert said["text_tokens"] == pytest.approx(text)
+        assert said["layer_visual_tokens"] == pytest.approx(layers)
+        assert said["layer_tokens"] == pytest.approx([text + visual for visual in layers])
+        assert said["padding"] == 0  # one row a batch
+        assert said["prefill_tflops"] == pytest.approx(sum(row["prefill_flops"] for row in rows) / len(rows) / 1e12)
+
+
+def test_padding_is_accounted(harness):
+    """Rows of different lengths in one batch: the share of executed tokens that are no sample's own."""
+    run = harness.pruned("llava", ["mme"], batch_size=4)
+    (call,) = run.calls
+    mask = call["attention_mask"]
+    assert run.recorded["tasks"]["mme"]["padding"] == pytest.approx(1 - float(mask.float().mean()))
+
+
+def test_flops_and_bytes_are_those_of_the_executed_passes(harness, family):
+    """Against torch's own count over the whole run, with the schedule's selection (none multiplies) and one row a batch."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run = harness.pruned(family, ["docvqa_val"], schedule="random@2:0.4,vtw@6")
+    rows = run.ledger["docvqa_val"]
+    # generate() computes the output matrix once in the prefill, and once for each further token.
+    expected = sum(row["tower_flops"] + row["prefill_flops"] + row["decode_flops"] for row in rows)
+    assert counter.get_total_flops() == expected
+    width = torch.float32.itemsize
+    heads = {"llava": 4, "qwen2_5_vl": 2}[family]
+    for row in rows:
+        cached = [row["text_tokens"] + visual for visual in row["layer_visual_tokens"]]
+        assert row["kv_bytes"] == sum(2 * n * heads * 16 * width for n in cached)
 
 
 def test_provenance_is_recorded(case):
@@ -117,4 +165,7 @@ def test_output_tokens_end_with_the_answer_in_any_batch(harness):
     one, four = (harness.pruned("llava", ["pope", "gqa"], options, batch_size=size) for size in (1, 8))
     assert len({row["output_tokens"] for row in one.ledger["gqa"]}) > 1
     assert four.answers == one.answers
-    assert four.ledger == one.ledger
+    for task, rows in one.ledger.items():  # the cache's bytes are those of the batch, padding included
+        for single, beside in zip(rows, four.ledger[task], strict=True):
+            assert {**beside, "kv_bytes": 0} == {**single, "kv_bytes": 0}
+            assert beside["kv_bytes"] >= single["kv_bytes"]

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from lmms_prune.demo.checkpoints import Sizes
 from lmms_prune.demo.folders import new_folder
 from lmms_prune.demo.training.data import ask, some_content
-from lmms_prune.demo.training.families import Family, new_family, started_family
+from lmms_prune.demo.training.families import Family, new_family, started_family, take_tower
 from lmms_prune.demo.training.loop import Stage, Trainer
 
 SIZES = {
@@ -27,6 +27,7 @@ SIZES = {
         vision_hidden=128,
         vision_intermediate=256,
         image_size=168,
+        tied=True,
     ),
     # Real models give columns the slowest rotary frequencies, too slow to tell neighbours apart at this size: here
     # time, rows and columns take turns.
@@ -41,6 +42,7 @@ SIZES = {
         vision_intermediate=192,
         rope_theta=100.0,
         mrope_section=(2, *[1] * 14),
+        tied=True,
     ),
 }
 
@@ -48,14 +50,16 @@ SIZES = {
 def main(
     family: Annotated[str, typer.Argument(help="llava or qwen2_5_vl.")],
     folder: Annotated[Path, typer.Argument(help="For the state, the log and at last the model; goes on if it exists.")],
-    tower_steps: Annotated[int, typer.Option(min=1, help="Steps of the tower alone.")] = 1500,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the decoder on questions.")] = 3000,
+    tower_steps: Annotated[int, typer.Option(min=0, help="Steps of the tower alone.")] = 3000,
+    open_steps: Annotated[int, typer.Option(min=0, help="Steps on questions whose answer is a word.")] = 3000,
+    steps: Annotated[int, typer.Option(min=0, help="Steps on questions of all kinds.")] = 3000,
     pictures: Annotated[int, typer.Option(min=1, help="Pictures a step; twice as many for the tower.")] = 8,
     questions: Annotated[int, typer.Option(min=1, help="Questions a picture.")] = 6,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     minutes: Annotated[float | None, typer.Option(help="Stop after this long; the same command goes on.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 0,
+    tower: Annotated[Path | None, typer.Option(help="A model's folder to take the trained tower from.")] = None,
     start: Annotated[Path | None, typer.Option(help="A model's folder to start from, instead of from scratch.")] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, pictures and questions.")] = 0,
 ) -> None:
@@ -65,8 +69,11 @@ def main(
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
     made = started_family(start) if start else new_family(family, SIZES[family], _texts(seed), seed)
+    if tower:
+        take_tower(made, tower)
     stages = [
         Stage("tower", tower_steps, 2 * pictures, 0, rate),
+        Stage("open", open_steps, pictures, questions, 0.3 * rate, rate),
         Stage("questions", steps, pictures, questions, 0.3 * rate, rate),
     ]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

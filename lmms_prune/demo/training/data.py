@@ -82,8 +82,9 @@ class Batches(Dataset):
         rows: list[tuple[Picture | None, list[Prompted]]] = []
         for _ in range(self.pictures):
             picture = draw(rng, some_content(rng, self.split, MIX if self.each else TOWER_MIX))
-            rows.append((picture, [ask(rng, picture.content, self.split) for _ in range(self.each)]))
-        if self.each and number % 4 == 0:
+            question = ask_openly if self.stage == "open" else ask
+            rows.append((picture, [question(rng, picture.content, self.split) for _ in range(self.each)]))
+        if self.each and number % 4 == 0 and self.stage != "open":
             rows[-1] = (None, [_choice(rng, questions.without_image(rng)) for _ in range(self.each)])
         return collate(self.family, rows)
 
@@ -125,6 +126,32 @@ def ask(rng: random.Random, shown: Content, split: Split) -> Prompted:
     if roll < 0.22:
         return _choice(rng, asked)
     return Prompted(asked.question if roll < 0.32 else prompts.short(asked.question), asked.answer, asked.category)
+
+
+def ask_openly(rng: random.Random, shown: Content, split: Split) -> Prompted:
+    """A question that the picture answers in a word; one in six can be answered with yes or no.
+
+    A word says more than yes or a letter, and its question is shorter: what a decoder learns to look at comes from
+    these. The others are learned quickly once it looks.
+    """
+    if isinstance(shown, Scene):
+        if rng.random() < 0.17:
+            asked = questions.present(rng, shown, rng.random() < 0.5, "random")
+            return Prompted(prompts.short(asked.question), asked.answer, "yes/no random")
+        asked = questions.about(rng, shown, split)
+        return Prompted(prompts.short(asked.question), asked.answer, "attribute")
+    if isinstance(shown, Sign):
+        asked = questions.about(rng, shown, split)
+        sort = "attribute" if asked.category == "attribute_recognition" else f"read {shown.kind}"
+        if rng.random() < 0.5:
+            return Prompted("What is written in the image?", questions.read_out(shown).answer, f"read {shown.kind}")
+        return Prompted(asked.question if rng.random() < 0.5 else prompts.textvqa(asked.question), asked.answer, sort)
+    if rng.random() < 0.15:
+        read = questions.read_out(shown)
+        return Prompted(read.question, read.answer, "read all")
+    asked = questions.looked_up(rng, shown)
+    plain = rng.random() < 0.5
+    return Prompted(asked.question if plain else prompts.short(asked.question), asked.answer, asked.category)
 
 
 def _ask_scene(rng: random.Random, shown: Scene, split: Split) -> Prompted:

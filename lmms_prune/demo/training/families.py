@@ -66,6 +66,12 @@ class Family:
         places: list[Place] = [(n, n, n) for n in range(len(before))]
         return before + [self.image_id] * len(image), places + image
 
+    def word(self, label: str) -> int:
+        """The token that a dense label's name is written with: the word after a space, or the letter."""
+        words = {"board": " sign", "bar": " chart"}
+        text = label if len(label) == 1 else words.get(label, f" {label}")
+        return self.tokenizer.encode(text, add_special_tokens=False)[-1]
+
     def _around(self) -> tuple[str, str]:
         """The prompt before the image token, and between it and the question."""
         head, rest = self._rendered("QUESTION", with_image=True).split(self.tokenizer.decode([self.image_id]))
@@ -143,6 +149,13 @@ class Qwen(Family):
     def _image_places(self, start: int, size: tuple[int, int]) -> list[Place]:
         rows, columns = self.grid(size)
         return [(start, start + row, start + column) for row in range(rows) for column in range(columns)]
+
+
+def take_tower(family: Family, folder: Path) -> None:
+    """Put the vision tower and the projector of the model in `folder` into `family`."""
+    weights = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
+    seen = {name: value for name, value in weights.items() if re.search(r"vision_tower|visual\.|projector", name)}
+    family.model.load_state_dict(seen, strict=False)
 
 
 def started_family(folder: Path) -> Family:

@@ -44,13 +44,27 @@ class Stage:
 
 
 class Heads(nn.Module):
-    """What reads the dense labels off the visual tokens, and an image's labels off its class token; training only."""
+    """Reads the dense labels off the visual tokens, and an image's labels off its class token; in training only.
 
-    def __init__(self, hidden: int, class_hidden: int) -> None:
+    A label's direction is the embedding of its word: a patch with a red circle comes to lie near "red" and "circle",
+    and a letter near its own token. So the decoder starts with pictures that look like words that it can copy.
+    """
+
+    def __init__(self, family: Family) -> None:
         super().__init__()
+        config = family.model.config
+        hidden = config.get_text_config().hidden_size
         self.norm = nn.LayerNorm(hidden)
-        self.dense = nn.ModuleDict({name: nn.Linear(hidden, len(texts)) for name, texts in LABELS.items()})
-        self.present = nn.Linear(class_hidden, sum(len(texts) - 1 for texts in LABELS.values()))
+        self.nothing = nn.ParameterDict({name: nn.Parameter(torch.zeros(hidden)) for name in LABELS})
+        self.sharpness = nn.Parameter(torch.tensor(1.0))
+        self.present = nn.Linear(config.vision_config.hidden_size, sum(len(texts) - 1 for texts in LABELS.values()))
+        for name, texts in LABELS.items():
+            self.register_buffer(f"words_{name}", torch.tensor([family.word(text) for text in texts[1:]]))
+
+    def dense(self, name: str, states: Float[Tensor, "V D"], embedding: nn.Embedding) -> Float[Tensor, "V C"]:
+        """Logits of one sort of label from normalised visual tokens."""
+        words = embedding(self.get_buffer(f"words_{name}"))
+        return self.sharpness * states @ torch.cat([self.nothing[name][None], words]).T
 
 
 class Trainer:
@@ -58,9 +72,8 @@ class Trainer:
 
     def __init__(self, family: Family, folder: Path, stages: list[Stage], seed: int, device: torch.device) -> None:
         self.family, self.folder, self.stages, self.seed, self.device = family, folder, stages, seed, device
-        config = family.model.config
         torch.manual_seed(seed)
-        self.heads = Heads(config.get_text_config().hidden_size, config.vision_config.hidden_size).to(device)
+        self.heads = Heads(family).to(device)
         family.model.to(device).train()
         self.stage, self.step = 0, 0
         self.optimizer = self._optimizer()
@@ -88,7 +101,8 @@ class Trainer:
                 if time.monotonic() > end:
                     self._save()
                     return False
-            self._evaluate(stage)
+            if stage.steps:
+                self._evaluate(stage)
             self.stage, self.step = self.stage + 1, 0
             self.optimizer = self._optimizer()
             self._save()
@@ -145,8 +159,9 @@ class Trainer:
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         total, said = features.new_zeros(()), {}
         states = self.heads.norm(features)
-        for name, head in self.heads.dense.items():
-            logits, labels = head(states).float(), batch.labels[name]
+        embedding = self.family.model.get_input_embeddings()
+        for name, labels in batch.labels.items():
+            logits = self.heads.dense(name, states, embedding).float()
             each = functional.cross_entropy(logits, labels, reduction="none")
             something = labels > 0
             # Most tokens show nothing: both halves count alike, else "nothing" is all that is learned for long.
