@@ -10,6 +10,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -295,7 +296,23 @@ def _to_train(kind: type[PreTrainedModel], config: PretrainedConfig, seed: int) 
                 continue
             last = any(part in name for part in ("o_proj", "out_proj", "down_proj", "fc2", "attn.proj"))
             parameter.copy_(noise * (shrink if last else 1.0) / math.sqrt(parameter[0].numel()))
+        for layer in model.model.language_model.layers:
+            _look_alike(layer.self_attn)
     return model
+
+
+def _look_alike(attention: Any) -> None:
+    """Let each head at first attend to what resembles the asking token, and copy it.
+
+    "Mimetic initialization of self-attention layers", https://arxiv.org/abs/2305.09828: keys are drawn as the queries,
+    and the output as the transposed values. A word then finds the patches that look like it, which a small model else
+    takes most of its training to discover.
+    """
+    dim = attention.head_dim
+    keys, values = (module.weight.unflatten(0, (-1, dim)) for module in (attention.k_proj, attention.v_proj))
+    group = attention.q_proj.weight.shape[0] // dim // len(keys)
+    attention.q_proj.weight.copy_(keys.repeat_interleave(group, 0).flatten(0, 1))
+    attention.o_proj.weight.copy_(0.3 * values.repeat_interleave(group, 0).flatten(0, 1).T)
 
 
 def _random_model(

@@ -53,6 +53,11 @@ def about(rng: random.Random, content: Content, split: Split) -> Asked:
     return looked_up(rng, content)
 
 
+def attribute(rng: random.Random, scene: Scene) -> Asked:
+    """The colour or the shape of one thing."""
+    return rng.choice((_colour, _kind))(rng, scene)
+
+
 def in_chinese(rng: random.Random, scene: Scene) -> Asked:
     """A question about a scene, with its answers, in Chinese."""
     thing = rng.choice(scene.things)

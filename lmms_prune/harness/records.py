@@ -26,7 +26,7 @@ class PrunedTokenCounts(TokenCounts):
         avg_visual_tokens: average visual tokens per decoder layer.
         layer_visual_tokens: visual tokens in each decoder layer, as executed.
         text_tokens: all other tokens of the prompt, padding excluded.
-        kv_bytes: keys and values that the prefill left in the cache for this row, all layers, padding included.
+        kv_bytes: keys and values of the row's own tokens that the prefill left in the cache, all layers.
         tower_flops: of the vision tower and the projector on the sample's images.
         prefill_flops: of the decoder over the row's own tokens, padding excluded.
         decode_flops: of the passes after the prefill.
@@ -65,7 +65,8 @@ class PrunedTokenCounts(TokenCounts):
             row.avg_visual_tokens,
             list(row.visual),
             row.text_tokens,
-            int(sum(kv_bytes(model, row.cached))),
+            # Where a method made earlier layers forget, they hold what a later layer had.
+            int(sum(kv_bytes(model, [lengths[row.computed.index(held)] for held in row.cached]))),
             sum(tower_flops(model.tower, grid) for grid in grids),
             int(prefill_flops(model, lengths)),
             # The prefill gives the first new token.

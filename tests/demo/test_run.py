@@ -43,7 +43,8 @@ def test_every_schedule_of_the_demo_fits_its_models() -> None:
         read = Schedule.parse(row.schedule)
         if row.budget is not None:
             read = read.solve(str(row.budget), LAYERS, 144)
-            assert float(read.average(LAYERS, [144])) / 144 == pytest.approx(row.budget, abs=0.01)
+            # DART keeps in steps of 8, and pooling whole rows and columns.
+            assert row.budget - 0.04 < float(read.average(LAYERS, [144])) / 144 <= row.budget
         read.check(LAYERS, [144])
     assert len(set(FULL)) == len(FULL)
 
@@ -87,6 +88,36 @@ def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("lmms-prune")
     command = [str(program), "demo", "--folder", str(folder), "--json", *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+# What the trained models reach on the quick demo's held-out questions, less a margin for another machine's rounding.
+FLOORS: dict[str, dict[str, float]] = {
+    "llava_pruned": {"mme": 500, "gqa": 40},
+    "qwen2_5_vl_pruned": {"mme": 400, "gqa": 25},
+}
+
+
+@pytest.mark.slow
+def test_the_quick_demo(tmp_path: Path) -> None:
+    """Both models above their floors; keeping all changes nothing, half the tokens little, no image very much."""
+    done = demo(tmp_path, "--quick")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert not record["failures"]
+    for model in MODELS:
+        runs = {run["schedule"]: run for run in record["runs"] if run["model"] == model.wrapper}
+        assert list(runs) == [str(row) for row in QUICK]
+        whole = runs["none"]
+        for task, floor in FLOORS[model.wrapper].items():
+            assert whole["scores"][task] >= floor, (model.folder, task)
+        assert runs["random@1:1.0"]["scores"] == whole["scores"]
+        for row in QUICK:
+            if row.budget is not None:
+                share = (
+                    runs[str(row)]["averages"]["visual_tokens_per_layer"] / whole["averages"]["original_visual_tokens"]
+                )
+                assert share == pytest.approx(row.budget, abs=0.05)
+    assert "lmms-eval" in record["command"]
 
 
 @pytest.mark.slow

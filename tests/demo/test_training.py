@@ -23,7 +23,12 @@ from lmms_prune.demo.training.loop import Stage, Trainer
 SMALL = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, "vision_hidden": 32, "vision_intermediate": 48}
 KV_HEADS = {"llava": 2, "qwen2_5_vl": 1}
 SECTIONS = {"llava": (), "qwen2_5_vl": (2, *[1] * 6)}
-STAGES = [Stage("tower", 3, 3, 0, 1e-2), Stage("open", 2, 2, 3, 1e-2, 1e-2), Stage("questions", 4, 2, 3, 1e-2, 1e-2)]
+STAGES = [
+    Stage("tower", 3, 3, 0, 1e-2),
+    Stage("shapes", 1, 2, 3, 0.0, 1e-2),
+    Stage("open", 1, 2, 3, 1e-2, 1e-2),
+    Stage("questions", 4, 2, 3, 1e-2, 1e-2),
+]
 
 
 def small(name: str) -> Family:
@@ -129,24 +134,36 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(name: str, tmp_pa
 def test_training_lowers_the_loss(family: Family, tmp_path: Path) -> None:
     """On one batch, again and again: all of it can be learned by heart."""
     runner = trainer(family, tmp_path / "run")
-    runner.stage = 2
+    runner.stage = 3
     runner.optimizer = runner._optimizer()
     for group in runner.optimizer.param_groups:
         group["lr"] = 1e-2
     batch = Batches(family, 0, 2, 2, "questions")[1]
-    losses = [runner._learn(STAGES[2], batch)["loss"] for _ in range(25)]
+    losses = [runner._learn(STAGES[3], batch)["loss"] for _ in range(25)]
     assert losses[-1] < losses[0] / 3
 
 
 def test_each_stage_teaches_its_own_part(family: Family, tmp_path: Path) -> None:
-    before = {name: value.clone() for name, value in family.model.state_dict().items()}
-    runner = trainer(family, tmp_path / "run")
-    runner.step = 1
-    runner._set_rates(STAGES[0])
-    runner._learn(STAGES[0], Batches(family, 0, 2, 0, "tower")[0])
-    changed = {name for name, value in family.model.state_dict().items() if not value.equal(before[name])}
-    assert changed
-    assert all("vision_tower" in name or "visual" in name or "projector" in name for name in changed)
+    """The first the tower and the projector, the second the decoder, the others all of it."""
+    for number, stage in enumerate(STAGES):
+        before = {name: value.clone() for name, value in family.model.state_dict().items()}
+        runner = trainer(family, tmp_path / stage.name)
+        runner.stage, runner.step = number, 1
+        runner.optimizer = runner._optimizer()
+        runner._set_rates(stage)
+        runner._learn(stage, Batches(family, 0, 2, stage.each, stage.name)[1])
+        changed = {name for name, value in family.model.state_dict().items() if not value.equal(before[name])}
+        tower = {name for name in changed if "vision_tower" in name or "visual" in name or "projector" in name}
+        assert bool(tower) == (stage.tower_rate > 0)
+        assert bool(changed - tower) == (stage.rate > 0)
+
+
+def test_questions_about_shapes_come_first_and_are_plain(family: Family) -> None:
+    batch = Batches(family, 0, 3, 4, "shapes")[0]
+    assert set(batch.sorts) == {"attribute"}
+    words = {*content.COLOURS, *content.KINDS}
+    said = [family.tokenizer.decode(batch.target[batch.answer == n][:-1]) for n in range(len(batch.sorts))]
+    assert set(said) <= words
 
 
 def test_a_training_with_other_settings_is_refused(family: Family, tmp_path: Path) -> None:

@@ -165,7 +165,4 @@ def test_output_tokens_end_with_the_answer_in_any_batch(harness):
     one, four = (harness.pruned("llava", ["pope", "gqa"], options, batch_size=size) for size in (1, 8))
     assert len({row["output_tokens"] for row in one.ledger["gqa"]}) > 1
     assert four.answers == one.answers
-    for task, rows in one.ledger.items():  # the cache's bytes are those of the batch, padding included
-        for single, beside in zip(rows, four.ledger[task], strict=True):
-            assert {**beside, "kv_bytes": 0} == {**single, "kv_bytes": 0}
-            assert beside["kv_bytes"] >= single["kv_bytes"]
+    assert four.ledger == one.ledger

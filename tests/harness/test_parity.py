@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from hashlib import sha256
 
@@ -80,9 +81,10 @@ def test_prompt_text_is_the_familys(pair, harness, family):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(harness.checkpoints[family])
-    prompts = {tokenizer.decode(call["input_ids"][0]) for call in pair[1].calls}
-    question = "What does the board say?\nAnswer the question using a single word or phrase."
-    image = {"llava": "<image>" * 64, "qwen2_5_vl": "<|image_pad|>" * 280}[family]
+    image = {"llava": "<image>", "qwen2_5_vl": "<|image_pad|>"}[family]
+    whole = [tokenizer.decode(call["input_ids"][0]) for call in pair[1].calls]
+    prompts = {re.sub(f"({re.escape(image)})+", image, prompt) for prompt in whole}
+    question = "What number is on the sign?\nAnswer the question using a single word or phrase."
     text = {
         "llava": f"<s>USER: {image}\n{question} ASSISTANT:",
         "qwen2_5_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"

@@ -81,10 +81,10 @@ class Batches(Dataset):
         rng = random.Random(f"{self.seed}/{self.stage}/{self.split}/{number}")
         rows: list[tuple[Picture | None, list[Prompted]]] = []
         for _ in range(self.pictures):
-            picture = draw(rng, some_content(rng, self.split, MIX if self.each else TOWER_MIX))
-            question = ask_openly if self.stage == "open" else ask
+            mix, question = STAGES[self.stage]
+            picture = draw(rng, some_content(rng, self.split, mix))
             rows.append((picture, [question(rng, picture.content, self.split) for _ in range(self.each)]))
-        if self.each and number % 4 == 0 and self.stage != "open":
+        if self.stage == "questions" and number % 4 == 0:
             rows[-1] = (None, [_choice(rng, questions.without_image(rng)) for _ in range(self.each)])
         return collate(self.family, rows)
 
@@ -128,29 +128,36 @@ def ask(rng: random.Random, shown: Content, split: Split) -> Prompted:
     return Prompted(asked.question if roll < 0.32 else prompts.short(asked.question), asked.answer, asked.category)
 
 
+def ask_shape(rng: random.Random, shown: Content, split: Split) -> Prompted:
+    """A colour or a shape of a scene, without a word on how to answer: the shortest way to learn to look."""
+    assert isinstance(shown, Scene)
+    asked = questions.attribute(rng, shown)
+    return Prompted(asked.question, asked.answer, "attribute")
+
+
 def ask_openly(rng: random.Random, shown: Content, split: Split) -> Prompted:
     """A question that the picture answers in a word; one in six can be answered with yes or no.
 
-    A word says more than yes or a letter, and its question is shorter: what a decoder learns to look at comes from
-    these. The others are learned quickly once it looks.
+    A word says more than yes or a letter, and its question is shorter, most of all without a word on how to answer:
+    what a decoder learns to look at comes from these. The others are learned quickly once it looks.
     """
+    plain = rng.random() < 0.75
     if isinstance(shown, Scene):
         if rng.random() < 0.17:
-            asked = questions.present(rng, shown, rng.random() < 0.5, "random")
-            return Prompted(prompts.short(asked.question), asked.answer, "yes/no random")
-        asked = questions.about(rng, shown, split)
-        return Prompted(prompts.short(asked.question), asked.answer, "attribute")
+            asked, sort = questions.present(rng, shown, rng.random() < 0.5, "random"), "yes/no random"
+        else:
+            asked, sort = questions.about(rng, shown, split), "attribute"
+        return Prompted(asked.question if plain else prompts.short(asked.question), asked.answer, sort)
     if isinstance(shown, Sign):
         asked = questions.about(rng, shown, split)
         sort = "attribute" if asked.category == "attribute_recognition" else f"read {shown.kind}"
         if rng.random() < 0.5:
             return Prompted("What is written in the image?", questions.read_out(shown).answer, f"read {shown.kind}")
-        return Prompted(asked.question if rng.random() < 0.5 else prompts.textvqa(asked.question), asked.answer, sort)
-    if rng.random() < 0.15:
+        return Prompted(asked.question if plain else prompts.textvqa(asked.question), asked.answer, sort)
+    if rng.random() < 0.1:
         read = questions.read_out(shown)
         return Prompted(read.question, read.answer, "read all")
     asked = questions.looked_up(rng, shown)
-    plain = rng.random() < 0.5
     return Prompted(asked.question if plain else prompts.short(asked.question), asked.answer, asked.category)
 
 
@@ -186,6 +193,14 @@ def _choice(rng: random.Random, asked: questions.Asked, *, chinese: bool = False
         return Prompted(prompt, letter, "choice chinese")
     form = rng.choice((prompts.scienceqa, prompts.mmbench))
     return Prompted(form(asked.question, options, rng.choice(("Look at the picture.", ""))), letter, "choice")
+
+
+STAGES = {
+    "tower": (TOWER_MIX, ask),
+    "shapes": ({"scene": 1.0}, ask_shape),
+    "open": (MIX, ask_openly),
+    "questions": (MIX, ask),
+}
 
 
 def dense_labels(family: Family, picture: Picture) -> dict[str, Int[Tensor, " V"]]:

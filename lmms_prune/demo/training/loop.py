@@ -28,7 +28,9 @@ SAVE = 200  # steps between two saved states
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: `each` questions on each of `pictures` a step; without questions only the tower learns.
+    """One stage, named as in `data.STAGES`: `each` questions on each of `pictures` a step.
+
+    Without questions only the tower learns, with a `tower_rate` of 0 only the decoder.
 
     `tower_rate` holds for the tower and the projector, `rate` for the decoder. `dense` weighs the dense labels' loss
     beside the answers': it keeps what the tower has learned while the decoder's first gradients are noise.
@@ -197,7 +199,7 @@ class Trainer:
         stage = self.stages[min(self.stage, len(self.stages) - 1)]
         for name, parameter in [*self.family.model.named_parameters(), *self.heads.named_parameters(prefix="heads")]:
             tower = any(part in name for part in ("vision_tower", "visual.", "multi_modal_projector", "heads."))
-            parameter.requires_grad_(tower or stage.each > 0)
+            parameter.requires_grad_(stage.tower_rate > 0 if tower else stage.each > 0)
             if parameter.requires_grad:
                 groups[tower, parameter.ndim > 1].append(parameter)
         settings = [
