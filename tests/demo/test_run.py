@@ -93,7 +93,7 @@ def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 # What the trained models reach on the quick demo's held-out questions, less a margin for another machine's rounding.
 FLOORS: dict[str, dict[str, float]] = {
     "llava_pruned": {"mme": 500, "gqa": 40},
-    "qwen2_5_vl_pruned": {"mme": 400, "gqa": 25},
+    "qwen2_5_vl_pruned": {"mme": 350, "gqa": 25},
 }
 
 
