@@ -28,6 +28,9 @@ class Mark:
     kind: str = ""
     colour: str = ""
     letter: str = ""
+    place: int = 0  # of a letter of a value or on a sign: the first, second, … of it
+    entry: str = ""  # of a letter of a value: the key or label that it is looked up by
+    column: str = ""  # and the heading it stands below
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,16 @@ class _Pen:
     def __init__(self, image: Image.Image) -> None:
         self.image, self.marks, self.draw = image, [], ImageDraw.Draw(image)  # type: ignore[var-annotated]
 
-    def text(self, text: str, left: Pixels, top: Pixels, pitch: Pixels, fill: str) -> None:
-        """One letter a cell of `pitch` x `pitch` pixels, the first at (left, top)."""
+    def text(
+        self, text: str, left: Pixels, top: Pixels, pitch: Pixels, fill: str = "black", first: int = 0, **part: str
+    ) -> None:
+        """One letter a cell of `pitch` x `pitch` pixels, the first at (left, top); `first` is its `place`, if any."""
         font = _font(round(pitch * 1.1))
         for place, letter in enumerate(text):
             x, y = left + (place + 0.5) * pitch, top + pitch / 2
             if letter != " ":
                 self.draw.text((x, y), letter, fill=fill, font=font, anchor="mm")
-                self.marks.append(Mark((x, y, x, y), letter=letter))
+                self.marks.append(Mark((x, y, x, y), letter=letter, place=first + place if first else 0, **part))
 
     def box(self, box: tuple[Pixels, Pixels, Pixels, Pixels], kind: str, colour: str) -> None:
         self.draw.rounded_rectangle(box, radius=4, fill=COLOURS[colour], outline=(60, 60, 60))
@@ -98,7 +103,8 @@ def _sign(rng: random.Random, sign: Sign) -> Picture:
     pen.box((left - 4, top - 6, left + wide + 4, top + tall + 6), "board", sign.colour)
     fill = "black" if sign.colour == "yellow" else "white"
     for number, line in enumerate(sign.lines):
-        pen.text(line, left + (wide - len(line) * pitch) / 2, top + number * pitch * 1.15, pitch, fill)
+        first = 1 + sum(map(len, sign.lines[:number]))
+        pen.text(line, left + (wide - len(line) * pitch) / 2, top + number * pitch * 1.15, pitch, fill, first)
     return pen.done(sign)
 
 
@@ -114,8 +120,9 @@ def _form(rng: random.Random, form: Form) -> Picture:
     gap = max(len(key) for key, _ in form.fields) + 1
     for number, (key, value) in enumerate(form.fields):
         top = number * step + (step - PITCH) / 2
-        pen.text(key, 0, top, PITCH, "black")
-        pen.text(value, (gap * PITCH + indent if width // PITCH >= gap + len(value) else 0), top, PITCH, "black")
+        pen.text(key, 0, top, PITCH)
+        left = gap * PITCH + indent if width // PITCH >= gap + len(value) else 0
+        pen.text(value, left, top, PITCH, first=1, entry=key)
     return pen.done(form)
 
 
@@ -128,9 +135,9 @@ def _grid(rng: random.Random, grid: Grid) -> Picture:
     for number, (label, cells) in enumerate(lines):
         top = 7 + number * step + (step - PITCH) / 2
         pen.draw.line((4, 7 + (number + 1) * step, width - 4, 7 + (number + 1) * step), fill=(170, 170, 170))
-        pen.text(label, 0, top, PITCH, "black")
-        for left, cell in zip((5, 9), cells, strict=True):
-            pen.text(cell, left * PITCH, top, PITCH, "black")
+        pen.text(label, 0, top, PITCH)
+        for left, head, cell in zip((5, 9), HEADS, cells, strict=True):
+            pen.text(cell, left * PITCH, top, PITCH, first=int(bool(label)), entry=label, column=head if label else "")
     return pen.done(grid)
 
 
@@ -144,8 +151,8 @@ def _chart(rng: random.Random, chart: Chart) -> Picture:
         step = height / len(chart.bars)
         for number, ((label, value), colour) in enumerate(zip(chart.bars, colours, strict=True)):
             top = number * step + (step - 2.1 * pitch) / 2
-            pen.text(label, 8, top, pitch, "black")
-            pen.text(str(value), 8, top + 1.05 * pitch, pitch, "black")
+            pen.text(label, 8, top, pitch)
+            pen.text(str(value), 8, top + 1.05 * pitch, pitch, first=1, entry=label)
             left = 16 + 2 * pitch
             pen.box((left, top + 1.2 * pitch, left + 8 + value * 1.15, top + 1.95 * pitch), "bar", colour)
         return pen.done(chart)
@@ -154,8 +161,8 @@ def _chart(rng: random.Random, chart: Chart) -> Picture:
         left = number * step + (step - len(label) * pitch) / 2
         top = 132 - value * 0.9
         pen.box((left + 8, top, left + 2 * pitch, 140), "bar", colour)
-        pen.text(str(value), left, top - pitch - 2, pitch, "black")
-        pen.text(label, left, 224 - 1.6 * pitch, pitch, "black")
+        pen.text(label, left, 224 - 1.6 * pitch, pitch)
+        pen.text(str(value), left, top - pitch - 2, pitch, first=1, entry=label)
     return pen.done(chart)
 
 

@@ -31,12 +31,16 @@ CHINESE = {
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with its answer, and other answers of the same sort (wrong ones, most alike first)."""
+    """A question with its answer, and other answers of the same sort (wrong ones, most alike first).
+
+    `part` names the entry and the column of a page that hold the answer, as its marks do (`pictures.Mark`).
+    """
 
     question: str
     answer: str
     wrong: tuple[str, ...] = ()
     category: str = ""
+    part: tuple[str, str] = ("", "")
 
 
 def number_names(count: int) -> tuple[str, tuple[str, ...]]:
@@ -51,11 +55,6 @@ def about(rng: random.Random, content: Content, split: Split) -> Asked:
     if isinstance(content, Sign):
         return _written(rng, content, split)
     return looked_up(rng, content)
-
-
-def attribute(rng: random.Random, scene: Scene) -> Asked:
-    """The colour or the shape of one thing."""
-    return rng.choice((_colour, _kind))(rng, scene)
 
 
 def in_chinese(rng: random.Random, scene: Scene) -> Asked:
@@ -172,7 +171,7 @@ def looked_up(rng: random.Random, content: Content) -> Asked:
     if isinstance(content, Form):
         key, value = rng.choice(content.fields)
         others = tuple(other for name, other in content.fields if name != key)
-        return Asked(f"What is the {key.lower()} mentioned in the document?", value, others, "form")
+        return Asked(f"What is the {key.lower()} mentioned in the document?", value, others, "form", (key, ""))
     if isinstance(content, Grid):
         label, numbers = rng.choice(content.rows)
         column = rng.randrange(2)
@@ -182,11 +181,12 @@ def looked_up(rng: random.Random, content: Content) -> Asked:
             str(numbers[column]),
             others,
             "table/list",
+            (label, HEADS[column]),
         )
     assert isinstance(content, Chart)
     label, height = rng.choice(content.bars)
     others = tuple(str(other) for name, other in content.bars if name != label)
-    return Asked(f"What is the number of {label.lower()} in the chart?", str(height), others, "chart")
+    return Asked(f"What is the number of {label.lower()} in the chart?", str(height), others, "chart", (label, ""))
 
 
 SCENE_PAIRS = ("existence", "count", "position", "color", "commonsense_reasoning")

@@ -18,19 +18,25 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lmms_prune.demo import content, prompts, questions
-from lmms_prune.demo.content import COLOURS, KINDS, SYMBOLS, Content, Scene, Sign, Split
-from lmms_prune.demo.pictures import Picture, draw
+from lmms_prune.demo.content import COLOURS, HEADS, KEYS, KINDS, SYMBOLS, Content, Scene, Sign, Split
+from lmms_prune.demo.content import LABELS as ENTRIES
+from lmms_prune.demo.pictures import Mark, Picture, draw
 from lmms_prune.demo.training.families import Family
+from lmms_prune.demo.training.grounds import grounds, named
 
-# The dense labels of a visual token; 0 is "nothing of that sort".
+# The dense labels of a visual token; 0 is "nothing of that sort". A letter of a value also has the entry and the column
+# that it is looked up by, and its place in the value or on the sign.
 LABELS = {
     "kind": ("", *KINDS, "board", "bar"),
     "colour": ("", *COLOURS),
     "letter": ("", *SYMBOLS),
+    "entry": ("", *KEYS, *ENTRIES),
+    "column": ("", *HEADS),
+    "place": ("", *(str(n) for n in range(1, 11))),
 }
 # Signs have few letters, white ones on colours, at any place and of several sizes: the tower needs many.
-MIX = {"scene": 0.4, "sign": 0.26, "form": 0.16, "grid": 0.07, "chart": 0.11}
-TOWER_MIX = {"scene": 0.2, "sign": 0.55, "form": 0.12, "grid": 0.04, "chart": 0.09}
+MIX = {"scene": 0.34, "sign": 0.28, "form": 0.17, "grid": 0.09, "chart": 0.12}
+TOWER_MIX = {"scene": 0.3, "sign": 0.45, "form": 0.12, "grid": 0.04, "chart": 0.09}
 _SIGNS = ("word", "word", "words", "letters", "number", "sum", "french")
 
 
@@ -50,6 +56,8 @@ class Batch:
     sorts: list[str]  # of each answer: what was asked
     labels: dict[str, Int[Tensor, " V"]]
     present: Float[Tensor, "I C"]  # per image: which labels it has anywhere
+    grounded: Int[Tensor, "B G"]  # places that should look elsewhere, padded with 0
+    grounds: Bool[Tensor, "B G T"]  # where they should look; nowhere for padding
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
@@ -63,11 +71,22 @@ class Batch:
 
 
 class Prompted(NamedTuple):
-    """A prompt and its answer; `sort` says what is asked, for the training's own accounts."""
+    """A prompt and its answer.
+
+    `sort` says what is asked, for the training's own accounts; `question` (the prompt without options and
+    instructions) and `part` say where the answer stands, see `grounds`.
+    """
 
     prompt: str
     answer: str
     sort: str
+    question: str
+    part: tuple[str, str] = ("", "")
+
+    @classmethod
+    def of(cls, asked: questions.Asked, sort: str, prompt: str = "") -> Prompted:
+        """An open question, as it stands or as `prompt` words it."""
+        return cls(prompt or asked.question, asked.answer, sort, asked.question, asked.part)
 
 
 class Batches(Dataset):
@@ -114,51 +133,53 @@ def ask(rng: random.Random, shown: Content, split: Split) -> Prompted:
         if roll < 0.4:
             return _choice(rng, questions.about(rng, shown, split))
         if roll < 0.65:
-            return Prompted("What is written in the image?", questions.read_out(shown).answer, f"read {shown.kind}")
+            return _written(shown)
         asked = questions.about(rng, shown, split)
-        sort = "attribute" if asked.category == "attribute_recognition" else f"read {shown.kind}"
         # OCRBench asks the same without a word on how to answer.
-        return Prompted(asked.question if roll < 0.72 else prompts.textvqa(asked.question), asked.answer, sort)
+        return Prompted.of(asked, _sort(asked, shown), "" if roll < 0.72 else prompts.textvqa(asked.question))
     if roll < 0.12:
-        read = questions.read_out(shown)
-        return Prompted(read.question, read.answer, "read all")
+        return Prompted.of(questions.read_out(shown), "read all")
     asked = questions.looked_up(rng, shown)
     if roll < 0.22:
         return _choice(rng, asked)
-    return Prompted(asked.question if roll < 0.32 else prompts.short(asked.question), asked.answer, asked.category)
-
-
-def ask_shape(rng: random.Random, shown: Content, split: Split) -> Prompted:
-    """A colour or a shape of a scene, without a word on how to answer: the shortest way to learn to look."""
-    assert isinstance(shown, Scene)
-    asked = questions.attribute(rng, shown)
-    return Prompted(asked.question, asked.answer, "attribute")
+    return Prompted.of(asked, asked.category, "" if roll < 0.32 else prompts.short(asked.question))
 
 
 def ask_openly(rng: random.Random, shown: Content, split: Split) -> Prompted:
-    """A question that the picture answers in a word; one in six can be answered with yes or no.
+    """A question that the picture answers in a word; one in six of a scene's can be answered with yes or no.
 
     A word says more than yes or a letter, and its question is shorter, most of all without a word on how to answer:
     what a decoder learns to look at comes from these. The others are learned quickly once it looks.
     """
-    plain = rng.random() < 0.75
     if isinstance(shown, Scene):
         if rng.random() < 0.17:
-            asked, sort = questions.present(rng, shown, rng.random() < 0.5, "random"), "yes/no random"
+            category = rng.choice(("random", "adversarial"))
+            asked = questions.present(rng, shown, rng.random() < 0.5, category)
+            sort = f"yes/no {category}"
         else:
-            asked, sort = questions.about(rng, shown, split), "attribute"
-        return Prompted(asked.question if plain else prompts.short(asked.question), asked.answer, sort)
-    if isinstance(shown, Sign):
+            asked = questions.about(rng, shown, split)
+            sort = asked.category
+    elif isinstance(shown, Sign):
+        if rng.random() < 0.4:
+            return _written(shown)
         asked = questions.about(rng, shown, split)
-        sort = "attribute" if asked.category == "attribute_recognition" else f"read {shown.kind}"
-        if rng.random() < 0.5:
-            return Prompted("What is written in the image?", questions.read_out(shown).answer, f"read {shown.kind}")
-        return Prompted(asked.question if plain else prompts.textvqa(asked.question), asked.answer, sort)
-    if rng.random() < 0.1:
-        read = questions.read_out(shown)
-        return Prompted(read.question, read.answer, "read all")
-    asked = questions.looked_up(rng, shown)
-    return Prompted(asked.question if plain else prompts.short(asked.question), asked.answer, asked.category)
+        sort = _sort(asked, shown)
+    elif rng.random() < 0.1:
+        asked, sort = questions.read_out(shown), "read all"
+    else:
+        asked = questions.looked_up(rng, shown)
+        sort = asked.category
+    worded = prompts.textvqa if isinstance(shown, Sign) else prompts.short
+    return Prompted.of(asked, sort, "" if rng.random() < 0.75 else worded(asked.question))
+
+
+def _sort(asked: questions.Asked, shown: Sign) -> str:
+    return asked.category if asked.category == "attribute_recognition" else f"read {shown.kind}"
+
+
+def _written(shown: Sign) -> Prompted:
+    prompt = "What is written in the image?"
+    return Prompted(prompt, questions.read_out(shown).answer, f"read {shown.kind}", prompt)
 
 
 def _ask_scene(rng: random.Random, shown: Scene, split: Split) -> Prompted:
@@ -168,12 +189,12 @@ def _ask_scene(rng: random.Random, shown: Scene, split: Split) -> Prompted:
     if roll < 0.42:
         category = rng.choice(("random", "popular", "adversarial", "adversarial"))
         asked = questions.present(rng, shown, truth, category)
-        return Prompted(prompts.short(asked.question), asked.answer, f"yes/no {category}")
+        return Prompted.of(asked, f"yes/no {category}", prompts.short(asked.question))
     if roll < 0.52 and (relation := questions.relation(rng, shown, truth)):
-        return Prompted(prompts.short(relation.question), relation.answer, "yes/no position")
+        return Prompted.of(relation, "yes/no position", prompts.short(relation.question))
     if roll < 0.72:
         asked = questions.about(rng, shown, split)
-        return Prompted(prompts.short(asked.question), asked.answer, "attribute")
+        return Prompted.of(asked, asked.category, prompts.short(asked.question))
     if roll < 0.86:
         return _choice(rng, questions.about(rng, shown, split))
     return _choice(rng, questions.in_chinese(rng, shown), chinese=True)
@@ -181,7 +202,8 @@ def _ask_scene(rng: random.Random, shown: Scene, split: Split) -> Prompted:
 
 def _yes_or_no(rng: random.Random, pair: questions.Pair) -> Prompted:
     truth = rng.random() < 0.5
-    return Prompted(prompts.short(pair.yes if truth else pair.no), "yes" if truth else "no", f"yes/no {pair.category}")
+    question = pair.yes if truth else pair.no
+    return Prompted(prompts.short(question), "yes" if truth else "no", f"yes/no {pair.category}", question)
 
 
 def _choice(rng: random.Random, asked: questions.Asked, *, chinese: bool = False) -> Prompted:
@@ -190,14 +212,14 @@ def _choice(rng: random.Random, asked: questions.Asked, *, chinese: bool = False
     letter = "ABCD"[options.index(asked.answer)]
     if chinese:
         prompt = prompts.mmbench(asked.question, options, rng.choice(("请看图。", "nan")), chinese=True)
-        return Prompted(prompt, letter, "choice chinese")
+        return Prompted(prompt, letter, "choice chinese", asked.question)
     form = rng.choice((prompts.scienceqa, prompts.mmbench))
-    return Prompted(form(asked.question, options, rng.choice(("Look at the picture.", ""))), letter, "choice")
+    prompt = form(asked.question, options, rng.choice(("Look at the picture.", "")))
+    return Prompted(prompt, letter, "choice", asked.question, asked.part)
 
 
 STAGES = {
     "tower": (TOWER_MIX, ask),
-    "shapes": ({"scene": 1.0}, ask_shape),
     "open": (MIX, ask_openly),
     "questions": (MIX, ask),
 }
@@ -205,19 +227,23 @@ STAGES = {
 
 def dense_labels(family: Family, picture: Picture) -> dict[str, Int[Tensor, " V"]]:
     """What stands at each visual token of a picture: a letter at its centre's token, a shape wherever its box is."""
-    rows, columns = family.grid(picture.image.size)
-    made = {name: torch.zeros(rows, columns, dtype=torch.long) for name in LABELS}
+    made = {name: torch.zeros(family.grid(picture.image.size), dtype=torch.long) for name in LABELS}
     for mark in picture.marks:
-        left, top, right, bottom = family.to_grid(picture.image.size, mark.box)
-        if mark.letter:
-            made["letter"][int((top + bottom) / 2), int((left + right) / 2)] = LABELS["letter"].index(mark.letter)
-            continue
-        # A token is the shape's if its middle lies within the shape's box; the smallest shape has one at least.
-        across = [c for c in range(columns) if left <= c + 0.5 <= right] or [int((left + right) / 2)]
-        down = [r for r in range(rows) if top <= r + 0.5 <= bottom] or [int((top + bottom) / 2)]
-        for name, text in (("kind", mark.kind), ("colour", mark.colour)):
-            made[name][down[0] : down[-1] + 1, across[0] : across[-1] + 1] = LABELS[name].index(text)
+        down, across = _tokens(family, picture, mark)
+        for name in LABELS:
+            if text := getattr(mark, name):
+                made[name][down, across] = LABELS[name].index(str(text))
     return {name: labels.flatten() for name, labels in made.items()}
+
+
+def _tokens(family: Family, picture: Picture, mark: Mark) -> tuple[slice, slice]:
+    """The rows and the columns of the visual tokens where a mark is; the smallest shape has one at least."""
+    rows, columns = family.grid(picture.image.size)
+    left, top, right, bottom = family.to_grid(picture.image.size, mark.box)
+    # A token is the shape's if its middle lies within the shape's box.
+    across = [c for c in range(columns) if left <= c + 0.5 <= right] or [int((left + right) / 2)]
+    down = [r for r in range(rows) if top <= r + 0.5 <= bottom] or [int((top + bottom) / 2)]
+    return slice(down[0], down[-1] + 1), slice(across[0], across[-1] + 1)
 
 
 def collate(family: Family, rows: list[tuple[Picture | None, list[Prompted]]]) -> Batch:
@@ -226,6 +252,9 @@ def collate(family: Family, rows: list[tuple[Picture | None, list[Prompted]]]) -
     labels = [dense_labels(family, picture) for picture in pictures]
     packed = [_pack(family, picture, asked) for picture, asked in rows]
     longest = max(len(row.ids) for row in packed)
+    most = max(1, *(len(row.grounds) for row in packed))
+    grounded = torch.zeros((len(rows), most), dtype=torch.long)
+    grounds_ = torch.zeros((len(rows), most, longest), dtype=torch.bool)
     segment = torch.full((len(rows), longest), -1)
     ids = torch.full((len(rows), longest), family.tokenizer.pad_token_id)
     positions = torch.zeros((3, len(rows), longest), dtype=torch.long)
@@ -235,6 +264,9 @@ def collate(family: Family, rows: list[tuple[Picture | None, list[Prompted]]]) -
         ids[number, : len(row.ids)] = torch.tensor(row.ids)
         segment[number, : len(row.ids)] = torch.tensor(row.segments)
         positions[:, number, : len(row.ids)] = torch.tensor(row.positions).T
+        for entry, (place, places) in enumerate(row.grounds):
+            grounded[number, entry] = place
+            grounds_[number, entry, places] = True
         for places in row.answers:
             answers += 1
             for place in places:
@@ -261,6 +293,8 @@ def collate(family: Family, rows: list[tuple[Picture | None, list[Prompted]]]) -
         sorts=[prompted.sort for _, asked in rows for prompted in asked],
         labels={name: torch.cat([some[name] for some in labels]) for name in LABELS},
         present=present.float(),
+        grounded=grounded,
+        grounds=grounds_,
     )
 
 
@@ -270,18 +304,49 @@ class _Packed:
     segments: list[int]  # 0 for what all questions share, then 1, 2, … for each question
     positions: list[tuple[int, int, int]]
     answers: list[list[int]]  # the places of each answer's tokens
+    grounds: list[tuple[int, list[int]]]  # a place, and the places where what it asks for stands
 
 
 def _pack(family: Family, picture: Picture | None, asked: list[Prompted]) -> _Packed:
     ids, positions = family.prefix(None if picture is None else picture.image.size)
-    packed = _Packed(list(ids), [0] * len(ids), list(positions), [])
+    packed = _Packed(list(ids), [0] * len(ids), list(positions), [], [])
     start = 1 + max((max(place) for place in positions), default=-1)
-    for number, (prompt, answer, _) in enumerate(asked, 1):
-        question = family.question(prompt, with_image=picture is not None)
-        said = [*family.tokenizer.encode(answer, add_special_tokens=False), family.tokenizer.eos_token_id]
+    for number, prompted in enumerate(asked, 1):
+        question = family.question(prompted.prompt, with_image=picture is not None)
+        answer = family.tokenizer.encode(prompted.answer, add_special_tokens=False)
+        said = [*answer, family.tokenizer.eos_token_id]
         first = len(packed.ids) + len(question)
+        if picture is not None:
+            packed.grounds += _grounds(family, picture, prompted, question, answer, len(packed.ids))
         packed.answers.append(list(range(first, first + len(said))))
         packed.ids += [*question, *said]
         packed.segments += [number] * len(question + said)
         packed.positions += [(start + n,) * 3 for n in range(len(question + said))]
     return packed
+
+
+def _grounds(
+    family: Family, picture: Picture, prompted: Prompted, question: list[int], answer: list[int], start: int
+) -> list[tuple[int, list[int]]]:
+    """The places of a question, which starts at `start`, and of its answer that should look elsewhere, and where.
+
+    A word that names something should look at it, and what asks for the answer's tokens at both.
+    """
+    made, words = [], []
+    for name, marks in named(picture, prompted.question, prompted.part).items():
+        if (token := family.word(name)) in question and marks:
+            words.append(start + question.index(token))
+            made.append((words[-1], _places(family, picture, marks)))
+    told = grounds(picture, prompted.question, prompted.part, [family.tokenizer.decode([t]) for t in answer])
+    asking = start + len(question) - 1
+    return made + [(asking + n, _places(family, picture, marks) + words) for n, marks in enumerate(told) if marks]
+
+
+def _places(family: Family, picture: Picture, marks: list[Mark]) -> list[int]:
+    """Where in the sequence the visual tokens of some marks are."""
+    start = family.prefix(picture.image.size)[0].index(family.image_id)
+    rows, columns = family.grid(picture.image.size)
+    shown = torch.zeros((rows, columns), dtype=torch.bool)
+    for mark in marks:
+        shown[_tokens(family, picture, mark)] = True
+    return [start + place for place in shown.flatten().nonzero().flatten().tolist()]

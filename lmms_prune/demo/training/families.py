@@ -67,9 +67,9 @@ class Family:
         return before + [self.image_id] * len(image), places + image
 
     def word(self, label: str) -> int:
-        """The token that a dense label's name is written with: the word after a space, or the letter."""
+        """The token that a dense label's name is written with: the word as in a question, or the letter."""
         words = {"board": " sign", "bar": " chart"}
-        text = label if len(label) == 1 else words.get(label, f" {label}")
+        text = label if len(label) == 1 else words.get(label, f" {label.lower()}")
         return self.tokenizer.encode(text, add_special_tokens=False)[-1]
 
     def _around(self) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The two stages of training: the vision tower on what stands at each token, then everything on questions."""
+"""The stages of training: the vision tower on what stands at each token, then everything on questions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from torch.utils.data import DataLoader
 
 from lmms_prune.demo.training.data import LABELS, Batch, Batches
 from lmms_prune.demo.training.families import Family
+from lmms_prune.demo.training.gaze import Gaze, watch
 
 WARMUP = 100  # steps until the learning rate is full
+DECAY = 0.2  # share of a stage's steps over which it falls at the end
 EVERY = 100  # steps between two lines of the log
 SAVE = 200  # steps between two saved states
 
@@ -33,7 +36,8 @@ class Stage:
     Without questions only the tower learns, with a `tower_rate` of 0 only the decoder.
 
     `tower_rate` holds for the tower and the projector, `rate` for the decoder. `dense` weighs the dense labels' loss
-    beside the answers': it keeps what the tower has learned while the decoder's first gradients are noise.
+    beside the answers': it keeps what the tower has learned while the decoder's first gradients are noise. `gaze`
+    weighs the loss that tells the decoder where in the picture the answer stands.
     """
 
     name: str
@@ -43,13 +47,15 @@ class Stage:
     tower_rate: float
     rate: float = 0.0
     dense: float = 1.0
+    gaze: float = 0.0
 
 
 class Heads(nn.Module):
     """Reads the dense labels off the visual tokens, and an image's labels off its class token; in training only.
 
     A label's direction is the embedding of its word: a patch with a red circle comes to lie near "red" and "circle",
-    and a letter near its own token. So the decoder starts with pictures that look like words that it can copy.
+    and a letter near its own token. So the decoder starts with pictures that look like words that it can copy. Places
+    have directions of their own.
     """
 
     def __init__(self, family: Family) -> None:
@@ -60,12 +66,14 @@ class Heads(nn.Module):
         self.nothing = nn.ParameterDict({name: nn.Parameter(torch.zeros(hidden)) for name in LABELS})
         self.sharpness = nn.Parameter(torch.tensor(1.0))
         self.present = nn.Linear(config.vision_config.hidden_size, sum(len(texts) - 1 for texts in LABELS.values()))
+        self.places = nn.Parameter(0.15 * torch.randn(len(LABELS["place"]) - 1, hidden))
         for name, texts in LABELS.items():
-            self.register_buffer(f"words_{name}", torch.tensor([family.word(text) for text in texts[1:]]))
+            if name != "place":
+                self.register_buffer(f"words_{name}", torch.tensor([family.word(text) for text in texts[1:]]))
 
     def dense(self, name: str, states: Float[Tensor, "V D"], embedding: nn.Embedding) -> Float[Tensor, "V C"]:
         """Logits of one sort of label from normalised visual tokens."""
-        words = embedding(self.get_buffer(f"words_{name}"))
+        words = self.places if name == "place" else embedding(self.get_buffer(f"words_{name}"))
         return self.sharpness * states @ torch.cat([self.nothing[name][None], words]).T
 
 
@@ -77,6 +85,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.heads = Heads(family).to(device)
         family.model.to(device).train()
+        watch(family.decoder)
         self.stage, self.step = 0, 0
         self.optimizer = self._optimizer()
         self.state = folder / "state.pt"
@@ -130,11 +139,17 @@ class Trainer:
         dense, said = self._dense_loss(batch, features, class_state)
         if not stage.each:
             return dense, said
-        logits = self.logits(batch, features)
+        gaze = Gaze(batch.grounded, batch.grounds)
+        with gaze.collecting() if stage.gaze else nullcontext():
+            logits = self.logits(batch, features)
         token = functional.cross_entropy(logits.float(), batch.target, reduction="none")
         loss = (token * batch.weight).sum() / len(batch.sorts)
         for sort, right in self.exact(batch, logits).items():
             said[sort] = sum(right) / len(right)
+        if stage.gaze:
+            elsewhere = gaze.loss()
+            said["gaze"] = elsewhere.item()
+            loss = loss + stage.gaze * elsewhere
         return loss + stage.dense * dense, {**said, "loss": loss.item()}
 
     def logits(self, batch: Batch, features: Float[Tensor, "V D"]) -> Float[Tensor, "A vocabulary"]:
@@ -209,9 +224,12 @@ class Trainer:
         return torch.optim.AdamW(settings, lr=0.0, betas=(0.9, 0.98), fused=self.device.type == "cuda")
 
     def _set_rates(self, stage: Stage) -> None:
-        """Linear warm-up, then half a cosine down to a fiftieth."""
-        share = min(1.0, (self.step + 1) / WARMUP)
-        share *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / stage.steps))
+        """Linear warm-up, then constant, and over the last fifth of the steps down to a fiftieth.
+
+        A rate that falls from the start on is low when, after long, the decoder begins to look.
+        """
+        left = 1 - self.step / stage.steps
+        share = min(1.0, (self.step + 1) / WARMUP, 0.02 + 0.98 * left / DECAY)
         for group in self.optimizer.param_groups:
             group["lr"] = share * (stage.tower_rate if group["tower"] else stage.rate)
 
