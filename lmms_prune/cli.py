@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from lmms_prune import __version__
+from lmms_prune.bench.commands import bench, bench_methods
 from lmms_prune.calibration.commands import app as calibrate
+from lmms_prune.console import fail
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.add_typer(calibrate, name="calibrate")
+app.command()(bench)
+app.command("bench-methods")(bench_methods)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -64,19 +67,19 @@ def schedule(
     try:
         sizes = None if model is None else architecture(model)
         if sizes is not None and layers is not None and layers != sizes.layers:
-            _fail(f"--layers {layers}: {model} has {sizes.layers} decoder layers; leave --layers out.")
+            fail(f"--layers {layers}: {model} has {sizes.layers} decoder layers; leave --layers out.")
         depth = sizes.layers if sizes else layers or 32
         tokens = visual_tokens or (576 if sizes is None else sizes.tower.image_tokens or 1280)
         read = Schedule.parse(text)
         if budget is not None and sizes is not None:
             read = solved(read, budget, sizes, tokens, text_tokens)
         elif budget is not None and "=" in budget:
-            _fail(f"--budget {budget}: a budget of cost needs a model, e.g. --model llava-1.5-7b.")
+            fail(f"--budget {budget}: a budget of cost needs a model, e.g. --model llava-1.5-7b.")
         elif budget is not None:
             read = read.solve(budget, depth, tokens)
         read.check(depth, [tokens])
     except (ScheduleError, ArchitectureError) as error:
-        _fail(str(error))
+        fail(str(error))
     kept = [sum(images) for images in read.plan([tokens])]
     average = float(read.average(depth, [tokens]))
     cost: dict[str, Any] = {}
@@ -134,7 +137,7 @@ def methods(
         typer.echo(json.dumps({"methods": [_described(spec) for spec in METHODS.values()]}))
         return
     if name is not None and name not in METHODS:
-        _fail(f"methods {name}: unknown method.{did_you_mean(name, list(METHODS))}")
+        fail(f"methods {name}: unknown method.{did_you_mean(name, list(METHODS))}")
     if name is not None:
         _show_one(METHODS[name])
         return
@@ -196,49 +199,6 @@ def _shown(value: object) -> str:
 
 
 @app.command()
-def bench(
-    names: Annotated[str | None, typer.Option("--methods", help="Methods with commas; default: all.")] = None,
-    family: Annotated[str, typer.Option(help="llava (576 visual tokens) or qwen2_5_vl (2048).")] = "llava",
-    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
-    keep: Annotated[float, typer.Option(min=0, max=1, help="The ratio of tokens to keep.")] = 0.33,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 5,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    as_json: Json = False,
-) -> None:
-    """Time each method's selection beside one decoder layer of the 7B shape, in the same run, with random weights.
-
-    Takes about 5 GB of memory for LLaVA and 9 GB for Qwen2.5-VL; float32 on a CPU, bfloat16 on a GPU.
-    """
-    if family not in ("llava", "qwen2_5_vl"):
-        _fail(f"--family {family}: use llava or qwen2_5_vl.")
-    chosen = names.split(",") if names else list(METHODS)
-    for name in chosen:
-        if name not in METHODS:
-            _fail(f"--methods {name}: unknown method.{did_you_mean(name, list(METHODS))}")
-    import torch
-
-    from lmms_prune.bench import time_selection
-
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    layer, timings = time_selection(family, chosen, batch, keep, repeats, torch.device(device), dtype)
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {"family": family, "batch": batch, "layer_seconds": layer, "methods": [asdict(t) for t in timings]}
-            )
-        )
-        return
-    table = Table(
-        "method", "at layer", "ms", "of one layer", "of the prefill", title=f"{family}, batch {batch}, {device}"
-    )
-    for timing in sorted(timings, key=lambda t: t.seconds):
-        parts = (f"{timing.seconds * 1e3:.2f}", f"{timing.of_layer:.2%}", f"{timing.of_prefill:.3%}")
-        table.add_row(timing.method, str(timing.layer), *parts)
-    Console().print(table)
-    Console().print(f"One unpruned decoder layer: {layer * 1e3:.1f} ms.")
-
-
-@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where data and results go.")] = Path("lmms-prune-demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer schedules and questions: about two minutes.")] = False,
@@ -264,9 +224,9 @@ def demo(
         rows = tuple(map(Row, schedules)) if schedules else QUICK if quick else FULL
         record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, tasks, offline, console)
     except (ScheduleError, DemoError) as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
-        _fail(f"--folder {folder}: {error.strerror or error}")
+        fail(f"--folder {folder}: {error.strerror or error}")
     if as_json:
         typer.echo(json.dumps(record))
     else:
@@ -290,8 +250,3 @@ kept: the mean share of the unpruned scores that is left, in percent.
 One of these runs, as you would type it:
 """
 _FRONT_DOOR = "lmms-eval --model llava_pruned --model_args schedule=dart@2:0.44,random@20:0.07 --tasks textvqa_val"
-
-
-def _fail(message: str) -> None:
-    typer.echo(message if message.startswith("schedule:") else f"lmms-prune: {message}", err=True)
-    raise typer.Exit(2)

@@ -309,7 +309,7 @@ class _Pruner:
                 row.cached = [layer.keys.shape[-2] for layer in cache.layers]
         self.trace.rows += layout.traces
         running.before = running.embedded = running.tower = None
-        layout.memory, layout.checks = {}, []
+        layout.memory, layout.checks, layout.recycled = {}, [], []
 
     def _crop_caches(self, running: _Prefill) -> None:
         """Let earlier layers forget what later stages dropped, for methods that are published so (MustDrop)."""
@@ -382,8 +382,13 @@ class _Pruner:
     @torch.no_grad()
     def _select(
         self, running: _Prefill, state: LayerInput, budget: list[int], original: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Bool[Tensor, "I V"], list[int]]:
-        """Ask the method of a stage: the batch's hidden states (merged ones written in), the mask, and its counts."""
+    ) -> tuple[Tensor, Bool[Tensor, "I V"], list[int], Tensor | None]:
+        """Ask the method of a stage.
+
+        Returns:
+            the batch's hidden states (merged ones written in), the mask, its counts, and how many tokens of each image
+            hold something of others now.
+        """
         _, stage, method = self.stages[state.layer]
         layout = running.layout
         view = layout.view(
@@ -405,12 +410,14 @@ class _Pruner:
         keep = torch.where(full[:, None], view.valid, chosen)
         if stage.at_most:
             budget = keep.sum(1).tolist()
-        hidden = state.hidden
+        hidden, recycled = state.hidden, None
         if stage.spec.rewrites and any(budget):
             rewritten, index = method.rewrite(view, keep)
             rewritten = torch.where(full[:, None, None], view.hidden, rewritten.to(view.hidden.dtype))
-            hidden = layout.write(hidden, rewritten, torch.where(full[:, None], view.index, index))
-        return hidden, keep, budget
+            index = torch.where(full[:, None], view.index, index)
+            recycled = (keep & ((rewritten != view.hidden).any(-1) | (index != view.index))).sum(1)
+            hidden = layout.write(hidden, rewritten, index)
+        return hidden, keep, budget, recycled
 
     def _act(
         self, running: _Prefill, state: LayerInput, segment: _Segment | None, original: tuple[Tensor, Tensor]
@@ -423,10 +430,10 @@ class _Pruner:
             return hidden, segment
         self.tower.paused = True
         try:
-            hidden, keep, budget = self._select(running, state, budget, original)
+            hidden, keep, budget, recycled = self._select(running, state, budget, original)
         finally:
             self.tower.paused = False
-        packing = layout.cut(keep, budget)
+        packing = layout.cut(keep, budget, recycled)
         hidden = gather(hidden, packing.index)
         lengths = packing.valid.sum(1)
         rotary = self._cut_rotary(hidden, original, layout, packing)

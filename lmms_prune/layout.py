@@ -41,6 +41,7 @@ class Layout:
         lengths: tokens present in each row (host).
         memory: of the methods, for one prefill.
         checks: what `verify` looks at once the prefill is done.
+        recycled: how many tokens of each image each stage has changed; None if it changes none.
     """
 
     traces: list[RowTrace]
@@ -56,6 +57,7 @@ class Layout:
     lengths: list[int]
     memory: dict[str, object] = field(default_factory=dict)
     checks: list[Bool[Tensor, ""]] = field(default_factory=list)
+    recycled: list[Int[Tensor, " I"] | None] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -154,7 +156,7 @@ class Layout:
         self.origin = columns.index_put((rows, slots), self.starts[:, None] + index)[:, :-1]
         return spare.index_put((rows, slots), visual.to(hidden.dtype))[:, :-1]
 
-    def cut(self, keep: Bool[Tensor, "I V"], counts: list[int]) -> Packing:
+    def cut(self, keep: Bool[Tensor, "I V"], counts: list[int], recycled: Int[Tensor, " I"] | None) -> Packing:
         """Remove all visual tokens but the kept ones; returns where the columns of the sequence go."""
         self.checks.append((keep <= self.visual.valid).all())
         self.checks.append((keep.sum(1) == torch.tensor(counts, device=keep.device)).all())
@@ -174,7 +176,7 @@ class Layout:
         self.index = gather(self.index, images.index)
         self.origin = gather(self.origin, packing.index)
         self.present, self.counts = packing.valid, list(counts)
-        self.record_all()
+        self.record_all(recycled)
         return packing
 
     def record_layer(self, length: int) -> None:
@@ -185,8 +187,9 @@ class Layout:
             row.computed.append(length)
             first += len(row.images)
 
-    def record_all(self) -> None:
+    def record_all(self, recycled: Int[Tensor, " I"] | None = None) -> None:
         """Write down which original visual tokens are present now, as the outcome of a stage."""
+        self.recycled.append(recycled)
         image = 0
         for row in self.traces:
             masks = []
@@ -206,6 +209,10 @@ class Layout:
                 "a method kept another number of tokens than its row in METHODS says, tokens that were not there, or an "
                 "index twice"
             )
+        for recycled in self.recycled:
+            counts = iter([0] * len(self.counts) if recycled is None else recycled.tolist())
+            for row in self.traces:
+                row.recycled.append([next(counts) for _ in row.images])
 
     def _follow(self, device: torch.device) -> None:
         """Move to the device of the layer that is about to run (the layers of a large model may be spread)."""

@@ -19,6 +19,8 @@ class RowTrace:
         text_tokens: tokens that are not visual, padding excluded.
         images: original visual tokens of each image.
         kept: visual tokens left in each image after each stage, one list a stage.
+        recycled: for each stage and image, how many of those left are no longer themselves: the method has put into
+            them what it kept of others.
         visual: visual tokens entering each layer.
         computed: sequence length that each layer processed, padding included.
         cached: length of each layer's cache once the prompt has run, padding included; empty without a cache.
@@ -29,6 +31,7 @@ class RowTrace:
     text_tokens: int
     images: list[int]
     kept: list[list[int]] = field(default_factory=list)
+    recycled: list[list[int]] = field(default_factory=list)
     visual: list[int] = field(default_factory=list)
     computed: list[int] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)

@@ -15,9 +15,23 @@ import lmms_prune
 PACKAGE = Path(lmms_prune.__file__).parent
 # Each part may import the parts named with it, and itself.
 BELOW = {
-    "cli": {"efficiency", "bench", "calibration", "schedule", "methods", "demo", "harness"},
-    "bench": {"layout", "methods", "schedule", "families", "tower", "view"},
+    "cli": {"efficiency", "bench", "calibration", "console", "schedule", "methods", "demo", "harness"},
+    "bench": {
+        "console",
+        "efficiency",
+        "families",
+        "harness",
+        "hooks",
+        "layout",
+        "methods",
+        "schedule",
+        "tower",
+        "trace",
+        "view",
+    },
+    "console": set(),
     "calibration": {
+        "console",
         "harness",
         "hooks",
         "layout",
@@ -53,7 +67,7 @@ ONLY_IN = {
     "transformers": {"bench", "guide", "families", "harness", "demo", "companions"},
     "lmms_eval": {"harness"},
     "datasets": {"demo"},
-    "typer": {"cli", "calibration", "demo"},
+    "typer": {"cli", "calibration", "demo", "bench", "console"},
     "optuna": {"calibration"},
 }
 

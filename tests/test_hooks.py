@@ -498,3 +498,35 @@ def test_earlier_layers_forget_what_mustdrop_drops(family: Family, schedule: str
         if record.images:
             plain = masked_logits(family.model, alone, generated[row], drops, positions == "compact")
             assert (logits[1:] - plain[1:]).abs().max() > 1e-3, "forgetting shows, or the case is not tried"
+
+
+@pytest.mark.parametrize("schedule", ["visionzip@0:0.5,random@4:0.2", "sparsevlm@2:0.5,sparsevlm@5:0.2", "tome@2:0.4"])
+def test_recycled_tokens_are_those_whose_states_were_changed(
+    family: Family, schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by looking at the states before and after each writing."""
+    from lmms_prune.layout import Layout
+
+    original, seen = Layout.write, []
+
+    def spy(self, hidden, visual, index):
+        after = original(self, hidden, visual, index)
+        seen.append(((hidden != after).any(-1).sum(1), len(self.traces)))
+        return after
+
+    monkeypatch.setattr(Layout, "write", spy)
+    with torch.no_grad(), prune(family.model, schedule) as trace:
+        family.model(**mixed_batch(family))
+    stages = Schedule.parse(schedule).stages
+    writing = [n for n, stage in enumerate(stages) if stage.spec.rewrites]
+    assert len(seen) == len(writing)
+    for row, traced in enumerate(trace.rows):
+        assert [len(images) for images in traced.recycled] == [len(traced.images)] * len(stages)
+        for n, recycled in enumerate(traced.recycled):
+            assert all(0 <= some <= left for some, left in zip(recycled, traced.kept[n], strict=True))
+            if n in writing:
+                # A dropped token's state may be written too; those left are among the changed.
+                assert sum(recycled) <= seen[writing.index(n)][0][row]
+                assert not traced.images or sum(recycled) > 0
+            else:
+                assert sum(recycled) == 0

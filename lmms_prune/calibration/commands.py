@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lmms_prune.console import plainly
+
 app = typer.Typer(
     no_args_is_help=True,
     help="Search on samples of your own for what a method's paper found for its models.",
@@ -201,9 +203,5 @@ def _plainly() -> Iterator[None]:
     from lmms_prune.refusals import PruningError
     from lmms_prune.schedule import ScheduleError
 
-    try:
+    with plainly(ArgumentError, CalibrationError, PruningError, ScheduleError, UnsupportedModelError):
         yield
-    except (ArgumentError, CalibrationError, PruningError, ScheduleError, UnsupportedModelError) as error:
-        message = str(error)
-        typer.echo(message if message.startswith("schedule:") else f"lmms-prune: {message}", err=True)
-        raise typer.Exit(2) from None

@@ -35,7 +35,7 @@ class ModelArguments:
         budget: solves the schedule's one ``?``: "192t" average visual tokens a layer, or a ratio such as "0.5".
         positions: "original" position ids, or "compact" (renumbered after every stage; LLaVA only).
         seed: of every random draw.
-        batch_size: rows that are generated together.
+        batch_size: rows that are generated together; "auto" finds how many the GPU's memory holds.
         revision, dtype, device, device_map, attn_implementation, trust_remote_code, use_cache: as in transformers.
             dtype "auto" is the checkpoint's; device defaults to CUDA if there is one.
         prompt: LLaVA: "hf" is the checkpoint's chat template, "vicuna" LLaVA-1.5's own evaluation prompt.
@@ -51,7 +51,7 @@ class ModelArguments:
     budget: str | None = None
     positions: str = "original"
     seed: int = 0
-    batch_size: int = 1
+    batch_size: int | str = 1
     revision: str = "main"
     dtype: str = "auto"
     device: str | None = None
@@ -194,9 +194,12 @@ def _read(name: str, value: Any) -> Any:
         if text not in _CHOICES[name]:
             raise ArgumentError(f"model_args: {name}={text} is not possible.{did_you_mean(text, _CHOICES[name])}")
         return text
+    if (name, text) == ("batch_size", "auto"):
+        return text
     if name in _LOWEST:
         if not re.fullmatch(r"\d+", text) or int(text) < _LOWEST[name]:
-            raise ArgumentError(f"model_args: {name}={text} must be a whole number of at least {_LOWEST[name]}.")
+            also = " or auto" if name == "batch_size" else ""
+            raise ArgumentError(f"model_args: {name}={text} must be a whole number of at least {_LOWEST[name]}{also}.")
         return int(text)
     if name == "device_map" and not _DEVICE_MAP.fullmatch(text):
         raise ArgumentError(

@@ -7,7 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import islice
 from typing import Any, ClassVar
@@ -25,8 +25,10 @@ from PIL.Image import Image
 from qwen_vl_utils import process_vision_info
 
 from lmms_prune.efficiency.architecture import from_config
+from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.families import FAMILIES, Family, ModelParts, UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
+from lmms_prune.harness.batching import Batches, BatchSize
 from lmms_prune.harness.generation import KNOWN, clean, options, own_tokens, stop_texts
 from lmms_prune.harness.loading import load_model, load_processor, pick_device, read_config
 from lmms_prune.harness.prompts import VICUNA_TEMPLATE, pad_to_square, question_text, text_or_file
@@ -40,6 +42,25 @@ class SampleError(Exception):
 
     Not a RuntimeError: as the outcome of a StopIteration, which processors raise, one would be taken for Python's own.
     """
+
+
+@dataclass
+class _Prepared:
+    """One batch, ready for the device."""
+
+    inputs: Any
+    names: list[str]
+    tasks: list[str]
+    samples: list[str]
+    questions: list[str]
+    given: Mapping[str, Any]
+
+
+@dataclass
+class _Memory:
+    """Whether a batch did not fit."""
+
+    exhausted: bool = False
 
 
 class PrunedModel(lmms):
@@ -80,6 +101,7 @@ class PrunedModel(lmms):
         check(self.model, schedule)
         sizes = from_config(self.model.config.to_dict(), arguments.pretrained)
         self.architecture = replace(sizes, bytes_per_number=self.model.dtype.itemsize)
+        self._size = BatchSize.of(arguments.batch_size, self.model.device)
         self.template = self._chat_template()
         self._try_template()
         # The harness copies the values of `batch_sizes` into the results' config: the one place for what it does not
@@ -114,7 +136,7 @@ class PrunedModel(lmms):
         return self._device
 
     @property
-    def batch_size(self) -> int:
+    def batch_size(self) -> int | str:
         return self.arguments.batch_size
 
     def clean(self) -> None:
@@ -138,12 +160,16 @@ class PrunedModel(lmms):
         answers: dict[int, GenerationResult] = {}
         record = RunRecord()
         progress = make_progress(total=len(requests), desc="Model Responding", disable=self.rank != 0)
-        for places in self._batches(requests):
-            batch = [requests[i].args for i in places]
-            names = [f"task '{task}', document {doc}" for _, _, _, doc, task, _ in batch]
-            results, rows, seconds = self._answer(batch, names)
-            tasks = [task for _, _, _, _, task, _ in batch]
-            record.add([result.token_counts for result in results], tasks, rows, seconds)
+        batches = Batches(self._groups(requests), self._size, lambda places: self._prepare(requests, places))
+        for places, prepared in batches:
+            answered = self._answer(prepared)
+            if answered is None:
+                self._size.halve(len(places))
+                batches.put_back(places)
+                continue
+            results, rows, seconds = answered
+            cached = [int(sum(kv_bytes(self.architecture, row.cached))) for row in rows]
+            record.add([result.token_counts for result in results], prepared.tasks, rows, cached, seconds)
             answers.update(zip(places, results, strict=True))
             progress.update(len(places))
         progress.close()
@@ -158,15 +184,28 @@ class PrunedModel(lmms):
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
-    def _answer(self, batch: list[tuple], names: Sequence[str]) -> tuple[list[GenerationResult], list[RowTrace], float]:
+    def _prepare(self, requests: list[Instance], places: list[int]) -> _Prepared:
+        """Prompts and pixels of a batch; runs in a thread of its own, while the device answers the batch before."""
+        batch = [requests[i].args for i in places]
+        names = [f"task '{task}', document {doc}" for _, _, _, doc, task, _ in batch]
         messages = []
         for (_, build, _, doc, task, split), name in zip(batch, names, strict=True):
             with _naming([name]):
                 messages.append(self._messages(build(self.task_dict[task][split][doc])))
-        given, tokenizer = batch[0][2], self.processor.tokenizer
-        samples = [f"{task}/{split}/{doc}" for _, _, _, doc, task, split in batch]
-        with _naming(names):
-            inputs = self._batch_inputs(messages, names).to(self.model.device, dtype=self.model.dtype)
+        return _Prepared(
+            inputs=self._batch_inputs(messages, names),
+            names=names,
+            tasks=[task for _, _, _, _, task, _ in batch],
+            samples=[f"{task}/{split}/{doc}" for _, _, _, doc, task, split in batch],
+            questions=[question_text(chat) for chat in messages],
+            given=batch[0][2],
+        )
+
+    def _answer(self, prepared: _Prepared) -> tuple[list[GenerationResult], list[RowTrace], float] | None:
+        """The answers of a batch, what happened to its rows, and the seconds; None if it does not fit the memory."""
+        given, samples, tokenizer = prepared.given, prepared.samples, self.processor.tokenizer
+        with _naming(prepared.names), self._watched(len(samples)) as memory:
+            inputs = prepared.inputs.to(self.model.device, dtype=self.model.dtype)
             start = time.perf_counter()
             with prune(
                 self.model,
@@ -174,12 +213,14 @@ class PrunedModel(lmms):
                 seed=self.arguments.seed,
                 positions=self.arguments.positions,
                 samples=samples,
-                questions=[question_text(chat) for chat in messages],
+                questions=prepared.questions,
             ) as trace:
                 output = self.model.generate(**inputs, **options(given, tokenizer, self.arguments.use_cache))
             # Reading the tokens waits for the device, so the time is that of the finished generation.
             new = output[:, inputs["input_ids"].shape[1] :].tolist()
             seconds = time.perf_counter() - start
+        if memory.exhausted:
+            return None
         lengths, stops = inputs["attention_mask"].sum(1).tolist(), stop_texts(given)
         # An unpruned run may have beams or no cache, and then traces a sample more than once, each time alike.
         rows = {row.sample: row for row in trace.rows}
@@ -192,6 +233,26 @@ class PrunedModel(lmms):
             counts = PrunedTokenCounts.of(rows[sample], shapes, self.architecture, length, len(own))
             results.append(GenerationResult(clean(self._decode(own), stops), counts))
         return results, [rows[sample] for sample in samples], seconds
+
+    @contextmanager
+    def _watched(self, rows: int) -> Iterator[_Memory]:
+        """Watch the device's memory, where the batch size is to be found by it."""
+        memory, device = _Memory(), self.model.device
+        cuda = device.type == "cuda" and not self._size.fixed
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+            before, whole = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+        try:
+            yield memory
+        except torch.OutOfMemoryError:
+            if self._size.fixed or rows == 1:
+                raise
+            memory.exhausted = True
+        if memory.exhausted:
+            # Only here, where the error and all that its frames held are gone.
+            self.clean()
+        elif cuda:
+            self._size.grow(rows, before, torch.cuda.max_memory_allocated(device), whole)
 
     def _batch_inputs(self, messages: list[list[dict[str, Any]]], names: Sequence[str]) -> Any:
         """The processor's output for a batch; if it fails, the row that fails by itself is the one to name."""
@@ -213,8 +274,8 @@ class PrunedModel(lmms):
 
     # -- the whole run ---------------------------------------------------------------------------------------------
 
-    def _batches(self, requests: list[Instance]) -> Iterator[list[int]]:
-        """Places of requests that may be generated together: same options, similar length."""
+    def _groups(self, requests: list[Instance]) -> list[list[int]]:
+        """Places of requests that may be generated together: same options; the longest first."""
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             given = request.args[2]
@@ -223,8 +284,7 @@ class PrunedModel(lmms):
             self._check_options(requests[places[0]].args[2])
         for places in groups.values():
             places.sort(key=lambda i: len(requests[i].args[0]), reverse=True)
-            for start in range(0, len(places), self.batch_size):
-                yield places[start : start + self.batch_size]
+        return list(groups.values())
 
     def _check_options(self, given: Mapping[str, Any]) -> None:
         with plain_errors():
@@ -240,7 +300,8 @@ class PrunedModel(lmms):
         speed = record.output_tokens / record.seconds if record.seconds else 0.0
         numbers = {"total_requests": record.samples, **record.averages()}
         log_metrics(record.seconds, record.output_tokens, speed, numbers)
-        self.batch_sizes["run"] |= {"averages": record.averages(), "tasks": record.by_task()}
+        said = {"averages": record.averages(), "tasks": record.by_task(), "largest_batch": record.largest_batch}
+        self.batch_sizes["run"] |= said
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 

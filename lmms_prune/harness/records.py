@@ -23,6 +23,7 @@ class PrunedTokenCounts(TokenCounts):
     Args:
         visual_tokens: original visual tokens of the sample's images.
         kept_visual_tokens: visual tokens left after each stage.
+        recycled_visual_tokens: those of them that hold what the stage's method kept of others.
         avg_visual_tokens: average visual tokens per decoder layer.
         layer_visual_tokens: visual tokens in each decoder layer, as executed.
         text_tokens: all other tokens of the prompt, padding excluded.
@@ -34,6 +35,7 @@ class PrunedTokenCounts(TokenCounts):
 
     visual_tokens: int = 0
     kept_visual_tokens: list[int] = field(default_factory=list)
+    recycled_visual_tokens: list[int] = field(default_factory=list)
     avg_visual_tokens: float = 0.0
     layer_visual_tokens: list[int] = field(default_factory=list)
     text_tokens: int = 0
@@ -62,6 +64,7 @@ class PrunedTokenCounts(TokenCounts):
             None,
             row.visual_tokens,
             [sum(images) for images in row.kept],
+            [sum(images) for images in row.recycled],
             row.avg_visual_tokens,
             list(row.visual),
             row.text_tokens,
@@ -87,13 +90,25 @@ class RunRecord:
     input_tokens: int = 0
     tasks: dict[str, list[PrunedTokenCounts]] = field(default_factory=dict)
     computed: dict[str, list[int]] = field(default_factory=dict)
+    cached: dict[str, list[int]] = field(default_factory=dict)
+    largest_batch: int = 0
 
     def add(
-        self, counts: list[PrunedTokenCounts], tasks: Sequence[str], rows: Sequence[RowTrace], seconds: float
+        self,
+        counts: list[PrunedTokenCounts],
+        tasks: Sequence[str],
+        rows: Sequence[RowTrace],
+        cached: Sequence[int],
+        seconds: float,
     ) -> None:
-        """Count one batch that took `seconds` to generate; `tasks` and `rows` are its samples'."""
+        """Count one batch that took `seconds` to generate.
+
+        `tasks`, `rows` and `cached`, the bytes that the prefill left in the cache with padding, are its samples'.
+        """
         self.seconds += seconds
-        for count, task, row in zip(counts, tasks, rows, strict=True):
+        self.largest_batch = max(self.largest_batch, len(counts))
+        for count, task, row, held in zip(counts, tasks, rows, cached, strict=True):
+            self.cached.setdefault(task, []).append(held)
             self.samples += 1
             self.tasks.setdefault(task, []).append(count)
             self.computed.setdefault(task, []).append(sum(row.computed))
@@ -138,8 +153,10 @@ class RunRecord:
                 "text_tokens": text,
                 "layer_visual_tokens": layers,
                 "layer_tokens": [text + visual for visual in layers],
+                "computed_tokens": sum(self.computed[task]) / many / len(layers),  # of a layer, padding included
                 # What padding added: the share of the executed tokens that were no sample's own.
                 "padding": 1 - (text * len(layers) + sum(layers)) * many / sum(self.computed[task]),
+                "cache_mib": sum(self.cached[task]) / many / 2**20,  # padding included
                 **self.costs(counts),
             }
         return made

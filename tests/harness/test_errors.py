@@ -60,7 +60,7 @@ def _holds(message: str, parts: tuple[str, ...]) -> None:
         ({"seed": -1}, ("seed=-1", "at least 0")),
         ({"seed": "abc"}, ("seed=abc", "whole number")),
         ({"batch_size": 0}, ("batch_size=0", "at least 1")),
-        ({"batch_size": "auto"}, ("batch_size=auto", "whole number")),
+        ({"batch_size": "many"}, ("batch_size=many", "whole number", "auto")),
         ({"use_cache": "maybe"}, ("use_cache=maybe", "true or false")),
         ({"use_cache": False, "schedule": "vtw@3"}, ("use_cache=false", "schedule")),
         ({"positions": "compacted"}, ("positions=compacted", "Did you mean 'compact'?")),

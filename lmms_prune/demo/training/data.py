@@ -35,7 +35,7 @@ LABELS = {
     "place": ("", *(str(n) for n in range(1, 11))),
 }
 # Signs have few letters, white ones on colours, at any place and of several sizes: the tower needs many.
-MIX = {"scene": 0.34, "sign": 0.28, "form": 0.17, "grid": 0.09, "chart": 0.12}
+MIX = {"scene": 0.28, "sign": 0.33, "form": 0.18, "grid": 0.09, "chart": 0.12}
 TOWER_MIX = {"scene": 0.3, "sign": 0.45, "form": 0.12, "grid": 0.04, "chart": 0.09}
 _SIGNS = ("word", "word", "words", "letters", "number", "sum", "french")
 
@@ -164,7 +164,7 @@ def ask_openly(rng: random.Random, shown: Content, split: Split) -> Prompted:
             return _written(shown)
         asked = questions.about(rng, shown, split)
         sort = _sort(asked, shown)
-    elif rng.random() < 0.1:
+    elif rng.random() < 0.05:
         asked, sort = questions.read_out(shown), "read all"
     else:
         asked = questions.looked_up(rng, shown)
@@ -330,7 +330,8 @@ def _grounds(
 ) -> list[tuple[int, list[int]]]:
     """The places of a question, which starts at `start`, and of its answer that should look elsewhere, and where.
 
-    A word that names something should look at it, and what asks for the answer's tokens at both.
+    A word that names something should look at it, and what asks for the answer's tokens at both. These are two
+    demands: for a single one the word would do, which cannot tell the letters of a value apart.
     """
     made, words = [], []
     for name, marks in named(picture, prompted.question, prompted.part).items():
@@ -339,7 +340,10 @@ def _grounds(
             made.append((words[-1], _places(family, picture, marks)))
     told = grounds(picture, prompted.question, prompted.part, [family.tokenizer.decode([t]) for t in answer])
     asking = start + len(question) - 1
-    return made + [(asking + n, _places(family, picture, marks) + words) for n, marks in enumerate(told) if marks]
+    for n, marks in enumerate(told):
+        if marks:
+            made += [(asking + n, where) for where in (_places(family, picture, marks), words) if where]
+    return made
 
 
 def _places(family: Family, picture: Picture, marks: list[Mark]) -> list[int]:

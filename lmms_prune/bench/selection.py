@@ -10,15 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
 
+from lmms_prune.bench.models import random_inputs, random_model
 from lmms_prune.families import ModelParts
 from lmms_prune.layout import Layout
 from lmms_prune.methods import METHODS, MethodSpec
@@ -27,9 +20,9 @@ from lmms_prune.schedule import Schedule
 from lmms_prune.tower import Asks, TowerRecorder, tower_shape
 from lmms_prune.view import LayerInput, TokenView
 
-_IMAGE, _TEXT = 90, 60
+TEXT = 95  # tokens of a prompt beside its image
 # Visual tokens: LLaVA's 24 × 24, and a Qwen2.5-VL image of 64 × 32.
-CASES = {"llava": (24, 24), "qwen2_5_vl": (64, 32)}
+CASES = {"llava": ("llava-1.5-7b", (24, 24)), "qwen2_5_vl": ("qwen2.5-vl-7b", (64, 32))}
 DEPTH = {"llava": 32, "qwen2_5_vl": 28}
 
 
@@ -71,9 +64,10 @@ def time_selection(
     """
     chosen = [METHODS[name] for name in names if _timeable(METHODS[name], family)]
     methods = [spec.build(dict(Schedule.parse(spec.example).stages[0].options)) for spec in chosen]
-    model = _model(family, device, dtype)
+    name, grid = CASES[family]
+    model = random_model(name, 2, device, dtype)
     parts = ModelParts.of(model)
-    views, run_layer = _observe(model, parts, _inputs(family, parts, batch, device, dtype), methods)
+    views, run_layer = _observe(model, parts, random_inputs(model, batch, grid, TEXT), methods)
     layer = _time(run_layer, repeats, device)
     timings = []
     for spec, method in zip(chosen, methods, strict=True):
@@ -143,57 +137,3 @@ def _observe(
     }
     hidden, kwargs = calls[1]
     return views, lambda: parts.layers[1](hidden, **kwargs)
-
-
-def _inputs(family: str, parts: ModelParts, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    rows, columns = CASES[family]
-    generator = torch.Generator().manual_seed(0)
-    text = torch.randint(100, 30000, (batch, 35 + _TEXT), generator=generator)
-    image = torch.full((batch, rows * columns), parts.config.image_token_id)
-    ids = torch.cat([text[:, :35], image, text[:, 35:]], dim=1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if family == "llava":
-        pixels = torch.randn(batch, 3, 14 * rows, 14 * columns, generator=generator)
-    else:
-        pixels = torch.randn(batch * 4 * rows * columns, 3 * 2 * 14 * 14, generator=generator)
-        inputs["image_grid_thw"] = torch.tensor([[1, 2 * rows, 2 * columns]] * batch)
-        inputs["mm_token_type_ids"] = (ids == parts.config.image_token_id).int()
-    return {name: x.to(device) for name, x in {**inputs, "pixel_values": pixels.to(dtype)}.items()}
-
-
-def _model(family: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """Two decoder layers of the 7B widths behind a whole vision tower, random weights."""
-    config: Any
-    if family == "llava":
-        vision = CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-        )
-        text = LlamaConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=2)
-        config = LlavaConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), image_token_index=32000)
-        kind: Any = LlavaForConditionalGeneration
-    else:
-        config = Qwen2_5_VLConfig(
-            text_config={
-                "vocab_size": 152064,
-                "hidden_size": 3584,
-                "intermediate_size": 18944,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 28,
-                "num_key_value_heads": 4,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-            },
-            vision_config={
-                "depth": 32,
-                "hidden_size": 1280,
-                "out_hidden_size": 3584,
-                "fullatt_block_indexes": [7, 15, 23, 31],
-            },
-        )
-        kind = Qwen2_5_VLForConditionalGeneration
-    with torch.device(device):
-        return kind._from_config(config, dtype=dtype).eval()

@@ -1,0 +1,154 @@
+"""The benchmark of schedules: its accounts are exact, its parts add up, and it runs as a process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import LAYERS, Family
+from torch.utils.flop_counter import FlopCounterMode
+
+from lmms_prune.bench.models import BenchError, random_inputs, random_model
+from lmms_prune.bench.report import chart, described, tables
+from lmms_prune.bench.schedules import PARTS, Case, Measured, _Clock, _generate, _Marks, break_even, time_schedules
+from lmms_prune.efficiency.architecture import NAMED, architecture, from_config
+from lmms_prune.hooks import prune
+from lmms_prune.schedule import Schedule
+
+GRIDS = {"llava": None, "qwen": (6, 5)}
+HYBRID = Schedule.parse("dart@2:0.5,random@5:0.1")
+
+
+@pytest.fixture(params=sorted(GRIDS))
+def family(request: pytest.FixtureRequest, loaded: Callable[..., Family]) -> Family:
+    return loaded(request.param, torch.float32)
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_random_models_have_the_named_sizes(name: str) -> None:
+    made = random_model(name, None, torch.device("meta"), torch.bfloat16)
+    assert from_config(made.config.to_dict(), name) == architecture(name)
+    short = random_model(name, 3, torch.device("meta"), torch.bfloat16)
+    assert from_config(short.config.to_dict(), name) == replace(architecture(name), layers=3)
+    assert len(short.model.language_model.layers) == 3
+    assert {parameter.dtype for parameter in short.parameters()} == {torch.bfloat16}
+
+
+def test_flops_are_those_that_torch_counts(family: Family) -> None:
+    """Of a whole generation, selection included: two independent counts."""
+    case = Case(2, 21, 3)
+    whole, pruned = time_schedules(family.model, [HYBRID], [case], GRIDS[family.name], 1)
+    inputs = random_inputs(family.model, 2, GRIDS[family.name], 21)
+    counted = []
+    for schedule in (Schedule(()), HYBRID):
+        with torch.inference_mode(), prune(family.model, schedule), FlopCounterMode(display=False) as counter:
+            _generate(family.model, inputs, case)
+        counted.append(counter.get_total_flops())
+    assert whole.selection_flops == 0
+    assert pruned.selection_flops > 0
+    assert pruned.ideal == pytest.approx(counted[0] / (counted[1] - pruned.selection_flops), rel=1e-12)
+
+
+def test_what_was_measured_is_what_ran(family: Family) -> None:
+    cases = [Case(1, 12, 1), Case(3, 12, 4)]
+    keep_all = Schedule.parse("random@1:1.0")
+    measured = time_schedules(family.model, [HYBRID, keep_all], cases, GRIDS[family.name], 3)
+    assert [(one.schedule, one.case) for one in measured] == [
+        (name, case) for case in cases for name in ("none", str(HYBRID), str(keep_all))
+    ]
+    visual = 64 if family.name == "llava" else 30
+    for one in measured:
+        assert one.low <= one.seconds <= one.high
+        assert one.peak_bytes is None
+        assert (one.parts["selection"] > 0) == (one.schedule != "none")
+        assert one.parts["tower"] > 0
+        if one.schedule == str(HYBRID):
+            assert one.visual_tokens == HYBRID.average(LAYERS, [visual])
+            assert one.ideal > 1
+        else:
+            assert one.visual_tokens == visual
+            assert (one.ideal, one.realised) == (1.0, None)
+    assert not family.model.model.language_model.layers[2]._forward_pre_hooks
+
+
+def test_the_parts_add_up_to_the_whole(family: Family) -> None:
+    clock = _Clock(torch.device("cpu"))
+    marks, case = _Marks(clock), Case(2, 9, 3)
+    inputs = random_inputs(family.model, 2, GRIDS[family.name], 9)
+    with torch.inference_mode(), marks.around(family.model, HYBRID):
+        start = clock.mark()
+        _generate(family.model, inputs, case)
+        end = clock.mark()
+    parts = marks.parts(start, end)
+    assert tuple(parts) == PARTS
+    assert all(seconds > 0 for seconds in parts.values())
+    assert sum(parts.values()) == pytest.approx(end - start)
+    assert [len(span) for span in (*marks.tower, *marks.selection)] == [2, 2, 2]
+
+
+def made(schedule: str, new_tokens: int, seconds: float, batch: int = 1) -> Measured:
+    parts = dict.fromkeys(PARTS, seconds / len(PARTS))
+    return Measured(
+        schedule, Case(batch, 60, new_tokens), seconds, seconds, seconds, parts, 1.0, 1.0, None, 0, 576.0, None
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "slope", "expected"),
+    [
+        (0.5, 0.02, 228.6),  # 1 + 0.02 n = 1.1 (0.5 + 0.02 n) at n = 225, with the first token's time counted in
+        (0.5, 0.01, float("inf")),
+        (0.99, 0.02, 0.0),
+        (1.2, 0.01, float("inf")),
+    ],
+)
+def test_where_the_gain_ends(start: float, slope: float, expected: float) -> None:
+    whole = [made("none", n, 1 + 0.02 * n) for n in (1, 32, 128)]
+    pruned = [made("x", n, start + slope * n) for n in (1, 32, 128)]
+    end = break_even(pruned, whole)
+    assert end == pytest.approx(225.0 if expected == 228.6 else expected)
+    assert break_even(pruned[:1], whole[:1]) is None
+
+
+def test_the_report_of_a_measurement(tmp_path: Path) -> None:
+    runs = [made(name, n, 0.1 * n, batch) for batch in (1, 8) for n in (1, 4) for name in ("none", "vtw@4")]
+    assert len(tables(runs, "title")) == 4
+    assert {end["batch"] for end in described(runs)["break_even"]} == {1, 8}
+    assert json.loads(json.dumps(described(runs)))["runs"][0]["schedule"] == "none"
+    chart(runs, tmp_path / "times.png", "title")
+    with Image.open(tmp_path / "times.png") as image:
+        assert min(image.size) > 300
+
+
+def test_images_of_another_size_are_refused(loaded: Callable[..., Family]) -> None:
+    with pytest.raises(BenchError, match="8 x 8 visual tokens, not 3 x 4"):
+        random_inputs(loaded("llava").model, 1, (3, 4), 8)
+    with pytest.raises(BenchError, match="rows and columns"):
+        random_inputs(loaded("qwen").model, 1, None, 8)
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("lmms-prune")
+    return subprocess.run([str(program), "bench", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_bench_as_a_process(folders: dict[str, Path], tmp_path: Path) -> None:
+    done = bench(
+        *("vtw@4", "--model", str(folders["qwen"]), "--grid", "4x6", "--batch", "1,2", "--new-tokens", "1,3"),
+        *("--repeats", "2", "--plot", str(tmp_path / "times.svg"), "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert [(run["schedule"], run["case"]["batch"], run["case"]["new_tokens"]) for run in said["runs"]] == [
+        (name, batch, new) for batch in (1, 2) for new in (1, 3) for name in ("none", "vtw@4")
+    ]
+    assert {run["visual_tokens"] for run in said["runs"]} == {24.0, 12.0}
+    assert [end["batch"] for end in said["break_even"]] == [1, 2]
+    assert (tmp_path / "times.svg").read_text().count("vtw@4") >= 1 or (tmp_path / "times.svg").stat().st_size > 10_000
