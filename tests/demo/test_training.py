@@ -204,6 +204,19 @@ def test_the_gaze_is_what_attention_weighs(family: Family) -> None:
     assert gaze.loss().item() == pytest.approx(-used.log().mean().item())
 
 
+def test_a_word_starts_alike_with_and_without_a_space() -> None:
+    family = small("llava")
+    embedding = family.model.get_input_embeddings().weight
+    found = 0
+    for word in (*content.COLOURS, *content.KINDS):
+        alone, after = (family.tokenizer.encode(text, add_special_tokens=False) for text in (word, f" {word}"))
+        if len(alone) == len(after) == 1:
+            found += 1
+            assert alone != after
+            assert torch.equal(embedding[alone[0]], embedding[after[0]])
+    assert found
+
+
 def test_capitals_and_digits_are_spelled(family: Family) -> None:
     tokens = family.tokenizer.encode("KABO 1999", add_special_tokens=False)
     assert [

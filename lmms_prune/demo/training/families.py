@@ -172,6 +172,24 @@ def new_family(name: str, sizes: Sizes, texts: Sequence[str], seed: int) -> Fami
     if name == "llava":
         specials = (*LLAVA_SPECIALS, "USER:", "ASSISTANT:")
         tokenizer = train_tokenizer(specials, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>", texts=spelled)
-        return Llava(*llava_model(tokenizer, sizes, seed))
-    tokenizer = train_tokenizer(QWEN_SPECIALS, bos=None, eos="<|im_end|>", pad="<|endoftext|>", unk=None, texts=spelled)
-    return Qwen(*qwen2_5_vl_model(tokenizer, sizes, seed))
+        family: Family = Llava(*llava_model(tokenizer, sizes, seed))
+    else:
+        ends = ("<|im_end|>", "<|endoftext|>")
+        tokenizer = train_tokenizer(QWEN_SPECIALS, bos=None, eos=ends[0], pad=ends[1], unk=None, texts=spelled)
+        family = Qwen(*qwen2_5_vl_model(tokenizer, sizes, seed))
+    _draw_words_alike(family)
+    return family
+
+
+@torch.no_grad()
+def _draw_words_alike(family: Family) -> None:
+    """Give a word after a space and the same word at the beginning of an answer one embedding to start with.
+
+    In a trained model they are near each other. Else what a patch looks like and what is said of it have nothing in
+    common at first, and colours are found long before they can be named.
+    """
+    embedding = family.model.get_input_embeddings().weight
+    for token in range(len(family.tokenizer)):
+        text = family.tokenizer.decode([token])
+        if text.startswith(" ") and len(same := family.tokenizer.encode(text[1:], add_special_tokens=False)) == 1:
+            embedding[same[0]] = embedding[token]
