@@ -30,6 +30,7 @@ BELOW = {
         "view",
     },
     "console": set(),
+    "information": {"families", "ragged", "schedule"},
     "calibration": {
         "console",
         "harness",

@@ -1,0 +1,250 @@
+"""The information of visual tokens: how much each alone raises the probability of the right answer, layer by layer.
+
+Paper: https://arxiv.org/abs/2512.07580, section 3. At layer i the prompt is the system prefix S, visual tokens V and
+text T. For a unit k (a token, or a block of tokens) of V,
+
+    I_i(k) = p_k - p_text,
+
+where p_k is the probability of the answer's first token if layers i, i + 1, … run on S, k and T alone, and p_text if they
+run on S and T. Removing is deleting: the others keep their positions. Text has already seen the image in the layers
+before i, so that p_text is not that of a prompt without image (but for i = 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.ragged import gather_rotary
+from lmms_prune.schedule import Schedule
+
+CHUNK = 256  # units that run together
+
+
+class InformationError(ValueError):
+    """A prompt or an answer whose information cannot be measured; the message says why."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A visual token, or a square of them: its image, the row and column of its upper left token, and the tokens.
+
+    `tokens` are raster indices in the image.
+    """
+
+    image: int
+    row: int
+    column: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerInformation:
+    """One layer of one sample: `p` of each unit (U,), float64, and without any visual token."""
+
+    layer: int
+    p: Float[Tensor, " U"]
+    p_text: float
+
+    @property
+    def information(self) -> Float[Tensor, " U"]:
+        """I of each unit."""
+        return self.p - self.p_text
+
+
+def units(grids: Sequence[tuple[int, int]], block: int) -> list[Unit]:
+    """All units of images with `grids` rows and columns of visual tokens.
+
+    Args:
+        grids: of each image.
+        block: side of a unit: 1 for single tokens, 2 for the paper's squares of four, smaller at odd borders.
+    """
+    made = []
+    for image, (rows, columns) in enumerate(grids):
+        for row in range(0, rows, block):
+            for column in range(0, columns, block):
+                down, across = range(row, min(rows, row + block)), range(column, min(columns, column + block))
+                tokens = tuple(r * columns + c for r in down for c in across)
+                made.append(Unit(image, row, column, tokens))
+    return made
+
+
+def measure(
+    model: Any, inputs: dict[str, Any], answer: int, layers: Sequence[int], block: int = 1, chunk: int = CHUNK
+) -> tuple[list[Unit], Iterator[LayerInformation]]:
+    """The information of every unit of one prompt.
+
+    One unpruned prefill gives the hidden states at all layers. From layer i on all units run as rows of one batch:
+    only the unit, and the text after the first visual token. What stands before it never depends on the image, so its
+    keys and values come from the prefill.
+
+    Args:
+        model: a loaded checkpoint of either family.
+        inputs: of one prompt with at least one image; on the model's device.
+        answer: vocabulary index of the answer's first token.
+        layers: at which to measure.
+        block: as for `units`.
+        chunk: units that run together; fewer need less memory.
+
+    Returns:
+        the units, and one result a layer, in the order of `layers`, computed as they are asked for.
+
+    Raises:
+        InformationError: several prompts, none with an image, or an answer outside of the vocabulary.
+        ScheduleError: a layer beyond the model.
+        UnsupportedModelError: FlashAttention, which takes no mask of one's own.
+    """
+    parts = ModelParts.of(model)
+    if parts.form == "flash":
+        raise UnsupportedModelError("information is measured with masks of its own; use attn_implementation=sdpa.")
+    for layer in layers:
+        Schedule.parse(f"vtw@{layer}").check(len(parts.layers))
+    with torch.no_grad():
+        prompt = _Prompt.of(model, parts, inputs)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if not 0 <= answer < vocabulary:
+        raise InformationError(f"the answer's token {answer} is not one of the vocabulary's {vocabulary}.")
+    made = units(prompt.grids, block)
+    return made, (_at_layer(model, parts, prompt, answer, layer, made, chunk) for layer in layers)
+
+
+@dataclass
+class _Prompt:
+    """One unpruned prefill.
+
+    Args:
+        states: the input of each layer (1, L, D).
+        rotary: the rotary tables that all layers use.
+        cache: keys and values of all layers.
+        grids: rows and columns of each image's visual tokens.
+        starts: the column of each image's first token.
+        text: the columns of text after the first visual token.
+    """
+
+    states: list[Tensor]
+    rotary: tuple[Tensor, Tensor]
+    cache: Any
+    grids: list[tuple[int, int]]
+    starts: list[int]
+    text: Int[Tensor, " T"]
+
+    @classmethod
+    def of(cls, model: Any, parts: ModelParts, inputs: dict[str, Any]) -> _Prompt:
+        ids = inputs["input_ids"]
+        if len(ids) != 1:
+            raise InformationError(f"information is measured prompt by prompt; {len(ids)} were given at once.")
+        visual = ids[0] == parts.config.image_token_id
+        if not bool(visual.any()):
+            raise InformationError("the prompt has no image, hence no visual token.")
+        states, tables = [], []
+
+        def look(module: Any, args: tuple, kwargs: dict) -> None:
+            states.append(args[0] if args else kwargs["hidden_states"])
+            tables.append(kwargs["position_embeddings"])
+
+        handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in parts.layers]
+        try:
+            cache = model(**inputs, logits_to_keep=1, use_cache=True).past_key_values
+        finally:
+            for handle in handles:
+                handle.remove()
+        spans = parts.family.image_spans(
+            visual.tolist(), parts.family.tokens_per_image(parts.config), parts.grid_sizes(inputs)
+        )
+        grids = parts.grids(inputs, [size for _, size in spans])
+        for (rows, columns), (_, size) in zip(grids, spans, strict=True):
+            if rows * columns != size:
+                raise InformationError(f"an image of {rows} x {columns} visual tokens stands in {size} places.")
+        first = spans[0][0]
+        columns_ = torch.arange(ids.shape[1], device=ids.device)
+        text = columns_[(columns_ >= first) & ~visual]
+        return cls(states, tables[0], cache, grids, [start for start, _ in spans], text)
+
+    def unit_columns(self, unit: Unit) -> list[int]:
+        return [self.starts[unit.image] + token for token in unit.tokens]
+
+
+class _Prefix:
+    """A cache that is only read: the keys and values before the first image, the same for every row."""
+
+    def __init__(self, cache: Any, length: int) -> None:
+        self.cache, self.length = cache, length
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What a layer attends to: the prefix and the row's own."""
+        held = self.cache.layers[layer]
+        before = [
+            states[:, :, : self.length].expand(len(keys), -1, -1, -1).to(keys.device)
+            for states in (held.keys, held.values)
+        ]
+        return torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
+
+
+@torch.no_grad()
+def _at_layer(
+    model: Any, parts: ModelParts, prompt: _Prompt, answer: int, layer: int, made: Sequence[Unit], chunk: int
+) -> LayerInformation:
+    """All units at one layer; the prompt without any visual token is one more row."""
+    rows: list[list[int]] = [[], *(prompt.unit_columns(unit) for unit in made)]
+    found = torch.cat(
+        [
+            _probabilities(model, parts, prompt, answer, layer, rows[start : start + chunk])
+            for start in range(0, len(rows), chunk)
+        ]
+    )
+    return LayerInformation(layer, found[1:], float(found[0]))
+
+
+def _probabilities(
+    model: Any, parts: ModelParts, prompt: _Prompt, answer: int, layer: int, rows: Sequence[Sequence[int]]
+) -> Float[Tensor, " U"]:
+    """p of some rows, each given by the columns of its visual tokens."""
+    device = prompt.states[layer].device
+    widest = max(map(len, rows))
+    # A row's visual tokens are padded with its last text token, which no query may see at that place.
+    columns = torch.full((len(rows), widest), int(prompt.text[-1]), device=device)
+    present = torch.zeros_like(columns, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        columns[number, : len(row)] = torch.tensor(row, dtype=torch.long, device=device)
+        present[number, : len(row)] = True
+    text = prompt.text.to(device).expand(len(rows), -1)
+    index = torch.cat([columns, text], 1)
+    prefix = prompt.starts[0]
+    hidden = prompt.states[layer][0, index]
+    rotary = tuple(gather_rotary(table, index) for table in prompt.rotary)
+    mask = _mask(torch.cat([present, torch.ones_like(text, dtype=torch.bool)], 1), index, prefix, parts, hidden)
+    kept = _Prefix(prompt.cache, prefix)
+    for number in range(layer, len(parts.layers)):
+        module = parts.layers[number]
+        place = next(module.parameters()).device
+        out = module(
+            hidden.to(place),
+            attention_mask=mask.to(place),
+            position_embeddings=tuple(table.to(place) for table in rotary),
+            past_key_values=kept,
+            use_cache=True,
+        )
+        hidden = out[0] if isinstance(out, tuple) else out
+    last = parts.final_norm(hidden[:, -1])
+    logits = model.get_output_embeddings()(last.to(model.get_output_embeddings().weight.device))
+    return logits.to(torch.float64).softmax(-1)[:, answer].cpu()
+
+
+def _mask(
+    present: Bool[Tensor, "U N"], index: Int[Tensor, "U N"], prefix: int, parts: ModelParts, hidden: Tensor
+) -> Tensor:
+    """Each token sees the prefix and what stands before it in the prompt, in the form of the attention kernel."""
+    own = (index[:, None, :] <= index[:, :, None]) & present[:, None, :]
+    # A padding query sees itself, so that no row is empty.
+    own |= torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
+    before = torch.ones(*own.shape[:2], prefix, dtype=torch.bool, device=index.device)
+    allowed = torch.cat([before, own], 2)[:, None]
+    if parts.form == "sdpa":
+        return allowed
+    return torch.zeros_like(allowed, dtype=hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)

@@ -1,0 +1,98 @@
+"""The information of tokens, measured at once, against one full run per unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from reference import masked_logits
+from tiny import LAYERS, Family, noise
+
+from lmms_prune import prune
+from lmms_prune.information.measure import InformationError, Unit, measure, units
+from lmms_prune.methods import MethodSpec
+from lmms_prune.methods.base import Method
+from lmms_prune.schedule import ScheduleError
+
+QUESTION = "What colour is it?"
+
+
+@pytest.mark.parametrize(
+    ("grids", "block", "expected"),
+    [
+        ([(1, 3)], 1, [(0, 0, 0, (0,)), (0, 0, 1, (1,)), (0, 0, 2, (2,))]),
+        ([(2, 3)], 2, [(0, 0, 0, (0, 1, 3, 4)), (0, 0, 2, (2, 5))]),
+        ([(3, 2), (1, 1)], 2, [(0, 0, 0, (0, 1, 2, 3)), (0, 2, 0, (4, 5)), (1, 0, 0, (0,))]),
+    ],
+)
+def test_units_cover_every_token_once(grids: list[tuple[int, int]], block: int, expected: list[tuple]) -> None:
+    assert units(grids, block) == [Unit(*one) for one in expected]
+
+
+def naive(family: Family, inputs: dict, answer: int, layer: int, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> float:
+    """A whole run, cut at `layer` to the unit's tokens by `prune`."""
+
+    class Only(Method):
+        def select(self, view, budget):
+            return view.valid & torch.isin(view.index, torch.tensor(unit.tokens))
+
+    monkeypatch.setattr(MethodSpec, "build", lambda self, options: Only())
+    with torch.no_grad(), prune(family.model, f"stride@{layer}:{len(unit.tokens)}t"):
+        logits = family.model(**inputs, logits_to_keep=1).logits[0, -1]
+    monkeypatch.undo()
+    return logits.double().softmax(-1)[answer].item()
+
+
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_information_equals_one_full_run_per_unit(
+    name: str, attention: str, block: int, loaded: Callable[..., Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, at the first, a middle and the last layer; the image of odd sides has clipped blocks."""
+    family = loaded(name, torch.float32, attention)
+    inputs = family.inputs([QUESTION], [[noise(1, 140, 84)]])
+    answer = family.processor.tokenizer.encode("red", add_special_tokens=False)[0]
+    made, results = measure(family.model, inputs, answer, [0, 4, LAYERS - 1], block, chunk=7)
+    for found in results:
+        with torch.no_grad(), prune(family.model, f"vtw@{found.layer}"):
+            logits = family.model(**inputs, logits_to_keep=1).logits[0, -1]
+        assert found.p_text == pytest.approx(logits.double().softmax(-1)[answer].item(), abs=1e-5, rel=1e-4)
+        for number in range(0, len(made), 5):
+            expected = naive(family, inputs, answer, found.layer, made[number], monkeypatch)
+            assert found.p[number].item() == pytest.approx(expected, abs=1e-5, rel=1e-4), (found.layer, made[number])
+        assert found.information.tolist() == (found.p - found.p_text).tolist()
+        assert found.p.std() > 0
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_units_of_several_images(name: str, loaded: Callable[..., Family]) -> None:
+    """Text between two images sees the first alone; against a reference that masks and deletes nothing."""
+    family = loaded(name)
+    inputs = family.inputs([QUESTION], [[noise(2, 140, 84), noise(3)]])
+    ids = inputs["input_ids"][0].tolist()
+    answer = family.processor.tokenizer.encode("yes", add_special_tokens=False)[0]
+    made, results = measure(family.model, inputs, answer, [2, 5])
+    visual = [column for column, token in enumerate(ids) if token == family.model.config.image_token_id]
+    assert {unit.image for unit in made} == {0, 1}
+    assert len(made) == len(visual)
+    for found in results:
+        for number in (0, len(made) // 2, len(made) - 1):
+            gone = set(visual) - {visual[number]}
+            generated = torch.tensor([answer])
+            logits = masked_logits(family.model, inputs, generated, {found.layer: gone}, compact=False)
+            assert found.p[number].item() == pytest.approx(logits[0].double().softmax(-1)[answer].item(), rel=1e-8)
+
+
+def test_what_cannot_be_measured_is_named(loaded: Callable[..., Family]) -> None:
+    family = loaded("llava")
+    one = family.inputs([QUESTION], [[noise(1)]])
+    with pytest.raises(ScheduleError, match="layers are 0 to 7"):
+        measure(family.model, one, 3, [8])
+    with pytest.raises(InformationError, match="token 100000 is not one of"):
+        measure(family.model, one, 100_000, [0])
+    with pytest.raises(InformationError, match="no image"):
+        measure(family.model, family.inputs([QUESTION], [[]]), 3, [0])
+    with pytest.raises(InformationError, match="2 were given at once"):
+        measure(family.model, family.inputs([QUESTION] * 2, [[noise(1)]] * 2), 3, [0])
