@@ -343,7 +343,20 @@ def _grounds(
     for n, marks in enumerate(told):
         if marks:
             made += [(asking + n, where) for where in (_places(family, picture, marks), words) if where]
+    if option := _option(family, question, prompted):
+        made.append((asking, [start + place for place in option]))
     return made
+
+
+def _option(family: Family, question: list[int], prompted: Prompted) -> list[int]:
+    """Where in a question with options the right one stands, with its letter; empty for other questions."""
+    if not prompted.sort.startswith("choice"):
+        return []
+    texts = [family.tokenizer.decode([token]) for token in question]
+    lines = "".join(texts).split("\n")
+    line = next((n for n, text in enumerate(lines) if text.startswith(f"{prompted.answer}. ")), None)
+    ends = [sum(text.count("\n") for text in texts[: place + 1]) for place in range(len(texts))]
+    return [place for place, end in enumerate(ends) if end == line and texts[place].strip()]
 
 
 def _places(family: Family, picture: Picture, marks: list[Mark]) -> list[int]:
