@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmms_prune.bench.models import random_inputs
+from lmms_prune.bench.models import BenchError, random_inputs
 from lmms_prune.efficiency.architecture import Architecture, from_config
 from lmms_prune.efficiency.cost import decode_flops, prefill_flops, tower_flops
 from lmms_prune.families import ModelParts
@@ -100,7 +100,7 @@ def time_schedules(
         progress: is told which case begins.
 
     Raises:
-        ValueError: as `random_inputs`.
+        BenchError: as `random_inputs`, or the memory does not hold a case.
         ScheduleError, UnsupportedModelError: as `prune`.
     """
     everything = [Schedule(()), *(one for one in schedules if one.stages)]
@@ -111,11 +111,17 @@ def time_schedules(
         progress(f"batch {case.batch}, {case.text_tokens} text tokens, {case.new_tokens} new tokens")
         inputs = random_inputs(model, case.batch, grid, case.text_tokens)
         runs = [_Runs() for _ in everything]
-        for schedule, run in zip(everything, runs, strict=True):
-            _account(model, schedule, inputs, case, sizes, run)
-        for _ in range(repeats):
+        try:
             for schedule, run in zip(everything, runs, strict=True):
-                _timed(model, schedule, inputs, case, clock, run)
+                _account(model, schedule, inputs, case, sizes, run)
+            for _ in range(repeats):
+                for schedule, run in zip(everything, runs, strict=True):
+                    _timed(model, schedule, inputs, case, clock, run)
+        except torch.OutOfMemoryError as error:
+            where = f"batch {case.batch}, {case.text_tokens} text and {case.new_tokens} new tokens"
+            raise BenchError(
+                f"out of memory at {where}; use a smaller --batch, --layers or another --device."
+            ) from error
         measured += [_summary(str(s) or "none", case, run, runs[0]) for s, run in zip(everything, runs, strict=True)]
     return measured
 

@@ -134,6 +134,17 @@ def test_images_of_another_size_are_refused(loaded: Callable[..., Family]) -> No
         random_inputs(loaded("qwen").model, 1, None, 8)
 
 
+def test_a_case_that_does_not_fit_is_named(loaded: Callable[..., Family], monkeypatch: pytest.MonkeyPatch) -> None:
+    family = loaded("llava", torch.float32)
+
+    def scarce(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(type(family.model), "generate", scarce)
+    with pytest.raises(BenchError, match="out of memory at batch 2, 9 text and 3 new tokens; use a smaller --batch"):
+        time_schedules(family.model, [HYBRID], [Case(2, 9, 3)], None, 2)
+
+
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("lmms-prune")
     return subprocess.run([str(program), "bench", *arguments], capture_output=True, text=True, check=False)

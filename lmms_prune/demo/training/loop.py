@@ -24,7 +24,7 @@ from lmms_prune.demo.training.families import Family
 from lmms_prune.demo.training.gaze import Gaze, watch
 
 WARMUP = 100  # steps until the learning rate is full
-DECAY = 0.2  # share of a stage's steps over which it falls at the end
+DECAY = 0.4  # share of a stage's steps over which it falls at the end
 EVERY = 100  # steps between two lines of the log
 SAVE = 200  # steps between two saved states
 
@@ -224,7 +224,7 @@ class Trainer:
         return torch.optim.AdamW(settings, lr=0.0, betas=(0.9, 0.98), fused=self.device.type == "cuda")
 
     def _set_rates(self, stage: Stage) -> None:
-        """Linear warm-up, then constant, and over the last fifth of the steps down to a fiftieth.
+        """Linear warm-up, then constant, and over the last steps down to a fiftieth.
 
         A rate that falls from the start on is low when, after long, the decoder begins to look.
         """
