@@ -14,16 +14,32 @@ from rich.console import Console
 from rich.table import Table
 
 from lmms_prune import __version__
-from lmms_prune.bench.commands import bench, bench_methods
+from lmms_prune.bench.commands import bench, bench_methods, bench_throughput
 from lmms_prune.calibration.commands import app as calibrate
+from lmms_prune.configs.commands import check_files, list_tasks, write_configs
 from lmms_prune.console import fail
+from lmms_prune.information.commands import calibrate as calibrate_schedule
+from lmms_prune.information.commands import horizon, information, show
+from lmms_prune.leaderboard.commands import gate, leaderboard
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
+from lmms_prune.sweep.commands import sweep
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+calibrate.command("hybrid")(calibrate_schedule)
 app.add_typer(calibrate, name="calibrate")
 app.command()(bench)
 app.command("bench-methods")(bench_methods)
+app.command("bench-throughput")(bench_throughput)
+app.command()(information)
+app.command()(horizon)
+app.command()(show)
+app.command()(leaderboard)
+app.command()(gate)
+app.command("check")(check_files)
+app.command("configs")(write_configs)
+app.command("tasks")(list_tasks)
+app.command()(sweep)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -244,7 +260,7 @@ def demo(
         raise typer.Exit(1)
 
 
-_AFTERWARDS = """tokens: visual tokens, average over the decoder's layers. MME: total of 1600; all others in percent.
+_AFTERWARDS = """tokens: visual tokens, average over the decoder's layers. MME: total of 1600; POPE: F1 score; all but MME in percent.
 kept: the mean share of the unpruned scores that is left, in percent.
 
 One of these runs, as you would type it:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import isqrt
 from typing import Any
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lmms_prune.ragged import MaskForm
+from lmms_prune.supported import SUPPORTED, Supported
 
 _FORMS: dict[str, MaskForm] = {
     "sdpa": "sdpa",
@@ -31,20 +32,8 @@ class BrokenImageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Family:
-    """One model architecture.
-
-    Args:
-        model_type: the checkpoint's ``config.model_type``.
-        model_name: the name under which lmms-eval finds it.
-        default: the checkpoint that is loaded when none is named.
-        mrope: whether positions have three channels, which renumbering would destroy.
-    """
-
-    model_type: str
-    model_name: str
-    default: str
-    mrope: bool
+class Family(Supported):
+    """One model architecture: what is known of it, and how to find the visual tokens in a prompt."""
 
     def tokens_per_image(self, config: Any) -> int | None:
         """Visual tokens of every image, or None where images differ in size."""
@@ -82,13 +71,7 @@ class Family:
         return spans
 
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        Family("llava", "llava_pruned", "llava-hf/llava-1.5-7b-hf", mrope=False),
-        Family("qwen2_5_vl", "qwen2_5_vl_pruned", "Qwen/Qwen2.5-VL-7B-Instruct", mrope=True),
-    )
-}
+FAMILIES: dict[str, Family] = {family.model_type: Family(**asdict(family)) for family in SUPPORTED}
 
 
 def family_of(config: Any) -> Family:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +13,21 @@ from tiny import LAYERS, Family, load
 
 from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 
+# Processes that tests start find sitecustomize.py there.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).with_name("site")), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 # Tiny matrices gain nothing from threads, and several test processes would fight over the cores.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the collector, which lmms-eval calls in every run, need not visit it each time."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,22 @@ import lmms_prune
 PACKAGE = Path(lmms_prune.__file__).parent
 # Each part may import the parts named with it, and itself.
 BELOW = {
-    "cli": {"efficiency", "bench", "calibration", "console", "schedule", "methods", "demo", "harness"},
+    "cli": {
+        "efficiency",
+        "bench",
+        "calibration",
+        "console",
+        "schedule",
+        "methods",
+        "demo",
+        "harness",
+        "information",
+        "leaderboard",
+        "configs",
+        "sweep",
+    },
+    "configs": {"console", "efficiency", "harness", "presets", "schedule"},
+    "sweep": {"configs", "console", "harness"},
     "bench": {
         "console",
         "efficiency",
@@ -30,7 +45,20 @@ BELOW = {
         "view",
     },
     "console": set(),
-    "information": {"families", "ragged", "schedule"},
+    "information": {
+        "configs",
+        "console",
+        "families",
+        "harness",
+        "hooks",
+        "leaderboard",
+        "methods",
+        "ragged",
+        "refusals",
+        "schedule",
+        "sweep",
+        "trace",
+    },
     "calibration": {
         "console",
         "harness",
@@ -43,14 +71,16 @@ BELOW = {
         "ragged",
         "refusals",
     },
-    "harness": {"efficiency", "hooks", "trace", "schedule", "families"},
-    "demo": {"harness"},
+    "harness": {"efficiency", "hooks", "trace", "schedule", "families", "supported"},
+    "demo": {"harness", "leaderboard"},
+    "leaderboard": {"console", "methods", "presets", "schedule"},
     "guide": {"layout", "families", "view"},
     "hooks": {"guide", "layout", "refusals", "schedule", "methods", "families", "view", "tower", "trace", "ragged"},
     "layout": {"refusals", "schedule", "families", "view", "trace", "ragged"},
     "view": {"families", "ragged", "refusals", "tower"},
     "tower": {"families"},
-    "families": {"ragged"},
+    "families": {"ragged", "supported"},
+    "supported": set(),
     "schedule": {"methods", "presets"},
     "efficiency": {"schedule"},
     "presets": set(),
@@ -68,7 +98,7 @@ ONLY_IN = {
     "transformers": {"bench", "guide", "families", "harness", "demo", "companions"},
     "lmms_eval": {"harness"},
     "datasets": {"demo"},
-    "typer": {"cli", "calibration", "demo", "bench", "console"},
+    "typer": {"cli", "calibration", "demo", "bench", "console", "information", "leaderboard", "configs", "sweep"},
     "optuna": {"calibration"},
 }
 
@@ -110,7 +140,10 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("module", ["lmms_prune", "lmms_prune.schedule", "lmms_prune.methods", "lmms_prune.cli"])
+LIGHT = ("", ".schedule", ".methods", ".cli", ".leaderboard.table", ".leaderboard.formats", ".leaderboard.gate")
+
+
+@pytest.mark.parametrize("module", [f"lmms_prune{name}" for name in LIGHT])
 def test_torch_is_not_imported_for_a_schedule(module: str) -> None:
     loaded = json.loads(run(f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"))
     assert not {"torch", "transformers", "lmms_eval"} & set(loaded)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import Family, noise
-from transformers import LlamaConfig, LlavaNextConfig, LlavaOnevisionConfig
+from tiny import Family, Patches, noise
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig, LlavaOnevisionConfig
 
 from lmms_prune.families import FAMILIES, ModelParts, UnsupportedModelError, family_of
 
@@ -78,3 +78,13 @@ def test_older_three_channel_tables_give_the_same_keys(loaded) -> None:
     old = (frequencies.cos(), frequencies.sin())
     new = parts.rotary(hidden, positions)
     torch.testing.assert_close(parts.keys(1, hidden, old), parts.keys(1, hidden, new), atol=1e-5, rtol=1e-5)
+
+
+def test_the_tests_quick_patch_embedding_is_the_librarys(loaded) -> None:
+    family = loaded("qwen")
+    pixels = family.inputs(["what is this?"], [[noise(2, 84, 140)]])["pixel_values"]
+    library = AutoModelForImageTextToText.from_pretrained(family.folder, dtype=torch.float64)
+    embedding, quick = library.model.visual.patch_embed, family.model.model.visual.patch_embed
+    assert type(embedding.proj) is torch.nn.Conv3d
+    assert type(quick.proj) is Patches
+    torch.testing.assert_close(quick(pixels), embedding(pixels))

@@ -1,4 +1,4 @@
-"""``lmms-prune bench`` and ``bench-methods``. Heavy modules are imported only when one of them runs."""
+"""``lmms-prune bench``, ``bench-methods`` and ``bench-throughput``. Heavy modules are imported only when one of them runs."""
 
 from __future__ import annotations
 
@@ -119,6 +119,53 @@ def bench_methods(
         table.add_row(timing.method, str(timing.layer), *parts)
     Console().print(table)
     Console().print(f"One unpruned decoder layer: {layer * 1e3:.1f} ms.")
+
+
+def bench_throughput(
+    model_args: Annotated[str, typer.Option("--model_args", help="As for lmms-eval: pretrained=FOLDER,….")],
+    task: Annotated[str, typer.Option(help="A task of lmms-eval whose answers are short.")] = "pope",
+    model: Annotated[str, typer.Option(help="llava_pruned or qwen2_5_vl_pruned.")] = "llava_pruned",
+    schedules: Annotated[
+        list[str] | None, typer.Option("--schedule", help="Repeatable. Default: none, and an average of a ninth.")
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="Of this package's model: a number, or auto.")] = "16",
+    samples: Annotated[int, typer.Option(min=1, help="The time of twice as many is measured.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Of each run; medians count.")] = 1,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Time samples through lmms-eval itself, beside the harness's own wrapper of the same checkpoint at batch size 1.
+
+    From reading a document to its score, in the same minutes on the same machine. The stock wrappers need `decord`.
+    """
+    with plainly(*_mendable()):
+        from lmms_prune.bench.throughput import STOCK, measure_throughput
+        from lmms_prune.harness.tasks import task_configs
+
+        if model not in STOCK:
+            fail(f"--model {model}: use {' or '.join(STOCK)}.")
+        chosen = schedules or ["none", "divprune@0:0.11"]
+        for text in chosen:
+            Schedule.parse(text)
+        found = measure_throughput(
+            model,
+            model_args,
+            chosen,
+            batch_size,
+            task,
+            samples,
+            repeats,
+            device,
+            task_configs(),
+            Console(stderr=True, highlight=False, soft_wrap=True).print,
+        )
+    if as_json:
+        typer.echo(json.dumps({"task": task, "device": device, "runs": [asdict(one) for one in found]}))
+        return
+    table = Table("model", "batch", "samples a second", "of the stock wrapper's", title=f"{task}, {device}")
+    for one in found:
+        table.add_row(one.name, one.batch_size, f"{one.per_second:.2f}", f"{one.per_second / found[0].per_second:.2f}x")
+    Console().print(table)
 
 
 def _numbers(option: str, text: str) -> list[int]:

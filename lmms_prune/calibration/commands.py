@@ -12,12 +12,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from lmms_prune.console import plainly
 
+
+class _Hybrid(TyperGroup):
+    """Options without a command are those of ``hybrid``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0].startswith("--") and args[0] != "--help":
+            args = ["hybrid", *args]
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Hybrid,
     no_args_is_help=True,
-    help="Search on samples of your own for what a method's paper found for its models.",
+    help="Find a schedule for a model: the best hybrid at a budget, or what a method's paper found for its own models.",
 )
 
 Model = Annotated[str, typer.Option(help="llava_pruned or qwen2_5_vl_pruned, as for lmms-eval.")]
@@ -156,21 +168,11 @@ class _Ready:
     @classmethod
     def of(cls, model: str, model_args: str, data: Path, images: Path | None, limit: int | None) -> _Ready:
         """Read the samples first: what is wrong with them is known before the weights are loaded."""
-        from lmms_prune.calibration.data import CalibrationError, read_samples
-        from lmms_prune.harness.arguments import split
+        from lmms_prune.calibration.data import read_samples
+        from lmms_prune.harness.models import unpruned
 
         samples = read_samples(data, images, limit)
-        for name in ("schedule", "budget"):
-            if name in split(model_args):
-                raise CalibrationError(
-                    f"--model_args {name}=…: the search itself decides what is pruned; leave it out."
-                )
-        from lmms_prune.harness.models import LlavaPruned, Qwen25VLPruned
-
-        kinds = {kind.family.model_name: kind for kind in (LlavaPruned, Qwen25VLPruned)}
-        if model not in kinds:
-            raise CalibrationError(f"--model {model} is unknown; use {' or '.join(kinds)}.")
-        return cls(kinds[model].create_from_arg_string(model_args), samples)
+        return cls(unpruned(model, model_args), samples)
 
     @property
     def model(self) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 LLAVA_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
@@ -76,12 +76,14 @@ def train_tokenizer(
     pad: str,
     unk: str | None,
     texts: Sequence[str] = (*CORPUS, *ANSWERS) * 4,
+    words: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level tokenizer on `texts` in which `specials` have the ids 0, 1, 2, …
 
     With the default texts each of ANSWERS is one token: letters are merged only where they meet more than once, so each
     text comes more than once, and the answers stand on lines of their own, with and without a space before them.
     `bos`, `eos`, `pad` and `unk` name the roles among `specials`; None leaves a role empty. Padding goes on the left.
+    Each of `words` is one token wherever it stands, also within a text without spaces.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -93,6 +95,7 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     core.train_from_iterator(texts, trainer)
+    core.add_tokens([AddedToken(word, normalized=False) for word in words])
     if bos is not None:
         core.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, specials.index(bos))]

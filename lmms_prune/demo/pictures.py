@@ -1,7 +1,8 @@
 """Drawings with known content: shapes, signs, forms and charts, and what stands in every part of them.
 
-A picture's letters stand at least a twelfth of its longer side apart, and at least 28 pixels: so each has a visual
-token of its own in a 12 x 12 grid over the square around the picture (LLaVA) and in tokens of 28 x 28 pixels (Qwen).
+Letters stand in the cells of a lattice of 28 x 28 pixels, in pictures of 336 pixels on the longer side. Each cell is one
+visual token of both models, as tokens of 28 x 28 pixels (Qwen) and as a 12 x 12 grid over the square around the picture
+(LLaVA): a tower of this size would need far more training to read letters that lie across the borders of tokens.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from lmms_prune.demo.content import COLOURS, HEADS, Chart, Content, Form, Grid, Scene, Sign
 
-PITCH = 28  # pixels between letters, at least
-CELLS = 12  # letters along the longer side, at most
+CELL = 28  # pixels
+CELLS = 12  # along the longer side of a picture with letters
 Pixels = int | float
+ACROSS, DOWN = ("left", "middle", "right"), ("top", "middle", "bottom")
 SCENE_SIZES = ((224, 224), (252, 196), (196, 252), (252, 252))  # width, height in pixels, multiples of 28
 
 
@@ -31,6 +33,9 @@ class Mark:
     place: int = 0  # of a letter of a value or on a sign: the first, second, … of it
     entry: str = ""  # of a letter of a value: the key or label that it is looked up by
     column: str = ""  # and the heading it stands below
+    size: str = ""  # of a shape: large or small
+    across: str = ""  # the third of the picture where a shape stands: left, middle or right
+    down: str = ""  # top, middle or bottom
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,12 @@ class _Pen:
         self.image, self.marks, self.draw = image, [], ImageDraw.Draw(image)  # type: ignore[var-annotated]
 
     def text(
-        self, text: str, left: Pixels, top: Pixels, pitch: Pixels, fill: str = "black", first: int = 0, **part: str
+        self, text: str, left: int, top: int, fill: str = "black", size: int = 31, first: int = 0, **part: str
     ) -> None:
-        """One letter a cell of `pitch` x `pitch` pixels, the first at (left, top); `first` is its `place`, if any."""
-        font = _font(round(pitch * 1.1))
+        """One letter a cell, the first in column `left` and row `top`; `first` is its `place`, if any, `size` the font's."""
+        font = _font(size)
         for place, letter in enumerate(text):
-            x, y = left + (place + 0.5) * pitch, top + pitch / 2
+            x, y = (left + place + 0.5) * CELL, (top + 0.5) * CELL
             if letter != " ":
                 self.draw.text((x, y), letter, fill=fill, font=font, anchor="mm")
                 self.marks.append(Mark((x, y, x, y), letter=letter, place=first + place if first else 0, **part))
@@ -88,82 +93,95 @@ def _scene(rng: random.Random, scene: Scene) -> Picture:
         x = (thing.column + 0.5) * across + rng.uniform(-room, room)
         y = (thing.row + 0.5) * down + rng.uniform(-room, room)
         _shape(pen.draw, thing.kind, COLOURS[thing.colour], x, y, radius)
-        pen.marks.append(Mark((x - radius, y - radius, x + radius, y + radius), thing.kind, thing.colour))
+        pen.marks.append(
+            Mark(
+                (x - radius, y - radius, x + radius, y + radius),
+                thing.kind,
+                thing.colour,
+                size="large" if thing.large else "small",
+                across=ACROSS[thing.column],
+                down=DOWN[thing.row],
+            )
+        )
     return pen.done(scene)
 
 
 def _sign(rng: random.Random, sign: Sign) -> Picture:
-    longest = max(map(len, sign.lines))  # at most 7 letters
-    width, height = rng.choice((280, 308, 336)), rng.choice((140, 196, 252))
-    pitch = max(PITCH, width / CELLS) * rng.uniform(1, 1.3)
-    pen = _Pen(_ground(rng, width, height))
-    wide, tall = longest * pitch, len(sign.lines) * pitch * 1.15
-    left = rng.uniform(6, max(6, width - wide - 6))
-    top = rng.uniform(10, max(10, height - tall - 10))
-    pen.box((left - 4, top - 6, left + wide + 4, top + tall + 6), "board", sign.colour)
-    fill = "black" if sign.colour == "yellow" else "white"
+    longest, lines = max(map(len, sign.lines)), len(sign.lines)  # at most 7 letters, 2 lines
+    rows = rng.choice((4, 6, 8))
+    pen = _Pen(_ground(rng, CELLS * CELL, rows * CELL))
+    column, row = rng.randint(0, CELLS - longest), rng.randint(0, rows - lines)
+    left, top = column * CELL, row * CELL
+    pen.box((left, top, left + longest * CELL - 1, top + lines * CELL - 1), "board", sign.colour)
+    fill, size = "black" if sign.colour == "yellow" else "white", rng.randint(24, 31)
     for number, line in enumerate(sign.lines):
         first = 1 + sum(map(len, sign.lines[:number]))
-        pen.text(line, left + (wide - len(line) * pitch) / 2, top + number * pitch * 1.15, pitch, fill, first)
+        pen.text(line, column + (longest - len(line)) // 2, row + number, fill, size, first)
     return pen.done(sign)
 
 
 def _form(rng: random.Random, form: Form) -> Picture:
-    columns = max(len(key) + 1 + len(value) for key, value in form.fields)
-    width = min(336, (columns + rng.randint(0, max(0, 12 - columns))) * PITCH)
-    rows = len(form.fields)
-    height = min(336, 28 * round((rows * rng.uniform(1.2, 1.6)) + 1))
-    pen = _Pen(Image.new("RGB", (width, height), rng.choice(("white", (250, 246, 235), (238, 243, 250)))))
-    pen.draw.rectangle((2, 2, width - 3, height - 3), outline=(120, 120, 120))
-    step = height / rows
-    indent = rng.randint(0, width // PITCH - columns) * PITCH
+    """A key and its value a line: one below the other as far as there is room, else with every line at a distance."""
+    many = len(form.fields)
+    step = rng.choice((1, 2)) if 2 * many <= CELLS else 1
+    rows = _rows(many * step)
+    pen = _Pen(_paper(rng, rows))
     gap = max(len(key) for key, _ in form.fields) + 1
+    values = gap + rng.randint(0, CELLS - gap - max(len(value) for _, value in form.fields))
+    above = rng.randint(0, rows - many * step)
     for number, (key, value) in enumerate(form.fields):
-        top = number * step + (step - PITCH) / 2
-        pen.text(key, 0, top, PITCH)
-        left = gap * PITCH + indent if width // PITCH >= gap + len(value) else 0
-        pen.text(value, left, top, PITCH, first=1, entry=key)
+        row = above + number * step
+        pen.text(key, 0, row)
+        pen.text(value, values, row, first=1, entry=key)
     return pen.done(form)
 
 
 def _grid(rng: random.Random, grid: Grid) -> Picture:
     """Labels on the left; each number stands below its heading, between ruled lines."""
     lines = [("", HEADS), *((label, tuple(map(str, numbers))) for label, numbers in grid.rows)]
-    width, step = 12 * PITCH, rng.choice((42, 49, 56))
-    height = 28 * round((len(lines) * step + 14) / 28)
-    pen = _Pen(Image.new("RGB", (width, height), "white"))
+    step = rng.choice((1, 2))
+    rows = _rows(len(lines) * step)
+    pen = _Pen(_paper(rng, rows))
     for number, (label, cells) in enumerate(lines):
-        top = 7 + number * step + (step - PITCH) / 2
-        pen.draw.line((4, 7 + (number + 1) * step, width - 4, 7 + (number + 1) * step), fill=(170, 170, 170))
-        pen.text(label, 0, top, PITCH)
+        ruled = (number + 1) * step * CELL
+        pen.draw.line((4, ruled, CELLS * CELL - 4, ruled), fill=(170, 170, 170))
+        pen.text(label, 0, number * step)
         for left, head, cell in zip((5, 9), HEADS, cells, strict=True):
-            pen.text(cell, left * PITCH, top, PITCH, first=int(bool(label)), entry=label, column=head if label else "")
+            pen.text(cell, left, number * step, first=int(bool(label)), entry=label, column=head if label else "")
     return pen.done(grid)
 
 
 def _chart(rng: random.Random, chart: Chart) -> Picture:
     """Tall: a label, and below it the number and a bar beside it. Wide: columns, the number over the label."""
     colours = rng.sample(sorted(COLOURS), len(chart.bars))
-    pitch = 448 / CELLS
-    width, height = (224, 448) if chart.tall else (448, 224)
-    pen = _Pen(_ground(rng, width, height))
+    step = CELLS // len(chart.bars)
     if chart.tall:
-        step = height / len(chart.bars)
+        pen = _Pen(_ground(rng, 6 * CELL, CELLS * CELL))
         for number, ((label, value), colour) in enumerate(zip(chart.bars, colours, strict=True)):
-            top = number * step + (step - 2.1 * pitch) / 2
-            pen.text(label, 8, top, pitch)
-            pen.text(str(value), 8, top + 1.05 * pitch, pitch, first=1, entry=label)
-            left = 16 + 2 * pitch
-            pen.box((left, top + 1.2 * pitch, left + 8 + value * 1.15, top + 1.95 * pitch), "bar", colour)
+            row = number * step
+            pen.text(label, 0, row)
+            pen.text(str(value), 0, row + 1, first=1, entry=label)
+            left, top = 2 * CELL + 4, (row + 1) * CELL
+            pen.box((left, top + 4, left + 6 + value, top + CELL - 4), "bar", colour)
         return pen.done(chart)
-    step = width / len(chart.bars)
+    pen = _Pen(_ground(rng, CELLS * CELL, 6 * CELL))
     for number, ((label, value), colour) in enumerate(zip(chart.bars, colours, strict=True)):
-        left = number * step + (step - len(label) * pitch) / 2
-        top = 132 - value * 0.9
-        pen.box((left + 8, top, left + 2 * pitch, 140), "bar", colour)
-        pen.text(label, left, 224 - 1.6 * pitch, pitch)
-        pen.text(str(value), left, top - pitch - 2, pitch, first=1, entry=label)
+        column, bottom = number * step, 5 * CELL - 4
+        over = 3 - value // 25  # the number stands in the cell above its bar
+        pen.box((column * CELL + 4, bottom - 0.96 * value, (column + 2) * CELL - 4, bottom), "bar", colour)
+        pen.text(label, column, 5)
+        pen.text(str(value), column, over, first=1, entry=label)
     return pen.done(chart)
+
+
+def _rows(least: int) -> int:
+    """Rows of a page: an even number, so that its margins in the square around it are whole cells."""
+    return min(CELLS, least + 2 - least % 2)
+
+
+def _paper(rng: random.Random, rows: int) -> Image.Image:
+    colour = rng.choice(("white", (250, 246, 235), (238, 243, 250)))
+    return Image.new("RGB", (CELLS * CELL, rows * CELL), colour)
 
 
 def _ground(rng: random.Random, width: int, height: int) -> Image.Image:

@@ -98,6 +98,18 @@ def _size(rng: random.Random, scene: Scene) -> Asked:
     return Asked(f"Is the {thing.kind} large or small?", names[0], names[1:], "attribute_comparison")
 
 
+def where(rng: random.Random, scene: Scene) -> Asked:
+    """In which third of the picture a shape stands: no benchmark asks for it, but what compares places needs it."""
+    thing = rng.choice(scene.things)
+    if rng.random() < 0.5:
+        names, place = ("left", "middle", "right"), thing.column
+        question = f"Is the {thing.kind} on the left, in the middle or on the right?"
+    else:
+        names, place = ("above", "middle", "below"), thing.row
+        question = f"Is the {thing.kind} above, in the middle or below?"
+    return Asked(question, names[place], tuple(name for name in names if name != names[place]), "place")
+
+
 def relation(rng: random.Random, scene: Scene, truth: bool) -> Asked | None:
     """A yes/no question about how two shapes stand; None where no two stand clearly apart."""
     things = list(scene.things)

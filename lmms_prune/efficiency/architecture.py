@@ -172,6 +172,21 @@ def architecture(model: str) -> Architecture:
         raise ArchitectureError(f"{path} is no JSON: {error}.") from None
 
 
+def of_checkpoint(pretrained: str) -> Architecture | None:
+    """The sizes of a checkpoint as far as no download tells: of a local folder, or by an architecture's name in its own.
+
+    Returns:
+        None where only the hub would know.
+
+    Raises:
+        ArchitectureError: a folder without a ``config.json``, or of another family.
+    """
+    if Path(pretrained).is_dir():
+        return architecture(pretrained)
+    named = next((name for name in NAMED if name in pretrained.lower()), None)
+    return None if named is None else architecture(named)
+
+
 def from_config(config: Mapping[str, Any], name: str) -> Architecture:
     """The sizes that a configuration states, with the library's defaults for what it leaves out.
 

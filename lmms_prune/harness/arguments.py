@@ -6,10 +6,11 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import FrameType
 from typing import Any
 
+from lmms_prune.harness.calibrations import calibration_file, kept_schedule
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
 # An argument begins with "name="; any other piece between commas belongs to the value before it, so that the comma
@@ -31,7 +32,8 @@ class ModelArguments:
 
     Args:
         pretrained: a checkpoint's folder or hub name.
-        schedule: what is pruned; texts, presets and lists of stages have been read. Default: nothing.
+        schedule: what is pruned; texts, presets and lists of stages have been read. "auto" is what ``lmms-prune
+            calibrate`` has found for the checkpoint at the budget. Default: nothing.
         budget: solves the schedule's one ``?``: "192t" average visual tokens a layer, or a ratio such as "0.5".
         positions: "original" position ids, or "compact" (renumbered after every stage; LLaVA only).
         seed: of every random draw.
@@ -101,12 +103,39 @@ class ModelArguments:
                 message = f"model_args: {name}={values[name]} contradicts --{name} {outer}; say it once."
                 raise ArgumentError(message)
             values[name] = outer
+        auto = str(values.get("schedule", "")).strip() == "auto"
+        if auto:
+            del values["schedule"]
         read = {name: _read(name, value) for name, value in values.items() if value is not None}
         arguments = cls(**{**defaults, **read})
+        if auto:
+            arguments = replace(arguments, schedule=_kept_schedule(arguments), budget=None)
         low, high = arguments.min_pixels, arguments.max_pixels
         if low and high and low > high:
             raise ArgumentError(f"model_args: min_pixels={low} is more than max_pixels={high}; set both.")
         return arguments
+
+    def refuse_combinations(self, mrope: bool) -> None:
+        """Refuse arguments that cannot go together.
+
+        Args:
+            mrope: whether the model's positions have three channels.
+
+        Raises:
+            ArgumentError: says which, and what to do.
+        """
+        if self.schedule.stages and not self.use_cache:
+            raise ArgumentError("use_cache=false prunes anew at every generated token; leave it out with a schedule.")
+        if self.positions == "compact" and mrope:
+            message = "positions=compact would destroy the height and width channels of M-RoPE; use positions=original."
+            raise ArgumentError(message)
+        if self.chat_template is not None and self.prompt == "vicuna":
+            raise ArgumentError("prompt=vicuna and chat_template both say how to prompt; give one of them.")
+
+    def weights(self) -> tuple[str, ...]:
+        """All that decides which weights are loaded, and how, as texts."""
+        names = ("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code")
+        return tuple(str(getattr(self, name)) for name in names)
 
     def identity(self) -> str:
         """All that can change an answer, as text; equal identities give equal answers."""
@@ -212,6 +241,21 @@ def _read(name: str, value: Any) -> Any:
     if not text:
         raise ArgumentError(f"model_args: {name} is empty.")
     return text
+
+
+def _kept_schedule(arguments: ModelArguments) -> Schedule:
+    """What ``schedule=auto`` stands for."""
+    if arguments.budget is None:
+        raise ArgumentError("model_args: schedule=auto needs a budget: schedule=auto,budget=192t or budget=0.5.")
+    path = calibration_file(arguments.pretrained, arguments.budget)
+    text = kept_schedule(path)
+    if text is None:
+        raise ArgumentError(
+            f"model_args: schedule=auto: {arguments.pretrained} was not yet calibrated at budget {arguments.budget} (there "
+            f"is no {path}). Do it with:\n  lmms-prune calibrate --model_args pretrained={arguments.pretrained} "
+            f"--tasks mme,textvqa_val --budget {arguments.budget}"
+        )
+    return Schedule.parse(text)
 
 
 def _read_schedule(value: Any) -> Schedule:

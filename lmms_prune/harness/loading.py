@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -106,6 +107,22 @@ def _unloadable(arguments: ModelArguments, what: str) -> Iterator[None]:
         raise ArgumentError(f"pretrained={arguments.pretrained}: its {what} cannot be loaded: {reason}") from error
 
 
+@contextmanager
+def shared_weights() -> Iterator[None]:
+    """Inside, weights are loaded once: whoever asks for the same ones again gets the model that is there.
+
+    They stay in memory until the block ends. Models that several runs prune are left as they were by each.
+    """
+    token = _SHARED.set({})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+_SHARED: ContextVar[dict[tuple[Any, ...], Any] | None] = ContextVar("shared weights", default=None)
+
+
 def load_model(arguments: ModelArguments, device: torch.device) -> Any:
     """The checkpoint's weights, in evaluation mode.
 
@@ -114,6 +131,16 @@ def load_model(arguments: ModelArguments, device: torch.device) -> Any:
     """
     # A plain "cuda" has become this process's own device by now.
     where = arguments.device_map if arguments.device_map in _SPREAD else str(device)
+    shared = _SHARED.get()
+    if shared is None:
+        return _loaded(arguments, where)
+    key = (*arguments.weights(), where)
+    if key not in shared:
+        shared[key] = _loaded(arguments, where)
+    return shared[key]
+
+
+def _loaded(arguments: ModelArguments, where: str) -> Any:
     options: dict[str, Any] = {"dtype": arguments.dtype, "device_map": where}
     if arguments.attn_implementation:
         options["attn_implementation"] = arguments.attn_implementation

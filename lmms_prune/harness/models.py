@@ -27,12 +27,13 @@ from qwen_vl_utils import process_vision_info
 from lmms_prune.efficiency.architecture import from_config
 from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.families import FAMILIES, Family, ModelParts, UnsupportedModelError
-from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
+from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors, split
 from lmms_prune.harness.batching import Batches, BatchSize
 from lmms_prune.harness.generation import KNOWN, clean, options, own_tokens, stop_texts
 from lmms_prune.harness.loading import load_model, load_processor, pick_device, read_config
 from lmms_prune.harness.prompts import VICUNA_TEMPLATE, pad_to_square, question_text, text_or_file
-from lmms_prune.harness.records import PrunedTokenCounts, RunRecord, provenance
+from lmms_prune.harness.records import PrunedTokenCounts, RunTotals, provenance
+from lmms_prune.harness.wrappers import WRAPPERS
 from lmms_prune.hooks import check, prune
 from lmms_prune.trace import RowTrace
 
@@ -71,8 +72,6 @@ class PrunedModel(lmms):
 
     is_simple = False
     family: ClassVar[Family]
-    defaults: ClassVar[dict[str, Any]] = {}
-    refused: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, arguments: ModelArguments):
         super().__init__()
@@ -89,7 +88,7 @@ class PrunedModel(lmms):
             system_prompt=text_or_file("system_prompt", arguments.system_prompt),
             chat_template=text_or_file("chat_template", arguments.chat_template),
         )
-        self._refuse_combinations()
+        self.arguments.refuse_combinations(self.family.mrope)
         self.accelerator = Accelerator(
             cpu=arguments.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=1))]
         )
@@ -111,7 +110,7 @@ class PrunedModel(lmms):
                 "batch_size": self.batch_size,
                 "schedule": str(schedule),
                 "identity": self.arguments.identity(),
-                **provenance(self.device),
+                **provenance(self.model, self.device),
             }
         }
 
@@ -124,8 +123,7 @@ class PrunedModel(lmms):
                 it with exit code 2 and the message alone.
         """
         with plain_errors(UnsupportedModelError):
-            defaults = {"pretrained": cls.family.default, **cls.defaults}
-            return cls(ModelArguments.read(arg_string, additional_config, defaults, cls.refused))
+            return cls(WRAPPERS[cls.family.model_name].read(arg_string, additional_config))
 
     def __repr__(self) -> str:
         # The response cache's key for a model object is its repr.
@@ -158,7 +156,7 @@ class PrunedModel(lmms):
             SampleError: a sample could not be answered. Nothing is answered with an empty text instead.
         """
         answers: dict[int, GenerationResult] = {}
-        record = RunRecord()
+        record = RunTotals()
         progress = make_progress(total=len(requests), desc="Model Responding", disable=self.rank != 0)
         batches = Batches(self._groups(requests), self._size, lambda places: self._prepare(requests, places))
         for places, prepared in batches:
@@ -179,8 +177,23 @@ class PrunedModel(lmms):
     def inputs(self, image: Image, question: str) -> Any:
         """The model's inputs for one question about one image, with the prompt and the pixels of an evaluation."""
         content = [{"type": "image", "url": image}, {"type": "text", "text": question}]
-        inputs = self._inputs([self._messages([{"role": "user", "content": content}])])
-        return inputs.to(self.model.device, dtype=self.model.dtype)
+        return self.inputs_of([{"role": "user", "content": content}])
+
+    def chat(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One chat, as a task of the harness builds it, in transformers' form with the system prompt."""
+        chat = ChatMessages(messages=messages).to_hf_messages()
+        kinds = {part["type"] for message in chat for part in message["content"]} - {"image", "text"}
+        if kinds:
+            raise ArgumentError(f"the sample holds {', '.join(sorted(kinds))}; only images and text are supported.")
+        return self._apply_system_prompt(chat, self.arguments.system_prompt or "")
+
+    def images_of(self, messages: list[dict[str, Any]]) -> list[Image]:
+        """The images of one chat of the harness, as the dataset has them."""
+        return [part["image"] for turn in self.chat(messages) for part in turn["content"] if "image" in part]
+
+    def inputs_of(self, messages: list[dict[str, Any]]) -> Any:
+        """The model's inputs for one chat, as a task of the harness builds it."""
+        return self._inputs([self.chat(messages)]).to(self.model.device, dtype=self.model.dtype)
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
@@ -189,9 +202,9 @@ class PrunedModel(lmms):
         batch = [requests[i].args for i in places]
         names = [f"task '{task}', document {doc}" for _, _, _, doc, task, _ in batch]
         messages = []
-        for (_, build, _, doc, task, split), name in zip(batch, names, strict=True):
+        for (_, build, _, doc, task, part), name in zip(batch, names, strict=True):
             with _naming([name]):
-                messages.append(self._messages(build(self.task_dict[task][split][doc])))
+                messages.append(self.chat(build(self.task_dict[task][part][doc])))
         return _Prepared(
             inputs=self._batch_inputs(messages, names),
             names=names,
@@ -231,7 +244,7 @@ class PrunedModel(lmms):
             own = own_tokens(ids, tokenizer)
             shapes = list(islice(grids, len(rows[sample].images)))
             counts = PrunedTokenCounts.of(rows[sample], shapes, self.architecture, length, len(own))
-            results.append(GenerationResult(clean(self._decode(own), stops), counts))
+            results.append(GenerationResult(clean(self.decode(own), stops), counts))
         return results, [rows[sample] for sample in samples], seconds
 
     @contextmanager
@@ -264,14 +277,6 @@ class PrunedModel(lmms):
                     self._inputs([row])
             raise
 
-    def _messages(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One sample's chat in transformers' form, with the system prompt."""
-        chat = ChatMessages(messages=messages).to_hf_messages()
-        kinds = {part["type"] for message in chat for part in message["content"]} - {"image", "text"}
-        if kinds:
-            raise ArgumentError(f"the sample holds {', '.join(sorted(kinds))}; only images and text are supported.")
-        return self._apply_system_prompt(chat, self.arguments.system_prompt or "")
-
     # -- the whole run ---------------------------------------------------------------------------------------------
 
     def _groups(self, requests: list[Instance]) -> list[list[int]]:
@@ -296,7 +301,7 @@ class PrunedModel(lmms):
         if ignored:
             logger.warning("generation options without a meaning here are ignored: {}", ", ".join(ignored))
 
-    def _log(self, record: RunRecord) -> None:
+    def _log(self, record: RunTotals) -> None:
         speed = record.output_tokens / record.seconds if record.seconds else 0.0
         numbers = {"total_requests": record.samples, **record.averages()}
         log_metrics(record.seconds, record.output_tokens, speed, numbers)
@@ -311,9 +316,8 @@ class PrunedModel(lmms):
         if self.arguments.prompt == "vicuna":
             return VICUNA_TEMPLATE
         if not self.processor.chat_template:
-            hint = (
-                "use prompt=vicuna or chat_template=FILE" if "prompt" not in self.refused else "use chat_template=FILE"
-            )
+            refused = WRAPPERS[self.family.model_name].refused
+            hint = "use chat_template=FILE" if "prompt" in refused else "use prompt=vicuna or chat_template=FILE"
             raise ArgumentError(f"pretrained={self.arguments.pretrained} has no chat template; {hint}.")
         return None
 
@@ -328,15 +332,6 @@ class PrunedModel(lmms):
         template = {"chat_template": self.template} if self.template else {}
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)
 
-    def _refuse_combinations(self) -> None:
-        if self.arguments.schedule.stages and not self.arguments.use_cache:
-            raise ArgumentError("use_cache=false prunes anew at every generated token; leave it out with a schedule.")
-        if self.arguments.positions == "compact" and self.family.mrope:
-            message = "positions=compact would destroy the height and width channels of M-RoPE; use positions=original."
-            raise ArgumentError(message)
-        if self.arguments.chat_template is not None and self.arguments.prompt == "vicuna":
-            raise ArgumentError("prompt=vicuna and chat_template both say how to prompt; give one of them.")
-
     def _load_processor(self, **options: Any) -> Any:
         processor = load_processor(self.arguments, **options)
         processor.tokenizer.padding_side = "left"
@@ -347,7 +342,7 @@ class PrunedModel(lmms):
         """The processor's output for a batch of messages, left-padded."""
 
     @abstractmethod
-    def _decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         """The text of generated tokens, as the stock wrapper of the family decodes it."""
 
 
@@ -355,7 +350,6 @@ class LlavaPruned(PrunedModel):
     """LLaVA-1.5 (``--model llava_pruned``). Prompts and pixels are those of lmms-eval's own chat ``llava_hf``."""
 
     family = FAMILIES["llava"]
-    refused = ("min_pixels", "max_pixels")
 
     def _inputs(self, messages: list[list[dict[str, Any]]]) -> Any:
         images = [
@@ -366,7 +360,7 @@ class LlavaPruned(PrunedModel):
             images = [pad_to_square(image, mean) for image in images]
         return self.processor(images=images or None, text=self._prompts(messages), padding=True, return_tensors="pt")
 
-    def _decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True)
 
 
@@ -374,8 +368,6 @@ class Qwen25VLPruned(PrunedModel):
     """Qwen2.5-VL (``--model qwen2_5_vl_pruned``). Prompts and pixels are those of lmms-eval's chat ``qwen2_5_vl``."""
 
     family = FAMILIES["qwen2_5_vl"]
-    defaults = {"min_pixels": 256 * 28 * 28, "max_pixels": 2048 * 28 * 28}
-    refused = ("prompt", "image_aspect")
 
     def _load_processor(self, **options: Any) -> Any:
         size = {"shortest_edge": self.arguments.min_pixels, "longest_edge": self.arguments.max_pixels}
@@ -385,8 +377,30 @@ class Qwen25VLPruned(PrunedModel):
         images, _ = process_vision_info(messages)
         return self.processor(text=self._prompts(messages), images=images, padding=True, return_tensors="pt")
 
-    def _decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+MODELS: dict[str, type[PrunedModel]] = {kind.family.model_name: kind for kind in (LlavaPruned, Qwen25VLPruned)}
+"""By the name that lmms-eval knows them by."""
+
+
+def unpruned(model: str, model_args: str) -> PrunedModel:
+    """The model that ``lmms-eval --model … --model_args …`` would make, for work that decides itself what is pruned.
+
+    Args:
+        model: a name of `MODELS`.
+        model_args: as for lmms-eval, without a schedule.
+
+    Raises:
+        ArgumentError: an unknown model, a schedule, or what `ModelArguments` does not allow.
+    """
+    if model not in MODELS:
+        raise ArgumentError(f"--model {model} is unknown; use {' or '.join(MODELS)}.")
+    for name in ("schedule", "budget"):
+        if name in split(model_args):
+            raise ArgumentError(f"--model_args {name}=…: the command itself decides what is pruned; leave it out.")
+    return MODELS[model].create_from_arg_string(model_args)
 
 
 @contextmanager

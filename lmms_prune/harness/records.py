@@ -13,6 +13,7 @@ from lmms_eval.api.instance import TokenCounts
 
 from lmms_prune.efficiency.architecture import Architecture
 from lmms_prune.efficiency.cost import decode_flops, kv_bytes, prefill_flops, tower_flops
+from lmms_prune.harness.checkout import code_state
 from lmms_prune.trace import RowTrace
 
 
@@ -78,8 +79,8 @@ class PrunedTokenCounts(TokenCounts):
 
 
 @dataclass
-class RunRecord:
-    """Sums over the samples of one process, and where the run took place."""
+class RunTotals:
+    """Sums over the samples of one process."""
 
     samples: int = 0
     output_tokens: int = 0
@@ -162,9 +163,16 @@ class RunRecord:
         return made
 
 
-def provenance(device: torch.device) -> dict[str, str]:
-    """Versions and device of this run; the harness records neither."""
+def provenance(model: Any, device: torch.device) -> dict[str, str]:
+    """Versions, code, device, attention kernel and dtype of this run; the harness records none of them."""
     names = ("lmms-prune", "lmms-eval", "torch", "transformers")
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if cuda else f"{device.type} ({platform.machine()})"
-    return {**{name: version(name) for name in names}, "device": where}
+    code = code_state()
+    return {
+        **{name: version(name) for name in names},
+        **({} if code is None else {"code": code}),
+        "device": where,
+        "attention": str(model.config._attn_implementation),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }

@@ -46,11 +46,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class LayerInformation:
-    """One layer of one sample: `p` of each unit (U,), float64, and without any visual token."""
+    """One layer of one sample: `p` of each unit (U,), float64, and without any visual token.
+
+    `divergence` is KL(without any visual token || unpruned) of the next token's distribution, in nats: VTW's criterion.
+    """
 
     layer: int
     p: Float[Tensor, " U"]
     p_text: float
+    divergence: float
 
     @property
     def information(self) -> Float[Tensor, " U"]:
@@ -75,9 +79,24 @@ def units(grids: Sequence[tuple[int, int]], block: int) -> list[Unit]:
     return made
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The information of one prompt.
+
+    Args:
+        units: its visual tokens or blocks.
+        p_full: the answer's probability in the unpruned model.
+        layers: one result a layer, computed as they are asked for.
+    """
+
+    units: list[Unit]
+    p_full: float
+    layers: Iterator[LayerInformation]
+
+
 def measure(
     model: Any, inputs: dict[str, Any], answer: int, layers: Sequence[int], block: int = 1, chunk: int = CHUNK
-) -> tuple[list[Unit], Iterator[LayerInformation]]:
+) -> Measured:
     """The information of every unit of one prompt.
 
     One unpruned prefill gives the hidden states at all layers. From layer i on all units run as rows of one batch:
@@ -92,11 +111,9 @@ def measure(
         block: as for `units`.
         chunk: units that run together; fewer need less memory.
 
-    Returns:
-        the units, and one result a layer, in the order of `layers`, computed as they are asked for.
-
     Raises:
-        InformationError: several prompts, none with an image, or an answer outside of the vocabulary.
+        InformationError: several prompts, none with an image, an image smaller than a block, or an answer outside of
+            the vocabulary.
         ScheduleError: a layer beyond the model.
         UnsupportedModelError: FlashAttention, which takes no mask of one's own.
     """
@@ -110,8 +127,14 @@ def measure(
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if not 0 <= answer < vocabulary:
         raise InformationError(f"the answer's token {answer} is not one of the vocabulary's {vocabulary}.")
+    for rows, columns in prompt.grids:
+        if min(rows, columns) < block:
+            raise InformationError(
+                f"an image of {rows} x {columns} visual tokens has no block of {block} x {block}; use block {min(rows, columns)}."
+            )
     made = units(prompt.grids, block)
-    return made, (_at_layer(model, parts, prompt, answer, layer, made, chunk) for layer in layers)
+    found = (_at_layer(model, parts, prompt, answer, layer, made, chunk) for layer in layers)
+    return Measured(made, float(prompt.full[answer].exp()), found)
 
 
 @dataclass
@@ -125,6 +148,7 @@ class _Prompt:
         grids: rows and columns of each image's visual tokens.
         starts: the column of each image's first token.
         text: the columns of text after the first visual token.
+        full: logarithms of the next token's probabilities, float64.
     """
 
     states: list[Tensor]
@@ -133,6 +157,7 @@ class _Prompt:
     grids: list[tuple[int, int]]
     starts: list[int]
     text: Int[Tensor, " T"]
+    full: Float[Tensor, " W"]
 
     @classmethod
     def of(cls, model: Any, parts: ModelParts, inputs: dict[str, Any]) -> _Prompt:
@@ -150,7 +175,7 @@ class _Prompt:
 
         handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in parts.layers]
         try:
-            cache = model(**inputs, logits_to_keep=1, use_cache=True).past_key_values
+            out = model(**inputs, logits_to_keep=1, use_cache=True)
         finally:
             for handle in handles:
                 handle.remove()
@@ -164,7 +189,8 @@ class _Prompt:
         first = spans[0][0]
         columns_ = torch.arange(ids.shape[1], device=ids.device)
         text = columns_[(columns_ >= first) & ~visual]
-        return cls(states, tables[0], cache, grids, [start for start, _ in spans], text)
+        full = _log_probabilities(out.logits[0, -1])
+        return cls(states, tables[0], out.past_key_values, grids, [start for start, _ in spans], text, full)
 
     def unit_columns(self, unit: Unit) -> list[int]:
         return [self.starts[unit.image] + token for token in unit.tokens]
@@ -191,20 +217,20 @@ def _at_layer(
     model: Any, parts: ModelParts, prompt: _Prompt, answer: int, layer: int, made: Sequence[Unit], chunk: int
 ) -> LayerInformation:
     """All units at one layer; the prompt without any visual token is one more row."""
-    rows: list[list[int]] = [[], *(prompt.unit_columns(unit) for unit in made)]
-    found = torch.cat(
-        [
-            _probabilities(model, parts, prompt, answer, layer, rows[start : start + chunk])
-            for start in range(0, len(rows), chunk)
-        ]
-    )
-    return LayerInformation(layer, found[1:], float(found[0]))
+    rows = [prompt.unit_columns(unit) for unit in made]
+    [without] = _next_tokens(model, parts, prompt, layer, [[]])
+    found = [
+        _next_tokens(model, parts, prompt, layer, rows[start : start + chunk])[:, answer]
+        for start in range(0, len(rows), chunk)
+    ]
+    divergence = (without.exp() * (without - prompt.full.to(without.device))).sum()
+    return LayerInformation(layer, torch.cat(found).exp().cpu(), float(without[answer].exp()), float(divergence))
 
 
-def _probabilities(
-    model: Any, parts: ModelParts, prompt: _Prompt, answer: int, layer: int, rows: Sequence[Sequence[int]]
-) -> Float[Tensor, " U"]:
-    """p of some rows, each given by the columns of its visual tokens."""
+def _next_tokens(
+    model: Any, parts: ModelParts, prompt: _Prompt, layer: int, rows: Sequence[Sequence[int]]
+) -> Float[Tensor, "U W"]:
+    """Logarithms of the next token's probabilities in some rows, each given by the columns of its visual tokens."""
     device = prompt.states[layer].device
     widest = max(map(len, rows))
     # A row's visual tokens are padded with its last text token, which no query may see at that place.
@@ -232,8 +258,11 @@ def _probabilities(
         )
         hidden = out[0] if isinstance(out, tuple) else out
     last = parts.final_norm(hidden[:, -1])
-    logits = model.get_output_embeddings()(last.to(model.get_output_embeddings().weight.device))
-    return logits.to(torch.float64).softmax(-1)[:, answer].cpu()
+    return _log_probabilities(model.get_output_embeddings()(last.to(model.get_output_embeddings().weight.device)))
+
+
+def _log_probabilities(logits: Float[Tensor, "*U W"]) -> Float[Tensor, "*U W"]:
+    return logits.to(torch.float64).log_softmax(-1)
 
 
 def _mask(

@@ -181,23 +181,73 @@ def test_what_asks_looks_at_the_letter_and_at_the_word(family: Family) -> None:
     assert looks == expected
 
 
-def test_what_asks_for_a_letter_looks_at_its_option(family: Family) -> None:
+STAR = "What colour is the star?"
+CHOICE = prompts.scienceqa(STAR, ["red", "blue", "green"], "Look at the picture.")
+CHINESE_STAR = "图中星形是什么颜色？"
+CHINESE_CHOICE = prompts.mmbench(CHINESE_STAR, ["红色", "蓝色"], "请看图。", chinese=True)
+
+
+@pytest.mark.parametrize(
+    ("prompted", "word", "stated"),
+    [
+        (Prompted(CHOICE, "B", "choice", STAR, stated="B. blue"), "star", "B. blue"),
+        (Prompted(CHINESE_CHOICE, "B", "choice chinese", CHINESE_STAR, stated="B. 蓝色"), "星形", "B.蓝色"),
+        (Prompted("Is the star blue?", "yes", "yes/no color", "Is the star blue?", stated="blue"), "star", "blue"),
+        (Prompted("Is the star red?", "no", "yes/no color", "Is the star red?", stated="red"), "star", "red"),
+        (Prompted(STAR, "blue", "attribute_recognition", STAR), "star", ""),
+    ],
+)
+def test_what_asks_looks_at_what_the_question_states(
+    family: Family, prompted: Prompted, word: str, stated: str
+) -> None:
+    """At the right option with its letter, or at what is to be confirmed or denied; and at the word for the shape."""
     picture = draw(random.Random(0), Scene((Thing("star", "blue", True, 2, 0),)))
-    prompt = prompts.scienceqa("What colour is the star?", ["red", "blue", "green"], "Look at the picture.")
-    batch = collate(family, [(picture, [Prompted(prompt, "B", "choice", "What colour is the star?")])])
+    batch = collate(family, [(picture, [prompted])])
     asking = batch.ask[0, 1].item()
     looks = [
-        family.tokenizer.decode(batch.ids[0][where])
-        for place, where in zip(batch.grounded[0].tolist(), batch.grounds[0], strict=True)
-        if place == asking and not batch.is_image[0][where].any()
+        (family.tokenizer.decode(batch.ids[0][where]).strip(), textual)
+        for place, where, textual in zip(
+            batch.grounded[0].tolist(), batch.grounds[0], batch.textual[0].tolist(), strict=True
+        )
+        if place == asking and where.any() and not batch.is_image[0][where].any()
     ]
-    assert [text.strip() for text in looks] == ["star", "B. blue"]
+    said = [text.replace(". ", ".") if text[0] in "AB" and "星" in word else text for text, _ in looks if text]
+    assert said[0].split()[0] == word
+    assert [text for text, textual in looks if textual] == ([stated] if stated else [])
+
+
+@pytest.mark.parametrize(("truth", "answer"), [(True, "yes"), (False, "no")])
+def test_a_pair_states_what_differs(truth: bool, answer: str) -> None:
+    """Of both questions of a pair the words that the other one does not have."""
+    scene, found = Scene((Thing("star", "blue", True, 2, 0), Thing("cross", "red", False, 0, 1))), set()
+    for seed in range(200):
+        asked = ask(random.Random(seed), scene, "train")
+        if asked.sort in ("yes/no color", "yes/no count") and asked.answer == answer:
+            found.add(asked.sort)
+            assert asked.question.rstrip("?").split()[-1] == asked.stated
+            assert (asked.stated in ("blue", "red", "2")) >= truth
+    assert found == {"yes/no color", "yes/no count"}
+
+
+def test_the_letters_of_a_stated_word_look_at_those_of_the_sign(family: Family) -> None:
+    picture = draw(random.Random(0), Sign("word", ("KABO",), "red"))
+    question = "Is the word in the image KULO?"
+    batch = collate(family, [(picture, [Prompted(question, "no", "yes/no OCR", question, stated="KULO")])])
+    start = batch.is_image[0].nonzero()[0].item()
+    letters = dense_labels(family, picture)["letter"].tolist()
+    shown = [start + letters.index(LABELS["letter"].index(letter)) for letter in "KABO"]
+    looks = {
+        family.tokenizer.decode([batch.ids[0][place]]).strip(): where.nonzero().flatten().tolist()
+        for place, where in zip(batch.grounded[0].tolist(), batch.grounds[0], strict=True)
+        if place != batch.ask[0, 1].item() and where.any()
+    }
+    assert looks == {said: [there] for said, there in zip("KULO", shown, strict=True)}
 
 
 def test_the_gaze_is_what_attention_weighs(family: Family) -> None:
     """Shares equal those of the library's own attention matrices; no gaze changes what the decoder says."""
     rng = random.Random(3)
-    rows = [(draw(rng, shown), [ask(rng, shown, "train") for _ in range(3)]) for shown in (PAGE, TABLE)]
+    rows = [(draw(rng, shown), [ask(rng, shown, "train") for _ in range(9)]) for shown in (PAGE, TABLE)]
     batch = collate(family, rows)
     runner = Trainer.__new__(Trainer)
     runner.family = family
@@ -221,8 +271,10 @@ def test_the_gaze_is_what_attention_weighs(family: Family) -> None:
         for row in range(2):
             expected = (weights[row][:, batch.grounded[row]] * batch.grounds[row]).sum(-1)
             torch.testing.assert_close(share[row], expected, atol=1e-5, rtol=1e-4)
-    used = torch.cat(gaze.shares, 1).mean(1)[batch.grounds.any(-1)]
-    assert gaze.loss().item() == pytest.approx(-used.log().mean().item())
+    shares, asked = torch.cat(gaze.shares, 1).mean(1), batch.grounds.any(-1)
+    for among in (batch.textual, ~batch.textual):
+        assert gaze.loss(among).item() == pytest.approx(-shares[asked & among].log().mean().item())
+    assert gaze.loss(torch.zeros_like(asked)).item() == 0
 
 
 def test_a_word_starts_alike_with_and_without_a_space() -> None:

@@ -20,6 +20,12 @@ SIZES = {"llava": (112, 112), "qwen": (196, 140)}  # Qwen: 5 x 7 tokens, so that
 GRIDS = {"llava": (8, 8), "qwen": (5, 7)}
 
 
+@pytest.fixture(params=sorted(SIZES))
+def family(request: pytest.FixtureRequest, loaded: Callable[..., Family]) -> Family:
+    """In float32, where the models of the tests are the library's in every module."""
+    return loaded(request.param, torch.float32)
+
+
 def sizes(family: Family):
     return from_config(family.model.config.to_dict(), family.name)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 MODELS = {"llava": "llava_pruned", "qwen2_5_vl": "qwen2_5_vl_pruned"}
 TASK_FOLDERS = ("mme", "scienceqa", "pope", "textvqa", "mmbench", "gqa", "infovqa", "docvqa", "ocrbench")
@@ -103,32 +105,67 @@ class Harness:
     ) -> Run:
         """Start a real lmms-eval; the first word of `command` is a program beside the interpreter."""
         folder = output or self.new_folder()
-        program, *rest = command
-        line = [str(Path(sys.executable).parent / program), *rest, *map(str, args)]
-        if not output_in_config:
-            line += ["--output_path", str(folder), "--log_samples"]
-        home = str(hf_home or self.hf_home)
-        # One thread each: two processes share two cores.
-        ours = {"HF_HUB_OFFLINE": "1", "HF_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-        dropped = {"LMMS_EVAL_DATASETS_CACHE", "HF_DATASETS_CACHE"}
-        env = {**{name: value for name, value in os.environ.items() if name not in dropped}, **ours}
+        line = self._line(command, args, None if output_in_config else folder)
         process = subprocess.run(
-            line, cwd=cwd or self.mirror, env=env, capture_output=True, text=True, timeout=300, check=False
+            line,
+            cwd=cwd or self.mirror,
+            env=self._environment(hf_home),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
         return read_run(folder, process)
 
-    def run_all(self, jobs: Mapping[str, tuple[tuple[str, ...], dict[str, Any]]]) -> dict[str, Run]:
-        """Several processes, two at a time; a job is (arguments, options) of `run`."""
-        jobs = {name: (args, {"output": self.new_folder(), **options}) for name, (args, options) in jobs.items()}
-        with ThreadPoolExecutor(2) as pool:
-            futures = {name: pool.submit(self.run, *args, **options) for name, (args, options) in jobs.items()}
-            return {name: future.result() for name, future in futures.items()}
+    def run_all(self, jobs: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Run]:
+        """Several commands (program and arguments) in a process each, which `commands.py` forks."""
+        folders = {name: self.new_folder() for name in jobs}
+        listed = [
+            {
+                "line": self._line(command, args, folders[name]),
+                "cwd": str(self.mirror),
+                **{stream: str(folders[name] / stream) for stream in ("stdout", "stderr")},
+            }
+            for name, (command, args) in jobs.items()
+        ]
+        file = self.new_folder() / "jobs.json"
+        file.write_text(json.dumps(listed), "utf-8")
+        forking = [sys.executable, str(Path(__file__).with_name("commands.py")), str(file)]
+        subprocess.run(forking, env=self._environment(), timeout=600, check=True)
+        runs = {}
+        for name, job in zip(jobs, json.loads(file.read_text("utf-8")), strict=True):
+            said = [Path(job[stream]).read_text("utf-8") for stream in ("stdout", "stderr")]
+            process = subprocess.CompletedProcess(job["line"], job["returncode"], *said)
+            runs[name] = read_run(folders[name], process)
+        return runs
 
-    def read(self, folder: Path, process: Run) -> Run:
-        """What `process` left in `folder` besides its own."""
-        run = read_run(folder)
-        run.returncode, run.stdout, run.stderr = process.returncode, process.stdout, process.stderr
-        return run
+    @staticmethod
+    def _line(command: Sequence[str], args: Sequence[str], output: Path | None) -> list[str]:
+        program, *rest = command
+        line = [str(Path(sys.executable).parent / program), *rest, *map(str, args)]
+        return line if output is None else [*line, "--output_path", str(output), "--log_samples"]
+
+    def _environment(self, hf_home: Path | None = None) -> dict[str, str]:
+        dropped = {"LMMS_EVAL_DATASETS_CACHE", "HF_DATASETS_CACHE"}
+        # One thread each: two processes share two cores.
+        ours = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+        home = {"HF_HOME": str(hf_home or self.hf_home)}
+        return {**{name: value for name, value in os.environ.items() if name not in dropped}, **ours, **home}
+
+    def run_config(
+        self, runs: Mapping[str, Mapping[str, Any]], command: Sequence[str] = ("lmms-eval",)
+    ) -> dict[str, Run]:
+        """One process for several evaluations, by a --config file; a run is its keys in that file."""
+        file = self.new_folder() / "runs.yaml"
+        folders = {name: self.new_folder() for name in runs}
+        listed = [{**run, "log_samples": True, "output_path": str(folders[name])} for name, run in runs.items()]
+        file.write_text(yaml.safe_dump(listed), "utf-8")
+        process = self.run("--config", str(file), command=command, output_in_config=True)
+        read = {name: read_run(folder) for name, folder in folders.items()}
+        return {
+            name: replace(run, returncode=process.returncode, stdout=process.stdout, stderr=process.stderr)
+            for name, run in read.items()
+        }
 
     def create(self, family: str, given: str | Mapping[str, Any] | None = None, **arguments: Any) -> Any:
         """The family's model as lmms-eval creates it; a dict of arguments, or `given` as it is."""
@@ -186,6 +223,10 @@ def harness(tmp_path_factory: pytest.TempPathFactory):
     from lmms_prune.demo.benchmarks import build_mirror
     from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 
+    # As in tests/conftest.py, for what these tests use besides.
+    for module in ("lmms_eval.evaluator", "lmms_prune.harness.models"):
+        import_module(module)
+    gc.freeze()
     root = tmp_path_factory.mktemp("harness")
     threads = torch.get_num_threads()
     # As in the processes that `run` starts; these models are too small to gain from more.

@@ -262,16 +262,22 @@ def processes(harness, tmp_path_factory):
     weightless = tmp_path_factory.mktemp("checkpoints") / "weightless"
     _no_weights(weightless, harness)
     llava, qwen = (str(harness.checkpoints[family]) for family in ("llava", "qwen2_5_vl"))
+    nowhere = weightless / "nowhere"
     lines = {
         "method": ("llava_pruned", f"pretrained={llava},schedule=divprune@0:0.5,fastvv@2:0.25"),
         "argument": ("qwen2_5_vl_pruned", f"pretrained={qwen},shedule=vtw@3"),
         "weights": ("llava_pruned", f"pretrained={weightless}"),
+        "guide of LLaVA": ("llava_pruned", f"pretrained={llava},schedule=sgl@2:0.3;guide={nowhere}"),
+        "guide of Qwen": ("qwen2_5_vl_pruned", f"pretrained={qwen},schedule=sgl@2:0.3;guide={nowhere}"),
         "beams": ("llava_pruned", f"pretrained={llava},schedule=vtw@3"),
     }
     extra = {"beams": ("--gen_kwargs", "num_beams=2")}
     return harness.run_all(
         {
-            name: (("--model", model, "--model_args", text, "--tasks", "pope", *extra.get(name, ())), {})
+            name: (
+                ("lmms-eval",),
+                ("--model", model, "--model_args", text, "--tasks", "pope", *extra.get(name, ())),
+            )
             for name, (model, text) in lines.items()
         }
     )
@@ -284,6 +290,9 @@ def processes(harness, tmp_path_factory):
         ("method", ("unknown method 'fastvv'", "Did you mean 'fastv'?", "\n                   ^^^^^^\n")),
         ("argument", ("unknown argument 'shedule'", "Did you mean 'schedule'?")),
         ("weights", ("pretrained=", "model.safetensors")),
+        # What a method lacks is known before the first sample.
+        ("guide of LLaVA", ("guide=", "nowhere cannot be loaded")),
+        ("guide of Qwen", ("guide=", "nowhere cannot be loaded")),
         ("beams", ("num_beams=2", "use num_beams=1")),
     ],
 )

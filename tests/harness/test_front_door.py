@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-import yaml
 
 from lmms_prune.demo.benchmarks import TASKS
 
 SCHEDULE = "dart@2:0.44,random@5:0.07"
 SEED = 3
+THREE_STAGES = "fastervlm@0:0.5,fastv@3:0.25,random@5:0.05"
 # One number at least per benchmark; mmbench's and textvqa's "submission" is a file, not a number.
 METRICS = {
     "mme": ("mme_perception_score", "mme_cognition_score"),
@@ -26,6 +26,8 @@ METRICS = {
     "ocrbench": ("ocrbench_accuracy",),
 }
 ALL = (*TASKS, "scienceqa")
+# As one names them: a group for its only member that has answers.
+NAMED = tuple("textvqa" if task == "textvqa_val" else task for task in ALL)
 
 
 def _numbers(run) -> dict[str, list[float]]:
@@ -42,44 +44,46 @@ def reference(harness):
 
 @pytest.fixture(scope="module")
 def everything(harness, family):
-    return harness.pruned(family, ALL, schedule=SCHEDULE)
+    return harness.pruned(family, NAMED, schedule=SCHEDULE, seed=SEED)
 
 
 @pytest.fixture(scope="module")
-def processes(harness):
-    """Three spellings on the command line and, in one process, three in a --config file."""
+def commands(harness):
+    """Two spellings and two ways to start the command, each with every benchmark of one family."""
+    llava, qwen = (harness.checkpoints[family] for family in ("llava", "qwen2_5_vl"))
+    spelled = {
+        "llava": (f"schedule={SCHEDULE},seed={SEED},pretrained={llava}", ("lmms-eval",)),
+        "qwen2_5_vl": (f'pretrained={qwen},seed={SEED},schedule="{SCHEDULE}"', ("lmms-eval", "eval")),
+    }
+    tasks = ("--tasks", ",".join(NAMED), "--include_path", str(harness.configs))
+    return harness.run_all(
+        {
+            family: (command, ("--model", harness.models[family], "--model_args", text, *tasks))
+            for family, (text, command) in spelled.items()
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def configured(harness):
+    """Several evaluations in one process: three spellings in a --config file, and a schedule of three stages."""
     path = harness.checkpoints["llava"]
-    spellings = {
-        "first": (f"schedule={SCHEDULE},seed={SEED},pretrained={path}", ("lmms-eval",)),
-        "last, quoted": (f'pretrained={path},seed={SEED},schedule="{SCHEDULE}"', ("python", "-m", "lmms_eval")),
-        "middle": (f"pretrained={path},schedule={SCHEDULE},seed={SEED}", ("lmms-eval", "eval")),
-    }
-    jobs = {
-        name: (("--model", "llava_pruned", "--model_args", text, "--tasks", "textvqa"), {"command": command})
-        for name, (text, command) in spellings.items()
-    }
-    config = harness.new_folder() / "runs.yaml"
     given = {
-        "config text": f"pretrained={path},seed={SEED},schedule={SCHEDULE}",
-        "config mapping": {"pretrained": str(path), "schedule": SCHEDULE, "seed": SEED},
-        "config list": {"pretrained": str(path), "schedule": SCHEDULE.split(","), "seed": SEED},
+        "text": f"pretrained={path},schedule={SCHEDULE},seed={SEED}",
+        "mapping": {"pretrained": str(path), "schedule": SCHEDULE, "seed": SEED},
+        "list": {"pretrained": str(path), "schedule": SCHEDULE.split(","), "seed": SEED},
     }
-    folders = {name: harness.new_folder() for name in given}
-    run = {"model": "llava_pruned", "tasks": "textvqa", "log_samples": True}
-    listed = [{**run, "model_args": given[name], "output_path": str(folders[name])} for name in given]
-    config.write_text(yaml.safe_dump(listed), "utf-8")
-    jobs["config"] = (("--config", str(config)), {"output_in_config": True})
-    runs = harness.run_all(jobs)
-    process = runs.pop("config")
-    return {**runs, **{name: harness.read(folder, process) for name, folder in folders.items()}}
+    runs = {name: {"model": "llava_pruned", "model_args": args, "tasks": "textvqa"} for name, args in given.items()}
+    for family, model in harness.models.items():
+        text = harness.text(family, schedule=THREE_STAGES, batch_size=2)
+        runs[f"three stages, {family}"] = {"model": model, "model_args": text, "tasks": "pope"}
+    return harness.run_config(runs, command=("python", "-m", "lmms_eval"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "spelling", ["first", "last, quoted", "middle", "config text", "config mapping", "config list"]
-)
-def test_every_spelling_gives_the_same_run(spelling, processes, reference):
-    run = processes[spelling]
+@pytest.mark.parametrize("spelling", ["text", "mapping", "list"])
+def test_every_spelling_in_a_config_gives_the_same_run(spelling, configured, reference):
+    run = configured[spelling]
     assert run.results is not None, run.stderr[-3000:]
     assert run.recorded["schedule"] == SCHEDULE
     assert f"seed={SEED}," in run.recorded["identity"]
@@ -88,10 +92,19 @@ def test_every_spelling_gives_the_same_run(spelling, processes, reference):
     assert run.ledger == reference.ledger
 
 
+@pytest.mark.slow
+def test_three_stages_are_recorded_as_executed(family, configured):
+    run = configured[f"three stages, {family}"]
+    assert run.returncode == 0
+    assert run.results is not None, run.stderr[-3000:]
+    assert run.recorded["schedule"] == THREE_STAGES
+
+
 @pytest.mark.parametrize(
     "given",
     [
         "schedule={S},seed=3,pretrained={P}",
+        "pretrained={P},seed=3,schedule={S}",
         "pretrained={P},seed=3,schedule='{S}'",
         "pretrained={P}, schedule=[{S}], seed=3",
         {"schedule": "{S}", "seed": "3"},
@@ -138,26 +151,13 @@ def test_all_benchmarks_have_numbers(everything):
     assert all(isinstance(answer, str) and answer for rows in everything.answers.values() for answer in rows)
 
 
-@pytest.fixture(scope="module")
-def benchmark_processes(harness):
-    return harness.run_all(
-        {
-            family: (
-                (
-                    *("--model", model, "--model_args", harness.text(family, schedule=SCHEDULE)),
-                    *("--tasks", ",".join(ALL), "--include_path", str(harness.configs)),
-                ),
-                {},
-            )
-            for family, model in harness.models.items()
-        }
-    )
-
-
 @pytest.mark.slow
-def test_all_benchmarks_as_a_process(family, benchmark_processes, everything):
-    run = benchmark_processes[family]
+def test_all_benchmarks_on_the_command_line(family, commands, everything):
+    """Wherever the schedule stands among the arguments; with the seed between it and the rest, see test_ranks."""
+    run = commands[family]
     assert run.results is not None, run.stderr[-3000:]
+    assert run.recorded["schedule"] == SCHEDULE
+    assert f"seed={SEED}," in run.recorded["identity"]
     assert _numbers(run) == _numbers(everything)
     assert run.answers == everything.answers
     assert run.ledger == everything.ledger
@@ -170,8 +170,10 @@ def test_models_are_found_by_name():
 
 
 @pytest.mark.slow
-def test_the_front_door_verbatim(harness):
+def test_the_front_door_verbatim(harness, monkeypatch):
     """The README's first command, word for word; its default checkpoint and data are folders of those names here."""
+    # Nor is anything else of the tests about it.
+    monkeypatch.delenv("PYTHONPATH")
     from lmms_prune.demo.checkpoints import build_llava
 
     folder = harness.new_folder()

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from lmms_prune import Schedule
+from lmms_prune.harness.checkout import code_state
 
 LAYERS = 8
 TASKS = ("mme", "docvqa_val", "scienceqa")
@@ -141,6 +142,8 @@ def test_provenance_is_recorded(case):
     for name in ("lmms-prune", "lmms-eval", "torch", "transformers"):
         assert recorded[name] == version(name)
     assert recorded["device"].startswith("cpu")
+    assert (recorded["attention"], recorded["dtype"]) == ("sdpa", "float32")
+    assert recorded.get("code") == code_state()
     assert recorded["batch_size"] == 1
 
 

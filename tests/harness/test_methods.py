@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 
@@ -72,34 +71,6 @@ def test_a_method_decides_by_itself(harness, family: str, name: str) -> None:
     for row in [row for task in TASKS for row in run.ledger[task]]:
         own, later = row["kept_visual_tokens"]
         assert later == min(own, round(Decimal("0.1") * row["visual_tokens"]))
-
-
-@pytest.mark.slow
-def test_the_mixed_schedule_through_the_command(harness, family: str) -> None:
-    """As one types it; the record names the schedule as it was executed."""
-    run = harness.run(
-        "--model",
-        harness.models[family],
-        "--model_args",
-        harness.text(family, schedule=MIXED[0], batch_size=2),
-        "--tasks",
-        "pope",
-    )
-    assert run.returncode == 0
-    assert run.results is not None, run.stderr[-2000:]
-    assert run.results["config"]["batch_sizes"][0]["schedule"] == MIXED[0]
-
-
-def test_what_a_method_lacks_ends_the_command_before_any_sample(harness, family: str, tmp_path: Path) -> None:
-    """Exit code 2 and one message, like any other wrong argument."""
-    schedule = f"sgl@2:0.3;guide={tmp_path / 'nowhere'}"
-    run = harness.run(
-        "--model", harness.models[family], "--model_args", harness.text(family, schedule=schedule), "--tasks", "pope"
-    )
-    assert run.returncode == 2
-    assert run.results is None
-    assert "lmms-prune: error: guide=" in run.stderr
-    assert "cannot be loaded" in run.stderr
 
 
 def test_the_question_reaches_the_method(harness, family: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def _prompt(model, chat: list[dict]) -> str:
     given = [
         {**m, "content": [{"url" if k == "image" else k: v for k, v in p.items()} for p in m["content"]]} for m in chat
     ]
-    ids = model._inputs([model._messages(given)])["input_ids"][0].tolist()
+    ids = model._inputs([model.chat(given)])["input_ids"][0].tolist()
     text = model.processor.tokenizer.decode(ids)
     return text.replace("<image>" * 64, "<image>").removeprefix("<s>")
 

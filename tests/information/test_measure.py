@@ -54,11 +54,17 @@ def test_information_equals_one_full_run_per_unit(
     family = loaded(name, torch.float32, attention)
     inputs = family.inputs([QUESTION], [[noise(1, 140, 84)]])
     answer = family.processor.tokenizer.encode("red", add_special_tokens=False)[0]
-    made, results = measure(family.model, inputs, answer, [0, 4, LAYERS - 1], block, chunk=7)
-    for found in results:
+    measured = measure(family.model, inputs, answer, [0, 4, LAYERS - 1], block, chunk=7)
+    made = measured.units
+    with torch.no_grad():
+        full = family.model(**inputs, logits_to_keep=1).logits[0, -1].double().log_softmax(-1)
+    assert measured.p_full == pytest.approx(full[answer].exp().item())
+    for found in measured.layers:
         with torch.no_grad(), prune(family.model, f"vtw@{found.layer}"):
             logits = family.model(**inputs, logits_to_keep=1).logits[0, -1]
-        assert found.p_text == pytest.approx(logits.double().softmax(-1)[answer].item(), abs=1e-5, rel=1e-4)
+        without = logits.double().log_softmax(-1)
+        assert found.p_text == pytest.approx(without[answer].exp().item(), abs=1e-5, rel=1e-4)
+        assert found.divergence == pytest.approx((without.exp() * (without - full)).sum().item(), rel=1e-3, abs=1e-9)
         for number in range(0, len(made), 5):
             expected = naive(family, inputs, answer, found.layer, made[number], monkeypatch)
             assert found.p[number].item() == pytest.approx(expected, abs=1e-5, rel=1e-4), (found.layer, made[number])
@@ -73,11 +79,12 @@ def test_units_of_several_images(name: str, loaded: Callable[..., Family]) -> No
     inputs = family.inputs([QUESTION], [[noise(2, 140, 84), noise(3)]])
     ids = inputs["input_ids"][0].tolist()
     answer = family.processor.tokenizer.encode("yes", add_special_tokens=False)[0]
-    made, results = measure(family.model, inputs, answer, [2, 5])
+    measured = measure(family.model, inputs, answer, [2, 5])
+    made = measured.units
     visual = [column for column, token in enumerate(ids) if token == family.model.config.image_token_id]
     assert {unit.image for unit in made} == {0, 1}
     assert len(made) == len(visual)
-    for found in results:
+    for found in measured.layers:
         for number in (0, len(made) // 2, len(made) - 1):
             gone = set(visual) - {visual[number]}
             generated = torch.tensor([answer])
@@ -92,6 +99,8 @@ def test_what_cannot_be_measured_is_named(loaded: Callable[..., Family]) -> None
         measure(family.model, one, 3, [8])
     with pytest.raises(InformationError, match="token 100000 is not one of"):
         measure(family.model, one, 100_000, [0])
+    with pytest.raises(InformationError, match="8 x 8 visual tokens has no block of 9 x 9; use block 8"):
+        measure(family.model, one, 3, [0], block=9)
     with pytest.raises(InformationError, match="no image"):
         measure(family.model, family.inputs([QUESTION], [[]]), 3, [0])
     with pytest.raises(InformationError, match="2 were given at once"):

@@ -110,3 +110,15 @@ def capture_view(register: Callable[..., None]) -> Iterator[Callable[..., TokenV
 
     yield capture
     views.clear()
+
+
+@pytest.fixture
+def tower_view(capture_view: Callable[..., TokenView]) -> Callable[[Tiny, Observed], TokenView]:
+    """A shared batch's view, to read the tower's signals of: taken once for all tests, none of which changes it."""
+
+    def of(tiny: Tiny, seen: Observed) -> TokenView:
+        if seen.tower_view is None:
+            seen.tower_view = capture_view(tiny, seen.inputs, 2)
+        return seen.tower_view
+
+    return of

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tiny import load_model
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 
 from lmms_prune import Schedule, Trace, prune
 from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
@@ -62,8 +63,7 @@ class Tiny:
     def model(self, dtype: torch.dtype = torch.float64, kernel: str = "sdpa") -> nn.Module:
         key = (dtype, kernel)
         if key not in self.loaded:
-            model = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=dtype, attn_implementation=kernel)
-            self.loaded[key] = model.eval()
+            self.loaded[key] = load_model(self.folder, dtype, kernel)
         return self.loaded[key]
 
     def row(self, rng: random.Random, images: int = 1, words: int | None = None) -> Row:
@@ -144,6 +144,7 @@ class Observed:
     last_rows: list[Tensor]
     norm_weight: list[float]
     norm_eps: float
+    tower_view: TokenView | None = None
 
     def states(self, place: Place, layer: int) -> list[list[float]]:
         """Hidden states entering `layer`, padding left out."""

@@ -112,12 +112,13 @@ def dart(
         for pivot in pivots:
             as_set.add(pivot)
         pivots = list(as_set)
+    units = {token: unit(features[token]) for token in {*visual, *pivots}}
     kept = set(by_visual)
     candidates = [token for token in visual if token not in kept]
     share, extra = divmod(count - 4, len(pivots))
     for turn, pivot in enumerate(pivots):
         quota = share + 1 if turn < extra else share
-        unlike = {token: -cosine(features[pivot], features[token]) for token in candidates}
+        unlike = {token: -dot(units[pivot], units[token]) for token in candidates}
         ranked = best_first(unlike)
         if 0 < quota < len(ranked):
             margin = min(margin, unlike[ranked[quota - 1]] - unlike[ranked[quota]])

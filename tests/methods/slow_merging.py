@@ -64,7 +64,10 @@ def step(
         gone.setdefault(best[a][1], []).append(a)
     left = {}
     for place, token in enumerate(tokens):
-        group = [token, *(tokens[a] for a in gone.get(place, []))]
+        if place not in gone:
+            left[place] = token
+            continue
+        group = [token, *(tokens[a] for a in gone[place])]
         sizes = [x.size for x in group]
         left[place] = replace(
             token,
@@ -82,7 +85,7 @@ def step(
 def attended(
     module: torch.nn.Module, tokens: list[Token], heads: int, proportional: bool
 ) -> tuple[list[Token], Tensor]:
-    """A CLIP block's attention half, head by head and query by query, and the class token's attention (t,)."""
+    """A CLIP block's attention half, head by head, and the class token's attention (t,)."""
     x = torch.tensor([token.state for token in tokens], dtype=torch.float64)
     normed = module.layer_norm1(x)
     query, key, value = (getattr(module.self_attn, f"{name}_proj")(normed) for name in "qkv")
@@ -91,8 +94,7 @@ def attended(
     parts, looks = [], []
     for head in range(heads):
         mine = slice(head * size, (head + 1) * size)
-        rows = [(key[:, mine] @ query[q, mine] / math.sqrt(size) + bias).softmax(0) for q in range(len(tokens))]
-        weights = torch.stack(rows)
+        weights = (query[:, mine] @ key[:, mine].T / math.sqrt(size) + bias).softmax(1)
         parts.append(weights @ value[:, mine])
         looks.append(weights[0])
     x = x + module.self_attn.out_proj(torch.cat(parts, dim=1))

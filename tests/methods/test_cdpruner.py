@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -155,7 +156,8 @@ def by_embeddings(seen: Observed, number: int) -> tuple[list[list[float]], list[
     place = seen.places[number]
     states = seen.states(place, 0)
     vectors, words = [states[c] for c in place.visual], [states[c] for c in place.text]
-    return vectors, [sum(cosine(x, word) for word in words) / len(words) for x in vectors]
+    units = [unit(word) for word in words]
+    return vectors, [sum(dot(x, word) for word in units) / len(units) for x in map(unit, vectors)]
 
 
 @pytest.mark.parametrize("sign", ["negative", "positive"])
@@ -232,9 +234,15 @@ def make_clip(folder: Path, width: int) -> Path:
     return folder
 
 
+@cache
+def library_clip(folder: Path) -> CLIPModel:
+    return CLIPModel.from_pretrained(folder, dtype=torch.float64).eval()
+
+
+@cache
 def library_texts(folder: Path, text: str) -> list[list[float]]:
     """Each segment by itself through the library's own model."""
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float64).eval()
+    model = library_clip(folder)
     tokenizer = train_tokenizer(LLAVA_SPECIALS, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")
     ids = tokenizer.encode(text, add_special_tokens=False)
     found = []
@@ -248,7 +256,7 @@ def library_texts(folder: Path, text: str) -> list[list[float]]:
 
 
 def by_clip(folder: Path, features: Tensor, text: str) -> list[float]:
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float64).eval()
+    model = library_clip(folder)
     with torch.no_grad():
         images = model.visual_projection(model.vision_model.post_layernorm(features)).tolist()
     texts = library_texts(folder, text)
@@ -270,7 +278,7 @@ def test_texts_equal_the_library(clip_folder: Path, text: str) -> None:
 def test_clip_equals_slow_reference(
     all_tiny: dict[str, Tiny],
     observed_batches: Callable[[str], list[Observed]],
-    capture_view: Callable[..., TokenView],
+    tower_view: Callable[..., TokenView],
     clip_folder: Path,
 ) -> None:
     tiny, got, want = all_tiny["llava"], [], []
@@ -278,7 +286,7 @@ def test_clip_equals_slow_reference(
     for layer, (seen, ratio) in enumerate(zip(observed_batches("llava"), ratios, strict=False)):
         questions = [rng.choice(["is it red", "how many people", LONG, "left or right", ""]) for _ in seen.places]
         got += kept(tiny.run(seen.inputs, f"cdpruner@{layer}:{ratio};clip={clip_folder}", questions=questions)[0])
-        features = capture_view(tiny, seen.inputs, 0).tower.features()
+        features = tower_view(tiny, seen).tower.features()
         for number, (place, text) in enumerate(zip(seen.places, questions, strict=True)):
             states, relevance = seen.states(place, 0), by_clip(clip_folder, features[number], text)
             want.append(reference([states[c] for c in place.visual], relevance, round(ratio * 64)))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import slow
 import torch
-from observed import HandView, Tiny, assert_agree, chosen, kept
+from observed import HandView, Observed, Tiny, assert_agree, chosen, kept
 
 from lmms_prune.methods.fastervlm import FasterVLM
 from lmms_prune.tower import TowerShape
@@ -41,41 +41,37 @@ def test_it_asks_for_one_block() -> None:
     assert (asks.attention, asks.outputs, asks.features, asks.pixels) == (frozenset({22}), frozenset(), False, False)
 
 
-def slow_fastervlm(tiny: Tiny, view: TokenView, image: int, count: int) -> tuple[set[int], float]:
-    """Column means of the selected block's attention in loops: CLIP's class row, or all rows of a Qwen2.5-VL image."""
-    size = view.sizes[image]
+def slow_fastervlm(tiny: Tiny, view: TokenView, ratio: float) -> list[tuple[set[int], float]]:
+    """Column means of the selected block's attention: CLIP's class row, or all rows of a Qwen2.5-VL image."""
     patches = 1 if tiny.family == "llava" else 4
-    totals, rows = [0.0] * (size * patches + (patches == 1)), 0
+    totals = [torch.zeros(size * patches + (patches == 1), dtype=torch.float64) for size in view.sizes]
+    rows = [0] * len(totals)
     for owner, queries, keys, attention in view.tower.attention_chunks(view.tower.shape.selected):
-        if owner != view.tower.owner[image]:
-            continue
-        for head in attention.tolist():
-            for query, weights in zip(queries.tolist(), head, strict=True):
-                if patches == 1 and query:
-                    continue
-                rows += 1
-                for key, weight in zip(keys.tolist(), weights, strict=True):
-                    totals[key] += weight
-    means = [total / rows for total in totals]
-    scores = (
-        {t: means[t + 1] for t in range(size)}
-        if patches == 1
-        else {t: sum(means[4 * t : 4 * t + 4]) / 4 for t in range(size)}
-    )
-    order = slow.best_first(scores)
-    margin = scores[order[count - 1]] - scores[order[count]] if 0 < count < size else float("inf")
-    return set(order[:count]), margin
+        image = view.tower.owner.index(owner)
+        if patches == 1:
+            attention = attention[:, queries == 0]
+        rows[image] += attention.shape[0] * attention.shape[1]
+        for head in attention:
+            for weights in head:
+                totals[image][keys] += weights
+    found = []
+    for total, count, size in zip(totals, rows, view.sizes, strict=True):
+        means = (total / count).tolist()
+        scores = {t: means[t + 1] if patches == 1 else sum(means[4 * t : 4 * t + 4]) / 4 for t in range(size)}
+        order, number = slow.best_first(scores), round(ratio * size)
+        margin = scores[order[number - 1]] - scores[order[number]] if 0 < number < size else float("inf")
+        found.append((set(order[:number]), margin))
+    return found
 
 
 @pytest.mark.slow
-def test_equals_slow_reference(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
-    got, want, rng = [], [], random.Random(21)
-    for layer in range(8):
-        inputs = tiny.batch([tiny.row(rng) for _ in range(25)])
-        trace, _ = tiny.run(inputs, f"fastervlm@{layer}:0.33")
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
+    got, want = [], []
+    for layer, seen in enumerate(batches):
+        trace, _ = tiny.run(seen.inputs, f"fastervlm@{layer}:0.33")
         got += kept(trace)
-        view = capture_view(tiny, inputs, layer)
-        want += [slow_fastervlm(tiny, view, image, round(0.33 * n)) for image, n in enumerate(view.sizes)]
+        want += slow_fastervlm(tiny, tower_view(tiny, seen), 0.33)
+    assert layer == 7
     assert len(got) == 200
     assert_agree(got, want)
 
@@ -84,9 +80,7 @@ def test_a_few_equal_the_slow_reference(tiny: Tiny, capture_view: Callable[..., 
     rng = random.Random(22)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 1)])
     trace, _ = tiny.run(inputs, "fastervlm@0:0.5")
-    view = capture_view(tiny, inputs, 0)
-    want = [slow_fastervlm(tiny, view, image, round(0.5 * n)) for image, n in enumerate(view.sizes)]
-    assert_agree(kept(trace), want)
+    assert_agree(kept(trace), slow_fastervlm(tiny, capture_view(tiny, inputs, 0), 0.5))
 
 
 def test_deeper_it_ranks_what_is_still_there(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:

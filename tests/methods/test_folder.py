@@ -120,13 +120,13 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
 def test_full_equals_slow_reference(
     all_tiny: dict[str, Tiny],
     observed_batches: Callable[[str], list[Observed]],
-    capture_view: Callable[..., TokenView],
+    tower_view: Callable[..., TokenView],
 ) -> None:
     tiny, number = all_tiny["llava"], 0
     ratios = (0.6, 0.55, 0.33, 0.2, 0.75, 0.1, 0.9, 0.02)
     for seen, ratio in zip(observed_batches("llava"), ratios, strict=True):
         trace, states = outcome(tiny, seen, f"folder@0:{ratio};variant=full")
-        tower = capture_view(tiny, seen.inputs, 0).tower
+        tower = tower_view(tiny, seen).tower
         assert isinstance(tower, ClipTower)
         before = tower.shape.selected - 1
         entering = torch.cat([tower.class_output(before)[:, None], tower.output(before)], dim=1)

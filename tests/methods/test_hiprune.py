@@ -145,13 +145,13 @@ def wanted(
     ]
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], capture_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
     ratios, alphas = (0.33, 0.22, 0.11, 0.5, 0.75, 0.4, 0.6, 0.2), (0.1, 0.3, 1.0, 2.5, 0.5, 0.1, 1.0, 5.0)
     got, want = [], []
     for number, (seen, ratio, alpha) in enumerate(zip(batches, ratios, alphas, strict=True)):
         trace, _ = tiny.run(seen.inputs, f"hiprune@{number % 3}:{ratio};alpha={alpha}")
         got += kept(trace)
-        want += wanted(tiny, capture_view(tiny, seen.inputs, 2), ratio, alpha)
+        want += wanted(tiny, tower_view(tiny, seen), ratio, alpha)
     assert len(got) >= 200
     assert_agree(got, want)
     if tiny.family == "qwen2_5_vl":

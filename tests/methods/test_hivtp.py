@@ -220,11 +220,11 @@ def wanted(
     ]
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], capture_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
     ratios = (None, None, 0.33, 0.11, 0.75, 0.5, 0.22, 0.9)
     native, exact, want_native, want_exact = [], [], [], []
     for number, (seen, ratio) in enumerate(zip(batches, ratios, strict=True)):
-        view = capture_view(tiny, seen.inputs, 2)
+        view = tower_view(tiny, seen)
         trace, _ = tiny.run(seen.inputs, f"hivtp@{number % 3}" + ("" if ratio is None else f":{ratio}"))
         (native if ratio is None else exact).extend(kept(trace))
         (want_native if ratio is None else want_exact).extend(wanted(tiny, view, ratio))

@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 from observed import Observed, Tiny, angles, assert_agree, kept, observe
+from slow import dot
 from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor
 
 from lmms_prune.methods import holov
@@ -78,8 +79,7 @@ def variances_of(vectors: Vectors) -> list[float]:
     for i, mine in enumerate(vectors):
         row = []
         for j, other in enumerate(vectors):
-            product = sum(x * y for x, y in zip(mine, other, strict=True))
-            row.append(0.0 if i == j else product / lengths[i] / lengths[j])
+            row.append(0.0 if i == j else dot(mine, other) / lengths[i] / lengths[j])
         mean = sum(row) / (len(vectors) - 1)
         found.append(sum((x - mean) ** 2 for x in row) / (len(vectors) - 1))
     return found
@@ -246,7 +246,7 @@ def wanted(
     return made
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], capture_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
     ratios, layers, crops = (
         (0.33, 0.22, 0.11, 0.5, 0.75, 0.4, 0.6, 0.2),
         (0, 0, 0, 1, 2, 3, 5, 7),
@@ -255,7 +255,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], capture_view
     got, want = [], []
     for number, seen in enumerate(batches):
         ratio, layer, order = ratios[number], layers[number], ("raster", "reference")[number % 2]
-        view = capture_view(tiny, seen.inputs, 2)
+        view = tower_view(tiny, seen)
         made = wanted(tiny, view, seen, layer, ratio, crops[number])
         schedule = f"holov@{layer}:{ratio};crops={crops[number]};order={order}"
         trace, _ = tiny.run(seen.inputs, schedule)

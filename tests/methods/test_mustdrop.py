@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,8 +37,7 @@ def windows(rows: int, columns: int) -> list[list[int]]:
 
 def pairwise_cosine(tokens: Sequence[slow.Vector]) -> float:
     units = [slow.unit(x) for x in tokens]
-    pairs = [slow.dot(a, b) for i, a in enumerate(units) for j, b in enumerate(units) if i != j]
-    return sum(pairs) / 72
+    return 2 * sum(slow.dot(a, b) for a, b in combinations(units, 2)) / 72
 
 
 def merge(
@@ -70,21 +70,32 @@ def key_set(attention: dict[int, float]) -> set[int]:
     return set(slow.best_first(attention)[: math.ceil(0.08 * len(attention))])
 
 
-def rerun_clip(tiny: Tiny, pixels: Tensor, threshold: float, asked: int | None) -> tuple[list, Tensor, dict, float]:
-    """One image through the library's own blocks, really shortened: groups, projected states, attention, margin."""
-    model = tiny.model().model
-    tower = getattr(model.vision_tower, "vision_model", model.vision_tower)
+def clip_blocks(tiny: Tiny) -> torch.nn.ModuleList:
+    tower = tiny.model().model.vision_tower
+    return getattr(tower, "vision_model", tower).encoder.layers
+
+
+def after_block_0(tiny: Tiny, pixels: Tensor) -> Tensor:
+    """What CLIP's first block makes of images, the class token first."""
     first: list[Tensor] = []
-    blocks = tower.encoder.layers
-    handle = blocks[0].register_forward_hook(lambda m, a, out: first.append(out if isinstance(out, Tensor) else out[0]))
+    handle = clip_blocks(tiny)[0].register_forward_hook(
+        lambda module, args, out: first.append(out if isinstance(out, Tensor) else out[0])
+    )
     with torch.no_grad():
-        model.vision_tower(pixels[None])
-        handle.remove()
-        patches = first[0][0, 1:].tolist()
+        tiny.model().model.vision_tower(pixels)
+    handle.remove()
+    return first[0]
+
+
+def rerun_clip(tiny: Tiny, first: Tensor, threshold: float, asked: int | None) -> tuple[list, Tensor, dict, float]:
+    """One image through the library's other blocks, really shortened: groups, projected states, attention, margin."""
+    model, blocks = tiny.model().model, clip_blocks(tiny)
+    with torch.no_grad():
+        patches = first[1:].tolist()
         side = math.isqrt(len(patches))
         groups, margin = merge(patches, (side, side), threshold, asked)
-        x = torch.tensor([first[0][0, 0].tolist(), *[mean([patches[i] for i in group]) for group in groups]])
-        x = x.to(first[0])[None]
+        x = torch.tensor([first[0].tolist(), *[mean([patches[i] for i in group]) for group in groups]])
+        x = x.to(first)[None]
         features = x
         for number, block in enumerate(blocks):
             if number == len(blocks) - 1:
@@ -284,11 +295,12 @@ def test_layer_0_equals_slow_reference(
         trace, entered = run_to(tiny, seen.inputs, text, 0)
         view = capture_view(tiny, seen.inputs, 3, text + ",")
         got += kept(trace)
+        first = after_block_0(tiny, seen.inputs["pixel_values"]) if tiny.family == "llava" else None
         for image, place in enumerate(seen.places):
             size = len(place.visual)
             most = None if asked is None else round(asked * size)
-            if tiny.family == "llava":
-                found = rerun_clip(tiny, seen.inputs["pixel_values"][image], threshold, most)
+            if first is not None:
+                found = rerun_clip(tiny, first[image], threshold, most)
             else:
                 found = average_merger(view, image, threshold, most)
             groups, states, attention, margin = found
@@ -325,7 +337,7 @@ def text_rows(seen: Observed, attentions: list[Tensor], layer: int) -> list[list
 
 @pytest.mark.parametrize("asked", [None, 0.3])
 def test_prefill_equals_slow_reference(
-    tiny: Tiny, batches: list[Observed], capture_view: Callable[..., TokenView], asked: float | None
+    tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView], asked: float | None
 ) -> None:
     """Without a stage at layer 0, the keys are those of the tower as it is."""
     g, i = {"llava": (0.012, 0.03), "qwen2_5_vl": (0.07, 0.12)}[tiny.family]
@@ -333,7 +345,7 @@ def test_prefill_equals_slow_reference(
     for number, seen in enumerate(batches if asked is None else batches[:3]):
         layer = 1 + number % 7
         attentions = eager_attentions(tiny, seen.inputs, torch.float64)
-        tower = capture_view(tiny, seen.inputs, 1).tower
+        tower = tower_view(tiny, seen).tower
         last = tower.shape.depth - 1
         saliency = tower.class_attention(last).mean(1) if tiny.family == "llava" else tower.received(last)
         keep = "" if asked is None else f":{asked}"
@@ -375,7 +387,7 @@ def test_stages_together(tiny: Tiny, capture_view: Callable[..., TokenView]) -> 
         view = capture_view(tiny, inputs, 3, first + ",")
         [place] = places(inputs["input_ids"], inputs["attention_mask"], tiny.model().config.image_token_id)
         if tiny.family == "llava":
-            groups, _, weights, _ = rerun_clip(tiny, inputs["pixel_values"][0], threshold, None)
+            groups, _, weights, _ = rerun_clip(tiny, after_block_0(tiny, inputs["pixel_values"])[0], threshold, None)
         else:
             groups, _, weights, _ = average_merger(view, 0, threshold, None)
         order, keys = [middle(group) for group in groups], key_set(weights)

@@ -49,10 +49,10 @@ def gathered(
     taken: set[int],
     scores: Sequence[float],
     grid: tuple[int, int],
-    states: Sequence[slow.Vector],
+    directions: Sequence[slow.Vector],
     features: Sequence[slow.Vector],
 ) -> list[float]:
-    """What a kept token becomes before it is projected: the weights of the paper, row by row."""
+    """What a kept token becomes before it is projected: the weights of the paper, row by row; directions have length 1."""
     among = sorted(scores[other] for other in taken)
     place = Fraction(55, 100) * (len(among) - 1)
     low = among[math.floor(place)]
@@ -64,11 +64,11 @@ def gathered(
     for other in range(len(scores)):
         distance = math.dist(divmod(token, columns), divmod(other, columns))
         near = 1 - min(distance / math.sqrt(280 * rows * columns / 576), 1)
-        weights.append(max(slow.cosine(states[token], states[other]), 0) * near)
+        weights.append(max(slow.dot(directions[token], directions[other]), 0) * near)
     total = sum(weights) + 1e-8
     weights = [weight / total for weight in weights]
     weights[token] = 1.0
-    return [sum(w * feature[c] for w, feature in zip(weights, features, strict=True)) for c in range(len(features[0]))]
+    return [slow.dot(weights, column) for column in zip(*features, strict=True)]
 
 
 def eight_tokens(scores: Sequence[float], grid: tuple[int, int] = (2, 4)) -> HandView:
@@ -187,12 +187,12 @@ def entering(tiny: Tiny, inputs: dict[str, Tensor], schedule: str) -> tuple[list
     return kept(trace), seen[0]
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], capture_view: CaptureView) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
     """Which tokens are kept, in which order, and what they carry into the decoder."""
     ratios = (0.26, 0.41, 0.05, 0.5, 0.75, 0.15, 0.33, 0.6)
     got, want = [], []
     for seen, ratio in zip(batches, ratios, strict=True):
-        tower = capture_view(tiny, seen.inputs, 0).tower
+        tower = tower_view(tiny, seen).tower
         depth = tower.shape.depth
         third = range(15 * depth // 24, depth)
         assert 0 < third[0] < depth
@@ -206,8 +206,9 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], capture_view
             want.append(elected(scores[image][:size], grid, count))
             length = place.length - size + count
             found = hidden[place.row, len(hidden[0]) - length + place.visual[0] :][:count]
+            directions = [slow.unit(x) for x in states[image][:size]]
             rich = [
-                gathered(t, tokens[image], scores[image][:size], grid, states[image], features[image][:size])
+                gathered(t, tokens[image], scores[image][:size], grid, directions, features[image][:size])
                 for t in sorted(tokens[image])
             ]
             expected = tower.project(torch.tensor([rich], dtype=torch.float64).view(1, count, len(features[0][0])))[0]

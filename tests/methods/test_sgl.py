@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
 import slow
 import torch
-from observed import BUILDERS, LAYERS, Tiny, assert_agree, eager_attentions, kept, load_tiny, places
+from observed import BUILDERS, LAYERS, Place, Row, Tiny, assert_agree, eager_attentions, kept, load_tiny, places
 from torch import Tensor
 
 from lmms_prune import prune
@@ -26,55 +27,81 @@ def guides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: build(root / family, layers=LAYERS // 2, seed=5) for family, build in BUILDERS.items()}
 
 
-def answered(tiny: Tiny, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One prompt with its greedy answer appended, but for the last token, which is never fed back."""
-    model = tiny.model()
-    with torch.no_grad():
-        output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
-    fed = output[:, inputs["input_ids"].shape[1] : -1]
-    longer = {**inputs, "input_ids": output[:, :-1]}
-    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
-    if "mm_token_type_ids" in inputs:
-        longer["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(fed)], dim=1)
-    return longer
+def alike(keys: Sequence[Hashable]) -> list[list[int]]:
+    """The numbers of equal keys, group by group."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    return list(groups.values())
 
 
-def by_loops(attentions: Sequence[Tensor], visual: Sequence[int], queries: Sequence[int]) -> dict[int, float]:
-    """Attention of `queries` to each visual token in plain loops: the mean over layers, heads and rows."""
-    totals = dict.fromkeys(range(len(visual)), 0.0)
-    terms = 0
-    for layer in attentions:
-        for head in layer[0].tolist():
-            for query in queries:
-                terms += 1
-                for raster, column in enumerate(visual):
-                    totals[raster] += head[query][column]
-    return {raster: total / terms for raster, total in totals.items()}
+def lengths(tiny: Tiny, rows: Sequence[Row]) -> list[int]:
+    return [tiny.batch([row])["input_ids"].shape[1] for row in rows]
 
 
-def slow_sgl(tiny: Tiny, row: tuple, keep: float, reference: bool = False) -> tuple[set[int], float]:
-    longer = answered(tiny, tiny.batch([row]))
-    attentions = eager_attentions(tiny, longer, torch.float64)
-    [place] = places(longer["input_ids"], longer["attention_mask"], tiny.model().config.image_token_id)
+def answered(tiny: Tiny, rows: Sequence[Row]) -> list[list[int]]:
+    """The greedy answer to each prompt, but for its last token, which is never fed back; nothing is padded."""
+    model, found = tiny.model(), [[]] * len(rows)
+    eos = model.generation_config.eos_token_id
+    ends = {eos} if isinstance(eos, int) else set(eos)
+    for group in alike(lengths(tiny, rows)):
+        inputs = tiny.batch([rows[number] for number in group])
+        with torch.no_grad():
+            output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+        for number, ids in zip(group, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            ended = [place for place, token in enumerate(ids) if token in ends]
+            found[number] = ids[: ended[0] if ended else -1]
+    return found
+
+
+def looked(tiny: Tiny, rows: Sequence[Row]) -> list[tuple[Tensor, Place]]:
+    """For each prompt with its answer, eager attention (L, L), the mean over layers and heads; nothing is padded."""
+    answers, found = answered(tiny, rows), {}
+    for group in alike([*zip(lengths(tiny, rows), map(len, answers), strict=True)]):
+        longer = tiny.batch([rows[number] for number in group])
+        fed = torch.tensor([answers[number] for number in group], dtype=torch.long)
+        longer["input_ids"] = torch.cat([longer["input_ids"], fed], dim=1)
+        longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+        if "mm_token_type_ids" in longer:
+            longer["mm_token_type_ids"] = torch.cat([longer["mm_token_type_ids"], torch.zeros_like(fed)], dim=1)
+        weights = torch.cat(eager_attentions(tiny, longer, torch.float64), dim=1).mean(1)
+        there = places(longer["input_ids"], longer["attention_mask"], tiny.model().config.image_token_id)
+        found |= {number: (weights[place.row], place) for number, place in zip(group, there, strict=True)}
+    return [found[number] for number in range(len(rows))]
+
+
+def slow_sgl(weights: Tensor, place: Place, keep: float, reference: bool = False) -> tuple[set[int], float]:
     queries = ([place.visual[-1]] if reference else []) + place.text
-    scores = by_loops(attentions, place.visual, queries)
+    scores = dict(enumerate(weights[queries][:, place.visual].mean(0).tolist()))
     order, count = slow.best_first(scores), round(keep * len(scores))
     margin = scores[order[count - 1]] - scores[order[count]]
     return set(order[:count]), margin
 
 
+@pytest.fixture(scope="module")
+def asked(all_tiny: dict[str, Tiny]) -> Callable[[str], tuple[list[Row], list[tuple[Tensor, Place]]]]:
+    """For a family, 200 random prompts, and what is looked at in each with its answer."""
+
+    @cache
+    def of(family: str) -> tuple[list[Row], list[tuple[Tensor, Place]]]:
+        tiny, rng = all_tiny[family], random.Random(3)
+        rows = [tiny.row(rng) for _ in range(200)]
+        return rows, looked(tiny, rows)
+
+    return of
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", [False, True])
-def test_equals_slow_reference(tiny: Tiny, reference: bool) -> None:
-    rng = random.Random(3)
+def test_equals_slow_reference(tiny: Tiny, asked: Callable, reference: bool) -> None:
+    rows, looks = asked(tiny.family)
     amount = 50 if reference else 200
-    rows = [tiny.row(rng) for _ in range(amount)]
     got, want = [], []
     for start in range(0, amount, 25):
         text = f"sgl@2:0.3;new_tokens={TOKENS}" + (";reference=true" if reference else "")
         trace, _ = tiny.run(tiny.batch(rows[start : start + 25]), text)
         got += kept(trace)
-        want += [slow_sgl(tiny, row, 0.3, reference) for row in rows[start : start + 25]]
+        want += [slow_sgl(*look, 0.3, reference) for look in looks[start : start + 25]]
     assert len(got) == amount
     assert_agree(got, want)
 
@@ -83,7 +110,7 @@ def test_a_few_equal_the_slow_reference(tiny: Tiny) -> None:
     rng = random.Random(4)
     rows = [tiny.row(rng) for _ in range(5)]
     trace, _ = tiny.run(tiny.batch(rows), f"sgl@0:0.4;new_tokens={TOKENS}")
-    assert_agree(kept(trace), [slow_sgl(tiny, row, 0.4) for row in rows])
+    assert_agree(kept(trace), [slow_sgl(*look, 0.4) for look in looked(tiny, rows)])
 
 
 def test_answers_of_different_lengths_count_to_their_end(tiny: Tiny) -> None:
@@ -92,13 +119,10 @@ def test_answers_of_different_lengths_count_to_their_end(tiny: Tiny) -> None:
     rows = [tiny.row(rng, words=words) for words in (1, 3, 5, 9, 12, 15, 17, 20)]
     model = tiny.model()
     with torch.no_grad():
-        lengths = {
-            len(answered(tiny, tiny.batch([row]))["input_ids"][0]) - len(tiny.batch([row])["input_ids"][0])
-            for row in rows
-        }
+        ends = {len(answer) for answer in answered(tiny, rows)}
         together = answer_attention(model, tiny.batch(rows), TOKENS, False)
         alone = [answer_attention(model, tiny.batch([row]), TOKENS, False)[0] for row in rows]
-    assert len(lengths) > 1, "the answers differ in length, or the case is not tried"
+    assert len(ends) > 1, "the answers differ in length, or the case is not tried"
     for mine, single in zip(together, alone, strict=True):
         torch.testing.assert_close(mine, single)
 

@@ -39,9 +39,11 @@ def raters(visual: Sequence[slow.Vector], text: Sequence[slow.Vector]) -> tuple[
     shares = [0.0] * len(text)
     for v in visual:
         logits = [slow.dot(v, t) for t in text]
-        powers = [math.exp(logit - max(logits)) for logit in logits]
+        highest = max(logits)
+        powers = [math.exp(logit - highest) for logit in logits]
+        total = sum(powers)
         for i, power in enumerate(powers):
-            shares[i] += power / sum(powers) / len(visual)
+            shares[i] += power / total / len(visual)
     mean = sum(shares) / len(shares)
     # Alike words share equally, whatever their rounding errors are.
     found = [i for i, share in enumerate(shares) if share > mean + 1e-12]

@@ -25,10 +25,10 @@ def fold(states: dict[int, list[float]], groups: int) -> tuple[list[list[int]], 
     """Groups of tokens by merging even with odd places, in plain loops; and the margin of what was decided."""
     clusters, margin = [[token] for token in sorted(states)], math.inf
     while len(clusters) > groups:
-        means = [mean([states[token] for token in cluster]) for cluster in clusters]
+        means = [slow.unit(mean([states[token] for token in cluster])) for cluster in clusters]
         best: dict[int, tuple[float, int]] = {}
         for even in range(0, len(clusters), 2):
-            likeness = {odd: slow.cosine(means[even], means[odd]) for odd in range(1, len(clusters), 2)}
+            likeness = {odd: slow.dot(means[even], means[odd]) for odd in range(1, len(clusters), 2)}
             order = slow.best_first(likeness)
             best[even] = (likeness[order[0]], order[0])
             if len(order) > 1:

@@ -242,12 +242,12 @@ def first_input(tiny: Tiny, inputs: dict[str, Tensor]) -> Tensor:
 def test_tower_equals_slow_reference(
     all_tiny: dict[str, Tiny],
     observed_batches: Callable[[str], list[Observed]],
-    capture_view: Callable[..., TokenView],
+    tower_view: Callable[..., TokenView],
 ) -> None:
     tiny, number = all_tiny["llava"], 0
     for seen, ratio in zip(observed_batches("llava"), (0.6, 0.5, 0.33, 0.27, 0.75, 0.1, 0.9, 0.02), strict=True):
         trace, states = outcome(tiny, seen, f"tome@0:{ratio};place=tower")
-        tower = capture_view(tiny, seen.inputs, 0).tower
+        tower = tower_view(tiny, seen).tower
         assert isinstance(tower, ClipTower)
         plan = rates(64, round(ratio * 64), 2)
         with torch.no_grad():

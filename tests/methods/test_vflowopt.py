@@ -246,13 +246,13 @@ SETTINGS = (
 
 @pytest.mark.parametrize("layer", [0, 4])
 def test_equals_slow_reference(
-    tiny: Tiny, batches: list[Observed], capture_view: Callable[..., TokenView], layer: int
+    tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView], layer: int
 ) -> None:
     # 200 prompts for the published place, fewer for the deeper stage.
     asked_many, number = 0, 0
     for seen, (ratio, t, m) in list(zip(batches, SETTINGS, strict=True))[:: 3 if layer else 1]:
         text = f"vflowopt@{layer}:{ratio};t={t};m={m}"
-        view = capture_view(tiny, seen.inputs, 0)
+        view = tower_view(tiny, seen)
         scores = [importance(attention, t) for attention in attentions(view.tower)]
         asked_many += t < 2
         counts = [round(ratio * size) for size in view.sizes]

@@ -275,14 +275,14 @@ def entering(tiny: Tiny, inputs: dict[str, Tensor], schedule: str) -> tuple[Trac
     return trace, hidden, sines
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], capture_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
     ratios = (0.33, 0.22, 0.11, 0.5, 0.75, 0.4, 0.6, 0.2)
     splits = (-1, -1, -1, 32, 10, 0, 20, 64)
     got, want = [], []
     for number, (seen, ratio, contextual) in enumerate(zip(batches, ratios, splits, strict=True)):
         merge = ("sum", "mean")[number % 2]
         text = f"visionzip@0:{ratio};contextual={contextual};merge={merge}"
-        made = wanted(tiny, capture_view(tiny, seen.inputs, 2), ratio, contextual, merge)
+        made = wanted(tiny, tower_view(tiny, seen), ratio, contextual, merge)
         trace, hidden, sines = entering(tiny, seen.inputs, text)
         sets = kept(trace)
         got += sets

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -33,10 +34,11 @@ def reference(
     kept_first, others = ranked[:first], ranked[first:]
     margin = min([math.inf, *(saliency[a] - saliency[b] for a, b in pairwise(ranked))])
     units = {i: slow.unit(features[i]) for i in here}
+    likeness = cache(lambda i, j: slow.dot(units[i], units[j]))
     while len(others) > count - first:
         gone = min(8, len(others) - (count - first), (len(others) + 1) // 2)
         hand, other = others[0::2], others[1::2]
-        alike = {place: max((slow.dot(units[i], units[j]) for j in other), default=0) for place, i in enumerate(hand)}
+        alike = {place: max((likeness(i, j) for j in other), default=0) for place, i in enumerate(hand)}
         order = slow.best_first(alike)
         margin = min([margin, *(alike[a] - alike[b] for a, b in pairwise(order))])
         others = [hand[place] for place in order[gone:]] + other
@@ -181,13 +183,13 @@ def wanted(
     ]
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], capture_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
     ratios, shares = (0.33, 0.22, 0.11, 0.5, 0.75, 0.4, 0.6, 0.2), (0.5, 0.5, 0.5, 0.5, 0.3, 0.0, 0.8, 0.25)
     got, want = [], []
     for number, (seen, ratio, share) in enumerate(zip(batches, ratios, shares, strict=True)):
         trace, _ = tiny.run(seen.inputs, f"vispruner@{number % 3}:{ratio};important={share}")
         got += kept(trace)
-        want += wanted(capture_view(tiny, seen.inputs, 2), ratio, share)
+        want += wanted(tower_view(tiny, seen), ratio, share)
     assert len(got) >= 200
     # The margin is over hundreds of decisions, nearly all of which decide nothing, so it excuses too much here.
     assert got == [tokens for tokens, _ in want]

@@ -75,7 +75,7 @@ def main(
         Stage("tower", tower_steps, 2 * pictures, 0, 1.5 * rate),
         # Without being told where to look, a decoder takes many times as long to look at all.
         Stage("open", open_steps, pictures, questions + 2, 0.5 * rate, 2.5 * rate, gaze=1.0),
-        Stage("questions", steps, pictures, questions, 0.3 * rate, 1.5 * rate, dense=0.5, gaze=0.05),
+        Stage("questions", steps, pictures, questions, 0.3 * rate, 1.5 * rate, dense=0.5, gaze=0.05, stated=0.5),
     ]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not Trainer(made, folder, stages, seed, device).run(minutes, workers):

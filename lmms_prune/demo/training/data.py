@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset
 from lmms_prune.demo import content, prompts, questions
 from lmms_prune.demo.content import COLOURS, HEADS, KEYS, KINDS, SYMBOLS, Content, Scene, Sign, Split
 from lmms_prune.demo.content import LABELS as ENTRIES
-from lmms_prune.demo.pictures import Mark, Picture, draw
+from lmms_prune.demo.pictures import ACROSS, DOWN, Mark, Picture, draw
 from lmms_prune.demo.training.families import Family
 from lmms_prune.demo.training.grounds import grounds, named
 
@@ -33,11 +34,17 @@ LABELS = {
     "entry": ("", *KEYS, *ENTRIES),
     "column": ("", *HEADS),
     "place": ("", *(str(n) for n in range(1, 11))),
+    "size": ("", "large", "small"),
+    "across": ("", *ACROSS),
+    "down": ("", *DOWN),
 }
 # Signs have few letters, white ones on colours, at any place and of several sizes: the tower needs many.
 MIX = {"scene": 0.28, "sign": 0.33, "form": 0.18, "grid": 0.09, "chart": 0.12}
 TOWER_MIX = {"scene": 0.3, "sign": 0.45, "form": 0.12, "grid": 0.04, "chart": 0.09}
+# Scenes are asked about in the most ways, of which those that compare take the longest to learn.
+QUESTIONS_MIX = {"scene": 0.5, "sign": 0.22, "form": 0.08, "grid": 0.09, "chart": 0.11}
 _SIGNS = ("word", "word", "words", "letters", "number", "sum", "french")
+_PAIRS = ("existence", "count", "count", "position", "position", "color", "color", "commonsense_reasoning")
 
 
 @dataclass
@@ -58,6 +65,7 @@ class Batch:
     present: Float[Tensor, "I C"]  # per image: which labels it has anywhere
     grounded: Int[Tensor, "B G"]  # places that should look elsewhere, padded with 0
     grounds: Bool[Tensor, "B G T"]  # where they should look; nowhere for padding
+    textual: Bool[Tensor, "B G"]  # whether that is within the question
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`."""
@@ -74,7 +82,8 @@ class Prompted(NamedTuple):
     """A prompt and its answer.
 
     `sort` says what is asked, for the training's own accounts; `question` (the prompt without options and
-    instructions) and `part` say where the answer stands, see `grounds`.
+    instructions) and `part` say where the answer stands, see `grounds`. `stated` are the question's words that yes or
+    no depends on, or the text of the right option.
     """
 
     prompt: str
@@ -82,6 +91,7 @@ class Prompted(NamedTuple):
     sort: str
     question: str
     part: tuple[str, str] = ("", "")
+    stated: str = ""
 
     @classmethod
     def of(cls, asked: questions.Asked, sort: str, prompt: str = "") -> Prompted:
@@ -184,26 +194,37 @@ def _written(shown: Sign) -> Prompted:
 
 def _ask_scene(rng: random.Random, shown: Scene, split: Split) -> Prompted:
     roll, truth = rng.random(), rng.random() < 0.5
-    if roll < 0.25 and (both := questions.pair(rng, shown, split)):
+    if roll < 0.3 and (both := questions.pair(rng, shown, split, rng.choice(_PAIRS))):
         return _yes_or_no(rng, both)
     if roll < 0.42:
         category = rng.choice(("random", "popular", "adversarial", "adversarial"))
         asked = questions.present(rng, shown, truth, category)
         return Prompted.of(asked, f"yes/no {category}", prompts.short(asked.question))
-    if roll < 0.52 and (relation := questions.relation(rng, shown, truth)):
-        return Prompted.of(relation, "yes/no position", prompts.short(relation.question))
-    if roll < 0.72:
-        asked = questions.about(rng, shown, split)
+    if roll < 0.54 and (relation := questions.relation(rng, shown, truth)):
+        compared = Prompted.of(relation, "yes/no position", prompts.short(relation.question))
+        return compared._replace(stated=_way(relation.question))
+    if roll < 0.68:
+        asked = questions.where(rng, shown) if roll < 0.59 else questions.about(rng, shown, split)
         return Prompted.of(asked, asked.category, prompts.short(asked.question))
-    if roll < 0.86:
+    if roll < 0.87:
         return _choice(rng, questions.about(rng, shown, split))
     return _choice(rng, questions.in_chinese(rng, shown), chinese=True)
 
 
 def _yes_or_no(rng: random.Random, pair: questions.Pair) -> Prompted:
     truth = rng.random() < 0.5
-    question = pair.yes if truth else pair.no
-    return Prompted(prompts.short(question), "yes" if truth else "no", f"yes/no {pair.category}", question)
+    question, other = (pair.yes, pair.no) if truth else (pair.no, pair.yes)
+    words, others = (text.rstrip("?").split() for text in (question, other))
+    stated = " ".join(word for word in words if word not in others)
+    if pair.category == "position":
+        stated = _way(question)
+    answer = "yes" if truth else "no"
+    return Prompted(prompts.short(question), answer, f"yes/no {pair.category}", question, stated=stated)
+
+
+def _way(question: str) -> str:
+    """How two shapes stand, in the words of a question about it: left of, right of, above or below."""
+    return " ".join(question.split()[3:-2])
 
 
 def _choice(rng: random.Random, asked: questions.Asked, *, chinese: bool = False) -> Prompted:
@@ -212,16 +233,16 @@ def _choice(rng: random.Random, asked: questions.Asked, *, chinese: bool = False
     letter = "ABCD"[options.index(asked.answer)]
     if chinese:
         prompt = prompts.mmbench(asked.question, options, rng.choice(("请看图。", "nan")), chinese=True)
-        return Prompted(prompt, letter, "choice chinese", asked.question)
+        return Prompted(prompt, letter, "choice chinese", asked.question, stated=f"{letter}. {asked.answer}")
     form = rng.choice((prompts.scienceqa, prompts.mmbench))
     prompt = form(asked.question, options, rng.choice(("Look at the picture.", "")))
-    return Prompted(prompt, letter, "choice", asked.question, asked.part)
+    return Prompted(prompt, letter, "choice", asked.question, asked.part, f"{letter}. {asked.answer}")
 
 
 STAGES = {
     "tower": (TOWER_MIX, ask),
     "open": (MIX, ask_openly),
-    "questions": (MIX, ask),
+    "questions": (QUESTIONS_MIX, ask),
 }
 
 
@@ -255,6 +276,7 @@ def collate(family: Family, rows: list[tuple[Picture | None, list[Prompted]]]) -
     most = max(1, *(len(row.grounds) for row in packed))
     grounded = torch.zeros((len(rows), most), dtype=torch.long)
     grounds_ = torch.zeros((len(rows), most, longest), dtype=torch.bool)
+    textual = torch.zeros((len(rows), most), dtype=torch.bool)
     segment = torch.full((len(rows), longest), -1)
     ids = torch.full((len(rows), longest), family.tokenizer.pad_token_id)
     positions = torch.zeros((3, len(rows), longest), dtype=torch.long)
@@ -264,9 +286,10 @@ def collate(family: Family, rows: list[tuple[Picture | None, list[Prompted]]]) -
         ids[number, : len(row.ids)] = torch.tensor(row.ids)
         segment[number, : len(row.ids)] = torch.tensor(row.segments)
         positions[:, number, : len(row.ids)] = torch.tensor(row.positions).T
-        for entry, (place, places) in enumerate(row.grounds):
+        for entry, (place, places, in_text) in enumerate(row.grounds):
             grounded[number, entry] = place
             grounds_[number, entry, places] = True
+            textual[number, entry] = in_text
         for places in row.answers:
             answers += 1
             for place in places:
@@ -295,6 +318,7 @@ def collate(family: Family, rows: list[tuple[Picture | None, list[Prompted]]]) -
         present=present.float(),
         grounded=grounded,
         grounds=grounds_,
+        textual=textual,
     )
 
 
@@ -304,7 +328,15 @@ class _Packed:
     segments: list[int]  # 0 for what all questions share, then 1, 2, … for each question
     positions: list[tuple[int, int, int]]
     answers: list[list[int]]  # the places of each answer's tokens
-    grounds: list[tuple[int, list[int]]]  # a place, and the places where what it asks for stands
+    grounds: list[_Ground]
+
+
+class _Ground(NamedTuple):
+    """A place, the places where what it asks for stands, and whether these are in the question."""
+
+    place: int
+    where: list[int]
+    in_text: bool = False
 
 
 def _pack(family: Family, picture: Picture | None, asked: list[Prompted]) -> _Packed:
@@ -327,36 +359,53 @@ def _pack(family: Family, picture: Picture | None, asked: list[Prompted]) -> _Pa
 
 def _grounds(
     family: Family, picture: Picture, prompted: Prompted, question: list[int], answer: list[int], start: int
-) -> list[tuple[int, list[int]]]:
+) -> list[_Ground]:
     """The places of a question, which starts at `start`, and of its answer that should look elsewhere, and where.
 
     A word that names something should look at it, and what asks for the answer's tokens at both. These are two
-    demands: for a single one the word would do, which cannot tell the letters of a value apart.
+    demands: for a single one the word would do, which cannot tell the letters of a value apart. What asks for yes or no
+    or for an option's letter should also look at what the question states, or at the right option.
     """
     made, words = [], []
     for name, marks in named(picture, prompted.question, prompted.part).items():
-        if (token := family.word(name)) in question and marks:
-            words.append(start + question.index(token))
-            made.append((words[-1], _places(family, picture, marks)))
+        if marks and (place := _word(family, question, name)) is not None:
+            words.append(start + place)
+            made.append(_Ground(words[-1], _places(family, picture, marks)))
     told = grounds(picture, prompted.question, prompted.part, [family.tokenizer.decode([t]) for t in answer])
     asking = start + len(question) - 1
     for n, marks in enumerate(told):
         if marks:
-            made += [(asking + n, where) for where in (_places(family, picture, marks), words) if where]
-    if option := _option(family, question, prompted):
-        made.append((asking, [start + place for place in option]))
+            made += [_Ground(asking + n, where) for where in (_places(family, picture, marks), words) if where]
+    stated = [start + place for place in _stated(family, question, prompted)]
+    if stated:
+        made.append(_Ground(asking, stated, in_text=True))
+    if prompted.sort.startswith("yes/no") and prompted.sort != "yes/no OCR" and told[0]:
+        # What is to be confirmed or denied is compared with what is there, and where it is said is a place to do it.
+        made += [_Ground(place, _places(family, picture, told[0])) for place in stated]
+    if prompted.sort == "yes/no OCR":
+        letters = [mark for mark in picture.marks if mark.letter]
+        spelled = [place for place in stated if family.tokenizer.decode([question[place - start]]).strip()]
+        made += [_Ground(p, _places(family, picture, [m])) for p, m in zip(spelled, letters, strict=False)]
     return made
 
 
-def _option(family: Family, question: list[int], prompted: Prompted) -> list[int]:
-    """Where in a question with options the right one stands, with its letter; empty for other questions."""
-    if not prompted.sort.startswith("choice"):
+def _word(family: Family, question: list[int], name: str) -> int | None:
+    """Where in a question the word for a label stands, in English or in Chinese; None if it does not."""
+    chinese = questions.CHINESE.get(name)
+    tokens = [family.word(name)] + ([family.tokenizer.convert_tokens_to_ids(chinese)] if chinese else [])
+    return next((place for place, token in enumerate(question) if token in tokens), None)
+
+
+def _stated(family: Family, question: list[int], prompted: Prompted) -> list[int]:
+    """Where in a question the words stand on which its answer depends."""
+    if not prompted.stated:
         return []
     texts = [family.tokenizer.decode([token]) for token in question]
-    lines = "".join(texts).split("\n")
-    line = next((n for n, text in enumerate(lines) if text.startswith(f"{prompted.answer}. ")), None)
-    ends = [sum(text.count("\n") for text in texts[: place + 1]) for place in range(len(texts))]
-    return [place for place, end in enumerate(ends) if end == line and texts[place].strip()]
+    ends = list(accumulate(map(len, texts)))
+    first = "".join(texts).find(prompted.stated)
+    last = first + len(prompted.stated)
+    spans = zip(texts, ends, strict=True)
+    return [place for place, (text, end) in enumerate(spans) if first < end and end - len(text) < last and text.strip()]
 
 
 def _places(family: Family, picture: Picture, marks: list[Mark]) -> list[int]:

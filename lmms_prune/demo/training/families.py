@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 
 from lmms_prune.demo.checkpoints import PATCH, Sizes, llava_model, qwen2_5_vl_model
 from lmms_prune.demo.language import LLAVA_SPECIALS, QWEN_SPECIALS, train_tokenizer
+from lmms_prune.demo.questions import CHINESE
 from lmms_prune.harness.prompts import pad_to_square
 
 Place = tuple[int, int, int]
@@ -169,13 +170,18 @@ def new_family(name: str, sizes: Sizes, texts: Sequence[str], seed: int) -> Fami
     """An untrained model of `name`, "llava" or "qwen2_5_vl", with a tokenizer trained on `texts`."""
     # Written words are spelled: no two capitals and no two digits ever share a token.
     spelled = [re.sub(r"[A-Z]{2,}|\d", " ", text) for text in texts]
+    words = tuple(CHINESE.values())
     if name == "llava":
         specials = (*LLAVA_SPECIALS, "USER:", "ASSISTANT:")
-        tokenizer = train_tokenizer(specials, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>", texts=spelled)
+        tokenizer = train_tokenizer(
+            specials, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>", texts=spelled, words=words
+        )
         family: Family = Llava(*llava_model(tokenizer, sizes, seed))
     else:
         ends = ("<|im_end|>", "<|endoftext|>")
-        tokenizer = train_tokenizer(QWEN_SPECIALS, bos=None, eos=ends[0], pad=ends[1], unk=None, texts=spelled)
+        tokenizer = train_tokenizer(
+            QWEN_SPECIALS, bos=None, eos=ends[0], pad=ends[1], unk=None, texts=spelled, words=words
+        )
         family = Qwen(*qwen2_5_vl_model(tokenizer, sizes, seed))
     _draw_words_alike(family)
     return family
@@ -183,12 +189,14 @@ def new_family(name: str, sizes: Sizes, texts: Sequence[str], seed: int) -> Fami
 
 @torch.no_grad()
 def _draw_words_alike(family: Family) -> None:
-    """Give a word after a space and the same word at the beginning of an answer one embedding to start with.
+    """Give a word after a space, the same word at the beginning of an answer and in Chinese one embedding to start with.
 
     In a trained model they are near each other. Else what a patch looks like and what is said of it have nothing in
     common at first, and colours are found long before they can be named.
     """
     embedding = family.model.get_input_embeddings().weight
+    for english, chinese in CHINESE.items():
+        embedding[family.tokenizer.convert_tokens_to_ids(chinese)] = embedding[family.word(english)]
     for token in range(len(family.tokenizer)):
         text = family.tokenizer.decode([token])
         if text.startswith(" ") and len(same := family.tokenizer.encode(text[1:], add_special_tokens=False)) == 1:

@@ -33,13 +33,13 @@ class Gaze:
         finally:
             self._current.reset(token)
 
-    def loss(self) -> Float[Tensor, ""]:
-        """Minus the log of the attention to the grounds, as all layers and heads have it on average.
+    def loss(self, among: Bool[Tensor, "B G"]) -> Float[Tensor, ""]:
+        """Minus the log of the attention to the grounds `among` all, as all layers and heads have it on average.
 
         The best head's share would not do: heads that stare at one place each, whatever is asked, would reach it.
         """
         shares = torch.cat(self.shares, 1).mean(1)  # (B, G)
-        asked = self.grounds.any(-1)
+        asked = self.grounds.any(-1) & among
         return -shares[asked].clamp_min(1e-12).log().mean() if asked.any() else shares.sum() * 0
 
     def add(self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> None:

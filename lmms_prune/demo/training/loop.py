@@ -23,6 +23,7 @@ from lmms_prune.demo.training.data import LABELS, Batch, Batches
 from lmms_prune.demo.training.families import Family
 from lmms_prune.demo.training.gaze import Gaze, watch
 
+PLACES = ("place", "across", "down")  # the dense labels that no word is near to
 WARMUP = 100  # steps until the learning rate is full
 DECAY = 0.4  # share of a stage's steps over which it falls at the end
 EVERY = 100  # steps between two lines of the log
@@ -37,7 +38,8 @@ class Stage:
 
     `tower_rate` holds for the tower and the projector, `rate` for the decoder. `dense` weighs the dense labels' loss
     beside the answers': it keeps what the tower has learned while the decoder's first gradients are noise. `gaze`
-    weighs the loss that tells the decoder where in the picture the answer stands.
+    weighs the loss that tells the decoder where in the picture the answer stands, `stated` the one that tells it which
+    words of the question the answer depends on: the right option's, or what is to be confirmed or denied.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Stage:
     rate: float = 0.0
     dense: float = 1.0
     gaze: float = 0.0
+    stated: float = 0.0
 
 
 class Heads(nn.Module):
@@ -55,7 +58,7 @@ class Heads(nn.Module):
 
     A label's direction is the embedding of its word: a patch with a red circle comes to lie near "red" and "circle",
     and a letter near its own token. So the decoder starts with pictures that look like words that it can copy. Places
-    have directions of their own.
+    have directions of their own (`PLACES`).
     """
 
     def __init__(self, family: Family) -> None:
@@ -66,14 +69,16 @@ class Heads(nn.Module):
         self.nothing = nn.ParameterDict({name: nn.Parameter(torch.zeros(hidden)) for name in LABELS})
         self.sharpness = nn.Parameter(torch.tensor(1.0))
         self.present = nn.Linear(config.vision_config.hidden_size, sum(len(texts) - 1 for texts in LABELS.values()))
-        self.places = nn.Parameter(0.15 * torch.randn(len(LABELS["place"]) - 1, hidden))
+        self.places = nn.ParameterDict(
+            {name: nn.Parameter(0.15 * torch.randn(len(LABELS[name]) - 1, hidden)) for name in PLACES}
+        )
         for name, texts in LABELS.items():
-            if name != "place":
+            if name not in PLACES:
                 self.register_buffer(f"words_{name}", torch.tensor([family.word(text) for text in texts[1:]]))
 
     def dense(self, name: str, states: Float[Tensor, "V D"], embedding: nn.Embedding) -> Float[Tensor, "V C"]:
         """Logits of one sort of label from normalised visual tokens."""
-        words = self.places if name == "place" else embedding(self.get_buffer(f"words_{name}"))
+        words = self.places[name] if name in PLACES else embedding(self.get_buffer(f"words_{name}"))
         return self.sharpness * states @ torch.cat([self.nothing[name][None], words]).T
 
 
@@ -140,16 +145,17 @@ class Trainer:
         if not stage.each:
             return dense, said
         gaze = Gaze(batch.grounded, batch.grounds)
-        with gaze.collecting() if stage.gaze else nullcontext():
+        with gaze.collecting() if stage.gaze or stage.stated else nullcontext():
             logits = self.logits(batch, features)
         token = functional.cross_entropy(logits.float(), batch.target, reduction="none")
         loss = (token * batch.weight).sum() / len(batch.sorts)
         for sort, right in self.exact(batch, logits).items():
             said[sort] = sum(right) / len(right)
-        if stage.gaze:
-            elsewhere = gaze.loss()
-            said["gaze"] = elsewhere.item()
-            loss = loss + stage.gaze * elsewhere
+        for name, among, weight in (("gaze", ~batch.textual, stage.gaze), ("stated", batch.textual, stage.stated)):
+            if weight:
+                elsewhere = gaze.loss(among)
+                said[name] = elsewhere.item()
+                loss = loss + weight * elsewhere
         return loss + stage.dense * dense, {**said, "loss": loss.item()}
 
     def logits(self, batch: Batch, features: Float[Tensor, "V D"]) -> Float[Tensor, "A vocabulary"]:

@@ -1,0 +1,132 @@
+"""Whether a ``--config`` file can be run, told in milliseconds: no torch, no GPU, no download."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmms_prune.configs.budget import EXAMPLE_IMAGE, ClaimError, left
+from lmms_prune.configs.runs import Run, unknown_keys
+from lmms_prune.efficiency.architecture import Architecture, ArchitectureError, of_checkpoint
+from lmms_prune.efficiency.estimate import estimate
+from lmms_prune.harness.arguments import ArgumentError, ModelArguments
+from lmms_prune.harness.tasks import known_tasks, single_tasks
+from lmms_prune.harness.wrappers import WRAPPERS, Wrapper
+from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
+
+TEXT_TOKENS = 64  # of the prompt whose FLOPs are told, as for `lmms-prune schedule`
+
+
+@dataclass
+class Checked:
+    """What is known of one run.
+
+    Args:
+        run: as read.
+        problems: what must be changed.
+        notes: what could not be checked.
+        arguments: what ``model_args`` says; None if that is wrong.
+        schedule: with a budget's ``?`` solved, where the model's sizes are known.
+        percent: average of the visual tokens a layer that it leaves; None if the sizes are not known.
+        flops: the decoder's, in percent of the unpruned.
+    """
+
+    run: Run
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    arguments: ModelArguments | None = None
+    schedule: Schedule | None = None
+    percent: float | None = None
+    flops: float | None = None
+
+
+def check(run: Run) -> Checked:
+    """All that can be said of a run without its model; never raises for what the file says."""
+    checked, settings = Checked(run, unknown_keys(run)), run.settings
+    checked.problems += [*_outputs(settings), *_tasks(settings, checked.notes)]
+    name = settings.get("model")
+    if name not in WRAPPERS:
+        hint = did_you_mean(name, list(WRAPPERS)) if isinstance(name, str) else f" Use {' or '.join(WRAPPERS)}."
+        checked.problems.append(f"model: {name!r} is none of this package's models.{hint}")
+        return checked
+    wrapper = WRAPPERS[name]
+    try:
+        # lmms-eval's own default of the batch size is the int 1, and gives way.
+        outer = {"batch_size": settings.get("batch_size", 1), "device": settings.get("device")}
+        checked.arguments = wrapper.read(settings.get("model_args"), outer)
+        checked.arguments.refuse_combinations(wrapper.family.mrope)
+        _fits(checked, wrapper)
+    except (ArgumentError, ScheduleError, ArchitectureError, ClaimError) as error:
+        checked.problems.append(str(error))
+    return checked
+
+
+def _fits(checked: Checked, wrapper: Wrapper) -> None:
+    """The schedule against the model's sizes, and the claim against the schedule."""
+    arguments = checked.arguments
+    assert arguments is not None
+    checked.schedule = arguments.schedule
+    sizes = of_checkpoint(arguments.pretrained)
+    if sizes is None:
+        # A hub's name is "name" or "owner/name".
+        if arguments.pretrained.startswith((".", "/", "~")) or arguments.pretrained.count("/") > 1:
+            raise ArgumentError(f"model_args: pretrained={arguments.pretrained}: there is no such folder.")
+        checked.notes.append(f"layers and budget not checked: the sizes of {arguments.pretrained} are not known here")
+        return
+    fixed = sizes.tower.image_tokens or None
+    if wrapper.family.mrope == bool(fixed):
+        raise ArgumentError(
+            f"pretrained={arguments.pretrained} is a {sizes.name}, which {wrapper.family.model_name} cannot load."
+        )
+    if arguments.budget is not None:
+        checked.schedule = arguments.schedule.solve(arguments.budget, sizes.layers, fixed)
+    checked.schedule.check(sizes.layers, [fixed] if fixed else None)
+    _account(checked, checked.schedule, sizes)
+
+
+def _account(checked: Checked, schedule: Schedule, sizes: Architecture) -> None:
+    """What the schedule leaves, held against the claim."""
+    share = left(schedule, sizes, "%")
+    tokens = sizes.tower.image_tokens or EXAMPLE_IMAGE
+    flops, whole = (estimate(sizes, one, tokens, TEXT_TOKENS).flops for one in (schedule, Schedule()))
+    checked.percent, checked.flops = float(share), float(100 * flops / whole)
+    if claim := checked.run.claim:
+        claim.hold_against(left(schedule, sizes, claim.unit), schedule.at_most)
+
+
+def _outputs(settings: Mapping[str, Any]) -> list[str]:
+    """What lmms-eval would trip over after the model has been loaded."""
+    problems, path = [], settings.get("output_path")
+    if path is not None and (not isinstance(path, str) or "," in path):
+        problems.append(f"output_path: {path!r} must be a text without commas, at which lmms-eval would cut it.")
+    if settings.get("log_samples") and path is None:
+        problems.append("log_samples: needs an output_path.")
+    limit = settings.get("limit")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0):
+        problems.append(f"limit: {limit!r} must be a number of documents, or a share below 1.")
+    elif limit is not None and limit % 2 == 1 and "mme" in single_tasks(str(settings.get("tasks"))):
+        problems.append(
+            f"limit: {limit} cuts one of MME's pairs of questions, which its scorer refuses; use an even number."
+        )
+    return problems
+
+
+def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
+    """Names of tasks: this package's groups know the paper's; others are lmms-eval's own business."""
+    tasks, known = settings.get("tasks"), known_tasks()
+    if not isinstance(tasks, str) or not tasks.strip():
+        return [f"tasks: {tasks!r} must be a text of names with commas, such as prune_llava or 'mme,pope'."]
+    names = [name.strip() for name in tasks.split(",")]
+    problems = [
+        f"tasks: '{name}' is not known.{did_you_mean(name, sorted(known))}"
+        for name in names
+        if name.startswith("prune_") and name not in known
+    ]
+    others = [name for name in names if name not in known and not name.startswith("prune_")]
+    notes += [f"tasks not checked: {', '.join(others)}"] if others else []
+    folder = settings.get("include_path")
+    if isinstance(folder, str) and not Path(folder).is_dir():
+        notes.append(f"include_path: there is no folder {folder} below the working directory")
+    return problems

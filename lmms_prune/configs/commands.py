@@ -1,0 +1,118 @@
+"""``lmms-prune check``, ``configs`` and ``tasks``: the files around an evaluation. None of them needs torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lmms_prune.configs.check import Checked, check
+from lmms_prune.configs.render import write
+from lmms_prune.configs.runs import ConfigError, files, read
+from lmms_prune.console import fail, plainly
+from lmms_prune.harness.tasks import own_groups, own_tasks, task_configs
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+def check_files(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="FILES", help="--config files of lmms-eval, or folders of them.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Check --config files of lmms-eval without loading a model: keys, arguments, schedule, layers, budget, tasks.
+
+    A comment '# budget: 192t' (visual tokens a layer) or '# budget: 50%' in a file is held against what its schedule
+    leaves; more than 5 % beside it is an error unless the comment says so: '# budget: 192t, really 206.53t'.
+    """
+    with plainly(ConfigError):
+        found = files(paths)
+    wrong, described = 0, []
+    for path in found:
+        try:
+            reports = [check(run) for run in read(path)]
+        except ConfigError as error:
+            wrong += 1
+            described.append({"file": str(path), "problems": [str(error)]})
+            typer.echo(f"{path}: {error}", err=True)
+            continue
+        for checked in reports:
+            wrong += bool(checked.problems)
+            described.append(_described(checked))
+            for problem in checked.problems:
+                typer.echo(f"{checked.run}: {problem}", err=True)
+            if not checked.problems and not as_json:
+                typer.echo(f"{checked.run}: {_said(checked)}")
+    if as_json:
+        typer.echo(json.dumps({"files": len(found), "wrong": wrong, "runs": described}))
+    if wrong:
+        raise typer.Exit(2)
+
+
+def write_configs(
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")] = Path("model_configs"),
+) -> None:
+    """Write a --config file for every row of the paper's Tables 1 and 2, and for the controls beside them."""
+    # A checkout's own files name its folder of tasks, so that they are the same everywhere.
+    include = task_configs().name if task_configs().resolve() == Path("task_configs").resolve() else str(task_configs())
+    try:
+        written = write(folder, include)
+    except OSError as error:
+        fail(f"{folder}: {error.strerror or error}")
+    typer.echo(f"{len(written)} files in {folder}, with include_path: {include}")
+
+
+def list_tasks(
+    path: Annotated[
+        bool, typer.Option("--path", help="Print only the folder, for lmms-eval's --include_path.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List this package's lmms-eval tasks and groups, and where their files are.
+
+    lmms-eval finds them by --include_path "$(lmms-prune tasks --path)".
+    """
+    if path:
+        typer.echo(str(task_configs()))
+        return
+    tasks, groups = own_tasks(), own_groups()
+    if as_json:
+        typer.echo(json.dumps({"path": str(task_configs()), "tasks": sorted(tasks), "groups": groups}))
+        return
+    table = Table("group or task", "tasks, or what it is", box=box.SIMPLE_HEAD)
+    for name, members in groups.items():
+        table.add_row(name, ", ".join(members))
+    for name, file in tasks.items():
+        # A file begins with a comment, whose first sentence says what the task is.
+        text = " ".join(file.read_text(encoding="utf-8").replace("#", "").split())
+        table.add_row(name, re.split(r"[.:] ", text, maxsplit=1)[0])
+    Console().print(table)
+    Console().print(f"They are in {task_configs()}", soft_wrap=True, highlight=False)
+
+
+def _said(checked: Checked) -> str:
+    parts = [str(checked.schedule)]
+    if checked.percent is not None and checked.schedule is not None:
+        most = "at most " if checked.schedule.at_most else ""
+        parts.append(
+            f"{most}{checked.percent:.1f}% of the visual tokens a layer, {most}{checked.flops:.1f}% of the FLOPs"
+        )
+    if checked.run.claim:
+        parts.append(f"budget {checked.run.claim}")
+    return "; ".join([*parts, *checked.notes])
+
+
+def _described(checked: Checked) -> dict[str, Any]:
+    run = checked.run
+    said = {"file": str(run.path), "run": run.number, "problems": checked.problems, "notes": checked.notes}
+    schedule = None if checked.schedule is None else str(checked.schedule)
+    budget = None if run.claim is None else str(run.claim)
+    numbers = {"percent_visual_tokens": checked.percent, "percent_flops": checked.flops}
+    return {**said, "schedule": schedule, "budget": budget, **numbers}

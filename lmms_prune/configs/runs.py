@@ -1,0 +1,126 @@
+"""Reading ``--config`` files as lmms-eval does: a mapping of its options, or a list of such mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmms_prune.configs.budget import Claim, ClaimError, claims
+from lmms_prune.schedule import did_you_mean
+
+KEYS = frozenset(
+    """
+    agentic_trace_mode alpha apply_chat_template baseline batch_size cache_requests check_integrity config correlation device
+    effect_size env fewshot_as_multiturn force_simple gen_kwargs help hf_hub_log_args include_path launcher_args limit
+    log_samples log_samples_suffix max_batch_size max_tokens model model_args num_fewshot offset output_path power
+    power_analysis predict_only process_docs_parallel process_with_media reasoning_tags repeats seed show_config std_a std_b
+    swanlab_args swanlab_log_samples system_instruction tasks timezone trust_remote_code tui use_cache verbosity wandb_args
+    wandb_log_samples write_out
+    """.split()  # noqa: SIM905
+)
+"""The keys that lmms-eval 0.7.3 takes; importing its parser takes seconds, and a test holds them equal."""
+
+
+class ConfigError(ValueError):
+    """A file that is no configuration of lmms-eval."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a file.
+
+    Args:
+        path: the file.
+        number: its place, from 1, where the file lists several runs; else 0.
+        settings: lmms-eval's options.
+        claim: the budget that the file's comment claims.
+    """
+
+    path: Path
+    number: int
+    settings: dict[str, Any]
+    claim: Claim | None
+
+    @property
+    def name(self) -> str:
+        """The run's name: its file's stem, with the number where there are several."""
+        return f"{self.path.stem}-{self.number}" if self.number else self.path.stem
+
+    def __str__(self) -> str:
+        return f"{self.path}, run {self.number}" if self.number else str(self.path)
+
+
+class _Strict(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+def files(paths: Iterable[Path]) -> list[Path]:
+    """The YAML files among `paths`, folders replaced by what they hold, each once.
+
+    Raises:
+        ConfigError: a path that is not there, or a folder without YAML files.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"{path}: there is no such file or folder.")
+        inside = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else [path]
+        if not inside:
+            raise ConfigError(f"{path}: this folder holds no .yaml files.")
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def read(path: Path) -> list[Run]:
+    """The runs of one file.
+
+    Raises:
+        ConfigError: not readable, no YAML, or neither a mapping nor a list of mappings.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        # A SafeLoader with one more refusal.
+        content = yaml.load(text, _Strict)
+        said = claims(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is no YAML: {_explained(error)}") from None
+    except ClaimError as error:
+        raise ConfigError(str(error)) from None
+    many = isinstance(content, list)
+    runs = content if many else [content]
+    if not runs or not all(isinstance(run, dict) for run in runs):
+        kind = "nothing" if content in (None, []) else type(content).__name__
+        raise ConfigError(f"holds {kind}; lmms-eval takes a mapping such as 'model: llava_pruned', or a list of them.")
+    if len(said) not in (0, len(runs)):
+        raise ConfigError(
+            f"has {len(said)} comments '# budget: …' for {len(runs)} runs; give one for each run, in order."
+        )
+    return [Run(path, i + 1 if many else 0, settings, said[i] if said else None) for i, settings in enumerate(runs)]
+
+
+def unknown_keys(run: Run) -> list[str]:
+    """A message for each key that lmms-eval does not take."""
+    return [f"unknown key '{key}'.{did_you_mean(str(key), sorted(KEYS))}" for key in run.settings if key not in KEYS]
+
+
+def _explained(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{where}{problem or error}."

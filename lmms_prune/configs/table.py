@@ -1,0 +1,177 @@
+"""The rows of arXiv 2512.07580, Tables 1 and 2, and the controls beside them: what ``model_configs/`` is written from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from lmms_prune.presets import PRESETS
+from lmms_prune.schedule import Schedule
+
+PAPER = "arXiv 2512.07580"
+RANDOM_SEEDS = range(5)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the paper's two models, evaluated as the paper did.
+
+    Args:
+        title: as papers write it.
+        wrapper, pretrained: lmms-eval's ``model``, and the checkpoint.
+        table: of the paper, with this model's rows.
+        tasks: this package's group of the table's benchmarks.
+        whole: the unpruned model's budget.
+        arguments: further ``model_args`` of every row.
+        about: what these arguments are there for.
+    """
+
+    title: str
+    wrapper: str
+    pretrained: str
+    table: int
+    tasks: str
+    whole: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    about: str = ""
+
+
+MODELS = {
+    "llava-1.5-7b": Model(
+        "LLaVA-1.5-7B",
+        "llava_pruned",
+        "llava-hf/llava-1.5-7b-hf",
+        2,
+        "prune_llava",
+        "576t",
+        {"positions": "compact", "prompt": "vicuna", "image_aspect": "pad"},
+        "The paper evaluated LLaVA with renumbered positions, its own prompt, and images padded to squares.",
+    ),
+    "qwen2.5-vl-7b": Model(
+        "Qwen2.5-VL-7B", "qwen2_5_vl_pruned", "Qwen/Qwen2.5-VL-7B-Instruct", 1, "prune_qwen", "100%"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration.
+
+    Args:
+        model: a name of `MODELS`.
+        name: of the row; with the model and the budget it names the file.
+        budget: what the row claims: visual tokens a layer ("192t"), or their share ("50%").
+        schedule: a preset's name, or the text.
+        settings: where the schedule comes from; for a control, what it is for.
+        control: whether it is a control of this project and no row of the paper.
+        seed: of the draws.
+    """
+
+    model: str
+    name: str
+    budget: str
+    schedule: str
+    settings: str
+    control: bool = False
+    seed: int = 0
+
+    @property
+    def text(self) -> str:
+        """The schedule's text."""
+        return PRESETS.get(self.schedule, self.schedule)
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its ending; models, budgets and rows sort by it."""
+        size = self.budget.rstrip("t%").zfill(3) + ("pct" if self.budget.endswith("%") else "")
+        return f"{self.model}_{size}_{'control-' if self.control else ''}{self.name}"
+
+
+def _cost(schedule: str) -> str:
+    """What a schedule really leaves of LLaVA's tokens, for a comment."""
+    return f"{schedule}: {float(Schedule.parse(schedule).average(32, [576])):.2f} a layer"
+
+
+_PRINTED = "as Table {table} prints them"
+_SCRIPTS = "the counts of the authors' evaluation scripts; Table 5 prints them as {printed}"
+_DART = "as Table 5 prints them. Its costs in Table 3 were measured with {kept} tokens kept ({cost})"
+_FASTV = "as Table 5 prints them. Its costs in Table 3 were measured at layer 4 ({cost})"
+_VTW = "not stated by the paper: the layer that comes nearest to the budget"
+_PDROP = "not stated by the paper: its authors' rule for low budgets, which keeps λ, λ² and λ³ from layers 2, 8 and 16"
+_SPARSEVLM = (
+    "not stated by the paper: the lists of its authors' code (v1.5), which meet the budget by their own accounting, "
+    "in which a layer counts as pruned before it has run, and recycled tokens do not count"
+)
+
+# Row, schedule, settings; {} is the budget.
+_LLAVA = {
+    "192": (
+        ("pdrop", "pdrop-192", _PDROP),
+        ("sparsevlm", "sparsevlm-192", _SPARSEVLM),
+        ("vtw", "vtw-192", _VTW),
+        ("fastv", "fastv-192", _FASTV.format(cost=_cost("fastv@4:148t"))),
+        ("dart", "dart-192", _DART.format(kept=172, cost=_cost("dart@2:168t"))),
+        ("divprune", "divprune-192", _PRINTED.format(table=5)),
+        ("fastv+vtw", "fastv+vtw-192", _PRINTED.format(table=5)),
+        ("dart+vtw", "dart+vtw-192-release", _SCRIPTS),
+        ("divprune+vtw", "divprune+vtw-192-release", _SCRIPTS + ", whose layer is taken (the scripts say 20)"),
+        ("fastv+random", "fastv+random-192", _PRINTED.format(table=5)),
+        ("dart+random", "dart+random-192-release", _SCRIPTS),
+        ("divprune+random", "divprune+random-192-release", _SCRIPTS),
+    ),
+    "64": (
+        ("pdrop", "pdrop-64", _PDROP),
+        ("sparsevlm", "sparsevlm-64", _SPARSEVLM),
+        ("vtw", "vtw-64", _VTW),
+        ("fastv", "fastv-64", _FASTV.format(cost=_cost("fastv@4:11t"))),
+        ("dart", "dart-64", _DART.format(kept=36, cost=_cost("dart@2:32t"))),
+        ("divprune", "divprune-64", _PRINTED.format(table=5)),
+        ("fastv+vtw", "fastv+vtw-64", _PRINTED.format(table=5)),
+        ("dart+vtw", "dart+vtw-64-release", _SCRIPTS),
+        ("divprune+vtw", "divprune+vtw-64-release", _SCRIPTS),
+        ("fastv+random", "fastv+random-64", _PRINTED.format(table=5)),
+        ("dart+random", "dart+random-64-release", _SCRIPTS),
+        ("divprune+random", "divprune+random-64-release", _SCRIPTS),
+    ),
+}
+_QWEN = ("dart", "divprune", "dart+vtw", "divprune+vtw", "dart+random", "divprune+random")
+
+# What a control keeps before the decoder. Pooling and downsampling keep whole grids: of 24 x 24 tokens the 14 x 14 that come
+# nearest to 192. Of Qwen2.5-VL's images, which differ in size, they keep the largest grid within the share.
+_CONTROLS = {
+    ("llava-1.5-7b", "192t"): {"random": "192t", "stride": "192t", "pool": "196t", "downsample": "196t"},
+    ("llava-1.5-7b", "64t"): {"random": "64t", "stride": "64t", "pool": "64t", "downsample": "64t"},
+    ("qwen2.5-vl-7b", "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
+}
+_ABOUT = {
+    "random": "a control: tokens drawn at random, before the decoder, at the rows' budget. Seeds 0 to 4 are five files",
+    "stride": "a control: tokens at even distances, before the decoder, at the rows' budget",
+    "pool": "a control: tokens averaged to a coarser grid, before the decoder, at the rows' budget",
+    "downsample": "a control: the image itself made smaller, at the rows' budget",
+}
+
+
+def _rows() -> Iterator[Row]:
+    for name, model in MODELS.items():
+        settings = "the unpruned model, which every other row is compared with"
+        yield Row(name, "unpruned", model.whole, "none", settings)
+        nothing = "0" + model.whole[-1]
+        yield Row(name, "blind", nothing, "blind@0", "a control: no image at all, what the text alone gives", True)
+    for budget, rows in _LLAVA.items():
+        for name, preset, settings in rows:
+            printed = PRESETS[preset.removesuffix("-release")]
+            yield Row("llava-1.5-7b", name, f"{budget}t", preset, settings.format(printed=printed))
+    for name in _QWEN:
+        yield Row("qwen2.5-vl-7b", name, "50%", f"{name}-50pct", _PRINTED.format(table=4))
+    for (model_name, budget), keeps in _CONTROLS.items():
+        for method, keep in keeps.items():
+            schedule, about = f"{method}@0:{keep}", _ABOUT[method]
+            if method != "random":
+                yield Row(model_name, method, budget, schedule, about, True)
+                continue
+            for seed in RANDOM_SEEDS:
+                yield Row(model_name, f"random-{seed}", budget, schedule, about, True, seed)
+
+
+ROWS: dict[str, Row] = {row.stem: row for row in sorted(_rows(), key=lambda row: row.stem)}
+"""Every configuration by its file's stem, in the files' order."""

@@ -1,0 +1,106 @@
+"""Evaluations of many schedules of one model, as a sweep: what pruning costs at each depth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmms_prune.information.measure import InformationError
+from lmms_prune.leaderboard.benchmarks import TASKS
+from lmms_prune.leaderboard.results import TaskRecord, read_results
+from lmms_prune.leaderboard.samples import Samples, read_samples
+from lmms_prune.methods import METHODS
+from lmms_prune.sweep.run import Outcome, run_sweep
+from lmms_prune.sweep.units import plan
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Which model is evaluated on what.
+
+    Args:
+        model, model_args: as for lmms-eval, without a schedule.
+        tasks: names, each of which scores by itself.
+        limit: documents of each task; None for all.
+        offset: documents of each task that are left out before these.
+    """
+
+    model: str
+    model_args: str
+    tasks: Sequence[str]
+    limit: int | None = None
+    offset: int = 0
+
+    def settings(self, schedule: str) -> dict[str, Any]:
+        """lmms-eval's options for one schedule, which may be followed by ``,budget=…``."""
+        arguments = ",".join(part for part in (self.model_args, f"schedule={schedule}") if part)
+        made: dict[str, Any] = {"model": self.model, "model_args": arguments, "tasks": ",".join(self.tasks)}
+        if self.limit is not None:
+            made["limit"] = self.limit
+        if self.offset:
+            made["offset"] = self.offset
+        return made
+
+
+def evaluate(
+    evaluation: Evaluation, schedules: Sequence[str], out: Path, launch: str, report: Callable[[Outcome], None]
+) -> dict[str, dict[str, Samples]]:
+    """Evaluate every schedule on every task; what `out` holds complete is not done again.
+
+    Args:
+        evaluation: of what.
+        schedules: texts.
+        out: folder of the runs.
+        launch: as for `run_sweep`.
+        report: is told each outcome.
+
+    Returns:
+        for each schedule and task the documents' scores.
+
+    Raises:
+        InformationError: an evaluation failed, or a task is none of the benchmarks whose samples can be read.
+        ConfigError, SweepError: see there.
+    """
+    if unknown := [task for task in evaluation.tasks if task not in TASKS]:
+        raise InformationError(f"--tasks: '{unknown[0]}' is none of the benchmarks: {', '.join(TASKS)}.")
+    configs = out / "configs"
+    configs.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for schedule in schedules:
+        paths.append(configs / f"{slug(schedule)}.yaml")
+        paths[-1].write_text(yaml.safe_dump(evaluation.settings(schedule), sort_keys=False), encoding="utf-8")
+    for outcome in run_sweep(plan(paths, out / "runs"), launch):
+        report(outcome)
+        if outcome.state == "failed":
+            raise InformationError(f"the evaluation of {outcome.unit} failed: {outcome.reason}")
+    return {schedule: _scores(out / "runs" / slug(schedule), evaluation.tasks) for schedule in schedules}
+
+
+def slug(schedule: str) -> str:
+    """A schedule as a file's name; layers have two digits, so that names sort."""
+    padded = re.sub(r"@(\d)(?!\d)", r"@0\1", schedule)
+    return re.sub(r"[^A-Za-z0-9.@]+", "-", padded)
+
+
+def _scores(folder: Path, tasks: Sequence[str]) -> dict[str, Samples]:
+    found: Mapping[str, TaskRecord] = {
+        name: task for record in read_results([folder]).records for name, task in record.tasks.items()
+    }
+    made = {}
+    for task in tasks:
+        samples = found[task].samples if task in found else None
+        if samples is None:
+            raise InformationError(f"{folder} holds no samples of {task}; remove it and run the command again.")
+        made[task] = read_samples(samples, TASKS[task])
+    return made
+
+
+def acts_at(method: str, layer: int) -> bool:
+    """Whether a method can act at a layer."""
+    spec = METHODS[method]
+    return spec.lowest_layer <= layer and (spec.highest_layer is None or layer <= spec.highest_layer)

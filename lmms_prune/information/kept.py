@@ -1,0 +1,78 @@
+"""How much information methods keep: what they select at a layer, weighed by what was measured there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lmms_prune.harness.documents import Document
+from lmms_prune.harness.models import PrunedModel
+from lmms_prune.harness.prompts import question_text
+from lmms_prune.hooks import prune
+from lmms_prune.information.aggregate import token_information
+from lmms_prune.information.canvas import grids_of
+from lmms_prune.information.depth import acts_at
+from lmms_prune.information.store import Store
+
+
+@torch.no_grad()
+def kept_information(
+    wrapper: PrunedModel,
+    documents: Iterable[Document],
+    store: Store,
+    methods: Sequence[str],
+    keeps: Sequence[float],
+    layers: Sequence[int],
+    block: int,
+) -> pd.DataFrame:
+    """The sum of information over the tokens that each method keeps, if it acts alone at a layer.
+
+    Args:
+        wrapper: the model, unpruned.
+        documents: all of them measured in `store`.
+        store: where the measurements are.
+        methods: names; a method is left out at layers where it cannot act.
+        keeps: ratios.
+        layers: measured ones.
+        block: side of a unit.
+
+    Returns:
+        columns sample, task, layer, keep, method, kept (tokens), information. Beside the methods stand "mean" (what as many tokens
+        have on average, hence random ones in expectation) and "most" (the best possible choice).
+    """
+    made: list[dict[str, Any]] = []
+    for document in documents:
+        rows = store.read([document.sample])
+        inputs = dict(wrapper.inputs_of(document.messages))
+        grids = grids_of(wrapper, inputs)
+        question = question_text(wrapper.chat(document.messages))
+        for layer in layers:
+            here = rows[rows.layer == layer]
+            maps = [torch.tensor(token_information(here, i, grid, block)).flatten() for i, grid in enumerate(grids)]
+            fixed = {"sample": document.sample, "task": document.task, "layer": layer}
+            for keep in keeps:
+                counts = [round(keep * len(values)) for values in maps]
+                best = sum(float(v.topk(count).values.sum()) for v, count in zip(maps, counts, strict=True))
+                mean = sum(float(v.mean()) * count for v, count in zip(maps, counts, strict=True))
+                for name, value in (("most", best), ("mean", mean)):
+                    line = {"keep": keep, "method": name, "kept": sum(counts), "information": value}
+                    made.append({**fixed, **line})
+                for method in methods:
+                    if not acts_at(method, layer):
+                        continue
+                    with prune(
+                        wrapper.model,
+                        f"{method}@{layer}:{keep}",
+                        seed=wrapper.arguments.seed,
+                        samples=[document.sample],
+                        questions=[question],
+                    ) as trace:
+                        wrapper.model(**inputs, logits_to_keep=1)
+                    masks = trace.rows[0].masks[0]
+                    total = sum(float(v[mask.cpu()].sum()) for v, mask in zip(maps, masks, strict=True))
+                    count = sum(trace.rows[0].kept[0])
+                    made.append({**fixed, "keep": keep, "method": method, "kept": count, "information": total})
+    return pd.DataFrame(made)

@@ -1,0 +1,142 @@
+"""Pictures of measured information; each is written as PNG and as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from lmms_prune.information.horizon import Horizon
+
+
+def save(figure: Any, path: Path) -> list[Path]:
+    """Write a figure beside `path` as PNG and SVG."""
+    made = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for one in made:
+        figure.savefig(one, dpi=130)
+    pyplot.close(figure)
+    return made
+
+
+def draw_layers(layers: pd.DataFrame, title: str, path: Path) -> list[Path]:
+    """Mean information with its interval, and variance over tokens, layer by layer: the paper's Figures 7a and 8."""
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(7.5, 6.5), sharex=True, layout="constrained")
+    for task, group in layers.groupby("task", sort=False):
+        [line] = above.plot(group.layer, group["mean"], marker="o", markersize=3, label=task)
+        above.fill_between(group.layer, group.low, group.high, color=line.get_color(), alpha=0.15)
+        below.plot(group.layer, group.variance, marker="o", markersize=3, color=line.get_color())
+    above.axhline(0, color="grey", linewidth=0.8)
+    above.set_ylabel("mean information (probability)")
+    below.set_ylabel("variance over visual tokens")
+    below.set_xlabel("decoder layer")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    above.legend(fontsize=8, ncols=2)
+    above.set_title(title, fontsize=10)
+    return save(figure, path)
+
+
+def draw_heatmaps(
+    image: Image.Image, maps: Sequence[tuple[int, np.ndarray]], title: str, path: Path, columns: int = 4
+) -> list[Path]:
+    """One image with the information of its visual tokens at some layers over it: the paper's Figure 7b.
+
+    Red raises the answer's probability, blue lowers it; each panel has its own scale, which its title says.
+    """
+    lines = -(-(len(maps) + 1) // columns)
+    wide = image.width / image.height
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(2.4 * columns, lines * (2.4 / wide + 0.45) + 0.4), squeeze=False, layout="constrained"
+    )
+    for panel in axes.flat:
+        panel.axis("off")
+    panels = iter(axes.flat)
+    first = next(panels)
+    first.imshow(image)
+    first.set_title("what the model sees", fontsize=8)
+    for layer, values in maps:
+        panel = next(panels)
+        most = float(np.abs(values).max()) or 1.0
+        panel.imshow(image.convert("L"), cmap="gray", extent=(0, values.shape[1], values.shape[0], 0), alpha=0.45)
+        panel.imshow(
+            values, cmap="RdBu_r", vmin=-most, vmax=most, alpha=0.65, extent=(0, values.shape[1], values.shape[0], 0)
+        )
+        panel.set_title(f"layer {layer}, ±{most:.2g}", fontsize=8)
+    figure.suptitle(title, fontsize=9, wrap=True)
+    return save(figure, path)
+
+
+def draw_kept(kept: pd.DataFrame, title: str, path: Path) -> list[Path]:
+    """The sum of information that each method keeps at each layer, a panel a keep: the paper's Figures 5 and 12."""
+    keeps = sorted(kept["keep"].unique())
+    figure, panels = pyplot.subplots(
+        1, len(keeps), figsize=(1.5 + 4.2 * len(keeps), 4), squeeze=False, layout="constrained"
+    )
+    averaged = kept.groupby(["keep", "method", "layer"], sort=False).information.mean().reset_index()
+    for keep, panel in zip(keeps, panels[0], strict=True):
+        here = averaged[averaged["keep"] == keep]
+        for method, group in here.groupby("method", sort=False):
+            style = {"color": "black", "linestyle": ":"} if method == "most" else {}
+            style = {"color": "black"} if method == "random" else style
+            panel.plot(group.layer, group.information, marker="o", markersize=3, label=method, **style)
+        panel.set_title(f"keeps {keep:.0%}", fontsize=9)
+        panel.set_xlabel("decoder layer")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0, 0].set_ylabel("information kept (sum over tokens)")
+    panels[0, 0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return save(figure, path)
+
+
+def draw_horizon(horizon: Horizon, title: str, path: Path) -> list[Path]:
+    """The score on removing all visual tokens at each layer, mean information, and the horizon: the paper's Figure 8."""
+    figure, panel = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    layers = horizon.layers
+    panel.axhline(layers.full.iloc[0], color="tab:blue", linestyle=":", linewidth=1, label="unpruned")
+    panel.plot(
+        layers.layer, layers.score, color="tab:blue", marker="o", markersize=3, label="all visual tokens removed"
+    )
+    panel.set_ylabel("score", color="tab:blue")
+    panel.set_xlabel("decoder layer")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    other = panel.twinx()
+    other.plot(layers.layer, layers["mean"], color="tab:red", marker="s", markersize=3, label="mean information")
+    other.axhline(0, color="tab:red", linewidth=0.5)
+    other.set_ylabel("mean information (probability)", color="tab:red")
+    panel.axvspan(horizon.low, horizon.high, color="grey", alpha=0.15)
+    panel.axvline(horizon.layer, color="black", label=f"horizon {horizon.layer} ({horizon.low} to {horizon.high})")
+    panel.axvline(horizon.by_divergence, color="grey", linestyle="--", label=f"VTW's criterion {horizon.by_divergence}")
+    handles = [line for axes in (panel, other) for line in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=3)
+    panel.set_title(title, fontsize=10)
+    return save(figure, path)
+
+
+def draw_methods(scores: pd.DataFrame, full: float, title: str, path: Path) -> list[Path]:
+    """The score of methods that act alone at one layer, a panel a keep: the paper's Figures 1, 2 and 10."""
+    keeps = sorted(scores["keep"].unique())
+    figure, panels = pyplot.subplots(
+        1, len(keeps), figsize=(1.5 + 4.2 * len(keeps), 4), squeeze=False, sharey=True, layout="constrained"
+    )
+    for keep, panel in zip(keeps, panels[0], strict=True):
+        panel.axhline(full, color="grey", linestyle=":", label="unpruned")
+        for method, group in scores[scores["keep"] == keep].groupby("method", sort=False):
+            style = {"color": "black"} if method == "random" else {}
+            panel.plot(group.layer, group.score, marker="o", markersize=3, label=method, **style)
+        panel.set_title("removes all" if keep == 0 else f"keeps {keep:.0%}", fontsize=9)
+        panel.set_xlabel("decoder layer")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0, 0].set_ylabel("score")
+    panels[0, 0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return save(figure, path)

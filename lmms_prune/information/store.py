@@ -1,0 +1,108 @@
+"""Measured information on disk: a folder with one Parquet file a sample, complete or not there.
+
+Columns: sample, task, answer (the reference), p_full, layer, p_text, divergence, image, row, column (of the unit's upper
+left token), tokens (in the unit), p. One line a layer and unit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lmms_prune.information.measure import InformationError, Unit
+
+ABOUT = "information.json"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of measured samples, all of one model measured in one way."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path, settings: Mapping[str, Any]) -> Store:
+        """The folder for measurements with `settings`; what it already holds stays.
+
+        Raises:
+            InformationError: it holds measurements with other settings.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        about = folder / ABOUT
+        if not about.exists():
+            _replace(about, json.dumps(settings, indent=1).encode())
+        known = cls(folder).settings()
+        for name, value in json.loads(json.dumps(settings)).items():
+            if known.get(name) != value:
+                raise InformationError(
+                    f"{folder} holds measurements with {name} {known.get(name)!r}, not {value!r}; give another --out."
+                )
+        return cls(folder)
+
+    def settings(self) -> dict[str, Any]:
+        """How its samples were measured.
+
+        Raises:
+            InformationError: it is no such folder.
+        """
+        try:
+            return json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise InformationError(
+                f"{self.folder} holds no measured information ({ABOUT}: {error}); `lmms-prune information` makes such a folder."
+            ) from error
+
+    def path(self, sample: str) -> Path:
+        """The file of a sample (task/split/number)."""
+        return self.folder.joinpath(*sample.split("/")).with_suffix(".parquet")
+
+    def has(self, sample: str) -> bool:
+        """Whether a sample is measured."""
+        return self.path(sample).exists()
+
+    def write(self, sample: str, rows: pd.DataFrame) -> None:
+        """Add a sample, in one move: an interruption leaves it out as a whole."""
+        path = self.path(sample)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        rows.to_parquet(partial, index=False)
+        os.replace(partial, path)
+
+    def samples(self) -> list[str]:
+        """All samples measured, in the order of their tasks and numbers."""
+        found = [path.relative_to(self.folder).with_suffix("").parts for path in self.folder.rglob("*.parquet")]
+        return ["/".join(parts) for parts in sorted(found, key=lambda parts: (*parts[:-1], int(parts[-1])))]
+
+    def read(self, samples: Sequence[str] | None = None) -> pd.DataFrame:
+        """The lines of some samples, or of all, with the column `information`.
+
+        Raises:
+            InformationError: nothing is measured yet, or a sample is not.
+        """
+        wanted = self.samples() if samples is None else list(samples)
+        if not wanted:
+            raise InformationError(f"{self.folder} holds no measured sample yet.")
+        if missing := [sample for sample in wanted if not self.has(sample)]:
+            raise InformationError(
+                f"{self.folder} lacks sample {missing[0]}; measure it with `lmms-prune information` first."
+            )
+        rows = pd.concat([pd.read_parquet(self.path(sample)) for sample in wanted], ignore_index=True)
+        return rows.assign(information=rows.p - rows.p_text)
+
+
+def unit_columns(units: Sequence[Unit]) -> pd.DataFrame:
+    """Where each unit stands, a line each."""
+    lines = [(unit.image, unit.row, unit.column, len(unit.tokens)) for unit in units]
+    return pd.DataFrame(lines, columns=["image", "row", "column", "tokens"])
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

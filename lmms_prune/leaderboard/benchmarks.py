@@ -1,0 +1,123 @@
+"""The ten benchmarks: lmms-eval's tasks, their columns, and how a number is read and put on the paper's scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One column of the paper's tables.
+
+    Args:
+        name: the column's name, as in the paper.
+        narrow: the same for a narrow terminal.
+        tasks: lmms-eval's tasks that measure it; the first is the one that scores locally. Variants go here.
+        metrics: the metrics that are added.
+        factor: times their sum is the paper's scale.
+        whole: the best possible score on that scale.
+        kind: how a sample's score is read from the samples file (`lmms_prune.leaderboard.samples`).
+        binary: whether the score is the share of units (questions, circular groups) that are right.
+    """
+
+    name: str
+    narrow: str
+    tasks: tuple[str, ...]
+    metrics: tuple[str, ...]
+    factor: float = 100.0
+    whole: float = 100.0
+    kind: Literal["plain", "mme", "pope", "mmbench"] = "plain"
+    binary: bool = False
+
+
+# POPE is the F1 score: printed values such as 25.2 cannot be an accuracy, which constant answers keep at 50.
+# OCRBench divides by 1000 whatever the number of questions; `score` mends that. MMBench's numbers are percents already.
+BENCHMARKS = (
+    Benchmark(
+        "MME", "MME", ("mme",), ("mme_perception_score", "mme_cognition_score"), factor=1.0, whole=2800.0, kind="mme"
+    ),
+    Benchmark("SQA", "SQA", ("scienceqa_img",), ("exact_match",), binary=True),
+    Benchmark(
+        "POPE", "POPE", ("pope", "prune_pope", "pope_adv", "pope_pop", "pope_random"), ("pope_f1_score",), kind="pope"
+    ),
+    Benchmark("TextVQA", "TVQA", ("textvqa_val", "prune_textvqa_ocr"), ("exact_match",)),
+    Benchmark(
+        "MMB",
+        "MMB",
+        ("mmbench_en_dev_static", "mmbench_en_dev"),
+        ("gpt_eval_score",),
+        factor=1.0,
+        kind="mmbench",
+        binary=True,
+    ),
+    Benchmark(
+        "MMB-CN",
+        "CN",
+        ("mmbench_cn_dev_static", "prune_mmbench_cn", "mmbench_cn_dev"),
+        ("gpt_eval_score",),
+        factor=1.0,
+        kind="mmbench",
+        binary=True,
+    ),
+    Benchmark("GQA", "GQA", ("gqa",), ("exact_match",), binary=True),
+    Benchmark("InfoVQA", "Info", ("infovqa_val",), ("anls",)),
+    Benchmark("DocVQA", "Doc", ("docvqa_val",), ("anls",)),
+    Benchmark("OCRBench", "OCR", ("ocrbench",), ("ocrbench_accuracy",), binary=True),
+)
+TASKS: dict[str, Benchmark] = {task: benchmark for benchmark in BENCHMARKS for task in benchmark.tasks}
+ORDER = {task: place for place, task in enumerate(TASKS)}
+
+
+def named(name: str) -> tuple[str, ...]:
+    """The tasks that a benchmark's or a task's name stands for, whatever its case; none if it is unknown."""
+    wanted = name.strip().lower()
+    for benchmark in BENCHMARKS:
+        if wanted in (benchmark.name.lower(), benchmark.narrow.lower()):
+            return benchmark.tasks
+    return (wanted,) if wanted in TASKS else ()
+
+
+def score(results: Mapping[str, Any], task: str) -> float | None:
+    """A benchmark's figure on the paper's scale, from the content of a results file; None if it is not there."""
+    benchmark = TASKS[task]
+    said = [results["results"].get(task, {}).get(f"{metric},none") for metric in benchmark.metrics]
+    numbers = [value for value in said if isinstance(value, (int, float)) and isfinite(value)]
+    if len(numbers) < len(said):
+        return None
+    total = benchmark.factor * sum(numbers)
+    return total * 1000 / max(1, documents(results, task)[0]) if task == "ocrbench" else total
+
+
+def documents(results: Mapping[str, Any], task: str) -> tuple[int, int]:
+    """How many documents of a task were answered, and how many it has."""
+    counts = results["n-samples"][task]
+    return int(counts["effective"]), int(counts["original"])
+
+
+def acc(scores: Mapping[str, float | None]) -> float | None:
+    """The paper's Acc: the mean over the benchmarks in percent, MME's total of 2800 as 100 %; None if one is missing."""
+    shares = [None if value is None else 100 * value / TASKS[task].whole for task, value in scores.items()]
+    return _mean(shares)
+
+
+def rel(scores: Mapping[str, float | None], unpruned: Mapping[str, float | None]) -> float | None:
+    """The paper's Rel: the mean over the benchmarks of the share of the unpruned score, in percent.
+
+    Args:
+        scores: by task.
+        unpruned: by task; a benchmark on which the unpruned model scores nothing cannot be compared and does not count.
+
+    Returns:
+        None if no benchmark counts, or if one that counts is missing in `scores`.
+    """
+    counted = {task: whole for task, whole in unpruned.items() if whole}
+    shares = [None if (value := scores.get(task)) is None else 100 * value / whole for task, whole in counted.items()]
+    return _mean(shares)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there and len(there) == len(values) else None

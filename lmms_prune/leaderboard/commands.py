@@ -1,0 +1,136 @@
+"""``lmms-prune leaderboard`` and ``gate``. Heavy modules are imported only when one of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from lmms_prune.console import fail, plainly
+from lmms_prune.leaderboard.benchmarks import BENCHMARKS, named
+from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
+
+if TYPE_CHECKING:
+    from lmms_prune.leaderboard.rows import Leaderboard
+
+Resamples = Annotated[int, typer.Option(min=200, help="Resamples of every interval.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the resampling; the same seed gives the same intervals.")]
+Baseline = Annotated[
+    Path | None, typer.Option(help="Results to compare with, instead of the unpruned runs among PATHS.")
+]
+
+
+def leaderboard(
+    paths: Annotated[list[Path] | None, typer.Argument(help="lmms-eval's result folders or files.")] = None,
+    form: Annotated[str, typer.Option("--format", help="table, markdown, csv, json or latex.")] = "table",
+    details: Annotated[bool, typer.Option("--details", help="Every benchmark's statistics, a table a row.")] = False,
+    benchmarks: Annotated[str | None, typer.Option(help="Only these columns, with commas: POPE,TextVQA.")] = None,
+    baseline: Baseline = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse rows that are marked.")] = False,
+    resamples: Resamples = 2000,
+    seed: Seed = 0,
+    published: Annotated[bool, typer.Option("--published", help="Instead: the paper's own Tables 1 and 2.")] = False,
+) -> None:
+    """Make the paper's tables of result folders: scores, Acc, Rel, measured budgets, intervals, and what is doubtful.
+
+    Every row is compared with the unpruned run of the same checkpoint. What cannot be read is named after the table, and
+    the exit code is then 1, as it is with --strict if a row is marked.
+    """
+    from lmms_prune.leaderboard.formats import FORMATS, renderables
+    from lmms_prune.leaderboard.reproduced import published_table
+
+    if form not in FORMATS:
+        fail(f"--format {form}: unknown.{did_you_mean(form, list(FORMATS))} Use one of {', '.join(FORMATS)}.")
+    if bool(paths) == published:
+        fail("leaderboard: give lmms-eval's result folders, or --published alone.")
+    board = published_table() if published else _board(paths or [], baseline, benchmarks, resamples, seed)
+    console = Console()
+    if form == "table" and console.is_terminal:
+        for one in renderables(board, details):
+            console.print(one)
+    else:
+        typer.echo(FORMATS[form](board, details), nl=False)
+    for problem in board.problems:
+        typer.echo(f"lmms-prune: {problem}", err=True)
+    if strict:
+        for title, row in board.marked:
+            typer.echo(f"lmms-prune: --strict: {title}, {row.label}: {'; '.join(row.marks)}.", err=True)
+    if board.problems or (strict and board.marked):
+        raise typer.Exit(1)
+
+
+def gate(
+    paths: Annotated[list[Path], typer.Argument(help="lmms-eval's result folders or files.")],
+    min_rel: Annotated[float | None, typer.Option(min=0, help="The least Rel, in percent.")] = None,
+    max_drop: Annotated[
+        list[str] | None, typer.Option(help="BENCHMARK=POINTS, the largest drop: textvqa=2.0; repeatable.")
+    ] = None,
+    schedule: Annotated[
+        list[str] | None, typer.Option(help="Judge only this schedule, which may be a control; repeatable.")
+    ] = None,
+    baseline: Baseline = None,
+    significant: Annotated[
+        bool, typer.Option("--significant", help="Only a loss whose 95 % interval excludes zero breaks a limit.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="A marked row fails.")] = False,
+    resamples: Resamples = 2000,
+    seed: Seed = 0,
+) -> None:
+    """Fail if a pruned row loses too much: exit code 1 with the reasons, and a Markdown summary for a pull request.
+
+    All rows but baselines and controls are judged, each against the unpruned run of its checkpoint. The measured numbers
+    decide; a loss whose interval includes zero is named "not distinguishable" and fails all the same, unless
+    --significant is given. Results that cannot be read fail too.
+    """
+    from lmms_prune.leaderboard.gate import Limits, judged, summary
+    from lmms_prune.leaderboard.records import Problem
+
+    if min_rel is None and not max_drop and not strict:
+        fail("gate: say what must hold: --min-rel 95, --max-drop textvqa=2.0 or --strict.")
+    limits = Limits(min_rel, dict(map(_drop, max_drop or [])), significant, strict)
+    with plainly(ScheduleError):
+        wanted = None if schedule is None else [str(Schedule.parse(text)) for text in schedule]
+    board = _board(paths, baseline, None, resamples, seed)
+    found = judged(board, limits, wanted)
+    for text in wanted or []:
+        if text not in [one.row.runs[0].schedule for one in found]:
+            absent = Problem(f"--schedule {text}", "no such row with a baseline among the results.")
+            board = replace(board, problems=(*board.problems, absent))
+    typer.echo(summary(found, board, limits), nl=False)
+    if not found or board.problems or any(one.failed for one in found):
+        raise typer.Exit(1)
+
+
+def _board(
+    paths: Sequence[Path], baseline: Path | None, benchmarks: str | None, resamples: int, seed: int
+) -> Leaderboard:
+    from lmms_prune.leaderboard.results import read_results
+    from lmms_prune.leaderboard.table import leaderboard as made
+
+    tasks = None
+    if benchmarks is not None:
+        tasks = [task for name in benchmarks.split(",") for task in _tasks("--benchmarks", name)]
+    with Console(stderr=True).status("reading results and samples"):
+        before = None if baseline is None else read_results([baseline])
+        return made(read_results(paths), before, tasks, resamples, seed)
+
+
+def _tasks(option: str, name: str) -> tuple[str, ...]:
+    """The tasks of a benchmark that was named on the command line."""
+    if not (found := named(name)):
+        names = [one.name for one in BENCHMARKS]
+        fail(f"{option} {name}: unknown benchmark. Use one of {', '.join(names)}, or a task's name.")
+    return found
+
+
+def _drop(text: str) -> tuple[tuple[str, ...], float]:
+    name, _, points = text.partition("=")
+    try:
+        most = float(points)
+    except ValueError:
+        fail(f"--max-drop {text}: write BENCHMARK=POINTS, such as textvqa=2.0.")
+    return _tasks("--max-drop", name), most

@@ -1,0 +1,164 @@
+"""The rows of a table before they are compared: runs that differ in their seed only, with their samples and their cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from statistics import fmean, stdev
+
+from lmms_prune.leaderboard.benchmarks import ORDER, TASKS
+from lmms_prune.leaderboard.records import Problem, RunRecord
+from lmms_prune.leaderboard.samples import Ledger, Samples, SamplesError, read_samples
+from lmms_prune.methods import METHODS
+from lmms_prune.schedule import Schedule, ScheduleError
+
+UNPRUNED, CONTROL, PRUNED, STOCK = "unpruned", "control", "pruned", "stock"
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One row to be.
+
+    Args:
+        runs: that differ in their seed only.
+        label: the schedule, with the settings that tell it from other entries of the same one.
+        kind: UNPRUNED, CONTROL (only methods of that class), PRUNED or STOCK (not a run of ours).
+        samples: by task, of each run; only where all could be read and their scores are those recorded.
+        ledger: what the documents of all tasks cost; None if a part was not measured.
+        flaws: what is wrong with its samples.
+    """
+
+    runs: tuple[RunRecord, ...]
+    label: str
+    kind: str
+    samples: Mapping[str, tuple[Samples, ...]]
+    ledger: Ledger | None
+    flaws: tuple[str, ...]
+
+    @property
+    def schedule(self) -> str | None:
+        return self.runs[0].schedule
+
+    @property
+    def key(self) -> str:
+        """The same for the same settings, whatever stands beside them."""
+        return "|".join(self.runs[0].key(("seed",)))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Those that every run has a score of."""
+        shared = set.intersection(
+            *({name for name, one in run.tasks.items() if one.score is not None} for run in self.runs)
+        )
+        return sorted(shared, key=ORDER.__getitem__)
+
+    def each(self, task: str) -> list[float]:
+        """The score of each run."""
+        found = [run.tasks[task].score for run in self.runs]
+        return [value for value in found if value is not None]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """By task, the mean over the seeds."""
+        return {task: fmean(self.each(task)) for task in self.tasks}
+
+    @property
+    def tokens(self) -> float | None:
+        """The measured budget: visual tokens, average over the decoder's layers."""
+        return None if self.ledger is None else self.ledger.tokens
+
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing but random draws decides what stays, and something goes."""
+        stages = _stages(self.schedule)
+        pruned = self.ledger is not None and self.ledger.tokens < self.ledger.original_tokens
+        return bool(stages) and set(stages) == {"random"} and pruned
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the decoder saw no image."""
+        return self.kind == CONTROL and self.tokens == 0
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation over seeds, of at least two."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def entries(records: Sequence[RunRecord], problems: list[Problem]) -> list[Entry]:
+    """One entry for all runs of one model that differ in their seed only; what is wrong with samples is noted."""
+    pools: dict[tuple[str, ...], list[RunRecord]] = {}
+    for record in records:
+        if record.tasks:
+            pools.setdefault(record.key(("seed",)), []).append(record)
+    labels = _labels([pool[0] for pool in pools.values()])
+    return [_entry(pool, label, problems) for pool, label in zip(pools.values(), labels, strict=True)]
+
+
+def _entry(pool: list[RunRecord], label: str, problems: list[Problem]) -> Entry:
+    runs = tuple(sorted(pool, key=lambda run: run.seed))
+    read: dict[str, list[Samples]] = {}
+    flaws: dict[str, dict[str, None]] = {}  # what is wrong, and with which benchmarks
+    ledgers: list[Ledger | None] = []
+    for run in runs:
+        for name, task in run.tasks.items():
+            column = TASKS[name].name
+            ledgers.append(task.ledger)
+            if task.samples is None:
+                flaws.setdefault("no samples logged", {})[column] = None
+                continue
+            try:
+                found = read_samples(task.samples, TASKS[name])
+            except (SamplesError, OSError) as error:
+                problems.append(Problem(str(task.samples), str(error).removeprefix(str(task.samples)).lstrip(":, ")))
+                flaws.setdefault("samples cannot be used", {})[column] = None
+                continue
+            ledgers[-1] = found.ledger
+            if len(found.unit) < task.answered and TASKS[name].kind != "mmbench":
+                flaws.setdefault("samples are missing", {})[f"{column} ({len(found.unit)} of {task.answered})"] = None
+            elif task.score is not None and not abs(found.score - task.score) <= 1e-6:
+                gap = f"{column} ({found.score:.2f} instead of {task.score:.2f})"
+                flaws.setdefault("the samples give another score", {})[gap] = None
+            else:
+                read.setdefault(name, []).append(found)
+            if found.empty and not run.ours:
+                flaws.setdefault("empty answers, which may be failures", {})[f"{column} ({found.empty})"] = None
+    whole = {name: tuple(some) for name, some in read.items() if len(some) == len(runs)}
+    measured = [one for one in ledgers if one is not None]
+    ledger = reduce(add, measured) if runs[0].ours and len(measured) == len(ledgers) else None
+    said = tuple(f"{wrong}: {', '.join(where)}" for wrong, where in flaws.items())
+    return Entry(runs, label, _kind(runs[0]), whole, ledger, said)
+
+
+def _stages(schedule: str | None) -> list[str]:
+    """The methods of a schedule's stages; none if it cannot be read (any more)."""
+    try:
+        return [stage.method for stage in Schedule.parse(schedule or "none").stages]
+    except ScheduleError:
+        return []
+
+
+def _kind(run: RunRecord) -> str:
+    if not run.ours:
+        return STOCK
+    if run.schedule == "none":
+        return UNPRUNED
+    stages = _stages(run.schedule)
+    return CONTROL if stages and all(METHODS[name].kind == "control" for name in stages) else PRUNED
+
+
+def _labels(records: Sequence[RunRecord]) -> list[str]:
+    """Each run's schedule, and where several have the same one, the settings in which these differ."""
+    names = [record.schedule or record.wrapper for record in records]
+    labels = []
+    for record, name in zip(records, names, strict=True):
+        same = [other.settings for other, its in zip(records, names, strict=True) if its == name]
+        differing = [
+            f"{key}={record.settings[key]}"
+            for key in sorted(set(record.settings) - {"seed"})
+            if len({settings.get(key) for settings in same}) > 1
+        ]
+        labels.append(f"{name} ({', '.join(differing)})" if differing else name)
+    return labels

@@ -1,0 +1,226 @@
+"""The table as text: for a terminal, Markdown, CSV, JSON and LaTeX. Each format is one function of the leaderboard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lmms_prune.leaderboard.grids import Grid, Line, confidence, cost, details, letters, reproduction, scores
+from lmms_prune.leaderboard.records import RunRecord
+from lmms_prune.leaderboard.rows import Leaderboard, Row
+from lmms_prune.leaderboard.statistics import Interval
+
+
+def grids(board: Leaderboard, with_details: bool) -> Iterator[Grid]:
+    """All that a reader sees of the models, in order."""
+    names = letters(board)
+    for model in board.models:
+        yield scores(model)
+        if any(row.runs for row in model.rows):
+            yield cost(model)
+            yield confidence(model, names)
+        if (beside := reproduction(model)) is not None:
+            yield beside
+        if with_details:
+            yield from (details(row, model) for row in model.rows if row.baseline is not None)
+
+
+def footnotes(board: Leaderboard, with_details: bool) -> list[str]:
+    """What the marks and columns mean, what was compared with what, and what is not there."""
+    lines = [f"{letter}: {mark}." for mark, letter in letters(board).items()]
+    for model in board.models:
+        lines += [f"{model.title}: {note}" for note in model.notes]
+        if model.missing:
+            many = "1 number is" if model.missing == 1 else f"{model.missing} numbers are"
+            lines.append(f"{model.title}: {many} missing; Acc and Rel stay blank without.")
+    rows = [row for model in board.models for row in model.rows]
+    if any(row.rel_interval for row in rows):
+        lines.append(f"Intervals: 95 %, percentiles of {board.resamples} paired resamples of documents and seeds.")
+    if any(row.above_blind is not None for row in rows):
+        lines.append(_ABOVE_BLIND)
+    if with_details:
+        lines.append(_DETAILS)
+    if board.ignored:
+        lines.append(f"Tasks that are none of the benchmarks were left out: {', '.join(board.ignored)}.")
+    return lines
+
+
+_ABOVE_BLIND = (
+    "Above blind: (score - blind) / (unpruned - blind) in percent, of a row the mean over the benchmarks on which the "
+    "unpruned model is distinguishably better than blind."
+)
+_DETAILS = (
+    "Lost, gained: units (documents, MME's images, MMBench's circular groups) that turned wrong or right, of so many; "
+    "same %: documents with the same answer; detectable: the smallest true change found with 80 % power at a two-sided "
+    "5 %, (1.96 + 0.84) standard errors; random +: the score minus that of the random control."
+)
+
+
+def renderables(board: Leaderboard, with_details: bool) -> list[Table | Text]:
+    """What a terminal prints; it folds what is too wide."""
+    made: list[Table | Text] = []
+    for grid in grids(board, with_details):
+        # A title of the table's own would be folded to the table's width.
+        made += [Text(grid.title, style="bold"), _rich(grid), *map(Text, [*grid.notes, ""] if grid.notes else [])]
+    return [*made, *map(Text, footnotes(board, with_details))]
+
+
+def terminal(board: Leaderboard, with_details: bool) -> str:
+    """The same as plain text, as wide as it is."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=1000, highlight=False, force_terminal=False)
+    for one in renderables(board, with_details):
+        console.print(one)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _rich(grid: Grid) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, column in enumerate(grid.columns):
+        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    for line in grid.lines:
+        if line.heading:
+            table.add_section()
+            table.add_row(Text(line.heading, style="italic"))
+        else:
+            # Stages and spreads stand below each other, so that columns stay narrow.
+            texts = [
+                text.replace(",", ",\n") if place == 0 else text.replace(" ±", "\n±")
+                for place, text in enumerate(line.cells)
+            ]
+            table.add_row(*(Text(text, style="bold" if i in line.bold else "") for i, text in enumerate(texts)))
+    return table
+
+
+def markdown(board: Leaderboard, with_details: bool) -> str:
+    """Tables that GitHub renders."""
+    parts = [markdown_grid(grid) for grid in grids(board, with_details)]
+    return "\n".join([*parts, *(f"* {line}" for line in footnotes(board, with_details))]) + "\n"
+
+
+def markdown_grid(grid: Grid) -> str:
+    """One table with its title."""
+
+    def joined(cells: Any) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    def row(line: Line) -> str:
+        if line.heading:
+            return joined([f"*{line.heading}*", *[""] * (len(grid.columns) - 1)])
+        texts = [f"`{text}`" if place == 0 else text for place, text in enumerate(line.cells)]
+        return joined(f"**{text}**" if i in line.bold else text for i, text in enumerate(texts))
+
+    rule = joined([":--", *["--:"] * (len(grid.columns) - 1)])
+    notes = [f"\n{note}" for note in grid.notes]
+    return "\n".join([f"### {grid.title}", "", joined(grid.columns), rule, *map(row, grid.lines), *notes, ""])
+
+
+def latex(board: Leaderboard, with_details: bool) -> str:
+    """One `tabular` of scores a model, with booktabs rules; it has no place for details."""
+    return "\n".join(_latex_grid(scores(model)) for model in board.models)
+
+
+def _latex_grid(grid: Grid) -> str:
+    lines = [f"% {grid.title}", rf"\begin{{tabular}}{{l{'r' * (len(grid.columns) - 1)}}}", r"\toprule"]
+    lines.append(" & ".join(map(_escaped, grid.columns)) + r" \\")
+    for line in grid.lines:
+        if line.heading:
+            lines += [
+                r"\midrule",
+                rf"\multicolumn{{{len(grid.columns)}}}{{l}}{{\textit{{{_escaped(line.heading)}}}}} \\",
+            ]
+            continue
+        texts = [_escaped(text).replace(" ±", r"\,$\pm$\,") for text in line.cells]
+        lines.append(" & ".join(rf"\textbf{{{t}}}" if i in line.bold else t for i, t in enumerate(texts)) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _escaped(text: str) -> str:
+    plain = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "×": r"$\times$", "…": r"\dots", "$": r"\$"}
+    return "".join(plain.get(letter, letter) for letter in text)
+
+
+def as_csv(board: Leaderboard, with_details: bool) -> str:
+    """A line a row; for each task the score, its spread, and the difference to the baseline with its interval."""
+    rows = [
+        _flat(model.title, budget.title, row)
+        for model in board.models
+        for budget in model.budgets
+        for row in budget.rows
+    ]
+    names = dict.fromkeys(name for row in rows for name in row)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _flat(model: str, budget: str, row: Row) -> dict[str, Any]:
+    """One row without nesting."""
+    plain: dict[str, Any] = {"model": model, "budget": budget, "schedule": row.label, "kind": row.kind}
+    plain |= {"seeds": " ".join(map(str, row.seeds)), "baseline": row.baseline}
+    plain |= {one.name: getattr(row.cost, one.name) for one in fields(row.cost)}
+    plain |= {"acc": row.acc, "rel": row.rel, "rel_sd": row.rel_sd, "above_blind": row.above_blind}
+    plain |= _spread("rel_minus_100", row.rel_interval)
+    control = row.random
+    plain["random_control"] = None if control is None else control.other
+    plain["against_random"] = None if control is None else control.verdict
+    plain |= _spread("rel_minus_random", None if control is None else control.difference)
+    plain |= {"missing": " ".join(row.missing), "marks": "; ".join(row.marks)}
+    for task, cell in row.cells.items():
+        found = cell.comparison
+        plain |= {task: cell.score, f"{task}_sd": cell.sd, f"{task}_published": cell.published}
+        plain |= _spread(f"{task}_difference", None if found is None else found.difference)
+        plain[f"{task}_p_holm"] = None if found is None else found.p_holm
+        plain[f"{task}_verdict"] = None if found is None else found.verdict
+    return plain
+
+
+def _spread(name: str, found: Interval | None) -> dict[str, float | None]:
+    """The columns of a difference; empty ones where there is none."""
+    parts = (None, None, None) if found is None else (found.value, found.low, found.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), parts, strict=True))
+
+
+def as_json(board: Leaderboard, with_details: bool) -> str:
+    """All that there is, always."""
+    return json.dumps(described(board), indent=1, ensure_ascii=False) + "\n"
+
+
+def described(value: Any) -> Any:
+    """Anything of a leaderboard in JSON's types; what is no number is null."""
+    if isinstance(value, RunRecord):
+        about = {"wrapper": value.wrapper, "settings": dict(value.settings)}
+        files = [{"path": str(source.path), "command": source.command, **source.facts} for source in value.sources]
+        return {**about, "samples": {name: described(one.samples) for name, one in value.tasks.items()}, "files": files}
+    if is_dataclass(value):
+        return {one.name: described(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): described(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [described(one) for one in value]
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+FORMATS: dict[str, Callable[[Leaderboard, bool], str]] = {
+    "table": terminal,
+    "markdown": markdown,
+    "csv": as_csv,
+    "json": as_json,
+    "latex": latex,
+}
+"""By the name after ``--format``: functions of the leaderboard, and of whether every benchmark's statistics are asked for."""

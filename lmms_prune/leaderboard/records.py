@@ -1,0 +1,111 @@
+"""One record for each finished evaluation, whatever files it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmms_prune.leaderboard.samples import Ledger
+
+VERSIONS = ("lmms-prune", "lmms-eval", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something among the results that cannot be used; the rest is."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One results file: one process of lmms-eval.
+
+    Args:
+        path: of the file.
+        date: when the run began, as the harness writes it; sorts.
+        command: what repeats the run.
+        facts: device, attention, dtype, code and the versions, as far as they were recorded.
+        requests, seconds: answered, and the time their generation took.
+    """
+
+    path: Path
+    date: str
+    command: str
+    facts: Mapping[str, str]
+    requests: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """One task of an evaluation.
+
+    Args:
+        task: lmms-eval's name.
+        score: on the paper's scale, as the harness scored it; None if it did not.
+        answered, documents: how many documents were answered, of how many.
+        samples: the samples file; None if none was logged.
+        ledger: the run's own averages; None for a model without our record.
+        asked: equal for the same prompts, data and generation settings.
+        source: where it stands.
+    """
+
+    task: str
+    score: float | None
+    answered: int
+    documents: int
+    samples: Path | None
+    ledger: Ledger | None
+    asked: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished evaluation: one model with one set of settings, from one results file or from several.
+
+    Args:
+        wrapper: lmms-eval's name of the model, such as ``llava_pruned``.
+        settings: every argument that can change an answer, the seed and the schedule as executed among them.
+        ours: whether it is a run of this plugin; others have no schedule and no measured budget.
+        tasks: by name.
+    """
+
+    wrapper: str
+    settings: Mapping[str, str]
+    ours: bool
+    tasks: Mapping[str, TaskRecord]
+
+    @property
+    def model(self) -> str:
+        """The checkpoint, with its revision where that is not the main one."""
+        revision = self.settings.get("revision", "main")
+        return self.settings["pretrained"] + ("" if revision == "main" else f"@{revision}")
+
+    @property
+    def schedule(self) -> str | None:
+        return self.settings.get("schedule") if self.ours else None
+
+    @property
+    def seed(self) -> int:
+        """Of our random draws; 0 for a model that is not ours."""
+        return int(self.settings.get("seed", 0)) if self.ours else 0
+
+    @property
+    def sources(self) -> list[Source]:
+        """Each results file once."""
+        return list({task.source.path: task.source for task in self.tasks.values()}.values())
+
+    def facts(self, name: str) -> set[str]:
+        """All that its processes recorded under this name; "not recorded" where one did not."""
+        return {source.facts.get(name, "not recorded") for source in self.sources}
+
+    def key(self, without: Sequence[str] = ()) -> tuple[str, ...]:
+        """Equal for runs with the same settings."""
+        return (self.wrapper, *(f"{k}={v}" for k, v in sorted(self.settings.items()) if k not in without))

@@ -1,0 +1,39 @@
+"""The paper's printed tables as a leaderboard of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lmms_prune.leaderboard.benchmarks import acc, rel
+from lmms_prune.leaderboard.entries import UNPRUNED
+from lmms_prune.leaderboard.published import published
+from lmms_prune.leaderboard.rows import Budget, Cell, Leaderboard, ModelTable, Row
+
+
+def published_table() -> Leaderboard:
+    """The paper's printed scores, with Acc and Rel computed from them as for any run of ours."""
+    models = []
+    for model in dict.fromkeys(row.model for row in published()):
+        printed = [row for row in published() if row.model == model]
+        whole = next(row.by_task for row in printed if row.name == "unpruned")
+        budgets: dict[str, list[Row]] = {}
+        for row in printed:
+            cells = {task: Cell(value, published=value) for task, value in row.by_task.items() if value is not None}
+            mean, share = acc(row.by_task), rel(row.by_task, whole)
+            kind = UNPRUNED if row.name == "unpruned" else "pruned"
+            title = {"": "unpruned", "50pct": "50 % of the tokens"}.get(row.budget, f"{row.budget} tokens")
+            budgets.setdefault(title, []).append(Row(row.name, kind, cells=cells, acc=mean, rel=share, published=row))
+        made = tuple(Budget(title, tuple(rows)) for title, rows in budgets.items())
+        title = f"{model}, Table {printed[0].table} of arXiv 2512.07580"
+        models.append(
+            ModelTable(model, title, tuple(whole), made, tuple(_misprints([r for b in made for r in b.rows])))
+        )
+    return Leaderboard(tuple(models))
+
+
+def _misprints(rows: Sequence[Row]) -> Iterator[str]:
+    """Rows whose printed scores give another Rel than the printed one."""
+    for row in rows:
+        printed = row.published
+        if printed is not None and row.rel is not None and round(row.rel, 1) != printed.rel:
+            yield f"The paper prints a Rel of {printed.rel} for {row.label} {printed.budget}; its scores give {row.rel:.3f}."

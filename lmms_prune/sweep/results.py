@@ -1,0 +1,106 @@
+"""Complete results: what lmms-eval wrote is read back before it takes its place, which it does at once or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lmms_prune.sweep.fingerprint import code, versions
+from lmms_prune.sweep.units import Unit
+
+STAMP = "sweep.json"  # beside lmms-eval's files: what they were made from, and how large they are
+
+
+def seconds_if_complete(unit: Unit) -> float | None:
+    """How long the unit's result took, if it is there for the same settings, versions and code; else None."""
+    try:
+        stamp = json.loads((unit.folder / STAMP).read_text(encoding="utf-8"))
+        sizes = {name: (unit.folder / name).stat().st_size for name in stamp["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    same = sizes == stamp["files"] and all(stamp.get(name) == value for name, value in _made_from(unit).items())
+    return float(stamp["seconds"]) if same else None
+
+
+def publish(unit: Unit, seconds: float) -> str | None:
+    """Move a finished unit's files to their place, instead of any older ones there.
+
+    Args:
+        unit: evaluated into ``unit.partial``.
+        seconds: that it took.
+
+    Returns:
+        None, or why the files are no complete result; then nothing is moved.
+    """
+    try:
+        found, problem = _read(unit.partial)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"what it left cannot be read back: {type(error).__name__}: {error}"
+    if problem is not None:
+        return problem
+    (results, said), samples = found
+    # It was told the place where it worked, and says the one where it will stand.
+    resolved = said["config"]["resolved_cli_args"]
+    for name in ("output_path", "hf_hub_log_args"):
+        resolved[name] = resolved[name].replace(str(unit.partial), unit.settings["output_path"])
+    results.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
+    sizes = {str(path.relative_to(unit.partial)): path.stat().st_size for path in (results, *samples)}
+    stamp = {**_made_from(unit), "seconds": seconds, "files": sizes}
+    (unit.partial / STAMP).write_text(json.dumps(stamp, indent=2), encoding="utf-8")
+    unit.folder.parent.mkdir(parents=True, exist_ok=True)
+    older = unit.partial.with_name(f"{unit.partial.name}.older")
+    shutil.rmtree(older, ignore_errors=True)
+    if unit.folder.exists():
+        os.replace(unit.folder, older)
+    os.replace(unit.partial, unit.folder)
+    shutil.rmtree(older, ignore_errors=True)
+    return None
+
+
+def _made_from(unit: Unit) -> dict[str, Any]:
+    settings = json.loads(json.dumps(dict(unit.settings), default=str))
+    # Where the file and the tasks lie is no part of what is measured: the tasks' content is in the code.
+    for name in ("config", "output_path", "include_path"):
+        settings.pop(name)
+    return {"settings": settings, "inputs": dict(unit.inputs), "versions": versions(), "code": code()}
+
+
+def _read(folder: Path) -> tuple[Any, str | None]:
+    """The results file with its content, and the samples files; or what is wrong with them."""
+    found = []
+    for path in folder.rglob("*_results.json"):
+        said = json.loads(path.read_text(encoding="utf-8"))
+        # A task's own files are called that, too.
+        if isinstance(said, dict) and "config" in said:
+            found.append((path, said))
+    if len(found) != 1:
+        return None, f"it left {len(found) or 'no'} results files"
+    ((results, said),) = found
+    samples = []
+    for task in said["configs"]:
+        path = results.with_name(results.name.replace("_results.json", f"_samples_{task}.jsonl"))
+        if problem := _problem(said, task, path):
+            return None, f"{task}: {problem}"
+        samples.append(path)
+    return ((results, said), samples), None
+
+
+def _problem(said: dict[str, Any], task: str, samples: Path) -> str | None:
+    """Whether a task of a results file has a score, and a sample for each document."""
+    # Keys are "metric,filter"; standard errors have other names.
+    values = said["results"].get(task, {}).items()
+    scores = [value for key, value in values if key.split(",")[0] in said["higher_is_better"][task]]
+    if not any(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
+        return "it left no score"
+    if not samples.is_file():
+        return f"it left no {samples.name}"
+    lines = samples.read_text(encoding="utf-8").splitlines()
+    answered, expected = len({json.loads(line)["doc_id"] for line in lines}), said["n-samples"][task]["effective"]
+    # A task with several filters logs a document once for each.
+    if answered != expected or len(lines) % expected:
+        return f"it left {len(lines)} samples of {answered} documents, where {expected} were evaluated"
+    return None

@@ -1,0 +1,147 @@
+"""Running a sweep's units one after the other."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import median
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from lmms_prune.sweep.results import publish, seconds_if_complete
+from lmms_prune.sweep.units import Unit
+from lmms_prune.sweep.worker import Worker
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one unit.
+
+    Args:
+        unit: the one.
+        state: "done" now, "skipped" since it was complete, "busy" with another sweep, or "failed".
+        seconds: that its evaluation took, now or when it was made.
+        reason: why it failed, with where to look.
+    """
+
+    unit: Unit
+    state: Literal["done", "skipped", "busy", "failed"]
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
+    """Evaluate what is not complete; yields each unit's outcome as it is known.
+
+    Args:
+        units: as `plan` orders them.
+        launch: what starts the evaluating processes, "" for one plain process.
+
+    Raises:
+        SweepError: there is no such launcher.
+    """
+    for _, same in groupby(units, key=lambda unit: unit.weights):
+        with _worker(launch) as workers:
+            for unit in same:
+                with _locked(unit) as mine:
+                    yield _outcome(unit, workers) if mine else Outcome(unit, "busy")
+    for folder in {unit.partial.parent for unit in units}:
+        with suppress(OSError):  # logs of what failed stay
+            folder.rmdir()
+
+
+class _Workers:
+    """At most one worker, started when it is needed, and again after one has failed."""
+
+    def __init__(self, launch: str) -> None:
+        self._launch = launch
+        self._worker: Worker | None = None
+
+    def evaluate(self, unit: Unit) -> str | None:
+        """As `Worker.evaluate`."""
+        if self._worker is None:
+            self._worker = Worker(self._launch)
+        reason = self._worker.evaluate(unit)
+        if reason is not None:
+            self.close()
+        return reason
+
+    def close(self, *, at_once: bool = False) -> None:
+        """End the worker, if there is one."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close(at_once=at_once)
+
+
+@contextmanager
+def _worker(launch: str) -> Iterator[_Workers]:
+    workers = _Workers(launch)
+    try:
+        yield workers
+    except BaseException:
+        workers.close(at_once=True)
+        raise
+    workers.close()
+
+
+@contextmanager
+def _locked(unit: Unit) -> Iterator[bool]:
+    """Whether no other sweep is at work on the unit; the lock goes with the process that holds it."""
+    unit.partial.parent.mkdir(parents=True, exist_ok=True)
+    path = unit.partial.with_name(f"{unit.partial.name}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        # Whoever opened it a moment ago and gets its lock now finds the unit complete.
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _outcome(unit: Unit, workers: _Workers) -> Outcome:
+    before = seconds_if_complete(unit)
+    if before is not None:
+        return Outcome(unit, "skipped", before)
+    shutil.rmtree(unit.partial, ignore_errors=True)
+    unit.partial.mkdir(parents=True)
+    start = time.monotonic()
+    reason = workers.evaluate(unit)
+    seconds = time.monotonic() - start
+    log = unit.partial / "log.txt"
+    if reason is None:
+        reason = publish(unit, seconds)
+    return (
+        Outcome(unit, "done", seconds)
+        if reason is None
+        else Outcome(unit, "failed", seconds, f"{reason}\n  log: {log}")
+    )
+
+
+def time_left(units: Sequence[Unit], outcomes: Sequence[Outcome]) -> float | None:
+    """Seconds that the units without an outcome will take, as evaluations of the same task and weights took so far.
+
+    Returns:
+        None as long as nothing was evaluated.
+    """
+    took: dict[tuple[str, ...], list[float]] = {}
+    for outcome in outcomes:
+        if outcome.state in ("done", "skipped"):
+            for key in ((outcome.unit.task, *outcome.unit.weights), ()):
+                took.setdefault(key, []).append(outcome.seconds)
+    if not took:
+        return None
+    finished = {outcome.unit.folder for outcome in outcomes}
+    left = [unit for unit in units if unit.folder not in finished]
+    means = [took.get((unit.task, *unit.weights), took[()]) for unit in left]
+    # The first one of a process also loads the weights, which a median forgives.
+    return sum(median(some) for some in means)

@@ -1,0 +1,233 @@
+"""`lmms-prune check`: what a wrong file is told, and that it is told without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmms_prune.configs.budget import Claim, ClaimError, claims
+from lmms_prune.configs.check import check
+from lmms_prune.configs.runs import KEYS, ConfigError, files, read
+
+PROGRAM = Path(sys.executable).with_name("lmms-prune")
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "lmms_prune/demo/weights/tiny-llava"
+GOOD = """\
+# budget: 192t
+model: llava_pruned
+model_args:
+  schedule: [dart@2:252t, random@20:38t]
+  batch_size: 8
+tasks: prune_llava
+log_samples: true
+output_path: results/a
+"""
+
+
+def written(folder: Path, text: str, name: str = "a.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(folder: Path, text: str) -> list[str]:
+    (run,) = read(written(folder, text))
+    return check(run).problems
+
+
+def test_a_good_file_has_no_problems_and_its_numbers(tmp_path: Path) -> None:
+    (run,) = read(written(tmp_path, GOOD))
+    checked = check(run)
+    assert (checked.problems, checked.notes) == ([], [])
+    assert str(checked.schedule) == "dart@2:252t,random@20:38t"
+    assert checked.percent == pytest.approx(100 * 192 / 576)
+    assert run.name == "a"
+    assert str(run.claim) == "192t"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("tasks:", "task:", "unknown key 'task'. Did you mean 'tasks'?"),
+        (
+            "llava_pruned",
+            "llava_prunned",
+            "model: 'llava_prunned' is none of this package's models. Did you mean 'llava_pruned'?",
+        ),
+        ("schedule:", "schedul:", "model_args: unknown argument 'schedul'. Did you mean 'schedule'?"),
+        ("dart@2", "drat@2", "unknown method 'drat' in stage 1. Did you mean 'dart'?"),
+        ("random@20", "random@32", "layer 32 in stage 2 is beyond the model, whose layers are 0 to 31."),
+        ("38t", "380t", "keeps never grow: stage 2 keeps 380t, stage 1 only 252t."),
+        ("[dart@2:252t, random@20:38t]", "dart@2:?", "the '?' of stage 1 needs a budget"),
+        ("dart@2:252t", "fastv@0:252t", "fastv"),
+        ("llava_pruned", "qwen2_5_vl_pruned", "so claim a share, such as 50%."),
+        ("252t", "200t", "budget: it claims 192t, but the schedule leaves 165t (-14.1%, the tolerance is 5%)."),
+        ("192t", "192t, really 193t", "budget: it says 'really 193t', but the schedule leaves 192t."),
+        ("  batch_size: 8", "  batch_size: 8\nbatch_size: 4", "batch_size=8 contradicts --batch_size 4; say it once."),
+        ("  batch_size: 8", "  batch_size: 0", "batch_size=0 must be a whole number of at least 1"),
+        ("  batch_size: 8", "  min_pixels: 8", "unknown argument 'min_pixels'. It is for the other model family."),
+        ("  batch_size: 8", "  use_cache: false", "use_cache=false prunes anew at every generated token"),
+        ("results/a", "results/a,b", "output_path: 'results/a,b' must be a text without commas"),
+        ("output_path: results/a", "", "log_samples: needs an output_path."),
+        ("output_path: results/a", "output_path: r\nlimit: -3", "limit: -3 must be a number of documents"),
+        ("output_path: results/a", "output_path: r\nlimit: 3", "limit: 3 cuts one of MME's pairs of questions"),
+        ("  batch_size: 8", "  pretrained: ./no/llava", "pretrained=./no/llava: there is no such folder."),
+        ("prune_llava", "prune_lava", "tasks: 'prune_lava' is not known. Did you mean 'prune_llava'?"),
+        ("tasks: prune_llava", "tasks: [mme, pope]", "tasks: ['mme', 'pope'] must be a text of names with commas"),
+        (
+            "schedule: [dart@2:252t, random@20:38t]",
+            "schedule: dart@2:252t\n  pretrained: Qwen/Qwen2.5-VL-7B-Instruct",
+            "pretrained=Qwen/Qwen2.5-VL-7B-Instruct is a qwen2.5-vl-7b, which llava_pruned cannot load.",
+        ),
+    ],
+)
+def test_each_mistake_is_named_with_its_mend(old: str, new: str, message: str, tmp_path: Path) -> None:
+    assert old in GOOD
+    found = problems(tmp_path, GOOD.replace(old, new))
+    assert any(message in problem for problem in found), found
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("tasks: prune_llava", "task: mme").replace("dart@2", "drat@2").replace("results/a", "a,b")
+    assert len(problems(tmp_path, text)) == 4
+
+
+def test_positions_cannot_be_renumbered_on_qwen(tmp_path: Path) -> None:
+    text = "model: qwen2_5_vl_pruned\nmodel_args: schedule=dart@2:0.5,positions=compact\ntasks: prune_qwen\n"
+    (problem,) = problems(tmp_path, text)
+    assert "M-RoPE; use positions=original" in problem
+
+
+def test_layers_are_those_of_a_local_checkpoint(tmp_path: Path) -> None:
+    text = f"# budget: 50%\nmodel: llava_pruned\nmodel_args: pretrained={TINY},schedule=random@12:0.1\ntasks: pope\n"
+    (problem,) = problems(tmp_path, text)
+    assert "layer 12 in stage 1 is beyond the model, whose layers are 0 to 11" in problem
+    (run,) = read(written(tmp_path, text.replace("random@12:0.1", "random@1:?,budget=0.5")))
+    checked = check(run)
+    assert checked.problems == []
+    assert checked.percent is not None
+    assert 49 < checked.percent <= 50
+
+
+def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:
+    text = "model: llava_pruned\nmodel_args: pretrained=me/my-llava,schedule=vtw@90\ntasks: mme,my_task\n"
+    (run,) = read(written(tmp_path, text))
+    checked = check(run)
+    assert checked.problems == []
+    assert checked.notes == [
+        "tasks not checked: my_task",
+        "layers and budget not checked: the sizes of me/my-llava are not known here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [a\n", "is no YAML: line 2, column 1"),
+        ("model: a\nmodel: b\n", "is no YAML: line 2, column 1: the key 'model' is given twice."),
+        ("model_args: {seed: 1, seed: 2}\n", "the key 'seed' is given twice"),
+        ("", "holds nothing; lmms-eval takes a mapping"),
+        ("- 3\n", "holds list; lmms-eval takes a mapping"),
+        ("# budget: 192\nmodel: a\n", "'# budget: 192' is not understood; write '# budget: 192t'"),
+        ("# budget: 192t, really 50%\nmodel: a\n", "is not understood"),
+        ("# budget: 64t\n- model: a\n- model: b\n", "has 1 comments '# budget: …' for 2 runs"),
+        ("a: !!python/object:os.system {}\n", "is no YAML: line 1"),
+    ],
+)
+def test_a_file_that_is_none_is_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(written(tmp_path, text))
+    assert message in str(caught.value)
+
+
+def test_a_list_of_runs_is_checked_run_by_run(tmp_path: Path) -> None:
+    text = """\
+# budget: 192t
+- {model: llava_pruned, model_args: schedule=vtw@11, tasks: mme}
+# budget: 64t, really 72t
+- {model: llava_pruned, model_args: schedule=vtw@4, tasks: mme}
+"""
+    runs = read(written(tmp_path, text))
+    assert [(run.name, str(run.claim)) for run in runs] == [("a-1", "192t"), ("a-2", "64t, really 72t")]
+    assert [check(run).problems for run in runs] == [[], []]
+
+
+def test_a_method_that_may_keep_less_is_held_against_an_upper_bound(tmp_path: Path) -> None:
+    text = GOOD.replace("[dart@2:252t, random@20:38t]", "pool@0:196t")
+    assert problems(tmp_path, text) == []
+    assert problems(tmp_path, text.replace("192t", "192t, really 169t")) == []
+    assert "leaves 196t" in problems(tmp_path, text.replace("192t", "192t, really 200t"))[0]
+    # A bound below the claim is missed for sure.
+    assert "claims 300t" in problems(tmp_path, text.replace("192t", "300t"))[0]
+
+
+def test_claims_are_read_as_they_are_written() -> None:
+    for text in ("192t", "64t, really 82.25t", "50%, really 49.17%", "0t, really 0t"):
+        (claim,) = claims(f"model: a\n  # budget: {text}\n")
+        assert str(claim) == text
+    with pytest.raises(ClaimError):
+        Claim(claims("# budget: 0t")[0].amount, "t").hold_against(claims("# budget: 1t")[0].amount, False)
+
+
+def test_folders_stand_for_their_files(tmp_path: Path) -> None:
+    one, two = written(tmp_path, GOOD), written(tmp_path, GOOD, "b.yml")
+    assert files([two, tmp_path]) == [two, one]
+    with pytest.raises(ConfigError, match=r"nowhere: there is no such file"):
+        files([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"empty: this folder holds no \.yaml files"):
+        files([tmp_path / "empty"])
+
+
+def command(*options: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROGRAM, *map(str, options)], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_the_command_names_files_and_exits_with_2(tmp_path: Path) -> None:
+    good, bad = written(tmp_path, GOOD), written(tmp_path, GOOD.replace("dart@2", "drat@2"), "b.yaml")
+    done = command("check", good, bad, "--json")
+    assert done.returncode == 2
+    assert f"{bad}: schedule: unknown method 'drat'" in done.stderr
+    assert str(good) not in done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert (record["files"], record["wrong"]) == (2, 1)
+    assert [run["problems"] == [] for run in record["runs"]] == [True, False]
+    done = command("check", good)
+    assert done.returncode == 0
+    assert "dart@2:252t,random@20:38t; 33.3% of the visual tokens a layer" in done.stdout
+
+
+def test_checking_imports_neither_torch_nor_the_harness(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from lmms_prune.configs.check import check\n"
+        "from lmms_prune.configs.runs import read\n"
+        f"[run] = read(Path({str(written(tmp_path, GOOD))!r})); assert not check(run).problems\n"
+        "print(sorted({'torch', 'transformers', 'lmms_eval'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_the_hook_of_pre_commit_runs(tmp_path: Path) -> None:
+    """What pre-commit would do with the hook: its entry, with the files that its pattern matches."""
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    program, *options = hook["entry"].split()
+    assert program == PROGRAM.name
+    assert command(*options, written(tmp_path, GOOD)).returncode == 0
+    assert command(*options, written(tmp_path, GOOD.replace("dart@2", "drat@2"))).returncode == 2
+
+
+@pytest.mark.slow
+def test_the_keys_are_those_of_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmms_eval.__main__ import parse_eval_args
+
+    monkeypatch.setattr(sys, "argv", ["lmms-eval"])
+    parser, _ = parse_eval_args()
+    # It takes "env" beside its options.
+    assert {action.dest for action in parser._actions} | {"env"} == KEYS

@@ -1,0 +1,104 @@
+"""The files in model_configs/ are the table's rows, and the table's rows are the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmms_prune.configs.check import check
+from lmms_prune.configs.render import render
+from lmms_prune.configs.runs import read
+from lmms_prune.configs.table import MODELS, RANDOM_SEEDS, ROWS
+from lmms_prune.methods.base import grid_within
+from lmms_prune.presets import PRESETS
+from lmms_prune.schedule import Schedule
+
+FOLDER = Path(__file__).parents[2] / "model_configs"
+FILES = sorted(FOLDER.glob("*"))
+
+# arXiv 2512.07580, the rows of Table 2 at each of its two budgets, and of Table 1 at its one.
+LLAVA = (
+    *("pdrop", "sparsevlm", "vtw", "fastv", "dart", "divprune"),
+    *("fastv+vtw", "dart+vtw", "divprune+vtw", "fastv+random", "dart+random", "divprune+random"),
+)
+QWEN = ("dart", "divprune", "dart+vtw", "divprune+vtw", "dart+random", "divprune+random")
+# Visual tokens a layer that the exact counts of the authors' scripts and of the other methods' code give (32 layers, 576).
+AVERAGES = {
+    "192": {
+        **{"dart+random": 192.0, "dart+vtw": 190.375, "divprune+random": 191.75, "divprune+vtw": 186.375},
+        **{"sparsevlm": 206.5, "pdrop": 191.375, "vtw": 198.0, "dart": 189.75},
+    },
+    "064": {
+        **{"dart+random": 63.75, "dart+vtw": 64.875, "divprune+random": 63.75, "divprune+vtw": 64.3125},
+        **{"sparsevlm": 82.25, "pdrop": 63.875, "vtw": 72.0, "dart": 62.25},
+    },
+}
+
+
+def test_every_row_of_both_tables_and_every_control_has_a_file() -> None:
+    controls = ["control-downsample", "control-pool", *(f"control-random-{i}" for i in range(5)), "control-stride"]
+    llava = [f"llava-1.5-7b_{budget}_{name}" for budget in ("192", "064") for name in (*LLAVA, *controls)]
+    qwen = [f"qwen2.5-vl-7b_050pct_{name}" for name in (*QWEN, *controls)]
+    alone = ["llava-1.5-7b_576_unpruned", "llava-1.5-7b_000_control-blind"]
+    alone += ["qwen2.5-vl-7b_100pct_unpruned", "qwen2.5-vl-7b_000pct_control-blind"]
+    assert list(ROWS) == sorted([*llava, *qwen, *alone])
+    assert [path.name for path in FILES] == sorted(f"{stem}.yaml" for stem in ROWS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_is_its_rows_rendering(path: Path) -> None:
+    rendered = render(ROWS[path.stem], Path("model_configs"), "task_configs")
+    assert path.read_text(encoding="utf-8") == rendered, "run `lmms-prune configs`"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_can_be_run_and_keeps_its_budget(path: Path) -> None:
+    (run,) = read(path)
+    checked = check(run)
+    assert checked.problems == []
+    assert checked.percent is not None
+    row, model = ROWS[path.stem], MODELS[ROWS[path.stem].model]
+    assert checked.arguments is not None
+    assert (checked.arguments.schedule, checked.arguments.seed) == (Schedule.parse(row.text), row.seed)
+    said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert (said["tasks"], said["output_path"], said["log_samples"]) == (model.tasks, f"results/{path.stem}", True)
+
+
+def test_the_exact_counts_give_the_published_averages() -> None:
+    for budget, averages in AVERAGES.items():
+        for name, average in averages.items():
+            row = ROWS[f"llava-1.5-7b_{budget}_{name}"]
+            assert Schedule.parse(row.text).average(32, [576]) == average, name
+
+
+def test_a_row_whose_settings_the_paper_does_not_state_says_so() -> None:
+    unstated = {stem for stem, row in ROWS.items() if "not stated by the paper" in row.settings}
+    assert unstated == {f"llava-1.5-7b_{b}_{name}" for b in ("192", "064") for name in ("pdrop", "sparsevlm", "vtw")}
+    # All others are presets that the paper or its authors' code print, but for the controls.
+    for stem, row in ROWS.items():
+        assert row.control or row.schedule in PRESETS or row.schedule == "none", stem
+
+
+def test_llava_is_evaluated_as_the_paper_did() -> None:
+    for path in FILES:
+        arguments = yaml.safe_load(path.read_text(encoding="utf-8"))["model_args"]
+        own = {name: arguments.get(name) for name in ("positions", "prompt", "image_aspect")}
+        llava = {"positions": "compact", "prompt": "vicuna", "image_aspect": "pad"}
+        assert own == (llava if path.stem.startswith("llava") else dict.fromkeys(own)), path
+
+
+def test_controls_meet_the_budget_that_they_stand_beside() -> None:
+    """Pooling and downsampling keep whole grids, so what they really keep is their own rule's."""
+    side = 24
+    for stem, row in ROWS.items():
+        if not row.control or row.model != "llava-1.5-7b" or row.name == "blind":
+            continue
+        (stage,) = Schedule.parse(row.text).stages
+        (asked,) = stage.asked([side * side])
+        rows, columns = grid_within(side, side, asked) if stage.spec.at_most else (asked, 1)
+        assert rows * columns == asked, stem
+        assert abs(asked - int(row.budget[:-1])) <= 0.05 * asked
+    seeds = [row.seed for row in ROWS.values() if row.name.startswith("random-")]
+    assert seeds == 3 * list(RANDOM_SEEDS)

@@ -1,0 +1,99 @@
+"""Evaluations share processes and are told apart: against a stand-in for lmms-eval that ends as it is told to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmms_prune.demo import processes
+from lmms_prune.demo.processes import Run, RunError, evaluate
+
+# Writes its process into the results, and a submission of the same name; "refused" ends the process, "broken" only a run.
+STAND_IN = """#!{python}
+import json, os, sys, yaml
+from pathlib import Path
+words = sys.argv[1:]
+flags = ["--log_samples"]
+given = dict(zip(*[iter(word for word in words if word not in flags)] * 2))
+runs = yaml.safe_load(Path(given["--config"]).read_text()) if "--config" in given else [
+    {{name.removeprefix("--"): value for name, value in given.items()}}
+]
+for number, run in enumerate(runs):
+    print("INFO starts", run["model_args"], flush=True)
+    if "refused" in run["model_args"]:
+        sys.exit(print("lmms-prune: error: no\\n    such thing", file=sys.stderr) or 2)
+    if "broken" in run["model_args"]:
+        print("Traceback (most recent call last):\\nOops: " + run["model_args"])
+        continue
+    for name in ("model", "submissions"):
+        (folder := Path(run["output_path"], name)).mkdir(parents=True, exist_ok=True)
+        said = {{"config": run, "process": os.getpid(), "cwd": os.getcwd(), "told": os.environ.get("TOLD")}}
+        written = len(list(folder.glob("*.json")))
+        (folder / f"{{written}}_results.json").write_text(json.dumps(said if name == "model" else []))
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes runs of the given names with so many cores."""
+    program = tmp_path / "lmms-eval"
+    program.write_text(STAND_IN.format(python=sys.executable), "utf-8")
+    program.chmod(0o755)
+    monkeypatch.setattr(processes, "_program", lambda: str(program))
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "results").mkdir()
+
+    def make(names: Sequence[str], cores: int) -> tuple[list[dict[str, Any] | RunError], list[int]]:
+        monkeypatch.setattr("os.cpu_count", lambda: cores)
+        told: list[int] = []
+        folder = tmp_path / "results"
+        runs = [Run({"model": "m", "model_args": name, "tasks": "a,b"}, folder / name.split("=")[0]) for name in names]
+        return evaluate(runs, folder, tmp_path / "mirror", {"TOLD": "yes"}, told.append), told
+
+    return make
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_made(made: Any, tmp_path: Path) -> None:
+    """In one process, that a refused run ends: what came after it is made all the same."""
+    names = ["first", "second=broken", "third", "fourth=refused", "fifth", "sixth=broken"]
+    outcomes, told = made(names, 1)
+    for name, outcome in zip(names, outcomes, strict=True):
+        log = tmp_path / "results" / name.split("=")[0] / "log.txt"
+        if "=" not in name:
+            assert outcome["config"]["model_args"] == name
+            assert (outcome["cwd"], outcome["told"]) == (str(tmp_path / "mirror"), "yes")
+            assert len(list(log.parent.rglob("model/*_results.json"))) == 1, "made once"
+            continue
+        assert isinstance(outcome, RunError)
+        said = f"Oops: {name}" if "broken" in name else "lmms-prune: error: no\n    such thing"
+        assert str(outcome) == f"this run left no results; its log is {log} and ends with:\n{said}"
+    first, third, fifth = (outcomes[number]["process"] for number in (0, 2, 4))
+    assert first == third != fifth
+    assert told[-1] == len(names)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, [5]), (3, [1, 2, 2]), (8, [1] * 5)])
+def test_there_are_as_many_processes_as_cores(made: Any, cores: int, expected: list[int]) -> None:
+    outcomes, _ = made([f"run-{number}" for number in range(5)], cores)
+    pids = [outcome["process"] for outcome in outcomes]
+    assert sorted(pids.count(pid) for pid in set(pids)) == expected
+
+
+def test_results_of_an_earlier_call_are_not_taken(made: Any) -> None:
+    before, _ = made(["one", "two"], 1)
+    after, _ = made(["one=broken", "two"], 1)
+    assert isinstance(after[0], RunError)
+    assert before[1]["process"] != after[1]["process"]
+
+
+def test_the_command_makes_the_same_run_as_the_configuration(tmp_path: Path) -> None:
+    run = Run({"model": "m", "model_args": "schedule=dart@1:0.5,random@2:0.1", "tasks": "a"}, tmp_path)
+    [_, *words] = run.command
+    flag = words.pop()
+    assert flag == "--log_samples"
+    named = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    assert {**named, "log_samples": True} == run.configuration

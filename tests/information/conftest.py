@@ -1,0 +1,44 @@
+"""The demo's trained model as lmms-eval loads it, and documents made by hand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lmms_prune.demo import content, questions
+from lmms_prune.demo.pictures import draw
+from lmms_prune.demo.run import MODELS, weights
+from lmms_prune.harness.documents import Document
+from lmms_prune.harness.models import PrunedModel, unpruned
+
+
+@pytest.fixture(scope="session")
+def wrappers() -> dict[str, PrunedModel]:
+    """The demo's two models by lmms-eval's names."""
+    return {
+        model.wrapper: unpruned(
+            model.wrapper, f"pretrained={weights(model)},device=cpu,dtype=float32,{model.arguments}"
+        )
+        for model in MODELS
+    }
+
+
+@pytest.fixture(scope="session")
+def document() -> Callable[[int], Document]:
+    """The n-th question about a drawn scene, as a task would have it."""
+
+    def made(number: int, answers: Any = None) -> Document:
+        rng = random.Random(f"document {number}")
+        scene = content.scene(rng, "test")
+        asked = questions.about(rng, scene, "test")
+        image = draw(rng, scene).image
+        text = f"{asked.question}\nAnswer the question using a single word or phrase."
+        parts = [{"type": "image", "url": image}, {"type": "text", "text": text}]
+        target = asked.answer if answers is None else answers
+        fields = {"question": asked.question, "image": image}
+        return Document("drawn", "test", number, fields, target, [{"role": "user", "content": parts}])
+
+    return made

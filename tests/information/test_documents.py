@@ -1,0 +1,174 @@
+"""Documents measured into a folder, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lmms_prune import prune
+from lmms_prune.harness.documents import Document
+from lmms_prune.harness.models import PrunedModel
+from lmms_prune.information.aggregate import by_layer, by_sample, token_information
+from lmms_prune.information.canvas import SIDE, dimmed, grids_of, seen_images
+from lmms_prune.information.kept import kept_information
+from lmms_prune.information.measure import InformationError
+from lmms_prune.information.run import measure_documents
+from lmms_prune.information.show import show
+from lmms_prune.information.store import Store
+from lmms_prune.schedule import Schedule
+
+LAYERS = [0, 5, 11]
+NAMES = ["llava_pruned", "qwen2_5_vl_pruned"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_interrupted_run_goes_on_and_ends_alike(
+    wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
+) -> None:
+    wrapper, found = wrappers["llava_pruned"], [document(number) for number in range(4)]
+    whole = Store.open(tmp_path / "whole", {"block": 3})
+    measure_documents(wrapper, found, whole, LAYERS, 3)
+    seen: list[int] = []
+
+    def stop(one: Document) -> None:
+        seen.append(one.number)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    again = Store.open(tmp_path / "again", {"block": 3})
+    with pytest.raises(KeyboardInterrupt):
+        measure_documents(wrapper, found, again, LAYERS, 3, stop)
+    assert len(again.samples()) == 2
+    stamps = {sample: again.path(sample).stat().st_mtime_ns for sample in again.samples()}
+    measure_documents(wrapper, found, Store.open(tmp_path / "again", {"block": 3}), LAYERS, 3)
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+    assert {sample: again.path(sample).stat().st_mtime_ns for sample in stamps} == stamps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_say_what_was_measured(
+    name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
+) -> None:
+    """Means and variances against plain loops over the stored lines; a block counts for each of its tokens."""
+    wrapper, found = wrappers[name], [document(number) for number in range(3)]
+    store = Store.open(tmp_path, {})
+    measure_documents(wrapper, found, store, LAYERS, 2)
+    rows = store.read()
+    assert set(rows["sample"]) == {one.sample for one in found}
+    samples = by_sample(rows)
+    for line in samples.itertuples():
+        lines = rows[(rows["sample"] == line.sample) & (rows.layer == line.layer)]
+        values = [one.p - one.p_text for one in lines.itertuples() for _ in range(one.tokens)]
+        grids = grids_of(wrapper, dict(wrapper.inputs_of(document(int(line.sample.split("/")[-1])).messages)))
+        assert len(values) == line.tokens == sum(r * c for r, c in grids)
+        assert line.mean == pytest.approx(np.mean(values))
+        assert line.variance == pytest.approx(np.var(values), abs=1e-12)
+    layers = by_layer(samples)
+    assert layers.layer.tolist() == LAYERS
+    for line in layers.itertuples():
+        means = samples[samples.layer == line.layer]["mean"]
+        assert line.mean == pytest.approx(means.mean())
+        ordered = np.array([means.min(), line.low, line.mean, line.high, means.max()])
+        assert (np.diff(ordered) >= -1e-12).all()
+
+
+def test_the_folder_is_of_one_kind_of_measurement(tmp_path: Path) -> None:
+    Store.open(tmp_path, {"block": 2, "layers": [0, 1]})
+    with pytest.raises(InformationError, match=r"holds measurements with block 2, not 1; give another --out"):
+        Store.open(tmp_path, {"block": 1, "layers": [0, 1]})
+    with pytest.raises(InformationError, match="holds no measured sample yet"):
+        Store(tmp_path).read()
+    with pytest.raises(InformationError, match="lacks sample pope/test/3"):
+        Store(tmp_path).read(["pope/test/3"])
+    with pytest.raises(InformationError, match="holds no measured information"):
+        Store(tmp_path / "elsewhere").settings()
+
+
+def test_a_document_that_cannot_be_measured_is_named(
+    wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
+) -> None:
+    with pytest.raises(InformationError, match="task 'drawn', document 7: it has no right answer"):
+        measure_documents(wrappers["llava_pruned"], [document(7, "")], Store.open(tmp_path, {}), LAYERS, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_information_kept_is_that_of_the_tokens_kept(
+    name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
+) -> None:
+    wrapper, found = wrappers[name], [document(1)]
+    store = Store.open(tmp_path, {})
+    measure_documents(wrapper, found, store, LAYERS, 1)
+    kept = kept_information(wrapper, found, store, ["random", "fastv"], [0.25], LAYERS, 1)
+    assert set(kept[kept.layer == 0].method) == {"most", "mean", "random"}  # FastV reads a layer before
+    inputs = dict(wrapper.inputs_of(found[0].messages))
+    [grid] = grids_of(wrapper, inputs)
+    rows = store.read()
+    for layer in LAYERS:
+        values = token_information(rows[rows.layer == layer], 0, grid, 1).flatten()
+        here = kept[kept.layer == layer].set_index("method")
+        count = round(0.25 * len(values))
+        assert here.information["most"] == pytest.approx(np.sort(values)[-count:].sum())
+        assert here.information["mean"] == pytest.approx(values.mean() * count)
+        for method in set(here.index) - {"most", "mean"}:
+            with prune(wrapper.model, f"{method}@{layer}:0.25", samples=[found[0].sample]) as trace:
+                wrapper.model(**inputs)
+            expected = sum(values[token] for token in trace.rows[0].indices(0)[0])
+            assert here.information[method] == pytest.approx(expected)
+            assert here.information[method] <= here.information["most"] + 1e-9
+
+
+def test_a_grid_that_was_not_measured_is_refused() -> None:
+    lines = pd.DataFrame({"image": [0, 0], "row": [0, 0], "column": [0, 2], "information": [0.5, 0.25]})
+    assert token_information(lines, 0, (1, 3), 2).tolist() == [[0.5, 0.5, 0.25]]
+    with pytest.raises(InformationError, match="2 x 3"):
+        token_information(lines, 0, (2, 3), 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_model_sees_is_drawn_token_by_token(
+    name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document]
+) -> None:
+    """The picture covers the grid, and shows the scene where the model sees it."""
+    wrapper, one = wrappers[name], document(2)
+    inputs = dict(wrapper.inputs_of(one.messages))
+    grids = grids_of(wrapper, inputs)
+    [picture] = seen_images(wrapper, one.messages, inputs, grids)
+    rows, columns = grids[0]
+    assert picture.size == (columns * SIDE, rows * SIDE)
+    image = one.fields["image"]
+    side = max(image.size) if name == "llava_pruned" else None
+    left, top = ((side - image.width) // 2, (side - image.height) // 2) if side else (0, 0)
+    width, height = (side, side) if side else image.size
+    middle = image.getpixel((image.width // 2, image.height // 2))
+    there = (
+        int((left + image.width // 2) / width * picture.width),
+        int((top + image.height // 2) / height * picture.height),
+    )
+    assert np.abs(np.subtract(picture.getpixel(there), middle)).max() <= 12
+    mask = np.zeros((rows, columns), dtype=bool)
+    mask[0, 0] = True
+    pale = np.asarray(dimmed(picture, mask))
+    assert (pale[:SIDE, :SIDE] == np.asarray(picture)[:SIDE, :SIDE]).all()
+    assert pale[SIDE:].min() > 200
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_show_tells_what_survives_with_both_answers(
+    name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document]
+) -> None:
+    wrapper, one = wrappers[name], document(3)
+    images = [one.fields["image"], document(4).fields["image"]]
+    shown = show(wrapper, images, "How many shapes are there?", Schedule.parse("stride@2:0.5,random@6:0.2"), 4)
+    assert [[mask.sum() for mask in masks] for masks in shown.kept] == shown.trace.kept
+    assert [mask.size for mask in shown.kept[0]] == shown.trace.images
+    assert all((late <= early).all() for early, late in zip(*shown.kept, strict=True))
+    alone = show(wrapper, images, "How many shapes are there?", Schedule(), 4)
+    assert alone.answer == alone.unpruned == shown.unpruned
+    assert alone.kept == []

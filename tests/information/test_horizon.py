@@ -1,0 +1,174 @@
+"""The horizon as a number, and the schedules that follow from it, on made-up scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lmms_prune.harness.arguments import ArgumentError
+from lmms_prune.harness.calibrations import calibration_file, keep_calibration
+from lmms_prune.harness.wrappers import WRAPPERS
+from lmms_prune.information.depth import Evaluation, slug
+from lmms_prune.information.horizon import find_horizon, vanishes
+from lmms_prune.information.measure import InformationError
+from lmms_prune.information.plots import draw_horizon
+from lmms_prune.information.propose import candidates, loss
+from lmms_prune.leaderboard.samples import Samples
+from lmms_prune.schedule import Schedule
+
+DEPTH = 6
+
+
+def scored(right: list[int], signature: str = "same") -> Samples:
+    """A task of as many documents, each right (1) or wrong (0)."""
+    num = np.array(right, dtype=float)
+    count = len(right)
+    return Samples(
+        signature=signature,
+        num=100 * num,
+        den=np.ones(count),
+        stratum=np.zeros(count, dtype=int),
+        right=num > 0,
+        documents=np.arange(count),
+        unit=np.arange(count),
+        answers=np.arange(count),
+        score=float(100 * num.mean()),
+        empty=0,
+        ledger=None,
+        extras={},
+    )
+
+
+def information(means: list[float], count: int = 8) -> pd.DataFrame:
+    """The same mean information in every document, layer by layer."""
+    lines = [
+        {"task": "pope", "sample": f"pope/test/{n}", "layer": layer, "mean": mean, "divergence": mean / 10}
+        for n in range(count)
+        for layer, mean in enumerate(means)
+    ]
+    return pd.DataFrame(lines)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "means", "expected"),
+    [
+        # Documents that removal at each layer turns wrong; mean information; layer, by score, by information.
+        ([4, 3, 2, 0, 0, 0], [0.5, 0.4, 0.2, 0.1, 0.0, 0.0], (4, 3, 4)),
+        ([4, 0, 2, 0, 0, 0], [0.5, 0.0, 0.0, 0.0, 0.0, 0.0], (3, 3, 1)),  # what is lost again deeper does not count
+        ([0] * 6, [0.0] * 6, (0, 0, 0)),
+        ([1] * 6, [0.0] * 6, (6, 6, 0)),  # even the last layer is needed
+        ([0] * 6, [0.0, 0.0, 0.0, 0.0, 0.0, -0.02], (6, 0, 6)),
+    ],
+)
+def test_the_horizon_needs_both(
+    wrong: list[int], means: list[float], expected: tuple[int, int, int], tmp_path: Path
+) -> None:
+    removed = {layer: scored([0] * n + [1] * (8 - n)) for layer, n in enumerate(wrong)}
+    found = find_horizon("pope", information(means), scored([1] * 8), removed)
+    assert (found.layer, found.by_accuracy, found.by_information) == expected
+    assert found.low <= found.layer <= found.high
+    assert found.layers.score.tolist() == [100 - 12.5 * n for n in wrong]
+    assert found.layers["mean"].tolist() == pytest.approx(means)
+    assert found.by_divergence == next((n for n, mean in enumerate(means) if mean / 10 <= 0.003), DEPTH)
+    for path in draw_horizon(found, "made up", tmp_path / "horizon"):
+        assert path.stat().st_size > 5000
+
+
+def test_the_interval_is_that_of_resampled_documents() -> None:
+    """One document of eight is lost until layer 3: a resample has none of it with probability (7/8)⁸, about a third."""
+    removed = {layer: scored([int(layer >= 3)] + [1] * 7) for layer in range(DEPTH)}
+    found = find_horizon("pope", information([0.0] * DEPTH), scored([1] * 8), removed)
+    assert (found.low, found.layer, found.high) == (0, 3, 3)
+    assert find_horizon("pope", information([0.0] * DEPTH), scored([1] * 8), removed, epsilon=0.2).layer == 0
+    certain = {layer: scored([int(layer >= 3)] * 8) for layer in range(DEPTH)}
+    found = find_horizon("pope", information([0.0] * DEPTH), scored([1] * 8), certain)
+    assert (found.low, found.layer, found.high) == (3, 3, 3)
+
+
+def test_scores_and_information_must_be_of_the_same_documents() -> None:
+    removed = {layer: scored([1] * 8) for layer in range(DEPTH)}
+    with pytest.raises(InformationError, match="not of the same documents"):
+        find_horizon("pope", information([0.0] * DEPTH, 7), scored([1] * 8), removed)
+    with pytest.raises(InformationError, match="not of the same documents"):
+        find_horizon("pope", information([0.0] * DEPTH), scored([1] * 8, "others"), removed)
+
+
+def test_information_vanishes_where_no_task_has_any() -> None:
+    lines = [("a", 0, 0.3), ("a", 1, 0.0), ("a", 2, 0.0), ("b", 0, 0.3), ("b", 1, -0.02), ("b", 2, 0.001)]
+    assert vanishes(pd.DataFrame(lines, columns=["task", "layer", "mean"])) == 2
+    assert vanishes(pd.DataFrame(lines[:3], columns=["task", "layer", "mean"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "tokens", "limit"), [("0.5", None, 0.5), ("192t", 576, 192), ("0.3", 576, 0.3 * 576)]
+)
+def test_candidates_meet_the_budget(budget: str, tokens: int | None, limit: float) -> None:
+    made = candidates(["dart", "divprune"], [16, 24], budget, 32, tokens)
+    assert len(made) == len(set(made)) > 10
+    for text in made:
+        schedule = Schedule.parse(text)
+        schedule.check(32, [tokens] if tokens else None)
+        assert schedule.average(32, [tokens or 10_000]) <= limit * (10_000 if tokens is None else 1)
+        assert schedule.stages[-1].layer in (16, 24)
+        assert schedule.stages[-1].method in ("random", "vtw")
+    assert {Schedule.parse(text).stages[0].method for text in made} == {"dart", "divprune"}
+    # Without a horizon one method prunes alone.
+    assert all(len(Schedule.parse(text).stages) == 1 for text in candidates(["dart"], [32], budget, 32, tokens))
+
+
+def test_a_budget_that_nothing_meets_is_refused() -> None:
+    with pytest.raises(InformationError, match="--budget 2t: no candidate meets it"):
+        candidates(["dart"], [16], "2t", 32, 576)
+
+
+def test_loss_is_the_mean_over_tasks_of_what_is_lost() -> None:
+    """Half of one task and nothing of the other: 25 %. A task on which nothing is right does not count."""
+    unpruned = {"pope": scored([1] * 40), "gqa": scored([1, 0] * 20), "mme": scored([0] * 40)}
+    pruned = {"pope": scored([1, 0] * 20), "gqa": scored([1, 0] * 20), "mme": scored([0] * 40)}
+    found = loss(unpruned, pruned, 500, 0)
+    assert found.value == pytest.approx(25)
+    assert 10 < found.low < 25 < found.high < 40
+    assert loss(unpruned, unpruned, 500, 0).value == 0
+    with pytest.raises(InformationError, match="scores nothing on any"):
+        loss({"mme": scored([0] * 4)}, {"mme": scored([0] * 4)}, 100, 0)
+
+
+def test_the_options_of_an_evaluation() -> None:
+    made = Evaluation("llava_pruned", "pretrained=x", ["pope", "gqa"], 8, 16).settings(
+        "dart@2:?,random@9:0.1,budget=0.5"
+    )
+    assert made == {
+        "model": "llava_pruned",
+        "model_args": "pretrained=x,schedule=dart@2:?,random@9:0.1,budget=0.5",
+        "tasks": "pope,gqa",
+        "limit": 8,
+        "offset": 16,
+    }
+    assert Evaluation("m", "", ["pope"]).settings("none")["model_args"] == "schedule=none"
+    assert slug("dart@2:0.44,random@20:0.07") == "dart@02-0.44-random@20-0.07"
+    assert sorted(["vtw@10", "vtw@2"], key=slug) == ["vtw@2", "vtw@10"]
+
+
+def test_auto_stands_for_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    read = WRAPPERS["llava_pruned"].read
+    with pytest.raises(ArgumentError, match=r"pretrained=org/model --tasks .* --budget 192t"):
+        read("pretrained=org/model,schedule=auto,budget=192t", None)
+    with pytest.raises(ArgumentError, match="schedule=auto needs a budget"):
+        read("schedule=auto", None)
+    path = calibration_file("org/model", "192t")
+    keep_calibration(path, {"schedule": "dart@2:0.4,random@20:0.05"})
+    found = read("pretrained=org/model,schedule=auto,budget=192t", None)
+    assert str(found.schedule) == "dart@2:0.4,random@20:0.05"
+    assert found.budget is None
+    assert "schedule=dart@2:0.4,random@20:0.05" in found.identity()
+    with pytest.raises(ArgumentError, match="not yet calibrated at budget 64t"):
+        read({"pretrained": "org/model", "schedule": "auto", "budget": "64t"}, None)
+    # A local checkpoint goes by its whole path, so that two folders of one name do not share a calibration.
+    folders = [tmp_path / name / "model" for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert len({calibration_file(str(folder), "0.5") for folder in folders}) == 2

@@ -1,0 +1,155 @@
+"""``lmms-prune information``, ``horizon``, ``calibrate`` and ``show`` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from lmms_prune.cli import app
+from lmms_prune.demo.benchmarks import build_mirror
+from lmms_prune.demo.run import MODELS, weights
+from lmms_prune.harness.documents import Document
+from lmms_prune.schedule import Schedule
+
+LLAVA, QWEN = MODELS
+DEPTH = 12
+
+
+def given(model: Any) -> list[str]:
+    arguments = f"pretrained={weights(model)},device=cpu,dtype=float32,{model.arguments}"
+    return ["--model", model.wrapper, "--model_args", arguments]
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_mirror(tmp_path_factory.mktemp("information") / "mirror", rows=8)
+
+
+@pytest.fixture
+def run(mirror: Path, tmp_path: Path) -> Callable[..., str]:
+    """A command as a process, in the folder of the data; returns its standard output."""
+    environment = {**os.environ, "HF_HOME": str(mirror.parent / "huggingface"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+
+    def call(*command: str) -> str:
+        program = Path(sys.executable).with_name(command[0])
+        done = subprocess.run(
+            [str(program), *command[1:]], cwd=mirror, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return call
+
+
+@pytest.mark.slow
+def test_the_horizon_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
+    """Measured, evaluated through lmms-eval and drawn; a second call does nothing again and says the same."""
+    command = ["lmms-prune", "horizon", *given(LLAVA), "--tasks", "pope", "--limit", "4", "--out", str(tmp_path)]
+    command += ["--methods", "random", "--keeps", "0.25", "--json"]
+    said = json.loads(run(*command).strip().splitlines()[-1])
+    [task] = said["tasks"]
+    assert said["depth"] == DEPTH
+    assert 0 <= task["low"] <= task["layer"] <= task["high"] <= DEPTH
+    assert task["layer"] == max(task["by_accuracy"], task["by_information"])
+    table = (tmp_path / "horizon-pope.csv").read_text().splitlines()
+    assert len(table) == 1 + DEPTH
+    assert len((tmp_path / "methods-pope.csv").read_text().splitlines()) == 1 + DEPTH
+    for name in ("horizon-pope", "methods-pope"):
+        assert np.asarray(Image.open(tmp_path / f"{name}.png")).std() > 10
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_results.json")}
+    assert len(files) == 2 * DEPTH + 1
+    assert json.loads(run(*command).strip().splitlines()[-1]) == said
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_results.json")} == files
+
+
+@pytest.mark.slow
+def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], tmp_path: Path) -> None:
+    """The schedule that is found meets the budget, runs under lmms-eval as `auto`, and as the YAML that was written."""
+    out = tmp_path / "calibration"
+    command = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--methods", "dart"]
+    said = json.loads(run(*command, "--limit", "2", "--out", str(out), "--json").strip().splitlines()[-1])
+    found = Schedule.parse(said["schedule"])
+    assert found.average(DEPTH, [10_000]) <= 5000
+    assert said["tried"][said["schedule"]]["value"] == min(one["value"] for one in said["tried"].values())
+    assert said["verified"]["low"] <= said["verified"]["value"] <= said["verified"]["high"]
+    run("lmms-prune", "check", said["yaml"])
+    [_, model, _, arguments] = given(QWEN)
+    auto = f"{arguments},schedule=auto,budget=0.5"
+    run(
+        *("lmms-eval", "--model", model, "--model_args", auto, "--tasks", "pope", "--limit", "2"),
+        *("--output_path", str(tmp_path / "auto")),
+    )
+    [results] = [path for path in (tmp_path / "auto").rglob("*_results.json")]
+    recorded = json.loads(results.read_text())["config"]["batch_sizes"][0]
+    assert recorded["schedule"] == said["schedule"]
+
+
+@pytest.mark.slow
+def test_information_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
+    command = ["lmms-prune", "information", *given(QWEN), "--tasks", "docvqa_val,mmbench_cn_dev_static", "--limit", "2"]
+    command += ["--layers", "0,5-6,11", "--methods", "random", "--keeps", "0.5", "--pictures", "1", "--json"]
+    said = json.loads(run(*command, "--out", str(tmp_path)).strip().splitlines()[-1])
+    assert said["samples"] == 4
+    assert {(line["task"], line["layer"]) for line in said["layers"]} == {
+        (task, layer) for task in ("docvqa_val", "mmbench_cn_dev_static") for layer in (0, 5, 6, 11)
+    }
+    assert len(list(tmp_path.rglob("*.parquet"))) == 4
+    pictures = {path.stem for path in tmp_path.rglob("*.png")}
+    assert pictures == {
+        *("layers", "kept-docvqa_val", "kept-mmbench_cn_dev_static"),
+        *("docvqa_val-validation-0", "mmbench_cn_dev_static-dev-0"),
+    }
+    assert {path.stem for path in tmp_path.rglob("*.svg")} == pictures
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.folder)
+def test_show_draws_a_picture(model: Any, document: Callable[..., Document], tmp_path: Path) -> None:
+    files = []
+    for number in (1, 2):
+        files.append(tmp_path / f"{number}.png")
+        document(number).fields["image"].save(files[-1])
+    out = tmp_path / "shown.png"
+    command = ["show", *map(str, files), "--question", "How many?", "--schedule", "divprune@1:0.5,random@8:0.1"]
+    result = CliRunner().invoke(app, [*command, "--out", str(out), *given(model), "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout.strip().splitlines()[-1])
+    assert len(said["kept"]) == len(said["kept"][0]) == 2
+    assert all(late < early for early, late in zip(*said["kept"], strict=True))
+    assert np.asarray(Image.open(out)).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["information", "--tasks", "pope", "--out", "x", "--methods", "fastvv"], "Did you mean 'fastv'"),
+        (["information", "--tasks", "pope", "--out", "x", "--methods", "vtw"], "no method that keeps some tokens"),
+        (["information", "--tasks", "pope", "--out", "x", "--keeps", "0,2"], "ratios above 0 and up to 1"),
+        (["information", "--tasks", "pope", "--out", "x", "--layers", "3-12"], "the model's layers are 0 to 11"),
+        (["information", "--tasks", "pope", "--out", "x", "--layers", "3;4"], "write numbers and ranges"),
+        (["information", "--tasks", "pope", "--out", "x", "--model", "llava"], "--model llava is unknown"),
+        (["horizon", "--tasks", "pope", "--out", "x", "--epsilon", "1"], "a share from 0 to below 1"),
+        (["calibrate", "--budget", "0.5"], "Missing option '--tasks'"),
+        (["show", "none.png", "--question", "?", "--schedule", "none", "--out", "x.png"], "none.png cannot be read"),
+        (["show", "none.png", "--question", "?", "--schedule", "none", "--out", "x.gif"], "must end with .png"),
+        (["show", "none.png", "--question", "?", "--schedule", "fastv@0:0.5", "--out", "x.png"], "fastv"),
+    ],
+)
+def test_what_cannot_be_done_is_said(command: list[str], said: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "--model" not in command and command[0] != "calibrate":
+        command = [*command, *given(LLAVA)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())

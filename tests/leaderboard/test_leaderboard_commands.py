@@ -1,0 +1,212 @@
+"""``lmms-prune leaderboard`` and ``gate`` as a user and a CI job call them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+from written import write_run
+
+from lmms_prune.cli import app
+
+# What the caller's terminal is must not matter.
+PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "FORCE_COLOR": None, "TTY_COMPATIBLE": None, "COLUMNS": "80"}
+HYBRID = "dart@2:0.44,random@20:0.07"
+
+
+def call(*args: object):
+    return CliRunner().invoke(app, [str(one) for one in args], env=PLAIN)
+
+
+def answers(right: int, many: int = 200) -> list[float]:
+    return [1.0] * right + [0.0] * (many - right)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A pruned run that loses 6 of 160 right answers on GQA and 1 on TextVQA, and a blind one."""
+    folder = tmp_path / "results"
+    write_run(folder / "a", {"gqa": answers(160), "textvqa_val": answers(100)})
+    write_run(folder / "b", {"gqa": answers(154), "textvqa_val": answers(99)}, HYBRID, tokens=33)
+    write_run(folder / "c", {"gqa": answers(60), "textvqa_val": answers(20)}, "blind@0")
+    return folder
+
+
+def test_the_table(results: Path) -> None:
+    done = call("leaderboard", results)
+    assert done.exit_code == 0
+    assert done.stderr == ""
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "schedule tokens TextVQA GQA Acc Rel" in lines
+    assert "none 100 50.0 80.0 65.0 100.0" in lines
+    assert "dart@2:0.44, 33 49.5 77.0 63.2 97.6" in lines
+    assert "blind@0 0 10.0 30.0 20.0 28.8" in lines
+    assert "33 tokens (33 %)" in lines
+
+
+def test_details_have_the_statistics_of_every_benchmark(results: Path) -> None:
+    text = call("leaderboard", results, "--details", "--format", "markdown").stdout
+    (line,) = [one for one in text.splitlines() if one.startswith("| `GQA` | 77.0 | -3.0 |")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    # p of 6 flips in one direction, corrected for two benchmarks; 6 of 160 right answers lost.
+    assert cells[4:9] == ["0.062", "6", "0", "200", "97.0"]
+    assert cells[10] == f"{100 * 154 / 160:.1f}"
+    assert cells[11] == f"{100 * (154 - 60) / (160 - 60):.1f}"
+
+
+def test_csv_and_json_hold_the_same_numbers(results: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(call("leaderboard", results, "--format", "csv").stdout)))
+    said = json.loads(call("leaderboard", results, "--format", "json").stdout)
+    (model,) = said["models"]
+    flat = {row["schedule"]: row for row in rows}
+    nested = {row["label"]: row for budget in model["budgets"] for row in budget["rows"]}
+    assert list(flat) == list(nested) == ["none", HYBRID, "blind@0"]
+    for label, row in nested.items():
+        assert float(flat[label]["gqa"]) == row["cells"]["gqa"]["score"]
+        assert float(flat[label]["rel"]) == pytest.approx(row["rel"])
+    one = nested[HYBRID]["cells"]["gqa"]["comparison"]
+    assert float(flat[HYBRID]["gqa_difference_low"]) == one["difference"]["low"] < -1
+    (run,) = nested[HYBRID]["runs"]
+    assert run["files"][0]["command"].startswith("lmms-eval --model llava_pruned --model_args pretrained=")
+    assert Path(run["samples"]["gqa"]).is_file()
+
+
+def test_latex_is_a_table_with_booktabs(results: Path) -> None:
+    text = call("leaderboard", results, "--format", "latex").stdout
+    assert r"dart@2:0.44,random@20:0.07 & 33 & 49.5 & 77.0 & 63.2 & 97.6 \\" in text
+    assert r"\multicolumn{6}{l}{\textit{33 tokens (33 \%)}} \\" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+
+
+def test_columns_can_be_chosen(results: Path) -> None:
+    done = call("leaderboard", results, "--benchmarks", "gqa")
+    assert "TextVQA" not in done.stdout
+    assert "96.2" in done.stdout  # Rel of GQA alone
+
+
+def test_problems_are_named_after_the_table_and_fail(results: Path) -> None:
+    cut = next((results / "c").rglob("*_results.json"))
+    cut.write_text(cut.read_text()[:-50])
+    done = call("leaderboard", results)
+    assert done.exit_code == 1
+    assert "97.6" in done.stdout
+    assert f"lmms-prune: {cut}: no complete JSON" in done.stderr
+
+
+def test_strict_refuses_marked_rows_with_the_reason(results: Path) -> None:
+    assert call("leaderboard", results, "--strict").exit_code == 0
+    write_run(
+        results / "d",
+        {"gqa": answers(150), "textvqa_val": answers(90)},
+        "vtw@2",
+        tokens=5,
+        facts={"attention": "eager"},
+    )
+    assert call("leaderboard", results).exit_code == 0
+    done = call("leaderboard", results, "--strict")
+    assert done.exit_code == 1
+    assert "--strict: tiny-llava, vtw@2: attention: eager; its baseline: sdpa." in done.stderr
+
+
+def test_the_published_tables() -> None:
+    done = call("leaderboard", "--published")
+    assert done.exit_code == 0
+    assert "Table 1 of arXiv 2512.07580" in done.stdout
+    assert "Table 2 of arXiv 2512.07580" in done.stdout
+    assert done.stdout.count("The paper prints a Rel of") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["leaderboard"], "give lmms-eval's result folders"),
+        (["leaderboard", "x", "--format", "markdwon"], "Did you mean 'markdown'?"),
+        (["leaderboard", "x", "--benchmarks", "chartqa"], "--benchmarks chartqa: unknown benchmark. Use one of MME"),
+        (["gate", "x"], "say what must hold"),
+        (["gate", "x", "--max-drop", "gqa"], "write BENCHMARK=POINTS"),
+        (["gate", "x", "--max-drop", "foo=2"], "--max-drop foo: unknown benchmark"),
+        (["gate", "x", "--min-rel", "9", "--schedule", "fastvv@2:0.4"], "Did you mean 'fastv'?"),
+    ],
+)
+def test_wrong_options_exit_with_2_and_one_message(args: list[str], message: str) -> None:
+    done = call(*args)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_the_gate_passes_and_says_what_it_held(results: Path) -> None:
+    done = call("gate", results, "--min-rel", "95", "--max-drop", "gqa=3.5", "--max-drop", "textvqa=1")
+    assert done.exit_code == 0, done.stdout
+    assert done.stdout.startswith("## lmms-prune gate: passed\n\n0 of 1 judged rows failed.")
+    assert f"| `{HYBRID}` | tiny-llava | Rel | at least 95 | 97.6 |" in done.stdout
+    assert "GQA, drop | at most 3.5 | 3.0 |" in done.stdout
+    assert "blind@0" not in done.stdout
+
+
+def test_the_gate_fails_with_the_reasons(results: Path) -> None:
+    done = call("gate", results, "--min-rel", "98", "--max-drop", "gqa=2.5", "--max-drop", "pope=1")
+    assert done.exit_code == 1
+    assert "## lmms-prune gate: failed" in done.stdout
+    reason = "Rel 97.6, at least 98; GQA, drop 3.0, at most 2.5; POPE, drop unknown, at most 1."
+    assert f"* FAIL: tiny-llava, `{HYBRID}`: {reason}" in done.stdout
+
+
+def test_what_is_not_distinguishable_fails_unless_significance_is_asked_for(tmp_path: Path) -> None:
+    """Four right answers lost and three gained: a drop of 0.5 that may well be chance."""
+    before, after = np.array(answers(160)), np.array(answers(160))
+    after[:4], after[-3:] = 0, 1
+    write_run(tmp_path / "a", {"gqa": before.tolist()})
+    write_run(tmp_path / "b", {"gqa": after.tolist()}, HYBRID, tokens=33)
+    plain = call("gate", tmp_path, "--max-drop", "gqa=0.4")
+    assert plain.exit_code == 1
+    assert "FAIL | not distinguishable from no loss |" in plain.stdout
+    done = call("gate", tmp_path, "--max-drop", "gqa=0.4", "--significant")
+    assert done.exit_code == 0
+    assert "ok | not distinguishable from no loss |" in done.stdout
+    after[:40] = 0
+    write_run(tmp_path / "b", {"gqa": after.tolist()}, HYBRID, tokens=33)
+    assert call("gate", tmp_path, "--max-drop", "gqa=0.4", "--significant").exit_code == 1
+
+
+def test_a_control_is_judged_only_when_it_is_named(results: Path) -> None:
+    done = call("gate", results, "--min-rel", "95", "--schedule", "blind@0")
+    assert done.exit_code == 1
+    assert "* FAIL: tiny-llava, `blind@0`: Rel 28.8, at least 95." in done.stdout
+    done = call("gate", results, "--min-rel", "10", "--schedule", "vtw@3")
+    assert done.exit_code == 1
+    assert "--schedule vtw@3: no such row" in done.stdout
+    done = call("gate", results / "c", results / "a", "--min-rel", "10")
+    assert done.exit_code == 1
+    assert "there is no row to judge" in done.stdout
+
+
+def test_the_gate_fails_where_something_could_not_be_read_or_compared(results: Path, tmp_path: Path) -> None:
+    done = call("gate", results, tmp_path / "nowhere", "--min-rel", "10")
+    assert done.exit_code == 1
+    assert f"* FAIL: {tmp_path / 'nowhere'}: no such file or folder." in done.stdout
+    done = call("gate", results / "b", "--min-rel", "10")
+    assert done.exit_code == 1
+    assert "no unpruned run" in done.stdout
+    assert "Rel unknown" in done.stdout
+
+
+def test_the_gate_compares_with_a_run_of_the_same_schedule_before_a_change(results: Path, tmp_path: Path) -> None:
+    write_run(
+        tmp_path / "new" / "b",
+        {"gqa": answers(154), "textvqa_val": answers(80)},
+        HYBRID,
+        tokens=33,
+        facts={"code": "new"},
+    )
+    gate = ("gate", tmp_path / "new", "--baseline", results / "b", "--max-drop", "textvqa=2")
+    done = call(*gate)
+    assert done.exit_code == 1
+    assert "TextVQA, drop 9.5, at most 2" in done.stdout
+    assert "Note: tiny-llava" in done.stdout
+    strict = call(*gate, "--strict")
+    assert "comparable | no marks | 1 marks |  | FAIL | code: new; its baseline: 0123456789ab" in strict.stdout

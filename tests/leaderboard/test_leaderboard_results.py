@@ -1,0 +1,121 @@
+"""Result folders: what is merged, what is told apart, and what is named as unusable."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from written import write_run
+
+from lmms_prune.leaderboard.results import read_results
+
+HALF = [1.0, 0.0, 1.0, 0.0]
+
+
+def test_one_run(tmp_path: Path) -> None:
+    path = write_run(tmp_path, {"gqa": HALF, "mme": HALF}, "dart@2:0.44,random@3:0.07", tokens=30, seed=4)
+    results = read_results([tmp_path])
+    (record,) = results.records
+    assert not results.problems
+    assert (record.model, record.schedule) == ("/models/tiny-llava", "dart@2:0.44,random@3:0.07")
+    assert (record.settings["seed"], record.settings["prompt"]) == ("4", "hf")
+    assert list(record.tasks) == ["mme", "gqa"]
+    gqa = record.tasks["gqa"]
+    assert (gqa.score, gqa.answered, gqa.documents, gqa.source.path) == (50, 4, 4, path)
+    assert gqa.samples is not None
+    assert gqa.samples.is_file()
+    assert gqa.ledger is not None
+    assert gqa.ledger.mean("kv_bytes") == pytest.approx(0.3 * 2**20)
+    assert record.facts("attention") == {"sdpa"}
+    command = shlex.split(gqa.source.command)
+    assert command[:3] == ["lmms-eval", "--model", "llava_pruned"]
+    assert command[command.index("--model_args") + 1].endswith("schedule=dart@2:0.44,random@3:0.07,seed=4")
+
+
+def test_one_task_a_process_is_one_record(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"gqa": HALF}, date="20260101_000000")
+    write_run(tmp_path / "b", {"pope": HALF}, date="20260101_000001")
+    (record,) = read_results([tmp_path]).records
+    assert list(record.tasks) == ["pope", "gqa"]
+    assert len(record.sources) == 2
+
+
+def test_a_run_that_was_repeated_with_the_same_numbers_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"gqa": HALF}, date="20260101_000000")
+    newer = write_run(tmp_path / "b", {"gqa": HALF}, date="20260101_000001")
+    results = read_results([tmp_path, tmp_path / "a"])
+    (record,) = results.records
+    assert record.tasks["gqa"].source.path == newer
+    assert not results.problems
+
+
+def test_the_same_settings_with_other_numbers_are_named_with_both_paths(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "a", {"gqa": HALF, "pope": HALF}, date="20260101_000000")
+    other = write_run(tmp_path / "b", {"gqa": [1.0, 1, 1, 0]}, date="20260101_000001")
+    results = read_results([tmp_path])
+    (record,) = results.records
+    assert list(record.tasks) == ["pope"]
+    (problem,) = results.problems
+    assert problem.path == str(one)
+    assert str(other) in problem.message
+    assert "50.0 and 75.0" in problem.message
+
+
+@pytest.mark.parametrize("change", [{"settings": {"positions": "compact"}}, {"limit": 4}, {"seed": 1}, {"ours": False}])
+def test_other_settings_are_another_record(tmp_path: Path, change: dict) -> None:
+    write_run(tmp_path / "a", {"gqa": HALF})
+    write_run(tmp_path / "b", {"gqa": [1.0] * 4}, **change)
+    results = read_results([tmp_path])
+    assert len(results.records) == 2
+    assert not results.problems
+
+
+def test_a_stock_run_is_read_without_a_schedule(tmp_path: Path) -> None:
+    write_run(tmp_path, {"gqa": HALF}, ours=False)
+    (record,) = read_results([tmp_path]).records
+    assert (record.ours, record.schedule, record.wrapper, record.model) == (
+        False,
+        None,
+        "llava_hf",
+        "/models/tiny-llava",
+    )
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    write_run(tmp_path / "good", {"gqa": HALF})
+    write_run(tmp_path / "also", {"gqa": HALF}, "vtw@2")
+    cut = write_run(tmp_path / "cut", {"gqa": HALF}, "blind@0")
+    cut.write_text(cut.read_text()[:100])
+    odd = write_run(tmp_path / "odd", {"gqa": HALF}, "stride@0:0.5")
+    said = json.loads(odd.read_text())
+    odd.write_text(json.dumps({**said, "n-samples": {}}))
+    strange = write_run(tmp_path / "strange", {"gqa": HALF}, "stride@0:0.4")
+    strange.write_text(strange.read_text().replace("pretrained=", "checkpoint="))
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "log.txt").write_text("out of memory")
+    # The harness's own details of MMBench end like its results.
+    (tmp_path / "good" / "submissions").mkdir()
+    (tmp_path / "good" / "submissions" / "mmbench_en_dev_static_results.json").write_text('{"overall_acc": 0.5}')
+    results = read_results([tmp_path, tmp_path / "nowhere", tmp_path / "failed"])
+    assert len(results.records) == 2
+    said = {problem.path: problem.message for problem in results.problems}
+    assert set(said) == {str(cut), str(odd), str(strange), str(tmp_path / "failed"), str(tmp_path / "nowhere")}
+    assert "cut short" in said[str(cut)]
+    assert "n-samples" in said[str(odd)] or "gqa" in said[str(odd)]
+    assert "its identity is 'checkpoint=" in said[str(strange)]
+    assert "no results" in said[str(tmp_path / "failed")]
+    assert "no such file" in said[str(tmp_path / "nowhere")]
+
+
+def test_other_tasks_are_left_out_and_told(tmp_path: Path) -> None:
+    path = write_run(tmp_path, {"gqa": HALF})
+    said = json.loads(path.read_text())
+    said["results"]["chartqa"] = {"alias": "chartqa", "relaxed_overall,none": 0.5}
+    said["results"]["prune_llava"] = {"alias": "prune_llava", " ": " "}
+    said["group_subtasks"] = {"prune_llava": ["gqa"], "gqa": [], "chartqa": []}
+    path.write_text(json.dumps(said))
+    results = read_results([path])
+    assert results.ignored == {"chartqa"}
+    assert list(results.records[0].tasks) == ["gqa"]

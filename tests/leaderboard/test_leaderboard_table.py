@@ -1,0 +1,303 @@
+"""The finished table: baselines, seeds, controls, budgets, and the marks of what is not comparable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from written import write_run
+
+from lmms_prune.leaderboard.formats import FORMATS, footnotes
+from lmms_prune.leaderboard.results import read_results
+from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.table import leaderboard
+
+MANY = 200
+TASKS = ("gqa", "docvqa_val")
+
+
+def values(right: float, seed: int = 0, many: int = MANY) -> dict[str, list[float]]:
+    """About so many right answers of each task; the same documents are hard for all."""
+    hardness = np.random.default_rng(seed).random((len(TASKS), many))
+    return {task: (row < right).astype(float).tolist() for task, row in zip(TASKS, hardness, strict=True)}
+
+
+def made(*paths: Path, **options: Any) -> Leaderboard:
+    return leaderboard(read_results(list(paths)), resamples=400, **options)
+
+
+def only(board: Leaderboard) -> ModelTable:
+    (model,) = board.models
+    return model
+
+
+def row(board: Leaderboard, label: str) -> Row:
+    (found,) = [one for one in only(board).rows if one.label == label]
+    return found
+
+
+def test_scores_ratios_costs_and_retention_above_blind(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"gqa": [1.0] * 80 + [0.0] * 20})
+    write_run(tmp_path / "b", {"gqa": [1.0] * 60 + [0.0] * 40}, "dart@2:0.3", tokens=30)
+    write_run(tmp_path / "c", {"gqa": [1.0] * 20 + [0.0] * 80}, "blind@0")
+    board = made(tmp_path)
+    pruned = row(board, "dart@2:0.3")
+    assert (pruned.baseline, pruned.rel, pruned.acc, pruned.above_blind) == ("none", 75, 60, pytest.approx(200 / 3))
+    cell = pruned.cells["gqa"]
+    assert (cell.retention, cell.above_blind) == (75, pytest.approx(200 / 3))
+    one = cell.comparison
+    assert one is not None
+    assert (one.difference.value, one.worse, one.better, one.units, one.agreement) == (-20, 20, 0, 100, 80)
+    assert one.difference.high < 0
+    assert one.p == one.mcnemar == pytest.approx(2 * 0.5**20)
+    assert one.verdict == "worse than unpruned"
+    cost = pruned.cost
+    assert (cost.tokens, cost.share_tokens, cost.share_kv, cost.share_flops) == pytest.approx(
+        (30, 30, 30, 30), rel=1e-4
+    )
+    assert (cost.samples_per_second, cost.share_speed) == (2, 100)
+    assert [budget.title for budget in only(board).budgets] == ["unpruned", "30 tokens (30 %)", "0 tokens"]
+    assert not board.marked
+    assert not board.problems
+
+
+def test_holm_corrects_for_the_benchmarks_of_a_row(tmp_path: Path) -> None:
+    whole, less = values(0.8), values(0.8)
+    less["gqa"] = values(0.7)["gqa"]
+    write_run(tmp_path / "a", whole)
+    write_run(tmp_path / "b", less, "dart@2:0.3", tokens=30)
+    cells = row(made(tmp_path), "dart@2:0.3").cells
+    gqa, doc = cells["gqa"].comparison, cells["docvqa_val"].comparison
+    assert gqa is not None
+    assert doc is not None
+    assert gqa.p_holm == pytest.approx(2 * gqa.p)
+    assert (doc.p, doc.p_holm, doc.verdict) == (1, 1, "not distinguishable")
+
+
+def test_seeds_are_one_row_with_their_spread(tmp_path: Path) -> None:
+    write_run(tmp_path / "none", values(0.9))
+    scores = []
+    for seed, right in enumerate((0.70, 0.74, 0.78)):
+        write_run(tmp_path / str(seed), values(right), "random@1:0.3", tokens=30, seed=seed)
+        scores.append(100 * np.mean(values(right)["gqa"]))
+    found = row(made(tmp_path), "random@1:0.3")
+    assert found.seeds == (0, 1, 2)
+    assert found.cells["gqa"].score == pytest.approx(np.mean(scores))
+    assert found.cells["gqa"].sd == pytest.approx(np.std(scores, ddof=1))
+    assert found.rel_sd is not None
+    assert found.cells["gqa"].comparison is not None
+    assert found.cells["gqa"].comparison.mcnemar is None
+    text = FORMATS["markdown"](made(tmp_path), False)
+    assert f"| `random@1:0.3 × 3 seeds` | 30 | {np.mean(scores):.1f} ±{np.std(scores, ddof=1):.1f} |" in text
+
+
+@pytest.mark.parametrize(
+    ("right", "tokens", "verdict"),
+    [(0.85, 30, "beats random"), (0.45, 30, "below random"), (0.655, 30, "not distinguishable"), (0.85, 32, None)],
+)
+def test_a_verdict_against_random_needs_the_same_measured_budget(
+    tmp_path: Path, right: float, tokens: int, verdict: str | None
+) -> None:
+    write_run(tmp_path / "none", values(0.9))
+    for seed, share in enumerate((0.64, 0.65, 0.66)):
+        write_run(tmp_path / f"r{seed}", values(share), "random@1:0.3", tokens=30.3, seed=seed)
+    write_run(tmp_path / "keep all", values(0.9), "random@1:1", tokens=100)
+    write_run(tmp_path / "dart", values(right), "dart@2:0.3", tokens=tokens)
+    board = made(tmp_path)
+    found = row(board, "dart@2:0.3")
+    if verdict is None:
+        assert found.random is None
+        assert "random@1:0.3" not in " ".join(only(board).notes)
+    else:
+        assert found.random is not None
+        assert (found.random.verdict, found.random.other) == (verdict, "random@1:0.3")
+        assert found.cells["gqa"].random is not None
+        assert "within 3%): random@1:0.3" in " ".join(only(board).notes)
+    assert row(board, "random@1:0.3").random is None
+
+
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [
+        ({"facts": {"attention": "eager"}}, "attention: eager; its baseline: sdpa"),
+        ({"facts": {"dtype": "bfloat16"}}, "dtype: bfloat16; its baseline: float16"),
+        ({"facts": {"device": "NVIDIA H200"}}, "device: NVIDIA H200"),
+        ({"facts": {"torch": "2.14.0"}}, "torch: 2.14.0; its baseline: 2.15.0"),
+        ({"facts": {"code": "ba9876543210"}}, "code: ba9876543210; its baseline: 0123456789ab"),
+        ({"facts": {"code": "0123456789ab-dirty"}}, "changes that were not committed"),
+        ({"facts": {"attention": None}}, "attention not recorded"),
+        ({"settings": {"image_aspect": "pad"}}, "image_aspect: pad; its baseline: crop"),
+        ({"settings": {"prompt": "vicuna"}}, "prompt: vicuna; its baseline: hf"),
+        ({"limit": 200, "documents": 500}, "only a part of the documents: GQA (200 of 500), DocVQA (200 of 500)"),
+        ({"samples": False}, "no samples logged: GQA, DocVQA"),
+        ({"ours": False}, "no measured budget"),
+        ({"gqa": 0.123}, "the samples give another score: GQA (70.00 instead of 12.30)"),
+    ],
+)
+def test_what_is_not_comparable_is_marked_and_shown(tmp_path: Path, change: dict[str, Any], mark: str) -> None:
+    write_run(tmp_path / "none", values(0.9))
+    right = {task: [1.0] * 140 + [0.0] * 60 for task in TASKS}
+    write_run(tmp_path / "dart", right, "dart@2:0.3", tokens=30, **change)
+    board = made(tmp_path)
+    (found,) = [one for one in only(board).rows if one.label != "none"]
+    assert any(mark in one for one in found.marks), found.marks
+    assert found.score("docvqa_val") == pytest.approx(70)
+    assert any(mark in line for line in footnotes(board, False))
+    assert not row(board, "none").marks
+
+
+def test_missing_samples_and_cached_answers_are_marked(tmp_path: Path) -> None:
+    write_run(tmp_path / "none", values(0.9))
+    path = write_run(tmp_path / "dart", values(0.8), "dart@2:0.3", tokens=30)
+    gqa, doc = (path.with_name(f"20260101_000000_samples_{task}.jsonl") for task in TASKS)
+    gqa.write_text("".join(gqa.read_text().splitlines(keepends=True)[:150]))
+    doc.write_text(doc.read_text().replace("avg_visual_tokens", "other"))
+    found = row(made(tmp_path), "dart@2:0.3")
+    assert "samples are missing: GQA (150 of 200)" in found.marks
+    assert any("no measured budget" in mark for mark in found.marks)
+    assert found.cells["gqa"].comparison is None
+    assert found.cells["docvqa_val"].comparison is not None
+    assert only(made(tmp_path)).budgets[-1].title == "no measured budget"
+
+
+def test_samples_that_cannot_be_used_are_named_and_the_row_is_shown(tmp_path: Path) -> None:
+    write_run(tmp_path / "none", values(0.9))
+    path = write_run(tmp_path / "dart", values(0.8), "dart@2:0.3", tokens=30).with_name(
+        "20260101_000000_samples_gqa.jsonl"
+    )
+    path.write_bytes(path.read_bytes()[:-200] + b"\xff")
+    board = made(tmp_path)
+    (problem,) = board.problems
+    assert problem.path == str(path)
+    assert problem.message.startswith("line 200: no sample of GQA")
+    found = row(board, "dart@2:0.3")
+    assert "samples cannot be used: GQA" in found.marks
+    assert found.rel is not None
+    assert found.rel_interval is None
+    assert found.cells["docvqa_val"].comparison is not None
+
+
+def test_other_prompts_of_a_task_are_marked_whatever_the_addresses(tmp_path: Path) -> None:
+    write_run(tmp_path / "none", values(0.9))
+    path = write_run(tmp_path / "dart", values(0.8), "dart@2:0.3", tokens=30)
+    assert not made(tmp_path).marked
+    path.write_text(path.read_text().replace("<function f at", "<function g at"))
+    ((_, found),) = made(tmp_path).marked
+    assert "GQA: other prompts or generation settings of the task than its baseline" in found.marks
+
+
+def test_the_nearest_unpruned_run_is_the_baseline(tmp_path: Path) -> None:
+    write_run(tmp_path / "crop", values(0.9))
+    write_run(tmp_path / "pad", values(0.8), settings={"image_aspect": "pad"})
+    write_run(tmp_path / "dart", values(0.7), "dart@2:0.3", tokens=30, settings={"image_aspect": "pad"})
+    found = row(made(tmp_path), "dart@2:0.3")
+    assert found.baseline == "none (image_aspect=pad)"
+    assert not found.marks
+    assert found.rel == pytest.approx(np.mean([100 * np.mean(values(0.7)[t]) / np.mean(values(0.8)[t]) for t in TASKS]))
+
+
+def test_a_missing_number_stays_blank_and_is_counted(tmp_path: Path) -> None:
+    write_run(tmp_path / "none", values(0.9))
+    write_run(tmp_path / "dart", {"gqa": values(0.8)["gqa"]}, "dart@2:0.3", tokens=30)
+    board = made(tmp_path)
+    found = row(board, "dart@2:0.3")
+    assert (found.missing, found.rel, found.acc, only(board).missing) == (("docvqa_val",), None, None, 1)
+    assert "missing: DocVQA" in found.marks
+    assert any("1 number is missing" in line for line in footnotes(board, False))
+    chosen = row(made(tmp_path, tasks=["gqa"]), "dart@2:0.3")
+    assert chosen.rel is not None
+    assert not chosen.marks
+
+
+def test_without_an_unpruned_run_the_rows_are_shown_and_the_lack_is_named(tmp_path: Path) -> None:
+    path = write_run(tmp_path, values(0.8), "dart@2:0.3", tokens=30)
+    board = made(tmp_path)
+    found = row(board, "dart@2:0.3")
+    assert (found.rel, found.score("gqa")) == (None, pytest.approx(100 * np.mean(values(0.8)["gqa"])))
+    (problem,) = board.problems
+    assert problem.path == str(path)
+    assert "no unpruned run" in problem.message
+
+
+def test_a_stock_run_is_the_baseline_only_where_there_is_no_other(tmp_path: Path) -> None:
+    write_run(tmp_path / "stock", values(0.9), ours=False)
+    write_run(tmp_path / "dart", values(0.8), "dart@2:0.3", tokens=30)
+    found = row(made(tmp_path), "dart@2:0.3")
+    assert found.baseline == "llava_hf"
+    assert any("baseline is not a run of this plugin" in mark for mark in found.marks)
+    write_run(tmp_path / "none", values(0.9))
+    found = row(made(tmp_path), "dart@2:0.3")
+    assert (found.baseline, found.marks) == ("none", ())
+
+
+def test_models_are_tables_of_their_own(tmp_path: Path) -> None:
+    for model in ("/a/tiny", "/b/tiny", "org/other"):
+        write_run(tmp_path / model.replace("/", "_"), values(0.9), model=model)
+    board = made(tmp_path)
+    assert [model.title for model in board.models] == ["/a/tiny", "/b/tiny", "org/other"]
+
+
+def test_a_given_baseline_may_have_the_same_settings(tmp_path: Path) -> None:
+    """As in CI: the same schedule with the code before a change."""
+    write_run(tmp_path / "old" / "x", values(0.8), "dart@2:0.3", tokens=30, facts={"code": "old"})
+    write_run(tmp_path / "new" / "x", values(0.7), "dart@2:0.3", tokens=30, facts={"code": "new"})
+    board = made(tmp_path / "new", baseline=read_results([tmp_path / "old"]))
+    old, new = sorted(only(board).rows, key=lambda one: one.baseline or "")
+    assert (old.label, new.label, new.baseline) == ("dart@2:0.3 (run=--baseline)", "dart@2:0.3", old.label)
+    assert new.rel is not None
+    assert new.rel < 95
+    assert "code: new; its baseline: old" in new.marks
+    assert not board.problems
+
+
+def test_a_given_baseline_of_another_model_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "old", values(0.8), model="org/other")
+    write_run(tmp_path / "new", values(0.7))
+    board = made(tmp_path / "new", baseline=read_results([tmp_path / "old"]))
+    (problem,) = board.problems
+    assert "--baseline holds no run of /models/tiny-llava" in problem.message
+
+
+def test_the_published_row_stands_beside_ours(tmp_path: Path) -> None:
+    model = "llava-hf/llava-1.5-7b-hf"
+    write_run(tmp_path / "a", {"gqa": [1.0] * 62 + [0.0] * 38}, model=model)
+    write_run(tmp_path / "b", {"gqa": [1.0] * 59 + [0.0] * 41}, "dart@2:0.44,random@20:0.07", tokens=33, model=model)
+    board = made(tmp_path)
+    found = row(board, "dart@2:0.44,random@20:0.07")
+    assert found.published is not None
+    assert found.cells["gqa"].published == 59.6
+    assert found.cells["gqa"].delta == pytest.approx(-0.6)
+    text = FORMATS["markdown"](board, False)
+    assert "| `dart@2:0.44,random@20:0.07` | DART+Random 192 | 59.6 -0.6 | 98.2 -3.0 |" in text
+
+
+def test_two_variants_of_a_benchmark_are_two_columns(tmp_path: Path) -> None:
+    write_run(tmp_path, {"textvqa_val": [1.0, 0, 0], "prune_textvqa_ocr": [1.0, 1, 0]})
+    model = only(made(tmp_path))
+    assert [model.column(task) for task in model.tasks] == ["TextVQA", "TextVQA (prune_textvqa_ocr)"]
+
+
+def test_intervals_do_not_depend_on_what_else_stands_in_the_table(tmp_path: Path) -> None:
+    write_run(tmp_path / "none", values(0.9))
+    write_run(tmp_path / "dart", values(0.8), "dart@2:0.3", tokens=30)
+    first = row(made(tmp_path), "dart@2:0.3").cells["gqa"].comparison
+    write_run(tmp_path / "fastv", values(0.6), "fastv@2:0.3", tokens=30)
+    again = row(made(tmp_path), "dart@2:0.3").cells["gqa"].comparison
+    other = row(made(tmp_path, seed=1), "dart@2:0.3").cells["gqa"].comparison
+    assert first == again
+    assert first is not None
+    assert other is not None
+    assert other.difference != first.difference
+
+
+def test_mme_is_resampled_by_its_images(tmp_path: Path) -> None:
+    """All images of one category alike: only the other category can vary."""
+    write_run(tmp_path / "a", {"mme": [1.0] * 8})
+    write_run(tmp_path / "b", {"mme": [1.0] * 4 + [1.0, 0, 1, 1]}, "dart@2:0.3", tokens=30)
+    cell = row(made(tmp_path), "dart@2:0.3").cells["mme"]
+    assert cell.score == 200 + 125
+    assert cell.comparison is not None
+    assert (cell.comparison.units, cell.comparison.worse) == (4, 1)
+    assert (cell.comparison.difference.low, cell.comparison.difference.high) == (-150, 0)

@@ -1,0 +1,76 @@
+"""Configurations for sweeps, and stand-ins for what evaluates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from lmms_prune.sweep.units import Unit
+
+TINY = Path(__file__).parents[2] / "lmms_prune/demo/weights/tiny-llava"
+
+
+def config(folder: Path, name: str, schedule: str, tasks: str = "pope,ocrbench", **arguments: object) -> Path:
+    """A ``--config`` file for the demo's LLaVA."""
+    given = {"pretrained": TINY, "schedule": schedule, "image_aspect": "pad", "batch_size": 4, **arguments}
+    lines = ["model: llava_pruned", "model_args:", *(f"  {key}: {value}" for key, value in given.items())]
+    path = folder / f"{name}.yaml"
+    path.write_text("\n".join([*lines, f"tasks: {tasks}", ""]), encoding="utf-8")
+    return path
+
+
+def leave_results(unit: Unit, score: float = 0.5, documents: int = 3, stamp: str = "20260101_000000") -> None:
+    """What lmms-eval leaves of one task."""
+    folder = unit.partial / "some__model"
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {
+        "results": {unit.task: {"alias": unit.task, "exact_match,none": score, "exact_match_stderr,none": "N/A"}},
+        "configs": {unit.task: {"task": unit.task}},
+        "higher_is_better": {unit.task: {"exact_match": True}},
+        "n-samples": {unit.task: {"original": 9, "effective": documents}},
+        "config": {
+            "resolved_cli_args": {
+                "output_path": str(unit.partial),
+                "hf_hub_log_args": f",output_path={unit.partial}",
+            }
+        },
+    }
+    (folder / f"{stamp}_results.json").write_text(json.dumps(said), encoding="utf-8")
+    lines = [json.dumps({"doc_id": i, "filtered_resps": "yes"}) + "\n" for i in range(documents)]
+    (folder / f"{stamp}_samples_{unit.task}.jsonl").write_text("".join(lines), encoding="utf-8")
+    # A task's own file, which is no results file though it is called one.
+    (unit.partial / "submissions").mkdir(exist_ok=True)
+    (unit.partial / "submissions" / "some_results.json").write_text("{}", encoding="utf-8")
+    (unit.partial / "log.txt").write_text("fine\n", encoding="utf-8")
+
+
+class Processes:
+    """Stands for the evaluating processes: leaves results, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.evaluated: list[tuple[str, str]] = []
+        self.fails: Callable[[Unit], bool] = lambda unit: False
+
+    def __call__(self, launch: str) -> _Process:
+        self.started += 1
+        return _Process(self)
+
+
+class _Process:
+    def __init__(self, processes: Processes) -> None:
+        self.processes, self.open = processes, True
+
+    def evaluate(self, unit: Unit) -> str | None:
+        assert self.open
+        assert list(unit.partial.iterdir()) == []
+        self.processes.evaluated.append((unit.name, unit.task))
+        if self.processes.fails(unit):
+            (unit.partial / "log.txt").write_text("ValueError: no\n", encoding="utf-8")
+            return "ValueError: no (exit code 1)"
+        leave_results(unit)
+        return None
+
+    def close(self, *, at_once: bool = False) -> None:
+        self.open = False

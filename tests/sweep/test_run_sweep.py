@@ -1,0 +1,181 @@
+"""The loop over the units: what is skipped, replaced, left to others, and what a failure leaves standing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from sweeps import Processes, config, leave_results
+
+from lmms_prune.sweep import fingerprint
+from lmms_prune.sweep.results import STAMP, publish, seconds_if_complete
+from lmms_prune.sweep.run import Outcome, run_sweep, time_left
+from lmms_prune.sweep.units import PARTIAL, Unit, plan
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> list[Unit]:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    for name, schedule in (("a", "none"), ("b", "vtw@5")):
+        config(folder, name, schedule)
+    return plan([folder], tmp_path / "out")
+
+
+def states(units: list[Unit]) -> list[str]:
+    return [outcome.state for outcome in run_sweep(units, "")]
+
+
+def test_a_second_sweep_does_nothing_again(units: list[Unit], processes: Processes) -> None:
+    assert states(units) == ["done"] * 4
+    assert processes.started == 1
+    assert states(units) == ["skipped"] * 4
+    assert len(processes.evaluated) == 4
+    # Nothing but results is left.
+    assert not (units[0].out / PARTIAL).exists()
+    files = {path.name for path in units[0].folder.iterdir()}
+    assert files == {"some__model", "submissions", "log.txt", STAMP}
+
+
+def test_results_say_where_they_stand(units: list[Unit], processes: Processes) -> None:
+    assert states(units[:1]) == ["done"]
+    (path,) = (units[0].folder / "some__model").glob("*_results.json")
+    resolved = json.loads(path.read_text(encoding="utf-8"))["config"]["resolved_cli_args"]
+    assert resolved == {
+        "output_path": str(units[0].folder),
+        "hf_hub_log_args": f",output_path={units[0].folder}",
+    }
+
+
+def test_a_failure_is_told_and_ends_nothing_else(units: list[Unit], processes: Processes) -> None:
+    processes.fails = lambda unit: (unit.name, unit.task) == ("a", "pope")
+    outcomes = list(run_sweep(units, ""))
+    assert [outcome.state for outcome in outcomes] == ["failed", "done", "done", "done"]
+    assert outcomes[0].reason.startswith("ValueError: no (exit code 1)\n  log: ")
+    log = units[0].partial / "log.txt"
+    assert str(log) in outcomes[0].reason
+    assert log.is_file()
+    assert processes.started == 2  # a process that failed is not used again
+    assert not units[0].folder.exists()
+    processes.fails = lambda unit: False
+    assert states(units) == ["done", "skipped", "skipped", "skipped"]
+
+
+def test_only_complete_results_count(units: list[Unit], processes: Processes) -> None:
+    unit = units[0]
+    for broken in ("nothing", "results", "score", "samples", "few", "doubled", "cut"):
+        unit.partial.mkdir(parents=True, exist_ok=True)
+        leave_results(unit, score=float("nan") if broken == "score" else 0.5)
+        (results,) = (unit.partial / "some__model").glob("*_results.json")
+        samples = results.with_name(f"20260101_000000_samples_{unit.task}.jsonl")
+        lines = samples.read_text(encoding="utf-8").splitlines(keepends=True)
+        if broken == "results":
+            results.unlink()
+        elif broken == "samples":
+            samples.unlink()
+        elif broken == "few":
+            samples.write_text("".join(lines[:-1]), encoding="utf-8")
+        elif broken == "doubled":
+            samples.write_text("".join([*lines, lines[0]]), encoding="utf-8")
+        elif broken == "cut":
+            samples.write_text("".join(lines)[:-5], encoding="utf-8")
+        problem = publish(unit, 1.0)
+        assert (problem is None) == (broken == "nothing"), broken
+        assert unit.folder.exists()  # that of the first round
+        for path in sorted(unit.partial.rglob("*"), reverse=True) if unit.partial.exists() else []:
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("change", ["settings", "versions", "code", "truncated", "no stamp"])
+def test_other_settings_versions_or_code_are_made_anew(
+    change: str, units: list[Unit], processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = units[0]
+    assert states([unit]) == ["done"]
+    assert seconds_if_complete(unit) is not None
+    again = unit
+    if change == "settings":
+        again = replace(unit, settings={**unit.settings, "limit": 5})
+    elif change == "versions":
+        monkeypatch.setattr("lmms_prune.sweep.results.versions", lambda: {"torch": "1.0"})
+    elif change == "code":
+        monkeypatch.setattr("lmms_prune.sweep.results.code", lambda: "another")
+    elif change == "truncated":
+        (samples,) = unit.folder.rglob("*.jsonl")
+        samples.write_text(samples.read_text(encoding="utf-8")[:-9], encoding="utf-8")
+    else:
+        (unit.folder / STAMP).unlink()
+    assert seconds_if_complete(again) is None
+    assert states([again]) == ["done"]
+    assert seconds_if_complete(again) is not None
+    # The new results have taken the place of the old ones.
+    assert len(list(unit.folder.rglob("*samples*"))) == 1
+    assert [path.name for path in unit.folder.parent.iterdir()] == [unit.task]
+
+
+def test_a_prompts_file_is_part_of_what_a_result_is_made_from(tmp_path: Path, processes: Processes) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("Look closely.", encoding="utf-8")
+    path = config(tmp_path, "a", "none", tasks="pope", system_prompt=prompt)
+    for text, state in (("Look closely.", "done"), ("Look closely.", "skipped"), ("Look again.", "done")):
+        if prompt.read_text(encoding="utf-8") != text:
+            prompt.write_text(text, encoding="utf-8")
+        assert states(plan([path], tmp_path / "out")) == [state]
+
+
+def test_where_the_files_lie_does_not_matter(units: list[Unit], processes: Processes, tmp_path: Path) -> None:
+    assert states(units) == ["done"] * 4
+    moved = tmp_path / "moved"
+    units[0].out.rename(moved)
+    (tmp_path / "configs").rename(tmp_path / "elsewhere")
+    assert states(plan([tmp_path / "elsewhere"], moved)) == ["skipped"] * 4
+
+
+def test_what_another_sweep_is_at_work_on_is_left_to_it(units: list[Unit], processes: Processes) -> None:
+    units[0].partial.parent.mkdir(parents=True)
+    lock = FileLock(f"{units[0].partial}.lock")
+    with lock:
+        assert states(units) == ["busy", "done", "done", "done"]
+    assert states(units) == ["done", "skipped", "skipped", "skipped"]
+
+
+def test_interrupted_it_leaves_no_result_and_goes_on(units: list[Unit], processes: Processes) -> None:
+    def interrupt(unit: Unit) -> bool:
+        if unit.task == "ocrbench":
+            leave_results(unit)  # all is written, nothing is published
+            raise KeyboardInterrupt
+        return False
+
+    processes.fails = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        list(run_sweep(units, ""))
+    assert seconds_if_complete(units[0]) is not None
+    assert not units[1].folder.exists()
+    processes.fails = lambda unit: False
+    assert states(units) == ["skipped", "done", "done", "done"]
+
+
+def test_the_time_left_is_that_of_the_same_tasks(units: list[Unit]) -> None:
+    assert time_left(units, []) is None
+    first = [Outcome(units[0], "done", 10.0)]
+    assert time_left(units, first) == 30.0  # nothing is known of the other task
+    both = [*first, Outcome(units[1], "skipped", 2.0)]
+    assert time_left(units, both) == 12.0
+    assert time_left(units, [*both, Outcome(units[2], "failed", 500.0)]) == 2.0
+    assert time_left(units, [Outcome(units[0], "failed", 10.0)]) is None
+
+
+def test_the_codes_digest_is_of_what_evaluations_run_through() -> None:
+    """No module of an evaluation may stand aside, whatever imports it."""
+    from test_architecture import BELOW
+
+    reached, new = {"harness"}, {"harness"}
+    while new:
+        new = {below for part in new for below in BELOW[part]} - reached
+        reached |= new
+    assert not reached & set(fingerprint.ASIDE)
+    assert {"hooks", "methods", "schedule"} <= reached
+    assert fingerprint.code() == fingerprint.code.__wrapped__()

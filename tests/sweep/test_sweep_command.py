@@ -1,0 +1,165 @@
+"""`lmms-prune sweep` as a process: real evaluations of the demo's model on the demo's data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeps import config
+
+from lmms_prune.sweep.units import PARTIAL
+
+SCHEDULES = {"hybrid": "dart@1:0.44,random@8:0.1", "unpruned": "none"}
+TASKS = ("pope", "ocrbench")
+
+
+@dataclass
+class Place:
+    """Where the commands are started, and with what."""
+
+    mirror: Path
+    configs: Path
+    environment: dict[str, str]
+
+    def start(self, program: str, *options: str | Path) -> subprocess.Popen[str]:
+        command = [Path(sys.executable).with_name(program), *map(str, options)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.mirror, env=self.environment, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, program: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        process = self.start(program, *options)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    from lmms_prune.demo.benchmarks import build_mirror
+
+    root = tmp_path_factory.mktemp("sweep")
+    (root / "configs").mkdir()
+    for name, schedule in SCHEDULES.items():
+        config(root / "configs", name, schedule, ",".join(TASKS))
+    ours = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf"), "OMP_NUM_THREADS": "1"}
+    return Place(build_mirror(root / "mirror", rows=4), root / "configs", {**os.environ, **ours})
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place) -> Path:
+    """An uninterrupted sweep."""
+    out = place.configs.parent / "whole"
+    done = place.run("lmms-prune", "sweep", place.configs, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "4 evaluated" in done.stdout
+    return out
+
+
+def samples(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """The samples of every configuration and task below a sweep's folder, in the order of their documents."""
+    found = {}
+    for path in sorted(out.glob("[!.]*/*/*_samples_*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found[f"{path.parents[1].name}/{path.parent.name}"] = sorted(rows, key=lambda row: row["doc_id"])
+    assert all(len(rows) == 4 for rows in found.values())
+    return found
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_what_the_harness_leaves(place: Place, whole: Path, tmp_path: Path) -> None:
+    """Answers, scores, the record of the run and the names of all entries; the weights are loaded once."""
+    options = ("--config", place.configs / "hybrid.yaml", "--output_path", tmp_path, "--log_samples")
+    plain = place.run("lmms-eval", *options)
+    (path,) = [file for file in tmp_path.glob("*_results.json")]
+    stock = json.loads(path.read_text(encoding="utf-8"))
+    for task in TASKS:
+        (path,) = (whole / "hybrid" / task).glob("*_results.json")
+        said = json.loads(path.read_text(encoding="utf-8"))
+        assert set(said) == set(stock), plain.stderr[-3000:]
+        assert said["results"] == {task: stock["results"][task]}
+        assert said["n-samples"] == {task: stock["n-samples"][task]}
+        run, reference = (one["config"]["batch_sizes"][0] for one in (said, stock))
+        differing = {name for name in reference if run.get(name) != reference[name]}
+        assert differing <= {"averages", "tasks"}  # which the harness adds up over all tasks of a process
+        assert said["config"]["resolved_cli_args"]["output_path"] == str(whole / "hybrid" / task)
+        (path,) = tmp_path.glob(f"*_samples_{task}.jsonl")
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert samples(whole)[f"hybrid/{task}"] == rows
+    loads = ["Loading weights" in log.read_text(encoding="utf-8") for log in whole.glob("*/*/log.txt")]
+    assert sorted(loads) == [False, False, False, True]
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_gives_the_same_results(place: Place, whole: Path, tmp_path: Path) -> None:
+    process = place.start("lmms-prune", "sweep", place.configs, "--out", tmp_path)
+    while not (tmp_path / "hybrid" / "pope").is_dir():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    children = _children(process.pid)
+    assert children
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any(_alive(child) for child in children):
+        assert time.monotonic() < deadline, "the evaluating process outlives the sweep"
+        time.sleep(0.1)
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "hybrid" / "pope").iterdir()}
+    done = place.run("lmms-prune", "sweep", place.configs, "--out", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["units"][0]["state"] == "skipped"
+    assert record["done"] == 4 - record["skipped"] >= 1
+    assert first == {path: path.stat().st_mtime_ns for path in (tmp_path / "hybrid" / "pope").iterdir()}
+    assert samples(tmp_path) == samples(whole)
+    assert not (tmp_path / PARTIAL).exists()
+
+
+@pytest.mark.slow
+def test_a_failure_does_not_end_a_sweep(place: Place, tmp_path: Path) -> None:
+    config(tmp_path, "a", "none", "no_such_task,pope")
+    done = place.run("lmms-prune", "sweep", tmp_path, "--out", tmp_path / "out", "--limit", "2", "--json")
+    assert done.returncode == 1
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert [(unit["task"], unit["state"]) for unit in record["units"]] == [("no_such_task", "failed"), ("pope", "done")]
+    assert "a, no_such_task: ValueError: Tasks not found: no_such_task" in done.stderr
+    assert (tmp_path / "out" / PARTIAL / "a@no_such_task" / "log.txt").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_one_configuration(place: Place, whole: Path, tmp_path: Path) -> None:
+    launch = "torchrun --standalone --nproc_per_node 2"
+    hybrid = place.configs / "hybrid.yaml"
+    done = place.run("lmms-prune", "sweep", hybrid, "--out", tmp_path, "--launch", launch)
+    assert done.returncode == 0, done.stderr
+    assert samples(tmp_path) == {name: rows for name, rows in samples(whole).items() if name.startswith("hybrid")}
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_give_the_same_results(place: Place, whole: Path, tmp_path: Path) -> None:
+    """submitit's local executor, which starts jobs as processes."""
+    options = ("--cluster", "local", "--cluster-option", "timeout_min=30", "--json")
+    done = place.run("lmms-prune", "sweep", place.configs, "--out", tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["done"] == 4
+    assert samples(tmp_path) == samples(whole)
+    assert len(list((tmp_path / ".jobs").glob("*_submitted.pkl"))) == len(SCHEDULES)
+
+
+def _children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def _alive(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,54 @@
+"""`lmms-prune sweep` as a process, up to where it would evaluate."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sweeps import config
+
+
+def sweep(*options: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("lmms-prune"), "sweep", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    config(folder, "a", "none")
+    config(folder, "b", "vtw@5")
+    return folder
+
+
+def test_wrong_options_end_the_command_with_2(configs: Path, tmp_path: Path) -> None:
+    hybrid = configs / "a.yaml"
+    for options, message in (
+        (("--shard", "9/8"), "--shard 9/8: write the part"),
+        (("--cluster", "pbs"), "--cluster pbs: use slurm or local."),
+        (("--cluster", "local", "--shard", "1/2"), "--shard 1/2 and --cluster local both divide the work"),
+        (("--cluster", "local", "--cluster-option", "x"), "--cluster-option x: write name=value"),
+        (("--cluster", "local", "--cluster-option", "no_such=1"), "no_such"),
+        (("--launch", "no-such-launcher -n 2"), "--launch no-such-launcher -n 2: no-such-launcher: No such file"),
+    ):
+        done = sweep(hybrid, "--out", tmp_path / "out", *options)
+        assert done.returncode == 2, (options, done.stdout, done.stderr)
+        assert message in done.stderr
+    assert not list(tmp_path.glob("out/[!.]*"))
+
+
+def test_a_dry_run_only_tells(configs: Path, tmp_path: Path) -> None:
+    done = sweep(configs, "--out", tmp_path / "out", "--dry-run", "--tasks", "mme")
+    assert done.stdout.splitlines() == ["would run: a, mme", "would run: b, mme"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_in_files_are_told_before_anything_runs(configs: Path, tmp_path: Path) -> None:
+    config(configs, "c", "drat@2:0.5")
+    done = sweep(configs, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "c.yaml: schedule: unknown method 'drat' in stage 1. Did you mean 'dart'?" in done.stderr
+    assert not (tmp_path / "out").exists()
