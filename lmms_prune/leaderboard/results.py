@@ -56,7 +56,11 @@ def read_results(paths: Iterable[Path]) -> Results:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(path.rglob(f"*{_SUFFIX}")) if path.is_dir() else [path] if path.is_file() else []
+    """The results files below; a folder whose name begins with a dot holds what is not finished."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    found = sorted(path.rglob(f"*{_SUFFIX}"))
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
 def _unreadable(error: Exception) -> str:

@@ -109,6 +109,16 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path: Path) -> No
     assert "no such file" in said[str(tmp_path / "nowhere")]
 
 
+def test_what_a_sweep_has_not_finished_is_left_out(tmp_path: Path) -> None:
+    """Also where the results themselves stand below a folder whose name begins with a dot."""
+    results = tmp_path / ".cache" / "results"
+    path = write_run(results / "a", {"gqa": HALF}, date="20260101_000000")
+    write_run(results / ".partial" / "a@gqa", {"gqa": [0.0] * 4}, date="20260101_000001")
+    found = read_results([results])
+    assert [source.path for record in found.records for source in record.sources] == [path]
+    assert not found.problems
+
+
 def test_other_tasks_are_left_out_and_told(tmp_path: Path) -> None:
     path = write_run(tmp_path, {"gqa": HALF})
     said = json.loads(path.read_text())
