@@ -1,0 +1,66 @@
+"""Samples a second: what is run, and what is made of the times; the processes themselves are too slow for a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lmms_prune.bench import throughput
+from lmms_prune.bench.models import BenchError
+from lmms_prune.cli import app
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], samples: int = 4
+) -> list[throughput.Throughput]:
+    """With processes that take 10 seconds to start and `seconds` for each sample, by lmms-eval's model."""
+
+    def run(options: list[str], include: Path) -> float:
+        model, limit = options[options.index("--model") + 1], int(options[options.index("--limit") + 1])
+        return 10 + limit * seconds[model]
+
+    monkeypatch.setattr(throughput, "_seconds", run)
+    arguments = (
+        "llava_pruned",
+        "pretrained=x,dtype=float32",
+        ["none", "vtw@3"],
+        "16",
+        "pope",
+        samples,
+        2,
+        "cpu",
+        Path(),
+    )
+    return throughput.measure_throughput(*arguments, lambda line: None)
+
+
+def test_the_start_of_a_process_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(monkeypatch, {"llava_hf": 0.5, "llava_pruned": 0.125})
+    assert [(one.name, one.batch_size) for one in found] == [
+        ("llava_hf", "1"),
+        ("llava_pruned, none", "16"),
+        ("llava_pruned, vtw@3", "16"),
+    ]
+    assert [one.per_second for one in found] == pytest.approx([2, 8, 8])
+    assert [one.seconds for one in found] == pytest.approx([4, 1, 1])
+
+
+def test_too_few_samples_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BenchError, match="--samples 4 are too few to time llava_hf"):
+        measured(monkeypatch, {"llava_hf": 0.0, "llava_pruned": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model_args", "dtype=float32"], "name the checkpoint, pretrained=FOLDER"),
+        (["--model_args", "pretrained=x", "--model", "llava"], "--model llava: use llava_pruned or qwen2_5_vl_pruned"),
+        (["--model_args", "pretrained=x", "--schedule", "fastvv@2:0.5"], "Did you mean 'fastv'?"),
+    ],
+)
+def test_what_cannot_be_timed_is_said(options: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["bench-throughput", *options])
+    assert result.exit_code == 2
+    assert said in result.stderr
