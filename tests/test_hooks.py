@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from functools import cache
 
 import pytest
 import torch
@@ -78,14 +79,32 @@ def hook_count(model: nn.Module) -> int:
     )
 
 
+@pytest.fixture(scope="module")
+def answered(loaded) -> Callable:
+    """The mixed batch's answer and trace under a schedule, made once for all tests that look at it."""
+
+    @cache
+    def of(name: str, schedule: str, positions: str = "original"):
+        family = loaded(name)
+        with prune(family.model, schedule, positions=positions) as trace:
+            return trace, generate(family, mixed_batch(family))
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def unpruned(loaded) -> Callable:
+    """The mixed batch's answer without any hook, made once."""
+    return cache(lambda *kind: generate(loaded(*kind), mixed_batch(loaded(*kind))))
+
+
 @pytest.mark.parametrize(("name", "positions"), [("llava", "original"), ("llava", "compact"), ("qwen", "original")])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_pruned_equals_the_masked_reference(loaded, name: str, schedule: str, positions: str) -> None:
+def test_pruned_equals_the_masked_reference(loaded, answered, name: str, schedule: str, positions: str) -> None:
     """In the prefill and in 16 decode steps, for every row of a ragged batch."""
     family = loaded(name)
     inputs = mixed_batch(family)
-    with prune(family.model, schedule, positions=positions) as trace:
-        output = generate(family, inputs)
+    trace, output = answered(name, schedule, positions)
     generated = output.sequences[:, inputs["input_ids"].shape[1] :]
     logits = torch.stack(output.logits, dim=1)
     layers = [stage.layer for stage in trace.schedule.stages]
@@ -137,22 +156,21 @@ def test_permuting_rows_permutes_answers(family: Family) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llava", "qwen"])
-def test_keeping_all_is_bit_identical(loaded, name: str, attention: str, dtype: torch.dtype, schedule: str) -> None:
-    family = loaded(name, dtype, attention)
-    inputs = mixed_batch(family)
-    plain = generate(family, inputs)
+def test_keeping_all_is_bit_identical(
+    loaded, unpruned, name: str, attention: str, dtype: torch.dtype, schedule: str
+) -> None:
+    plain, family = unpruned(name, dtype, attention), loaded(name, dtype, attention)
     with prune(family.model, schedule):
-        pruned = generate(family, inputs)
+        pruned = generate(family, mixed_batch(family))
     assert torch.equal(plain.sequences, pruned.sequences)
     assert torch.equal(torch.stack(plain.logits), torch.stack(pruned.logits))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_cache_equals_trace_equals_plan(family: Family, schedule: str) -> None:
+def test_cache_equals_trace_equals_plan(family: Family, answered, schedule: str) -> None:
     """Tokens that were cut are really gone from the cache, layer by layer."""
     inputs = mixed_batch(family)
-    with prune(family.model, schedule) as trace:
-        output = generate(family, inputs)
+    trace, output = answered(family.name, schedule)
     longest = [0] * LAYERS
     for row in trace.rows:
         assert row.visual == Schedule.parse(schedule).layer_counts(LAYERS, row.images)
