@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmms_prune import __version__
-from lmms_prune.bench.commands import bench, bench_methods, bench_throughput
+from lmms_prune.bench.commands import bench, bench_information, bench_methods, bench_throughput
 from lmms_prune.calibration.commands import app as calibrate
 from lmms_prune.configs.commands import check_files, list_tasks, write_configs
 from lmms_prune.console import fail
@@ -30,6 +30,7 @@ calibrate.command("hybrid")(calibrate_schedule)
 app.add_typer(calibrate, name="calibrate")
 app.command()(bench)
 app.command("bench-methods")(bench_methods)
+app.command("bench-information")(bench_information)
 app.command("bench-throughput")(bench_throughput)
 app.command()(information)
 app.command()(horizon)

@@ -116,11 +116,7 @@ class Layout:
         self, parts: ModelParts, state: LayerInput, before: LayerInput | None, seed: int, **more: Any
     ) -> TokenView:
         """What a method may read at the input `state` of a layer; `more` are further fields of the view."""
-        seeds = [
-            f"{seed}|{row.sample}|image {number}|layer {state.layer}"
-            for row in self.traces
-            for number in range(len(row.images))
-        ]
+        images = [(row.sample, number) for row in self.traces for number in range(len(row.images))]
         self._follow(state.hidden.device)
         return TokenView(
             layer=state.layer,
@@ -129,7 +125,8 @@ class Layout:
             text=self.text,
             index=self.index,
             counts=list(self.counts),
-            seeds=seeds,
+            seeds=[f"{seed}|{sample}|image {number}|layer {state.layer}" for sample, number in images],
+            images=images,
             parts=parts,
             state=state,
             before=before,

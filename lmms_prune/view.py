@@ -59,6 +59,7 @@ class TokenView:
         sizes: original visual tokens of each image, known on the host.
         owning_rows: `rows` on the host (private to the view).
         seeds: one text an image; random draws are made from it alone.
+        images: each image's sample, and its number in it.
         asked: tokens that the stage asks for in each image, before the method's count rule, where known on the host.
         memory: lives for one prefill; carries state from stage to stage.
         questions: the question of each image's row as text, where `prune` was given them (private to the view).
@@ -90,6 +91,7 @@ class TokenView:
     present: Bool[Tensor, "R L"]
     origin: Int[Tensor, "R L"]
     starts: Int[Tensor, " B"]
+    images: Sequence[tuple[str, int]] = ()
     embedded: Float[Tensor, "R L0 D"] | None = None
     uncut_rotary: tuple[Tensor, Tensor] | None = None
     grid_list: Sequence[Grid] = ()

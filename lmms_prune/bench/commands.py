@@ -1,4 +1,4 @@
-"""``lmms-prune bench``, ``bench-methods`` and ``bench-throughput``. Heavy modules are imported only when one of them runs."""
+"""``lmms-prune bench`` and its relatives. Heavy modules are imported only when one of them runs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from lmms_prune.methods import METHODS
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
 HYBRID = "dart@2:0.44,random@20:0.07"
+Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or hub name.")]
+Arch = Annotated[str | None, typer.Option(help=f"Or random weights in the sizes of {', '.join(NAMED)}.")]
+Layers = Annotated[int | None, typer.Option(min=2, help="With --arch: fewer decoder layers than it has.")]
+Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: the checkpoint's.")]
+GridSides = Annotated[str, typer.Option("--grid", help="Qwen2.5-VL: rows x columns of an image's visual tokens.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
@@ -27,12 +32,12 @@ def bench(
     schedules: Annotated[
         list[str] | None, typer.Argument(help=f"Schedules to time beside the unpruned model. Default: {HYBRID}.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A checkpoint's folder or hub name.")] = None,
-    arch: Annotated[str | None, typer.Option(help=f"Or random weights in the sizes of {', '.join(NAMED)}.")] = None,
-    layers: Annotated[int | None, typer.Option(min=2, help="With --arch: fewer decoder layers than it has.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: the checkpoint's.")] = "auto",
+    model: Model = None,
+    arch: Arch = None,
+    layers: Layers = None,
+    dtype: Dtype = "auto",
     device: Device = "cpu",
-    grid: Annotated[str, typer.Option(help="Qwen2.5-VL: rows x columns of an image's visual tokens.")] = "24x24",
+    grid: GridSides = "24x24",
     batch: Annotated[str, typer.Option(help="Rows at once; several with commas.")] = "1",
     text_tokens: Annotated[str, typer.Option(help="Text tokens of a prompt; several with commas.")] = "60",
     new_tokens: Annotated[str, typer.Option(help="Tokens of an answer; several with commas.")] = "1,32",
@@ -45,17 +50,10 @@ def bench(
     All run in turn in one process with the same attention kernel. Images and texts are random; every answer has its
     full length.
     """
-    if (model is None) == (arch is None):
-        fail(f"bench: give --model FOLDER or --arch NAME, one of {', '.join(NAMED)}.")
-    if arch is not None and arch not in NAMED:
-        fail(f"--arch {arch}: unknown.{did_you_mean(arch, list(NAMED))} Use one of {', '.join(NAMED)}.")
-    if layers is not None and arch is None:
-        fail(f"--layers {layers}: a checkpoint has the layers that it has; leave --layers out, or use --arch.")
+    _one_model("bench", model, arch, layers)
     if plot is not None and plot.suffix not in (".png", ".svg"):
         fail(f"--plot {plot}: the name must end with .png or .svg.")
-    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", grid)
-    if sides is None:
-        fail(f"--grid {grid}: write rows x columns, such as 24x24.")
+    sides = _sides(grid)
     sweep = [
         _numbers(*option) for option in (("batch", batch), ("text-tokens", text_tokens), ("new-tokens", new_tokens))
     ]
@@ -70,7 +68,7 @@ def bench(
 
         ready = given_model(model, arch, layers, dtype, device)
         cases = [Case(*numbers) for numbers in product(*sweep)]
-        rows = None if ready.fixed else (int(sides[1]), int(sides[2]))
+        rows = None if ready.fixed else sides
         progress = Console(stderr=True, highlight=False, soft_wrap=True).print
         measured = time_schedules(ready.model, wanted, cases, rows, repeats, progress)
         if plot is not None:
@@ -168,6 +166,59 @@ def bench_throughput(
     Console().print(table)
 
 
+def bench_information(
+    model: Model = None,
+    arch: Arch = None,
+    layers: Layers = None,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    grid: GridSides = "24x24",
+    block: Annotated[int, typer.Option(min=1, help="Side of a unit: 1 a visual token, 2 the paper's squares.")] = 1,
+    text_tokens: Annotated[int, typer.Option(min=2, help="Text tokens of the prompt.")] = 60,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements, and full runs at each layer; medians count.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Time the information of all visual tokens at all layers, beside one full run for each of them.
+
+    Full runs already prune at the layer in question; those of one layer cost the same, so a few of them are timed.
+    """
+    _one_model("bench-information", model, arch, layers)
+    sides = _sides(grid)
+    with plainly(*_mendable()):
+        from lmms_prune.bench.information import time_information
+        from lmms_prune.bench.models import given_model
+
+        ready = given_model(model, arch, layers, dtype, device)
+        depth = ready.model.config.get_text_config().num_hidden_layers
+        rows = None if ready.fixed else sides
+        found = time_information(ready.model, range(depth), block, rows, text_tokens, repeats)
+    said = {**asdict(found), "runs_seconds": found.runs_seconds, "ratio": found.ratio}
+    if as_json:
+        typer.echo(json.dumps({"model": ready.title, "block": block, "repeats": repeats, **said}))
+        return
+    Console(highlight=False, soft_wrap=True).print(
+        f"{ready.title}\n{found.units} units at {found.layers} layers: {found.seconds:.2f} s together; one full run for "
+        f"each, {found.units * found.layers} in all: {found.runs_seconds:.1f} s. {found.ratio:.1f}x."
+    )
+
+
+def _one_model(command: str, model: str | None, arch: str | None, layers: int | None) -> None:
+    if (model is None) == (arch is None):
+        fail(f"{command}: give --model FOLDER or --arch NAME, one of {', '.join(NAMED)}.")
+    if arch is not None and arch not in NAMED:
+        fail(f"--arch {arch}: unknown.{did_you_mean(arch, list(NAMED))} Use one of {', '.join(NAMED)}.")
+    if layers is not None and arch is None:
+        fail(f"--layers {layers}: a checkpoint has the layers that it has; leave --layers out, or use --arch.")
+
+
+def _sides(text: str) -> tuple[int, int]:
+    """Rows x columns."""
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if sides is None:
+        fail(f"--grid {text}: write rows x columns, such as 24x24.")
+    return int(sides[1]), int(sides[2])
+
+
 def _numbers(option: str, text: str) -> list[int]:
     """Whole numbers of at least 1 with commas."""
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
@@ -179,5 +230,6 @@ def _mendable() -> tuple[type[Exception], ...]:
     from lmms_prune.bench.models import BenchError
     from lmms_prune.families import UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
+    from lmms_prune.measurements import InformationError
 
-    return ArgumentError, BenchError, ScheduleError, UnsupportedModelError
+    return ArgumentError, BenchError, InformationError, ScheduleError, UnsupportedModelError

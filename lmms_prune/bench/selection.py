@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lmms_prune.bench.clock import median_seconds
 from lmms_prune.bench.models import random_inputs, random_model
 from lmms_prune.families import ModelParts
 from lmms_prune.layout import Layout
@@ -68,19 +67,19 @@ def time_selection(
     model = random_model(name, 2, device, dtype)
     parts = ModelParts.of(model)
     views, run_layer = _observe(model, parts, random_inputs(model, batch, grid, TEXT), methods)
-    layer = _time(run_layer, repeats, device)
+    layer = median_seconds(run_layer, repeats, device)
     timings = []
     for spec, method in zip(chosen, methods, strict=True):
         view = views[min(max(spec.lowest_layer, 1), 1 if spec.highest_layer is None else spec.highest_layer)]
         stage = Schedule.parse(f"{spec.name}@{view.layer}" + ("" if spec.drops_all else f":{keep}")).stages[0]
         budget = torch.tensor(stage.kept(list(view.sizes), list(view.counts)))
-        seconds = _time(lambda: _select(method, spec, view, budget), repeats, device)  # noqa: B023
+        seconds = median_seconds(lambda: _select(method, spec, view, budget), repeats, device)  # noqa: B023
         timings.append(Timing(spec.name, view.layer, seconds, seconds / layer, seconds / layer / DEPTH[family]))
     return layer, timings
 
 
 def _timeable(spec: MethodSpec, family: str) -> bool:
-    return family in spec.families and not spec.trained and "guide" not in spec.reads
+    return family in spec.families and spec.ready and "guide" not in spec.reads
 
 
 def _select(method: Method, spec: MethodSpec, view: TokenView, budget: Tensor) -> None:
@@ -89,23 +88,6 @@ def _select(method: Method, spec: MethodSpec, view: TokenView, budget: Tensor) -
     keep = method.select(fresh, budget)
     if spec.rewrites:
         method.rewrite(fresh, keep)
-
-
-def _time(run: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    seconds = []
-    for _ in range(repeats + 1):
-        _wait(device)
-        start = time.perf_counter()
-        run()
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    # The first run warms up.
-    return median(seconds[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _observe(

@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from lmms_prune.information.measure import InformationError
-
 CONFIDENCE = 0.95
 
 
@@ -55,23 +53,3 @@ def by_layer(samples: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.
         made.append({"task": task, "layer": layer, "samples": len(group), **averages, "low": low, "high": high})
     order = ["task", "layer", "samples", "mean", "low", "high", "variance", "p_text", "p_full", "divergence"]
     return pd.DataFrame(made)[order].sort_values(["task", "layer"], ignore_index=True)
-
-
-def token_information(rows: pd.DataFrame, image: int, grid: tuple[int, int], block: int) -> np.ndarray:
-    """One image's information at one layer as an array (rows, columns) of its visual tokens.
-
-    Args:
-        rows: the lines of one sample at one layer.
-        image: its number in the sample.
-        grid: rows and columns of its visual tokens.
-        block: side of a unit.
-
-    Raises:
-        InformationError: the measurements do not cover the grid.
-    """
-    made = np.full(grid, np.nan)
-    for line in rows[rows.image == image].itertuples():
-        made[line.row : line.row + block, line.column : line.column + block] = line.information
-    if np.isnan(made).any():
-        raise InformationError(f"the measurements do not cover an image of {grid[0]} x {grid[1]} visual tokens.")
-    return made

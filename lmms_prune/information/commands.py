@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lmms_prune.harness.documents import Document
     from lmms_prune.harness.models import PrunedModel
-    from lmms_prune.information.store import Store
+    from lmms_prune.measurements import Store
 
 Model = Annotated[str, typer.Option(help="llava_pruned or qwen2_5_vl_pruned, as for lmms-eval.")]
 ModelArgs = Annotated[
@@ -66,7 +66,7 @@ def information(
         from lmms_prune.information.aggregate import by_layer, by_sample
         from lmms_prune.information.plots import draw_layers
         from lmms_prune.information.run import measure_documents
-        from lmms_prune.information.store import Store
+        from lmms_prune.measurements import Store
 
         wrapper = unpruned(model, model_args)
         numbers = _layers(layers, wrapper.model.config.text_config.num_hidden_layers)
@@ -109,9 +109,9 @@ def _heatmaps(
     wrapper: PrunedModel, found: list[Document], store: Store, pictures: int, numbers: list[int], block: int
 ) -> None:
     """The first documents of each task: what the model sees, and the information over it at some layers."""
-    from lmms_prune.information.aggregate import token_information
     from lmms_prune.information.canvas import grids_of, seen_images
     from lmms_prune.information.plots import draw_heatmaps
+    from lmms_prune.measurements import token_information
 
     layers = numbers[:: max(1, -(-len(numbers) // 7))]
     drawn: dict[str, int] = {}
@@ -156,7 +156,10 @@ def horizon(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
     block: Annotated[int, typer.Option(min=1, help="Side of a unit of information.")] = 2,
     epsilon: Annotated[float, typer.Option(help="Share of the unpruned score that may be lost.")] = 0.01,
-    methods: Annotated[str, typer.Option(help="Also: the score of these methods, each alone at each layer.")] = "",
+    methods: Annotated[
+        str,
+        typer.Option(help="Also: the score of these methods, each alone at each layer; `information` is an oracle."),
+    ] = "",
     keeps: Annotated[str, typer.Option(help="What they keep, as ratios with commas.")] = "0.1,0.25",
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
@@ -170,7 +173,7 @@ def horizon(
     unpruned score, and mean information is below 0.01. Measures information (as `information` does) and evaluates the
     removal at every layer through lmms-eval, and draws both. VTW's criterion stands beside.
     """
-    chosen, ratios = _methods(methods), _ratios(keeps)
+    chosen, ratios = _methods(methods, oracle=True), _ratios(keeps)
     if not 0 <= epsilon < 1:
         fail(f"--epsilon {epsilon}: write a share from 0 to below 1, such as 0.01.")
     with _plainly():
@@ -184,7 +187,8 @@ def horizon(
         depth, about = ready.depth, ready.name
         measured = _measured(ready, names, limit, block, include, out / "information")
         acting = [(m, n, k) for k in ratios for m in chosen for n in range(depth) if acts_at(m, n)]
-        schedules = ["none", *(f"vtw@{n}" for n in range(depth)), *(f"{m}@{n}:{k}" for m, n, k in acting)]
+        alone = {one: _alone(*one, out / "information") for one in acting}
+        schedules = ["none", *(f"vtw@{n}" for n in range(depth)), *alone.values()]
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task("evaluations", total=len(schedules) * len(names))
             scores = evaluate(
@@ -203,7 +207,7 @@ def horizon(
             draw_horizon(found[-1], f"{about}, {task}", out / f"horizon-{task}")
             found[-1].layers.to_csv(out / f"horizon-{task}.csv", index=False)
             if chosen:
-                lines = _method_lines(task, acting, scores)
+                lines = _method_lines(task, alone, scores)
                 lines.to_csv(out / f"methods-{task}.csv", index=False)
                 draw_methods(lines, scores["none"][task].score, f"{about}, {task}", out / f"methods-{task}")
     said = [{k: v for k, v in vars(one).items() if k != "layers"} for one in found]
@@ -221,10 +225,24 @@ def horizon(
     typer.echo(f"tables and pictures are in {out}.")
 
 
-def _method_lines(task: str, acting: list[tuple[str, int, float]], scores: dict) -> pd.DataFrame:
+def _alone(method: str, layer: int, keep: float, measured: Path) -> str:
+    """The schedule of a method that acts alone; an oracle chooses by what was measured."""
+    text = f"{method}@{layer}:{keep}"
+    return f"{text};of={measured}" if METHODS[method].kind == "oracle" else text
+
+
+def _method_lines(task: str, alone: dict[tuple[str, int, float], str], scores: dict) -> pd.DataFrame:
     import pandas as pd
 
-    lines = [{"method": m, "layer": n, "keep": k, "score": scores[f"{m}@{n}:{k}"][task].score} for m, n, k in acting]
+    lines = [
+        {
+            "method": f"{m} (oracle)" if METHODS[m].kind == "oracle" else m,
+            "layer": n,
+            "keep": k,
+            "score": scores[text][task].score,
+        }
+        for (m, n, k), text in alone.items()
+    ]
     return pd.DataFrame(lines)
 
 
@@ -254,7 +272,7 @@ def _measured(
 ) -> pd.DataFrame:
     """The information of all documents at all layers, measured as far as it is not yet."""
     from lmms_prune.information.run import measure_documents
-    from lmms_prune.information.store import Store
+    from lmms_prune.measurements import Store
 
     numbers, model = list(range(ready.depth)), ready.wrapper.family.model_name
     settings = {"model": model, "identity": ready.wrapper.arguments.identity(), "layers": numbers, "block": block}
@@ -400,11 +418,16 @@ def _tasks(text: str) -> list[str]:
     return single_tasks(text)
 
 
-def _methods(text: str) -> list[str]:
+def _methods(text: str, oracle: bool = False) -> list[str]:
+    """``--methods``: names of methods that keep some tokens; an oracle only where it is shown as one."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in METHODS or METHODS[name].drops_all:
             fail(f"--methods {name}: no method that keeps some tokens.{did_you_mean(name, list(METHODS))}")
+        if METHODS[name].kind == "oracle" and not oracle:
+            fail(
+                f"--methods {name}: it is told the right answers, so it is no method to use; `horizon` draws it beside others."
+            )
     return names
 
 
@@ -447,7 +470,7 @@ def _plainly() -> Iterator[None]:
     from lmms_prune.configs.runs import ConfigError
     from lmms_prune.families import UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
-    from lmms_prune.information.measure import InformationError
+    from lmms_prune.measurements import InformationError
     from lmms_prune.refusals import PruningError
     from lmms_prune.schedule import ScheduleError
     from lmms_prune.sweep.units import SweepError

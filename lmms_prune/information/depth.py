@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from lmms_prune.information.measure import InformationError
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.results import TaskRecord, read_results
 from lmms_prune.leaderboard.samples import Samples, read_samples
+from lmms_prune.measurements import InformationError
 from lmms_prune.methods import METHODS
 from lmms_prune.sweep.run import Outcome, run_sweep
 from lmms_prune.sweep.units import plan
@@ -82,8 +82,8 @@ def evaluate(
 
 
 def slug(schedule: str) -> str:
-    """A schedule as a file's name; layers have two digits, so that names sort."""
-    padded = re.sub(r"@(\d)(?!\d)", r"@0\1", schedule)
+    """A schedule as a file's name; layers have two digits, so that names sort. Folders are left out."""
+    padded = re.sub(r"@(\d)(?!\d)", r"@0\1", re.sub(r";of=[^,;]*", "", schedule))
     return re.sub(r"[^A-Za-z0-9.@]+", "-", padded)
 
 

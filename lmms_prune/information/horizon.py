@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from lmms_prune.information.measure import InformationError
 from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.leaderboard.statistics import resampled
+from lmms_prune.measurements import InformationError
 
 EPSILON = 0.01  # of the unpruned score that may be lost
 LITTLE = 0.01  # mean information, as a probability

@@ -12,10 +12,9 @@ from lmms_prune.harness.documents import Document
 from lmms_prune.harness.models import PrunedModel
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.hooks import prune
-from lmms_prune.information.aggregate import token_information
 from lmms_prune.information.canvas import grids_of
 from lmms_prune.information.depth import acts_at
-from lmms_prune.information.store import Store
+from lmms_prune.measurements import Store, token_information
 
 
 @torch.no_grad()

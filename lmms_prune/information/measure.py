@@ -21,14 +21,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.measurements import InformationError
 from lmms_prune.ragged import gather_rotary
 from lmms_prune.schedule import Schedule
 
 CHUNK = 256  # units that run together
-
-
-class InformationError(ValueError):
-    """A prompt or an answer whose information cannot be measured; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pandas as pd
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.models import PrunedModel
 from lmms_prune.information.answers import extended, find_answer, references
-from lmms_prune.information.measure import InformationError, measure
-from lmms_prune.information.store import Store, unit_columns
+from lmms_prune.information.measure import Unit, measure
+from lmms_prune.measurements import InformationError, Store
 
 
 def measure_documents(
@@ -51,7 +51,7 @@ def measure_document(wrapper: PrunedModel, document: Document, layers: Sequence[
     right = references(document.fields, document.target)
     answer = find_answer(wrapper.model, wrapper.processor.tokenizer, inputs, right)
     measured = measure(wrapper.model, extended(inputs, answer.blank), answer.token, layers, block)
-    places = unit_columns(measured.units)
+    places = _unit_columns(measured.units)
     fixed = {"sample": document.sample, "task": document.task, "answer": answer.text, "p_full": measured.p_full}
     found = [
         pd.concat([places, pd.DataFrame({"p": one.p.tolist()})], axis=1).assign(
@@ -61,3 +61,9 @@ def measure_document(wrapper: PrunedModel, document: Document, layers: Sequence[
     ]
     order = [*fixed, "layer", "p_text", "divergence", *places.columns, "p"]
     return pd.concat(found, ignore_index=True)[order]
+
+
+def _unit_columns(units: Sequence[Unit]) -> pd.DataFrame:
+    """Where each unit stands, a line each."""
+    lines = [(unit.image, unit.row, unit.column, len(unit.tokens)) for unit in units]
+    return pd.DataFrame(lines, columns=["image", "row", "column", "tokens"])

@@ -72,7 +72,7 @@ class Entry:
     @property
     def is_random(self) -> bool:
         """Whether nothing but random draws decides what stays, and something goes."""
-        stages = _stages(self.schedule)
+        stages = methods_of(self.schedule)
         pruned = self.ledger is not None and self.ledger.tokens < self.ledger.original_tokens
         return bool(stages) and set(stages) == {"random"} and pruned
 
@@ -132,7 +132,7 @@ def _entry(pool: list[RunRecord], label: str, problems: list[Problem]) -> Entry:
     return Entry(runs, label, _kind(runs[0]), whole, ledger, said)
 
 
-def _stages(schedule: str | None) -> list[str]:
+def methods_of(schedule: str | None) -> list[str]:
     """The methods of a schedule's stages; none if it cannot be read (any more)."""
     try:
         return [stage.method for stage in Schedule.parse(schedule or "none").stages]
@@ -145,7 +145,7 @@ def _kind(run: RunRecord) -> str:
         return STOCK
     if run.schedule == "none":
         return UNPRUNED
-    stages = _stages(run.schedule)
+    stages = methods_of(run.schedule)
     return CONTROL if stages and all(METHODS[name].kind == "control" for name in stages) else PRUNED
 
 

@@ -12,6 +12,7 @@ from lmms_prune.methods.spec import (
     OptionError,
     dart_count,
     folder_layers,
+    oracle_needs,
     sparsevlm_count,
     tome_layers,
 )
@@ -90,6 +91,16 @@ _ROWS = (
         highest_layer=0,
         at_most=True,
         rewrites=True,
+    ),
+    MethodSpec(
+        name="information",
+        class_name="Information",
+        paper="https://arxiv.org/abs/2512.07580",
+        kind="oracle",
+        reads=("answer", "grid"),
+        example="information@12:0.25;of=worth",
+        refuses=oracle_needs,
+        options=(Option("of", "", "folder that `lmms-prune information` wrote for this model and these documents"),),
     ),
     MethodSpec(
         name="fastv",

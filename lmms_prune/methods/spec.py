@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from math import inf, isfinite
+from math import inf
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Option:
         """The value written as `text`; raises `OptionError` with what is allowed."""
         value = self._value(text)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is None or (number and not self._within(float(value))):
+        if value is None or (number and not self._within(value)):  # type: ignore[arg-type]
             raise OptionError(f"option {self.name}={text}: allowed are {self.allowed}.")
         return value
 
@@ -67,11 +67,10 @@ class Option:
         except ValueError:
             return None
 
-    def _within(self, value: float) -> bool:
+    def _within(self, value: int | float) -> bool:
         # NaN compares false with everything, so it is within nothing; what is infinite makes all scores alike.
-        return isfinite(value) and (-inf if self.low is None else self.low) <= value <= (
-            inf if self.high is None else self.high
-        )
+        low, high = (-inf if self.low is None else self.low), (inf if self.high is None else self.high)
+        return low <= value <= high and -inf < value < inf
 
 
 Options: TypeAlias = Mapping[str, object]
@@ -119,6 +118,13 @@ def folder_layers(layer: int, options: Options) -> str:
     return ""
 
 
+def oracle_needs(layer: int, options: Options) -> str:
+    """The oracle chooses by measurements."""
+    if not options.get("of"):
+        return "it chooses by what was measured with the right answers; add ';of=FOLDER', a folder of `lmms-prune information`"
+    return ""
+
+
 READS = {
     "attention": "attention rows of the layer before",
     "attention ahead": "attention rows of the layer itself",
@@ -130,6 +136,7 @@ READS = {
     "grid": "the image's grid",
     "question": "the question as text",
     "guide": "a second model",
+    "answer": "the right answer (as information measured with it)",
 }
 
 
@@ -141,9 +148,9 @@ class MethodSpec:
         name: the schedule's name, also the module's and the lower-case class's.
         class_name: the class in ``lmms_prune.methods.<name>``.
         paper: URL.
-        kind: "importance", "diversity", "hybrid", "merging" or "control".
+        kind: "importance", "diversity", "hybrid", "merging", "control", or "oracle" where it is told the right answer.
         reads: what the method uses beyond the tokens' presence: names of `READS`.
-        example: a stage as one would write it, which runs with nothing else at hand.
+        example: a stage as one would write it, which runs as it stands if the method is `ready`.
         lowest_layer: the first decoder layer at whose input the method can act.
         highest_layer: the last one; None is the model's last.
         keep: "given": the stage says how much is kept; "none": the method drops everything and takes no keep;
@@ -176,6 +183,11 @@ class MethodSpec:
     options: tuple[Option, ...] = ()
     families: tuple[str, ...] = ("llava", "qwen2_5_vl")
     trained: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it runs with nothing else at hand: no weights trained for it, no measurements."""
+        return not self.trained and self.kind != "oracle"
 
     @property
     def drops_all(self) -> bool:

@@ -45,7 +45,7 @@ def check(run, schedule: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", [s for s in METHODS.values() if not s.trained], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [s for s in METHODS.values() if s.ready], ids=lambda spec: spec.name)
 def test_a_method_runs(harness, family: str, spec: MethodSpec) -> None:
     if family not in spec.families:
         pytest.skip(f"{spec.name} is not for {family}")
@@ -60,7 +60,7 @@ def test_methods_mix(harness, family: str, schedule: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n, s in METHODS.items() if s.keep == "optional" and not s.trained])
+@pytest.mark.parametrize("name", [n for n, s in METHODS.items() if s.keep == "optional" and s.ready])
 def test_a_method_decides_by_itself(harness, family: str, name: str) -> None:
     """Without a keep the method's own rule counts; a later stage goes on from what is really left."""
     if family not in METHODS[name].families:

@@ -11,7 +11,7 @@ import torch
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.models import PrunedModel
 from lmms_prune.information.answers import Answer, agreed, extended, find_answer, references
-from lmms_prune.information.measure import InformationError
+from lmms_prune.measurements import InformationError
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ import pytest
 from lmms_prune import prune
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.models import PrunedModel
-from lmms_prune.information.aggregate import by_layer, by_sample, token_information
+from lmms_prune.information.aggregate import by_layer, by_sample
 from lmms_prune.information.canvas import SIDE, dimmed, grids_of, seen_images
 from lmms_prune.information.kept import kept_information
-from lmms_prune.information.measure import InformationError
 from lmms_prune.information.run import measure_documents
 from lmms_prune.information.show import show
-from lmms_prune.information.store import Store
+from lmms_prune.measurements import InformationError, Store, token_information
 from lmms_prune.schedule import Schedule
 
 LAYERS = [0, 5, 11]

@@ -10,7 +10,8 @@ from reference import masked_logits
 from tiny import LAYERS, Family, noise
 
 from lmms_prune import prune
-from lmms_prune.information.measure import InformationError, Unit, measure, units
+from lmms_prune.information.measure import Unit, measure, units
+from lmms_prune.measurements import InformationError
 from lmms_prune.methods import MethodSpec
 from lmms_prune.methods.base import Method
 from lmms_prune.schedule import ScheduleError

@@ -26,8 +26,8 @@ from lmms_prune.methods.base import Method, ScoreMethod
 from lmms_prune.view import TokenView
 
 ALL = list(METHODS.values())
-# What needs trained weights cannot be tried without them; its own tests do.
-SPECS = [spec for spec in ALL if not spec.trained]
+# What needs trained weights or measurements cannot be tried without them; its own tests do.
+SPECS = [spec for spec in ALL if spec.ready]
 KEEPING = [spec for spec in SPECS if not spec.drops_all]
 # What a method cannot do without, beyond its keep, when it is tried on random weights.
 OPTIONS = {spec.name: dict(Schedule.parse(spec.example).stages[0].options) for spec in SPECS}

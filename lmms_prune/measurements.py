@@ -1,5 +1,7 @@
 """Measured information on disk: a folder with one Parquet file a sample, complete or not there.
 
+`lmms-prune information` writes such folders; its pictures and the oracle `information@…;of=FOLDER` read them.
+
 Columns: sample, task, answer (the reference), p_full, layer, p_text, divergence, image, row, column (of the unit's upper
 left token), tokens (in the unit), p. One line a layer and unit.
 """
@@ -13,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from lmms_prune.information.measure import InformationError, Unit
-
 ABOUT = "information.json"
+
+
+class InformationError(ValueError):
+    """A prompt or an answer whose information cannot be measured, or measurements that cannot be had; says why."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,24 @@ class Store:
         return rows.assign(information=rows.p - rows.p_text)
 
 
-def unit_columns(units: Sequence[Unit]) -> pd.DataFrame:
-    """Where each unit stands, a line each."""
-    lines = [(unit.image, unit.row, unit.column, len(unit.tokens)) for unit in units]
-    return pd.DataFrame(lines, columns=["image", "row", "column", "tokens"])
+def token_information(rows: pd.DataFrame, image: int, grid: tuple[int, int], block: int) -> np.ndarray:
+    """One image's information at one layer as an array (rows, columns) of its visual tokens.
+
+    Args:
+        rows: the lines of one sample at one layer.
+        image: its number in the sample.
+        grid: rows and columns of its visual tokens.
+        block: side of a unit.
+
+    Raises:
+        InformationError: the measurements do not cover the grid.
+    """
+    made = np.full(grid, np.nan)
+    for line in rows[rows.image == image].itertuples():
+        made[line.row : line.row + block, line.column : line.column + block] = line.information
+    if np.isnan(made).any():
+        raise InformationError(f"the measurements do not cover an image of {grid[0]} x {grid[1]} visual tokens.")
+    return made
 
 
 def _replace(path: Path, content: bytes) -> None:

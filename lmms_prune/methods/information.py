@@ -1,0 +1,47 @@
+"""Information: the oracle that knows the right answer, hence a bound on methods and not one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lmms_prune.families import ModelParts
+from lmms_prune.measurements import InformationError, Store, token_information
+from lmms_prune.methods.base import ScoreMethod
+from lmms_prune.view import TokenView
+
+
+@dataclass(frozen=True)
+class Information(ScoreMethod):
+    """Keeps the visual tokens that alone raise the probability of the right answer most, as was measured at this layer.
+
+    Args:
+        of: the folder that `lmms-prune information` wrote for this model and the same documents.
+
+    Paper: https://arxiv.org/abs/2512.07580 (Figures 6 and 11).
+    Differs from the reference: the paper's windows are two by two tokens and sampled; here all of them, of any side.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2512.07580"
+    of: str = ""
+
+    def prepare(self, parts: ModelParts) -> None:
+        Store(Path(self.of)).settings()
+
+    def score(self, view: TokenView) -> Float[Tensor, "B V"]:
+        store = Store(Path(self.of))
+        settings = store.settings()
+        if view.layer not in settings["layers"]:
+            measured = ", ".join(map(str, settings["layers"]))
+            raise InformationError(f"{self.of} holds information at layers {measured}, not at {view.layer}.")
+        signal = torch.zeros(len(view.sizes), max(view.sizes), dtype=torch.float64)
+        for row, ((sample, image), grid) in enumerate(zip(view.images, view.grids, strict=True)):
+            lines = store.read([sample])
+            known = token_information(lines[lines.layer == view.layer], image, grid, settings["block"])
+            signal[row, : known.size] = torch.from_numpy(known).flatten()
+        return view.of_image(signal)
