@@ -2,56 +2,92 @@
 
     python docs/finding.py            # about an hour on two cores; interrupted, it goes on
 
-Draws the ten mini benchmarks, and calls `lmms-prune horizon` for each model: information of every visual token at every
-layer, the score without any visual token from each layer on, and the score of methods that act alone at one layer. Tables
-(CSV) and pictures (PNG) land in docs/finding/MODEL.
+Draws mini benchmarks and calls, for each model, `lmms-prune horizon` (information of every visual token at every layer,
+the score without any from each layer on, and the score of methods that act alone at one layer), `lmms-prune information`
+(heat maps, and how much information methods keep) and `lmms-prune calibrate` (a schedule from all this, beside the
+paper's own at the same budget). Tables and pictures land in docs/finding/MODEL.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lmms_prune.demo.benchmarks import TASKS, build_mirror
+from lmms_prune.demo.benchmarks import build_mirror
 from lmms_prune.demo.run import MODELS, Model, weights
 
 OUT = Path(__file__).with_name("finding")
+TASKS = "pope,gqa,mmbench_en_dev_static,textvqa_val,infovqa_val,docvqa_val"
+# The paper's kinds of schedule at this depth: its hybrid, one method alone, VTW's rule and the control.
+BESIDE = ("dart@1:?,random@8:0.05", "divprune@0:?,random@8:0.05", "dart@1:?", "divprune@0:?", "fastv@2:?", "random@0:?")
+
+
+def commands(model: Model, out: Path, tasks: str, limit: int, budget: str) -> Iterator[list[str]]:
+    """What is run for a model, one after the other."""
+    arguments = f"pretrained={weights(model)},device=cpu,{model.arguments},batch_size=8"
+    about = ["--model", model.wrapper, "--model_args", arguments, "--tasks", tasks, "--json"]
+    program = str(Path(sys.executable).with_name("lmms-prune"))
+    methods, each = ["--methods", "random,dart,fastv,information"], ["--limit", str(limit), "--block", "1"]
+    yield [program, "horizon", *about, *each, *methods, "--keeps", "0.1,0.25", "--out", str(out)]
+    seen = [
+        "--methods",
+        "random,dart,fastv,divprune",
+        "--limit",
+        str(max(1, limit // 2)),
+        "--block",
+        "1",
+        "--pictures",
+        "1",
+    ]
+    yield [program, "information", *about, *seen, "--out", str(out / "information")]
+    beside = [part for text in BESIDE for part in ("--beside", text)]
+    fixed = ["--limit", str(limit), "--block", "2", "--methods", "dart,divprune", "--budget", budget]
+    yield [program, "calibrate", *about, *fixed, *beside, "--out", str(out / "calibration")]
 
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("build/finding"),
     limit: Annotated[int, typer.Option(min=2, help="Questions of each benchmark, an even number.")] = 24,
-    methods: Annotated[str, typer.Option(help="Methods that act alone at each layer.")] = "random,dart,fastv",
-    keeps: Annotated[str, typer.Option(help="What they keep.")] = "0.25",
-    tasks: Annotated[str, typer.Option(help="Benchmarks.")] = ",".join(TASKS),
+    budget: Annotated[str, typer.Option(help="Of the schedules that are compared.")] = "0.25",
+    tasks: Annotated[str, typer.Option(help="Benchmarks.")] = TASKS,
 ) -> None:
     """Make all figures, one process for each model."""
     work = work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    mirror = work / f"mirror-{limit}"
+    mirror = work / f"mirror-{2 * limit}"
     if not mirror.exists():
-        build_mirror(mirror, rows=limit)
+        build_mirror(mirror, rows=2 * limit)
     environment = {**os.environ, "HF_HOME": str(work / "huggingface"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["HOME"] = str(work)  # what `calibrate` keeps for schedule=auto is not the user's
 
     def measure(model: Model) -> int:
-        out = work / model.folder
-        arguments = f"pretrained={weights(model)},{model.arguments},batch_size=8"
-        command = [str(Path(sys.executable).with_name("lmms-prune")), "horizon", "--model", model.wrapper]
-        command += ["--model_args", arguments, "--tasks", tasks, "--limit", str(limit), "--block", "1"]
-        command += ["--methods", methods, "--keeps", keeps, "--out", str(out)]
-        code = subprocess.run(command, cwd=mirror, env=environment, check=False).returncode
-        made = OUT / model.folder
-        made.mkdir(parents=True, exist_ok=True)
-        for path in (*out.glob("*.csv"), *out.glob("*.png"), *out.glob("*.json")):
+        out, made = work / model.folder, OUT / model.folder
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        for command in commands(model, out, tasks, limit, budget):
+            done = subprocess.run(command, cwd=mirror, env=environment, check=False, stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                return done.returncode
+            said = json.loads(done.stdout.strip().splitlines()[-1])
+            # Where it was made says nothing to a reader.
+            said = {key: value for key, value in said.items() if key not in ("out", "yaml", "kept")}
+            (made / f"{command[1]}.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        for path in (
+            p for kind in ("csv", "png") for folder in (out, out / "information") for p in folder.glob(f"*.{kind}")
+        ):
             shutil.copy(path, made)
-        return code
+        for path in (out / "information" / "heatmaps").glob("*.png"):
+            shutil.copy(path, made / f"heatmap-{path.name}")
+        return 0
 
     with ThreadPoolExecutor(len(MODELS)) as pool:
         codes = list(pool.map(measure, MODELS))

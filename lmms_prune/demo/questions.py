@@ -112,6 +112,25 @@ def where(rng: random.Random, scene: Scene) -> Asked:
 
 def relation(rng: random.Random, scene: Scene, truth: bool) -> Asked | None:
     """A yes/no question about how two shapes stand; None where no two stand clearly apart."""
+    if (pair := _standing(rng, scene)) is None:
+        return None
+    first, second, ways = pair
+    said = ways[0] if truth else ways[1]
+    return Asked(f"Is the {first.kind} {said} the {second.kind}?", "yes" if truth else "no", category="position")
+
+
+def side(rng: random.Random, scene: Scene) -> Asked | None:
+    """How two shapes stand, asked openly: no benchmark does, but who tells it can say whether another way is right."""
+    if (pair := _standing(rng, scene)) is None:
+        return None
+    first, second, ways = pair
+    answer, other = (way.removesuffix(" of") for way in ways)
+    either = "left or right of" if "left" in (answer, other) else "above or below"
+    return Asked(f"Is the {first.kind} {either} the {second.kind}?", answer, (other,), "side")
+
+
+def _standing(rng: random.Random, scene: Scene) -> tuple[Thing, Thing, tuple[str, str]] | None:
+    """Two shapes, how the first stands to the second, and the contrary; None where no two stand clearly apart."""
     things = list(scene.things)
     pairs = [(a, b) for a in things for b in things if a.column < b.column or a.row < b.row]
     if not pairs:
@@ -120,9 +139,8 @@ def relation(rng: random.Random, scene: Scene, truth: bool) -> Asked | None:
     ways = [("left of", "right of")] * (first.column < second.column) + [("above", "below")] * (first.row < second.row)
     way = rng.choice(ways)
     if rng.random() < 0.5:  # the same fact, said from the other side
-        first, second, way = second, first, way[::-1]
-    said = way[0] if truth else way[1]
-    return Asked(f"Is the {first.kind} {said} the {second.kind}?", "yes" if truth else "no", category="position")
+        return second, first, (way[1], way[0])
+    return first, second, way
 
 
 def present(rng: random.Random, scene: Scene, truth: bool, category: str) -> Asked:

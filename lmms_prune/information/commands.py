@@ -293,6 +293,10 @@ def calibrate(
     model: Model = "llava_pruned",
     model_args: ModelArgs = "",
     methods: Annotated[str, typer.Option(help="Methods that may act early, with commas.")] = "dart,divprune",
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(help="A schedule to compare with on the verifying documents; its ? meets the budget. Repeatable."),
+    ] = None,
     block: Annotated[int, typer.Option(min=1, help="Side of a unit of information.")] = 2,
     out: Annotated[Path, typer.Option(help="Folder of the results; a run that was interrupted goes on there.")] = Path(
         "calibration"
@@ -318,7 +322,9 @@ def calibrate(
         from lmms_prune.information.propose import candidates, propose, removal_horizon
 
         names = _tasks(tasks)
+        read = [Schedule.parse(text) for text in beside or []]
         ready = _ready(model, model_args)
+        others = [str(_solved(one, budget, ready)) for one in read]
         measured = _measured(ready, names, limit, block, include, out / "information")
         first = vanishes(by_layer(by_sample(measured)))
         evaluation = Evaluation(model, model_args, names, limit)
@@ -327,8 +333,8 @@ def calibrate(
             report = lambda outcome: progress.advance(bar)  # noqa: E731
             layer = removal_horizon(evaluation, first, ready.depth, out / "chosen", launch, report)
             texts = candidates(chosen, sorted({first, layer}), budget, ready.depth, ready.visual_tokens)
-            progress.update(bar, completed=0, total=(len(texts) + 3) * len(names))
-            found = propose(evaluation, texts, layer, out, launch, report)
+            progress.update(bar, completed=0, total=(len(texts) + 3 + len(others)) * len(names))
+            found = propose(evaluation, texts, layer, out, launch, report, others)
         checkpoint = ready.wrapper.arguments.pretrained
         said = {
             "schedule": found.schedule,
@@ -340,6 +346,7 @@ def calibrate(
         }
         said |= {"chosen": vars(found.chosen), "verified": vars(found.verified)}
         said |= {"tried": {text: vars(one) for text, one in found.tried.items()}}
+        said |= {"beside": {text: vars(one) for text, one in found.beside.items()}}
         kept = calibration_file(checkpoint, budget)
         keep_calibration(kept, said)
         path = out / f"{Path(checkpoint).name}_auto-{budget}.yaml"
@@ -363,8 +370,21 @@ def calibrate(
     sure = found.verified
     typer.echo(
         f"schedule={found.schedule}\nloses {sure.value:.1f} % of the unpruned scores ({sure.low:.1f} to {sure.high:.1f} %) "
-        f"on {limit} other documents of each task.\n{path}\nFrom now on schedule=auto,budget={budget} stands for it."
+        f"on {limit} other documents of each task.\n"
+        + "".join(
+            f"there {text} loses {one.value:.1f} % ({one.low:.1f} to {one.high:.1f} %)\n"
+            for text, one in found.beside.items()
+        )
+        + f"{path}\nFrom now on schedule=auto,budget={budget} stands for it."
     )
+
+
+def _solved(schedule: Schedule, budget: str, ready: _Ready) -> Schedule:
+    """A schedule given for comparison, at the same budget where it leaves a ``?``."""
+    if schedule.unknown is not None:
+        return schedule.solve(budget, ready.depth, ready.visual_tokens)
+    schedule.check(ready.depth)
+    return schedule
 
 
 def show(

@@ -39,6 +39,7 @@ class Proposal:
         chosen: its loss on the documents it was chosen on: too good, because it was chosen by it.
         verified: its loss on other documents; what to expect.
         tried: each candidate and its loss, the best first.
+        beside: schedules that were given for comparison, with their loss on the same other documents.
     """
 
     schedule: str
@@ -46,6 +47,7 @@ class Proposal:
     chosen: Loss
     verified: Loss
     tried: Mapping[str, Loss]
+    beside: Mapping[str, Loss]
 
 
 def candidates(
@@ -112,6 +114,7 @@ def propose(
     out: Path,
     launch: str,
     report: Callable[[Outcome], None],
+    beside: Sequence[str] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> Proposal:
@@ -123,6 +126,7 @@ def propose(
         horizon: as `removal_horizon` finds it, for the record.
         out: folder of the runs; complete ones are not done again.
         launch, report: as for `evaluate`.
+        beside: further schedules to evaluate on the next documents.
         resamples, seed: of the bootstrap.
     """
     assert evaluation.limit is not None
@@ -131,8 +135,9 @@ def propose(
     tried = dict(sorted(tried.items(), key=lambda item: item[1].value))
     best = next(iter(tried))
     others = replace(evaluation, offset=evaluation.offset + evaluation.limit)
-    again = evaluate(others, ["none", best], out / "verified", launch, report)
-    return Proposal(best, horizon, tried[best], loss(again["none"], again[best], resamples, seed), tried)
+    again = evaluate(others, list(dict.fromkeys(["none", best, *beside])), out / "verified", launch, report)
+    there = {text: loss(again["none"], again[text], resamples, seed) for text in dict.fromkeys([best, *beside])}
+    return Proposal(best, horizon, tried[best], there[best], tried, {text: there[text] for text in beside})
 
 
 def loss(unpruned: Mapping[str, Samples], pruned: Mapping[str, Samples], resamples: int, seed: int) -> Loss:

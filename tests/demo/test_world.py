@@ -114,6 +114,26 @@ def test_relations_say_what_stands_where() -> None:
     assert questions.relation(random.Random(0), Scene((RED_CIRCLE,)), True) is None
 
 
+def test_sides_are_told_as_they_are_confirmed() -> None:
+    """Asked openly and with yes or no, from the same draws: the same two shapes, and the way that is confirmed."""
+    told = set()
+    for number in range(40):
+        asked, confirmed = (
+            questions.side(random.Random(number), SCENE),
+            questions.relation(random.Random(number), SCENE, True),
+        )
+        assert asked is not None
+        assert confirmed is not None
+        way = asked.answer + " of" * (asked.answer in ("left", "right"))
+        either = f"{asked.answer} or " if asked.answer in ("left", "above") else f" or {asked.answer}"
+        assert either in asked.question
+        words = asked.question.split()
+        assert confirmed.question == f"Is the {words[2]} {way} the {words[-1]}"
+        told.add(asked.answer)
+    assert told == {"left", "right", "above", "below"}
+    assert questions.side(random.Random(0), Scene((RED_CIRCLE,))) is None
+
+
 @pytest.mark.parametrize("category", ["random", "popular", "adversarial"])
 def test_what_is_asked_for_is_there_or_not(category: str) -> None:
     for number in range(100):

@@ -56,7 +56,7 @@ def run(mirror: Path, tmp_path: Path) -> Callable[..., str]:
 def test_the_horizon_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
     """Measured, evaluated through lmms-eval and drawn; a second call does nothing again and says the same."""
     command = ["lmms-prune", "horizon", *given(LLAVA), "--tasks", "pope", "--limit", "4", "--out", str(tmp_path)]
-    command += ["--methods", "random", "--keeps", "0.25", "--json"]
+    command += ["--methods", "random,information", "--keeps", "0.25", "--json"]
     said = json.loads(run(*command).strip().splitlines()[-1])
     [task] = said["tasks"]
     assert said["depth"] == DEPTH
@@ -64,11 +64,12 @@ def test_the_horizon_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
     assert task["layer"] == max(task["by_accuracy"], task["by_information"])
     table = (tmp_path / "horizon-pope.csv").read_text().splitlines()
     assert len(table) == 1 + DEPTH
-    assert len((tmp_path / "methods-pope.csv").read_text().splitlines()) == 1 + DEPTH
+    alone = (tmp_path / "methods-pope.csv").read_text()
+    assert (alone.count("random,"), alone.count("information (oracle),")) == (DEPTH, DEPTH)
     for name in ("horizon-pope", "methods-pope"):
         assert np.asarray(Image.open(tmp_path / f"{name}.png")).std() > 10
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_results.json")}
-    assert len(files) == 2 * DEPTH + 1
+    assert len(files) == 3 * DEPTH + 1
     assert json.loads(run(*command).strip().splitlines()[-1]) == said
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_results.json")} == files
 
@@ -78,11 +79,15 @@ def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], tmp_path
     """The schedule that is found meets the budget, runs under lmms-eval as `auto`, and as the YAML that was written."""
     out = tmp_path / "calibration"
     command = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--methods", "dart"]
-    said = json.loads(run(*command, "--limit", "2", "--out", str(out), "--json").strip().splitlines()[-1])
+    command += ["--beside", "random@1:?", "--limit", "2", "--out", str(out), "--json"]
+    said = json.loads(run(*command).strip().splitlines()[-1])
     found = Schedule.parse(said["schedule"])
     assert found.average(DEPTH, [10_000]) <= 5000
     assert said["tried"][said["schedule"]]["value"] == min(one["value"] for one in said["tried"].values())
     assert said["verified"]["low"] <= said["verified"]["value"] <= said["verified"]["high"]
+    [(fixed, loss)] = said["beside"].items()
+    assert 4900 <= Schedule.parse(fixed).average(DEPTH, [10_000]) <= 5000
+    assert loss["low"] <= loss["value"] <= loss["high"]
     run("lmms-prune", "check", said["yaml"])
     [_, model, _, arguments] = given(QWEN)
     auto = f"{arguments},schedule=auto,budget=0.5"

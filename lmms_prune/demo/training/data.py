@@ -204,7 +204,8 @@ def _ask_scene(rng: random.Random, shown: Scene, split: Split) -> Prompted:
         compared = Prompted.of(relation, "yes/no position", prompts.short(relation.question))
         return compared._replace(stated=_way(relation.question))
     if roll < 0.68:
-        asked = questions.where(rng, shown) if roll < 0.59 else questions.about(rng, shown, split)
+        open_one = (roll < 0.565 and questions.where(rng, shown)) or (roll < 0.59 and questions.side(rng, shown))
+        asked = open_one or questions.about(rng, shown, split)
         return Prompted.of(asked, asked.category, prompts.short(asked.question))
     if roll < 0.87:
         return _choice(rng, questions.about(rng, shown, split))
