@@ -18,8 +18,8 @@ from lmms_prune.bench.commands import bench, bench_information, bench_methods, b
 from lmms_prune.calibration.commands import app as calibrate
 from lmms_prune.configs.commands import check_files, list_tasks, write_configs
 from lmms_prune.console import fail
-from lmms_prune.information.commands import calibrate as calibrate_schedule
 from lmms_prune.information.commands import horizon, information, show
+from lmms_prune.information.hybrid import calibrate as calibrate_schedule
 from lmms_prune.leaderboard.commands import gate, leaderboard
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean

@@ -1,0 +1,143 @@
+"""What the commands are given: options that they share, checked and turned into what they mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from lmms_prune.console import fail, plainly
+from lmms_prune.methods import METHODS
+from lmms_prune.schedule import did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lmms_prune.harness.documents import Document
+    from lmms_prune.harness.models import PrunedModel
+
+Model = Annotated[str, typer.Option(help="llava_pruned or qwen2_5_vl_pruned, as for lmms-eval.")]
+ModelArgs = Annotated[
+    str, typer.Option("--model_args", help="As for lmms-eval, without schedule and budget: pretrained=…,dtype=….")
+]
+Tasks = Annotated[str, typer.Option(help="Tasks and groups of lmms-eval, with commas.")]
+Include = Annotated[
+    Path | None, typer.Option("--include_path", help="A folder of further task YAMLs. Default: this package's own.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A loaded model, its decoder layers, and the visual tokens of an image, where all have as many."""
+
+    wrapper: PrunedModel
+    depth: int
+    visual_tokens: int | None
+
+    @property
+    def name(self) -> str:
+        return Path(self.wrapper.arguments.pretrained).name
+
+
+def load_unpruned(model: str, model_args: str) -> Ready:
+    """The model as an evaluation without a schedule would load it."""
+    from lmms_prune.harness.models import unpruned
+
+    wrapper = unpruned(model, model_args)
+    config = wrapper.model.config
+    return Ready(wrapper, config.text_config.num_hidden_layers, wrapper.family.tokens_per_image(config))
+
+
+def measured_rows(
+    ready: Ready, names: list[str], limit: int | None, block: int, include: Path | None, out: Path
+) -> pd.DataFrame:
+    """The information of all documents at all layers, measured as far as it is not yet."""
+    from lmms_prune.information.run import measure_documents
+    from lmms_prune.measurements import Store
+
+    numbers, model = list(range(ready.depth)), ready.wrapper.family.model_name
+    settings = {"model": model, "identity": ready.wrapper.arguments.identity(), "layers": numbers, "block": block}
+    store = Store.open(out, settings)
+    found = found_documents(names, model, limit, include)
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("information", total=len(found))
+        measure_documents(ready.wrapper, found, store, numbers, block, lambda document: progress.advance(bar))
+    return store.read([document.sample for document in found])
+
+
+def task_names(text: str) -> list[str]:
+    """``--tasks``, with this package's groups replaced by their members."""
+    from lmms_prune.harness.tasks import single_tasks
+
+    return single_tasks(text)
+
+
+def method_names(text: str, oracle: bool = False) -> list[str]:
+    """``--methods``: names of methods that keep some tokens; an oracle only where it is shown as one."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in METHODS or METHODS[name].drops_all:
+            fail(f"--methods {name}: no method that keeps some tokens.{did_you_mean(name, list(METHODS))}")
+        if METHODS[name].kind == "oracle" and not oracle:
+            fail(
+                f"--methods {name}: it is told the right answers, so it is no method to use; `horizon` draws it beside others."
+            )
+    return names
+
+
+def found_documents(names: list[str], model: str, limit: int | None, include: Path | None) -> list[Document]:
+    """All documents of some tasks; the package's own tasks are found without a path."""
+    from lmms_prune.harness.documents import documents
+    from lmms_prune.harness.tasks import task_configs
+
+    return list(documents(names, model, limit, include or task_configs()))
+
+
+def layer_numbers(text: str | None, depth: int) -> list[int]:
+    """``0-3,8`` as numbers; all layers where nothing is given."""
+    if text is None:
+        return list(range(depth))
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        fail(f"--layers {text}: write numbers and ranges with commas, such as 0-31 or 0,8,16.")
+    made: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        made |= set(range(int(first), int(last or first) + 1))
+    if max(made) >= depth:
+        fail(f"--layers {text}: the model's layers are 0 to {depth - 1}.")
+    return sorted(made)
+
+
+def ratios_of(text: str) -> list[float]:
+    """``--keeps``."""
+    try:
+        ratios = [float(part) for part in text.split(",")]
+    except ValueError:
+        ratios = []
+    if not ratios or not all(0 < ratio <= 1 for ratio in ratios):
+        fail(f"--keeps {text}: write ratios above 0 and up to 1 with commas, such as 0.1,0.25.")
+    return ratios
+
+
+@contextmanager
+def said_plainly() -> Iterator[None]:
+    """What a user can put right ends the command with exit code 2 and one message."""
+    from lmms_prune.configs.runs import ConfigError
+    from lmms_prune.families import UnsupportedModelError
+    from lmms_prune.harness.arguments import ArgumentError
+    from lmms_prune.measurements import InformationError
+    from lmms_prune.refusals import PruningError
+    from lmms_prune.schedule import ScheduleError
+    from lmms_prune.sweep.units import SweepError
+
+    mendable = (ArgumentError, ConfigError, InformationError, PruningError, ScheduleError, SweepError)
+    with plainly(*mendable, UnsupportedModelError):
+        yield

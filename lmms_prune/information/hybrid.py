@@ -1,0 +1,133 @@
+"""``lmms-prune calibrate --tasks …``: a hybrid schedule from what was measured. Heavy modules are imported only when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lmms_prune.information.given import (
+    Include,
+    Json,
+    Model,
+    ModelArgs,
+    Ready,
+    load_unpruned,
+    measured_rows,
+    method_names,
+    said_plainly,
+    task_names,
+)
+from lmms_prune.schedule import Schedule
+
+if TYPE_CHECKING:
+    pass
+
+
+def calibrate(
+    tasks: Annotated[str, typer.Option(help="Benchmarks whose documents decide, with commas.")],
+    budget: Annotated[str, typer.Option(help="Average visual tokens a layer: 192t, or a ratio: 0.5.")],
+    limit: Annotated[
+        int, typer.Option(min=2, help="Documents of each task that choose, and as many that verify.")
+    ] = 64,
+    model: Model = "llava_pruned",
+    model_args: ModelArgs = "",
+    methods: Annotated[str, typer.Option(help="Methods that may act early, with commas.")] = "dart,divprune",
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(help="A schedule to compare with on the verifying documents; its ? meets the budget. Repeatable."),
+    ] = None,
+    block: Annotated[int, typer.Option(min=1, help="Side of a unit of information.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder of the results; a run that was interrupted goes on there.")] = Path(
+        "calibration"
+    ),
+    include: Include = None,
+    launch: Annotated[str, typer.Option(help="What starts evaluating processes, as for `sweep`.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Find the hybrid schedule that loses least at a budget; `lmms-prune calibrate --tasks …` means this one, too.
+
+    Measures information on the first --limit documents of each task. From where it has vanished, or from where removing
+    all visual tokens loses nothing, few random tokens are left or none; before, a method prunes to the budget. All candidates are evaluated, the best one again on the next --limit
+    documents. It is kept for `schedule=auto,budget=…` and written as a YAML for lmms-eval.
+    """
+    chosen = method_names(methods)
+    with said_plainly():
+        import yaml
+
+        from lmms_prune.harness.calibrations import calibration_file, keep_calibration
+        from lmms_prune.information.aggregate import by_layer, by_sample
+        from lmms_prune.information.depth import Evaluation
+        from lmms_prune.information.horizon import vanishes
+        from lmms_prune.information.propose import candidates, propose, removal_horizon
+
+        names = task_names(tasks)
+        read = [Schedule.parse(text) for text in beside or []]
+        ready = load_unpruned(model, model_args)
+        others = [str(_solved(one, budget, ready)) for one in read]
+        measured = measured_rows(ready, names, limit, block, include, out / "information")
+        first = vanishes(by_layer(by_sample(measured)))
+        evaluation = Evaluation(model, model_args, names, limit)
+        with Progress(console=Console(stderr=True)) as progress:
+            bar = progress.add_task("evaluations", total=None)
+            report = lambda outcome: progress.advance(bar)  # noqa: E731
+            layer = removal_horizon(evaluation, first, ready.depth, out / "chosen", launch, report)
+            texts = candidates(chosen, sorted({first, layer}), budget, ready.depth, ready.visual_tokens)
+            progress.update(bar, completed=0, total=(len(texts) + 3 + len(others)) * len(names))
+            found = propose(evaluation, texts, layer, out, launch, report, others)
+        checkpoint = ready.wrapper.arguments.pretrained
+        said = {
+            "schedule": found.schedule,
+            "vanishes": first,
+            "horizon": layer,
+            "budget": budget,
+            "tasks": names,
+            "limit": limit,
+        }
+        said |= {"chosen": vars(found.chosen), "verified": vars(found.verified)}
+        said |= {"tried": {text: vars(one) for text, one in found.tried.items()}}
+        said |= {"beside": {text: vars(one) for text, one in found.beside.items()}}
+        kept = calibration_file(checkpoint, budget)
+        keep_calibration(kept, said)
+        path = out / f"{Path(checkpoint).name}_auto-{budget}.yaml"
+        settings: dict[str, Any] = {"model": model}
+        settings |= {"model_args": f"{model_args},schedule={found.schedule}".strip(",")}
+        settings |= {"tasks": ",".join(names), "log_samples": True, "output_path": f"results/{path.stem}"}
+        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps({**said, "yaml": str(path), "kept": str(kept)}))
+        return
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"information vanishes at layer {first}, removal is free at {layer}, of {ready.depth}",
+    )
+    table.add_column("schedule", overflow="fold")
+    table.add_column("loss", justify="right")
+    table.add_column("95 %", justify="right")
+    for text, one in found.tried.items():
+        table.add_row(text, f"{one.value:.1f} %", f"{one.low:.1f} to {one.high:.1f} %")
+    Console().print(table)
+    sure = found.verified
+    typer.echo(
+        f"schedule={found.schedule}\nloses {sure.value:.1f} % of the unpruned scores ({sure.low:.1f} to {sure.high:.1f} %) "
+        f"on {limit} other documents of each task.\n"
+        + "".join(
+            f"there {text} loses {one.value:.1f} % ({one.low:.1f} to {one.high:.1f} %)\n"
+            for text, one in found.beside.items()
+        )
+        + f"{path}\nFrom now on schedule=auto,budget={budget} stands for it."
+    )
+
+
+def _solved(schedule: Schedule, budget: str, ready: Ready) -> Schedule:
+    """A schedule given for comparison, at the same budget where it leaves a ``?``."""
+    if schedule.unknown is not None:
+        return schedule.solve(budget, ready.depth, ready.visual_tokens)
+    schedule.check(ready.depth)
+    return schedule
