@@ -16,6 +16,7 @@ from rich.table import Table
 from lmms_prune import __version__
 from lmms_prune.bench.commands import bench, bench_information, bench_methods, bench_throughput
 from lmms_prune.calibration.commands import app as calibrate
+from lmms_prune.certificate.commands import doctor
 from lmms_prune.configs.commands import check_files, list_tasks, write_configs
 from lmms_prune.console import fail
 from lmms_prune.information.commands import horizon, information, show
@@ -28,6 +29,7 @@ from lmms_prune.sweep.commands import sweep
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 calibrate.command("hybrid")(calibrate_schedule)
 app.add_typer(calibrate, name="calibrate")
+app.command()(doctor)
 app.command()(bench)
 app.command("bench-methods")(bench_methods)
 app.command("bench-information")(bench_information)

@@ -76,7 +76,7 @@ def load_clip(checkpoint: str, device: torch.device, dtype: torch.dtype) -> Clip
     fix = "give the folder or hub name of a CLIP checkpoint, or clip=embeddings, which needs no second model."
     try:
         model, report = CLIPModel.from_pretrained(checkpoint, dtype=dtype, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedModelError(f"clip={checkpoint} cannot be loaded: {fix} ({reason})") from error

@@ -26,7 +26,9 @@ def load_guide(checkpoint: str, device: torch.device, dtype: torch.dtype) -> Any
         UnsupportedModelError: it cannot be loaded.
     """
     try:
-        model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, device_map=str(device))
+        model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=dtype, device_map=str(device), trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         message = f"guide={checkpoint} cannot be loaded: give the folder or hub name of a checkpoint. ({reason})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from lmms_prune.ragged import Packing, attention_mask, gather, gather_rotary, pa
 from lmms_prune.refusals import PruningError, refuse_cache, refuse_growing_prompt, refuse_inputs
 from lmms_prune.schedule import OWN, Schedule, Stage
 from lmms_prune.tower import Asks, Tower, TowerRecorder, TowerRun, tower_shape
-from lmms_prune.trace import RowTrace, Trace
+from lmms_prune.trace import ProductCounter, RowTrace, Trace
 from lmms_prune.view import LayerInput
 
 POSITIONS = ("original", "compact")
@@ -34,6 +34,7 @@ def prune(
     positions: str = "original",
     samples: Sequence[str] | None = None,
     questions: Sequence[str] | None = None,
+    count_selection: bool = False,
 ) -> Iterator[Trace]:
     """Remove visual tokens by `schedule` from every prefill that `model` runs inside the ``with`` block.
 
@@ -49,6 +50,7 @@ def prune(
         positions: "original" keeps each token's position id; "compact" renumbers after every stage (not for M-RoPE).
         samples: one id a row, for seeding; by default a row's own token ids are its id.
         questions: the question of each row as text, for methods that read it.
+        count_selection: count what the methods multiply (`RowTrace.selection_flops`); costs them about 25 µs an operation.
 
     Yields:
         the trace of what happened, filled as the model runs.
@@ -72,7 +74,7 @@ def prune(
         raise PruningError("this model is inside another prune block; put all stages into one schedule.")
     hooks: _Recorder | _Pruner = _Recorder(parts, samples, trace)
     if schedule.stages:
-        hooks = _Pruner(model, parts, schedule, seed, positions, samples, trace, questions)
+        hooks = _Pruner(model, parts, schedule, seed, positions, samples, trace, questions, count_selection)
     handles: list[Any] = []
     try:
         handles += hooks.register()
@@ -121,7 +123,6 @@ class _Prefill:
     """One prompt batch, from its prefill through its decode steps."""
 
     ids: Tensor
-    inputs: dict[str, Any]
     present: Bool[Tensor, "B L"]
     layout: Layout
     cache: Any
@@ -191,9 +192,11 @@ class _Pruner:
         samples: Sequence[str] | None,
         trace: Trace,
         questions: Sequence[str] | None,
+        count_selection: bool = False,
     ):
         self.model, self.parts, self.schedule, self.seed, self.positions = model, parts, schedule, seed, positions
         self.samples, self.trace, self.questions = samples, trace, questions
+        self.count_selection = count_selection
         self.stages: dict[int, tuple[int, Stage, Method]] = {
             stage.layer: (i, stage, stage.spec.build(dict(stage.options))) for i, stage in enumerate(schedule.stages)
         }
@@ -265,7 +268,7 @@ class _Pruner:
             self.schedule.check(layers, row.images)
         positions = kwargs.get("position_ids")
         last = positions[..., -1:] if positions is not None else torch.full((1, 1), ids.shape[1] - 1, device=ids.device)
-        self.running = _Prefill(ids, inputs, layout.present, layout, cache, last, [None] * layers, tower)
+        self.running = _Prefill(ids, layout.present, layout, cache, last, [None] * layers, tower)
         self.decoding = False
 
     def _begin_step(self, ids: Tensor, cache: Any, kwargs: dict) -> dict:
@@ -429,10 +432,14 @@ class _Pruner:
             layout.record_all()
             return hidden, segment
         self.tower.paused = True
+        counter = ProductCounter()
         try:
-            hidden, keep, budget, recycled = self._select(running, state, budget, original)
+            with counter if self.count_selection else nullcontext():
+                hidden, keep, budget, recycled = self._select(running, state, budget, original)
         finally:
             self.tower.paused = False
+        if self.count_selection:
+            layout.add_selection(counter.flops)
         packing = layout.cut(keep, budget, recycled)
         hidden = gather(hidden, packing.index)
         lengths = packing.valid.sum(1)
@@ -466,7 +473,8 @@ class _Pruner:
         asked = (checkpoint, new_tokens, last_visual)
         if asked not in running.guided:
             ids = running.ids
-            inputs = {"input_ids": ids, "attention_mask": running.inputs.get("attention_mask"), **tower.inputs()}
+            # generate() hands on no mask where nothing is padded, but would miss it here.
+            inputs = {"input_ids": ids, "attention_mask": running.present.to(ids), **tower.inputs()}
             if self.parts.family.mrope:
                 inputs["mm_token_type_ids"] = (ids == self.parts.config.image_token_id).int()
             self.asleep = True

@@ -184,6 +184,11 @@ class Layout:
             row.computed.append(length)
             first += len(row.images)
 
+    def add_selection(self, flops: int) -> None:
+        """Share what a stage's method multiplied among the rows, by their images."""
+        for row in self.traces:
+            row.selection_flops = (row.selection_flops or 0) + flops * len(row.images) / max(1, len(self.sizes))
+
     def record_all(self, recycled: Int[Tensor, " I"] | None = None) -> None:
         """Write down which original visual tokens are present now, as the outcome of a stage."""
         self.recycled.append(recycled)

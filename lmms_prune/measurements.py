@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pyarrow import ArrowInvalid
 
 ABOUT = "information.json"
 
@@ -72,12 +73,27 @@ class Store:
         return self.path(sample).exists()
 
     def write(self, sample: str, rows: pd.DataFrame) -> None:
-        """Add a sample, in one move: an interruption leaves it out as a whole."""
+        """Add a sample, in one move: an interruption leaves it out as a whole.
+
+        Raises:
+            InformationError: it cannot be written.
+        """
         path = self.path(sample)
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        rows.to_parquet(partial, index=False)
-        os.replace(partial, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                rows.to_parquet(file, index=False)
+                file.flush()
+                # Else the name may be on the disk before the lines are.
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InformationError(
+                f"{path} cannot be written: {error.strerror or error}. What was measured before is kept: when that is "
+                "mended, call the same command again."
+            ) from error
 
     def samples(self) -> list[str]:
         """All samples measured, in the order of their tasks and numbers."""
@@ -97,8 +113,16 @@ class Store:
             raise InformationError(
                 f"{self.folder} lacks sample {missing[0]}; measure it with `lmms-prune information` first."
             )
-        rows = pd.concat([pd.read_parquet(self.path(sample)) for sample in wanted], ignore_index=True)
+        rows = pd.concat([self._lines(sample) for sample in wanted], ignore_index=True)
         return rows.assign(information=rows.p - rows.p_text)
+
+    def _lines(self, sample: str) -> pd.DataFrame:
+        try:
+            return pd.read_parquet(self.path(sample))
+        except (OSError, ArrowInvalid) as error:
+            raise InformationError(
+                f"{self.path(sample)} is damaged ({str(error).splitlines()[0]}); remove it and measure the sample again."
+            ) from error
 
 
 def token_information(rows: pd.DataFrame, image: int, grid: tuple[int, int], block: int) -> np.ndarray:

@@ -31,17 +31,32 @@ Keep: TypeAlias = Decimal | int | Literal["own"] | None
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # A ratio budget for images of any size is solved on an image of this many tokens, that is to four decimals.
 _FINE = 10_000
+# No model has so many layers or tokens, and no ratio so many decimals; what is longer is a mistake, and slow to compute with.
+_DIGITS = 28
+_WHOLE = re.compile(rf"[0-9]{{1,{_DIGITS}}}")
 
 
 class ScheduleError(ValueError):
-    """A schedule that cannot be run; the message points at the place in the text."""
+    """A schedule that cannot be run; the message points at the place in the text.
+
+    Args:
+        message: what is wrong.
+        text: the whole schedule.
+        span: where in `text`, from and up to; an empty span is where something is missing.
+    """
 
     def __init__(self, message: str, text: str = "", span: tuple[int, int] | None = None):
-        lines = [f"schedule: {message}"]
+        self.text, self.span = text, span
+        lines = [f"schedule: {_printable(message)}"]
         if span is not None:
             start, end = span
-            lines += [f"    {text}", "    " + " " * start + "^" * max(1, end - start)]
+            lines += [f"    {_printable(text)}", "    " + " " * start + "^" * max(1, end - start)]
         super().__init__("\n".join(lines))
+
+
+def _printable(text: str) -> str:
+    """`text` on one line, as long as it was: a line break or a tab would lead the pointer astray."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -388,6 +403,18 @@ def share(total: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
+def _number(text: str) -> Decimal | None:
+    """The number that `text` is, of at most _DIGITS digits before and behind the point; None if it is none."""
+    try:
+        value = Decimal(text if text.isascii() else "")
+    except InvalidOperation:
+        return None
+    if not value:
+        return Decimal(0)  # whatever its sign and exponent
+    within = value.is_finite() and value.adjusted() < _DIGITS and int(value.as_tuple().exponent) >= -_DIGITS
+    return value if within else None
+
+
 def _print_keep(keep: Keep) -> str:
     if keep is None:
         return "?"
@@ -402,11 +429,10 @@ def _print_option(value: object) -> str:
 def _parse_budget(budget: str | float, n: int, visual_tokens: int | None) -> tuple[Fraction, bool]:
     """The budget in average tokens of an image of `n`, and whether it was given in tokens."""
     text = str(budget).strip()
-    try:
-        amount = Fraction(text.removesuffix("t"))
-    except (ValueError, ZeroDivisionError):
-        message = f"budget '{text}' is neither tokens ('192t') nor a ratio of the original tokens ('0.5')."
-        raise ScheduleError(message) from None
+    number = _number(text.removesuffix("t"))
+    if number is None:
+        raise ScheduleError(f"budget '{text}' is neither tokens ('192t') nor a ratio of the original tokens ('0.5').")
+    amount = Fraction(number)
     if text.endswith("t"):
         if visual_tokens is None:
             message = (
@@ -452,15 +478,19 @@ class _Parser:
             raise self.error(f"unknown method '{name}' in stage {number}.{hint}", start, name)
         layer, colon, keep = place.partition(":")
         at_layer = start + len(name) + 1
-        if not layer.isascii() or not layer.isdigit():
+        if not _WHOLE.fullmatch(layer):
             raise self.error(f"the layer '{layer}' in stage {number} must be a whole number.", at_layer, layer)
         at_keep = at_layer + len(layer) + 1
         value = self.keep(keep, METHODS[name], number, at_keep, bool(colon))
-        pairs, at_option = [], start + len(head) + 1
+        pairs: dict[str, object] = {}
+        at_option = start + len(head) + 1
         for option in options:
-            pairs.append(self.option(option, METHODS[name], at_option))
+            named, said = self.option(option, METHODS[name], at_option)
+            if named in pairs:
+                raise self.error(f"stage {number} names the option '{named}' twice.", at_option, option)
+            pairs[named] = said
             at_option += len(option) + 1
-        return Stage(name, int(layer), value, tuple(pairs))
+        return Stage(name, int(layer), value, tuple(pairs.items()))
 
     def keep(self, text: str, spec: MethodSpec, number: int, start: int, given: bool) -> Keep:
         if not given:
@@ -476,13 +506,9 @@ class _Parser:
                     f"{spec.name} takes no keep, so there is nothing to solve; write '{spec.example}'.", start, text
                 )
             return None
-        value: Decimal | int | None
-        try:
-            # Adding 0 turns the -0 that Decimal knows into 0.
-            value = int(text[:-1]) if re.fullmatch(r"[0-9]+t", text) else Decimal(text if text.isascii() else "") + 0
-        except InvalidOperation:
-            value = None
-        if value is None or (isinstance(value, Decimal) and not value.is_finite()):
+        count = text.endswith("t") and _WHOLE.fullmatch(text[:-1])
+        value = int(text[:-1]) if count else _number(text)
+        if value is None:
             message = f"the keep '{text}' in stage {number} is neither a ratio (0.44), a count (252t) nor '?'."
             raise self.error(message, start, text)
         if spec.drops_all and value != 0:
@@ -492,7 +518,7 @@ class _Parser:
         return 0 if spec.drops_all else value
 
     def option(self, text: str, spec: MethodSpec, start: int) -> tuple[str, object]:
-        name, equals, value = text.partition("=")
+        name, equals, value = (part.strip() for part in text.partition("="))
         try:
             if not equals:
                 raise OptionError(f"the option '{text}' of {spec.name} has no value; write name=value.")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from lmms_prune.schedule import Schedule
 
@@ -25,6 +30,8 @@ class RowTrace:
         computed: sequence length that each layer processed, padding included.
         cached: length of each layer's cache once the prompt has run, padding included; empty without a cache.
         masks: for each stage and image, which of the original visual tokens (raster order) go on.
+        selection_flops: its images' part of what the stages' methods multiplied for the batch, padding and second
+            models included; None where `prune` was not asked to count it.
     """
 
     sample: str
@@ -36,6 +43,7 @@ class RowTrace:
     computed: list[int] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
     masks: list[list[Bool[Tensor, " V"]]] = field(default_factory=list)
+    selection_flops: float | None = None
 
     @property
     def visual_tokens(self) -> int:
@@ -71,3 +79,32 @@ class Trace:
         if not self.rows:
             raise ValueError("the trace is empty: no prompt has run inside the block yet.")
         return sum(row.avg_visual_tokens for row in rows) / len(rows) if rows else 0.0
+
+
+class ProductCounter(TorchDispatchMode):
+    """Counts the FLOPs of matrix products (2 a multiply-accumulate) by torch's own rules, and nothing else.
+
+    The same sum as torch's ``FlopCounterMode``, which also follows modules and takes several times as long.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (rule := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += rule(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def masks_to_host(rows: Sequence[RowTrace]) -> None:
+    """Bring the masks of a batch's rows to the CPU, in one transfer a stage."""
+    for stage in range(max((len(row.masks) for row in rows), default=0)):
+        masks = [mask for row in rows for mask in row.masks[stage]]
+        if not masks:
+            continue
+        # One copy: of all images of the batch beside each other.
+        parts = iter(torch.cat(masks).cpu().split([len(mask) for mask in masks]))
+        for row in rows:
+            row.masks[stage] = [next(parts) for _ in row.masks[stage]]

@@ -19,6 +19,7 @@ BELOW = {
         "efficiency",
         "bench",
         "calibration",
+        "certificate",
         "console",
         "schedule",
         "methods",
@@ -37,7 +38,9 @@ BELOW = {
         "families",
         "harness",
         "hooks",
+        "information",
         "layout",
+        "measurements",
         "methods",
         "schedule",
         "tower",
@@ -45,6 +48,18 @@ BELOW = {
         "view",
     },
     "console": set(),
+    "certificate": {
+        "console",
+        "demo",
+        "families",
+        "harness",
+        "hooks",
+        "methods",
+        "schedule",
+        "supported",
+        "trace",
+        "view",
+    },
     "information": {
         "configs",
         "console",
@@ -52,6 +67,7 @@ BELOW = {
         "harness",
         "hooks",
         "leaderboard",
+        "measurements",
         "methods",
         "ragged",
         "refusals",
@@ -71,9 +87,9 @@ BELOW = {
         "ragged",
         "refusals",
     },
-    "harness": {"efficiency", "hooks", "trace", "schedule", "families", "supported"},
+    "harness": {"efficiency", "hooks", "measurements", "places", "trace", "schedule", "families", "supported"},
     "demo": {"harness", "leaderboard"},
-    "leaderboard": {"console", "methods", "presets", "schedule"},
+    "leaderboard": {"console", "harness", "methods", "places", "presets", "schedule", "supported"},
     "guide": {"layout", "families", "view"},
     "hooks": {"guide", "layout", "refusals", "schedule", "methods", "families", "view", "tower", "trace", "ragged"},
     "layout": {"refusals", "schedule", "families", "view", "trace", "ragged"},
@@ -83,22 +99,35 @@ BELOW = {
     "supported": set(),
     "schedule": {"methods", "presets"},
     "efficiency": {"schedule"},
+    "places": set(),
     "presets": set(),
-    "methods": {"kernels", "view", "tower", "families", "companions", "merging", "ragged"},
+    "measurements": set(),
+    "methods": {"kernels", "measurements", "view", "tower", "families", "companions", "merging", "ragged"},
     "merging": {"families", "ragged", "tower", "view"},
     "companions": {"families"},
     "trace": {"schedule"},
     "kernels": set(),
     "ragged": set(),
     "refusals": set(),
-    "__init__": {"schedule", "hooks", "trace"},
+    "__init__": {"schedule", "hooks", "supported", "trace"},
 }
 ONLY_IN = {
     "triton": {"kernels"},
-    "transformers": {"bench", "guide", "families", "harness", "demo", "companions"},
+    "transformers": {"bench", "certificate", "guide", "families", "harness", "demo", "companions"},
     "lmms_eval": {"harness"},
-    "datasets": {"demo"},
-    "typer": {"cli", "calibration", "demo", "bench", "console", "information", "leaderboard", "configs", "sweep"},
+    "datasets": {"demo", "harness"},
+    "typer": {
+        "cli",
+        "calibration",
+        "certificate",
+        "demo",
+        "bench",
+        "console",
+        "information",
+        "leaderboard",
+        "configs",
+        "sweep",
+    },
     "optuna": {"calibration"},
 }
 
@@ -140,7 +169,10 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-LIGHT = ("", ".schedule", ".methods", ".cli", ".leaderboard.table", ".leaderboard.formats", ".leaderboard.gate")
+LIGHT = (
+    *("", ".schedule", ".methods", ".cli", ".places"),
+    *(".leaderboard.table", ".leaderboard.formats", ".leaderboard.gate", ".leaderboard.page.render"),
+)
 
 
 @pytest.mark.parametrize("module", [f"lmms_prune{name}" for name in LIGHT])

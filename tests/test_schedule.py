@@ -254,7 +254,7 @@ def test_what_is_no_schedule_text_is_refused(text: Any) -> None:
 
 
 def test_an_option_given_twice_is_refused() -> None:
-    with pytest.raises(ScheduleError, match="names an option twice"):
+    with pytest.raises(ScheduleError, match="names the option 'order' twice"):
         Schedule.parse("dart@2:0.4;order=reference;order=stable")
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_prune.bench.models import BenchError, random_inputs
 from lmms_prune.efficiency.architecture import Architecture, from_config
@@ -286,7 +285,7 @@ def _account(
     model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Case, sizes: Architecture, run: _Runs
 ) -> None:
     """Warm up, and count what the run computes."""
-    with prune(model, schedule) as trace:
+    with prune(model, schedule, count_selection=True) as trace:
         _generate(model, inputs, case)
     grids = ModelParts.of(model).grids(inputs, [row.visual_tokens for row in trace.rows])
     run.flops = sum(tower_flops(sizes.tower, grid) for grid in grids)
@@ -294,25 +293,4 @@ def _account(
         lengths = [row.text_tokens + visual for visual in row.visual]
         run.flops += int(prefill_flops(sizes, lengths) + decode_flops(sizes, lengths, case.new_tokens - 1))
     run.visual_tokens = trace.avg_visual_tokens
-    if schedule.stages:
-        run.selection_flops = _selection_flops(model, schedule, inputs)
-
-
-def _selection_flops(model: Any, schedule: Schedule, inputs: dict[str, Tensor]) -> int:
-    """What torch counts between entering a stage and its layer's start, in one prefill."""
-    counts, parts = [], ModelParts.of(model)
-    with FlopCounterMode(display=False) as counter:
-        stages = [parts.layers[stage.layer] for stage in schedule.stages]
-
-        def note(*_: Any) -> None:
-            counts.append(counter.get_total_flops())
-
-        handles = [layer.register_forward_pre_hook(note) for layer in stages]
-        with prune(model, schedule):
-            handles += [layer.register_forward_pre_hook(note) for layer in stages]
-            try:
-                model(**inputs, logits_to_keep=1)
-            finally:
-                for handle in handles:
-                    handle.remove()
-    return sum(counts[1::2]) - sum(counts[::2])
+    run.selection_flops = round(sum(row.selection_flops or 0 for row in trace.rows))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from os.path import isdir
 from typing import Any
 
 from lmms_prune.configs.budget import EXAMPLE_IMAGE, ClaimError, left
@@ -47,7 +48,7 @@ def check(run: Run) -> Checked:
     checked, settings = Checked(run, unknown_keys(run)), run.settings
     checked.problems += [*_outputs(settings), *_tasks(settings, checked.notes)]
     name = settings.get("model")
-    if name not in WRAPPERS:
+    if not isinstance(name, str) or name not in WRAPPERS:
         hint = did_you_mean(name, list(WRAPPERS)) if isinstance(name, str) else f" Use {' or '.join(WRAPPERS)}."
         checked.problems.append(f"model: {name!r} is none of this package's models.{hint}")
         return checked
@@ -56,6 +57,8 @@ def check(run: Run) -> Checked:
         # lmms-eval's own default of the batch size is the int 1, and gives way.
         outer = {"batch_size": settings.get("batch_size", 1), "device": settings.get("device")}
         checked.arguments = wrapper.read(settings.get("model_args"), outer)
+        if checked.arguments.trust_remote_code:
+            checked.notes.append("trust_remote_code: the checkpoint's own code would run")
         checked.arguments.refuse_combinations(wrapper.family.mrope)
         _fits(checked, wrapper)
     except (ArgumentError, ScheduleError, ArchitectureError, ClaimError) as error:
@@ -124,9 +127,17 @@ def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
         for name in names
         if name.startswith("prune_") and name not in known
     ]
+    # Results lie in folders of these names, so that none may lead out of its place.
+    problems += [
+        f"tasks: {name!r} is no name of a task: it has a slash or begins with a dot."
+        for name in names
+        if re.search(r"^\.|[/\\\0]", name)
+    ]
     others = [name for name in names if name not in known and not name.startswith("prune_")]
     notes += [f"tasks not checked: {', '.join(others)}"] if others else []
     folder = settings.get("include_path")
-    if isinstance(folder, str) and not Path(folder).is_dir():
+    if folder is not None and not isinstance(folder, str):
+        problems.append(f"include_path: {folder!r} must be the text of one folder's path.")
+    elif folder is not None and not isdir(folder):
         notes.append(f"include_path: there is no folder {folder} below the working directory")
     return problems

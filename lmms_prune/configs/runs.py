@@ -99,15 +99,20 @@ def read(path: Path) -> list[Run]:
         said = claims(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is no YAML: {_explained(error)}") from None
     except ClaimError as error:
         raise ConfigError(str(error)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is no YAML: {_explained(error)}") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # PyYAML lets pass whatever Python says of numbers and dates that are none, or of too many brackets.
+        raise ConfigError(f"is no YAML: it holds a value that cannot be read ({error}).") from None
     many = isinstance(content, list)
     runs = content if many else [content]
     if not runs or not all(isinstance(run, dict) for run in runs):
         kind = "nothing" if content in (None, []) else type(content).__name__
         raise ConfigError(f"holds {kind}; lmms-eval takes a mapping such as 'model: llava_pruned', or a list of them.")
+    for key in (key for run in runs for key in run if not isinstance(key, str)):
+        raise ConfigError(f"has the key {key!r}, which is no text; quote it.")
     if len(said) not in (0, len(runs)):
         raise ConfigError(
             f"has {len(said)} comments '# budget: …' for {len(runs)} runs; give one for each run, in order."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,15 +162,18 @@ def architecture(model: str) -> Architecture:
     """
     if model in NAMED:
         return from_config(NAMED[model], model)
-    path = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
-    if not path.is_file():
+    path = Path(model) / "config.json" if os.path.isdir(model) else Path(model)
+    if not os.path.isfile(path):  # as isdir, it also answers for what is too long to be a name
         raise ArchitectureError(
             f"unknown architecture '{model}'; use {', '.join(NAMED)}, a config.json or a checkpoint's folder."
         )
     try:
-        return from_config(json.loads(path.read_text(encoding="utf-8")), str(model))
-    except json.JSONDecodeError as error:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ArchitectureError(f"{path} is no JSON: {error}.") from None
+    if not isinstance(said, dict):
+        raise ArchitectureError(f"{path} holds a {type(said).__name__}; a configuration is an object.")
+    return from_config(said, str(model))
 
 
 def of_checkpoint(pretrained: str) -> Architecture | None:
@@ -181,7 +185,7 @@ def of_checkpoint(pretrained: str) -> Architecture | None:
     Raises:
         ArchitectureError: a folder without a ``config.json``, or of another family.
     """
-    if Path(pretrained).is_dir():
+    if os.path.isdir(pretrained):
         return architecture(pretrained)
     named = next((name for name in NAMED if name in pretrained.lower()), None)
     return None if named is None else architecture(named)
@@ -191,7 +195,7 @@ def from_config(config: Mapping[str, Any], name: str) -> Architecture:
     """The sizes that a configuration states, with the library's defaults for what it leaves out.
 
     Raises:
-        ArchitectureError: the configuration is of another family.
+        ArchitectureError: the configuration is of another family, or states a size that is none.
     """
     kind = config.get("model_type")
     if kind == "llava":
@@ -201,9 +205,34 @@ def from_config(config: Mapping[str, Any], name: str) -> Architecture:
     raise ArchitectureError(f"{name}: model_type is {kind!r}; FLOPs are known for 'llava' and 'qwen2_5_vl'.")
 
 
+_OPTIONAL = ("num_key_value_heads", "head_dim")  # others decide where these are null or absent
+_BEYOND, _MANY_LAYERS = 10**7, 10**4
+
+
+def _sizes(defaults: Mapping[str, Any], stated: Any, where: str) -> dict[str, Any]:
+    """What is stated, and the defaults of what is not.
+
+    Raises:
+        ArchitectureError: names what is no size.
+    """
+    if not isinstance(stated, Mapping):
+        raise ArchitectureError(f"{where} is {stated!r}; it must be an object with the model's sizes.")
+    sizes = {**defaults, **stated}
+    for name in dict.fromkeys((*defaults, *_OPTIONAL)):
+        value = sizes.get(name)
+        listed = name == "fullatt_block_indexes"
+        parts = value if listed and isinstance(value, (list, tuple)) else [value]
+        high = _MANY_LAYERS if name in ("num_hidden_layers", "depth") else _BEYOND
+        fine = all(type(one) is int and (0 if listed else 1) <= one < high for one in parts)
+        if not fine and not (name in _OPTIONAL and value is None):
+            kind = "a list of whole numbers" if listed else "a whole number from 1"
+            raise ArchitectureError(f"{where}.{name} is {value!r}; it must be {kind}.")
+    return sizes
+
+
 def _llava(config: Mapping[str, Any], name: str) -> Architecture:
-    text = {**_LLAMA, **config.get("text_config", {})}
-    vision = {**_CLIP, **config.get("vision_config", {})}
+    text = _sizes(_LLAMA, config.get("text_config", {}), f"{name}: text_config")
+    vision = _sizes(_CLIP, config.get("vision_config", {}), f"{name}: vision_config")
     hidden = text["hidden_size"]
     tower = Tower(
         kind="clip",
@@ -225,8 +254,8 @@ def _llava(config: Mapping[str, Any], name: str) -> Architecture:
 def _qwen(config: Mapping[str, Any], name: str) -> Architecture:
     # Older checkpoints keep the decoder's sizes beside the vision_config, newer ones in a text_config.
     stated = config.get("text_config") or {key: config[key] for key in _QWEN if key in config}
-    text = {**_QWEN, **stated}
-    vision = {**_QWEN_TOWER, **config.get("vision_config", {})}
+    text = _sizes(_QWEN, stated, f"{name}: text_config")
+    vision = _sizes(_QWEN_TOWER, config.get("vision_config", {}), f"{name}: vision_config")
     merged = vision["hidden_size"] * vision["spatial_merge_size"] ** 2
     tower = Tower(
         kind="qwen2_5_vl",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from types import FrameType
 from typing import Any
 
-from lmms_prune.harness.calibrations import calibration_file, kept_schedule
+from lmms_prune.harness.calibrations import CalibrationError, calibration_file, kept_schedule
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
 # An argument begins with "name="; any other piece between commas belongs to the value before it, so that the comma
@@ -46,6 +46,8 @@ class ModelArguments:
         min_pixels, max_pixels: Qwen2.5-VL: bounds to which an image is resized.
         system_prompt: a system message, or a file that holds one.
         chat_template: a Jinja template, or a file that holds one, instead of the checkpoint's.
+        journal: a folder that takes every finished batch at once, so that the same run, started again, goes on from
+            there. No part of the identity.
     """
 
     pretrained: str
@@ -67,6 +69,7 @@ class ModelArguments:
     max_pixels: int | None = None
     system_prompt: str | None = None
     chat_template: str | None = None
+    journal: str | None = None
 
     @classmethod
     def read(
@@ -137,10 +140,14 @@ class ModelArguments:
         names = ("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code")
         return tuple(str(getattr(self, name)) for name in names)
 
+    def settings(self) -> dict[str, str]:
+        """All that can change an answer, as texts by their names."""
+        aside = ("budget", "journal")
+        return {field.name: str(getattr(self, field.name)) for field in fields(self) if field.name not in aside}
+
     def identity(self) -> str:
         """All that can change an answer, as text; equal identities give equal answers."""
-        parts = [f"{field.name}={getattr(self, field.name)}" for field in fields(self) if field.name != "budget"]
-        return ", ".join(parts)
+        return ", ".join(f"{name}={value}" for name, value in self.settings().items())
 
 
 def split(text: str) -> dict[str, str]:
@@ -149,6 +156,8 @@ def split(text: str) -> dict[str, str]:
     A piece that does not begin with ``name=`` continues a schedule, system prompt or chat template before it. Commas in
     a value that is quoted or bracketed as a whole never split; its quotes are taken off.
     """
+    if "\0" in text:
+        raise ArgumentError(f"model_args: {text!r} holds a NUL character.")
     # Quoted stretches are set aside, so that neither their commas nor their equals signs count.
     stretches: list[str] = []
 
@@ -226,7 +235,8 @@ def _read(name: str, value: Any) -> Any:
     if (name, text) == ("batch_size", "auto"):
         return text
     if name in _LOWEST:
-        if not re.fullmatch(r"\d+", text) or int(text) < _LOWEST[name]:
+        # More digits than that fit no generator's seed, and Python refuses to read thousands of them.
+        if not re.fullmatch(r"\d{1,18}", text) or int(text) < _LOWEST[name]:
             also = " or auto" if name == "batch_size" else ""
             raise ArgumentError(f"model_args: {name}={text} must be a whole number of at least {_LOWEST[name]}{also}.")
         return int(text)
@@ -248,7 +258,10 @@ def _kept_schedule(arguments: ModelArguments) -> Schedule:
     if arguments.budget is None:
         raise ArgumentError("model_args: schedule=auto needs a budget: schedule=auto,budget=192t or budget=0.5.")
     path = calibration_file(arguments.pretrained, arguments.budget)
-    text = kept_schedule(path)
+    try:
+        text = kept_schedule(path)
+    except CalibrationError as error:
+        raise ArgumentError(f"model_args: schedule=auto: {error}") from None
     if text is None:
         raise ArgumentError(
             f"model_args: schedule=auto: {arguments.pretrained} was not yet calibrated at budget {arguments.budget} (there "

@@ -42,12 +42,13 @@ class BatchSize:
         self.most = self.rows = max(1, rows // 2)
         logger.warning("out of memory with {} rows at once; going on with {}.", rows, self.rows)
 
-    def grow(self, rows: int, before: int, peak: int, whole: int) -> None:
-        """A batch of `rows` took the memory from `before` to `peak` bytes of `whole`."""
-        if self.fixed or peak <= before:
-            return
-        fits = int((_FILLED * whole - before) / (peak - before) * rows)
-        self.rows = max(1, min(2 * rows, fits, self.most))
+    def grow(self, rows: int, memory: Sequence[tuple[int, int, int]]) -> None:
+        """A batch of `rows` took each device's memory from so many bytes to so many at its peak, of so many in all."""
+        fits = [
+            int((_FILLED * whole - before) / (peak - before) * rows) for before, peak, whole in memory if peak > before
+        ]
+        if fits and not self.fixed:
+            self.rows = max(1, min(2 * rows, self.most, *fits))
 
 
 class Batches(Generic[_Prepared]):

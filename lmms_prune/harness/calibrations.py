@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 
+class CalibrationError(ValueError):
+    """A calibration's file that cannot be used; the message names it."""
+
+
 def calibration_file(pretrained: str, budget: str, home: Path | None = None) -> Path:
     """Where the calibration of a checkpoint at a budget is kept; a local checkpoint goes by its whole path.
 
@@ -18,7 +22,7 @@ def calibration_file(pretrained: str, budget: str, home: Path | None = None) -> 
         budget: as in --model_args.
         home: instead of ``~/.cache/lmms-prune``.
     """
-    name = str(Path(pretrained).resolve()) if Path(pretrained).is_dir() else pretrained
+    name = str(Path(pretrained).resolve()) if os.path.isdir(pretrained) else pretrained
     folder = Path.home() / ".cache" / "lmms-prune" if home is None else home
     return folder / "calibrations" / (re.sub(r"[^A-Za-z0-9.]+", "-", f"{name}@{budget}").strip("-") + ".json")
 
@@ -32,7 +36,19 @@ def keep_calibration(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def kept_schedule(path: Path) -> str | None:
-    """The schedule that was found, or None where none was kept."""
-    if not path.is_file():
+    """The schedule that was found, or None where none was kept.
+
+    Raises:
+        CalibrationError: the file is there, and holds none.
+    """
+    if not os.path.isfile(path):  # also False for what is too long to be a name
         return None
-    return str(json.loads(path.read_text(encoding="utf-8"))["schedule"])
+    try:
+        schedule = json.loads(path.read_text(encoding="utf-8"))["schedule"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CalibrationError(f"{path} cannot be read ({error!r}); remove it and calibrate again.") from None
+    if not isinstance(schedule, str):
+        raise CalibrationError(
+            f"{path}: its schedule is {schedule!r}, which is no text; remove it and calibrate again."
+        )
+    return schedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from lmms_prune.families import Family, UnsupportedModelError, family_of
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 
+# inv_freq is computed, and stood in older files.
+_IN_A_LAYER = re.compile(r"\.(layers|blocks|h)\.\d+\.(?!.*inv_freq$)")
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -24,9 +27,23 @@ def read_config(arguments: ModelArguments, family: Family) -> Any:
         ArgumentError: no such checkpoint.
         UnsupportedModelError: a checkpoint of another family, or without image input.
     """
+    config = any_config(arguments)
+    found = family_of(config)
+    if found != family:
+        message = f"pretrained={arguments.pretrained} is of type '{found.model_type}': use --model {found.model_name}, "
+        raise UnsupportedModelError(message + f"not {family.model_name}.")
+    return config
+
+
+def any_config(arguments: ModelArguments) -> Any:
+    """The checkpoint's configuration, whatever its family.
+
+    Raises:
+        ArgumentError: no such checkpoint.
+    """
     name = arguments.pretrained
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             name, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
@@ -34,11 +51,6 @@ def read_config(arguments: ModelArguments, family: Family) -> Any:
             f"model_args: pretrained={name} is no checkpoint: neither a folder with a config.json nor a hub name that "
         )
         raise ArgumentError(f"{message}can be reached. ({str(error).strip().splitlines()[0]})") from error
-    found = family_of(config)
-    if found != family:
-        message = f"pretrained={name} is of type '{found.model_type}': use --model {found.model_name}, not {family.model_name}."
-        raise UnsupportedModelError(message)
-    return config
 
 
 def pick_device(arguments: ModelArguments, process: int, processes: int) -> torch.device:
@@ -127,7 +139,8 @@ def load_model(arguments: ModelArguments, device: torch.device) -> Any:
     """The checkpoint's weights, in evaluation mode.
 
     Raises:
-        ArgumentError: weights that do not belong to the configuration, or an attention kernel that is not installed.
+        ArgumentError: weights that are missing, of another shape or left over in a layer, or an attention kernel that
+            is not installed.
     """
     # A plain "cuda" has become this process's own device by now.
     where = arguments.device_map if arguments.device_map in _SPREAD else str(device)
@@ -161,4 +174,11 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
             f"pretrained={arguments.pretrained}: {len(wrong)} weights are missing or of the wrong shape ({some}, …)."
         )
         raise ArgumentError(message)
+    # A head beside the model may be left over; what belongs to a layer is what an answer would be computed without.
+    over = [key for key in info["unexpected_keys"] if _IN_A_LAYER.search(key)]
+    if over:
+        raise ArgumentError(
+            f"pretrained={arguments.pretrained}: {len(over)} weights have no place in the model ({', '.join(sorted(over)[:3])}, "
+            "…): its config.json describes another model, or adapters were not merged."
+        )
     return model.eval()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -29,13 +31,19 @@ from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.families import FAMILIES, Family, ModelParts, UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors, split
 from lmms_prune.harness.batching import Batches, BatchSize
+from lmms_prune.harness.fingerprint import digest, made_from
 from lmms_prune.harness.generation import KNOWN, clean, options, own_tokens, stop_texts
+from lmms_prune.harness.images import read_whole
+from lmms_prune.harness.journal import Journal, JournalError, check_folder, repeats, sample_key
+from lmms_prune.harness.lengths import CHARACTERS, visual_lengths
 from lmms_prune.harness.loading import load_model, load_processor, pick_device, read_config
 from lmms_prune.harness.prompts import VICUNA_TEMPLATE, pad_to_square, question_text, text_or_file
-from lmms_prune.harness.records import PrunedTokenCounts, RunTotals, provenance
+from lmms_prune.harness.records import Answer, PrunedTokenCounts, RunTotals, provenance
+from lmms_prune.harness.response_cache import cache_in_use, hold_to
 from lmms_prune.harness.wrappers import WRAPPERS
 from lmms_prune.hooks import check, prune
-from lmms_prune.trace import RowTrace
+from lmms_prune.measurements import InformationError
+from lmms_prune.trace import masks_to_host
 
 
 class SampleError(Exception):
@@ -46,15 +54,27 @@ class SampleError(Exception):
 
 
 @dataclass
+class _Row:
+    """One request that is to be answered: its place, its name for people and for random draws, and its chat.
+
+    `key` is the journal's, "" where there is none.
+    """
+
+    place: int
+    name: str
+    sample: str
+    key: str
+    chat: list[dict[str, Any]]
+
+
+@dataclass
 class _Prepared:
-    """One batch, ready for the device."""
+    """One batch, ready for the device, without the rows that a journal has `finished`, by their places."""
 
     inputs: Any
-    names: list[str]
-    tasks: list[str]
-    samples: list[str]
-    questions: list[str]
+    rows: list[_Row]
     given: Mapping[str, Any]
+    finished: dict[int, Answer]
 
 
 @dataclass
@@ -75,6 +95,8 @@ class PrunedModel(lmms):
 
     def __init__(self, arguments: ModelArguments):
         super().__init__()
+        if arguments.journal is not None:
+            check_folder(arguments.journal)
         config = read_config(arguments, self.family)
         layers, fixed = config.text_config.num_hidden_layers, self.family.tokens_per_image(config)
         schedule = arguments.schedule
@@ -103,6 +125,10 @@ class PrunedModel(lmms):
         self._size = BatchSize.of(arguments.batch_size, self.model.device)
         self.template = self._chat_template()
         self._try_template()
+        executed = provenance(self.model, self.device)
+        commit = getattr(self.model.config, "_commit_hash", None)
+        self.made_from = made_from(self.arguments, executed, commit)
+        self._journal = None if arguments.journal is None else Journal(arguments.journal, self.made_from)
         # The harness copies the values of `batch_sizes` into the results' config: the one place for what it does not
         # record by itself (its throughput section takes numbers only).
         self.batch_sizes: dict[str, dict[str, Any]] = {
@@ -110,7 +136,7 @@ class PrunedModel(lmms):
                 "batch_size": self.batch_size,
                 "schedule": str(schedule),
                 "identity": self.arguments.identity(),
-                **provenance(self.model, self.device),
+                **executed,
             }
         }
 
@@ -119,15 +145,18 @@ class PrunedModel(lmms):
         """lmms-eval's constructor; takes the text of --model_args or a mapping (whatever a YAML held).
 
         Raises:
-            ArgumentError, ScheduleError, UnsupportedModelError: see the message. Under the lmms-eval command they end
+            ArgumentError, InformationError, ScheduleError, UnsupportedModelError: see the message. Under the lmms-eval command they end
                 it with exit code 2 and the message alone.
         """
-        with plain_errors(UnsupportedModelError):
-            return cls(WRAPPERS[cls.family.model_name].read(arg_string, additional_config))
+        with plain_errors(InformationError, UnsupportedModelError):
+            model = cls(WRAPPERS[cls.family.model_name].read(arg_string, additional_config))
+            if (cache := cache_in_use()) is not None:
+                hold_to(cache, cls.family.model_name, arg_string, model.made_from)
+            return model
 
     def __repr__(self) -> str:
         # The response cache's key for a model object is its repr.
-        return f"{type(self).__name__}({self.arguments.identity()})"
+        return f"{type(self).__name__}({self.arguments.identity()}, made_from={digest(self.made_from)})"
 
     @property
     def device(self) -> torch.device:
@@ -155,24 +184,27 @@ class PrunedModel(lmms):
         Raises:
             SampleError: a sample could not be answered. Nothing is answered with an empty text instead.
         """
-        answers: dict[int, GenerationResult] = {}
-        record = RunTotals()
+        answers: dict[int, Answer] = {}
+        record, again, self._cut = RunTotals(), repeats(requests), set[str]()
         progress = make_progress(total=len(requests), desc="Model Responding", disable=self.rank != 0)
-        batches = Batches(self._groups(requests), self._size, lambda places: self._prepare(requests, places))
+        batches = Batches(self._groups(requests), self._size, lambda places: self._prepare(requests, places, again))
         for places, prepared in batches:
-            answered = self._answer(prepared)
-            if answered is None:
-                self._size.halve(len(places))
+            new = self._answer(prepared) if prepared.rows else []
+            if new is None:
+                self._size.halve(len(prepared.rows))
                 batches.put_back(places)
                 continue
-            results, rows, seconds = answered
-            cached = [int(sum(kv_bytes(self.architecture, row.cached))) for row in rows]
-            record.add([result.token_counts for result in results], prepared.tasks, rows, cached, seconds)
-            answers.update(zip(places, results, strict=True))
+            self._write_down(prepared.rows, new)
+            done = prepared.finished | {row.place: one for row, one in zip(prepared.rows, new, strict=True)}
+            for place, answer in done.items():
+                record.add(requests[place].args[4], answer)
+            record.resumed += len(prepared.finished)
+            answers |= done
             progress.update(len(places))
         progress.close()
         self._log(record)
-        return [answers[i] for i in range(len(requests))]
+        self._warn([answers[i].counts for i in range(len(requests))], requests)
+        return [GenerationResult(answers[i].text, answers[i].counts) for i in range(len(requests))]
 
     def inputs(self, image: Image, question: str) -> Any:
         """The model's inputs for one question about one image, with the prompt and the pixels of an evaluation."""
@@ -185,6 +217,9 @@ class PrunedModel(lmms):
         kinds = {part["type"] for message in chat for part in message["content"]} - {"image", "text"}
         if kinds:
             raise ArgumentError(f"the sample holds {', '.join(sorted(kinds))}; only images and text are supported.")
+        for image in (part["image"] for message in chat for part in message["content"] if "image" in part):
+            if isinstance(image, Image) and 0 in image.size:
+                raise ArgumentError(f"the sample holds an image of {image.width} x {image.height} pixels.")
         return self._apply_system_prompt(chat, self.arguments.system_prompt or "")
 
     def images_of(self, messages: list[dict[str, Any]]) -> list[Image]:
@@ -197,27 +232,36 @@ class PrunedModel(lmms):
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
-    def _prepare(self, requests: list[Instance], places: list[int]) -> _Prepared:
+    def _prepare(self, requests: list[Instance], places: list[int], again: list[int]) -> _Prepared:
         """Prompts and pixels of a batch; runs in a thread of its own, while the device answers the batch before."""
-        batch = [requests[i].args for i in places]
-        names = [f"task '{task}', document {doc}" for _, _, _, doc, task, _ in batch]
-        messages = []
-        for (_, build, _, doc, task, part), name in zip(batch, names, strict=True):
+        given = requests[places[0]].args[2]
+        # What is drawn from torch's generator is drawn again, so that the stream stays the same.
+        drawn = options(given, self.processor.tokenizer, self.arguments.use_cache)["do_sample"]
+        journal = None if drawn else self._journal
+        rows, finished = [], {}
+        for i in places:
+            _, build, _, doc, task, part = requests[i].args
+            name, sample = f"task '{task}', document {doc}", f"{task}/{part}/{doc}"
             with _naming([name]):
-                messages.append(self.chat(build(self.task_dict[task][part][doc])))
-        return _Prepared(
-            inputs=self._batch_inputs(messages, names),
-            names=names,
-            tasks=[task for _, _, _, _, task, _ in batch],
-            samples=[f"{task}/{split}/{doc}" for _, _, _, doc, task, split in batch],
-            questions=[question_text(chat) for chat in messages],
-            given=batch[0][2],
-        )
+                chat, cut = read_whole(partial(self._document, build, task, part, doc))
+                key = "" if journal is None else sample_key(sample, chat, given, again[i])
+            if cut:
+                self._cut.add(name)
+            answer = None if journal is None else journal.finished(key)
+            if answer is None:
+                rows.append(_Row(i, name, sample, key, chat))
+            else:
+                finished[i] = answer
+        return _Prepared(self._batch_inputs(rows) if rows else None, rows, given, finished)
 
-    def _answer(self, prepared: _Prepared) -> tuple[list[GenerationResult], list[RowTrace], float] | None:
-        """The answers of a batch, what happened to its rows, and the seconds; None if it does not fit the memory."""
-        given, samples, tokenizer = prepared.given, prepared.samples, self.processor.tokenizer
-        with _naming(prepared.names), self._watched(len(samples)) as memory:
+    def _document(self, build: Any, task: str, part: str, doc: int) -> list[dict[str, Any]]:
+        return self.chat(build(self.task_dict[task][part][doc]))
+
+    def _answer(self, prepared: _Prepared) -> list[Answer] | None:
+        """The answers of a batch; None if it does not fit the memory."""
+        given, tokenizer = prepared.given, self.processor.tokenizer
+        samples = [row.sample for row in prepared.rows]
+        with _naming([row.name for row in prepared.rows]), self._watched(len(samples)) as memory:
             inputs = prepared.inputs.to(self.model.device, dtype=self.model.dtype)
             start = time.perf_counter()
             with prune(
@@ -226,7 +270,8 @@ class PrunedModel(lmms):
                 seed=self.arguments.seed,
                 positions=self.arguments.positions,
                 samples=samples,
-                questions=prepared.questions,
+                questions=[question_text(row.chat) for row in prepared.rows],
+                count_selection=True,
             ) as trace:
                 output = self.model.generate(**inputs, **options(given, tokenizer, self.arguments.use_cache))
             # Reading the tokens waits for the device, so the time is that of the finished generation.
@@ -237,6 +282,7 @@ class PrunedModel(lmms):
         lengths, stops = inputs["attention_mask"].sum(1).tolist(), stop_texts(given)
         # An unpruned run may have beams or no cache, and then traces a sample more than once, each time alike.
         rows = {row.sample: row for row in trace.rows}
+        masks_to_host(list(rows.values()))
         sizes = [size for sample in samples for size in rows[sample].images]
         grids = iter(ModelParts.of(self.model).grids(dict(inputs), sizes))
         results = []
@@ -244,17 +290,18 @@ class PrunedModel(lmms):
             own = own_tokens(ids, tokenizer)
             shapes = list(islice(grids, len(rows[sample].images)))
             counts = PrunedTokenCounts.of(rows[sample], shapes, self.architecture, length, len(own))
-            results.append(GenerationResult(clean(self.decode(own), stops), counts))
-        return results, [rows[sample] for sample in samples], seconds
+            computed, cached = sum(rows[sample].computed), int(sum(kv_bytes(self.architecture, rows[sample].cached)))
+            text, share = clean(self.decode(own), stops), seconds / len(samples)
+            results.append(Answer(text, counts, computed, cached, len(samples), share))
+        return results
 
     @contextmanager
     def _watched(self, rows: int) -> Iterator[_Memory]:
         """Watch the device's memory, where the batch size is to be found by it."""
-        memory, device = _Memory(), self.model.device
-        cuda = device.type == "cuda" and not self._size.fixed
-        if cuda:
+        memory, devices = _Memory(), self._cuda_devices()
+        for device in devices:
             torch.cuda.reset_peak_memory_stats(device)
-            before, whole = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+        before = [torch.cuda.memory_allocated(device) for device in devices]
         try:
             yield memory
         except torch.OutOfMemoryError:
@@ -264,17 +311,31 @@ class PrunedModel(lmms):
         if memory.exhausted:
             # Only here, where the error and all that its frames held are gone.
             self.clean()
-        elif cuda:
-            self._size.grow(rows, before, torch.cuda.max_memory_allocated(device), whole)
+        else:
+            peaks = [torch.cuda.max_memory_allocated(device) for device in devices]
+            whole = [torch.cuda.mem_get_info(device)[1] for device in devices]
+            self._size.grow(rows, list(zip(before, peaks, whole, strict=True)))
 
-    def _batch_inputs(self, messages: list[list[dict[str, Any]]], names: Sequence[str]) -> Any:
+    def _cuda_devices(self) -> list[torch.device]:
+        """The GPUs that hold the model, where the batch size follows from their memory."""
+        if self._size.fixed:
+            return []
+        return sorted({p.device for p in self.model.parameters() if p.device.type == "cuda"}, key=str)
+
+    def _write_down(self, rows: Sequence[_Row], answers: Sequence[Answer]) -> None:
+        kept = {row.key: answer for row, answer in zip(rows, answers, strict=True) if row.key}
+        if self._journal is not None and kept:
+            with plain_errors(JournalError):
+                self._journal.add(kept)
+
+    def _batch_inputs(self, rows: Sequence[_Row]) -> Any:
         """The processor's output for a batch; if it fails, the row that fails by itself is the one to name."""
         try:
-            return self._inputs(messages)
+            return self._inputs([row.chat for row in rows])
         except Exception:
-            for row, name in zip(messages, names, strict=True):
-                with _naming([name]):
-                    self._inputs([row])
+            for row in rows:
+                with _naming([row.name]):
+                    self._inputs([row.chat])
             raise
 
     # -- the whole run ---------------------------------------------------------------------------------------------
@@ -287,9 +348,25 @@ class PrunedModel(lmms):
             groups.setdefault(repr(sorted(given.items(), key=lambda item: item[0])), []).append(i)
         for places in groups.values():
             self._check_options(requests[places[0]].args[2])
+        lengths = self._lengths(requests)
         for places in groups.values():
-            places.sort(key=lambda i: len(requests[i].args[0]), reverse=True)
+            places.sort(key=lambda i: lengths[i], reverse=True)
         return list(groups.values())
+
+    def _lengths(self, requests: list[Instance]) -> list[float]:
+        """About how many tokens each prompt will have."""
+        documents: dict[tuple[str, str], list[int]] = {}
+        for request in requests:
+            documents.setdefault(request.args[4:6], []).append(request.args[3])
+        bounds = (self.arguments.min_pixels or 0, self.arguments.max_pixels or sys.maxsize)
+        visual = {
+            of: visual_lengths(self.family, self.model.config, bounds, self.task_dict[of[0]][of[1]], numbers)
+            for of, numbers in documents.items()
+        }
+        return [
+            len(text) / CHARACTERS + visual[task, part].get(doc, 0)
+            for text, _, _, doc, task, part in (request.args for request in requests)
+        ]
 
     def _check_options(self, given: Mapping[str, Any]) -> None:
         with plain_errors():
@@ -306,7 +383,28 @@ class PrunedModel(lmms):
         numbers = {"total_requests": record.samples, **record.averages()}
         log_metrics(record.seconds, record.output_tokens, speed, numbers)
         said = {"averages": record.averages(), "tasks": record.by_task(), "largest_batch": record.largest_batch}
+        said["resumed"] = record.resumed
         self.batch_sizes["run"] |= said
+
+    def _warn(self, counts: Sequence[PrunedTokenCounts], requests: Sequence[Instance]) -> None:
+        """Count what the harness's own wrappers answer, too, but whose answers say little: cut images, long prompts."""
+        self.batch_sizes["run"]["cut_images"] = len(self._cut)
+        if self._cut:
+            logger.warning(
+                "{} samples have an image whose file is cut short; the rest of it is grey: {}. The results count them "
+                "as cut_images.",
+                *(len(self._cut), ", ".join(sorted(self._cut)[:3])),
+            )
+        most = self.model.config.text_config.max_position_embeddings
+        long = [i for i, one in enumerate(counts) if (one.input_tokens or 0) + (one.output_tokens or 0) > most]
+        self.batch_sizes["run"]["beyond_positions"] = len(long)
+        if long:
+            _, _, _, doc, task, _ = requests[long[0]].args
+            logger.warning(
+                "{} samples are longer than the {} positions that the model has, the first one task '{}', document {}: "
+                "what it answers to them says little. The results count them as beyond_positions.",
+                *(len(long), most, task, doc),
+            )
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
@@ -397,9 +495,10 @@ def unpruned(model: str, model_args: str) -> PrunedModel:
     """
     if model not in MODELS:
         raise ArgumentError(f"--model {model} is unknown; use {' or '.join(MODELS)}.")
-    for name in ("schedule", "budget"):
+    for name in ("schedule", "budget", "journal"):
         if name in split(model_args):
-            raise ArgumentError(f"--model_args {name}=…: the command itself decides what is pruned; leave it out.")
+            what = "keeps what it has done" if name == "journal" else "decides what is pruned"
+            raise ArgumentError(f"--model_args {name}=…: the command itself {what}; leave it out.")
     return MODELS[model].create_from_arg_string(model_args)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def text_or_file(name: str, value: str | None) -> str | None:
         ArgumentError: it looks like a file's name, and there is no such file.
     """
     # A template is longer than a file name may be; asking for such a file is an error of its own.
-    if value is not None and len(value) < 1024 and Path(value).is_file():
+    if value is not None and isfile(value):  # unlike Path's own, it answers for what is too long for a name
         return Path(value).read_text(encoding="utf-8").strip()
     if value is not None and re.fullmatch(r"(~|\.{0,2}/)\S*|\S+\.(txt|jinja2?|j2)", value):
         raise ArgumentError(f"{name}={value}: there is no such file.")

@@ -8,12 +8,17 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 from lmms_eval.api.instance import TokenCounts
+from torch import Tensor
 
 from lmms_prune.efficiency.architecture import Architecture
 from lmms_prune.efficiency.cost import decode_flops, kv_bytes, prefill_flops, tower_flops
 from lmms_prune.harness.checkout import code_state
+from lmms_prune.harness.fingerprint import code
+from lmms_prune.places import encode
 from lmms_prune.trace import RowTrace
 
 
@@ -26,10 +31,16 @@ class PrunedTokenCounts(TokenCounts):
         kept_visual_tokens: visual tokens left after each stage.
         recycled_visual_tokens: those of them that hold what the stage's method kept of others.
         avg_visual_tokens: average visual tokens per decoder layer.
+        visual_grids: rows and columns of each image's visual tokens.
+        kept_places: for each stage and image, which of the original visual tokens go on, as `lmms_prune.places` writes
+            them. A token into which others were merged, pooled or resized counts at the place where it stands; a
+            class token, which has no place in the image, is left out.
         layer_visual_tokens: visual tokens in each decoder layer, as executed.
         text_tokens: all other tokens of the prompt, padding excluded.
         kv_bytes: keys and values of the row's own tokens that the prefill left in the cache, all layers.
         tower_flops: of the vision tower and the projector on the sample's images.
+        selection_flops: of the methods that chose, their second models included: the sample's part of its batch,
+            padding included.
         prefill_flops: of the decoder over the row's own tokens, padding excluded.
         decode_flops: of the passes after the prefill.
     """
@@ -38,10 +49,13 @@ class PrunedTokenCounts(TokenCounts):
     kept_visual_tokens: list[int] = field(default_factory=list)
     recycled_visual_tokens: list[int] = field(default_factory=list)
     avg_visual_tokens: float = 0.0
+    visual_grids: list[list[int]] = field(default_factory=list)
+    kept_places: list[list[str]] = field(default_factory=list)
     layer_visual_tokens: list[int] = field(default_factory=list)
     text_tokens: int = 0
     kv_bytes: int = 0
     tower_flops: int = 0
+    selection_flops: int = 0
     prefill_flops: int = 0
     decode_flops: int = 0
 
@@ -57,7 +71,7 @@ class PrunedTokenCounts(TokenCounts):
         input_tokens: int,
         output_tokens: int,
     ) -> PrunedTokenCounts:
-        """The ledger of one executed row, whose images have `grids` of visual tokens."""
+        """The ledger of one executed row, whose images have `grids` of visual tokens and whose masks are on the CPU."""
         lengths = [row.text_tokens + visual for visual in row.visual]
         return cls(
             input_tokens,
@@ -67,15 +81,44 @@ class PrunedTokenCounts(TokenCounts):
             [sum(images) for images in row.kept],
             [sum(images) for images in row.recycled],
             row.avg_visual_tokens,
+            [list(grid) for grid in grids],
+            [[encode(_grid(mask, grid)) for mask, grid in zip(masks, grids, strict=True)] for masks in row.masks],
             list(row.visual),
             row.text_tokens,
             # Where a method made earlier layers forget, they hold what a later layer had.
             int(sum(kv_bytes(model, [lengths[row.computed.index(held)] for held in row.cached]))),
             sum(tower_flops(model.tower, grid) for grid in grids),
+            round(row.selection_flops or 0),
             int(prefill_flops(model, lengths)),
             # The prefill gives the first new token.
             int(decode_flops(model, lengths, max(0, output_tokens - 1))),
         )
+
+
+def _grid(mask: Bool[Tensor, " V"], grid: tuple[int, int]) -> Bool[np.ndarray, "rows columns"]:
+    """One image's mask in rows and columns, without the class token that may stand before them."""
+    return mask[len(mask) - grid[0] * grid[1] :].numpy().reshape(grid)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered sample, with what it took.
+
+    Args:
+        text: the answer.
+        counts: its ledger.
+        computed: tokens that were executed for it, over all layers, padding included.
+        cached: bytes that the prefill left in the cache for it, padding included.
+        rows: of the batch in which it was answered.
+        seconds: its share of that batch's generation.
+    """
+
+    text: str
+    counts: PrunedTokenCounts
+    computed: int
+    cached: int
+    rows: int
+    seconds: float
 
 
 @dataclass
@@ -93,32 +136,23 @@ class RunTotals:
     computed: dict[str, list[int]] = field(default_factory=dict)
     cached: dict[str, list[int]] = field(default_factory=dict)
     largest_batch: int = 0
+    resumed: int = 0  # of the samples, those whose answers an earlier process left in the journal
 
-    def add(
-        self,
-        counts: list[PrunedTokenCounts],
-        tasks: Sequence[str],
-        rows: Sequence[RowTrace],
-        cached: Sequence[int],
-        seconds: float,
-    ) -> None:
-        """Count one batch that took `seconds` to generate.
-
-        `tasks`, `rows` and `cached`, the bytes that the prefill left in the cache with padding, are its samples'.
-        """
-        self.seconds += seconds
-        self.largest_batch = max(self.largest_batch, len(counts))
-        for count, task, row, held in zip(counts, tasks, rows, cached, strict=True):
-            self.cached.setdefault(task, []).append(held)
-            self.samples += 1
-            self.tasks.setdefault(task, []).append(count)
-            self.computed.setdefault(task, []).append(sum(row.computed))
-            self.output_tokens += count.output_tokens or 0
-            self.input_tokens += count.input_tokens or 0
-            if count.visual_tokens:
-                self.with_image += 1
-                self.visual_tokens += count.visual_tokens
-                self.avg_visual_tokens += count.avg_visual_tokens
+    def add(self, task: str, answer: Answer) -> None:
+        """Count one sample, whether it was answered now or comes from the journal."""
+        count = answer.counts
+        self.seconds += answer.seconds
+        self.largest_batch = max(self.largest_batch, answer.rows)
+        self.cached.setdefault(task, []).append(answer.cached)
+        self.samples += 1
+        self.tasks.setdefault(task, []).append(count)
+        self.computed.setdefault(task, []).append(answer.computed)
+        self.output_tokens += count.output_tokens or 0
+        self.input_tokens += count.input_tokens or 0
+        if count.visual_tokens:
+            self.with_image += 1
+            self.visual_tokens += count.visual_tokens
+            self.avg_visual_tokens += count.avg_visual_tokens
 
     def averages(self) -> dict[str, float]:
         """Per sample, over the samples with an image where visual tokens are meant."""
@@ -138,7 +172,7 @@ class RunTotals:
             "kv_mib": sum(count.kv_bytes for count in counts) / many / 2**20,
             **{
                 f"{part}_tflops": sum(getattr(count, f"{part}_flops") for count in counts) / many / 1e12
-                for part in ("tower", "prefill", "decode")
+                for part in ("tower", "selection", "prefill", "decode")
             },
         }
 
@@ -164,14 +198,15 @@ class RunTotals:
 
 
 def provenance(model: Any, device: torch.device) -> dict[str, str]:
-    """Versions, code, device, attention kernel and dtype of this run; the harness records none of them."""
+    """Versions, code (a digest, and the commit of a checkout), device, attention kernel and dtype of this run; the harness records none of them."""
     names = ("lmms-prune", "lmms-eval", "torch", "transformers")
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if cuda else f"{device.type} ({platform.machine()})"
-    code = code_state()
+    commit = code_state()
     return {
         **{name: version(name) for name in names},
-        **({} if code is None else {"code": code}),
+        "code": code(),
+        **({} if commit is None else {"commit": commit}),
         "device": where,
         "attention": str(model.config._attn_implementation),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -26,7 +26,11 @@ Baseline = Annotated[
 
 def leaderboard(
     paths: Annotated[list[Path] | None, typer.Argument(help="lmms-eval's result folders or files.")] = None,
-    form: Annotated[str, typer.Option("--format", help="table, markdown, csv, json or latex.")] = "table",
+    form: Annotated[str, typer.Option("--format", help="table, markdown, csv, json, latex or html.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="A file for it, instead of the terminal.")] = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="With html: read the benchmarks again, for the images of changed answers.")
+    ] = False,
     details: Annotated[bool, typer.Option("--details", help="Every benchmark's statistics, a table a row.")] = False,
     benchmarks: Annotated[str | None, typer.Option(help="Only these columns, with commas: POPE,TextVQA.")] = None,
     baseline: Baseline = None,
@@ -41,19 +45,32 @@ def leaderboard(
     the exit code is then 1, as it is with --strict if a row is marked.
     """
     from lmms_prune.leaderboard.formats import FORMATS, renderables
+    from lmms_prune.leaderboard.page.pictures import PicturesError
+    from lmms_prune.leaderboard.page.render import html
     from lmms_prune.leaderboard.reproduced import published_table
 
     if form not in FORMATS:
         fail(f"--format {form}: unknown.{did_you_mean(form, list(FORMATS))} Use one of {', '.join(FORMATS)}.")
+    if images and form != "html":
+        fail(f"--images belongs to the page: --format html, not {form}.")
+    if form == "html" and out is None and Console().is_terminal:
+        fail("--format html: name a file for the page: --out page.html.")
+    if out is not None and not out.absolute().parent.is_dir():
+        fail(f"--out {out}: there is no folder {out.parent}.")
     if bool(paths) == published:
         fail("leaderboard: give lmms-eval's result folders, or --published alone.")
     board = published_table() if published else _board(paths or [], baseline, benchmarks, resamples, seed)
     console = Console()
-    if form == "table" and console.is_terminal:
+    if form == "table" and console.is_terminal and out is None:
         for one in renderables(board, details):
             console.print(one)
     else:
-        typer.echo(FORMATS[form](board, details), nl=False)
+        with plainly(PicturesError):
+            text = html(board, details, images) if images else FORMATS[form](board, details)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            out.write_text(text, encoding="utf-8")
     for problem in board.problems:
         typer.echo(f"lmms-prune: {problem}", err=True)
     if strict:

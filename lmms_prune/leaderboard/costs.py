@@ -35,6 +35,7 @@ def _measured(entry: Entry) -> Cost:
     device = " and ".join(sorted({source.facts.get("device", "") for source in sources}))
     if (ledger := entry.ledger) is None:
         return Cost(samples_per_second=speed, device=device)
-    tower, prefill, decode = (ledger.mean(f"{part}_flops") / 1e12 for part in ("tower", "prefill", "decode"))
+    parts = ("tower", "selection", "prefill", "decode")
+    tower, selection, prefill, decode = (ledger.mean(f"{part}_flops") / 1e12 for part in parts)
     kv = ledger.mean("kv_bytes") / 2**20
-    return Cost(ledger.tokens, ledger.original_tokens, kv, prefill, tower, decode, speed, device)
+    return Cost(ledger.tokens, ledger.original_tokens, kv, selection + prefill, tower, decode, speed, device)

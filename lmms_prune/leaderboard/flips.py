@@ -1,14 +1,16 @@
-"""The documents behind a row's flips: what was asked, and both answers."""
+"""The documents behind a row's flips: what was asked, both answers, and which visual tokens were left."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
-from lmms_prune.leaderboard.samples import SamplesError, answer_text, read_samples
+from lmms_prune.leaderboard.samples import Samples, SamplesError, answer_text, read_samples
+from lmms_prune.places import decode
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Flip:
         before, after: the answers.
         kept: visual tokens left after each stage of the second run.
         visual_tokens: those of its images.
+        grids: rows and columns of the visual tokens of each image; empty where the run did not log them.
+        places: for each stage and image, which of them are left, as `lmms_prune.places` writes them.
     """
 
     doc_id: int
@@ -33,38 +37,59 @@ class Flip:
     after: str
     kept: tuple[int, ...]
     visual_tokens: int
+    grids: tuple[tuple[int, int], ...] = ()
+    places: tuple[tuple[str, ...], ...] = ()
 
 
-def read_flips(before: Path, after: Path, benchmark: Benchmark) -> list[Flip]:
-    """The documents of all flipped units, by their numbers.
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """One samples file, whole: its scores, and each line by its document."""
 
-    Args:
-        before, after: samples files of two runs of one task.
-        benchmark: that it measures.
+    path: Path
+    samples: Samples
+    lines: Mapping[int, Mapping[str, Any]]
+
+
+def read_answers(path: Path, benchmark: Benchmark) -> Answers:
+    """Read one samples file.
 
     Raises:
-        SamplesError: a file that cannot be used, or files of different documents.
-        OSError: a file cannot be read.
+        SamplesError: a file that cannot be used.
+        OSError: the file cannot be read.
     """
-    first, second = read_samples(before, benchmark), read_samples(after, benchmark)
+    samples = read_samples(path, benchmark)
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        said = [json.loads(line) for line in stream if line.strip()]
+    return Answers(path, samples, {int(one["doc_id"]): one for one in said})
+
+
+def flips(before: Answers, after: Answers) -> list[Flip]:
+    """The documents of all units that flipped from one run of a task to another, by their numbers.
+
+    Raises:
+        SamplesError: the runs are of different documents, or kept tokens that do not fit their images.
+    """
+    first, second = before.samples, after.samples
     if first.signature != second.signature:
-        raise SamplesError(f"{after}: not the documents of {before}.")
-    old, new = _documents(before), _documents(after)
+        raise SamplesError(f"{after.path}: not the documents of {before.path}.")
     turned = (first.right != second.right)[first.unit]
     pairs = zip(first.documents[turned].tolist(), first.right[first.unit][turned].tolist(), strict=True)
-    return [_flip(old[document], new[document], worse) for document, worse in pairs]
+    return [_flip(before.lines[document], after, document, worse) for document, worse in pairs]
 
 
-def _documents(path: Path) -> dict[int, dict[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        said = [json.loads(line) for line in stream if line.strip()]
-    return {int(one["doc_id"]): one for one in said}
-
-
-def _flip(old: dict[str, Any], new: dict[str, Any], worse: bool) -> Flip:
+def _flip(old: Mapping[str, Any], after: Answers, document: int, worse: bool) -> Flip:
+    new = after.lines[document]
     counts = (new.get("token_counts") or [None])[0] or {}
+    grids = tuple((int(rows), int(columns)) for rows, columns in counts.get("visual_grids", ()))
+    places = tuple(tuple(stage) for stage in counts.get("kept_places", ()))
+    try:
+        for stage in places:
+            for text, grid in zip(stage, grids, strict=True):
+                decode(text, grid)
+    except ValueError as error:
+        raise SamplesError(f"{after.path}: kept tokens of document {document}: {error}") from error
     return Flip(
-        doc_id=int(new["doc_id"]),
+        doc_id=document,
         worse=worse,
         question=str(new["input"]),
         target=str(new["target"]),
@@ -72,4 +97,6 @@ def _flip(old: dict[str, Any], new: dict[str, Any], worse: bool) -> Flip:
         after=answer_text(new),
         kept=tuple(counts.get("kept_visual_tokens", ())),
         visual_tokens=int(counts.get("visual_tokens", 0)),
+        grids=grids,
+        places=places,
     )

@@ -1,4 +1,4 @@
-"""The table as text: for a terminal, Markdown, CSV, JSON and LaTeX. Each format is one function of the leaderboard."""
+"""The table as text: for a terminal, Markdown, CSV, JSON, LaTeX and a browser. Each format is one function of the leaderboard."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lmms_prune.leaderboard.grids import Grid, Line, confidence, cost, details, letters, reproduction, scores
+from lmms_prune.leaderboard.notes import footnotes
+from lmms_prune.leaderboard.page.render import html
 from lmms_prune.leaderboard.records import RunRecord
 from lmms_prune.leaderboard.rows import Leaderboard, Row
 from lmms_prune.leaderboard.statistics import Interval
@@ -34,37 +36,6 @@ def grids(board: Leaderboard, with_details: bool) -> Iterator[Grid]:
             yield beside
         if with_details:
             yield from (details(row, model) for row in model.rows if row.baseline is not None)
-
-
-def footnotes(board: Leaderboard, with_details: bool) -> list[str]:
-    """What the marks and columns mean, what was compared with what, and what is not there."""
-    lines = [f"{letter}: {mark}." for mark, letter in letters(board).items()]
-    for model in board.models:
-        lines += [f"{model.title}: {note}" for note in model.notes]
-        if model.missing:
-            many = "1 number is" if model.missing == 1 else f"{model.missing} numbers are"
-            lines.append(f"{model.title}: {many} missing; Acc and Rel stay blank without.")
-    rows = [row for model in board.models for row in model.rows]
-    if any(row.rel_interval for row in rows):
-        lines.append(f"Intervals: 95 %, percentiles of {board.resamples} paired resamples of documents and seeds.")
-    if any(row.above_blind is not None for row in rows):
-        lines.append(_ABOVE_BLIND)
-    if with_details:
-        lines.append(_DETAILS)
-    if board.ignored:
-        lines.append(f"Tasks that are none of the benchmarks were left out: {', '.join(board.ignored)}.")
-    return lines
-
-
-_ABOVE_BLIND = (
-    "Above blind: (score - blind) / (unpruned - blind) in percent, of a row the mean over the benchmarks on which the "
-    "unpruned model is distinguishably better than blind."
-)
-_DETAILS = (
-    "Lost, gained: units (documents, MME's images, MMBench's circular groups) that turned wrong or right, of so many; "
-    "same %: documents with the same answer; detectable: the smallest true change found with 80 % power at a two-sided "
-    "5 %, (1.96 + 0.84) standard errors; random +: the score minus that of the random control."
-)
 
 
 def renderables(board: Leaderboard, with_details: bool) -> list[Table | Text]:
@@ -222,5 +193,6 @@ FORMATS: dict[str, Callable[[Leaderboard, bool], str]] = {
     "csv": as_csv,
     "json": as_json,
     "latex": latex,
+    "html": html,
 }
 """By the name after ``--format``: functions of the leaderboard, and of whether every benchmark's statistics are asked for."""

@@ -51,10 +51,10 @@ def _own(entry: Entry) -> Iterator[str]:
         values = _facts(entry, fact)
         if len(values) > 1:
             yield f"{fact}: {' and '.join(values)} in one row"
-        # An installed release has no code of its own to name.
-        if "not recorded" in values and fact != "code":
+        if "not recorded" in values:
             yield f"{fact} not recorded"
-    if any(value.endswith("-dirty") for value in _facts(entry, "code")):
+    # The code's digest tells versions apart; only the commit tells whether anybody else can have this one.
+    if any(value.endswith("-dirty") for value in _facts(entry, "commit")):
         yield "the plugin's code had changes that were not committed"
 
 

@@ -54,6 +54,7 @@ class TaskRecord:
         ledger: the run's own averages; None for a model without our record.
         asked: equal for the same prompts, data and generation settings.
         source: where it stands.
+        target: the field that the task names as its target; "" where a function finds it.
     """
 
     task: str
@@ -64,6 +65,7 @@ class TaskRecord:
     ledger: Ledger | None
     asked: str
     source: Source
+    target: str = ""
 
 
 @dataclass(frozen=True)

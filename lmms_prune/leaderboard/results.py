@@ -14,7 +14,7 @@ from typing import Any
 
 from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, documents, score
 from lmms_prune.leaderboard.records import Problem, RunRecord, Source, TaskRecord
-from lmms_prune.leaderboard.samples import Ledger
+from lmms_prune.leaderboard.samples import UNREADABLE, Ledger
 
 _SUFFIX = "_results.json"
 # The harness's own options that change answers; they stand beside the model's settings.
@@ -41,7 +41,7 @@ def read_results(paths: Iterable[Path]) -> Results:
         for file in _files(path):
             try:
                 record = _read(file, results.ignored)
-            except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            except (OSError, *UNREADABLE) as error:
                 results.problems.append(Problem(str(file), _unreadable(error)))
                 continue
             found += [] if record is None else [file]
@@ -66,6 +66,8 @@ def _files(path: Path) -> list[Path]:
 def _unreadable(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"no complete JSON ({error}); the run was cut short while it wrote. Run it again."
+    if isinstance(error, UnicodeDecodeError):
+        return f"no text ({error})."
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return f"not as lmms-eval writes its results ({type(error).__name__}: {error})."
@@ -133,6 +135,9 @@ def _task(said: Mapping[str, Any], task: str, run: Mapping[str, Any] | None, sou
         ledger=Ledger.recorded(ledger) if ledger and ledger["samples"] else None,
         asked=blake2b(asked.encode(), digest_size=8).hexdigest(),
         source=source,
+        target=""
+        if str(named := (said["configs"].get(task) or {}).get("doc_to_target", "")).startswith("<")
+        else str(named),
     )
 
 

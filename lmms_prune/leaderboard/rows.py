@@ -89,7 +89,7 @@ class Cost:
     Args:
         tokens: visual tokens, average over the decoder's layers and the documents with an image.
         original_tokens: visual tokens of these images.
-        kv_mib: the prefill's cache. prefill_tflops: of the decoder. tower_tflops, decode_tflops: before and after it.
+        kv_mib: the prefill's cache. prefill_tflops: of the decoder, with selecting. tower_tflops, decode_tflops: before and after it.
         samples_per_second: as the harness recorded: generation alone, at the run's batch size, of its first process.
     """
 

@@ -19,6 +19,10 @@ RIGHT = 0.5  # a partial score (TextVQA, ANLS) from here on counts as right wher
 CIRCLE = 1_000_000  # MMBench asks a question again with its options turned, under its index plus a multiple of this
 
 
+# What Python says of values that are missing, of another type, or beyond all bounds, and of JSON that is none.
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
 class SamplesError(ValueError):
     """A samples file that cannot be used; the message names it."""
 
@@ -33,6 +37,7 @@ class Ledger:
     avg_visual_tokens: float = 0.0
     kv_bytes: float = 0.0
     tower_flops: float = 0.0
+    selection_flops: float = 0.0
     prefill_flops: float = 0.0
     decode_flops: float = 0.0
 
@@ -57,7 +62,9 @@ class Ledger:
     def recorded(cls, said: Mapping[str, Any]) -> Ledger:
         """That of a run's own record of a task, for where no samples were logged."""
         many, layers = float(said["samples"]), said["layer_visual_tokens"]
-        sums = {f"{part}_flops": said[f"{part}_tflops"] * 1e12 * many for part in ("tower", "prefill", "decode")}
+        parts = ("tower", "selection", "prefill", "decode")
+        # Runs of before selections were counted say nothing of them.
+        sums = {f"{part}_flops": said.get(f"{part}_tflops", 0.0) * 1e12 * many for part in parts}
         return cls(
             documents=many,
             with_image=many,
@@ -130,7 +137,7 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
             counts = (said.get("token_counts") or [None])[0] or {}
             if "avg_visual_tokens" in counts:
                 costs.append(_cost(counts))
-        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        except (*UNREADABLE, StopIteration) as error:
             reason = f"{type(error).__name__}: {error}"
             raise SamplesError(f"{path}, line {number}: no sample of {benchmark.name} ({reason}).") from error
     ids = {one.doc_id for one in documents}
@@ -183,7 +190,7 @@ def _document(said: Mapping[str, Any], benchmark: Benchmark) -> _Document:
 def _cost(counts: Mapping[str, Any]) -> tuple[float | int, ...]:
     """In the order of the ledger's fields."""
     visual, average = counts["visual_tokens"], counts["avg_visual_tokens"]
-    flops = counts["tower_flops"], counts["prefill_flops"], counts["decode_flops"]
+    flops = [counts.get(f"{part}_flops", 0) for part in ("tower", "selection", "prefill", "decode")]
     return 1.0, float(visual > 0), visual, average if visual else 0.0, counts["kv_bytes"], *flops
 
 
@@ -210,7 +217,8 @@ def _assemble(path: Path, benchmark: Benchmark, documents: Sequence[_Document], 
         num, den = _f1_parts([one.pope for one in documents])
     digest = blake2b(digest_size=12)
     for one in documents:
-        digest.update(f"{one.doc_id}\0{one.key}\0{one.asked}\0".encode())
+        # A text may hold half of a surrogate pair, as JSON's \\ud83d.
+        digest.update(f"{one.doc_id}\0{one.key}\0{one.asked}\0".encode(errors="surrogatepass"))
     return Samples(
         signature=digest.hexdigest(),
         num=num,

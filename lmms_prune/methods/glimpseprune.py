@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from os.path import isfile
 from typing import Any, ClassVar
 from zipfile import BadZipFile
 
@@ -65,7 +65,7 @@ def _load(weights: str, device: torch.device) -> Any:
     if not weights:
         message = "glimpseprune needs its trained selector, which is not part of this package: give weights=<file.pt2>."
         raise UnsupportedModelError(f"{message} A training-free method that reads the same is fastv.")
-    if not Path(weights).is_file():
+    if not isfile(weights):
         raise UnsupportedModelError(f"glimpseprune: weights={weights} is no file; give a torch.export archive (.pt2).")
     try:
         return torch.export.load(weights).module().to(device)

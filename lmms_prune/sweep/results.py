@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lmms_prune.sweep.fingerprint import code, versions
+from lmms_prune.harness.fingerprint import code, versions
 from lmms_prune.sweep.units import Unit
 
 STAMP = "sweep.json"  # beside lmms-eval's files: what they were made from, and how large they are
@@ -47,10 +47,15 @@ def publish(unit: Unit, seconds: float) -> str | None:
     resolved = said["config"]["resolved_cli_args"]
     for name in ("output_path", "hf_hub_log_args"):
         resolved[name] = resolved[name].replace(str(unit.partial), unit.settings["output_path"])
-    results.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
-    sizes = {str(path.relative_to(unit.partial)): path.stat().st_size for path in (results, *samples)}
-    stamp = {**_made_from(unit), "seconds": seconds, "files": sizes}
-    (unit.partial / STAMP).write_text(json.dumps(stamp, indent=2), encoding="utf-8")
+    # The journal was the sweep's own affair.
+    resolved["model_args"] = said["config"]["model_args"] = unit.settings.get("model_args", "")
+    try:
+        results.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
+        sizes = {str(path.relative_to(unit.partial)): path.stat().st_size for path in (results, *samples)}
+        stamp = {**_made_from(unit), "seconds": seconds, "files": sizes}
+        (unit.partial / STAMP).write_text(json.dumps(stamp, indent=2), encoding="utf-8")
+    except OSError as error:
+        return f"its files cannot be completed: {error.strerror}"
     unit.folder.parent.mkdir(parents=True, exist_ok=True)
     older = unit.partial.with_name(f"{unit.partial.name}.older")
     shutil.rmtree(older, ignore_errors=True)

@@ -111,7 +111,9 @@ def _locked(unit: Unit) -> Iterator[bool]:
 def _outcome(unit: Unit, workers: _Workers) -> Outcome:
     before = seconds_if_complete(unit)
     if before is not None:
+        shutil.rmtree(unit.journal, ignore_errors=True)  # of a sweep that was killed just after it had published
         return Outcome(unit, "skipped", before)
+    # What was interrupted goes on from its journal, which stands beside.
     shutil.rmtree(unit.partial, ignore_errors=True)
     unit.partial.mkdir(parents=True)
     start = time.monotonic()
@@ -120,6 +122,8 @@ def _outcome(unit: Unit, workers: _Workers) -> Outcome:
     log = unit.partial / "log.txt"
     if reason is None:
         reason = publish(unit, seconds)
+    if reason is None:
+        shutil.rmtree(unit.journal, ignore_errors=True)
     return (
         Outcome(unit, "done", seconds)
         if reason is None

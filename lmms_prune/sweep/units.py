@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
 from lmms_prune.configs.check import Checked, check
-from lmms_prune.configs.runs import files, read
+from lmms_prune.configs.runs import ConfigError, Run, files, read
+from lmms_prune.harness.fingerprint import inputs
 from lmms_prune.harness.tasks import single_tasks, task_configs
-from lmms_prune.sweep.fingerprint import inputs
 
 # What lmms-eval's command does around all of its configurations, and what knows no versions.
 _REFUSED = {
@@ -62,6 +63,11 @@ class Unit:
         """Where it is made; below a folder whose name begins with a dot."""
         return self.out / PARTIAL / f"{self.name}@{self.task}"
 
+    @property
+    def journal(self) -> Path:
+        """Finished answers of an evaluation that goes on, or was interrupted; gone with the complete result."""
+        return self.partial.with_name(f"{self.partial.name}.journal")
+
     def __str__(self) -> str:
         return f"{self.name}, {self.task}"
 
@@ -100,10 +106,20 @@ def plan(
     return sorted(units, key=lambda unit: order.index(unit.weights))
 
 
+def _runs(path: Path, problems: list[str]) -> list[Run]:
+    """The runs of one file; none if it cannot be read, which `problems` then says."""
+    try:
+        return read(path)
+    except ConfigError as error:
+        problems.append(f"{path}: {error}")
+        return []
+
+
 def _checked(paths: Sequence[Path], tasks: str | None, limit: int | None) -> list[Checked]:
     """Every configuration with the command's own options in it, if none has a mistake."""
-    checked, problems = [], []
-    for run in (run for path in paths for run in read(path)):
+    checked: list[Checked] = []
+    problems: list[str] = []
+    for run in (run for path in paths for run in _runs(path, problems)):
         problems += [f"{run}: {key}: {_REFUSED[key]}" for key in _REFUSED if run.settings.get(key)]
         own = {"tasks": tasks, "limit": limit}
         run.settings.update({name: value for name, value in own.items() if value is not None})
@@ -112,10 +128,15 @@ def _checked(paths: Sequence[Path], tasks: str | None, limit: int | None) -> lis
         run.settings.pop("log_samples", None)
         checked.append(check(run))
         problems += [f"{run}: {problem}" for problem in checked[-1].problems]
-    named = (one.run for one in checked if "," in one.run.name)
-    problems += [
-        f"{run}: lmms-eval cuts paths at commas, and results go to a folder of this name; rename it." for run in named
-    ]
+        if checked[-1].arguments is not None and checked[-1].arguments.journal is not None:
+            problems.append(f"{run}: model_args: journal: a sweep keeps one for each of its evaluations; leave it out.")
+    for run in (one.run for one in checked):
+        if "," in run.name:
+            problems.append(
+                f"{run}: lmms-eval cuts paths at commas, and results go to a folder of this name; rename it."
+            )
+        if run.name.startswith("."):
+            problems.append(f"{run}: results go to a folder of this name, where a dot hides them; rename it.")
     many = [name for name, count in Counter(one.run.name for one in checked).items() if count > 1]
     for name in many:
         same = " and ".join(str(one.run) for one in checked if one.run.name == name)
@@ -135,6 +156,6 @@ def _shard(text: str | None) -> tuple[int, int]:
 def _include(settings: Mapping[str, Any]) -> str | list[str]:
     """This package's tasks, wherever the sweep is started, and a folder of the file's own."""
     own, given = task_configs(), settings.get("include_path")
-    if given is None or not Path(given).is_dir() or Path(given).resolve() == own.resolve():
+    if given is None or not isdir(given) or Path(given).resolve() == own.resolve():
         return str(own)
     return [str(given), str(own)]

@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from lmms_prune.harness.evaluate import FINISHED
 from lmms_prune.sweep.units import SweepError, Unit
@@ -49,7 +50,8 @@ class Worker:
             None, or why it failed; then the process is no more.
         """
         log = unit.partial / "log.txt"
-        job = {"settings": {**unit.settings, "output_path": str(unit.partial)}, "log": str(log)}
+        own = {"output_path": str(unit.partial), "model_args": with_journal(unit)}
+        job = {"settings": {**unit.settings, **own}, "log": str(log)}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -80,6 +82,14 @@ class Worker:
             self._process.kill()
             self._process.wait()
         self._log.close()
+
+
+def with_journal(unit: Unit) -> str | dict[str, Any]:
+    """The unit's ``model_args``, a text or a mapping, with its journal."""
+    given = unit.settings.get("model_args") or ""
+    if isinstance(given, str):
+        return f"{given.strip().rstrip(', ')},journal={unit.journal}".lstrip(",")
+    return {**given, "journal": str(unit.journal)}
 
 
 def why(log: Path) -> str:

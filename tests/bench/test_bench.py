@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -21,6 +23,7 @@ from lmms_prune.bench.report import chart, described, tables
 from lmms_prune.bench.schedules import PARTS, Case, Measured, _Clock, _generate, _Marks, break_even, time_schedules
 from lmms_prune.efficiency.architecture import NAMED, architecture, from_config
 from lmms_prune.hooks import prune
+from lmms_prune.methods.dart import DART
 from lmms_prune.schedule import Schedule
 
 GRIDS = {"llava": None, "qwen": (6, 5)}
@@ -77,6 +80,52 @@ def test_what_was_measured_is_what_ran(family: Family) -> None:
             assert one.visual_tokens == visual
             assert (one.ideal, one.realised) == (1.0, None)
     assert not family.model.model.language_model.layers[2]._forward_pre_hooks
+
+
+def test_a_speed_up_is_of_what_ran_and_not_of_the_schedule(loaded: Callable[..., Family]) -> None:
+    """Half of 6 x 5 tokens are 15, but the largest grid of that shape with as many has 4 x 3."""
+    family, pooled = loaded("qwen", torch.float32), Schedule.parse("pool@2:0.5")
+    case = Case(1, 21, 3)
+    _, measured = time_schedules(family.model, [pooled], [case], (6, 5), 1)
+    assert measured.visual_tokens == (2 * 30 + (LAYERS - 2) * 12) / LAYERS < pooled.average(LAYERS, [30])
+    counted, inputs = [], random_inputs(family.model, 1, (6, 5), 21)
+    for schedule in (Schedule(()), pooled):
+        with torch.inference_mode(), prune(family.model, schedule), FlopCounterMode(display=False) as counter:
+            _generate(family.model, inputs, case)
+        counted.append(counter.get_total_flops())
+    assert measured.ideal == pytest.approx(counted[0] / (counted[1] - measured.selection_flops), rel=1e-12)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_time_is_put_down_to_the_part_that_took_it(
+    loaded: Callable[..., Family], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """One part is made slow; it is that part which is slow in the account."""
+    family, clock = loaded("llava", torch.float32), _Clock(torch.device("cpu"))
+    model = family.model.model
+    places = {
+        "tower": model.vision_tower,
+        "selection": DART,
+        "prefill": model.language_model.layers[4],
+        "decode": model.language_model.layers[4],
+    }
+    name = "select" if part == "selection" else "forward"
+    original = getattr(places[part], name)
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        if part not in ("prefill", "decode") or (args[0].shape[1] == 1) == (part == "decode"):
+            time.sleep(0.4)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(places[part], name, slow)
+    marks, inputs = _Marks(clock), random_inputs(family.model, 2, None, 9)
+    with torch.inference_mode(), marks.around(family.model, Schedule.parse("dart@2:0.5")):
+        start = clock.mark()
+        _generate(family.model, inputs, Case(2, 9, 2))
+        end = clock.mark()
+    parts = marks.parts(start, end)
+    assert parts[part] >= 0.4
+    assert max(parts, key=lambda one: parts[one]) == part, parts
 
 
 def test_the_parts_add_up_to_the_whole(family: Family) -> None:

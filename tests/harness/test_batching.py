@@ -83,17 +83,24 @@ def test_an_error_is_raised_where_its_batch_is_due():
 )
 def test_the_size_follows_the_memory(rows, before, peak, expected):
     size = sizes(rows)
-    size.grow(rows, before, peak, 100)
+    size.grow(rows, [(before, peak, 100)])
     assert size.rows == expected
     fixed = sizes(rows, fixed=True)
-    fixed.grow(rows, before, peak, 100)
+    fixed.grow(rows, [(before, peak, 100)])
     assert fixed.rows == rows
+
+
+def test_the_fullest_of_several_devices_decides():
+    """Of 100 bytes 80 may be filled: 10 rows more fit into the first, 5 into the second; the third was not used."""
+    size = sizes(8)
+    size.grow(8, [(0, 64, 100), (60, 92, 100), (40, 40, 100)])
+    assert size.rows == 5
 
 
 def test_the_size_never_grows_again_over_what_did_not_fit():
     size = sizes(8)
     size.halve(8)
-    size.grow(4, 0, 1, 1000)
+    size.grow(4, [(0, 1, 1000)])
     assert size.rows == 4
 
 

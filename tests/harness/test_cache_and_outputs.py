@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 
 import pytest
 
@@ -48,6 +50,36 @@ def test_another_run_does_not_share_the_cache(as_object, change, harness, tmp_pa
         else:
             run = harness.evaluate("llava_pruned", ["pope"], arguments, **cache)
         assert len(run.calls) == 4, f"run {number} took answers from the cache"
+
+
+@pytest.mark.parametrize("change", ["code", "versions", "checkpoint"])
+def test_answers_of_other_code_or_another_checkpoint_are_not_given_out(change, harness, tmp_path, monkeypatch):
+    """lmms-eval sees no difference: the same arguments are refused by name, a model object is another one."""
+    from lmms_prune.harness.arguments import ArgumentError
+
+    folder, cache = tmp_path / "checkpoint", {"use_cache": str(tmp_path / "cache")}
+    shutil.copytree(harness.checkpoints["llava"], folder)
+    # As the command gives them, which lmms-eval itself cannot take apart, and as a mapping.
+    given = {
+        "text": f"pretrained={folder},schedule=dart@2:0.44,vtw@5",
+        "mapping": {**BASE, "pretrained": str(folder)},
+    }
+    for arguments in given.values():
+        assert len(harness.evaluate("llava_pruned", ["pope"], arguments, **cache).calls) == 4
+    assert harness.evaluate(harness.create("llava", given["mapping"]), ["pope"], **cache).calls
+    if change == "code":
+        monkeypatch.setattr("lmms_prune.harness.fingerprint.code", lambda: "another")
+    elif change == "versions":
+        monkeypatch.setattr("lmms_prune.harness.fingerprint.versions", lambda: {"torch": "1.0"})
+    else:
+        os.utime(folder / "model.safetensors", ns=(1, 1))
+    name = {"code": "code", "versions": "torch", "checkpoint": "files"}[change]
+    for arguments in given.values():
+        with pytest.raises(ArgumentError, match=rf"--use_cache \S+cache holds answers .*{name}.*use a new folder"):
+            harness.evaluate("llava_pruned", ["pope"], arguments, **cache)
+    fresh = {"use_cache": str(tmp_path / "fresh")}
+    assert len(harness.evaluate("llava_pruned", ["pope"], given["text"], **fresh).calls) == 4
+    assert len(harness.evaluate(harness.create("llava", given["mapping"]), ["pope"], **cache).calls) == 4
 
 
 def test_a_budget_shares_with_the_schedule_it_solves_to_and_with_no_other(harness):

@@ -179,6 +179,19 @@ def _wrong_shape(folder: Path, harness) -> None:
     _edit(folder, harness, lambda weights, name: weights.update({name: weights[name][:8].clone()}))
 
 
+def _extra_layer(folder: Path, harness) -> None:
+    """As with a config.json that says fewer layers than the checkpoint has."""
+    _edit(folder, harness, lambda weights, name: weights.update({name.replace("s.3.", "s.8."): weights[name].clone()}))
+
+
+def _adapter(folder: Path, harness) -> None:
+    _edit(
+        folder,
+        harness,
+        lambda weights, name: weights.update({name.replace("weight", "lora_A"): weights[name][:2].clone()}),
+    )
+
+
 def _no_weights(folder: Path, harness) -> None:
     _copy(folder, harness, "model.safetensors")
 
@@ -216,6 +229,8 @@ def _broken_config(folder: Path, harness) -> None:
         (_broken_config, ("pretrained=", "no checkpoint")),
         (_missing_weight, ("pretrained=", "1 weights are missing", "layers.3.self_attn.q_proj")),
         (_wrong_shape, ("pretrained=", "wrong shape", "layers.3.self_attn.q_proj")),
+        (_extra_layer, ("pretrained=", "1 weights have no place", "layers.8.self_attn.q_proj", "config.json")),
+        (_adapter, ("pretrained=", "1 weights have no place", "layers.3.self_attn.q_proj.lora_A", "not merged")),
         (_no_weights, ("pretrained=", "model.safetensors")),
         (_truncated, ("pretrained=",)),
         (_no_processor, ("pretrained=", "processor")),

@@ -10,6 +10,7 @@ import pytest
 
 from lmms_prune import Schedule
 from lmms_prune.harness.checkout import code_state
+from lmms_prune.harness.fingerprint import code
 
 LAYERS = 8
 TASKS = ("mme", "docvqa_val", "scienceqa")
@@ -85,7 +86,7 @@ def test_averages_are_in_the_throughput_section(case):
         "kv_mib": sum(row["kv_bytes"] for row in rows) / len(rows) / 2**20,
         **{
             f"{part}_tflops": sum(row[f"{part}_flops"] for row in rows) / len(rows) / 1e12
-            for part in ("tower", "prefill", "decode")
+            for part in ("tower", "selection", "prefill", "decode")
         },
     }
     throughput = run.results["throughput"]
@@ -119,17 +120,22 @@ def test_padding_is_accounted(harness):
     assert run.recorded["tasks"]["mme"]["padding"] == pytest.approx(1 - float(mask.float().mean()))
 
 
-def test_flops_and_bytes_are_those_of_the_executed_passes(harness, family):
-    """Against torch's own count over the whole run, with the schedule's selection (none multiplies) and one row a batch."""
+@pytest.mark.parametrize(
+    "schedule", ["random@2:0.4,vtw@6", "dart@2:0.4,fastv@5:0.2", "divprune@0:0.5,sgl@4:0.2;new_tokens=2"]
+)
+def test_flops_and_bytes_are_those_of_the_executed_passes(schedule, harness, family):
+    """Against torch's own count over the whole run, selecting and a guide's answer included, with one row a batch."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        run = harness.pruned(family, ["docvqa_val"], schedule="random@2:0.4,vtw@6")
+        run = harness.pruned(family, ["docvqa_val"], schedule=schedule)
     rows = run.ledger["docvqa_val"]
     # generate() computes the output matrix once in the prefill, and once for each further token.
     expected = sum(row["tower_flops"] + row["prefill_flops"] + row["decode_flops"] for row in rows)
-    assert counter.get_total_flops() == expected
+    selection = sum(row["selection_flops"] for row in rows)
+    assert counter.get_total_flops() == expected + selection
+    assert (selection > 0) == (not schedule.startswith("random"))
     width = torch.float32.itemsize
     heads = {"llava": 4, "qwen2_5_vl": 2}[family]
     for row in rows:
@@ -143,7 +149,8 @@ def test_provenance_is_recorded(case):
         assert recorded[name] == version(name)
     assert recorded["device"].startswith("cpu")
     assert (recorded["attention"], recorded["dtype"]) == ("sdpa", "float32")
-    assert recorded.get("code") == code_state()
+    assert recorded["code"] == code()
+    assert recorded.get("commit") == code_state()
     assert recorded["batch_size"] == 1
 
 

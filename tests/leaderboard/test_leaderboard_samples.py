@@ -12,7 +12,7 @@ import pytest
 from written import OPTIONS, line, numbers, write_run
 
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS, TASKS, acc, named, rel, score
-from lmms_prune.leaderboard.flips import read_flips
+from lmms_prune.leaderboard.flips import flips, read_answers
 from lmms_prune.leaderboard.mmbench import chosen
 from lmms_prune.leaderboard.samples import SamplesError, read_samples
 
@@ -109,7 +109,7 @@ def test_flips_have_the_question_and_both_answers(tmp_path: Path) -> None:
         write_run(tmp_path / name, {"gqa": values}, schedule, tokens=30).with_name("20260101_000000_samples_gqa.jsonl")
         for name, values, schedule in (("a", [1, 1, 0], "none"), ("b", [1, 0, 1], "dart@2:0.3"))
     )
-    worse, better = read_flips(before, after, TASKS["gqa"])
+    worse, better = flips(*(read_answers(path, TASKS["gqa"]) for path in (before, after)))
     assert (worse.doc_id, worse.worse, worse.question, worse.before, worse.after) == (1, True, "gqa 1?", "t1", "0")
     assert (better.doc_id, better.worse, better.target, better.kept, better.visual_tokens) == (
         2,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from written import write_run
 
-from lmms_prune.leaderboard.formats import FORMATS, footnotes
+from lmms_prune.leaderboard.formats import FORMATS
+from lmms_prune.leaderboard.notes import footnotes
 from lmms_prune.leaderboard.results import read_results
 from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, Row
 from lmms_prune.leaderboard.table import leaderboard
@@ -126,7 +127,7 @@ def test_a_verdict_against_random_needs_the_same_measured_budget(
         ({"facts": {"device": "NVIDIA H200"}}, "device: NVIDIA H200"),
         ({"facts": {"torch": "2.14.0"}}, "torch: 2.14.0; its baseline: 2.15.0"),
         ({"facts": {"code": "ba9876543210"}}, "code: ba9876543210; its baseline: 0123456789ab"),
-        ({"facts": {"code": "0123456789ab-dirty"}}, "changes that were not committed"),
+        ({"facts": {"commit": "0123456789ab-dirty"}}, "changes that were not committed"),
         ({"facts": {"attention": None}}, "attention not recorded"),
         ({"settings": {"image_aspect": "pad"}}, "image_aspect: pad; its baseline: crop"),
         ({"settings": {"prompt": "vicuna"}}, "prompt: vicuna; its baseline: hf"),

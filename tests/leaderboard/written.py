@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lmms_prune.places import encode
+
 LAYERS = 4
 ORIGINAL = 100
 VERSIONS = {"lmms-prune": "0.1.0", "lmms-eval": "0.7.3", "torch": "2.15.0", "transformers": "5.23.0"}
@@ -113,7 +117,7 @@ def write_run(
             "samples": len(values),
             "layer_visual_tokens": [2.0 * kept - ORIGINAL if kept > 50 else 0.0] + [kept] * (LAYERS - 1),
             "kv_mib": kept / 100,
-            **{f"{part}_tflops": kept / 1000 for part in ("tower", "prefill", "decode")},
+            **{f"{part}_tflops": kept / 1000 for part in ("tower", "selection", "prefill", "decode")},
         }
         for task, values in tasks.items()
     }
@@ -157,7 +161,9 @@ def line(task: str, number: int, value: float, kept: float | None) -> str:
     counts: dict[str, Any] = {"input_tokens": 130, "output_tokens": 2}
     if kept is not None:
         counts |= {"visual_tokens": ORIGINAL, "avg_visual_tokens": kept, "kept_visual_tokens": [int(kept)]}
+        mask = np.arange(ORIGINAL).reshape(10, 10) < kept
+        counts |= {"visual_grids": [[10, 10]], "kept_places": [[encode(mask)]] if kept < ORIGINAL else []}
         counts |= {"kv_bytes": int(kept * 2**20 / 100)}
-        counts |= {f"{part}_flops": kept * 1e9 for part in ("tower", "prefill", "decode")}
+        counts |= {f"{part}_flops": kept * 1e9 for part in ("tower", "selection", "prefill", "decode")}
     said = {"doc_id": number, "input": f"{task} {number}?", "token_counts": [counts], **sample(task, number, value)}
     return json.dumps(said) + "\n"

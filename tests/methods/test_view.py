@@ -90,6 +90,27 @@ def test_embeddings_are_those_before_the_decoder(tiny: Tiny, capture_view: Calla
         torch.testing.assert_close(view.text_embeddings[image, view.text.valid[image]], rows[place.text])
 
 
+def test_a_later_stage_reads_what_its_own_layer_is_given(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
+    """The states that come to that layer and the keys of the one before, not those of the stage before it."""
+    layer, came = 4, {}
+
+    def note(module: object, args: tuple, kwargs: dict) -> None:
+        came["hidden"] = args[0].clone()
+        came["keys"] = kwargs["past_key_values"].layers[layer - 1].keys.clone()
+
+    handle = tiny.model().model.language_model.layers[layer].register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        view = capture_view(tiny, tiny.batch(rows_of(tiny, 6)), layer, before="random@1:0.5,")
+    finally:
+        handle.remove()
+    assert view.counts != view.sizes
+    assert came["hidden"].shape[1] < view.origin.max(), "the stage before has cut"
+    slots, rows = view.visual.slots, view.rows[:, None]
+    assert torch.equal(view.hidden[view.valid], came["hidden"][rows, slots][view.valid])
+    keys = came["keys"].transpose(1, 2).flatten(2)
+    assert torch.equal(view.keys(view.visual)[view.valid], keys[rows, slots][view.valid])
+
+
 def test_candidates_in_place_of_the_tokens_present(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
     """Offered what stands there already, the look-ahead row is the same; a subset is normalised over itself."""
     inputs = tiny.batch(rows_of(tiny, 4))

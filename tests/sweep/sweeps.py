@@ -30,10 +30,12 @@ def leave_results(unit: Unit, score: float = 0.5, documents: int = 3, stamp: str
         "higher_is_better": {unit.task: {"exact_match": True}},
         "n-samples": {unit.task: {"original": 9, "effective": documents}},
         "config": {
+            "model_args": f"journal={unit.journal}",
             "resolved_cli_args": {
+                "model_args": f"journal={unit.journal}",
                 "output_path": str(unit.partial),
                 "hf_hub_log_args": f",output_path={unit.partial}",
-            }
+            },
         },
     }
     (folder / f"{stamp}_results.json").write_text(json.dumps(said), encoding="utf-8")

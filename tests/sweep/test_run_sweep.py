@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweeps import Processes, config, leave_results
 
-from lmms_prune.sweep import fingerprint
+from lmms_prune.harness import fingerprint
+from lmms_prune.harness.arguments import split
 from lmms_prune.sweep.results import STAMP, publish, seconds_if_complete
 from lmms_prune.sweep.run import Outcome, run_sweep, time_left
-from lmms_prune.sweep.units import PARTIAL, Unit, plan
+from lmms_prune.sweep.units import PARTIAL, SweepError, Unit, plan
+from lmms_prune.sweep.worker import with_journal
 
 
 @pytest.fixture
@@ -59,8 +64,10 @@ def test_a_second_sweep_does_nothing_again(units: list[Unit], processes: Process
 def test_results_say_where_they_stand(units: list[Unit], processes: Processes) -> None:
     assert states(units[:1]) == ["done"]
     (path,) = (units[0].folder / "some__model").glob("*_results.json")
-    resolved = json.loads(path.read_text(encoding="utf-8"))["config"]["resolved_cli_args"]
-    assert resolved == {
+    said = json.loads(path.read_text(encoding="utf-8"))["config"]
+    assert said["model_args"] == units[0].settings["model_args"]
+    assert said["resolved_cli_args"] == {
+        "model_args": units[0].settings["model_args"],
         "output_path": str(units[0].folder),
         "hf_hub_log_args": f",output_path={units[0].folder}",
     }
@@ -194,3 +201,70 @@ def test_the_codes_digest_is_of_what_evaluations_run_through() -> None:
     assert not reached & set(fingerprint.ASIDE)
     assert {"hooks", "methods", "schedule"} <= reached
     assert fingerprint.code() == fingerprint.code.__wrapped__()
+
+
+def test_a_journal_outlives_an_interruption_and_goes_with_the_result(units: list[Unit], processes: Processes) -> None:
+    unit = units[0]
+
+    def dies(_: Unit) -> bool:
+        unit.journal.mkdir()
+        (unit.journal / "answers").write_text("some", encoding="utf-8")
+        return True
+
+    processes.fails = dies
+    assert states([unit]) == ["failed"]
+    assert (unit.journal / "answers").is_file()
+
+    def goes_on(_: Unit) -> bool:
+        assert (unit.journal / "answers").is_file()
+        return False
+
+    processes.fails = goes_on
+    assert states([unit]) == ["done"]
+    assert not unit.journal.exists()
+    # Killed after the result was complete, before the journal was gone.
+    unit.journal.mkdir(parents=True)
+    assert states([unit]) == ["skipped"]
+    assert not (unit.out / PARTIAL).exists()
+
+
+@pytest.mark.parametrize("given", ["text", "mapping", "nothing"])
+def test_evaluations_are_asked_for_a_journal(given: str, units: list[Unit]) -> None:
+    arguments: dict[str, object] = {
+        "text": "pretrained=x,schedule=dart@2:0.44,vtw@3, ",
+        "mapping": {"pretrained": "x", "schedule": ["dart@2:0.44", "vtw@3"]},
+        "nothing": None,
+    }
+    unit = replace(units[0], settings={**units[0].settings, "model_args": arguments[given]})
+    asked = with_journal(unit)
+    read = split(asked) if isinstance(asked, str) else dict(asked)
+    assert read.pop("journal") == str(unit.journal)
+    if given == "text":
+        assert read == {"pretrained": "x", "schedule": "dart@2:0.44,vtw@3"}
+    else:
+        assert read == (arguments[given] or {})
+
+
+def test_a_journal_of_the_configurations_own_is_refused(tmp_path: Path) -> None:
+    path = config(tmp_path, "a", "none", journal=tmp_path / "kept")
+    with pytest.raises(SweepError, match=r"model_args: journal: a sweep keeps one .*; leave it out"):
+        plan([path], tmp_path / "out")
+
+
+def test_a_full_disk_fails_the_unit_and_publishes_nothing(
+    units: list[Unit], processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Path.write_text
+
+    def full(path: Path, *args: Any, **options: Any) -> int:
+        if path.name == STAMP:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        [outcome] = run_sweep(units[:1], "")
+    assert outcome.state == "failed"
+    assert "its files cannot be completed: No space left on device" in outcome.reason
+    assert not units[0].folder.exists()
+    assert states(units[:1]) == ["done"]

@@ -47,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("sweep")
     (root / "configs").mkdir()
     for name, schedule in SCHEDULES.items():
-        config(root / "configs", name, schedule, ",".join(TASKS))
+        config(root / "configs", name, schedule, ",".join(TASKS), batch_size=2)
     ours = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf"), "OMP_NUM_THREADS": "1"}
     return Place(build_mirror(root / "mirror", rows=4), root / "configs", {**os.environ, **ours})
 
@@ -99,9 +99,10 @@ def test_a_sweep_leaves_what_the_harness_leaves(place: Place, whole: Path, tmp_p
 @pytest.mark.slow
 def test_killed_and_started_again_it_gives_the_same_results(place: Place, whole: Path, tmp_path: Path) -> None:
     process = place.start("lmms-prune", "sweep", place.configs, "--out", tmp_path)
-    while not (tmp_path / "hybrid" / "pope").is_dir():
+    # One unit is complete, and half of the next one's answers are there.
+    while not any(file.stat().st_size for file in tmp_path.glob(f"{PARTIAL}/hybrid@ocrbench.journal/*/*.jsonl")):
         assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+        time.sleep(0.005)
     children = _children(process.pid)
     assert children
     process.send_signal(signal.SIGKILL)
@@ -118,7 +119,21 @@ def test_killed_and_started_again_it_gives_the_same_results(place: Place, whole:
     assert record["done"] == 4 - record["skipped"] >= 1
     assert first == {path: path.stat().st_mtime_ns for path in (tmp_path / "hybrid" / "pope").iterdir()}
     assert samples(tmp_path) == samples(whole)
+    # No answer was generated twice, and nothing tells such a result from another but the number of those answers.
+    said, expected = (record_of(out / "hybrid" / "ocrbench") for out in (tmp_path, whole))
+    assert said["config"]["batch_sizes"][0].pop("resumed") >= 2
+    assert expected["config"]["batch_sizes"][0].pop("resumed") == 0
+    assert said["config"]["batch_sizes"] == expected["config"]["batch_sizes"]
+    assert said["config"]["model_args"] == expected["config"]["model_args"]
+    assert "journal" not in json.dumps(said["config"])
     assert not (tmp_path / PARTIAL).exists()
+    assert not list(tmp_path.rglob("*journal*"))
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The results file of one unit."""
+    (path,) = folder.glob("*_results.json")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow

@@ -1,0 +1,92 @@
+"""``lmms-prune doctor``. Heavy modules are imported only when it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lmms_prune.certificate.cells import ATTENTIONS, covering, enumerate_cells
+from lmms_prune.console import fail, plainly
+from lmms_prune.methods import METHODS
+from lmms_prune.schedule import did_you_mean
+
+_DTYPES = ("auto", "float32", "float16", "bfloat16")
+_KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint's folder or hub name. Default: small random ones of each family.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Methods with commas; default: all.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every cell, not only a choice that covers all pairs.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="With commas. Default: the checkpoint's own; without one float32,bfloat16.")
+    ] = None,
+    attention: Annotated[str, typer.Option(help=f"With commas: {', '.join(_KERNELS)}.")] = ",".join(ATTENTIONS),
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: CUDA if there is one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Certify that pruning a checkpoint does what it should: every method, in every way that it can be run.
+
+    Each way (place and number of stages, batch, position policy, type, attention kernel) is held against a reference
+    that removes nothing and only masks, in the prefill and 16 decode steps; see docs/reliability.md. Exits with 1 if
+    anything fails.
+    """
+    kinds = _chosen("--dtype", dtype or ("auto" if model else "float32,bfloat16"), _DTYPES)
+    kernels = _chosen("--attention", attention, _KERNELS)
+    names = _chosen("--methods", methods or ",".join(METHODS), tuple(METHODS))
+    tell = Console(stderr=True, highlight=False, soft_wrap=True).print
+    from lmms_prune.certificate.models import Models, random_checkpoints
+    from lmms_prune.certificate.report import described, tables
+    from lmms_prune.certificate.runner import Certificate, certify
+    from lmms_prune.families import UnsupportedModelError
+    from lmms_prune.harness.arguments import ArgumentError
+
+    given = random_checkpoints() if model is None else nullcontext({"": model})
+    with plainly(ArgumentError, UnsupportedModelError), given as checkpoints:
+        found = [Models(one, device, tell) for one in checkpoints.values()]
+        families = {one.family: one for one in found}
+        certificate = Certificate(title=f"certificate of {model or 'random models of every family'}")
+        certificate.outside = _outside(list(families), kinds, kernels, names)
+        cells = certificate.possible(enumerate_cells(list(families), names, kinds, kernels))
+        chosen = cells if full else covering(cells)
+        certify(chosen, families, certificate, tell)
+    if as_json:
+        typer.echo(json.dumps({**described(certificate), "full": full, "possible_cells": len(cells)}))
+    else:
+        for part in tables(certificate):
+            Console(highlight=False).print(part)
+        if not full:
+            Console(highlight=False).print(
+                f"A choice of {len(cells)} cells that covers all pairs; --full runs them all."
+            )
+    if certificate.failures:
+        raise typer.Exit(1)
+
+
+def _chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """Names with commas, each of which must be one of `allowed`."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in allowed:
+            fail(f"{option} {text}: '{name}' is unknown.{did_you_mean(name, list(allowed))}")
+    return list(dict.fromkeys(names))
+
+
+def _outside(
+    families: Sequence[str], dtypes: Sequence[str], kernels: Sequence[str], methods: Sequence[str]
+) -> list[str]:
+    """What a certificate of these axes says nothing about."""
+    said = []
+    for what, tried, known in (("attention kernels", kernels, _KERNELS), ("types", dtypes, _DTYPES[1:])):
+        if "auto" not in tried and (rest := [name for name in known if name not in tried]):
+            said.append(f"the {what} {', '.join(rest)}")
+    if rest := [name for name in METHODS if name not in methods]:
+        said.append(f"the methods {', '.join(rest)}")
+    return [*said, "beam search, assisted decoding, static caches, video, right padding: pruning refuses them"]

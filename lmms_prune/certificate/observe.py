@@ -1,0 +1,216 @@
+"""One generation under `prune`, and what an onlooker sees of it: what every layer is given, and what methods answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from lmms_prune.certificate.prompts import Row, answer, batch
+from lmms_prune.certificate.reference import Tables
+from lmms_prune.families import ModelParts
+from lmms_prune.hooks import prune
+from lmms_prune.methods.base import Method
+from lmms_prune.schedule import Schedule
+from lmms_prune.trace import Trace
+from lmms_prune.view import TokenView
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What a method put into one image's kept places, in the order in which they stand: raster indices and states."""
+
+    index: list[int]
+    states: Float[Tensor, "n D"]
+
+
+@dataclass
+class Observed:
+    """One generation of S tokens for B rows.
+
+    Args:
+        trace: what the product says.
+        logits: before any processing, for each of the S tokens.
+        cached: length of each layer's cache, without the generated tokens.
+        entering: what comes to the layer of each stage, before the stage acts.
+        standing: what the layer itself is given.
+        lengths: of the sequence that each layer is given with the prompt.
+        tables: for the prompt and each step, the rotary tables that each layer is given.
+        rewritten: for the layer of each stage that rewrites, what each image of the batch became; None for an image
+            that keeps all its tokens.
+    """
+
+    trace: Trace
+    logits: Float[Tensor, "B S vocabulary"] = field(default_factory=lambda: torch.empty(0, 0, 0))
+    cached: list[int] = field(default_factory=list)
+    entering: dict[int, Tensor] = field(default_factory=dict)
+    standing: dict[int, Tensor] = field(default_factory=dict)
+    lengths: list[int] = field(default_factory=list)
+    tables: list[list[Tables]] = field(default_factory=list)
+    rewritten: dict[int, list[Rewritten | None]] = field(default_factory=dict)
+
+
+class Forced(LogitsProcessor):
+    """Makes every row answer given tokens."""
+
+    def __init__(self, tokens: Int[Tensor, "B S"], prompt: int):
+        self.tokens, self.prompt = tokens, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.prompt
+        return torch.full_like(scores, -torch.inf).scatter(1, self.tokens[:, step : step + 1].to(scores.device), 0.0)
+
+
+def generate(model: Any, rows: Sequence[Row], steps: int) -> tuple[Tensor, Any]:
+    """Logits (B, S, vocabulary) of `steps` forced tokens, and the cache, by the model's own ``generate``."""
+    inputs = batch(model, rows)
+    tokens = torch.stack([answer(model, row, steps) for row in rows])
+    # What a checkpoint's own settings would do to the logits does not matter, but costs time.
+    plain = dict.fromkeys(
+        ("suppress_tokens", "begin_suppress_tokens", "sequence_bias", "temperature", "top_p", "top_k")
+    )
+    output = model.generate(
+        **inputs,
+        **plain,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=steps,
+        pad_token_id=0,
+        exponential_decay_length_penalty=None,
+        repetition_penalty=1.0,
+        logits_processor=LogitsProcessorList([Forced(tokens, inputs["input_ids"].shape[1])]),
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return torch.stack(output.logits, dim=1).float(), output.past_key_values
+
+
+def observe(model: Any, rows: Sequence[Row], schedule: Schedule, positions: str, steps: int) -> Observed:
+    """Generate `steps` forced tokens under a schedule and look on."""
+    parts = ModelParts.of(model)
+    with ExitStack() as stack:
+        onlooker = _Onlooker(parts, [stage.layer for stage in schedule.stages])
+        stack.enter_context(onlooker.before())
+        answers = stack.enter_context(_answers(schedule))
+        names, questions = [row.name for row in rows], [_question(row) for row in rows]
+        trace = stack.enter_context(prune(model, schedule, positions=positions, samples=names, questions=questions))
+        stack.enter_context(onlooker.after())
+        onlooker.seen.trace, onlooker.seen.rewritten = trace, answers
+        with torch.inference_mode():
+            onlooker.seen.logits, cache = generate(model, rows, steps)
+    onlooker.seen.cached = [layer.keys.shape[-2] - (steps - 1) for layer in cache.layers]
+    return onlooker.seen
+
+
+def bare_loop(model: Any, row: Row, schedule: Schedule, positions: str, steps: int) -> Float[Tensor, "S vocabulary"]:
+    """Logits of forced tokens from a loop that hands on nothing but the cache: neither positions nor a mask."""
+    tokens, logits = answer(model, row, steps), []
+    pruned = prune(model, schedule, positions=positions, samples=[row.name], questions=[_question(row)])
+    with torch.inference_mode(), pruned:
+        output = model(**batch(model, (row,)), use_cache=True, logits_to_keep=1)
+        for token in tokens:
+            logits.append(output.logits[0, -1].float())
+            step = token.view(1, 1).to(output.logits.device)
+            output = model(input_ids=step, past_key_values=output.past_key_values, use_cache=True)
+    return torch.stack(logits)
+
+
+def _question(row: Row) -> str:
+    return f"what is in picture {row.name}"
+
+
+class _Onlooker:
+    """Hooks around those of `prune`. What a model that guides itself runs in between is not looked at."""
+
+    def __init__(self, parts: ModelParts, stages: Sequence[int]):
+        self.parts, self.stages, self.depth = parts, stages, 0
+        self.seen = Observed(Trace(Schedule()))
+
+    @contextmanager
+    def before(self) -> Iterator[None]:
+        """Hooks that see what comes to a stage."""
+        layers = [(layer, self.parts.layers[layer]) for layer in self.stages]
+        with _removed([module.register_forward_pre_hook(self._enters(n), with_kwargs=True) for n, module in layers]):
+            yield
+
+    @contextmanager
+    def after(self) -> Iterator[None]:
+        """Hooks that see what the layers are given."""
+        handles = [
+            self.parts.multimodal.register_forward_pre_hook(self._begins),
+            self.parts.multimodal.register_forward_hook(self._ends),
+        ]
+        for layer, module in enumerate(self.parts.layers):
+            handles.append(module.register_forward_pre_hook(self._is_given(layer), with_kwargs=True))
+        with _removed(handles):
+            yield
+
+    def _begins(self, *_: Any) -> None:
+        self.depth += 1
+        if self.depth == 1:
+            self.seen.tables.append([])
+
+    def _ends(self, *_: Any) -> None:
+        self.depth -= 1
+
+    def _enters(self, layer: int) -> Callable[..., None]:
+        def hook(module: Any, args: tuple, kwargs: dict) -> None:
+            if self.depth == 1 and len(self.seen.tables) == 1:
+                self.seen.entering[layer] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    def _is_given(self, layer: int) -> Callable[..., None]:
+        def hook(module: Any, args: tuple, kwargs: dict) -> None:
+            if self.depth != 1:
+                return
+            self.seen.tables[-1].append(kwargs["position_embeddings"])
+            if len(self.seen.tables) == 1:
+                self.seen.lengths.append(args[0].shape[1])
+                if layer in self.stages:
+                    self.seen.standing[layer] = args[0]
+
+        return hook
+
+
+@contextmanager
+def _removed(handles: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _answers(schedule: Schedule) -> Iterator[dict[int, list[Rewritten | None]]]:
+    """Inside, what methods answer to `rewrite` is written down, by the layer of their stage."""
+    found: dict[int, list[Rewritten | None]] = {}
+    kinds: set[Any] = {type(one.spec.build(dict(one.options))) for one in schedule.stages if one.spec.rewrites}
+
+    def spy(original: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+        def rewrite(self: Method, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Tensor, Tensor]:
+            hidden, index = original(self, view, keep)
+            found[view.layer] = [
+                # An image of which all is kept is left alone.
+                None if int(mask.sum()) == n else Rewritten(index[i][mask].tolist(), hidden[i][mask])
+                for i, (mask, n) in enumerate(zip(keep, view.counts, strict=True))
+            ]
+            return hidden, index
+
+        return rewrite
+
+    originals = {kind: kind.rewrite for kind in kinds}
+    try:
+        for kind, original in originals.items():
+            kind.rewrite = spy(original)
+        yield found
+    finally:
+        for kind, original in originals.items():
+            kind.rewrite = original

@@ -1,0 +1,75 @@
+"""lmms-eval's response cache, held to the code, versions and files that its answers come from.
+
+The harness keys an answer by the text of ``--model_args`` and by its own version. What else answers depend on would not
+tell two runs apart, so a file in the cache's folder says what each of our runs was made from, and another one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import FileLock
+
+from lmms_prune.harness.arguments import ArgumentError, split
+from lmms_prune.harness.fingerprint import digest
+
+_STAMPS = "lmms-prune.json"
+
+
+def hold_to(cache: Path, model: str, given: Any, made_from: Mapping[str, str]) -> None:
+    """Say in a cache's folder what a run is made from.
+
+    Args:
+        cache: what ``--use_cache`` names.
+        model: lmms-eval's name of it.
+        given: ``--model_args``.
+        made_from: all that the run's answers depend on beside their documents.
+
+    Raises:
+        ArgumentError: what is in the cache for these arguments was made from something else.
+    """
+    folder = cache.parent if cache.suffix == ".db" else cache
+    arguments = split(given) if isinstance(given, str) else {name: str(value) for name, value in (given or {}).items()}
+    key = digest({"model": model, **arguments})
+    # The number of rows is no more of an answer's origin than the harness takes it for.
+    said = {name: value for name, value in made_from.items() if name != "batch_size"}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{_STAMPS}.lock"):
+            stamps = _read(folder / _STAMPS)
+            before = stamps.setdefault(key, said)
+            partial = folder / f"{_STAMPS}.partial"
+            partial.write_text(json.dumps(stamps), encoding="utf-8")
+            os.replace(partial, folder / _STAMPS)
+    except OSError as error:
+        raise ArgumentError(f"--use_cache {cache} cannot be written to: {error.strerror}.") from error
+    if changed := [name for name in said | before if before.get(name) != said.get(name)]:
+        name = changed[0]
+        raise ArgumentError(
+            f"--use_cache {cache} holds answers to these arguments from another {', '.join(changed)} ({name}: "
+            f"{before.get(name)}, now {said.get(name)}), and lmms-eval would give them out again; use a new folder."
+        )
+
+
+def cache_in_use() -> Path | None:
+    """The folder of the evaluation that is being set up, which the harness tells no model."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "lmms_eval.evaluator" and frame.f_code.co_name == "simple_evaluate":
+            named = frame.f_locals.get("use_cache")
+            return None if named is None else Path(named).absolute()
+        frame = frame.f_back
+    return None
+
+
+def _read(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}

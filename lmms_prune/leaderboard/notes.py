@@ -1,0 +1,42 @@
+"""What a reader must know beside the numbers: the meaning of marks and columns, and what was left out."""
+
+from __future__ import annotations
+
+from lmms_prune.leaderboard.grids import letters
+from lmms_prune.leaderboard.rows import Leaderboard
+
+
+def footnotes(board: Leaderboard, with_details: bool) -> list[str]:
+    """What the marks and columns mean, what was compared with what, and what is not there."""
+    return [*(f"{letter}: {mark}." for mark, letter in letters(board).items()), *explanations(board, with_details)]
+
+
+def explanations(board: Leaderboard, with_details: bool) -> list[str]:
+    """The footnotes without the marks."""
+    lines = []
+    for model in board.models:
+        lines += [f"{model.title}: {note}" for note in model.notes]
+        if model.missing:
+            many = "1 number is" if model.missing == 1 else f"{model.missing} numbers are"
+            lines.append(f"{model.title}: {many} missing; Acc and Rel stay blank without.")
+    rows = [row for model in board.models for row in model.rows]
+    if any(row.rel_interval for row in rows):
+        lines.append(f"Intervals: 95 %, percentiles of {board.resamples} paired resamples of documents and seeds.")
+    if any(row.above_blind is not None for row in rows):
+        lines.append(_ABOVE_BLIND)
+    if with_details:
+        lines.append(_DETAILS)
+    if board.ignored:
+        lines.append(f"Tasks that are none of the benchmarks were left out: {', '.join(board.ignored)}.")
+    return lines
+
+
+_ABOVE_BLIND = (
+    "Above blind: (score - blind) / (unpruned - blind) in percent, of a row the mean over the benchmarks on which the "
+    "unpruned model is distinguishably better than blind."
+)
+_DETAILS = (
+    "Lost, gained: units (documents, MME's images, MMBench's circular groups) that turned wrong or right, of so many; "
+    "same %: documents with the same answer; detectable: the smallest true change found with 80 % power at a two-sided "
+    "5 %, (1.96 + 0.84) standard errors; random +: the score minus that of the random control."
+)

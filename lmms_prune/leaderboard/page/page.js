@@ -1,0 +1,530 @@
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const state = { model: 0, view: "table", sorted: {}, search: "", kind: "", budget: "", unmarked: false, columns: "scores",
+  x: "tokens", y: "rel", task: "", changesRow: "", changesTask: "", direction: "worse", shown: 12 };
+const model = () => data.models[state.model];
+const KINDS = { unpruned: "unpruned", pruned: "pruned", control: "control", stock: "other model class" };
+
+// ---- elements: children are text nodes, so nothing that a data set or a model wrote is ever read as HTML ---------------
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+const svg = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+// ---- numbers ---------------------------------------------------------------------------------------------------------
+
+const known = (value) => value !== null && value !== undefined;
+const number = (value, digits = 1, sign = false) =>
+  !known(value) ? "" : (sign && value > 0 ? "+" : "") + (Number(value.toFixed(digits)) + 0).toFixed(digits).replace("-", "−");
+const three = (value) => (!known(value) ? "" : value >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3))));
+const between = (low, high, digits = 1) => `${number(low, digits)} to ${number(high, digits)}`;
+const breakable = (schedule) => schedule.replaceAll(",", ",\u200b");
+const interval = ([value, low, high], digits = 1) => `${number(value, digits, true)} (${between(low, high, digits)})`;
+
+// ---- a table whose headings sort; without a choice rows stand in groups ------------------------------------------------
+
+function sortable(id, columns, rows, groups, caption) {
+  const body = el("tbody");
+  const head = el("tr");
+  function draw() {
+    const sort = state.sorted[id];
+    const column = sort && columns.find((one) => one.name === sort.name);
+    head.replaceChildren(...columns.map((one) => heading(one, column === one && sort.direction)));
+    const compare = (a, b) => {
+      const [x, y] = [column.value(a), column.value(b)];
+      if (!known(x) || !known(y)) return known(y) - known(x);
+      return (typeof x === "string" ? x.localeCompare(y) : x - y) * (sort.direction === "ascending" ? 1 : -1);
+    };
+    const lines = [];
+    let last = null;
+    for (const row of column ? [...rows].sort(compare) : rows) {
+      if (!column && groups && row.budget !== last) {
+        last = row.budget;
+        const title = el("span", {}, groups[last]);
+        lines.push(el("tr", { class: "group" }, el("th", { scope: "colgroup", colspan: columns.length }, title)));
+      }
+      lines.push(el("tr", {}, columns.map((one, i) =>
+        el(i ? "td" : "th", { scope: i ? null : "row", class: one.text ? "text" : null }, one.cell(row)))));
+    }
+    if (!lines.length) lines.push(el("tr", {}, el("td", { colspan: columns.length, class: "text" }, "No row fits the filters.")));
+    body.replaceChildren(...lines);
+  }
+  function heading(one, direction) {
+    const turn = () => {
+      const first = one.text ? "ascending" : "descending";
+      const second = one.text ? "descending" : "ascending";
+      const now = state.sorted[id]?.name === one.name ? state.sorted[id].direction : null;
+      state.sorted[id] = now === null ? { name: one.name, direction: first }
+        : now === first ? { name: one.name, direction: second } : null;
+      draw();
+      head.querySelector(`[data-name="${CSS.escape(one.name)}"]`).focus();
+    };
+    const arrow = el("span", { class: "arrow", "aria-hidden": "true" }, direction ? (direction === "ascending" ? "▲" : "▼") : "");
+    return el("th", { scope: "col", "aria-sort": direction || "none", class: one.text ? "text" : null },
+      el("button", { type: "button", title: one.help, "data-name": one.name, onclick: turn }, ...(one.text ? [one.name, arrow] : [arrow, one.name])));
+  }
+  draw();
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    el("table", {}, el("caption", { class: "hidden" }, caption), el("thead", {}, head), body));
+}
+
+const scheduleColumn = {
+  name: "schedule", text: true, help: "What was pruned; opens the row", value: (row) => row.schedule,
+  cell: (row) => [el("button", { type: "button", class: "row", onclick: () => openRow(row) }, breakable(row.label),
+    row.marks.length ? el("sup", {}, letters(row)) : null),
+    row.kind === "control" || row.kind === "stock" ? el("span", { class: "tag" }, KINDS[row.kind]) : null],
+};
+const numeric = (name, help, value, show = (x) => number(x), more = () => null) => ({
+  name, help, value, cell: (row) => [show(value(row)), known(value(row)) ? more(row) : null],
+});
+const small = (text) => el("small", {}, text);
+const verdictClass = (text) => (/^(beats|better)/.test(text) ? "good" : /^(below|worse)/.test(text) ? "bad" : "even");
+const verdict = (found) => (found ? el("span", { class: `verdict ${verdictClass(found.verdict)}`,
+  title: `${interval(found.difference)} against ${found.other}` }, found.verdict) : "");
+const letters = (row) => row.marks.map((mark) => el("abbr", { title: mark }, data.marks[mark]));
+const relColumn = numeric("Rel", "Mean of the benchmarks' shares of the unpruned scores, in percent; 95 % interval", (row) => row.rel);
+relColumn.cell = (row) => [strongest(row, (one) => one.rel), known(row.rel_sd) ? small(`±${number(row.rel_sd)}`) : null,
+  row.rel_interval ? small(between(...row.rel_interval)) : null];
+const tokensColumn = numeric("tokens", "Visual tokens, measured, average over the decoder's layers",
+  (row) => row.cost.tokens, (x) => number(x, 0));
+
+// ---- the table -------------------------------------------------------------------------------------------------------
+
+function strongest(row, get, digits = 1) {
+  const values = model().rows.filter((one) => one.budget === row.budget).map(get).filter(known);
+  const text = number(get(row), digits);
+  return el(values.length > 1 && text === number(Math.max(...values), digits) ? "strong" : "span", {}, text);
+}
+
+function scoreColumn(task) {
+  const get = (row) => row.cells[task.task]?.score;
+  const column = numeric(task.name, `${task.name} on the paper's scale`, get);
+  column.cell = (row) => {
+    const cell = row.cells[task.task];
+    if (!cell) return "";
+    const found = verdictClass(cell.verdict || "");
+    const arrow = { good: "▲", bad: "▼" }[found];
+    return [strongest(row, get, task.digits),
+      arrow ? el("span", { class: `turn ${found}`, title: `${cell.verdict}: ${interval(cell.change)}` }, arrow) : null,
+      known(cell.sd) ? small(`±${number(cell.sd, task.digits)}`) : null];
+  };
+  return column;
+}
+
+function columns() {
+  if (state.columns === "cost") {
+    const share = (name, key, whole) => numeric(name, `${whole}, in percent of the unpruned run`, (row) => row.cost[key], (x) => number(x, 0));
+    const cost = (name, key, help) => numeric(name, help, (row) => row.cost[key], three);
+    return [scheduleColumn, tokensColumn, share("tokens %", "share_tokens", "Visual tokens"),
+      cost("KV MiB", "kv_mib", "The prefill's cache"), share("KV %", "share_kv", "The prefill's cache"),
+      cost("TFLOPs", "prefill_tflops", "Prefill of the decoder"), share("FLOPs %", "share_flops", "Prefill of the decoder"),
+      cost("samples/s", "samples_per_second", "Generation, at the run's batch size"),
+      share("speed %", "share_speed", "Samples a second, on the same device"), relColumn];
+  }
+  const random = { name: "against random", text: true, help: "The random control at the same measured tokens",
+    value: (row) => row.random?.verdict, cell: (row) => verdict(row.random) };
+  const acc = numeric("Acc", "Mean of the benchmarks in percent", (row) => row.acc);
+  acc.cell = (row) => strongest(row, (one) => one.acc);
+  const blind = numeric("above blind", "(score − blind) / (unpruned − blind), in percent", (row) => row.above_blind);
+  return [scheduleColumn, tokensColumn, relColumn, random, acc, ...model().tasks.map(scoreColumn), blind]
+    .filter((one) => one === scheduleColumn || model().rows.some((row) => known(one.value(row))));
+}
+
+const matching = () => model().rows.filter((row) =>
+  state.search.toLowerCase().split(/\s+/).every((word) => row.schedule.toLowerCase().includes(word) || row.label.toLowerCase().includes(word))
+  && (!state.kind || row.kind === state.kind) && (state.budget === "" || row.budget === Number(state.budget))
+  && !(state.unmarked && row.marks.length));
+
+function tableView() {
+  const holder = el("div");
+  const status = el("p", { class: "status", role: "status" });
+  const draw = () => {
+    const rows = matching();
+    status.textContent = `${rows.length} of ${model().rows.length} rows`;
+    holder.replaceChildren(sortable("table", columns(), rows, model().budgets, `${model().title}: scores and cost`));
+  };
+  draw();
+  const kinds = [...new Set(model().rows.map((row) => row.kind))];
+  const used = [...new Set(model().rows.flatMap((row) => row.marks))];
+  return [
+    el("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
+      field("find", el("input", { type: "search", placeholder: "dart random …", value: state.search,
+        oninput: (event) => { state.search = event.target.value; draw(); } })),
+      choice("kind", "kind", [["", "all"], ...kinds.map((kind) => [kind, KINDS[kind]])], draw),
+      choice("budget", "budget", [["", "all"], ...model().budgets.map((title, i) => [String(i), title])], draw),
+      choice("columns", "columns", [["scores", "scores"], ["cost", "cost"]], draw),
+      data.models.some((one) => one.rows.some((row) => row.marks.length)) ? el("label", { class: "check" },
+        el("input", { type: "checkbox", checked: state.unmarked, onchange: (event) => { state.unmarked = event.target.checked; draw(); } }),
+        "only rows without marks") : null,
+      status),
+    holder,
+    used.length ? el("dl", { class: "marks" }, used.map((mark) => [el("dt", {}, data.marks[mark]), el("dd", {}, mark)])) : null,
+  ];
+}
+
+const field = (name, control) => el("label", {}, el("span", {}, name), control);
+function choice(name, key, options, changed) {
+  return field(name, el("select", { name: key, onchange: (event) => { state[key] = event.target.value; changed(); } },
+    options.map(([value, text]) => el("option", { value, selected: state[key] === value }, text))));
+}
+
+// ---- accuracy against cost -------------------------------------------------------------------------------------------
+
+const AXES = {
+  tokens: ["visual tokens a layer", (row) => row.cost.tokens],
+  flops: ["prefill TFLOPs of the decoder", (row) => row.cost.prefill_tflops],
+  kv: ["KV cache, MiB", (row) => row.cost.kv_mib],
+  seconds: ["seconds a document", (row) => (known(row.cost.share_speed) || !row.baseline ? row.cost.seconds : null)],
+};
+
+function ticks(low, high, many) {
+  const rough = (high - low || 1) / many;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
+  const made = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) made.push(Number((i * step).toPrecision(12)));
+  return made;
+}
+
+function heights() {
+  return { rel: ["Rel", (row) => row.rel, (row) => row.rel_interval], acc: ["Acc", (row) => row.acc, () => null],
+    ...Object.fromEntries(model().tasks.map((task) => [task.task, [task.name, (row) => row.cells[task.task]?.score, () => null]])) };
+}
+
+function plot(width) {
+  const [xName, x] = AXES[state.x];
+  const [yName, y, sure] = heights()[state.y];
+  const points = model().rows.filter((row) => known(x(row)) && known(y(row)));
+  if (!points.length) return el("p", {}, "No row has both numbers.");
+  const height = Math.max(300, Math.min(520, width * 0.55));
+  const margin = { left: 46, right: 16, top: 14, bottom: 44 };
+  const spans = points.flatMap((row) => sure(row) || [y(row)]);
+  const room = (Math.max(...spans) - Math.min(...spans) || 1) * 0.06;
+  const [low, high] = [Math.min(...spans) - room, Math.max(...spans) + room];
+  const right = Math.max(...points.map(x)) * 1.05 || 1;
+  const px = (value) => margin.left + (value / right) * (width - margin.left - margin.right);
+  const py = (value) => height - margin.bottom - ((value - low) / (high - low)) * (height - margin.top - margin.bottom);
+  const lines = [];
+  for (const value of ticks(low, high, 6)) {
+    lines.push(svg("line", { class: "grid", x1: margin.left, x2: width - margin.right, y1: py(value), y2: py(value) }),
+      svg("text", { x: margin.left - 8, y: py(value) + 4, "text-anchor": "end" }, String(value)));
+  }
+  for (const value of ticks(0, right, width < 500 ? 4 : 8))
+    lines.push(svg("line", { class: "grid", x1: px(value), x2: px(value), y1: margin.top, y2: height - margin.bottom }),
+      svg("text", { x: px(value), y: height - margin.bottom + 18, "text-anchor": "middle" }, String(value)));
+  lines.push(svg("text", { class: "axis", x: width - margin.right, y: height - 8, "text-anchor": "end" }, xName));
+  const front = [];
+  for (const row of [...points].sort((a, b) => x(a) - x(b) || y(b) - y(a)))
+    if (!front.length || y(row) > y(front.at(-1))) front.push(row);
+  lines.push(svg("polyline", { class: "front", points: front.map((row) => `${px(x(row))},${py(y(row))}`).join(" ") }));
+  const said = document.getElementById("said");
+  const tell = (row) => () => { if (said.isConnected) said.textContent =
+    `${row.label}: ${yName} ${number(y(row))}${sure(row) ? ` (${between(...sure(row))})` : ""} at ${three(x(row))} ${xName}`; };
+  const boxes = [];
+  const dots = points.map((row) => {
+    const [cx, cy] = [px(x(row)), py(y(row))];
+    const spread = sure(row);
+    return svg("g", { class: `point ${row.kind}`, tabindex: "0", role: "button", "aria-label": row.label,
+      onclick: () => openRow(row), onfocus: () => tell(row)(), onmouseenter: () => tell(row)(),
+      onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); openRow(row); } } },
+      spread ? svg("line", { class: "spread", x1: cx, x2: cx, y1: py(spread[0]), y2: py(spread[1]) }) : null,
+      row.kind === "unpruned" ? svg("rect", { x: cx - 5, y: cy - 5, width: 10, height: 10 }) : svg("circle", { cx, cy, r: 5 }),
+      svg("circle", { class: "target", cx, cy, r: 14 }), svg("title", {}, row.label));
+  });
+  const names = (width < 500 ? [] : [...front, ...points.filter((row) => !front.includes(row))]).map((row) => {
+    const wide = row.label.length * 6.4;
+    const flip = px(x(row)) + 10 + wide > width - margin.right;
+    const box = { left: flip ? px(x(row)) - 10 - wide : px(x(row)) + 10, top: py(y(row)) - 9 };
+    const free = (other) => other.left > box.left + wide || other.left + other.wide < box.left || Math.abs(other.top - box.top) > 14;
+    const clear = points.every((one) => one === row || !(px(x(one)) > box.left - 6 && px(x(one)) < box.left + wide + 6 && Math.abs(py(y(one)) - box.top - 9) < 12));
+    if (box.left < margin.left || !clear || !boxes.every(free)) return null;
+    boxes.push({ ...box, wide });
+    return svg("text", { class: "name", x: box.left + (flip ? wide : 0), y: box.top + 13, "text-anchor": flip ? "end" : "start" }, row.label);
+  });
+  return svg("svg", { class: "plot", width, height, viewBox: `0 0 ${width} ${height}`, role: "group",
+    "aria-label": `${yName} against ${xName}` }, lines, names, dots);
+}
+
+function tradeoffView() {
+  const holder = el("div", { class: "canvas" });
+  const title = el("p", { class: "axis-name" });
+  const draw = () => {
+    title.textContent = heights()[state.y][0];
+    holder.replaceChildren(plot(Math.max(280, holder.clientWidth || 800)));
+  };
+  if (!(state.y in heights())) state.y = "rel";
+  const kinds = [...new Set(model().rows.map((row) => row.kind))];
+  redraw = draw;
+  // Its width is known once it stands in the page.
+  requestAnimationFrame(() => holder.childElementCount || draw());
+  return [
+    el("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
+      choice("accuracy", "y", Object.entries(heights()).map(([key, [name]]) => [key, name]), draw),
+      choice("against", "x", Object.entries(AXES).filter(([, [, get]]) => model().rows.some((row) => known(get(row))))
+        .map(([key, [name]]) => [key, name]), draw)),
+    title, holder,
+    el("p", { id: "said", class: "said", role: "status" }, "Point at a row to read it here; open it for its command."),
+    el("ul", { class: "legend" }, kinds.map((kind) => el("li", {}, svg("svg", { width: 14, height: 14, class: "key", "aria-hidden": "true" },
+      svg("g", { class: `point ${kind}` }, kind === "unpruned" ? svg("rect", { x: 2, y: 2, width: 10, height: 10 })
+        : svg("circle", { cx: 7, cy: 7, r: 5 }))), KINDS[kind])),
+      el("li", {}, svg("svg", { width: 22, height: 14, class: "key", "aria-hidden": "true" }, svg("line", { class: "front", x1: 0, x2: 22, y1: 7, y2: 7 })),
+        "nothing cheaper is better"), el("li", {}, "whiskers: 95 % interval of Rel")),
+  ];
+}
+
+// ---- one benchmark ---------------------------------------------------------------------------------------------------
+
+function whisker([value, low, high], reach) {
+  const place = (one) => 60 + (Math.max(-reach, Math.min(reach, one)) / reach) * 56;
+  const found = low > 0 ? "good" : high < 0 ? "bad" : "even";
+  return svg("svg", { class: `whisker ${found}`, width: 120, height: 16, "aria-hidden": "true" },
+    svg("line", { class: "zero", x1: 60, x2: 60, y1: 0, y2: 16 }), svg("line", { x1: place(low), x2: place(high), y1: 8, y2: 8 }),
+    svg("circle", { cx: place(value), cy: 8, r: 3.5 }));
+}
+
+function statistics(task, reach) {
+  const get = (key) => (row) => row.cells[task.task]?.[key];
+  const column = (name, key, help, digits = 1) => numeric(name, help, get(key), (x) => number(x, digits));
+  const score = scoreColumn(task);
+  score.name = "score";
+  const change = numeric("change", "Row minus unpruned run, on the same documents, with its 95 % interval", (row) => get("change")(row)?.[0]);
+  change.cell = (row) => {
+    const found = get("change")(row);
+    return found ? [whisker(found, reach), el("span", { class: "figure" }, number(found[0], task.digits, true)),
+      small(between(found[1], found[2], task.digits))] : "";
+  };
+  const random = { name: "against random", text: true, help: "The random control at the same measured tokens",
+    value: (row) => get("random")(row)?.verdict, cell: (row) => verdict(get("random")(row)) };
+  const published = numeric("published", "The paper's value, and ours minus it", get("published"), (x) => number(x, task.digits),
+    (row) => small(number(get("score")(row) - get("published")(row), task.digits, true)));
+  const extras = [...new Set(model().rows.flatMap((row) => Object.keys(get("extras")(row) || {})))]
+    .map((name) => numeric(name, `${name}, in percent`, (row) => get("extras")(row)?.[name]));
+  return [score, change, column("p, Holm", "p", "p of no change, corrected for the number of benchmarks", 3),
+    column("lost", "lost", "Documents (MME: images; MMBench: circular groups) that turned wrong", 0), column("gained", "gained", "… that turned right", 0),
+    column("of", "units", "… of so many", 0),
+    column("same %", "same", "Documents with the same answer"), column("detectable", "detectable", "The smallest true change found with 80 % power", task.digits),
+    column("kept %", "kept", "Share of the unpruned score"), column("above blind", "above_blind", "(score − blind) / (unpruned − blind), in percent"),
+    random, published, ...extras].filter((one) => model().rows.some((row) => known(one.value(row))));
+}
+
+const reachOf = (task) => Math.max(1e-9, ...model().rows.flatMap((row) => (row.cells[task.task]?.change || []).map(Math.abs)));
+
+function benchmarkView() {
+  const holder = el("div");
+  if (!model().tasks.some((one) => one.task === state.task)) state.task = model().tasks[0]?.task;
+  const draw = () => {
+    const task = model().tasks.find((one) => one.task === state.task);
+    const rows = model().rows.filter((row) => row.cells[task.task]);
+    holder.replaceChildren(sortable("benchmark", [scheduleColumn, tokensColumn, ...statistics(task, reachOf(task))], rows,
+      model().budgets, `${model().title}: ${task.name}`));
+  };
+  if (!state.task) return [el("p", {}, "No benchmark was evaluated.")];
+  draw();
+  return [el("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
+    choice("benchmark", "task", model().tasks.map((one) => [one.task, one.name]), draw)), holder];
+}
+
+// ---- changed answers -------------------------------------------------------------------------------------------------
+
+function bits(text, many) {
+  const bytes = atob(text);
+  return Array.from({ length: many }, (_, i) => (bytes.charCodeAt(i >> 3) >> (7 - (i & 7))) & 1);
+}
+
+function picture(image, grid, kept, name) {
+  const [rows, columns] = grid || [1, 1];
+  const cells = kept ? kept.map((keep, i) => (keep ? "" : `M${i % columns} ${Math.floor(i / columns)}h1v1h-1z`)).join("") : "";
+  const figure = el("div", { class: `picture${known(image) ? "" : " empty"}` },
+    known(image) ? el("img", { src: data.images[image], alt: "", loading: "lazy" }) : null,
+    grid ? svg("svg", { viewBox: `0 0 ${columns} ${rows}`, preserveAspectRatio: "none", role: "img", "aria-label": name },
+      svg("path", { d: cells })) : null);
+  if (grid) figure.style.aspectRatio = `${columns} / ${rows}`;
+  return figure;
+}
+
+function pictures(card, row) {
+  const found = data.changes.documents[card.document];
+  const many = Math.max(found.images?.length || 0, card.grids.length);
+  if (!many) return null;
+  const masks = card.places.map((stage) => stage.map((text, i) => bits(text, card.grids[i][0] * card.grids[i][1])));
+  const holder = el("div", { class: "pictures" });
+  const counted = masks.map((stage) => stage.flat().reduce((sum, one) => sum + one, 0));
+  const whole = card.grids.reduce((sum, [rows, columns]) => sum + rows * columns, 0);
+  const names = [`all ${whole}`, ...masks.map((_, i) => `${row.stages[i] || `stage ${i + 1}`}: ${counted[i]}`)];
+  const buttons = names.map((name, i) => el("button", { type: "button", "aria-pressed": "false", onclick: () => show(i) }, name));
+  function show(stage) {
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === stage)));
+    holder.replaceChildren(...Array.from({ length: many }, (_, i) =>
+      picture(found.images?.[i], card.grids[i], stage ? masks[stage - 1][i] : null, `visual tokens, ${names[stage]}`)));
+  }
+  show(masks.length ? 1 : 0);
+  return [holder, masks.length ? el("div", { class: "stages", role: "group", "aria-label": "visual tokens left" }, buttons) : null];
+}
+
+function card(one) {
+  const row = model().rows[one.row];
+  const found = data.changes.documents[one.document];
+  const answer = (name, text, right) => [el("dt", {}, name), el("dd", { class: right === null ? null : right ? "good" : "bad" }, text || "(nothing)")];
+  return el("article", { class: "card" },
+    el("header", {}, el("strong", {}, `${model().tasks.find((task) => task.task === found.task).name} ${found.id}`),
+      el("span", { class: `verdict ${one.worse ? "bad" : "good"}` }, one.worse ? "right → wrong" : "wrong → right")),
+    el("p", { class: "schedule" }, breakable(row.label)), pictures(one, row),
+    el("p", { class: "question" }, found.question),
+    el("dl", {}, answer("reference", found.reference || "not in the samples", null), answer("unpruned", found.before, one.worse), answer("pruned", one.after, !one.worse)));
+}
+
+function changesView() {
+  const holder = el("div");
+  const of = (one) => one.model === state.model && (state.changesRow === "" || one.row === Number(state.changesRow))
+    && (!state.direction || one.worse === (state.direction === "worse"))
+    && (!state.changesTask || data.changes.documents[one.document].task === state.changesTask);
+  const total = () => model().rows.reduce((sum, row, i) => sum + (state.changesRow !== "" && i !== Number(state.changesRow) ? 0
+    : Object.entries(row.flips).reduce((part, [task, [worse, better]]) => part + (state.changesTask && task !== state.changesTask ? 0
+      : (state.direction === "better" ? 0 : worse) + (state.direction === "worse" ? 0 : better)), 0)), 0);
+  const draw = () => {
+    const found = data.changes.cards.filter(of);
+    const missing = found.filter((one) => data.changes.documents[one.document].images?.includes(null)).length;
+    const said = `${total()} changed answers match; ${found.length} of them are in this page`
+      + (missing ? `, ${missing} of these without all of their images, for which there was no room` : "") + ".";
+    const more = el("button", { type: "button", class: "more", onclick: () => { state.shown += 24; draw(); } },
+      `Show ${Math.min(24, found.length - state.shown)} more`);
+    holder.replaceChildren(el("p", { class: "status", role: "status" }, said),
+      el("div", { class: "cards" }, found.slice(0, state.shown).map(card)), found.length > state.shown ? more : "");
+  };
+  const reset = () => { state.shown = 12; draw(); };
+  const rows = model().rows.map((row, i) => [String(i), row.label]).filter(([i]) => Object.keys(model().rows[i].flips).length);
+  if (!rows.some(([i]) => i === state.changesRow)) state.changesRow = "";
+  if (!model().tasks.some((one) => one.task === state.changesTask)) state.changesTask = "";
+  if (!rows.length) return [el("p", {}, "No row can be compared document by document: log samples (--log_samples) of the rows and of the unpruned run.")];
+  reset();
+  return [el("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
+    choice("schedule", "changesRow", [["", "all"], ...rows], reset),
+    choice("benchmark", "changesTask", [["", "all"], ...model().tasks.map((one) => [one.task, one.name])], reset),
+    choice("direction", "direction", [["worse", "right → wrong"], ["better", "wrong → right"], ["", "both"]], reset)),
+  data.changes.pictured ? null : el("p", { class: "hint" },
+    "Images are not in this page; the squares are the visual tokens that are left. To have them, add ",
+    el("code", {}, "--images"), " to the command that made it, where lmms-eval finds its data."),
+  el("p", { class: "hint" }, "Against the unpruned run; of several seeds the first. Documents on which most rows changed come first."), holder];
+}
+
+// ---- one row ---------------------------------------------------------------------------------------------------------
+
+function command(text) {
+  const button = el("button", { type: "button", class: "copy", onclick: async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(code);
+      button.textContent = "Selected: press Ctrl+C";
+    }
+  } }, "Copy");
+  const code = el("code", {}, text);
+  return el("div", { class: "command" }, el("pre", { tabindex: "0" }, code), button);
+}
+
+function openRow(row) {
+  const dialog = document.getElementById("dialog");
+  const pairs = [["measured tokens", [number(row.cost.tokens, 0), row.cost.share_tokens, "%"]],
+    ["Rel", [number(row.rel), null, row.rel_interval ? `(${between(...row.rel_interval)})` : ""]],
+    ["Acc", [number(row.acc), null, ""]], ["KV cache", [`${three(row.cost.kv_mib)} MiB`, row.cost.share_kv, "%"]],
+    ["prefill", [`${three(row.cost.prefill_tflops)} TFLOPs`, row.cost.share_flops, "%"]],
+    ["speed", [`${three(row.cost.samples_per_second)} samples/s`, row.cost.share_speed, "%"]]];
+  const facts = pairs.filter(([, [text]]) => /\d/.test(text)).map(([name, [text, share, unit]]) => el("div", {}, el("dt", {}, name),
+    el("dd", {}, text, known(share) ? small(`${number(share, 0)} ${unit} of unpruned`) : unit ? small(unit) : null)));
+  const tasks = model().tasks.filter((task) => row.cells[task.task]?.change);
+  const show = () => { dialog.close(); Object.assign(state, { view: "changes", changesRow: String(model().rows.indexOf(row)) }); draw(); };
+  dialog.replaceChildren(
+    el("header", {}, el("h2", { id: "dialog-title" }, breakable(row.schedule)),
+      el("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "×")),
+    el("p", { class: "kind" }, [KINDS[row.kind], row.seeds.length > 1 ? `seeds ${row.seeds.join(", ")}` : null, row.device || null,
+      row.baseline ? `compared with ${row.baseline}` : null].filter(known).join(" · ")),
+    row.random ? el("p", {}, verdict(row.random), ` ${interval(row.random.difference)} against ${row.random.other}`) : "",
+    row.marks.length ? el("ul", { class: "warnings" }, row.marks.map((mark) => el("li", {}, mark))) : "",
+    el("dl", { class: "facts" }, facts),
+    row.published ? el("p", {}, `The paper's row ${row.published.name}: Rel ${number(row.published.rel)}${known(row.published.acc) ? `, Acc ${number(row.published.acc)}` : ""}; ours minus it: ${known(row.rel) ? number(row.rel - row.published.rel, 1, true) : "unknown"}.`) : "",
+    row.commands.length ? el("h3", {}, row.commands.length > 1 ? "The commands that make it" : "The command that makes it") : "",
+    ...row.commands.map(command),
+    tasks.length ? el("h3", {}, "Against the unpruned run") : "",
+    tasks.length ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["benchmark", "score", "change", "p, Holm", "lost", "gained"]
+      .map((name, i) => el("th", { scope: "col", class: i ? null : "text" }, name)))),
+    el("tbody", {}, tasks.map((task) => {
+      const cell = row.cells[task.task];
+      return el("tr", {}, el("th", { scope: "row" }, task.name), el("td", {}, number(cell.score, task.digits)),
+        el("td", {}, el("span", { class: verdictClass(cell.verdict) }, number(cell.change[0], task.digits, true)), small(between(cell.change[1], cell.change[2], task.digits))),
+        el("td", {}, number(cell.p, 3)), el("td", {}, number(cell.lost, 0)), el("td", {}, number(cell.gained, 0)));
+    })))) : "",
+    Object.keys(row.flips).length ? el("p", {}, el("button", { type: "button", class: "more", onclick: show }, "Its changed answers")) : "");
+  dialog.showModal();
+}
+
+// ---- notes, and the frame --------------------------------------------------------------------------------------------
+
+function notesView() {
+  const about = `${data.files} result files, the last of ${data.latest || "an unknown date"}; `
+    + Object.entries(data.versions).filter(([, all]) => all.length).map(([name, all]) => `${name} ${all.join(" and ")}`).join(", ") + ".";
+  return [
+    data.problems.length ? [el("h2", {}, "What could not be read or compared"), el("ul", { class: "warnings" }, data.problems.map((one) => el("li", {}, one)))] : null,
+    el("h2", {}, "How to read it"),
+    el("ul", {}, data.notes.map((note) => el("li", {}, note)),
+      el("li", {}, "▲ and ▼ beside a score: its 95 % interval against the unpruned run excludes zero. Bold: the best of its budget."),
+      el("li", {}, "“Beats random” and “below random” are said only where the interval against the random control at the same measured tokens excludes zero.")),
+    Object.keys(data.marks).length ? [el("h2", {}, "Marks"), el("dl", { class: "marks" },
+      Object.entries(data.marks).map(([mark, letter]) => [el("dt", {}, letter), el("dd", {}, mark)]))] : null,
+    el("h2", {}, "Made from"), el("p", {}, about)];
+}
+
+const VIEWS = { table: ["Table", tableView], tradeoff: ["Trade-off", tradeoffView], benchmark: ["Benchmarks", benchmarkView],
+  changes: ["Changed answers", changesView], notes: ["Notes", notesView] };
+let redraw = null;
+
+function frame() {
+  const names = Object.keys(VIEWS);
+  const go = (view) => { state.view = view; draw(); document.getElementById(`tab-${view}`).focus(); };
+  const keys = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step) go(names[(names.indexOf(state.view) + step + names.length) % names.length]);
+  };
+  const theme = el("button", { type: "button", class: "theme", "aria-label": "Switch between light and dark", title: "Light or dark" }, "◐");
+  theme.addEventListener("click", () => {
+    const root = document.documentElement;
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+  });
+  const models = el("select", { "aria-label": "model", onchange: (event) => { state.model = Number(event.target.value); state.budget = ""; draw(); } },
+    data.models.map((one, i) => el("option", { value: i }, one.title)));
+  document.getElementById("header").append(
+    el("div", { class: "top" }, el("h1", {}, "Visual-token pruning"), data.models.length > 1 ? models : el("span", {}, data.models[0]?.title || ""), theme),
+    el("div", { class: "tabs", role: "tablist", "aria-label": "views", onkeydown: keys }, names.map((name) =>
+      el("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "panel", onclick: () => go(name) }, VIEWS[name][0]))));
+  document.getElementById("main").append(el("section", { id: "panel", role: "tabpanel" }));
+  const dialog = document.getElementById("dialog");
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  addEventListener("resize", () => redraw?.());
+}
+
+function draw() {
+  redraw = null;
+  for (const name of Object.keys(VIEWS)) {
+    const tab = document.getElementById(`tab-${name}`);
+    tab.setAttribute("aria-selected", String(name === state.view));
+    tab.tabIndex = name === state.view ? 0 : -1;
+  }
+  const panel = document.getElementById("panel");
+  panel.setAttribute("aria-labelledby", `tab-${state.view}`);
+  const problems = data.problems.length && state.view === "table"
+    ? el("p", { class: "hint" }, `${data.problems.length} of the results could not be read or compared; see Notes.`) : null;
+  panel.replaceChildren(...[problems, data.models.length ? VIEWS[state.view][1]() : el("p", {}, "There is no row to show.")].flat(Infinity).filter(known));
+}
+
+frame();
+draw();

@@ -1,0 +1,38 @@
+"""Which visual tokens survive a stage, as a short text for result files. Without torch."""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from binascii import Error
+
+import numpy as np
+from jaxtyping import Bool
+
+
+def encode(kept: Bool[np.ndarray, "rows columns"]) -> str:
+    """One image's visual tokens as base64 of a bitmap.
+
+    Row by row from the top left, a set bit for a token that goes on; the first token is the highest bit of the first
+    byte, and the last byte is filled up with zeros (``numpy.packbits``). 576 tokens take 96 letters.
+    """
+    return b64encode(np.packbits(kept).tobytes()).decode("ascii")
+
+
+def decode(text: str, grid: tuple[int, int]) -> Bool[np.ndarray, "rows columns"]:
+    """What `encode` was given.
+
+    Args:
+        text: as it wrote it.
+        grid: rows and columns of the image's visual tokens.
+
+    Raises:
+        ValueError: the text is no bitmap of so many tokens.
+    """
+    rows, columns = grid
+    try:
+        packed = np.frombuffer(b64decode(text, validate=True), np.uint8)
+    except Error as error:
+        raise ValueError(f"'{text}' is no base64 ({error}).") from error
+    if len(packed) != -(-rows * columns // 8):
+        raise ValueError(f"'{text}' holds {len(packed)} bytes, which is no bitmap of {rows} × {columns} visual tokens.")
+    return np.unpackbits(packed, count=rows * columns).reshape(rows, columns).astype(bool)

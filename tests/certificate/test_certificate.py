@@ -1,0 +1,230 @@
+"""The matrix is whole, a covering part of it holds, and a defect shows in it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from typer.testing import CliRunner
+
+from lmms_prune.certificate.case import Case
+from lmms_prune.certificate.cells import (
+    ATTENTIONS,
+    BATCHES,
+    DTYPES,
+    FEWEST_LAYERS,
+    PLACES,
+    POSITIONS,
+    STAGES,
+    Cell,
+    covering,
+    enumerate_cells,
+    impossible,
+    schedule,
+)
+from lmms_prune.certificate.checks import CHECKS
+from lmms_prune.certificate.models import Models, random_checkpoints
+from lmms_prune.certificate.runner import Certificate, certify, examine
+from lmms_prune.cli import app
+from lmms_prune.methods import METHODS
+from lmms_prune.schedule import Schedule
+
+FAMILIES = ("llava", "qwen2_5_vl")
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[dict[str, Models]]:
+    with random_checkpoints() as folders:
+        yield {family: Models(folder, "cpu") for family, folder in folders.items()}
+
+
+def test_every_cell_is_run_or_has_a_reason() -> None:
+    cells = list(enumerate_cells(FAMILIES))
+    axes = (FAMILIES, DTYPES, ATTENTIONS, POSITIONS, METHODS, PLACES, STAGES, BATCHES)
+    product = 1
+    for axis in axes:
+        product *= len(axis)
+    assert len(set(cells)) == len(cells) == product
+    certificate = Certificate()
+    possible = certificate.possible(cells)
+    assert len(possible) + sum(certificate.skipped.values()) == len(cells)
+    left = {cell.method for cell in possible}
+    assert left == {name for name, spec in METHODS.items() if spec.ready}
+
+
+@pytest.mark.parametrize("layers", [FEWEST_LAYERS, 5, 28, 32])
+def test_a_cells_schedule_has_the_method_at_its_place(layers: int) -> None:
+    places = {"0": 0, "1": 1, "middle": layers // 2, "last": layers - 1}
+    cells = [cell for cell in enumerate_cells(FAMILIES, dtypes=["float32"]) if not impossible(cell)]
+    seen: dict[tuple, Schedule] = {}
+    for cell in cells:
+        key = (cell.method, cell.place, cell.stages)
+        if key in seen:
+            continue
+        made = seen[key] = schedule(cell, layers)
+        made.check(layers, [36, 9])
+        assert Schedule.parse(str(made)) == made
+        assert len(made.stages) == cell.stages
+        assert cell.method in [stage.method for stage in made.stages if stage.layer == places[cell.place]]
+
+
+def test_a_covering_choice_covers_all_pairs() -> None:
+    def pairs(cell: Cell) -> set:
+        return set(combinations([(field.name, getattr(cell, field.name)) for field in fields(cell)], 2))
+
+    cells = Certificate().possible(enumerate_cells(FAMILIES, ["vtw", "dart", "downsample", "pool"]))
+    chosen = covering(cells)
+    assert set().union(*map(pairs, chosen)) == set().union(*map(pairs, cells))
+    assert len(chosen) < len(cells) / 20
+
+
+@pytest.mark.slow
+def test_a_covering_choice_of_cells_holds(models: dict[str, Models]) -> None:
+    certificate = Certificate()
+    cells = covering(certificate.possible(enumerate_cells(FAMILIES)))
+    certify(cells, models, certificate)
+    assert certificate.failures == []
+    assert sum(certificate.cells.values()) == len(cells)
+    # What is skipped is said, and the rest has really been looked at.
+    singles = sum(cell.batch == "1" for cell in cells)
+    dropping = sum(METHODS[cell.method].drops_all for cell in cells)
+    passed = Counter[str]()
+    for counts in certificate.passed.values():
+        passed.update(counts)
+    expected = dict.fromkeys(CHECKS, len(cells)) | dict.fromkeys(("alone", "permuted"), len(cells) - singles)
+    assert dict(passed) == expected | {"keep-all": len(cells) - dropping}
+
+
+def case_of(models: dict[str, Models], text: str, family: str = "llava", positions: str = "original") -> Case:
+    return Case(models[family].get("float32", "sdpa"), Schedule.parse(text), positions)
+
+
+def failing(case: Case, batch: str = "ragged") -> set[str]:
+    return {result.check for result in examine(case, batch) if result.reason}
+
+
+class TestADefectShows:
+    """Each check fails where what it looks at is wrong."""
+
+    def test_a_mask_that_is_left_out(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("lmms_prune.hooks.attention_mask", lambda *_: None)
+        assert {"reference", "alone"} <= failing(case_of(models, "random@1:0.5"))
+
+    def test_rotary_tables_of_other_tokens(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
+        def first_ones(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            return table[..., : index.shape[1], :].expand(*table.shape[:-3], len(index), -1, -1)
+
+        monkeypatch.setattr("lmms_prune.hooks.gather_rotary", first_ones)
+        assert "reference" in failing(case_of(models, "pool@2:0.5"))
+
+    def test_positions_that_skip_one(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
+        from lmms_prune.hooks import _Pruner
+
+        original = _Pruner._step_segment
+        monkeypatch.setattr(
+            _Pruner, "_step_segment", lambda self, segment, step: original(self, _longer(segment), step)
+        )
+        assert {"reference", "positions"} <= failing(case_of(models, "random@1:0.5", positions="compact"))
+
+    def test_another_order(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
+        import lmms_prune.layout
+        from lmms_prune.ragged import Packing, pack
+
+        def reversed_pack(keep: torch.Tensor, lengths: list[int], pad: Any) -> Packing:
+            found = pack(keep, lengths, pad)
+            return found if pad == "right" else Packing(found.index.flip(1), found.valid, found.moved, found.padded)
+
+        monkeypatch.setattr(lmms_prune.layout, "pack", reversed_pack)
+        assert "order" in failing(case_of(models, "random@1:0.5"), "1")
+
+    def test_a_cache_that_is_not_the_ledger(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("lmms_prune.hooks._Pruner._crop_caches", lambda self, running: None)
+        assert "cache" in failing(case_of(models, "mustdrop@2:0.5"))
+
+    def test_keeping_all_that_changes_something(
+        self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from lmms_prune.hooks import _Pruner
+
+        monkeypatch.setattr(
+            _Pruner, "_act", lambda self, running, state, segment, original: (state.hidden + 1, segment)
+        )
+        assert "keep-all" in failing(case_of(models, "random@1:0.5"))
+
+    def test_draws_that_depend_on_the_batch(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
+        from lmms_prune.view import TokenView
+
+        def by_place(self: TokenView) -> torch.Tensor:
+            torch.manual_seed(0)
+            return torch.rand(self.valid.shape, dtype=torch.float64)
+
+        monkeypatch.setattr(TokenView, "uniform", by_place)
+        assert failing(case_of(models, "random@1:0.5"), "3") == {"alone", "permuted"}
+
+    def test_what_is_said_to_be_pruned_and_is_not(
+        self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from lmms_prune.hooks import _Pruner
+
+        monkeypatch.setattr(_Pruner, "_act", lambda self, running, state, segment, original: (state.hidden, segment))
+        assert "pruned" in failing(case_of(models, "random@1:0.5"))
+
+
+def _longer(segment: Any) -> Any:
+    segment.lengths = segment.lengths + 1
+    return segment
+
+
+class TestDoctor:
+    """The command."""
+
+    def run(self, *arguments: str) -> Any:
+        return CliRunner().invoke(app, ["doctor", "--device", "cpu", *arguments])
+
+    def test_a_checkpoint_of_the_users(self, models: dict[str, Models]) -> None:
+        checkpoint = models["qwen2_5_vl"].checkpoint
+        done = self.run("--model", checkpoint, "--methods", "blind", "--attention", "sdpa", "--json")
+        assert done.exit_code == 0, done.output
+        said = json.loads(done.stdout.splitlines()[-1])
+        assert said["failures"] == []
+        assert said["cells"] == said["methods"]["blind"]["cells"] == said["possible_cells"] == len(BATCHES)
+        reasons = {one["reason"]: one["cells"] for one in said["not_run"]}
+        assert sum(reasons.values()) + said["cells"] == len(POSITIONS) * len(PLACES) * len(STAGES) * len(BATCHES)
+        assert any("M-RoPE" in reason for reason in reasons)
+
+    def test_a_failure_is_shown_and_ends_with_1(
+        self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lmms_prune.hooks.attention_mask", lambda *_: None)
+        done = self.run("--model", models["llava"].checkpoint, "--methods", "blind", "--attention", "eager")
+        assert done.exit_code == 1
+        assert "not certified: " in done.output
+        assert "logits are off the masked reference by" in " ".join(done.output.split())
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--methods", "fastvv"), "'fastvv' is unknown. Did you mean 'fastv'?"),
+            (("--dtype", "fp16"), "'fp16' is unknown"),
+            (("--attention", "flash"), "'flash' is unknown"),
+            (("--model", "/no/such/folder"), "is no checkpoint"),
+        ],
+    )
+    def test_wrong_arguments_are_named(self, arguments: tuple[str, ...], message: str) -> None:
+        done = self.run(*arguments)
+        assert done.exit_code == 2
+        assert message in done.output
+
+    def test_another_architecture_is_named(self, tmp_path: Path) -> None:
+        LlamaConfig().save_pretrained(tmp_path)
+        done = self.run("--model", str(tmp_path))
+        assert done.exit_code == 2
+        assert "model type 'llama' has no image input" in done.output

@@ -1,0 +1,70 @@
+"""Measurements after kill -9, a full disk and a damaged file: nothing is lost, done twice, or taken for what it is not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lmms_prune.demo.benchmarks import build_mirror
+from lmms_prune.demo.run import MODELS, weights
+from lmms_prune.measurements import InformationError, Store
+
+ROWS = pd.DataFrame({"sample": ["pope/test/0"], "p": [0.5], "p_text": [0.25]})
+
+
+def test_a_full_disk_leaves_out_a_sample_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(tmp_path, {})
+    store.write("pope/test/0", ROWS)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InformationError, match=r"1\.parquet cannot be written: No space left on device"):
+            store.write("pope/test/1", ROWS)
+    assert store.samples() == ["pope/test/0"]
+    assert [path.name for path in (tmp_path / "pope" / "test").iterdir()] == ["0.parquet"]
+
+
+@pytest.mark.parametrize("size", [0, 3, 200])
+def test_a_damaged_file_is_named(size: int, tmp_path: Path) -> None:
+    store = Store.open(tmp_path, {})
+    store.write("pope/test/0", ROWS)
+    os.truncate(store.path("pope/test/0"), size)
+    with pytest.raises(InformationError, match=r"0\.parquet is damaged .*; remove it and measure the sample again"):
+        store.read()
+
+
+@pytest.mark.slow
+def test_killed_and_called_again_it_ends_alike(tmp_path: Path) -> None:
+    mirror = build_mirror(tmp_path / "mirror", rows=4)
+    program, arguments = Path(sys.executable).with_name("lmms-prune"), f"pretrained={weights(MODELS[0])},device=cpu"
+    line = [str(program), "information", "--model", MODELS[0].wrapper, "--model_args", arguments, "--tasks", "pope"]
+    line += ["--limit", "4", "--layers", "0,11", "--block", "4", "--pictures", "0", "--out"]
+    ours = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **ours}
+
+    def measured(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.rglob("*.parquet")}
+
+    subprocess.run([*line, str(tmp_path / "whole")], cwd=mirror, env=environment, capture_output=True, check=True)
+    again = tmp_path / "again"
+    with subprocess.Popen([*line, str(again)], cwd=mirror, env=environment, stdout=-3, stderr=-3) as process:
+        while not measured(again):
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.kill()
+    before = {path: path.stat().st_mtime_ns for path in again.rglob("*.parquet")}
+    assert 0 < len(before) < 4
+    subprocess.run([*line, str(again)], cwd=mirror, env=environment, capture_output=True, check=True)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert measured(again) == measured(tmp_path / "whole")
+    assert (again / "layers.csv").read_bytes() == (tmp_path / "whole" / "layers.csv").read_bytes()

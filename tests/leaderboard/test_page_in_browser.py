@@ -1,0 +1,243 @@
+"""The page in a real browser, from disk: what a reader sees and can do, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pages import HOSTILE, board, give_images, write_small
+
+from lmms_prune.leaderboard.page.render import html
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[dev]'")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here: apt-get install chromium-driver"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    write_small(folder / "results")
+    with pytest.MonkeyPatch.context() as patch:
+        give_images(patch, side=64)
+        text = html(board(folder / "results"), images=True)
+    path = folder / "page.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def open_page(started, page: Path) -> Iterator:
+    """Opens the page at a width, in light or dark; afterwards the console must be empty and nothing was fetched."""
+
+    def opened(width: int = 1400, dark: bool = False):
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        started.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        started.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        started.get(page.as_uri())
+        return started
+
+    yield opened
+    assert started.get_log("browser") == []
+    fetched = started.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
+    assert [name for name in fetched if not name.startswith("data:")] == []
+    assert started.execute_script("return window.hacked") is None
+
+
+def find(driver, selector: str) -> list:
+    return driver.find_elements("css selector", selector)
+
+
+def click(driver, selector: str) -> None:
+    driver.execute_script("document.querySelector(arguments[0]).click()", selector)
+
+
+def choose(driver, name: str, text: str) -> None:
+    script = """
+        const select = document.querySelector(`select[name="${arguments[0]}"], select[aria-label="${arguments[0]}"]`);
+        select.value = [...select.options].find((one) => one.text === arguments[1]).value;
+        select.dispatchEvent(new Event("change"));"""
+    driver.execute_script(script, name, text)
+
+
+def rows(driver) -> list[str]:
+    return [one.text.splitlines()[0] for one in find(driver, "#panel tbody tr:not(.group) th button")]
+
+
+def test_headings_sort_and_a_third_turn_restores_the_groups(open_page) -> None:
+    driver = open_page()
+    choose(driver, "model", "tiny-llava")
+    assert len(find(driver, "#panel tr.group")) == 4
+    whole = rows(driver)
+    button = "button[data-name='tokens']"
+    heading = "th:has(button[data-name='tokens'])"
+    seen = []
+    for _ in range(3):
+        # By keyboard: the focus stays on the heading.
+        find(driver, button)[0].send_keys("\ue007")
+        seen.append((find(driver, heading)[0].get_attribute("aria-sort"), rows(driver)))
+    (first, down), (second, up), (third, back) = seen
+    assert (first, second, third) == ("descending", "ascending", "none")
+    assert [down[0], down[-1], up[0], up[-1]] == ["none", "blind@0", "blind@0", "none"]
+    assert sorted(down) == sorted(up) == sorted(whole) == sorted(back)
+    assert back == whole
+    assert driver.switch_to.active_element.text == "tokens"
+    click(driver, "button[data-name='schedule']")
+    assert rows(driver) == sorted(whole)
+
+
+def test_filters_leave_the_rows_that_fit(open_page) -> None:
+    driver = open_page()
+    status = find(driver, ".status")[0]
+    find(driver, "input[type=search]")[0].send_keys("DART random")
+    assert [name.replace("\u200b", "") for name in rows(driver)] == ["dart@2:0.44,random@3:0.07"]
+    assert status.text == "1 of 5 rows"
+    driver.execute_script(
+        "const i = document.querySelector('input[type=search]'); i.value = ''; i.dispatchEvent(new Event('input'))"
+    )
+    choose(driver, "kind", "control")
+    assert sorted(rows(driver)) == ["blind@0", "random@2:0.33", "vtw@2"]
+    choose(driver, "budget", "0 tokens")
+    assert rows(driver) == ["blind@0"]
+    choose(driver, "kind", "pruned")
+    assert rows(driver) == []
+    assert "No row fits the filters." in find(driver, "#panel")[0].text
+
+
+def test_every_view_opens_by_its_tab_and_by_the_arrows(open_page) -> None:
+    driver = open_page()
+    said = {"table": "5 of 5 rows", "tradeoff": "nothing cheaper is better", "benchmark": "p, Holm",
+            "changes": "right → wrong", "notes": "2000 paired resamples"}  # fmt: skip
+    said["notes"] = "200 paired resamples"
+    for name, text in said.items():
+        click(driver, f"#tab-{name}")
+        assert find(driver, "[role=tab][aria-selected=true]")[0].get_attribute("id") == f"tab-{name}"
+        assert text in find(driver, "#panel")[0].text
+    find(driver, "#tab-notes")[0].send_keys("\ue014")
+    assert driver.switch_to.active_element.get_attribute("id") == "tab-table"
+
+
+def test_the_plot_has_a_point_a_row_on_the_axis_that_is_chosen(open_page) -> None:
+    driver = open_page()
+    click(driver, "#tab-tradeoff")
+    places = []
+    for axis in ("visual tokens a layer", "prefill TFLOPs of the decoder", "seconds a document"):
+        choose(driver, "x", axis)
+        marks = "return [...document.querySelectorAll('.plot .point .target')].map((one) => +one.getAttribute('cx'))"
+        places.append(driver.execute_script(marks))
+        assert axis in find(driver, ".plot")[0].text
+    assert [len(place) for place in places] == [5, 5, 5]
+    assert max(places[0]) == places[0][0]  # unpruned, to the right
+    find(driver, ".plot .point")[1].send_keys("\ue007")
+    assert find(driver, "dialog[open] h2")
+
+
+def test_what_data_and_models_wrote_is_shown_as_text(open_page) -> None:
+    driver = open_page()
+    click(driver, "#tab-changes")
+    choose(driver, "changesTask", "GQA")
+    choose(driver, "changesRow", "blind@0")
+    text = find(driver, "#panel")[0].get_attribute("textContent")
+    for hostile in HOSTILE:
+        for what in ("question", "target", "answer"):
+            assert f"{what} {hostile}".replace("\ud83d", "?") in text
+    assert find(driver, "#panel script, #panel img[src='x']") == []
+
+
+def test_changes_show_image_kept_tokens_and_both_answers(open_page) -> None:
+    driver = open_page()
+    click(driver, "#tab-changes")
+    choose(driver, "changesTask", "MME")
+    choose(driver, "changesRow", "vtw@2")
+    assert "of them are in this page" in find(driver, ".status")[0].text
+    card = find(driver, ".card")[0]
+    loaded = (
+        "return [...document.querySelectorAll('.card img')].every((one) => one.complete && one.naturalWidth === 64)"
+    )
+    driver.execute_script("document.querySelectorAll('.card img').forEach((one) => { one.loading = 'eager'; })")
+    wait(driver, loaded)
+    for selector in ("dt", "dd"):
+        assert len(card.find_elements("css selector", selector)) == 3
+    dropped = "return document.querySelector('.card path').getAttribute('d').split('M').length - 1"
+    buttons = card.find_elements("css selector", ".stages button")
+    assert [button.text for button in buttons] == ["all 100", "vtw@2: 50"]
+    assert driver.execute_script(dropped) == 50
+    buttons[0].click()
+    assert driver.execute_script(dropped) == 0
+    assert buttons[0].get_attribute("aria-pressed") == "true"
+
+
+def wait(driver, script: str) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(driver, 10).until(lambda driver: driver.execute_script(script))
+
+
+def test_a_row_has_its_command_to_copy_and_its_marks(open_page) -> None:
+    driver = open_page()
+    driver.execute_script(
+        "[...document.querySelectorAll('button.row')].find((one) => one.innerText.includes('dart')).click()"
+    )
+    dialog = find(driver, "dialog[open]")[0]
+    (command,) = dialog.find_elements("css selector", "pre")
+    assert command.text.startswith("lmms-eval --model llava_pruned --model_args")
+    assert "schedule=dart@2:0.44,random@3:0.07" in command.text
+    dialog.find_element("css selector", ".copy").click()
+    wait(driver, "return /Copied|Selected/.test(document.querySelector('.copy').textContent)")
+    dialog.find_element("css selector", ".close").click()
+    assert find(driver, "dialog[open]") == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_light_and_dark_follow_the_reader_and_the_button(dark: bool, open_page) -> None:
+    driver = open_page(dark=dark)
+    script = "return getComputedStyle(document.body).backgroundColor"
+    before = driver.execute_script(script)
+    click(driver, ".theme")
+    after = driver.execute_script(script)
+    light, black = "rgb(251, 251, 250)", "rgb(22, 24, 27)"
+    assert (before, after) == ((black, light) if dark else (light, black))
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_no_view_is_wider_than_the_screen(width: int, open_page) -> None:
+    driver = open_page(width)
+    for name in ("table", "tradeoff", "benchmark", "changes", "notes"):
+        click(driver, f"#tab-{name}")
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width, name
+    click(driver, "#tab-table")
+    click(driver, "button.row")
+    left, right = driver.execute_script(
+        "const box = document.querySelector('dialog').getBoundingClientRect(); return [box.left, box.right]"
+    )
+    assert 0 <= left < right <= width
+
+
+def test_heading_and_first_column_stay_when_the_table_is_scrolled(open_page) -> None:
+    driver = open_page(360)
+    place = "const box = document.querySelector('tbody tr:not(.group) th').getBoundingClientRect(); return box.left"
+    before = driver.execute_script(place)
+    driver.execute_script("document.querySelector('.scroll').scrollLeft = 200")
+    assert driver.execute_script("return document.querySelector('.scroll').scrollLeft") > 50
+    assert driver.execute_script(place) == before
