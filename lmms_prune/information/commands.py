@@ -22,6 +22,7 @@ from lmms_prune.information.given import (
     found_documents,
     layer_numbers,
     load_unpruned,
+    measured,
     measured_rows,
     method_names,
     ratios_of,
@@ -66,17 +67,11 @@ def information(
         from lmms_prune.harness.models import unpruned
         from lmms_prune.information.aggregate import by_layer, by_sample
         from lmms_prune.information.plots import draw_layers
-        from lmms_prune.information.run import measure_documents
-        from lmms_prune.measurements import Store
 
         wrapper = unpruned(model, model_args)
         numbers = layer_numbers(layers, wrapper.model.config.text_config.num_hidden_layers)
-        settings = {"model": model, "identity": wrapper.arguments.identity(), "layers": numbers, "block": block}
-        store = Store.open(out, settings)
         found = found_documents(task_names(tasks), model, limit, include)
-        with Progress(console=Console(stderr=True)) as progress:
-            bar = progress.add_task("documents", total=len(found))
-            measure_documents(wrapper, found, store, numbers, block, lambda document: progress.advance(bar))
+        store = measured(wrapper, found, numbers, block, out)
         rows = store.read([document.sample for document in found])
         averages = by_layer(by_sample(rows))
         averages.to_csv(out / "layers.csv", index=False)

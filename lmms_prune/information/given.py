@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lmms_prune.harness.documents import Document
     from lmms_prune.harness.models import PrunedModel
+    from lmms_prune.measurements import Store
 
 Model = Annotated[str, typer.Option(help="llava_pruned or qwen2_5_vl_pruned, as for lmms-eval.")]
 ModelArgs = Annotated[
@@ -32,6 +33,9 @@ Include = Annotated[
     Path | None, typer.Option("--include_path", help="A folder of further task YAMLs. Default: this package's own.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+_CHECKPOINT = {"commit": "checkpoint", "files": "files"}
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,24 @@ def measured_rows(
     ready: Ready, names: list[str], limit: int | None, block: int, include: Path | None, out: Path
 ) -> pd.DataFrame:
     """The information of all documents at all layers, measured as far as it is not yet."""
+    found = found_documents(names, ready.wrapper.family.model_name, limit, include)
+    store = measured(ready.wrapper, found, list(range(ready.depth)), block, out)
+    return store.read([document.sample for document in found])
+
+
+def measured(wrapper: PrunedModel, found: list[Document], numbers: list[int], block: int, out: Path) -> Store:
+    """The folder of measurements with all of some documents, measured as far as they are not yet."""
     from lmms_prune.information.run import measure_documents
     from lmms_prune.measurements import Store
 
-    numbers, model = list(range(ready.depth)), ready.wrapper.family.model_name
-    settings = {"model": model, "identity": ready.wrapper.arguments.identity(), "layers": numbers, "block": block}
-    store = Store.open(out, settings)
-    found = found_documents(names, model, limit, include)
+    settings = {"model": wrapper.family.model_name, "identity": wrapper.arguments.identity()}
+    # Weights that have changed under the same name are another model.
+    settings |= {f"{name} of the checkpoint": wrapper.made_from[kind] for name, kind in _CHECKPOINT.items()}
+    store = Store.open(out, {**settings, "layers": numbers, "block": block})
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("information", total=len(found))
-        measure_documents(ready.wrapper, found, store, numbers, block, lambda document: progress.advance(bar))
-    return store.read([document.sample for document in found])
+        measure_documents(wrapper, found, store, numbers, block, lambda document: progress.advance(bar))
+    return store
 
 
 def task_names(text: str) -> list[str]:

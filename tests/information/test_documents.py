@@ -14,6 +14,7 @@ from lmms_prune.harness.documents import Document
 from lmms_prune.harness.models import PrunedModel
 from lmms_prune.information.aggregate import by_layer, by_sample
 from lmms_prune.information.canvas import SIDE, dimmed, grids_of, seen_images
+from lmms_prune.information.given import measured
 from lmms_prune.information.kept import kept_information
 from lmms_prune.information.run import measure_documents
 from lmms_prune.information.show import show
@@ -88,6 +89,16 @@ def test_the_folder_is_of_one_kind_of_measurement(tmp_path: Path) -> None:
         Store(tmp_path).read(["pope/test/3"])
     with pytest.raises(InformationError, match="holds no measured information"):
         Store(tmp_path / "elsewhere").settings()
+
+
+def test_weights_that_changed_under_their_name_are_another_model(
+    wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = wrappers["llava_pruned"]
+    assert measured(wrapper, [document(1)], [0], 4, tmp_path).samples() == ["drawn/test/1"]
+    monkeypatch.setitem(wrapper.made_from, "files", "others")
+    with pytest.raises(InformationError, match="files of the checkpoint .*, not 'others'"):
+        measured(wrapper, [document(2)], [0], 4, tmp_path)
 
 
 def test_a_document_that_cannot_be_measured_is_named(
