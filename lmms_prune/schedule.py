@@ -429,10 +429,11 @@ def _print_option(value: object) -> str:
 def _parse_budget(budget: str | float, n: int, visual_tokens: int | None) -> tuple[Fraction, bool]:
     """The budget in average tokens of an image of `n`, and whether it was given in tokens."""
     text = str(budget).strip()
-    number = _number(text.removesuffix("t"))
-    if number is None:
+    above, slash, below = text.removesuffix("t").partition("/")
+    number, parts = _number(above), _number(below) if slash else Decimal(1)
+    if number is None or not parts:
         raise ScheduleError(f"budget '{text}' is neither tokens ('192t') nor a ratio of the original tokens ('0.5').")
-    amount = Fraction(number)
+    amount = Fraction(number) / Fraction(parts)
     if text.endswith("t"):
         if visual_tokens is None:
             message = (

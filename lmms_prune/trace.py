@@ -92,9 +92,16 @@ class ProductCounter(TorchDispatchMode):
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (rule := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += rule(*args, **(kwargs or {}), out_val=out)
+        kwargs, rule = kwargs or {}, flop_registry.get(func._overloadpacket)
+        if rule is None and func is not torch.ops.prim.device.default:
+            # In inference mode a product may come as a part of something larger, which has no rule of its own.
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if rule is not None:
+            self.flops += rule(*args, **kwargs, out_val=out)
         return out
 
 

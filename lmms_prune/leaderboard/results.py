@@ -91,7 +91,7 @@ def _empty_folders(path: Path, found: list[Path]) -> Iterator[Problem]:
 
 def _read(file: Path, ignored: set[str]) -> RunRecord | None:
     """One results file; None if the harness wrote it for something else (a submission)."""
-    said = json.loads(file.read_text(encoding="utf-8"))
+    said = _printable(json.loads(file.read_text(encoding="utf-8")))
     if not isinstance(said, dict) or "config" not in said:
         return None
     config = said["config"]
@@ -118,6 +118,17 @@ def _read(file: Path, ignored: set[str]) -> RunRecord | None:
     if run is not None and ("pretrained" not in settings or not settings.get("seed", "0").isdigit()):
         raise ValueError(f"its identity is {run['identity']!r}")
     return RunRecord(str(config["model"]), settings, run is not None, tasks)
+
+
+def _printable(value: Any) -> Any:
+    """A JSON value without halves of surrogate pairs, as JSON's \\ud83d makes them and no file or terminal takes them."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_printable(one) for one in value]
+    if isinstance(value, dict):
+        return {_printable(name): _printable(one) for name, one in value.items()}
+    return value
 
 
 def _task(said: Mapping[str, Any], task: str, run: Mapping[str, Any] | None, source: Source) -> TaskRecord:

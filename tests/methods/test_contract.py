@@ -326,7 +326,7 @@ def test_table_names_the_class(spec: MethodSpec) -> None:
     assert method.__name__.lower() == spec.name
     assert method.paper == spec.paper
     assert spec.paper.startswith("https://arxiv.org/abs/")
-    assert spec.kind in ("importance", "diversity", "hybrid", "merging", "control")
+    assert spec.kind in ("importance", "diversity", "hybrid", "merging", "control", "oracle")
     assert type(spec.build({})) is method
 
 
@@ -349,7 +349,7 @@ def test_table_names_the_options(spec: MethodSpec) -> None:
         for value in values:
             # The example may name the option already.
             base = re.sub(rf";{option.name}=[^;]*", "", spec.example)
-            [stands] = Schedule.parse(base).stages
+            [stands] = Schedule.parse(spec.example).stages
             layers = (stands.layer, spec.lowest_layer, 1)
             layer = next(n for n in layers if not spec.refuses(n, {option.name: option.read(value)}))
             written = f"{base.replace(f'@{stands.layer}', f'@{layer}')};{option.name}={value}"
@@ -376,13 +376,13 @@ def test_example_and_lowest_layer(spec: MethodSpec) -> None:
     assert str(parsed) == spec.example
     assert parsed.layer >= spec.lowest_layer
     keep = 0 if spec.drops_all else 5
-    Schedule((Stage(spec.name, spec.lowest_layer, keep),))
+    Schedule((Stage(spec.name, spec.lowest_layer, keep, parsed.options),))
     if spec.highest_layer is not None:
         with pytest.raises(ScheduleError, match="the layers at which it can act"):
-            Schedule((Stage(spec.name, spec.highest_layer + 1, keep),))
+            Schedule((Stage(spec.name, spec.highest_layer + 1, keep, parsed.options),))
     if spec.lowest_layer:
         with pytest.raises(ScheduleError, match=f"its lowest layer is {spec.lowest_layer}"):
-            Schedule((Stage(spec.name, spec.lowest_layer - 1, keep),))
+            Schedule((Stage(spec.name, spec.lowest_layer - 1, keep, parsed.options),))
         with pytest.raises(ScheduleError, match="lowest layer"):
             Schedule.parse(spec.example.replace(f"@{parsed.layer}", f"@{spec.lowest_layer - 1}"))
 
