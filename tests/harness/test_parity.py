@@ -105,7 +105,15 @@ def test_a_batch_of_eight_is_eight_batches_of_one(schedule, harness, family):
     assert max(widths) == 8
     assert len(eight.calls) < len(one.calls) == 16
     assert eight.answers == one.answers
-    assert eight.ledger == one.ledger
+    # What a method multiplies is counted with the batch's padding.
+    without = [
+        {
+            task: [{k: v for k, v in row.items() if k != "selection_flops"} for row in rows]
+            for task, rows in run.ledger.items()
+        }
+        for run in (one, eight)
+    ]
+    assert without[0] == without[1]
     assert eight.metrics == one.metrics
 
 

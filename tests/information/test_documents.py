@@ -97,7 +97,7 @@ def test_weights_that_changed_under_their_name_are_another_model(
     wrapper = wrappers["llava_pruned"]
     assert measured(wrapper, [document(1)], [0], 4, tmp_path).samples() == ["drawn/test/1"]
     monkeypatch.setitem(wrapper.made_from, "files", "others")
-    with pytest.raises(InformationError, match="files of the checkpoint .*, not 'others'"):
+    with pytest.raises(InformationError, match=r"files of the checkpoint .*, not 'others'"):
         measured(wrapper, [document(2)], [0], 4, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Random schedules on random batches against the masked reference: ``python tests/fuzz/masked.py --cases 20000``.
+"""Random schedules on random batches against the masked reference: ``python tests/fuzz/random_schedules.py --cases 20000``.
 
 A case is one schedule of methods that only drop tokens, on a batch of one to four rows; one of the rows, drawn at random,
 is compared in the prefill and in every decode step with the reference that removes nothing and masks what was dropped.
