@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmms_prune.families import FAMILIES
-from lmms_prune.harness.models import LlavaPruned, PrunedModel, Qwen25VLPruned
+from lmms_prune.harness.models import LlavaPruned, Qwen25VLPruned
+from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.harness.wrappers import WRAPPERS as ARGUMENTS
 from lmms_prune.methods import METHODS
 

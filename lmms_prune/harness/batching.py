@@ -4,51 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import torch
-from loguru import logger
+from lmms_prune.harness.memory import BatchSize
 
 _Prepared = TypeVar("_Prepared")
-_FIRST = 4  # rows of the first batch whose size is to be found
-_ON_CPU = 8  # rows where no memory can be asked: more gain little there
-_FILLED = 0.8  # share of the device's memory that a batch may be expected to take
-
-
-@dataclass
-class BatchSize:
-    """How many rows the next batch may have.
-
-    Args:
-        rows: the number now.
-        fixed: whether a memory that does not suffice ends the run, instead of halving the number.
-        most: no more than this many; lowered where memory did not suffice.
-    """
-
-    rows: int
-    fixed: bool
-    most: int = 1024
-
-    @classmethod
-    def of(cls, asked: int | str, device: torch.device) -> BatchSize:
-        """A given number, or "auto": found as the run goes."""
-        if asked != "auto":
-            return cls(int(asked), fixed=True)
-        return cls(_FIRST if device.type == "cuda" else _ON_CPU, fixed=False)
-
-    def halve(self, rows: int) -> None:
-        """A batch of `rows` did not fit."""
-        self.most = self.rows = max(1, rows // 2)
-        logger.warning("out of memory with {} rows at once; going on with {}.", rows, self.rows)
-
-    def grow(self, rows: int, memory: Sequence[tuple[int, int, int]]) -> None:
-        """A batch of `rows` took each device's memory from so many bytes to so many at its peak, of so many in all."""
-        fits = [
-            int((_FILLED * whole - before) / (peak - before) * rows) for before, peak, whole in memory if peak > before
-        ]
-        if fits and not self.fixed:
-            self.rows = max(1, min(2 * rows, self.most, *fits))
 
 
 class Batches(Generic[_Prepared]):

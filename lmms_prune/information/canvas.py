@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lmms_prune.families import ModelParts
-from lmms_prune.harness.models import PrunedModel
+from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.measurements import InformationError
 
 SIDE = 28  # pixels of a visual token in a drawing

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lmms_prune.harness.documents import Document
-    from lmms_prune.harness.models import PrunedModel
+    from lmms_prune.harness.pruned import PrunedModel
     from lmms_prune.measurements import Store
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from lmms_prune.harness.documents import Document
-from lmms_prune.harness.models import PrunedModel
 from lmms_prune.harness.prompts import question_text
+from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.hooks import prune
 from lmms_prune.information.canvas import grids_of
 from lmms_prune.information.depth import acts_at

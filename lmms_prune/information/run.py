@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lmms_prune.harness.documents import Document
-from lmms_prune.harness.models import PrunedModel
+from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.answers import extended, find_answer, references
 from lmms_prune.information.measure import Unit, measure
 from lmms_prune.measurements import InformationError, Store

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from lmms_prune.harness.generation import clean, own_tokens
-from lmms_prune.harness.models import PrunedModel
 from lmms_prune.harness.prompts import question_text
+from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.hooks import prune
 from lmms_prune.information.canvas import dimmed, grids_of, seen_images
 from lmms_prune.schedule import Schedule

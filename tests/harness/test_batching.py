@@ -13,7 +13,7 @@ DOCS = [_doc("Say " + "word " * length, "red", *["blue"] * (length % 2)) for len
 
 
 def sizes(rows: int, fixed: bool = False):
-    from lmms_prune.harness.batching import BatchSize
+    from lmms_prune.harness.memory import BatchSize
 
     return BatchSize(rows, fixed)
 
@@ -134,7 +134,7 @@ def test_batch_size_auto_goes_on_with_half(schedule, harness, family, small_memo
 
 
 def test_a_given_batch_size_that_does_not_fit_ends_the_run(harness, small_memory):
-    from lmms_prune.harness.models import SampleError
+    from lmms_prune.harness.pruned import SampleError
 
     model = harness.create("llava", schedule=SCHEDULE, batch_size=4)
     with pytest.raises(SampleError, match=r"document 5; .*OutOfMemoryError"):
@@ -144,7 +144,7 @@ def test_a_given_batch_size_that_does_not_fit_ends_the_run(harness, small_memory
 def test_one_row_that_does_not_fit_ends_the_run(harness, monkeypatch):
     from transformers import GenerationMixin
 
-    from lmms_prune.harness.models import SampleError
+    from lmms_prune.harness.pruned import SampleError
 
     def never(self, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")

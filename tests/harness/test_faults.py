@@ -87,7 +87,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("journal", [False, True])
 def test_what_cannot_be_answered_is_named(name, journal, harness, family, tmp_path):
-    from lmms_prune.harness.models import SampleError
+    from lmms_prune.harness.pruned import SampleError
 
     doc, said = REFUSED[name]
     docs = [_doc("Is there a circle?", "red"), doc]
@@ -99,10 +99,10 @@ def test_what_cannot_be_answered_is_named(name, journal, harness, family, tmp_pa
 @pytest.mark.parametrize("tolerant", [True, False])
 def test_an_image_that_is_cut_short_is_counted_or_refused(tolerant, harness, monkeypatch):
     """lmms-eval lets Pillow fill it with grey, for every model; the results say how often."""
-    from lmms_prune.harness.models import SampleError
+    from lmms_prune.harness.pruned import SampleError
 
     said = []
-    monkeypatch.setattr("lmms_prune.harness.models.logger.warning", lambda text, *args: said.append(text.format(*args)))
+    monkeypatch.setattr("lmms_prune.harness.pruned.logger.warning", lambda text, *args: said.append(text.format(*args)))
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
     model = harness.create("llava", schedule=SCHEDULE)
     docs = [_doc("Is there a circle?", "red"), _shown(_cut_jpeg())]
@@ -119,7 +119,7 @@ def test_an_image_that_is_cut_short_is_counted_or_refused(tolerant, harness, mon
 
 
 def test_a_strip_that_qwen_does_not_take_is_named(harness):
-    from lmms_prune.harness.models import SampleError
+    from lmms_prune.harness.pruned import SampleError
 
     with pytest.raises(SampleError, match=r"^task 'made', document 0: .*aspect ratio must be smaller than 200"):
         _answer(harness.create("qwen2_5_vl"), [_shown(_picture("red", (20_000, 10)))], SHORT)
@@ -128,7 +128,7 @@ def test_a_strip_that_qwen_does_not_take_is_named(harness):
 def test_a_question_longer_than_the_models_positions_is_counted(harness, monkeypatch):
     """lmms-eval's own wrappers answer it; so do these, but the results say so."""
     said = []
-    monkeypatch.setattr("lmms_prune.harness.models.logger.warning", lambda text, *args: said.append(text.format(*args)))
+    monkeypatch.setattr("lmms_prune.harness.pruned.logger.warning", lambda text, *args: said.append(text.format(*args)))
     model = harness.create("llava", schedule=SCHEDULE)
     assert model.model.config.text_config.max_position_embeddings < 20_000
     docs = [_doc("Is there a circle?", "red"), _doc(("Tell me more. " * 3000)[:30_000], "red")]

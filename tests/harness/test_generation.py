@@ -172,7 +172,7 @@ def test_requests_with_different_options_do_not_share_a_batch(harness, given):
 
 
 def test_a_failing_sample_is_named(harness, family):
-    from lmms_prune.harness.models import SampleError
+    from lmms_prune.harness.pruned import SampleError
 
     model = harness.create(family, schedule=SCHEDULE)
     docs = [*DOCS, {"text": "Broken?", "images": [object()]}]
@@ -185,7 +185,7 @@ def test_a_failing_sample_is_named(harness, family):
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_one_failing_sample_of_a_batch_is_named(batch_size, harness, family):
     """The processors raise StopIteration when a question holds an image placeholder of its own."""
-    from lmms_prune.harness.models import SampleError
+    from lmms_prune.harness.pruned import SampleError
 
     model = harness.create(family, schedule=SCHEDULE, batch_size=batch_size)
     placeholder = {"llava": "<image>", "qwen2_5_vl": "<|image_pad|>"}[family]
@@ -253,7 +253,7 @@ def test_wrong_options_are_refused_before_anything_is_generated(options, message
 def test_an_error_inside_the_model_is_not_an_empty_answer(harness, monkeypatch):
     from transformers import GenerationMixin
 
-    from lmms_prune.harness.models import SampleError
+    from lmms_prune.harness.pruned import SampleError
 
     def fail(self, **kwargs):
         raise RuntimeError("out of memory, say")
@@ -267,7 +267,7 @@ def test_an_error_inside_the_model_is_not_an_empty_answer(harness, monkeypatch):
 
 @pytest.mark.parametrize("media", ["video", "audio"])
 def test_other_media_are_refused(media, harness, family):
-    from lmms_prune.harness.models import SampleError
+    from lmms_prune.harness.pruned import SampleError
 
     model = harness.create(family)
     with pytest.raises(SampleError, match=f"document 0.*{media}.*only images and text"):

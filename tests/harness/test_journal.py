@@ -78,7 +78,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(batch_size, stops, harness, 
 def test_seconds_are_those_of_the_generation_whenever_it_was(harness, tmp_path, monkeypatch):
     """A run that generates nothing any more says how long its answers took, not that they took no time."""
     seen = []
-    monkeypatch.setattr("lmms_prune.harness.models.log_metrics", lambda *args: seen.append(args))
+    monkeypatch.setattr("lmms_prune.harness.pruned.log_metrics", lambda *args: seen.append(args))
     for _ in range(2):
         _answer(harness.create("llava", batch_size=2, journal=str(tmp_path)), DOCS, LONG)
     (first, *rest), (again, *others) = seen
@@ -177,7 +177,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(fails, harness, rows, tmp_pa
 def test_a_folder_that_is_none_is_told_before_anything_is_loaded(harness, tmp_path, monkeypatch):
     from lmms_prune.harness.arguments import ArgumentError
 
-    monkeypatch.setattr("lmms_prune.harness.models.load_model", None)
+    monkeypatch.setattr("lmms_prune.harness.pruned.load_model", None)
     (tmp_path / "file").write_text("")
     for name in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ArgumentError, match=rf"journal={name} cannot be made: .*; name a folder"):

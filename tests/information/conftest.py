@@ -12,7 +12,8 @@ from lmms_prune.demo import content, questions
 from lmms_prune.demo.pictures import draw
 from lmms_prune.demo.run import MODELS, weights
 from lmms_prune.harness.documents import Document
-from lmms_prune.harness.models import PrunedModel, unpruned
+from lmms_prune.harness.models import unpruned
+from lmms_prune.harness.pruned import PrunedModel
 
 
 @pytest.fixture(scope="session")

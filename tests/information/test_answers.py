@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmms_prune.harness.documents import Document
-from lmms_prune.harness.models import PrunedModel
+from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.answers import Answer, agreed, extended, find_answer, references
 from lmms_prune.measurements import InformationError
 

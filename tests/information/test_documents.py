@@ -11,7 +11,7 @@ import pytest
 
 from lmms_prune import prune
 from lmms_prune.harness.documents import Document
-from lmms_prune.harness.models import PrunedModel
+from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.aggregate import by_layer, by_sample
 from lmms_prune.information.canvas import SIDE, dimmed, grids_of, seen_images
 from lmms_prune.information.given import measured

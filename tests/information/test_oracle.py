@@ -13,7 +13,7 @@ from tiny import Family, noise
 from lmms_prune import prune
 from lmms_prune.families import ModelParts
 from lmms_prune.harness.documents import Document
-from lmms_prune.harness.models import PrunedModel
+from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.run import measure_documents
 from lmms_prune.measurements import InformationError, Store
 from lmms_prune.schedule import Schedule, ScheduleError

@@ -1,0 +1,87 @@
+"""What a model of either family is shown: prompts and pixels, as lmms-eval's own chat wrappers make them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from jinja2 import TemplateError
+from lmms_eval.api.model import lmms
+from lmms_eval.protocol import ChatMessages
+from PIL.Image import Image
+
+from lmms_prune.families import Family
+from lmms_prune.harness.arguments import ArgumentError, ModelArguments
+from lmms_prune.harness.loading import load_processor
+from lmms_prune.harness.prompts import VICUNA_TEMPLATE
+from lmms_prune.harness.wrappers import WRAPPERS
+
+
+class ChatModel(lmms):
+    """A checkpoint with its processor behind lmms-eval's chat interface; how it answers is left to `PrunedModel`."""
+
+    is_simple = False
+    family: ClassVar[Family]
+    arguments: ModelArguments
+    processor: Any
+    model: Any
+    template: str | None
+
+    def inputs(self, image: Image, question: str) -> Any:
+        """The model's inputs for one question about one image, with the prompt and the pixels of an evaluation."""
+        content = [{"type": "image", "url": image}, {"type": "text", "text": question}]
+        return self.inputs_of([{"role": "user", "content": content}])
+
+    def chat(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One chat, as a task of the harness builds it, in transformers' form with the system prompt."""
+        chat = ChatMessages(messages=messages).to_hf_messages()
+        kinds = {part["type"] for message in chat for part in message["content"]} - {"image", "text"}
+        if kinds:
+            raise ArgumentError(f"the sample holds {', '.join(sorted(kinds))}; only images and text are supported.")
+        for image in (part["image"] for message in chat for part in message["content"] if "image" in part):
+            if isinstance(image, Image) and 0 in image.size:
+                raise ArgumentError(f"the sample holds an image of {image.width} x {image.height} pixels.")
+        return self._apply_system_prompt(chat, self.arguments.system_prompt or "")
+
+    def images_of(self, messages: list[dict[str, Any]]) -> list[Image]:
+        """The images of one chat of the harness, as the dataset has them."""
+        return [part["image"] for turn in self.chat(messages) for part in turn["content"] if "image" in part]
+
+    def inputs_of(self, messages: list[dict[str, Any]]) -> Any:
+        """The model's inputs for one chat, as a task of the harness builds it."""
+        return self._inputs([self.chat(messages)]).to(self.model.device, dtype=self.model.dtype)
+
+    def _chat_template(self) -> str | None:
+        if self.arguments.chat_template is not None:
+            return self.arguments.chat_template
+        if self.arguments.prompt == "vicuna":
+            return VICUNA_TEMPLATE
+        if not self.processor.chat_template:
+            refused = WRAPPERS[self.family.model_name].refused
+            hint = "use chat_template=FILE" if "prompt" in refused else "use prompt=vicuna or chat_template=FILE"
+            raise ArgumentError(f"pretrained={self.arguments.pretrained} has no chat template; {hint}.")
+        return None
+
+    def _try_template(self) -> None:
+        try:
+            self._prompts([[{"role": "user", "content": [{"type": "text", "text": "?"}]}]])
+        except TemplateError as error:
+            text = self.arguments.chat_template or f"of {self.arguments.pretrained}"
+            raise ArgumentError(f"chat_template {text} is no Jinja template that takes messages: {error}.") from error
+
+    def _prompts(self, messages: list[list[dict[str, Any]]]) -> list[str]:
+        template = {"chat_template": self.template} if self.template else {}
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)
+
+    def _load_processor(self, **options: Any) -> Any:
+        processor = load_processor(self.arguments, **options)
+        processor.tokenizer.padding_side = "left"
+        return processor
+
+    @abstractmethod
+    def _inputs(self, messages: list[list[dict[str, Any]]]) -> Any:
+        """The processor's output for a batch of messages, left-padded."""
+
+    @abstractmethod
+    def decode(self, ids: list[int]) -> str:
+        """The text of generated tokens, as the stock wrapper of the family decodes it."""
