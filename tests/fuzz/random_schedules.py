@@ -151,8 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for one in failed[:10]:
         print(one)
     print(
-        f"{options.cases:,} cases, seed {options.seed}, {len(METHODS_THAT_DROP)} methods: {dropped:,} dropped tokens of the row "
-        f"compared, largest difference of a logit {largest:.1e}, {len(failed)} failures; "
+        f"{options.cases:,} cases, seed {options.seed}, {len(METHODS_THAT_DROP)} methods: in {dropped:,} the row "
+        f"that is compared lost tokens; largest difference of a logit {largest:.1e}, {len(failed)} failures; "
         f"{time.process_time() - start:.0f} s of one processor"
     )
     if failed:
