@@ -17,6 +17,15 @@ from lmms_prune.harness.tasks import known_tasks, single_tasks
 from lmms_prune.harness.wrappers import WRAPPERS, Wrapper
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
+# lmms-eval's groups that hold a test split, whose answers only a server knows; and what of them can be scored here.
+_UNSCORED = {
+    "textvqa": "textvqa_val or prune_textvqa_ocr",
+    "docvqa": "docvqa_val",
+    "infovqa": "infovqa_val",
+    "mmbench": "mmbench_en_dev_static and prune_mmbench_cn",
+    "mmbench_en": "mmbench_en_dev_static",
+    "mmbench_cn": "prune_mmbench_cn",
+}
 TEXT_TOKENS = 64  # of the prompt whose FLOPs are told, as for `lmms-prune schedule`
 
 
@@ -126,6 +135,11 @@ def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
         f"tasks: '{name}' is not known.{did_you_mean(name, sorted(known))}"
         for name in names
         if name.startswith("prune_") and name not in known
+    ]
+    problems += [
+        f"tasks: '{name}' holds a test split, which nobody can score locally. Use {_UNSCORED[name]}."
+        for name in names
+        if name in _UNSCORED
     ]
     # Results lie in folders of these names, so that none may lead out of its place.
     problems += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,10 +45,11 @@ def leaderboard(
     Every row is compared with the unpruned run of the same checkpoint. What cannot be read is named after the table, and
     the exit code is then 1, as it is with --strict if a row is marked.
     """
-    from lmms_prune.leaderboard.formats import FORMATS, renderables
+    from lmms_prune.leaderboard.formats import FORMATS
     from lmms_prune.leaderboard.page.pictures import PicturesError
     from lmms_prune.leaderboard.page.render import html
     from lmms_prune.leaderboard.reproduced import published_table
+    from lmms_prune.leaderboard.terminal import show
 
     if form not in FORMATS:
         fail(f"--format {form}: unknown.{did_you_mean(form, list(FORMATS))} Use one of {', '.join(FORMATS)}.")
@@ -57,20 +59,24 @@ def leaderboard(
         fail("--format html: name a file for the page: --out page.html.")
     if out is not None and not out.absolute().parent.is_dir():
         fail(f"--out {out}: there is no folder {out.parent}.")
-    if bool(paths) == published:
+    if out is not None and out.is_dir():
+        fail(f"--out {out}: this is a folder; name a file in it.")
+    if bool(paths) == published or (published and (baseline or benchmarks)):
         fail("leaderboard: give lmms-eval's result folders, or --published alone.")
     board = published_table() if published else _board(paths or [], baseline, benchmarks, resamples, seed)
     console = Console()
     if form == "table" and console.is_terminal and out is None:
-        for one in renderables(board, details):
-            console.print(one)
+        show(board, details, console)
     else:
         with plainly(PicturesError):
             text = html(board, details, images) if images else FORMATS[form](board, details)
         if out is None:
             typer.echo(text, nl=False)
         else:
-            out.write_text(text, encoding="utf-8")
+            try:
+                out.write_text(text, encoding="utf-8")
+            except OSError as error:
+                fail(f"--out {out}: {error.strerror}.")
     for problem in board.problems:
         typer.echo(f"lmms-prune: {problem}", err=True)
     if strict:
@@ -108,7 +114,10 @@ def gate(
 
     if min_rel is None and not max_drop and not strict:
         fail("gate: say what must hold: --min-rel 95, --max-drop textvqa=2.0 or --strict.")
-    limits = Limits(min_rel, dict(map(_drop, max_drop or [])), significant, strict)
+    drops = [_drop(text) for text in max_drop or []]
+    if len(limited := dict(drops)) < len(drops):
+        fail(f"--max-drop {' '.join(max_drop or [])}: a benchmark is there twice; keep one of its limits.")
+    limits = Limits(min_rel, limited, significant, strict)
     with plainly(ScheduleError):
         wanted = None if schedule is None else [str(Schedule.parse(text)) for text in schedule]
     board = _board(paths, baseline, None, resamples, seed)
@@ -150,4 +159,7 @@ def _drop(text: str) -> tuple[tuple[str, ...], float]:
         most = float(points)
     except ValueError:
         fail(f"--max-drop {text}: write BENCHMARK=POINTS, such as textvqa=2.0.")
+    # Nothing is more than "nan", and a gate that nothing fails would say that all is well.
+    if not isfinite(most) or most < 0:
+        fail(f"--max-drop {text}: points are a number from 0 on: how much lower than the baseline a score may be.")
     return _tasks("--max-drop", name), most

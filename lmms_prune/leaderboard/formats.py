@@ -5,73 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from lmms_prune.leaderboard.grids import Grid, Line, confidence, cost, details, letters, reproduction, scores
+from lmms_prune.leaderboard.grids import Grid, Line, grids, scores
 from lmms_prune.leaderboard.notes import footnotes
 from lmms_prune.leaderboard.page.render import html
 from lmms_prune.leaderboard.records import RunRecord
 from lmms_prune.leaderboard.rows import Leaderboard, Row
 from lmms_prune.leaderboard.statistics import Interval
-
-
-def grids(board: Leaderboard, with_details: bool) -> Iterator[Grid]:
-    """All that a reader sees of the models, in order."""
-    names = letters(board)
-    for model in board.models:
-        yield scores(model)
-        if any(row.runs for row in model.rows):
-            yield cost(model)
-            yield confidence(model, names)
-        if (beside := reproduction(model)) is not None:
-            yield beside
-        if with_details:
-            yield from (details(row, model) for row in model.rows if row.baseline is not None)
-
-
-def renderables(board: Leaderboard, with_details: bool) -> list[Table | Text]:
-    """What a terminal prints; it folds what is too wide."""
-    made: list[Table | Text] = []
-    for grid in grids(board, with_details):
-        # A title of the table's own would be folded to the table's width.
-        made += [Text(grid.title, style="bold"), _rich(grid), *map(Text, [*grid.notes, ""] if grid.notes else [])]
-    return [*made, *map(Text, footnotes(board, with_details))]
-
-
-def terminal(board: Leaderboard, with_details: bool) -> str:
-    """The same as plain text, as wide as it is."""
-    stream = io.StringIO()
-    console = Console(file=stream, width=1000, highlight=False, force_terminal=False)
-    for one in renderables(board, with_details):
-        console.print(one)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
-
-
-def _rich(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for place, column in enumerate(grid.columns):
-        table.add_column(column, justify="right" if place else "left", overflow="fold")
-    for line in grid.lines:
-        if line.heading:
-            table.add_section()
-            table.add_row(Text(line.heading, style="italic"))
-        else:
-            # Stages and spreads stand below each other, so that columns stay narrow.
-            texts = [
-                text.replace(",", ",\n") if place == 0 else text.replace(" ±", "\n±")
-                for place, text in enumerate(line.cells)
-            ]
-            table.add_row(*(Text(text, style="bold" if i in line.bold else "") for i, text in enumerate(texts)))
-    return table
+from lmms_prune.leaderboard.terminal import terminal
 
 
 def markdown(board: Leaderboard, with_details: bool) -> str:
@@ -123,7 +69,7 @@ def _escaped(text: str) -> str:
 
 
 def as_csv(board: Leaderboard, with_details: bool) -> str:
-    """A line a row; for each task the score, its spread, and the difference to the baseline with its interval."""
+    """A line a row; for each task the score and all that is known of it beside the baseline."""
     rows = [
         _flat(model.title, budget.title, row)
         for model in board.models
@@ -153,9 +99,11 @@ def _flat(model: str, budget: str, row: Row) -> dict[str, Any]:
     for task, cell in row.cells.items():
         found = cell.comparison
         plain |= {task: cell.score, f"{task}_sd": cell.sd, f"{task}_published": cell.published}
+        plain |= {f"{task}_{name.replace('-', '_')}": value for name, value in cell.extras.items()}
+        plain |= {f"{task}_retention": cell.retention, f"{task}_above_blind": cell.above_blind}
         plain |= _spread(f"{task}_difference", None if found is None else found.difference)
-        plain[f"{task}_p_holm"] = None if found is None else found.p_holm
-        plain[f"{task}_verdict"] = None if found is None else found.verdict
+        for name in ("p", "p_holm", "worse", "better", "units", "agreement", "detectable", "verdict"):
+            plain[f"{task}_{name}"] = None if found is None else getattr(found, name)
     return plain
 
 

@@ -102,7 +102,8 @@ def _checks(model: ModelTable, row: Row, limits: Limits) -> Iterator[Check]:
             about = (f"{name}, drop", f"at most {most:g}", number(drop, max(1, digits(task))), span)
             yield _check(about, drop is None, drop is not None and drop > most, difference, limits)
     if limits.strict:
-        yield Check("comparable", "no marks", f"{len(row.marks)} marks", "", bool(row.marks), "; ".join(row.marks))
+        many = "1 mark" if len(row.marks) == 1 else f"{len(row.marks)} marks"
+        yield Check("comparable", "no marks", many, "", bool(row.marks), "; ".join(row.marks))
 
 
 def _check(
@@ -121,8 +122,10 @@ def summary(found: Sequence[Judgement], board: Leaderboard, limits: Limits) -> s
     """The result in Markdown: a verdict, a table, the reasons, and what could not be read."""
     failed = [one for one in found if one.failed]
     passed = found and not failed and not board.problems
-    count = f"{len(failed)} of {len(found)} judged rows failed"
-    lines = [f"## lmms-prune gate: {'passed' if passed else 'failed'}", "", f"{count}. {_rule(limits)}", ""]
+    count = f"{len(failed)} of {len(found)} judged rows failed. " if found else ""
+    lines = [f"## lmms-prune gate: {'passed' if passed else 'failed'}", "", f"{count}{_rule(limits)}", ""]
+    against = dict.fromkeys(f"{one.model}: `{one.row.baseline}`" for one in found if one.row.baseline)
+    lines += [f"Compared with {'; '.join(against)}.", ""] if against else []
     rows = tuple(
         Line(
             (label(one.row), one.model, c.what, c.limit, c.measured, c.interval, "FAIL" if c.failed else "ok", c.remark)
@@ -133,11 +136,16 @@ def summary(found: Sequence[Judgement], board: Leaderboard, limits: Limits) -> s
     columns = ("schedule", "model", "check", "limit", "measured", "95 %", "result", "remark")
     lines += [markdown_grid(Grid("Checks", columns, rows))] if rows else []
     if not found:
-        lines.append("* FAIL: there is no row to judge: only baselines and controls. Name one with --schedule.")
+        hint = "" if board.problems else " There are only baselines and controls; name one with --schedule."
+        lines.append(f"* FAIL: there is no row to judge.{hint}")
     for one in failed:
         said = "; ".join(f"{c.what} {c.measured or 'unknown'}, {c.limit}" for c in one.checks if c.failed)
         lines.append(f"* FAIL: {one.model}, `{one.row.label}`: {said}.")
     lines += [f"* FAIL: {problem}" for problem in board.problems]
+    for one in found:
+        if one.row.uncounted and limits.min_rel is not None:
+            names = ", ".join(TASKS[task].name for task in one.row.uncounted)
+            lines.append(f"* Note: {one.model}, `{one.row.label}`: its baseline scores 0 on {names}: not in Rel.")
     if not limits.strict:
         lines += [
             f"* Note: {one.model}, `{one.row.label}`: {'; '.join(one.row.marks)}." for one in found if one.row.marks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lmms_prune.leaderboard.benchmarks import TASKS
@@ -31,16 +31,38 @@ class Grid:
     notes: tuple[str, ...] = ()
 
 
-def without_empty_columns(grid: Grid) -> Grid:
-    """The grid without columns in which nothing stands."""
-    kept = [i for i in range(len(grid.columns)) if any(line.cells[i] for line in grid.lines if line.cells)]
+def grids(board: Leaderboard, with_details: bool) -> Iterator[Grid]:
+    """All that a reader sees of the models, in order."""
+    names = letters(board)
+    for model in board.models:
+        yield scores(model)
+        if any(row.runs for row in model.rows):
+            yield cost(model)
+            if len((sure := confidence(model, names)).columns) > 1:
+                yield sure
+        if (beside := reproduction(model)) is not None:
+            yield beside
+        if with_details:
+            yield from (details(row, model) for row in model.rows if row.baseline is not None)
+
+
+def only_columns(grid: Grid, kept: Sequence[int]) -> Grid:
+    """The grid with some of its columns."""
     lines = (
         Line(
-            tuple(line.cells[i] for i in kept if line.cells), frozenset(kept.index(i) for i in line.bold), line.heading
+            tuple(line.cells[i] for i in kept if line.cells),
+            frozenset(place for place, i in enumerate(kept) if i in line.bold),
+            line.heading,
         )
         for line in grid.lines
     )
     return Grid(grid.title, tuple(grid.columns[i] for i in kept), tuple(lines), grid.notes)
+
+
+def without_empty_columns(grid: Grid) -> Grid:
+    """The grid without columns in which nothing stands."""
+    lines = [line for line in grid.lines if line.cells]
+    return only_columns(grid, [i for i in range(len(grid.columns)) if any(line.cells[i] for line in lines)])
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:

@@ -36,7 +36,8 @@ _ABOVE_BLIND = (
     "unpruned model is distinguishably better than blind."
 )
 _DETAILS = (
-    "Lost, gained: units (documents, MME's images, MMBench's circular groups) that turned wrong or right, of so many; "
+    "p, Holm: McNemar's exact test where a score counts right answers and both sides are one run, else by resampling; "
+    "corrected for the row's benchmarks. Lost, gained: units (documents, MME's images, MMBench's circular groups) that turned wrong or right, of so many; "
     "same %: documents with the same answer; detectable: the smallest true change found with 80 % power at a two-sided "
     "5 %, (1.96 + 0.84) standard errors; random +: the score minus that of the random control."
 )

@@ -246,13 +246,18 @@ def _best_first(row: Row) -> tuple[float, str]:
     return (-1.0 if row.rel is None else -row.rel), row.label
 
 
+def _quoted(labels: Sequence[str]) -> str:
+    """Labels in a sentence, in which the unpruned run's, "none", would read as a word."""
+    return "; ".join(f"'{label}'" for label in labels)
+
+
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
     """Which rows the others were compared with."""
     notes = []
     if baselines := sorted({row.baseline for row in rows if row.baseline}):
-        notes.append(f"Rel and differences: to {'; '.join(baselines)}.")
+        notes.append(f"Rel and differences are to the row{'s' * (len(baselines) > 1)} {_quoted(baselines)}.")
     if controls := sorted({row.random.other for row in rows if row.random}):
-        notes.append(f"Random control at the same measured tokens (within {SAME_BUDGET:.0%}): {'; '.join(controls)}.")
+        notes.append(f"Random control at the same measured tokens (within {SAME_BUDGET:.0%}): {_quoted(controls)}.")
     if uncounted := sorted({TASKS[task].name for row in rows for task in row.uncounted}):
         notes.append(f"The unpruned model scores 0 on {', '.join(uncounted)}, which cannot count in a mean of ratios.")
     return tuple(notes)

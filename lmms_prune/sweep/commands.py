@@ -81,17 +81,28 @@ def _followed(units: Sequence[Unit], outcomes: Generator[Outcome], as_json: bool
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
     known: list[Outcome] = []
     # Closing ends what is at work if this is interrupted.
-    with closing(outcomes), Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(units), left="")
-        for outcome in outcomes:
-            known.append(outcome)
-            left = time_left(units, known)
-            progress.update(bar, advance=1, left="" if not left else f"about {_clock(left)} left")
-            if outcome.state != "skipped":
-                lasted = f", {_clock(outcome.seconds)}" if outcome.seconds else ""
-                ahead = f" ({len(known)} of {len(units)}" + (f", about {_clock(left)} left)" if left else ")")
-                console.print(f"{outcome.state}: {outcome.unit}{lasted}{ahead}", markup=False)
+    try:
+        with closing(outcomes), Progress(*columns, console=console, transient=True) as progress:
+            bar = progress.add_task("", total=len(units), left="")
+            for outcome in outcomes:
+                known.append(outcome)
+                left = time_left(units, known)
+                progress.update(bar, advance=1, left="" if not left else f"about {_clock(left)} left")
+                if outcome.state != "skipped":
+                    _tell(console, outcome, f"{len(known)} of {len(units)}", left)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted after {len(known)} of {len(units)}; the same command goes on from here.", err=True)
+        raise
     return known
+
+
+def _tell(console: Console, outcome: Outcome, place: str, left: float | None) -> None:
+    """One line of an outcome; below it the beginning of the reason, so that nobody waits hours for a failure's."""
+    lasted = f", {_clock(outcome.seconds)}" if outcome.seconds else ""
+    ahead = f" ({place}" + (f", about {_clock(left)} left)" if left else ")")
+    console.print(f"{outcome.state}: {outcome.unit}{lasted}{ahead}", markup=False)
+    if outcome.reason:
+        console.print(f"  {outcome.reason.splitlines()[0]}", markup=False)
 
 
 def _foresee(units: Sequence[Unit], as_json: bool) -> None:

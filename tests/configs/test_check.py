@@ -78,6 +78,11 @@ def test_a_good_file_has_no_problems_and_its_numbers(tmp_path: Path) -> None:
         ("output_path: results/a", "output_path: r\nlimit: 3", "limit: 3 cuts one of MME's pairs of questions"),
         ("  batch_size: 8", "  pretrained: ./no/llava", "pretrained=./no/llava: there is no such folder."),
         ("prune_llava", "prune_lava", "tasks: 'prune_lava' is not known. Did you mean 'prune_llava'?"),
+        (
+            "prune_llava",
+            "mme,textvqa",
+            "tasks: 'textvqa' holds a test split, which nobody can score locally. Use textvqa_",
+        ),
         ("tasks: prune_llava", "tasks: [mme, pope]", "tasks: ['mme', 'pope'] must be a text of names with commas"),
         (
             "schedule: [dart@2:252t, random@20:38t]",

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 from written import write_run
 
 from lmms_prune.cli import app
+from lmms_prune.leaderboard.results import read_results
+from lmms_prune.leaderboard.table import leaderboard
+from lmms_prune.leaderboard.terminal import show
 
 # What the caller's terminal is must not matter.
 PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "FORCE_COLOR": None, "TTY_COMPATIBLE": None, "COLUMNS": "80"}
@@ -49,6 +53,27 @@ def test_the_table(results: Path) -> None:
     assert "33 tokens (33 %)" in lines
 
 
+@pytest.mark.parametrize("width", [24, 40, 1000])
+def test_a_narrow_terminal_gets_the_columns_below_each_other_and_cuts_none(width: int, results: Path) -> None:
+    stream = io.StringIO()
+    show(leaderboard(read_results([results]), resamples=200), False, Console(file=stream, width=width))
+    said = [line.split() for line in stream.getvalue().splitlines() if line.strip()]
+    assert max(map(len, stream.getvalue().split("\n\n")[0].splitlines())) <= width
+    headings = [line for line in said if line[0] == "schedule"]
+    scores = [name for line in headings for name in line[1:]][:5]
+    assert scores == ["tokens", "TextVQA", "GQA", "Acc", "Rel"]
+    assert (len(headings) == 3) == (width == 1000)
+    unpruned = [line[1:] for line in said if line[0] == "none"]
+    assert [cell for line in unpruned for cell in line][:5] == ["100", "50.0", "80.0", "65.0", "100.0"]
+
+
+def test_without_a_baseline_no_table_is_empty(results: Path) -> None:
+    done = call("leaderboard", results / "b")
+    assert done.exit_code == 1
+    assert "49.5" in done.stdout
+    assert "confidence" not in done.stdout
+
+
 def test_details_have_the_statistics_of_every_benchmark(results: Path) -> None:
     text = call("leaderboard", results, "--details", "--format", "markdown").stdout
     (line,) = [one for one in text.splitlines() if one.startswith("| `GQA` | 77.0 | -3.0 |")]
@@ -71,6 +96,8 @@ def test_csv_and_json_hold_the_same_numbers(results: Path) -> None:
         assert float(flat[label]["rel"]) == pytest.approx(row["rel"])
     one = nested[HYBRID]["cells"]["gqa"]["comparison"]
     assert float(flat[HYBRID]["gqa_difference_low"]) == one["difference"]["low"] < -1
+    assert [flat[HYBRID][f"gqa_{name}"] for name in ("worse", "better", "units")] == ["6.0", "0.0", "200"]
+    assert float(flat[HYBRID]["gqa_retention"]) == pytest.approx(100 * 154 / 160)
     (run,) = nested[HYBRID]["runs"]
     assert run["files"][0]["command"].startswith("lmms-eval --model llava_pruned --model_args pretrained=")
     assert Path(run["samples"]["gqa"]).is_file()
@@ -130,6 +157,11 @@ def test_the_published_tables() -> None:
         (["gate", "x"], "say what must hold"),
         (["gate", "x", "--max-drop", "gqa"], "write BENCHMARK=POINTS"),
         (["gate", "x", "--max-drop", "foo=2"], "--max-drop foo: unknown benchmark"),
+        (["gate", "x", "--max-drop", "gqa=nan"], "--max-drop gqa=nan: points are a number from 0 on"),
+        (["gate", "x", "--max-drop", "gqa=-2"], "--max-drop gqa=-2: points are a number from 0 on"),
+        (["gate", "x", "--max-drop", "gqa=2", "--max-drop", "GQA=3"], "a benchmark is there twice"),
+        (["leaderboard", "x", "--out", "."], "--out .: this is a folder"),
+        (["leaderboard", "--published", "--benchmarks", "gqa"], "or --published alone"),
         (["gate", "x", "--min-rel", "9", "--schedule", "fastvv@2:0.4"], "Did you mean 'fastv'?"),
     ],
 )
@@ -143,6 +175,7 @@ def test_the_gate_passes_and_says_what_it_held(results: Path) -> None:
     done = call("gate", results, "--min-rel", "95", "--max-drop", "gqa=3.5", "--max-drop", "textvqa=1")
     assert done.exit_code == 0, done.stdout
     assert done.stdout.startswith("## lmms-prune gate: passed\n\n0 of 1 judged rows failed.")
+    assert "Compared with tiny-llava: `none`." in done.stdout
     assert f"| `{HYBRID}` | tiny-llava | Rel | at least 95 | 97.6 |" in done.stdout
     assert "GQA, drop | at most 3.5 | 3.0 |" in done.stdout
     assert "blind@0" not in done.stdout
@@ -173,6 +206,15 @@ def test_what_is_not_distinguishable_fails_unless_significance_is_asked_for(tmp_
     assert call("gate", tmp_path, "--max-drop", "gqa=0.4", "--significant").exit_code == 1
 
 
+def test_the_gate_says_what_rel_does_not_count(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"gqa": answers(160), "textvqa_val": answers(0)})
+    write_run(tmp_path / "b", {"gqa": answers(160), "textvqa_val": answers(0)}, HYBRID, tokens=33)
+    done = call("gate", tmp_path, "--min-rel", "99")
+    assert done.exit_code == 0
+    assert f"* Note: tiny-llava, `{HYBRID}`: its baseline scores 0 on TextVQA: not in Rel." in done.stdout
+    assert "not in Rel" not in call("gate", tmp_path, "--max-drop", "gqa=1").stdout
+
+
 def test_a_control_is_judged_only_when_it_is_named(results: Path) -> None:
     done = call("gate", results, "--min-rel", "95", "--schedule", "blind@0")
     assert done.exit_code == 1
@@ -180,6 +222,7 @@ def test_a_control_is_judged_only_when_it_is_named(results: Path) -> None:
     done = call("gate", results, "--min-rel", "10", "--schedule", "vtw@3")
     assert done.exit_code == 1
     assert "--schedule vtw@3: no such row" in done.stdout
+    assert "name one with --schedule" not in done.stdout
     done = call("gate", results / "c", results / "a", "--min-rel", "10")
     assert done.exit_code == 1
     assert "there is no row to judge" in done.stdout
@@ -207,6 +250,7 @@ def test_the_gate_compares_with_a_run_of_the_same_schedule_before_a_change(resul
     done = call(*gate)
     assert done.exit_code == 1
     assert "TextVQA, drop 9.5, at most 2" in done.stdout
+    assert f"Compared with tiny-llava: `{HYBRID} (run=--baseline)`." in done.stdout
     assert "Note: tiny-llava" in done.stdout
     strict = call(*gate, "--strict")
-    assert "comparable | no marks | 1 marks |  | FAIL | code: new; its baseline: 0123456789ab" in strict.stdout
+    assert "comparable | no marks | 1 mark |  | FAIL | code: new; its baseline: 0123456789ab" in strict.stdout

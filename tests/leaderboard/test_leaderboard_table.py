@@ -115,7 +115,7 @@ def test_a_verdict_against_random_needs_the_same_measured_budget(
         assert found.random is not None
         assert (found.random.verdict, found.random.other) == (verdict, "random@1:0.3")
         assert found.cells["gqa"].random is not None
-        assert "within 3%): random@1:0.3" in " ".join(only(board).notes)
+        assert "within 3%): 'random@1:0.3'" in " ".join(only(board).notes)
     assert row(board, "random@1:0.3").random is None
 
 

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 from sweeps import config
+from typer.testing import CliRunner
+
+from lmms_prune.cli import app
+from lmms_prune.sweep import commands
+from lmms_prune.sweep.run import Outcome
 
 
 def sweep(*options: str | Path) -> subprocess.CompletedProcess[str]:
@@ -52,3 +57,19 @@ def test_mistakes_in_files_are_told_before_anything_runs(configs: Path, tmp_path
     assert done.returncode == 2
     assert "c.yaml: schedule: unknown method 'drat' in stage 1. Did you mean 'dart'?" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_failures_are_told_at_once_and_an_interruption_says_how_to_go_on(
+    configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(units, launch):
+        yield Outcome(units[0], "failed", 2.0, "no such device\n  log: here")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "run_sweep", interrupted)
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["sweep", str(configs), "--out", str(out), "--tasks", "mme"])
+    assert done.exit_code != 0
+    assert "failed: a, mme, 0:00:02 (1 of 2)\n  no such device\n" in done.output
+    assert "log: here" not in done.output
+    assert "interrupted after 1 of 2; the same command goes on from here." in done.stderr

@@ -1,0 +1,69 @@
+"""The table on a terminal, as wide as that is."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from lmms_prune.leaderboard.grids import Grid, grids, only_columns
+from lmms_prune.leaderboard.notes import footnotes
+from lmms_prune.leaderboard.rows import Leaderboard
+
+
+def show(board: Leaderboard, with_details: bool, console: Console) -> None:
+    """Print the tables; columns that the console has no room for follow below, beside the first one again."""
+    for grid in grids(board, with_details):
+        for part in _fitting(grid, console):
+            # A title of the table's own would be folded to the table's width.
+            console.print(Text(part.title, style="bold"))
+            console.print(_rich(part))
+        for note in [*grid.notes, ""] if grid.notes else []:
+            console.print(Text(note))
+    for line in footnotes(board, with_details):
+        console.print(Text(line))
+
+
+def terminal(board: Leaderboard, with_details: bool) -> str:
+    """The same as plain text, as wide as it is."""
+    stream = io.StringIO()
+    show(board, with_details, Console(file=stream, width=1000, highlight=False, force_terminal=False))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _fitting(grid: Grid, console: Console) -> Iterator[Grid]:
+    title, rest = grid.title, list(range(1, len(grid.columns)))
+    while rest:
+        many = len(rest)
+        while many > 1 and _width(only_columns(grid, [0, *rest[:many]]), console) > console.width:
+            many -= 1
+        part = only_columns(grid, [0, *rest[:many]])
+        yield Grid(title, part.columns, part.lines)
+        title, rest = f"{grid.title} (continued)", rest[many:]
+
+
+def _width(grid: Grid, console: Console) -> int:
+    return Measurement.get(console, console.options.update(max_width=10_000), _rich(grid)).maximum
+
+
+def _rich(grid: Grid) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, column in enumerate(grid.columns):
+        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    for line in grid.lines:
+        if line.heading:
+            table.add_section()
+            table.add_row(Text(line.heading, style="italic"))
+        else:
+            # Stages and spreads stand below each other, so that columns stay narrow.
+            texts = [
+                text.replace(",", ",\n") if place == 0 else text.replace(" ±", "\n±")
+                for place, text in enumerate(line.cells)
+            ]
+            table.add_row(*(Text(text, style="bold" if i in line.bold else "") for i, text in enumerate(texts)))
+    return table
