@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 
 from lmms_prune.demo.benchmarks import build_mirror
@@ -36,19 +37,10 @@ def commands(model: Model, out: Path, tasks: str, limit: int, budget: str) -> It
     arguments = f"pretrained={weights(model)},device=cpu,{model.arguments},batch_size=8"
     about = ["--model", model.wrapper, "--model_args", arguments, "--tasks", tasks, "--json"]
     program = str(Path(sys.executable).with_name("lmms-prune"))
-    methods, each = ["--methods", "random,dart,fastv,information"], ["--limit", str(limit), "--block", "1"]
-    yield [program, "horizon", *about, *each, *methods, "--keeps", "0.2", "--out", str(out)]
-    seen = [
-        "--methods",
-        "random,dart,fastv,divprune",
-        "--limit",
-        str(max(1, limit // 2)),
-        "--block",
-        "1",
-        "--pictures",
-        "1",
-    ]
-    yield [program, "information", *about, *seen, "--out", str(out / "information")]
+    alone = ["--methods", "random,dart,fastv,divprune,information", "--keeps", "0.1,0.25"]
+    yield [program, "horizon", *about, *alone, "--limit", str(limit), "--block", "1", "--out", str(out)]
+    seen = ["--methods", "random,dart,fastv,divprune", "--limit", str(max(1, limit // 2)), "--pictures", "1"]
+    yield [program, "information", *about, *seen, "--block", "1", "--out", str(out / "information")]
     beside = [part for text in BESIDE for part in ("--beside", text)]
     fixed = ["--limit", str(limit), "--block", "2", "--methods", "dart,divprune", "--budget", budget]
     yield [program, "calibrate", *about, *fixed, *beside, "--out", str(out / "calibration")]
@@ -81,10 +73,12 @@ def main(
             # Where it was made says nothing to a reader.
             said = {key: value for key, value in said.items() if key not in ("out", "yaml", "kept")}
             (made / f"{command[1]}.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-        for path in (
-            p for kind in ("csv", "png") for folder in (out, out / "information") for p in folder.glob(f"*.{kind}")
-        ):
-            shutil.copy(path, made)
+        for folder in (out, out / "information"):
+            for path in (*folder.glob("*.csv"), *folder.glob("*.png")):
+                shutil.copy(path, made)
+        # The command's table has a line for each sample; here their means do.
+        kept = pd.read_csv(made / "kept.csv").groupby(["task", "keep", "layer", "method"])[["kept", "information"]]
+        kept.mean().round(4).to_csv(made / "kept.csv")
         for path in (out / "information" / "heatmaps").glob("*.png"):
             shutil.copy(path, made / f"heatmap-{path.name}")
         return 0
