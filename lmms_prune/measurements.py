@@ -2,8 +2,8 @@
 
 `lmms-prune information` writes such folders; its pictures and the oracle `information@…;of=FOLDER` read them.
 
-Columns: sample, task, answer (the reference), p_full, layer, p_text, divergence, image, row, column (of the unit's upper
-left token), tokens (in the unit), p. One line a layer and unit.
+Columns: sample, task, answer (the reference), p_full, layer, p_text, divergence, image, token (raster index), row, column
+(of the unit's upper left token), tokens (in the unit), p_k. One line a layer and unit.
 """
 
 from __future__ import annotations
@@ -37,12 +37,18 @@ class Store:
         """The folder for measurements with `settings`; what it already holds stays.
 
         Raises:
-            InformationError: it holds measurements with other settings.
+            InformationError: it holds measurements with other settings, or cannot be made.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         about = folder / ABOUT
-        if not about.exists():
-            _replace(about, json.dumps(settings, indent=1).encode())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # The settings of a run that measured nothing bind no one.
+            if not about.exists() or next(folder.rglob("*.parquet"), None) is None:
+                _replace(about, json.dumps(settings, indent=1).encode())
+        except OSError as error:
+            raise InformationError(
+                f"{folder} cannot be the folder of the results ({error.strerror}); give another --out."
+            ) from error
         known = cls(folder).settings()
         for name, value in json.loads(json.dumps(settings)).items():
             if known.get(name) != value:
@@ -114,15 +120,18 @@ class Store:
                 f"{self.folder} lacks sample {missing[0]}; measure it with `lmms-prune information` first."
             )
         rows = pd.concat([self._lines(sample) for sample in wanted], ignore_index=True)
-        return rows.assign(information=rows.p - rows.p_text)
+        return rows.assign(information=rows.p_k - rows.p_text)
 
     def _lines(self, sample: str) -> pd.DataFrame:
         try:
-            return pd.read_parquet(self.path(sample))
+            rows = pd.read_parquet(self.path(sample))
         except (OSError, ArrowInvalid) as error:
             raise InformationError(
                 f"{self.path(sample)} is damaged ({str(error).splitlines()[0]}); remove it and measure the sample again."
             ) from error
+        if not {"p_k", "p_text"} <= set(rows.columns):
+            raise InformationError(f"{self.path(sample)} lacks p_k or p_text; remove it and measure the sample again.")
+        return rows
 
 
 def token_information(rows: pd.DataFrame, image: int, grid: tuple[int, int], block: int) -> np.ndarray:

@@ -84,21 +84,31 @@ def information(
     if as_json:
         typer.echo(json.dumps({"out": str(out), "samples": len(found), "layers": averages.to_dict("records")}))
         return
-    Console().print(_table(averages))
-    typer.echo(f"{len(found)} documents; tables and pictures are in {out}.")
+    console = Console()
+    console.print("mean information of a visual token (probability, in thousandths)")
+    for table in _tables(averages, console.width):
+        console.print(table)
+    typer.echo(f"{len(found)} document{'' if len(found) == 1 else 's'}; tables and pictures are in {out}.")
 
 
-def _table(averages: pd.DataFrame) -> Table:
-    """Mean information, a layer a line and a task a column."""
+def _tables(averages: pd.DataFrame, width: int) -> list[Table]:
+    """Mean information, a layer a line and a task a column; several tables where `width` does not hold all tasks."""
     tasks = list(dict.fromkeys(averages.task))
-    table = Table(box=box.SIMPLE_HEAD, title="mean information of a visual token (probability, in thousandths)")
-    table.add_column("layer", justify="right")
-    for task in tasks:
-        table.add_column(task, justify="right", overflow="fold")
-    for layer, lines in averages.groupby("layer"):
-        means = dict(zip(lines.task, lines["mean"], strict=True))
-        table.add_row(str(layer), *(f"{1000 * means[task]:+.2f}" if task in means else "" for task in tasks))
-    return table
+    # The layers' column is 9 wide, others 8 and 3 between them.
+    wide = max(1, (width - 9) // 11)
+    made = []
+    for start in range(0, len(tasks), wide):
+        some = tasks[start : start + wide]
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("layer", justify="right")
+        for task in some:
+            # A number is never broken; a long name is.
+            table.add_column(task, justify="right", overflow="fold", min_width=8)
+        for layer, lines in averages.groupby("layer"):
+            means = dict(zip(lines.task, lines["mean"], strict=True))
+            table.add_row(str(layer), *(f"{1000 * means[task]:+.2f}" if task in means else "" for task in some))
+        made.append(table)
+    return made
 
 
 def _heatmaps(
@@ -121,7 +131,8 @@ def _heatmaps(
         for image, picture in enumerate(seen_images(wrapper, document.messages, inputs, grids)):
             maps = [(n, token_information(rows[rows.layer == n], image, grids[image], block)) for n in layers]
             line = rows.iloc[0]
-            title = f"{document.sample}: '{line.answer}', {line.p_full:.1%} sure unpruned"
+            title = f"{document.sample}: the right answer is '{line.answer}', unpruned {line.p_full:.1%} probable\n"
+            title += "red: the token alone makes it more probable, blue: less, by at most the number above"
             name = document.sample.replace("/", "-") + (f"-image{image}" if len(grids) > 1 else "")
             draw_heatmaps(picture, maps, title, store.folder / "heatmaps" / name)
 
@@ -181,6 +192,7 @@ def horizon(
         names = task_names(tasks)
         ready = load_unpruned(model, model_args)
         depth, about = ready.depth, ready.name
+        evaluation = Evaluation(model, model_args, names, limit)
         measured = measured_rows(ready, names, limit, block, include, out / "information")
         acting = [(m, n, k) for k in ratios for m in chosen for n in range(depth) if acts_at(m, n)]
         alone = {one: _alone(*one, out / "information") for one in acting}
@@ -188,7 +200,7 @@ def horizon(
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task("evaluations", total=len(schedules) * len(names))
             scores = evaluate(
-                Evaluation(model, model_args, names, limit),
+                evaluation,
                 schedules,
                 out,
                 launch,
@@ -253,12 +265,14 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Draw which visual tokens survive each stage, on the image, with the answers with and without pruning."""
-    if out.suffix not in (".png", ".svg", ".pdf"):
+    if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         fail(f"--out {out}: the name must end with .png, .svg or .pdf.")
     with said_plainly():
         from PIL import Image, UnidentifiedImageError
 
         read = Schedule.parse(schedule)
+        if oracles := [stage.method for stage in read.stages if METHODS[stage.method].kind == "oracle"]:
+            fail(f"--schedule {schedule}: {oracles[0]} needs a right answer, and a question of your own has none.")
         opened = []
         for path in images:
             try:
@@ -274,7 +288,11 @@ def show(
         read.check(wrapper.model.config.text_config.num_hidden_layers)
         check(wrapper.model, read)
         shown = ask(wrapper, opened, question, read, new_tokens)
-        draw_shown(shown, out)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            draw_shown(shown, out)
+        except OSError as error:
+            fail(f"--out {out} cannot be written: {error.strerror or error}.")
     said: dict[str, Any] = {"unpruned": shown.unpruned, "pruned": shown.answer, "schedule": str(read), "out": str(out)}
     said |= {"kept": shown.trace.kept, "avg_visual_tokens": shown.trace.avg_visual_tokens}
     if as_json:

@@ -28,6 +28,9 @@ class Evaluation:
         tasks: names, each of which scores by itself.
         limit: documents of each task; None for all.
         offset: documents of each task that are left out before these.
+
+    Raises:
+        InformationError: a task is none of the benchmarks whose scores can be read document by document.
     """
 
     model: str
@@ -35,6 +38,10 @@ class Evaluation:
     tasks: Sequence[str]
     limit: int | None = None
     offset: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := [task for task in self.tasks if task not in TASKS]:
+            raise InformationError(f"--tasks: '{unknown[0]}' is none of the benchmarks: {', '.join(TASKS)}.")
 
     def settings(self, schedule: str) -> dict[str, Any]:
         """lmms-eval's options for one schedule, which may be followed by ``,budget=…``."""
@@ -63,11 +70,9 @@ def evaluate(
         for each schedule and task the documents' scores.
 
     Raises:
-        InformationError: an evaluation failed, or a task is none of the benchmarks whose samples can be read.
+        InformationError: an evaluation failed.
         ConfigError, SweepError: see there.
     """
-    if unknown := [task for task in evaluation.tasks if task not in TASKS]:
-        raise InformationError(f"--tasks: '{unknown[0]}' is none of the benchmarks: {', '.join(TASKS)}.")
     configs = out / "configs"
     configs.mkdir(parents=True, exist_ok=True)
     paths = []

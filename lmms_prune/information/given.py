@@ -30,7 +30,13 @@ ModelArgs = Annotated[
 ]
 Tasks = Annotated[str, typer.Option(help="Tasks and groups of lmms-eval, with commas.")]
 Include = Annotated[
-    Path | None, typer.Option("--include_path", help="A folder of further task YAMLs. Default: this package's own.")
+    Path | None,
+    typer.Option(
+        "--include_path",
+        exists=True,
+        file_okay=False,
+        help="A folder of further task YAMLs. Default: this package's own.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
@@ -95,8 +101,10 @@ def method_names(text: str, oracle: bool = False) -> list[str]:
     """``--methods``: names of methods that keep some tokens; an oracle only where it is shown as one."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in METHODS or METHODS[name].drops_all:
-            fail(f"--methods {name}: no method that keeps some tokens.{did_you_mean(name, list(METHODS))}")
+        if name not in METHODS:
+            fail(f"--methods {name}: there is no such method.{did_you_mean(name, list(METHODS))}")
+        if METHODS[name].drops_all:
+            fail(f"--methods {name}: it keeps nothing; name methods that keep some tokens.")
         if METHODS[name].kind == "oracle" and not oracle:
             fail(
                 f"--methods {name}: it is told the right answers, so it is no method to use; `horizon` draws it beside others."
@@ -121,6 +129,8 @@ def layer_numbers(text: str | None, depth: int) -> list[int]:
     made: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
+        if int(last or first) < int(first):
+            fail(f"--layers {text}: the range {part} ends before it begins; write {last}-{first}.")
         made |= set(range(int(first), int(last or first) + 1))
     if max(made) >= depth:
         fail(f"--layers {text}: the model's layers are 0 to {depth - 1}.")

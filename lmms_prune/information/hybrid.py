@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -12,22 +13,21 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from lmms_prune.console import fail
 from lmms_prune.information.given import (
     Include,
     Json,
     Model,
     ModelArgs,
     Ready,
+    found_documents,
     load_unpruned,
     measured_rows,
     method_names,
     said_plainly,
     task_names,
 )
-from lmms_prune.schedule import Schedule
-
-if TYPE_CHECKING:
-    pass
+from lmms_prune.schedule import Schedule, ScheduleError
 
 
 def calibrate(
@@ -69,11 +69,13 @@ def calibrate(
 
         names = task_names(tasks)
         read = [Schedule.parse(text) for text in beside or []]
+        evaluation = Evaluation(model, model_args, names, limit)
         ready = load_unpruned(model, model_args)
+        _check_budget(budget, ready)
+        _check_documents(names, ready, limit, include)
         others = [str(_solved(one, budget, ready)) for one in read]
         measured = measured_rows(ready, names, limit, block, include, out / "information")
         first = vanishes(by_layer(by_sample(measured)))
-        evaluation = Evaluation(model, model_args, names, limit)
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task("evaluations", total=None)
             report = lambda outcome: progress.advance(bar)  # noqa: E731
@@ -123,6 +125,27 @@ def calibrate(
         )
         + f"{path}\nFrom now on schedule=auto,budget={budget} stands for it."
     )
+
+
+def _check_budget(budget: str, ready: Ready) -> None:
+    """Refuse a budget that no schedule meets, before anything is measured."""
+    try:
+        # Before the decoder any number of tokens can be kept.
+        Schedule.parse("random@0:?").solve(budget, ready.depth, ready.visual_tokens)
+    except ScheduleError as error:
+        said = str(error).splitlines()[0].removeprefix("schedule: ")
+        fail(f"--budget {budget}: {said}")
+
+
+def _check_documents(names: list[str], ready: Ready, limit: int, include: Path | None) -> None:
+    """Refuse a limit that leaves too few documents to verify on, before anything is measured."""
+    found = found_documents(names, ready.wrapper.family.model_name, 2 * limit, include)
+    for task, count in Counter(document.task for document in found).items():
+        if count < 2 * limit:
+            fail(
+                f"--limit {limit}: {task} has {count} documents, {2 * limit} are needed: half of them choose and half verify. "
+                f"Use --limit {count // 2} or less."
+            )
 
 
 def _solved(schedule: Schedule, budget: str, ready: Ready) -> Schedule:

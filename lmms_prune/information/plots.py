@@ -16,15 +16,24 @@ from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from lmms_prune.information.horizon import Horizon
+from lmms_prune.information.horizon import LITTLE, Horizon
+
+# What stands for no method in a picture of kept information, and the control: names and styles.
+KEPT: dict[str, tuple[str, dict[str, str]]] = {
+    "most": ("most possible (oracle)", {"color": "black", "linestyle": ":"}),
+    "mean": ("as many average tokens", {"color": "grey", "linestyle": "--"}),
+    "random": ("random", {"color": "black"}),
+}
 
 
 def save(figure: Any, path: Path) -> list[Path]:
     """Write a figure beside `path` as PNG and SVG."""
     made = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     path.parent.mkdir(parents=True, exist_ok=True)
-    for one in made:
-        figure.savefig(one, dpi=130)
+    # Without a date and with names by content, the same numbers give the same files.
+    with mpl.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(made[0], dpi=130)
+        figure.savefig(made[1], dpi=130, metadata={"Date": None})
     pyplot.close(figure)
     return made
 
@@ -37,7 +46,7 @@ def draw_layers(layers: pd.DataFrame, title: str, path: Path) -> list[Path]:
         above.fill_between(group.layer, group.low, group.high, color=line.get_color(), alpha=0.15)
         below.plot(group.layer, group.variance, marker="o", markersize=3, color=line.get_color())
     above.axhline(0, color="grey", linewidth=0.8)
-    above.set_ylabel("mean information (probability)")
+    above.set_ylabel("mean information (probability, 95 %)")
     below.set_ylabel("variance over visual tokens")
     below.set_xlabel("decoder layer")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -86,9 +95,8 @@ def draw_kept(kept: pd.DataFrame, title: str, path: Path) -> list[Path]:
     for keep, panel in zip(keeps, panels[0], strict=True):
         here = averaged[averaged["keep"] == keep]
         for method, group in here.groupby("method", sort=False):
-            style = {"color": "black", "linestyle": ":"} if method == "most" else {}
-            style = {"color": "black"} if method == "random" else style
-            panel.plot(group.layer, group.information, marker="o", markersize=3, label=method, **style)
+            name, style = KEPT.get(str(method), (method, {}))
+            panel.plot(group.layer, group.information, marker="o", markersize=3, label=name, **style)
         panel.set_title(f"keeps {keep:.0%}", fontsize=9)
         panel.set_xlabel("decoder layer")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -112,12 +120,13 @@ def draw_horizon(horizon: Horizon, title: str, path: Path) -> list[Path]:
     other = panel.twinx()
     other.plot(layers.layer, layers["mean"], color="tab:red", marker="s", markersize=3, label="mean information")
     other.axhline(0, color="tab:red", linewidth=0.5)
+    other.axhspan(-LITTLE, LITTLE, color="tab:red", alpha=0.07, label=f"information below {LITTLE}")
     other.set_ylabel("mean information (probability)", color="tab:red")
-    panel.axvspan(horizon.low, horizon.high, color="grey", alpha=0.15)
-    panel.axvline(horizon.layer, color="black", label=f"horizon {horizon.layer} ({horizon.low} to {horizon.high})")
+    panel.axvspan(horizon.low, horizon.high, color="grey", alpha=0.15, label="95 % of the horizon")
+    panel.axvline(horizon.layer, color="black", label=f"horizon: layer {horizon.layer}")
     panel.axvline(horizon.by_divergence, color="grey", linestyle="--", label=f"VTW's criterion {horizon.by_divergence}")
     handles = [line for axes in (panel, other) for line in axes.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=4)
     panel.set_title(title, fontsize=10)
     return save(figure, path)
 

@@ -56,7 +56,7 @@ def candidates(
     """Hybrids that meet a budget, with their ``?`` solved.
 
     A method acts early (at the first layer it can, and at an eighth of the depth); at a horizon random tokens remain, or
-    none.
+    none. Where a budget is more than all of these need, all tokens stay until a horizon, or one method prunes alone.
 
     Args:
         methods: that act early.
@@ -68,24 +68,40 @@ def candidates(
     Raises:
         InformationError: no candidate can meet the budget.
     """
-    made: dict[str, None] = {}
-    problem = ""
-    for method in methods:
-        for layer in dict.fromkeys(n for n in (0, 1, max(1, depth // 8)) if acts_at(method, n)):
-            late = [
-                f",vtw@{horizon}" if deep == 0 else f",random@{horizon}:{deep:g}"
-                for horizon in horizons
-                if layer < horizon < depth
-                for deep in DEEP
-            ]
-            for rest in late or [""]:
-                try:
-                    made[str(Schedule.parse(f"{method}@{layer}:?{rest}").solve(budget, depth, visual_tokens))] = None
-                except ScheduleError as error:
-                    problem = str(error)
+    early = [
+        (method, layer)
+        for method in methods
+        for layer in dict.fromkeys(n for n in (0, 1, max(1, depth // 8)) if acts_at(method, n))
+    ]
+    hybrids = []
+    for method, layer in early:
+        late = [
+            f",vtw@{horizon}" if deep == 0 else f",random@{horizon}:{deep:g}"
+            for horizon in horizons
+            if layer < horizon < depth
+            for deep in DEEP
+        ]
+        hybrids += [f"{method}@{layer}:?{rest}" for rest in late or [""]]
+    ample = [f"random@{horizon}:?" for horizon in horizons if 0 < horizon < depth]
+    ample += [f"{method}@{layer}:?" for method, layer in early]
+    made, problem = _solved(hybrids, budget, depth, visual_tokens)
+    if not made:
+        made, _ = _solved(ample, budget, depth, visual_tokens)
     if not made:
         raise InformationError(f"--budget {budget}: no candidate meets it. The last one: {problem}")
-    return list(made)
+    return made
+
+
+def _solved(texts: Sequence[str], budget: str, depth: int, visual_tokens: int | None) -> tuple[list[str], str]:
+    """Those schedules that can meet a budget, once each, and why the last of the others cannot."""
+    made: dict[str, None] = {}
+    problem = ""
+    for text in texts:
+        try:
+            made[str(Schedule.parse(text).solve(budget, depth, visual_tokens))] = None
+        except ScheduleError as error:
+            problem = str(error)
+    return list(made), problem
 
 
 def removal_horizon(

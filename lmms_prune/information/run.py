@@ -54,16 +54,16 @@ def measure_document(wrapper: PrunedModel, document: Document, layers: Sequence[
     places = _unit_columns(measured.units)
     fixed = {"sample": document.sample, "task": document.task, "answer": answer.text, "p_full": measured.p_full}
     found = [
-        pd.concat([places, pd.DataFrame({"p": one.p.tolist()})], axis=1).assign(
+        pd.concat([places, pd.DataFrame({"p_k": one.p.tolist()})], axis=1).assign(
             **fixed, layer=one.layer, p_text=one.p_text, divergence=one.divergence
         )
         for one in measured.layers
     ]
-    order = [*fixed, "layer", "p_text", "divergence", *places.columns, "p"]
+    order = [*fixed, "layer", "p_text", "divergence", *places.columns, "p_k"]
     return pd.concat(found, ignore_index=True)[order]
 
 
 def _unit_columns(units: Sequence[Unit]) -> pd.DataFrame:
     """Where each unit stands, a line each."""
-    lines = [(unit.image, unit.row, unit.column, len(unit.tokens)) for unit in units]
-    return pd.DataFrame(lines, columns=["image", "row", "column", "tokens"])
+    lines = [(unit.image, unit.tokens[0], unit.row, unit.column, len(unit.tokens)) for unit in units]
+    return pd.DataFrame(lines, columns=["image", "token", "row", "column", "tokens"])

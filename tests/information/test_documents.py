@@ -62,12 +62,15 @@ def test_tables_say_what_was_measured(
     measure_documents(wrapper, found, store, LAYERS, 2)
     rows = store.read()
     assert set(rows["sample"]) == {one.sample for one in found}
+    columns = {"sample", "layer", "token", "row", "column", "p_k", "p_text"}
+    assert columns <= set(pd.read_parquet(store.path(found[0].sample)).columns)
     samples = by_sample(rows)
     for line in samples.itertuples():
         lines = rows[(rows["sample"] == line.sample) & (rows.layer == line.layer)]
-        values = [one.p - one.p_text for one in lines.itertuples() for _ in range(one.tokens)]
+        values = [one.p_k - one.p_text for one in lines.itertuples() for _ in range(one.tokens)]
         grids = grids_of(wrapper, dict(wrapper.inputs_of(document(int(line.sample.split("/")[-1])).messages)))
         assert len(values) == line.tokens == sum(r * c for r, c in grids)
+        assert (lines.token == lines.row * grids[0][1] + lines.column).all()
         assert line.mean == pytest.approx(np.mean(values))
         assert line.variance == pytest.approx(np.var(values), abs=1e-12)
     layers = by_layer(samples)
@@ -80,15 +83,20 @@ def test_tables_say_what_was_measured(
 
 
 def test_the_folder_is_of_one_kind_of_measurement(tmp_path: Path) -> None:
-    Store.open(tmp_path, {"block": 2, "layers": [0, 1]})
+    Store.open(tmp_path, {"block": 9, "layers": [0, 1]})
+    # A run that measured nothing leaves a folder that is open to all.
+    store = Store.open(tmp_path, {"block": 2, "layers": [0, 1]})
+    with pytest.raises(InformationError, match="holds no measured sample yet"):
+        store.read()
+    store.write("pope/test/0", pd.DataFrame({"p_k": [0.5], "p_text": [0.25]}))
     with pytest.raises(InformationError, match=r"holds measurements with block 2, not 1; give another --out"):
         Store.open(tmp_path, {"block": 1, "layers": [0, 1]})
-    with pytest.raises(InformationError, match="holds no measured sample yet"):
-        Store(tmp_path).read()
     with pytest.raises(InformationError, match="lacks sample pope/test/3"):
         Store(tmp_path).read(["pope/test/3"])
     with pytest.raises(InformationError, match="holds no measured information"):
         Store(tmp_path / "elsewhere").settings()
+    with pytest.raises(InformationError, match=r"0\.parquet cannot be the folder of the results \(File exists\)"):
+        Store.open(store.path("pope/test/0"), {})
 
 
 def test_weights_that_changed_under_their_name_are_another_model(

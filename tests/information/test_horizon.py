@@ -119,6 +119,20 @@ def test_candidates_meet_the_budget(budget: str, tokens: int | None, limit: floa
     assert all(len(Schedule.parse(text).stages) == 1 for text in candidates(["dart"], [32], budget, 32, tokens))
 
 
+def test_more_than_hybrids_need_is_spent_before_the_horizon_or_behind_it() -> None:
+    """From layer 3 of 12 on at most 15 % are left, hence at most 36 % on average: 40 % leave all until there, or one method alone."""
+    made = [Schedule.parse(text) for text in candidates(["dart"], [3], "0.4", 12, 144)]
+    assert [[stage.method for stage in schedule.stages] for schedule in made] == [["random"], ["dart"]]
+    assert made[0].stages[0].layer == 3
+    for schedule in made:
+        assert 0.36 * 144 < schedule.average(12, [144]) <= 0.4 * 144  # DART counts in eights
+
+
+def test_only_benchmarks_are_evaluated() -> None:
+    with pytest.raises(InformationError, match="--tasks: 'mathvista' is none of the benchmarks: "):
+        Evaluation("llava_pruned", "", ["pope", "mathvista"])
+
+
 def test_a_budget_that_nothing_meets_is_refused() -> None:
     with pytest.raises(InformationError, match="--budget 2t: no candidate meets it"):
         candidates(["dart"], [16], "2t", 32, 576)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from lmms_prune.cli import app
 from lmms_prune.demo.benchmarks import build_mirror
 from lmms_prune.demo.run import MODELS, weights
 from lmms_prune.harness.documents import Document
+from lmms_prune.information.commands import _tables
+from lmms_prune.information.plots import draw_layers
 from lmms_prune.schedule import Schedule
 
 LLAVA, QWEN = MODELS
@@ -37,17 +42,17 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(mirror: Path, tmp_path: Path) -> Callable[..., str]:
-    """A command as a process, in the folder of the data; returns its standard output."""
+    """A command as a process, in the folder of the data; returns its standard output, or its error where it fails."""
     environment = {**os.environ, "HF_HOME": str(mirror.parent / "huggingface"), "HF_HUB_OFFLINE": "1"}
     environment |= {"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
 
-    def call(*command: str) -> str:
+    def call(*command: str, code: int = 0) -> str:
         program = Path(sys.executable).with_name(command[0])
         done = subprocess.run(
             [str(program), *command[1:]], cwd=mirror, env=environment, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr if code else done.stdout
 
     return call
 
@@ -78,6 +83,9 @@ def test_the_horizon_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
 def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], tmp_path: Path) -> None:
     """The schedule that is found meets the budget, runs under lmms-eval as `auto`, and as the YAML that was written."""
     out = tmp_path / "calibration"
+    scarce = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--limit", "5"]
+    assert "pope has 8 documents, 10 are needed: half of them choose" in run(*scarce, "--out", str(out), code=2)
+    assert not out.exists()
     command = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--methods", "dart"]
     command += ["--beside", "random@1:?", "--limit", "2", "--out", str(out), "--json"]
     said = json.loads(run(*command).strip().splitlines()[-1])
@@ -124,7 +132,7 @@ def test_show_draws_a_picture(model: Any, document: Callable[..., Document], tmp
     for number in (1, 2):
         files.append(tmp_path / f"{number}.png")
         document(number).fields["image"].save(files[-1])
-    out = tmp_path / "shown.png"
+    out = tmp_path / "new" / "shown.PNG"
     command = ["show", *map(str, files), "--question", "How many?", "--schedule", "divprune@1:0.5,random@8:0.1"]
     result = CliRunner().invoke(app, [*command, "--out", str(out), *given(model), "--json"])
     assert result.exit_code == 0, result.output
@@ -134,25 +142,59 @@ def test_show_draws_a_picture(model: Any, document: Callable[..., Document], tmp
     assert np.asarray(Image.open(out)).std() > 10
 
 
+def test_no_number_of_a_table_is_broken() -> None:
+    """However many tasks there are, and however narrow the terminal is."""
+    tasks = [f"a_benchmark_of_some_name_{number}" for number in range(11)]
+    averages = pd.DataFrame([(task, 3, -0.1137) for task in tasks], columns=["task", "layer", "mean"])
+    tables = _tables(averages, 80)
+    assert len(tables) == 2
+    for table in tables:
+        console = Console(width=80, file=io.StringIO())
+        console.print(table)
+        said = console.file.getvalue()
+        assert said.count("-113.70") == len(table.columns) - 1
+    assert sum(len(table.columns) - 1 for table in tables) == len(tasks)
+
+
+def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
+    lines = [("pope", layer, 0.1, 0.05, 0.15, 0.01) for layer in range(3)]
+    layers = pd.DataFrame(lines, columns=["task", "layer", "mean", "low", "high", "variance"])
+    for name in ("one", "another"):
+        draw_layers(layers, "made up", tmp_path / name / "layers")
+    for suffix in ("png", "svg"):
+        first, second = ((tmp_path / name / f"layers.{suffix}").read_bytes() for name in ("one", "another"))
+        assert first == second
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
         (["information", "--tasks", "pope", "--out", "x", "--methods", "fastvv"], "Did you mean 'fastv'"),
-        (["information", "--tasks", "pope", "--out", "x", "--methods", "vtw"], "no method that keeps some tokens"),
+        (["information", "--tasks", "pope", "--out", "x", "--methods", "blind"], "it keeps nothing"),
         (["information", "--tasks", "pope", "--out", "x", "--keeps", "0,2"], "ratios above 0 and up to 1"),
         (["information", "--tasks", "pope", "--out", "x", "--layers", "3-12"], "the model's layers are 0 to 11"),
         (["information", "--tasks", "pope", "--out", "x", "--layers", "3;4"], "write numbers and ranges"),
+        (["information", "--tasks", "pope", "--out", "x", "--layers", "0,5-3"], "5-3 ends before it begins; write 3-5"),
+        (["information", "--tasks", "pope", "--out", "x", "--include_path", "y"], "does not exist"),
         (["information", "--tasks", "pope", "--out", "x", "--model", "llava"], "--model llava is unknown"),
         (["horizon", "--tasks", "pope", "--out", "x", "--epsilon", "1"], "a share from 0 to below 1"),
+        (["horizon", "--tasks", "mathvista", "--out", "x"], "'mathvista' is none of the benchmarks: "),
         (["calibrate", "--budget", "0.5"], "Missing option '--tasks'"),
+        (["calibrate", "--tasks", "pope", "--budget", "flops=40%", *given(LLAVA)], "'flops=40%' is neither tokens"),
+        (["calibrate", "--tasks", "pope", "--budget", "60t", *given(QWEN)], "images differ in size; give a ratio"),
+        (["calibrate", "--tasks", "pope", "--budget", "999t", *given(LLAVA)], "from 0.00t to 144.00t"),
         (["show", "none.png", "--question", "?", "--schedule", "none", "--out", "x.png"], "none.png cannot be read"),
         (["show", "none.png", "--question", "?", "--schedule", "none", "--out", "x.gif"], "must end with .png"),
         (["show", "none.png", "--question", "?", "--schedule", "fastv@0:0.5", "--out", "x.png"], "fastv"),
+        (
+            ["show", "none.png", "--question", "?", "--schedule", "information@2:0.5;of=y", "--out", "x.png"],
+            "information needs a right answer",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said(command: list[str], said: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    if "--model" not in command and command[0] != "calibrate":
+    if "--model" not in command:
         command = [*command, *given(LLAVA)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2

@@ -38,7 +38,7 @@ def test_it_keeps_what_was_measured_to_be_worth_most(
 def measured(worth: list[np.ndarray], columns: list[int]) -> pd.DataFrame:
     """Measurements made by hand at layer 2, token by token of some images."""
     made = [
-        {"layer": 2, "image": image, "row": n // width, "column": n % width, "tokens": 1, "p": 0.1 + x, "p_text": 0.1}
+        {"layer": 2, "image": image, "row": n // width, "column": n % width, "tokens": 1, "p_k": 0.1 + x, "p_text": 0.1}
         for image, (values, width) in enumerate(zip(worth, columns, strict=True))
         for n, x in enumerate(values.tolist())
     ]
