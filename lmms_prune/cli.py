@@ -73,7 +73,9 @@ def schedule(
         int | None,
         typer.Option(min=1, help="Visual tokens of one image; default: LLaVA's own, Qwen2.5-VL 1280, or 576."),
     ] = None,
-    text_tokens: Annotated[float, typer.Option(min=0, help="Text tokens of the prompt; may be an average.")] = 64.0,
+    text_tokens: Annotated[
+        float, typer.Option(min=0, max=10**7, help="Text tokens of the prompt; may be an average.")
+    ] = 64.0,
     budget: Annotated[
         str | None, typer.Option(help="Solves the one '?': 192t or 0.5; with --model flops=30%, kv=100MiB too.")
     ] = None,
@@ -128,23 +130,29 @@ def schedule(
         f"Average over {depth} layers: {most}{average:.2f} of {tokens} visual tokens ({average / tokens:.1%})."
     )
     if sizes is not None:
-        console.print("\n".join(_curve(read.layer_counts(depth, [tokens]), tokens)), highlight=False)
+        console.print("\n".join(_curve(read.layer_counts(depth, [tokens]), tokens, console.width)), highlight=False)
         console.print(
-            f"{sizes.name}, {text_tokens:g} text tokens: prefill of the decoder {most}{cost['tflops']:.2f} TFLOPs "
+            f"{sizes.name}, {text_tokens:g} text tokens: prefill of the decoder {most}{_flops(cost['tflops'])} "
             f"({cost['share_flops']:.1%} of the unpruned), cache {most}{cost['kv_mib']:.1f} MiB ({cost['share_kv']:.1%}); "
-            f"before it the vision tower, {cost['tower_tflops']:.2f} TFLOPs."
+            f"before it the vision tower, {_flops(cost['tower_tflops'])}."
         )
 
 
-def _curve(counts: Sequence[int], whole: int, height: int = 6) -> list[str]:
-    """Visual tokens over the layers as lines of text, two characters a layer."""
-    blocks = " ▁▂▃▄▅▆▇█"
+def _flops(tera: float) -> str:
+    return f"{tera:.2f} TFLOPs" if tera >= 0.1 else f"{tera * 1000:.2f} GFLOPs"
+
+
+def _curve(counts: Sequence[int], whole: int, width: int, height: int = 6) -> list[str]:
+    """Visual tokens over the layers as lines of text: two characters a layer, or as many as the width has room for."""
+    blocks, room = " ▁▂▃▄▅▆▇█", max(8, width - 7)
+    wide = 2 if 2 * len(counts) <= room else 1
+    step = -(-wide * len(counts) // room)  # layers of one column
     lines = []
     for row in reversed(range(height)):
-        eighths = [min(8, max(0, round(8 * (count / whole * height - row)))) for count in counts]
+        eighths = [min(8, max(0, round(8 * (count / whole * height - row)))) for count in counts[::step]]
         scale = f"{whole * (row + 1) / height:6.0f} " if row in (0, height - 1) else " " * 7
-        lines.append(scale + "".join(blocks[n] * 2 for n in eighths))
-    return [*lines, " " * 7 + "".join(f"{layer:<8}" for layer in range(0, len(counts), 4)).rstrip()]
+        lines.append(scale + "".join(blocks[n] * wide for n in eighths))
+    return [*lines, " " * 7 + "".join(f"{layer:<8}" for layer in range(0, len(counts), 8 // wide * step)).rstrip()]
 
 
 @app.command()

@@ -335,17 +335,17 @@ class Schedule:
 
         high = grid if index == 0 else floor(steps(self.stages[index - 1]))
         low = 0 if index + 1 == len(self.stages) else ceil(steps(self.stages[index + 1]))
-        top = high
+        bottom, top = low, high
         smallest, largest = (cost(filled(step)) for step in (low, high))
         if smallest > limit or largest < limit:
             raise self._error(index, unmet(smallest, largest))
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if cost(filled(middle)) <= limit else (low, middle - 1)
-        # Several counts may leave the same tokens (DART's quotas): say the number that is really kept, where asking for
-        # it leaves it (with recycling it would not).
+        # Several counts may leave the same tokens (DART's quotas): say the number that is really kept, where it may be
+        # asked for beside the neighbouring stages, and asking for it leaves it (with recycling it would not).
         kept = filled(low).plan([n])
-        if in_tokens and kept[index][0] <= top and filled(kept[index][0]).plan([n]) == kept:
+        if in_tokens and bottom <= kept[index][0] <= top and filled(kept[index][0]).plan([n]) == kept:
             low = kept[index][0]
         return filled(low)
 

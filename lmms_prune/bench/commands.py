@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmms_prune.console import fail, plainly
-from lmms_prune.efficiency.architecture import NAMED, architecture
+from lmms_prune.efficiency.architecture import NAMED, ArchitectureError, of_checkpoint
 from lmms_prune.methods import METHODS
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
@@ -22,7 +23,9 @@ HYBRID = "dart@2:0.44,random@20:0.07"
 Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or hub name.")]
 Arch = Annotated[str | None, typer.Option(help=f"Or random weights in the sizes of {', '.join(NAMED)}.")]
 Layers = Annotated[int | None, typer.Option(min=2, help="With --arch: fewer decoder layers than it has.")]
-Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: the checkpoint's.")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, float16, bfloat16 (or fp32, fp16, bf16), or auto: the checkpoint's.")
+]
 GridSides = Annotated[str, typer.Option("--grid", help="Qwen2.5-VL: rows x columns of an image's visual tokens.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
@@ -51,17 +54,15 @@ def bench(
     full length.
     """
     _one_model("bench", model, arch, layers)
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        fail(f"--plot {plot}: the name must end with .png or .svg.")
+    if plot is not None:
+        _drawable(plot)
     sides = _sides(grid)
     sweep = [
         _numbers(*option) for option in (("batch", batch), ("text-tokens", text_tokens), ("new-tokens", new_tokens))
     ]
     with plainly(*_mendable()):
         wanted = [Schedule.parse(text) for text in schedules or [HYBRID]]
-        if arch is not None:  # before its many weights are made
-            for one in wanted:
-                one.check(layers or architecture(arch).layers)
+        _check(wanted, arch or str(model), layers, sides)  # before the many weights are made or loaded
         from lmms_prune.bench.models import given_model
         from lmms_prune.bench.report import chart, described, tables
         from lmms_prune.bench.schedules import Case, time_schedules
@@ -99,12 +100,16 @@ def bench_methods(
     for name in chosen:
         if name not in METHODS:
             fail(f"--methods {name}: unknown method.{did_you_mean(name, list(METHODS))}")
-    import torch
+    with plainly(*_mendable()):
+        import torch
 
-    from lmms_prune.bench.selection import time_selection
+        from lmms_prune.bench.models import existing_device, fits
+        from lmms_prune.bench.selection import time_selection
 
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    layer, timings = time_selection(family, chosen, batch, keep, repeats, torch.device(device), dtype)
+        place = existing_device(device)
+        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+        with fits(f"at batch {batch}", "a smaller --batch"):
+            layer, timings = time_selection(family, chosen, batch, keep, repeats, place, dtype)
     if as_json:
         about = {"family": family, "batch": batch, "layer_seconds": layer}
         typer.echo(json.dumps({**about, "methods": [asdict(timing) for timing in timings]}))
@@ -211,6 +216,26 @@ def _one_model(command: str, model: str | None, arch: str | None, layers: int | 
         fail(f"--layers {layers}: a checkpoint has the layers that it has; leave --layers out, or use --arch.")
 
 
+def _check(schedules: Sequence[Schedule], model: str, layers: int | None, sides: tuple[int, int]) -> None:
+    """Hold schedules against a model's depth and its images' tokens, as far as they are known before it is loaded.
+
+    Raises:
+        ArchitectureError, ScheduleError: what they cannot be run on.
+    """
+    sizes = of_checkpoint(model)
+    if sizes is None:
+        return
+    for one in schedules:
+        one.check(layers or sizes.layers, [sizes.tower.image_tokens or sides[0] * sides[1]])
+
+
+def _drawable(plot: Path) -> None:
+    if plot.suffix not in (".png", ".svg"):
+        fail(f"--plot {plot}: the name must end with .png or .svg.")
+    if not plot.absolute().parent.is_dir():
+        fail(f"--plot {plot}: there is no folder {plot.parent}; make it first.")
+
+
 def _sides(text: str) -> tuple[int, int]:
     """Rows x columns."""
     sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
@@ -232,4 +257,4 @@ def _mendable() -> tuple[type[Exception], ...]:
     from lmms_prune.harness.arguments import ArgumentError
     from lmms_prune.measurements import InformationError
 
-    return ArgumentError, BenchError, InformationError, ScheduleError, UnsupportedModelError
+    return ArchitectureError, ArgumentError, BenchError, InformationError, ScheduleError, UnsupportedModelError

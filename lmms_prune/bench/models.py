@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +23,38 @@ from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.harness.loading import load_model, pick_device
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
+_SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _BEFORE = 35  # text tokens before the image, as in LLaVA-1.5's prompt
 
 
 class BenchError(ValueError):
     """What was asked for cannot be timed; the message says why."""
+
+
+@contextmanager
+def fits(what: str, mend: str) -> Iterator[None]:
+    """Say of memory that does not suffice that it does not hold `what`, and how to `mend` it.
+
+    Raises:
+        BenchError: the device, or this machine, has too little.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # On a CPU it has no class of its own.
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise BenchError(f"out of memory {what}; use {mend} or another --device.") from error
+        raise
+
+
+def existing_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ArgumentError: this machine has none.
+    """
+    given = {"pretrained": "none", "schedule": "none", "device": name}
+    return pick_device(ModelArguments.read(given, None, {}, ()), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -47,18 +76,20 @@ def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dt
         device: "cpu", "cuda" or "cuda:N".
 
     Raises:
-        BenchError, ArgumentError, UnsupportedModelError: no such type, device or checkpoint.
+        BenchError, ArgumentError, UnsupportedModelError: no such type, device or checkpoint, or it does not fit.
     """
+    dtype = _SHORT.get(dtype, dtype)
     if dtype not in _DTYPES:
         raise BenchError(f"--dtype {dtype}: use {', '.join(_DTYPES)}.")
     given = {"pretrained": checkpoint or str(arch), "schedule": "none", "dtype": dtype, "device": device}
     arguments = ModelArguments.read(given, None, {}, ())
     place = pick_device(arguments, 0, 1)
-    if checkpoint is not None:
-        model = load_model(arguments, place)
-    else:
-        kind = {"auto": torch.bfloat16 if place.type == "cuda" else torch.float32}
-        model = random_model(str(arch), layers, place, kind.get(dtype) or getattr(torch, dtype))
+    with fits(f"with the weights of {checkpoint or arch} alone", "a 16-bit --dtype, with --arch fewer --layers,"):
+        if checkpoint is not None:
+            model = load_model(arguments, place)
+        else:
+            kind = {"auto": torch.bfloat16 if place.type == "cuda" else torch.float32}
+            model = random_model(str(arch), layers, place, kind.get(dtype) or getattr(torch, dtype))
     parts = ModelParts.of(model)
     name = checkpoint or f"{arch}, {len(parts.layers)} decoder layers of random weights"
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type

@@ -16,7 +16,7 @@ from lmms_prune.bench.schedules import PARTS, WORTH, Measured, break_even
 
 _COLOURS = {"tower": "#7f7f7f", "selection": "#d62728", "prefill": "#1f77b4", "decode": "#aec7e8"}
 _CAPTION = (
-    "faster: the unpruned model's time over this one's; FLOPs: what they promise; real: the share of the promised\n"
+    "faster: the unpruned model's time over this one's; FLOPs: what they promise; real: the share of the promised "
     f"saving that came true; until: new tokens from which on less than {WORTH}x is left"
 )
 
@@ -27,7 +27,8 @@ def tables(measured: Sequence[Measured], title: str) -> list[Table]:
     made = []
     for case, group in groupby(measured, key=lambda one: one.case):
         heading = f"{title}\nbatch {case.batch}, {case.text_tokens} text tokens, {case.new_tokens} new tokens"
-        table = Table("schedule", title=heading, box=box.SIMPLE, padding=0, pad_edge=False, caption=_CAPTION)
+        table = Table(title=heading, box=box.SIMPLE, padding=0, pad_edge=False, caption=_CAPTION)
+        table.add_column("schedule", overflow="fold")
         for head in ("ms ± 95 %", "tower", "select", "prefill", "decode", "faster", "FLOPs", "real", "until"):
             table.add_column(head, justify="right", no_wrap=True)
         for one in group:

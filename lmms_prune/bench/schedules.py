@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lmms_prune.bench.models import BenchError, random_inputs
+from lmms_prune.bench.models import fits, random_inputs
 from lmms_prune.efficiency.architecture import Architecture, from_config
 from lmms_prune.efficiency.cost import decode_flops, prefill_flops, tower_flops
 from lmms_prune.families import ModelParts
@@ -46,7 +46,8 @@ class Measured:
         parts: median seconds of the vision tower with its projector, of selecting and cutting, of the rest up to the
             first token, and of all further tokens.
         speedup: the unpruned model's median over this one.
-        ideal: the unpruned model's FLOPs over this one's, tower and decode steps included.
+        ideal: the unpruned model's FLOPs over this one's, tower and decode steps included, the selection's not: it is
+            no promise of the schedule, but a price.
         realised: the share of the time that the FLOPs promised to save that was saved; None if they promise none.
         selection_flops: matrix products of the selection for the whole batch, as torch counts them.
         visual_tokens: average a layer and row.
@@ -108,19 +109,15 @@ def time_schedules(
     measured = []
     for case in cases:
         progress(f"batch {case.batch}, {case.text_tokens} text tokens, {case.new_tokens} new tokens")
-        inputs = random_inputs(model, case.batch, grid, case.text_tokens)
         runs = [_Runs() for _ in everything]
-        try:
+        size = f"batch {case.batch}, {case.text_tokens} text and {case.new_tokens} new tokens"
+        with fits(f"at {size}", "a smaller --batch, fewer --layers"):
+            inputs = random_inputs(model, case.batch, grid, case.text_tokens)
             for schedule, run in zip(everything, runs, strict=True):
                 _account(model, schedule, inputs, case, sizes, run)
             for _ in range(repeats):
                 for schedule, run in zip(everything, runs, strict=True):
                     _timed(model, schedule, inputs, case, clock, run)
-        except torch.OutOfMemoryError as error:
-            where = f"batch {case.batch}, {case.text_tokens} text and {case.new_tokens} new tokens"
-            raise BenchError(
-                f"out of memory at {where}; use a smaller --batch, --layers or another --device."
-            ) from error
         measured += [_summary(str(s) or "none", case, run, runs[0]) for s, run in zip(everything, runs, strict=True)]
     return measured
 
@@ -203,6 +200,8 @@ class _Marks:
         self.tower: list[list[Any]] = []
         self.selection: list[list[Any]] = []
         self.first_token: Any = None
+        # A method may run the tower again, or the whole model as its guide: that is time of its own stage.
+        self.open_stages = 0
 
     @contextmanager
     def around(self, model: Any, schedule: Schedule) -> Iterator[Trace]:
@@ -226,20 +225,22 @@ class _Marks:
 
     def _opens(self, spans: list[list[Any]]) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            if self.first_token is None:
+            if self.first_token is None and not self.open_stages:
                 spans.append([self.clock.mark()])
+            self.open_stages += spans is self.selection
 
         return hook
 
     def _closes(self, spans: list[list[Any]]) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            if self.first_token is None:
+            self.open_stages -= spans is self.selection
+            if self.first_token is None and not self.open_stages:
                 spans[-1].append(self.clock.mark())
 
         return hook
 
     def _answered(self, *_: Any) -> None:
-        if self.first_token is None:
+        if self.first_token is None and not self.open_stages:
             self.first_token = self.clock.mark()
 
     def parts(self, start: Any, end: Any) -> dict[str, float]:

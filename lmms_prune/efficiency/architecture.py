@@ -42,7 +42,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder with its vision tower; `bytes_per_number` is 2 in 16-bit and holds for the cache."""
+    """A decoder with its vision tower; `bytes_per_number` holds for the cache: 4 in float32, 2 in 16-bit."""
 
     name: str
     layers: int
@@ -163,6 +163,8 @@ def architecture(model: str) -> Architecture:
     if model in NAMED:
         return from_config(NAMED[model], model)
     path = Path(model) / "config.json" if os.path.isdir(model) else Path(model)
+    if os.path.isdir(model) and not path.is_file():
+        raise ArchitectureError(f"the folder {model} holds no config.json, so it is no checkpoint's.")
     if not os.path.isfile(path):  # as isdir, it also answers for what is too long to be a name
         raise ArchitectureError(
             f"unknown architecture '{model}'; use {', '.join(NAMED)}, a config.json or a checkpoint's folder."
@@ -248,7 +250,7 @@ def _llava(config: Mapping[str, Any], name: str) -> Architecture:
         projector=((vision["hidden_size"], hidden), (hidden, hidden)),
         image_tokens=(vision["image_size"] // vision["patch_size"]) ** 2,
     )
-    return _decoder(text, name, tower)
+    return _decoder(text, name, tower, _bytes(config))
 
 
 def _qwen(config: Mapping[str, Any], name: str) -> Architecture:
@@ -271,10 +273,15 @@ def _qwen(config: Mapping[str, Any], name: str) -> Architecture:
         projector=((merged, merged), (merged, vision["out_hidden_size"])),
         image_tokens=0,
     )
-    return _decoder(text, name, tower)
+    return _decoder(text, name, tower, _bytes(config))
 
 
-def _decoder(text: Mapping[str, Any], name: str, tower: Tower) -> Architecture:
+def _bytes(config: Mapping[str, Any]) -> int:
+    """Of a number in the type that the checkpoint is loaded in, where nobody asks for another; older ones call it torch_dtype."""
+    return 4 if "float32" in str(config.get("dtype") or config.get("torch_dtype")) else 2
+
+
+def _decoder(text: Mapping[str, Any], name: str, tower: Tower, bytes_per_number: int) -> Architecture:
     heads = text["num_attention_heads"]
     return Architecture(
         name=name,
@@ -286,4 +293,5 @@ def _decoder(text: Mapping[str, Any], name: str, tower: Tower) -> Architecture:
         intermediate=text["intermediate_size"],
         vocabulary=text["vocab_size"],
         tower=tower,
+        bytes_per_number=bytes_per_number,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import isqrt
+from math import ceil, floor, isqrt, log10
 
 from lmms_prune.efficiency.architecture import Architecture
 from lmms_prune.efficiency.cost import Number, kv_bytes, prefill_flops, tower_flops
@@ -76,10 +77,17 @@ def solved(schedule: Schedule, budget: str, model: Architecture, visual_tokens: 
     unit = read[2]
 
     def unmet(smallest: Number, largest: Number) -> str:
-        low, high = (f"{value / units[unit]:.4g}{unit}" for value in (smallest, largest))
-        return f"the budget {budget} cannot be met: the other stages alone leave {low} to {high}."
+        # Rounded inwards, so that what is said to be possible is.
+        low, high = _rounded(smallest / units[unit], ceil), _rounded(largest / units[unit], floor)
+        return f"the budget {budget} cannot be met: whatever the '?' keeps, it is {low}{unit} to {high}{unit}."
 
     return schedule.solve_for(cost, float(read[1]) * units[unit], model.layers, visual_tokens, unmet)
+
+
+def _rounded(value: Number, to: Callable[[float], int]) -> str:
+    """A number of four digits."""
+    step = 10.0 ** (floor(log10(value)) - 3) if value else 1.0
+    return f"{to(value / step) * step:.4g}"
 
 
 def _grid(tokens: int) -> tuple[int, int]:

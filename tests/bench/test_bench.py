@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,12 +17,15 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from tiny import LAYERS, Family
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
-from lmms_prune.bench.models import BenchError, random_inputs, random_model
+from lmms_prune.bench.models import BenchError, fits, given_model, random_inputs, random_model
 from lmms_prune.bench.report import chart, described, tables
 from lmms_prune.bench.schedules import PARTS, Case, Measured, _Clock, _generate, _Marks, break_even, time_schedules
+from lmms_prune.cli import app
 from lmms_prune.efficiency.architecture import NAMED, architecture, from_config
 from lmms_prune.hooks import prune
 from lmms_prune.methods.dart import DART
@@ -143,6 +148,20 @@ def test_the_parts_add_up_to_the_whole(family: Family) -> None:
     assert [len(span) for span in (*marks.tower, *marks.selection)] == [2, 2, 2]
 
 
+@pytest.mark.parametrize("text", ["downsample@0:0.3", "sgl@3:0.3;new_tokens=2"])
+def test_what_a_method_runs_again_is_time_of_its_stage(family: Family, text: str) -> None:
+    """The tower on a smaller image, or the model as its own guide."""
+    clock = _Clock(torch.device("cpu"))
+    marks, inputs = _Marks(clock), random_inputs(family.model, 2, GRIDS[family.name], 9)
+    with torch.inference_mode(), marks.around(family.model, Schedule.parse(text)):
+        start = clock.mark()
+        _generate(family.model, inputs, Case(2, 9, 3))
+        end = clock.mark()
+    (tower,), (stage,) = marks.tower, marks.selection
+    assert start < tower[0] < tower[1] < stage[0] < stage[1] < marks.first_token < end
+    assert sum(marks.parts(start, end).values()) == pytest.approx(end - start)
+
+
 def made(schedule: str, new_tokens: int, seconds: float, batch: int = 1) -> Measured:
     parts = dict.fromkeys(PARTS, seconds / len(PARTS))
     return Measured(
@@ -169,6 +188,9 @@ def test_where_the_gain_ends(start: float, slope: float, expected: float) -> Non
 def test_the_report_of_a_measurement(tmp_path: Path) -> None:
     runs = [made(name, n, 0.1 * n, batch) for batch in (1, 8) for n in (1, 4) for name in ("none", "vtw@4")]
     assert len(tables(runs, "title")) == 4
+    narrow = Console(width=80, record=True, file=StringIO())
+    narrow.print(*tables([made(name, 1, 0.1) for name in ("none", "downsample@0:0.25")], "title"))
+    assert "…" not in narrow.export_text()  # a long name goes on in the next line
     assert {end["batch"] for end in described(runs)["break_even"]} == {1, 8}
     assert json.loads(json.dumps(described(runs)))["runs"][0]["schedule"] == "none"
     chart(runs, tmp_path / "times.png", "title")
@@ -192,6 +214,46 @@ def test_a_case_that_does_not_fit_is_named(loaded: Callable[..., Family], monkey
     monkeypatch.setattr(type(family.model), "generate", scarce)
     with pytest.raises(BenchError, match="out of memory at batch 2, 9 text and 3 new tokens; use a smaller --batch"):
         time_schedules(family.model, [HYBRID], [Case(2, 9, 3)], None, 2)
+
+
+def test_memory_that_this_machine_lacks_is_said_and_other_errors_pass() -> None:
+    with (
+        pytest.raises(BenchError, match="out of memory at batch 1; use less or another --device"),
+        fits("at batch 1", "less"),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="another error"), fits("at batch 1", "less"):
+        raise RuntimeError("another error")
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
+def test_types_may_be_written_short(folders: dict[str, Path], asked: str, dtype: torch.dtype) -> None:
+    assert given_model(str(folders["llava"]), None, None, asked, "cpu").model.dtype == dtype
+
+
+LLAVA = ("bench", "--arch", "llava-1.5-7b")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ((*LLAVA, "--plot", "nowhere/x.png"), "there is no folder nowhere"),
+        ((*LLAVA, "random@2:20t,random@20:0.5"), "keeps 288 of the 20 tokens"),
+        (("bench", "--model", ".", "dart@20:0.5"), "layers are 0 to 7"),
+        (("bench", "--model", ".", "dart@2:?"), "needs a budget"),
+        (("bench-methods", "--methods", "random", "--device", "cuda:99"), "CUDA devices"),
+        (("bench-methods", "--methods", "random", "--device", "gpu"), "use cpu, cuda or cuda:N"),
+    ],
+)
+def test_what_cannot_be_is_said_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path], command: tuple[str, ...], said: str
+) -> None:
+    """The checkpoint has a config.json alone."""
+    shutil.copy(folders["llava"] / "config.json", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

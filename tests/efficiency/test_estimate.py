@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -83,6 +85,13 @@ def test_cost_never_falls_when_more_is_kept(layer: int, kept: int, text: int) ->
     assert one.kv_bytes < two.kv_bytes
 
 
+def test_a_quota_below_the_next_stages_count_is_no_answer() -> None:
+    """DART asked for 38 keeps 36; a schedule that says 36 before 38 would be refused."""
+    found = solved(Schedule.parse("dart@2:?,random@20:38t"), "72t", LLAVA, 576, 64)
+    assert found.plan([576]) == [[36], [36]]
+    assert Schedule.parse(str(found)) == found
+
+
 def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
     read = Schedule.parse("dart@2:?,random@20:38t")
     for budget in ("192t", "0.4"):
@@ -93,7 +102,7 @@ def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ("kv=10MiB", r"kv=10MiB cannot be met: the other stages alone leave 66\.88MiB to 219\.1MiB"),
+        ("kv=10MiB", r"kv=10MiB cannot be met: whatever the '\?' keeps, it is 66\.88MiB to 219\.1MiB"),
         ("flops=1%", "cannot be met"),
         ("kv=100", "write kv=30% or kv=100MiB"),
         ("flops=100MiB", "write flops=30% or flops=2.5T"),
@@ -105,6 +114,18 @@ def test_budgets_that_cannot_be(budget: str, message: str) -> None:
         solved(Schedule.parse("dart@2:?,random@20:38t"), budget, LLAVA, 576, 64)
 
 
+@pytest.mark.parametrize("unit", ["flops=%", "flops=G", "kv=%", "kv=MiB"])
+@pytest.mark.parametrize("text", ["dart@2:?", "dart@2:?,random@20:38t"])
+def test_what_is_said_to_be_possible_is(text: str, unit: str) -> None:
+    """The bounds of the message are taken as they are printed."""
+    kind, _, unit = unit.partition("=")
+    with pytest.raises(ScheduleError) as error:
+        solved(Schedule.parse(text), f"{kind}=0.001{unit}", LLAVA, 576, 64)
+    low, high = re.findall(rf"([\d.e+]+){unit}", str(error.value).partition("keeps, it is")[2])
+    for amount in (low, high):
+        solved(Schedule.parse(text), f"{kind}={float(amount):f}{unit}", LLAVA, 576, 64)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -112,6 +133,7 @@ def test_budgets_that_cannot_be(budget: str, message: str) -> None:
         (["dart@2:0.5", "--model", "llava"], "unknown architecture 'llava'"),
         (["dart@2:0.5", "--model", "llava-1.5-7b", "--layers", "28"], "has 32 decoder layers"),
         (["dart@30:0.5", "--model", "qwen2.5-vl-7b"], "layers are 0 to 27"),
+        (["dart@2:0.5", "--model", "llava-1.5-7b", "--text-tokens", "inf"], "--text-tokens"),
     ],
 )
 def test_errors_exit_with_2_and_one_message(args: list[str], message: str) -> None:
@@ -127,6 +149,24 @@ def test_the_curve_falls_where_a_stage_acts() -> None:
     assert top[7:] == "█" * 16 + " " * len(top[7 + 16 :])
     (bottom,) = [line for line in output.splitlines() if line.startswith("    96 ")]
     assert bottom[7:].rstrip() == "█" * 32
+
+
+@pytest.mark.parametrize(("layers", "columns"), [(36, 72), (40, 40), (80, 40)])
+def test_the_curve_of_a_deep_model_stays_on_the_line(tmp_path: Path, layers: int, columns: int) -> None:
+    """Of a terminal of 80 columns, 7 of them for the scale."""
+    text = {"num_hidden_layers": layers}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    call = ["schedule", f"vtw@{layers // 2}", "--model", str(tmp_path)]
+    output = CliRunner().invoke(app, call, env={**PLAIN, "COLUMNS": "80"}).output
+    curve = [line[7:].rstrip() for line in output.splitlines() if "█" in line]
+    assert curve == ["█" * (columns // 2)] * 6
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_a_small_models_cost_is_not_nothing(tmp_path: Path) -> None:
+    text = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 99}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    assert "prefill of the decoder 0.01 GFLOPs" in call("none", "--model", str(tmp_path), "--visual-tokens", "9").output
 
 
 def test_costs_need_no_torch() -> None:
