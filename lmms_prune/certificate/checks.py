@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmms_prune.certificate.case import STEPS, Case, off
-from lmms_prune.certificate.observe import Observed, bare_loop
+from lmms_prune.certificate.observe import Observed, Rewritten, bare_loop
 from lmms_prune.certificate.prompts import Row
 
 # How far logits may be apart, as a multiple of what the unpruned model's own logits are when they are made step by step
@@ -156,22 +156,42 @@ def permutation_permutes(case: Case, rows: Rows, name: str) -> Result:
 def _same_answers(check: str, case: Case, pairs: Sequence[tuple[Observed, int, Observed, int]]) -> Result:
     """One row of a run beside one of another: the same tokens kept, and the same logits as far as both go.
 
-    In 16-bit types rounding may decide between two tokens; then both runs are only held against the reference, each by
-    its own choice, and the case is counted.
+    In 16-bit types rounding may decide between two tokens, or which of two a third is merged into; then both runs are
+    only held against the reference, each by its own choice, and the case is counted.
     """
     worst, otherwise = 0.0, 0
     for one, number, other, place in pairs:
         mine, theirs = one.trace.rows[number], other.trace.rows[place]
         stages = range(len(case.schedule.stages))
-        if [mine.indices(i) for i in stages] == [theirs.indices(i) for i in stages]:
+        kept = [mine.indices(i) for i in stages] == [theirs.indices(i) for i in stages]
+        exact = case.subject.dtype == "float32"
+        if kept and (exact or _merged_alike(_written(one, number), _written(other, place), case.subject.dtype)):
             steps = min(one.logits.shape[1], other.logits.shape[1])
             worst = max(worst, off(one.logits[number, :steps], other.logits[place, :steps]))
-        elif case.subject.dtype == "float32":
+        elif exact:
             return Result(check, f"row {number} keeps other tokens")
         else:
             otherwise += 1
     note = "rows choose otherwise by rounding" if otherwise else ""
     return _within(check, worst, case, "the logits of a row differ by", note)
+
+
+def _written(seen: Observed, number: int) -> list[Rewritten]:
+    """What methods put into one row's images, by stage and image."""
+    first = sum(len(row.images) for row in seen.trace.rows[:number])
+    images = slice(first, first + len(seen.trace.rows[number].images))
+    return [one for layer in sorted(seen.rewritten) for one in seen.rewritten[layer][images] if one is not None]
+
+
+def _merged_alike(mine: Sequence[Rewritten], theirs: Sequence[Rewritten], dtype: str) -> bool:
+    """Whether two runs put the same into images' places, but for rounding: then they merged the same tokens."""
+    for one, other in zip(mine, theirs, strict=True):
+        if one.index != other.index:
+            return False
+        apart = (one.states.float() - other.states.float()).norm(dim=1)
+        if bool((apart > TIMES * ROUNDING[dtype] * other.states.float().norm(dim=1)).any()):
+            return False
+    return True
 
 
 def really_pruned(case: Case, rows: Rows, name: str) -> Result:

@@ -178,6 +178,29 @@ class TestADefectShows:
         assert "pruned" in failing(case_of(models, "random@1:0.5"))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_that_merges_otherwise(models: dict[str, Models], monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """In float32 nothing excuses it; in bfloat16 rounding may have decided, so it is counted, and the reference holds."""
+    from lmms_prune.methods.tome import ToMe
+
+    original = ToMe.rewrite
+
+    def alone_otherwise(self: ToMe, view: Any, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, index = original(self, view, keep)
+        if len(hidden) == 1:
+            hidden = hidden.clone()
+            place = int(keep[0].nonzero()[0])
+            hidden[0, place] = hidden[0, int(keep[0].nonzero()[1])]
+        return hidden, index
+
+    monkeypatch.setattr(ToMe, "rewrite", alone_otherwise)
+    case = Case(models["llava"].get(dtype, "sdpa"), Schedule.parse("tome@0:0.5"), "original")
+    found = {result.check: result for result in examine(case, "3")}
+    assert not found["reference"].reason
+    assert bool(found["alone"].reason) == (dtype == "float32")
+    assert bool(found["alone"].note) == (dtype == "bfloat16")
+
+
 def _longer(segment: Any) -> Any:
     segment.lengths = segment.lengths + 1
     return segment
