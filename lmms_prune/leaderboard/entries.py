@@ -14,7 +14,7 @@ from lmms_prune.leaderboard.samples import Ledger, Samples, SamplesError, read_s
 from lmms_prune.methods import METHODS
 from lmms_prune.schedule import Schedule, ScheduleError
 
-UNPRUNED, CONTROL, PRUNED, STOCK = "unpruned", "control", "pruned", "stock"
+UNPRUNED, CONTROL, ORACLE, PRUNED, STOCK = "unpruned", "control", "oracle", "pruned", "stock"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,8 @@ class Entry:
     Args:
         runs: that differ in their seed only.
         label: the schedule, with the settings that tell it from other entries of the same one.
-        kind: UNPRUNED, CONTROL (only methods of that class), PRUNED or STOCK (not a run of ours).
+        kind: UNPRUNED, CONTROL (only methods of that class), ORACLE (some method is told the answers), PRUNED or STOCK (not
+            a run of ours).
         samples: by task, of each run; only where all could be read and their scores are those recorded.
         ledger: what the documents of all tasks cost; None if a part was not measured.
         flaws: what is wrong with its samples.
@@ -145,8 +146,8 @@ def _kind(run: RunRecord) -> str:
         return STOCK
     if run.schedule == "none":
         return UNPRUNED
-    stages = methods_of(run.schedule)
-    return CONTROL if stages and all(METHODS[name].kind == "control" for name in stages) else PRUNED
+    kinds = {METHODS[name].kind for name in methods_of(run.schedule)}
+    return ORACLE if "oracle" in kinds else CONTROL if kinds == {"control"} else PRUNED
 
 
 def _labels(records: Sequence[RunRecord]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lmms_prune.leaderboard.benchmarks import TASKS
-from lmms_prune.leaderboard.entries import CONTROL
+from lmms_prune.leaderboard.entries import CONTROL, ORACLE
 from lmms_prune.leaderboard.formats import markdown_grid
 from lmms_prune.leaderboard.grids import Grid, Line, between, digits, label, number
 from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, Row
@@ -63,17 +63,17 @@ class Judgement:
 
 
 def judged(board: Leaderboard, limits: Limits, schedules: Sequence[str] | None = None) -> list[Judgement]:
-    """Hold rows against limits: by default all but baselines and controls.
+    """Hold rows against limits: by default all but baselines, controls and oracles.
 
     Args:
         board: the table.
         limits: what to keep.
-        schedules: only rows of these schedules, as executed; they may be controls.
+        schedules: only rows of these schedules, as executed; they may be controls or oracles.
     """
     found = []
     for model in board.models:
         for row in model.rows:
-            mine = row.kind != CONTROL if schedules is None else row.runs[0].schedule in schedules
+            mine = row.kind not in (CONTROL, ORACLE) if schedules is None else row.runs[0].schedule in schedules
             if mine and (row.baseline is not None or _lonely(model)):
                 found.append(Judgement(model.title, row, tuple(_checks(model, row, limits))))
     return found

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lmms_prune.leaderboard.benchmarks import TASKS
+from lmms_prune.leaderboard.entries import ORACLE
 from lmms_prune.leaderboard.rows import Against, Budget, Cell, Leaderboard, ModelTable, Row
 from lmms_prune.presets import PRESETS
 
@@ -77,13 +78,13 @@ def digits(task: str) -> int:
 
 
 def label(row: Row) -> str:
-    """The row's schedule, short enough for a table, and its seeds if they are several."""
+    """The row's schedule, short enough for a table, with its seeds if they are several; an oracle is called one."""
     schedule, *more = row.label.split(" (", 1)
     stages = schedule.split(",")
     if len(stages) > _LONG:
         names = [name for name, text in PRESETS.items() if text == schedule]
         schedule = names[0] if names else f"{stages[0]}, … ({len(stages)} stages)"
-    text = " (".join([schedule, *more])
+    text = " (".join([schedule, *more]) + (" [oracle]" if row.kind == ORACLE else "")
     return f"{text} × {len(row.seeds)} seeds" if len(row.seeds) > 1 else text
 
 
@@ -108,7 +109,7 @@ def scores(model: ModelTable) -> Grid:
             cells += [number(row.acc), _with_spread(row.rel, row.rel_sd, 1)]
             values = [None, None, *(row.score(task) for task in model.tasks), row.acc, row.rel]
             bold = {i for i, value in enumerate(values) if value is not None and best.get(i) == _shown(i, value, model)}
-            lines.append(Line(tuple(cells), frozenset(bold)))
+            lines.append(Line(tuple(cells), frozenset() if row.kind == ORACLE else frozenset(bold)))
     return without_empty_columns(Grid(model.title, columns, tuple(lines)))
 
 
@@ -123,11 +124,11 @@ def _shown(column: int, value: float, model: ModelTable) -> float:
 
 
 def _best(budget: Budget, tasks: Sequence[str]) -> dict[int, float]:
-    """By column, the largest printed number where at least two rows have one."""
+    """By column, the largest printed number where at least two rows have one; oracles do not compete."""
     best = {}
     getters = [*((lambda row, task=task: row.score(task)) for task in tasks), lambda row: row.acc, lambda row: row.rel]
     for i, get in enumerate(getters):
-        values = [value for row in budget.rows if (value := get(row)) is not None]
+        values = [value for row in budget.rows if row.kind != ORACLE and (value := get(row)) is not None]
         if len(values) > 1:
             best[i + 2] = round(max(values), digits(tasks[i]) if i < len(tasks) else 1)
     return best

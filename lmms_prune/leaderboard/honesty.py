@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lmms_prune.leaderboard.benchmarks import TASKS
-from lmms_prune.leaderboard.entries import STOCK, Entry, methods_of
+from lmms_prune.leaderboard.entries import ORACLE, STOCK, Entry, methods_of
 from lmms_prune.leaderboard.records import VERSIONS
 from lmms_prune.methods import METHODS
 
@@ -34,10 +34,9 @@ def _own(entry: Entry) -> Iterator[str]:
         yield "not a run of this plugin: no measured budget, and its circumstances are not recorded"
     elif entry.ledger is None:
         yield "no measured budget (answers from a cache carry no ledger)"
-    if oracles := sorted(
-        {name for run in entry.runs for name in methods_of(run.schedule) if METHODS[name].kind == "oracle"}
-    ):
-        yield f"{', '.join(oracles)} is told the right answers: a bound, not a method"
+    if entry.kind == ORACLE:
+        oracles = {name for run in entry.runs for name in methods_of(run.schedule) if METHODS[name].kind == "oracle"}
+        yield f"{', '.join(sorted(oracles))} is told the right answers: a bound, not a method"
     tasks = [(TASKS[name].name, task) for run in entry.runs for name, task in run.tasks.items()]
     limited = dict.fromkeys(f"{name} ({t.answered} of {t.documents})" for name, t in tasks if t.answered < t.documents)
     if limited:

@@ -113,7 +113,7 @@ class Row:
 
     Args:
         label: the schedule as executed, with further settings where others have the same one.
-        kind: "unpruned", "control", "pruned" or "stock".
+        kind: "unpruned", "control", "oracle", "pruned" or "stock".
         seeds: of its runs.
         cells: by task; a benchmark without a number has none.
         missing: columns of its baseline that it lacks.

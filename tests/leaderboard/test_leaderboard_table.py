@@ -10,6 +10,8 @@ import pytest
 from written import write_run
 
 from lmms_prune.leaderboard.formats import FORMATS
+from lmms_prune.leaderboard.gate import Limits, judged
+from lmms_prune.leaderboard.grids import scores
 from lmms_prune.leaderboard.notes import footnotes
 from lmms_prune.leaderboard.results import read_results
 from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, Row
@@ -231,6 +233,23 @@ def test_a_stock_run_is_the_baseline_only_where_there_is_no_other(tmp_path: Path
     write_run(tmp_path / "none", values(0.9))
     found = row(made(tmp_path), "dart@2:0.3")
     assert (found.baseline, found.marks) == ("none", ())
+
+
+def test_an_oracle_is_called_one_and_never_the_best(tmp_path: Path) -> None:
+    """It is told the answers: the best of the others is bold, and the gate judges it only where it is named."""
+    write_run(tmp_path / "a", values(0.9))
+    write_run(tmp_path / "b", values(0.8), oracle := "dart@1:0.9,information@2:0.25;of=worth", tokens=30)
+    write_run(tmp_path / "c", values(0.6), "dart@2:0.3", tokens=30)
+    write_run(tmp_path / "d", values(0.5), "random@2:0.3", tokens=30)
+    board = made(tmp_path)
+    lines = {line.cells[0]: line for line in scores(only(board)).lines if line.cells}
+    assert not lines[f"{oracle} [oracle]"].bold
+    assert len(lines["dart@2:0.3"].bold) == len(TASKS) + 2
+    assert not lines["random@2:0.3"].bold
+    (mark,) = row(board, oracle).marks
+    assert mark.startswith("information is told the right answers")
+    assert [one.row.label for one in judged(board, Limits(min_rel=1.0))] == ["dart@2:0.3"]
+    assert [one.row.label for one in judged(board, Limits(min_rel=1.0), [oracle])] == [oracle]
 
 
 def test_models_are_tables_of_their_own(tmp_path: Path) -> None:

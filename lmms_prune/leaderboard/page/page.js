@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const state = { model: 0, view: "table", sorted: {}, search: "", kind: "", budget: "", unmarked: false, columns: "scores",
   x: "tokens", y: "rel", task: "", changesRow: "", changesTask: "", direction: "worse", shown: 12 };
 const model = () => data.models[state.model];
-const KINDS = { unpruned: "unpruned", pruned: "pruned", control: "control", stock: "other model class" };
+const KINDS = { unpruned: "unpruned", pruned: "pruned", control: "control", oracle: "oracle", stock: "other model class" };
 
 // ---- elements: children are text nodes, so nothing that a data set or a model wrote is ever read as HTML ---------------
 
@@ -100,9 +100,11 @@ const tokensColumn = numeric("tokens", "Visual tokens, measured, average over th
 // ---- the table -------------------------------------------------------------------------------------------------------
 
 function strongest(row, get, digits = 1) {
-  const values = model().rows.filter((one) => one.budget === row.budget).map(get).filter(known);
+  // An oracle is told the answers: it does not compete.
+  const values = model().rows.filter((one) => one.budget === row.budget && one.kind !== "oracle").map(get).filter(known);
   const text = number(get(row), digits);
-  return el(values.length > 1 && text === number(Math.max(...values), digits) ? "strong" : "span", {}, text);
+  const best = row.kind !== "oracle" && values.length > 1 && text === number(Math.max(...values), digits);
+  return el(best ? "strong" : "span", {}, text);
 }
 
 function scoreColumn(task) {
@@ -223,7 +225,7 @@ function plot(width) {
       svg("text", { x: px(value), y: height - margin.bottom + 18, "text-anchor": "middle" }, String(value)));
   lines.push(svg("text", { class: "axis", x: width - margin.right, y: height - 8, "text-anchor": "end" }, xName));
   const front = [];
-  for (const row of [...points].sort((a, b) => x(a) - x(b) || y(b) - y(a)))
+  for (const row of [...points.filter((row) => row.kind !== "oracle")].sort((a, b) => x(a) - x(b) || y(b) - y(a)))
     if (!front.length || y(row) > y(front.at(-1))) front.push(row);
   lines.push(svg("polyline", { class: "front", points: front.map((row) => `${px(x(row))},${py(y(row))}`).join(" ") }));
   const said = document.getElementById("said");
