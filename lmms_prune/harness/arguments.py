@@ -78,6 +78,7 @@ class ModelArguments:
         additional: Mapping[str, Any] | None,
         defaults: Mapping[str, Any],
         refused: tuple[str, ...],
+        model: str = "llava_pruned",
     ) -> ModelArguments:
         """Read --model_args and the harness's own --batch_size and --device.
 
@@ -86,6 +87,7 @@ class ModelArguments:
             additional: the harness's own options; its default batch size (the int 1) gives way to --model_args.
             defaults: the model's own defaults.
             refused: fields that mean nothing for the model.
+            model: its name in lmms-eval, for what a message says to type.
 
         Raises:
             ArgumentError, ScheduleError: see the message.
@@ -112,7 +114,7 @@ class ModelArguments:
         read = {name: _read(name, value) for name, value in values.items() if value is not None}
         arguments = cls(**{**defaults, **read})
         if auto:
-            arguments = replace(arguments, schedule=_kept_schedule(arguments), budget=None)
+            arguments = replace(arguments, schedule=_kept_schedule(arguments, model), budget=None)
         low, high = arguments.min_pixels, arguments.max_pixels
         if low and high and low > high:
             raise ArgumentError(f"model_args: min_pixels={low} is more than max_pixels={high}; set both.")
@@ -253,10 +255,15 @@ def _read(name: str, value: Any) -> Any:
     return text
 
 
-def _kept_schedule(arguments: ModelArguments) -> Schedule:
+def _kept_schedule(arguments: ModelArguments, model: str) -> Schedule:
     """What ``schedule=auto`` stands for."""
     if arguments.budget is None:
         raise ArgumentError("model_args: schedule=auto needs a budget: schedule=auto,budget=192t or budget=0.5.")
+    if "=" in arguments.budget:
+        raise ArgumentError(
+            f"model_args: budget={arguments.budget}: what schedule=auto stands for is found for a budget of visual tokens; "
+            "use budget=192t or budget=0.5."
+        )
     path = calibration_file(arguments.pretrained, arguments.budget)
     try:
         text = kept_schedule(path)
@@ -265,8 +272,8 @@ def _kept_schedule(arguments: ModelArguments) -> Schedule:
     if text is None:
         raise ArgumentError(
             f"model_args: schedule=auto: {arguments.pretrained} was not yet calibrated at budget {arguments.budget} (there "
-            f"is no {path}). Do it with:\n  lmms-prune calibrate --model_args pretrained={arguments.pretrained} "
-            f"--tasks mme,textvqa_val --budget {arguments.budget}"
+            f"is no {path}). Do it with:\n  lmms-prune calibrate --model {model} --model_args "
+            f"pretrained={arguments.pretrained} --tasks mme,textvqa_val --budget {arguments.budget}"
         )
     return Schedule.parse(text)
 

@@ -62,7 +62,7 @@ def documents(
         only: by task, the numbers of the documents that are wanted; the others are not even read.
 
     Raises:
-        ArgumentError: a task that does not exist, or whose data cannot be read.
+        ArgumentError: a task that does not exist, or whose data or code cannot be read.
     """
     # It names every file of its own that is no task.
     logger.disable("lmms_eval")
@@ -82,6 +82,10 @@ def documents(
         raise ArgumentError(
             f"the data of {', '.join(tasks)} cannot be read ({type(cause).__name__}: {cause}). Start the command where an "
             "evaluation finds them: in the same folder, with the same HF_HOME and login."
+        ) from error
+    except ImportError as error:
+        raise ArgumentError(
+            f"--tasks {','.join(tasks)}: lmms-eval's own code for it needs what is not installed here ({error})."
         ) from error
     for task in _flat(made):
         split = task.config.test_split if task.has_test_docs() else task.config.validation_split

@@ -31,7 +31,7 @@ class Wrapper:
             ArgumentError, ScheduleError: see the message.
         """
         defaults = {"pretrained": self.family.default, **self.defaults}
-        return ModelArguments.read(given, additional, defaults, self.refused)
+        return ModelArguments.read(given, additional, defaults, self.refused, self.family.model_name)
 
 
 _LLAVA, _QWEN = SUPPORTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from lmms_prune.harness.documents import Document
     from lmms_prune.harness.pruned import PrunedModel
+    from lmms_prune.information.horizon import Horizon
     from lmms_prune.measurements import Store
 
 
@@ -187,7 +189,7 @@ def horizon(
         from lmms_prune.information.aggregate import by_sample
         from lmms_prune.information.depth import Evaluation, acts_at, evaluate
         from lmms_prune.information.horizon import find_horizon
-        from lmms_prune.information.plots import draw_horizon, draw_methods
+        from lmms_prune.information.plots import draw_methods
 
         names = task_names(tasks)
         ready = load_unpruned(model, model_args)
@@ -212,8 +214,7 @@ def horizon(
             removed = {n: scores[f"vtw@{n}"][task] for n in range(depth)}
             here = averages[averages.task == task]
             found.append(find_horizon(task, here, scores["none"][task], removed, epsilon, resamples, seed))
-            draw_horizon(found[-1], f"{about}, {task}", out / f"horizon-{task}")
-            found[-1].layers.to_csv(out / f"horizon-{task}.csv", index=False)
+            _write_horizon(found[-1], f"{about}, {task}", out)
             if chosen:
                 lines = _method_lines(task, alone, scores)
                 lines.to_csv(out / f"methods-{task}.csv", index=False)
@@ -223,14 +224,26 @@ def horizon(
     if as_json:
         typer.echo(json.dumps({"out": str(out), "depth": depth, "tasks": said}))
         return
-    table = Table(box=box.SIMPLE_HEAD, title=f"information horizon of {about}, {depth} layers ({depth}: none)")
+    Console().print(_horizons(found, f"information horizon of {about}, {depth} layers ({depth}: none)"))
+    typer.echo(f"tables and pictures are in {out}.")
+
+
+def _write_horizon(found: Horizon, title: str, out: Path) -> None:
+    """Both curves of a task, as a table and as a picture."""
+    from lmms_prune.information.plots import draw_horizon
+
+    draw_horizon(found, title, out / f"horizon-{found.task}")
+    found.layers.to_csv(out / f"horizon-{found.task}.csv", index=False)
+
+
+def _horizons(found: Sequence[Horizon], title: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title)
     for column in ("task", "horizon", "95 %", "by score", "by information", "VTW's criterion", "units"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for one in found:
         layers = (one.layer, f"{one.low} to {one.high}", one.by_accuracy, one.by_information, one.by_divergence)
         table.add_row(one.task, *map(str, layers), str(one.units))
-    Console().print(table)
-    typer.echo(f"tables and pictures are in {out}.")
+    return table
 
 
 def _alone(method: str, layer: int, keep: float, measured: Path) -> str:

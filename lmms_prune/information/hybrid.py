@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -28,6 +28,9 @@ from lmms_prune.information.given import (
     task_names,
 )
 from lmms_prune.schedule import Schedule, ScheduleError
+
+if TYPE_CHECKING:
+    from lmms_prune.information.propose import Proposal
 
 
 def calibrate(
@@ -59,8 +62,6 @@ def calibrate(
     """
     chosen = method_names(methods)
     with said_plainly():
-        import yaml
-
         from lmms_prune.harness.calibrations import calibration_file, keep_calibration
         from lmms_prune.information.aggregate import by_layer, by_sample
         from lmms_prune.information.depth import Evaluation
@@ -98,17 +99,25 @@ def calibrate(
         kept = calibration_file(checkpoint, budget)
         keep_calibration(kept, said)
         path = out / f"{Path(checkpoint).name}_auto-{budget}.yaml"
-        settings: dict[str, Any] = {"model": model}
-        settings |= {"model_args": f"{model_args},schedule={found.schedule}".strip(",")}
-        settings |= {"tasks": ",".join(names), "log_samples": True, "output_path": f"results/{path.stem}"}
-        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        _write_config(path, model, f"{model_args},schedule={found.schedule}".strip(","), names)
     if as_json:
         typer.echo(json.dumps({**said, "yaml": str(path), "kept": str(kept)}))
         return
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"information vanishes at layer {first}, removal is free at {layer}, of {ready.depth}",
-    )
+    _print(found, f"information vanishes at layer {first}, removal is free at {layer}, of {ready.depth}", limit)
+    typer.echo(f"{path}\nFrom now on schedule=auto,budget={budget} stands for it.")
+
+
+def _write_config(path: Path, model: str, model_args: str, tasks: list[str]) -> None:
+    """A YAML for ``lmms-eval --config``."""
+    import yaml
+
+    settings: dict[str, Any] = {"model": model, "model_args": model_args, "tasks": ",".join(tasks)}
+    settings |= {"log_samples": True, "output_path": f"results/{path.stem}"}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _print(found: Proposal, title: str, limit: int) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title=title)
     table.add_column("schedule", overflow="fold")
     table.add_column("loss", justify="right")
     table.add_column("95 %", justify="right")
@@ -118,13 +127,10 @@ def calibrate(
     sure = found.verified
     typer.echo(
         f"schedule={found.schedule}\nloses {sure.value:.1f} % of the unpruned scores ({sure.low:.1f} to {sure.high:.1f} %) "
-        f"on {limit} other documents of each task.\n"
-        + "".join(
-            f"there {text} loses {one.value:.1f} % ({one.low:.1f} to {one.high:.1f} %)\n"
-            for text, one in found.beside.items()
-        )
-        + f"{path}\nFrom now on schedule=auto,budget={budget} stands for it."
+        f"on {limit} other documents of each task."
     )
+    for text, one in found.beside.items():
+        typer.echo(f"there {text} loses {one.value:.1f} % ({one.low:.1f} to {one.high:.1f} %)")
 
 
 def _check_budget(budget: str, ready: Ready) -> None:

@@ -169,10 +169,14 @@ def test_the_options_of_an_evaluation() -> None:
 def test_auto_stands_for_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     read = WRAPPERS["llava_pruned"].read
-    with pytest.raises(ArgumentError, match=r"pretrained=org/model --tasks .* --budget 192t"):
+    with pytest.raises(ArgumentError, match=r"--model llava_pruned .*pretrained=org/model --tasks .* --budget 192t"):
         read("pretrained=org/model,schedule=auto,budget=192t", None)
+    with pytest.raises(ArgumentError, match=r"calibrate --model qwen2_5_vl_pruned --model_args pretrained=org/model"):
+        WRAPPERS["qwen2_5_vl_pruned"].read("pretrained=org/model,schedule=auto,budget=192t", None)
     with pytest.raises(ArgumentError, match="schedule=auto needs a budget"):
         read("schedule=auto", None)
+    with pytest.raises(ArgumentError, match="budget=flops=40%: .* is found for a budget of visual tokens"):
+        read({"schedule": "auto", "budget": "flops=40%"}, None)
     path = calibration_file("org/model", "192t")
     keep_calibration(path, {"schedule": "dart@2:0.4,random@20:0.05"})
     found = read("pretrained=org/model,schedule=auto,budget=192t", None)
