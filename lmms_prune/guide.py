@@ -6,7 +6,7 @@ Paper: https://arxiv.org/abs/2412.03324 (SGL). Dimension letters: R rows, L sequ
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class AnswerAttention:
         self.ends = torch.tensor(ends)
         yield self.parts.multimodal.register_forward_pre_hook(self._see_tokens, with_kwargs=True)
         for layer, module in enumerate(self.parts.layers):
-            yield module.register_forward_hook(self._layer_hook(layer), with_kwargs=True)
+            yield module.register_forward_hook(partial(self._see_layer, layer), with_kwargs=True)
 
     def _see_tokens(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -77,16 +77,13 @@ class AnswerAttention:
             ended = torch.isin(ids[:, 0].cpu(), self.ends)
             self.alive &= ~ended
 
-    def _layer_hook(self, layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            state = LayerInput(layer, hidden, kwargs["position_embeddings"])
-            if hidden.shape[1] > 1:
-                self._add_prompt(state)
-            else:
-                self._add_step(state, kwargs["past_key_values"].layers[layer].keys)
-
-        return hook
+    def _see_layer(self, layer: int, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        state = LayerInput(layer, hidden, kwargs["position_embeddings"])
+        if hidden.shape[1] > 1:
+            self._add_prompt(state)
+        else:
+            self._add_step(state, kwargs["past_key_values"].layers[layer].keys)
 
     def _add_prompt(self, state: LayerInput) -> None:
         view = self.layout.view(self.parts, state, None, 0)

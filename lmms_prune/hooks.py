@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,8 +60,9 @@ def prune(
         ScheduleError: the schedule does not fit the model.
         UnsupportedModelError: the model, its attention kernel, or the position policy is not supported.
         PruningError: beam search, assisted or chunked decoding, generation without a cache, a cache that cannot hold
-            layers of different lengths, right padding, video input, a block inside a block, or a schedule that never
-            got to act (an image with no more tokens than a stage keeps is left whole; that is no error).
+            layers of different lengths, right padding, video input, a block inside a block, a schedule that never
+            got to act (an image with no more tokens than a stage keeps is left whole; that is no error), or one that
+            was not executed as planned, with the sample's name.
     """
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
     trace, parts = Trace(schedule), _fitting(model, schedule)
@@ -231,7 +233,7 @@ class _Pruner:
         yield parts.multimodal.register_forward_pre_hook(self.see_inputs, with_kwargs=True)
         yield parts.decoder.register_forward_pre_hook(self.begin, with_kwargs=True)
         for layer, module in enumerate(parts.layers):
-            yield module.register_forward_pre_hook(self._layer_hook(layer), with_kwargs=True)
+            yield module.register_forward_pre_hook(partial(self.enter_layer, layer), with_kwargs=True)
         yield parts.decoder.register_forward_hook(self.end)
 
     # -- the whole model -------------------------------------------------------------------------------------------
@@ -299,14 +301,17 @@ class _Pruner:
             running.cache = cache
         layout, cache = running.layout, running.cache
         layout.verify()
+        # Errors and no asserts: these guard figures, and must hold under python -O, too.
         for row in layout.traces:
-            assert self.schedule.at_most or row.kept == self.schedule.plan(row.images), "another plan was executed"
-            assert len(row.computed) == len(self.parts.layers), "a decoder layer did not run"
+            if not self.schedule.at_most and row.kept != (plan := self.schedule.plan(row.images)):
+                raise PruningError(f"sample {row.sample}: {row.kept} tokens were kept, planned were {plan}.")
+            if len(row.computed) != (layers := len(self.parts.layers)):
+                raise PruningError(f"sample {row.sample}: {len(row.computed)} of {layers} decoder layers ran.")
         if cache is not None and layout.traces:
-            held = [layer.keys.shape[-2] for layer in cache.layers]
-            assert held == layout.traces[0].computed, (
-                f"the cache holds {held}, planned were {layout.traces[0].computed}"
-            )
+            held, planned = [layer.keys.shape[-2] for layer in cache.layers], layout.traces[0].computed
+            if held != planned:
+                names = ", ".join(row.sample for row in layout.traces)
+                raise PruningError(f"samples {names}: the cache holds {held} tokens, planned were {planned}.")
             self._crop_caches(running)
             for row in layout.traces:
                 row.cached = [layer.keys.shape[-2] for layer in cache.layers]
@@ -345,20 +350,18 @@ class _Pruner:
 
     # -- one layer -------------------------------------------------------------------------------------------------
 
-    def _layer_hook(self, layer: int) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict]]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            running = self.running
-            if self.asleep:
-                return args, kwargs
-            assert running is not None, "a decoder layer ran by itself"
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            if self.decoding:
-                kwargs = self._swap_step(running.segments[layer], kwargs, hidden)
-            else:
-                hidden, kwargs = self._swap_prefill(running, layer, hidden, kwargs)
-            return (hidden, *args[1:]), kwargs
-
-        return hook
+    def enter_layer(self, layer: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Before a decoder layer: give it what a stage has left."""
+        running = self.running
+        if self.asleep:
+            return args, kwargs
+        assert running is not None, "a decoder layer ran by itself"
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        if self.decoding:
+            kwargs = self._swap_step(running.segments[layer], kwargs, hidden)
+        else:
+            hidden, kwargs = self._swap_prefill(running, layer, hidden, kwargs)
+        return (hidden, *args[1:]), kwargs
 
     def _swap_prefill(self, running: _Prefill, layer: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         segment = running.segments[layer - 1] if layer else None

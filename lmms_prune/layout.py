@@ -56,7 +56,7 @@ class Layout:
     counts: list[int]
     lengths: list[int]
     memory: dict[str, object] = field(default_factory=dict)
-    checks: list[Bool[Tensor, ""]] = field(default_factory=list)
+    checks: list[Bool[Tensor, " I"]] = field(default_factory=list)
     recycled: list[Int[Tensor, " I"] | None] = field(default_factory=list)
 
     @classmethod
@@ -155,8 +155,8 @@ class Layout:
 
     def cut(self, keep: Bool[Tensor, "I V"], counts: list[int], recycled: Int[Tensor, " I"] | None) -> Packing:
         """Remove all visual tokens but the kept ones; returns where the columns of the sequence go."""
-        self.checks.append((keep <= self.visual.valid).all())
-        self.checks.append((keep.sum(1) == torch.tensor(counts, device=keep.device)).all())
+        self.checks.append((keep <= self.visual.valid).all(1))
+        self.checks.append(keep.sum(1) == torch.tensor(counts, device=keep.device))
         keep = keep & self.visual.valid
         dropped = self.visual.valid & ~keep
         # A column is dropped if any image drops it there; padding entries point at column 0 and drop nothing.
@@ -192,25 +192,34 @@ class Layout:
     def record_all(self, recycled: Int[Tensor, " I"] | None = None) -> None:
         """Write down which original visual tokens are present now, as the outcome of a stage."""
         self.recycled.append(recycled)
-        image = 0
+        image, whole = 0, []
         for row in self.traces:
             masks = []
             for size in row.images:
                 mask = torch.zeros(size, dtype=torch.bool, device=self.index.device)
                 mask[self.index[image, : self.counts[image]]] = True
-                self.checks.append(mask.sum() == self.counts[image])
+                whole.append(mask.sum() == self.counts[image])
                 masks.append(mask)
                 image += 1
             row.masks.append(masks)
             row.kept.append([int(n) for n in self.counts[image - len(masks) : image]])
+        if whole:
+            self.checks.append(torch.stack(whole))
 
     def verify(self) -> None:
-        """One look at the device after a prefill: every method kept what was planned, of what was there."""
+        """One look at the device after a prefill: every method kept what was planned, of what was there.
+
+        Raises:
+            PruningError: one did not; the message names the samples.
+        """
         if self.checks:
-            assert bool(torch.stack([check.cpu() for check in self.checks]).all()), (
-                "a method kept another number of tokens than its row in METHODS says, tokens that were not there, or an "
-                "index twice"
-            )
+            right = torch.stack([check.cpu() for check in self.checks]).all(0).tolist()
+            wrong = [self.traces[row].sample for row, held in zip(self.owning_rows, right, strict=True) if not held]
+            if wrong:
+                raise PruningError(
+                    f"sample {', '.join(dict.fromkeys(wrong))}: a method kept another number of tokens than its row in "
+                    "METHODS says, tokens that were not there, or an index twice."
+                )
         for recycled in self.recycled:
             counts = iter([0] * len(self.counts) if recycled is None else recycled.tolist())
             for row in self.traces:
@@ -254,9 +263,10 @@ def read_rows(
     """
     names = _sample_ids(ids, pads, samples)
     fixed, grids = parts.family.tokens_per_image(parts.config), parts.grid_sizes(inputs)
+    image_token = parts.config.image_token_id  # read once: the library's configurations take microseconds a time
     traces, spans = [], []
     for b, (row, pad) in enumerate(zip(ids, pads, strict=True)):
-        found = parts.family.image_spans([token == parts.config.image_token_id for token in row], fixed, grids)
+        found = parts.family.image_spans([token == image_token for token in row], fixed, grids)
         grids = grids[len(found) :]
         images = [size for _, size in found]
         traces.append(RowTrace(names[b], len(row) - pad - sum(images), images))

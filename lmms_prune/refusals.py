@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 
 class PruningError(RuntimeError):
-    """A way of running the model in which the cut tokens, or their positions, would go wrong."""
+    """A way of running the model in which the cut tokens, or their positions, would go wrong, or a prefill in which they did."""
 
 
 def refuse_inputs(inputs: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ def refuse_cache(cache: Any) -> None:
         message = f"the cache {what} preallocates or reorders what is cut; use the default (DynamicCache)."
         raise PruningError(message)
     for name in ("reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices"):
-        setattr(cache, name, _refusal(name))
+        setattr(cache, name, partial(_refuse, name))
 
 
 def refuse_growing_prompt(before: Tensor, now: Tensor) -> None:
@@ -46,9 +46,6 @@ def refuse_growing_prompt(before: Tensor, now: Tensor) -> None:
         )
 
 
-def _refusal(name: str) -> Callable[..., None]:
-    def refuse(*args: object, **kwargs: object) -> None:
-        message = f"the generation called the cache's {name}: beam search, assisted and contrastive decoding are not "
-        raise PruningError(message + "supported while pruning; use num_beams=1 and plain greedy or sampled decoding.")
-
-    return refuse
+def _refuse(name: str, *args: object, **kwargs: object) -> None:
+    message = f"the generation called the cache's {name}: beam search, assisted and contrastive decoding are not "
+    raise PruningError(message + "supported while pruning; use num_beams=1 and plain greedy or sampled decoding.")

@@ -267,7 +267,16 @@ class Schedule:
         limit, in_tokens = _parse_budget(budget, n, visual_tokens)
 
         def unmet(smallest: Fraction | float, largest: Fraction | float) -> str:
-            return _unmet(budget, n, in_tokens, Fraction(smallest), Fraction(largest))
+            step, unit = (Fraction(1, 100), "t") if in_tokens else (Fraction(n, _FINE), "")
+
+            def said(amount: Fraction) -> str:  # of two decimals in tokens, four as a ratio
+                return f"{float(amount if in_tokens else amount / n):.10g}{unit}"
+
+            before = Fraction(sum(self.before_unknown(layers, n)), layers)
+            # Rounded inwards, so that what is said to be possible is.
+            possible = said(ceil(smallest / step) * step), said(floor(largest / step) * step)
+            fixed = self.stages[index].layer if smallest > limit else 0
+            return cannot_be_met(budget, fixed, "average", said(round(before / step) * step), *possible)
 
         # A ratio is sought on a grid of four decimals, so that it means the same for every image.
         solved = self._largest(index, n, in_tokens, lambda filled: filled.average(layers, [n]), limit, unmet)
@@ -297,6 +306,11 @@ class Schedule:
         solved = self._largest(self._to_solve(), visual_tokens, True, cost, limit, unmet)
         solved.check(layers, [visual_tokens])
         return solved
+
+    def before_unknown(self, layers: int, visual_tokens: int) -> list[int]:
+        """Visual tokens of an image of `visual_tokens` that enter the decoder layers before the stage with the ``?``."""
+        index = self._to_solve()
+        return Schedule(self.stages[:index]).layer_counts(layers, [visual_tokens])[: self.stages[index].layer]
 
     def _to_solve(self) -> int:
         """The stage whose keep a budget is to solve."""
@@ -403,6 +417,21 @@ def share(total: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
+def cannot_be_met(budget: str | float, fixed: int, verb: str, alone: str, smallest: str, largest: str) -> str:
+    """What is said of a budget that no keep meets.
+
+    Args:
+        budget: as it was given.
+        fixed: where it is too small, the number of layers before the ``?``, which no keep changes; else 0.
+        verb, alone: what these layers do to it by themselves, in words: "average", "36t".
+        smallest, largest: what can be met.
+    """
+    layers = {0: "", 1: f"layer 0 alone {verb}s {alone}; "}.get(
+        fixed, f"layers 0 to {fixed - 1} alone {verb} {alone}; "
+    )
+    return f"the budget {budget} cannot be met: {layers}the smallest possible is {smallest}, the largest {largest}."
+
+
 def _number(text: str) -> Decimal | None:
     """The number that `text` is, of at most _DIGITS digits before and behind the point; None if it is none."""
     try:
@@ -444,11 +473,6 @@ def _parse_budget(budget: str | float, n: int, visual_tokens: int | None) -> tup
     if not 0 <= amount <= 1:
         raise ScheduleError(f"budget '{text}' is a ratio and must lie in [0, 1]; for tokens write '{text}t'.")
     return amount * n, False
-
-
-def _unmet(budget: str | float, n: int, in_tokens: bool, smallest: Fraction, largest: Fraction) -> str:
-    low, high = (f"{float(v):.2f}t" if in_tokens else f"{float(v / n):.4f}" for v in (smallest, largest))
-    return f"the budget {budget} cannot be met: the other stages leave averages from {low} to {high}."
 
 
 class _Parser:

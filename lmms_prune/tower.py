@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -125,9 +125,9 @@ class TowerRecorder:
         yield self.parts.tower.register_forward_pre_hook(self._begin, with_kwargs=True)
         for number, block in enumerate(self.parts.tower_blocks):
             if number in self.asks.attention:
-                yield block.register_forward_pre_hook(self._before(number), with_kwargs=True)
+                yield block.register_forward_pre_hook(partial(self._before, number), with_kwargs=True)
             if number in outputs:
-                yield block.register_forward_hook(self._after(number))
+                yield block.register_forward_hook(partial(self._after, number))
         yield self.parts.tower.register_forward_hook(self._end)
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -137,19 +137,13 @@ class TowerRecorder:
         self.run = TowerRun(pixels, args[1] if len(args) > 1 else kwargs.get("grid_thw"))
         self._recording = True
 
-    def _before(self, number: int) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            if self._recording and self.run is not None:
-                self.run.inputs[number] = (args[0] if args else kwargs["hidden_states"], kwargs)
+    def _before(self, number: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._recording and self.run is not None:
+            self.run.inputs[number] = (args[0] if args else kwargs["hidden_states"], kwargs)
 
-        return hook
-
-    def _after(self, number: int) -> Any:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            if self._recording and self.run is not None:
-                self.run.outputs[number] = output[0] if isinstance(output, tuple) else output
-
-        return hook
+    def _after(self, number: int, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._recording and self.run is not None:
+            self.run.outputs[number] = output[0] if isinstance(output, tuple) else output
 
     def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not self._recording or self.run is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ BELOW = {
     "sweep": {"configs", "console", "harness"},
     "bench": {
         "console",
+        "drawing",
         "efficiency",
         "families",
         "harness",
@@ -48,6 +50,7 @@ BELOW = {
         "view",
     },
     "console": set(),
+    "drawing": set(),
     "certificate": {
         "console",
         "demo",
@@ -63,6 +66,7 @@ BELOW = {
     "information": {
         "configs",
         "console",
+        "drawing",
         "families",
         "harness",
         "hooks",
@@ -98,7 +102,7 @@ BELOW = {
     "families": {"ragged", "supported"},
     "supported": set(),
     "schedule": {"methods", "presets"},
-    "efficiency": {"schedule"},
+    "efficiency": {"console", "schedule"},
     "places": set(),
     "presets": set(),
     "measurements": set(),
@@ -123,12 +127,14 @@ ONLY_IN = {
         "demo",
         "bench",
         "console",
+        "efficiency",
         "information",
         "leaderboard",
         "configs",
         "sweep",
     },
     "optuna": {"calibration"},
+    "matplotlib": {"drawing", "information"},
 }
 
 
@@ -163,6 +169,15 @@ def test_the_environment_is_read_at_the_command_line_only() -> None:
     for path in FILES:
         if part(path) != "cli":
             assert "os.environ" not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if part(path) != "demo"], ids=lambda path: path.name)
+def test_an_assert_only_narrows_a_type(path: Path) -> None:
+    """Under ``python -O`` there are none: what guards a figure or looks at what a user gave is an error of its own."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assert):
+            said = ast.unparse(node.test)
+            assert re.fullmatch(r"isinstance\([\w.]+, \w+\)|[\w.]+ is not None|\w+ != [A-Z]+", said), f"{path}: {said}"
 
 
 def run(code: str) -> str:

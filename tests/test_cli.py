@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import lmms_prune
-from lmms_prune.cli import app
+from lmms_prune.cli import COMMANDS, app
 from lmms_prune.methods import METHODS
 
 # What the caller's terminal is must not matter.
@@ -25,6 +26,30 @@ def call(*args: str):
 
 def test_version() -> None:
     assert call("--version").output == f"lmms-prune {lmms_prune.__version__}\n"
+
+
+def test_every_command_is_where_it_is_looked_for() -> None:
+    """They are imported by name; a wrong one of these would show only when its command is called."""
+    group = typer.main.get_command(app)
+    names = [*COMMANDS, "methods", "demo"]
+    assert sorted(group.commands) == sorted(names)
+    for name in names:
+        assert group.commands[name].name == name
+        assert call(name, "--help").output.split()[2] == name
+    assert list(group.commands["calibrate"].commands) == ["fitprune", "vflowopt", "vtw", "hybrid"]
+    assert "Did you mean 'schedule'?" in call("scedule").output
+
+
+def test_a_command_waits_for_no_other() -> None:
+    """Of this package, what describes schedules and costs is imported for `schedule`; and rich only to draw with."""
+    code = (
+        "import sys; from lmms_prune.cli import app; "
+        "app(['schedule', 'dart@2:0.5', '--model', 'llava-1.5-7b', '--json'], standalone_mode=False); "
+        "print(sorted(name for name in sys.modules if name.startswith('lmms_prune.') and name.endswith('commands')), "
+        "'rich.table' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "['lmms_prune.efficiency.commands'] False"
 
 
 def test_schedule_shows_stages_and_the_average() -> None:

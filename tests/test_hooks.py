@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,32 +38,42 @@ REWRITING = ["pool@0:0.5,pool@3:0.2", "visionzip@0:0.5,random@4:0.2", "tome@2:0.
 KEEP_ALL = ["random@0:1", "divprune@0:1,dart@2:1.0,fastv@7:1", "dart@3:5000t"]
 
 
+PREPARED: dict[tuple[str, torch.dtype], list[dict[str, torch.Tensor]]] = {}
+
+
+def prepared(family: Family) -> list[dict[str, torch.Tensor]]:
+    """The mixed batch and then its rows, each by itself: prepared once, and copied for each test."""
+    key = (family.name, family.model.dtype)
+    if key not in PREPARED:
+        images = [[noise(1)], [noise(2, 140, 84), noise(3)], [], [noise(4, 84, 168)]]
+        questions = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[2], QUESTIONS[1]]
+        alone = [family.inputs([question], [row]) for question, row in zip(questions, images, strict=True)]
+        PREPARED[key] = [family.inputs(questions, images), *alone]
+    return [{name: tensor.clone() for name, tensor in inputs.items()} for inputs in PREPARED[key]]
+
+
 def mixed_batch(family: Family) -> dict[str, torch.Tensor]:
     """Rows of different lengths: one image, two images, no image, one image of another size."""
-    images = [[noise(1)], [noise(2, 140, 84), noise(3)], [], [noise(4, 84, 168)]]
-    return family.inputs([QUESTIONS[0], QUESTIONS[1], QUESTIONS[2], QUESTIONS[1]], images)
+    return prepared(family)[0]
 
 
 def single_rows(family: Family) -> list[dict[str, torch.Tensor]]:
     """The rows of `mixed_batch`, each by itself."""
-    images = [[noise(1)], [noise(2, 140, 84), noise(3)], [], [noise(4, 84, 168)]]
-    questions = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[2], QUESTIONS[1]]
-    return [family.inputs([question], [row]) for question, row in zip(questions, images, strict=True)]
+    return prepared(family)[1:]
 
 
-def generate(family: Family, inputs: dict[str, torch.Tensor], **options):
+def generate(family: Family, inputs: dict[str, torch.Tensor], steps: int = STEPS):
     return family.model.generate(
         **inputs,
         do_sample=False,
-        max_new_tokens=STEPS,
-        min_new_tokens=STEPS,
+        max_new_tokens=steps,
+        min_new_tokens=steps,
         return_dict_in_generate=True,
         output_logits=True,
         suppress_tokens=None,
         begin_suppress_tokens=None,
         sequence_bias=None,
         exponential_decay_length_penalty=None,
-        **options,
     )
 
 
@@ -121,16 +134,18 @@ def test_pruned_equals_the_masked_reference(loaded, answered, name: str, schedul
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ["llava", "qwen"])
 def test_a_row_in_a_batch_equals_the_row_alone(loaded, name: str, schedule: str, attention: str) -> None:
-    # The library's eager attention computes its softmax in float32, where its float64 mask overflows.
+    # The library's eager attention computes its softmax in float32, where its float64 mask overflows. Few steps: the
+    # masked reference follows each row of a batch, alone, through all of them.
+    steps = 4
     family = loaded(name, torch.float32 if attention == "eager" else torch.float64, attention)
     tolerance = 1e-3 if attention == "eager" else 1e-5
     with prune(family.model, schedule, seed=3) as trace:
-        batch = generate(family, mixed_batch(family))
+        batch = generate(family, mixed_batch(family), steps)
     for row, alone in enumerate(single_rows(family)):
         with prune(family.model, schedule, seed=3) as single:
-            output = generate(family, alone)
+            output = generate(family, alone, steps)
         assert_same(output.logits[0][0], batch.logits[0][row], tolerance)
-        assert output.sequences[0, -STEPS:].tolist() == batch.sequences[row, -STEPS:].tolist()
+        assert output.sequences[0, -steps:].tolist() == batch.sequences[row, -steps:].tolist()
         stages = range(len(single.schedule.stages))
         assert [single.rows[0].indices(i) for i in stages] == [trace.rows[row].indices(i) for i in stages]
 
@@ -434,8 +449,55 @@ class TestRefusals:
 
 def test_a_method_that_keeps_another_number_is_caught(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmms_prune.methods.random.Random.select", lambda self, view, budget: view.valid)
-    with pytest.raises(AssertionError, match="another number"), prune(family.model, "random@2:0.5"):
+    names = ["a", "b", "c", "d"]  # the third one has no image
+    with (
+        pytest.raises(PruningError, match=r"^sample a, b, d: a method kept another number"),
+        prune(family.model, "random@2:0.5", samples=names),
+    ):
         generate(family, mixed_batch(family))
+
+
+def test_a_layer_that_ran_twice_is_caught(family: Family) -> None:
+    """Its keys are in the cache twice, so that every later token would read them twice."""
+
+    def again(module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
+        cache = kwargs["past_key_values"].layers[3]
+        cache.keys, cache.values = (torch.cat([states, states], 2) for states in (cache.keys, cache.values))
+
+    handle = family.model.model.language_model.layers[3].register_forward_hook(again, with_kwargs=True)
+    try:
+        with (
+            pytest.raises(PruningError, match=r"^samples a, b, c, d: the cache holds \[.*\] tokens, planned were \["),
+            prune(family.model, "random@2:0.5", samples=["a", "b", "c", "d"]),
+        ):
+            generate(family, mixed_batch(family))
+    finally:
+        handle.remove()
+
+
+OPTIMISED = """
+import sys
+import torch
+from tiny import load, noise
+from lmms_prune import prune
+from lmms_prune.methods.random import Random
+from lmms_prune.refusals import PruningError
+assert False, "asserts are on"
+family = load("llava", sys.argv[1], torch.float32, "sdpa")
+Random.select = lambda self, view, budget: view.valid
+try:
+    with prune(family.model, "random@2:0.5", samples=["a"]):
+        family.model.generate(**family.inputs(["?"], [[noise(1)]]), max_new_tokens=2)
+except PruningError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_what_guards_figures_guards_them_under_python_o_too(folders) -> None:
+    command = [sys.executable, "-O", "-c", OPTIMISED, str(folders["llava"])]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("sample a: a method kept another number"), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])

@@ -275,9 +275,16 @@ def test_the_error_is_shown_as_designed() -> None:
             "dart@2:?",
             "20t",
             576,
-            "the budget 20t cannot be met: the other stages leave averages from 36.00t to 576.00t",
+            "20t cannot be met: layers 0 to 1 alone average 36t; the smallest possible is 36t, the largest 576t.",
         ),
-        ("divprune@0:0.5,random@20:?", "0.9", 576, "cannot be met"),
+        ("dart@1:?", "0", 576, "0 cannot be met: layer 0 alone averages 0.0312; the smallest possible is 0.0313,"),
+        # A budget that is too large: what comes before is not to blame.
+        (
+            "divprune@0:0.5,random@20:?",
+            "0.9",
+            576,
+            "0.9 cannot be met: the smallest possible is 0.3125, the largest 0.5.",
+        ),
         ("dart@2:0.5", "192t", 576, "exactly one '?'"),
         ("dart@2:?,random@9:?", "192t", 576, "exactly one '?'"),
         ("dart@2:?", "2", 576, "for tokens write '2t'"),

@@ -70,7 +70,7 @@ def bench(
         ready = given_model(model, arch, layers, dtype, device)
         cases = [Case(*numbers) for numbers in product(*sweep)]
         rows = None if ready.fixed else sides
-        progress = Console(stderr=True, highlight=False, soft_wrap=True).print
+        progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
         measured = time_schedules(ready.model, wanted, cases, rows, repeats, progress)
         if plot is not None:
             chart(measured, plot, ready.title)
@@ -78,7 +78,7 @@ def bench(
         typer.echo(json.dumps({"model": ready.title, "repeats": repeats, **described(measured)}))
         return
     for table in tables(measured, ready.title):
-        Console().print(table)
+        Console(markup=False).print(table)
 
 
 def bench_methods(
@@ -120,7 +120,7 @@ def bench_methods(
     for timing in sorted(timings, key=lambda t: t.seconds):
         parts = (f"{timing.seconds * 1e3:.2f}", f"{timing.of_layer:.2%}", f"{timing.of_prefill:.3%}")
         table.add_row(timing.method, str(timing.layer), *parts)
-    Console().print(table)
+    Console(markup=False).print(table)
     Console().print(f"One unpruned decoder layer: {layer * 1e3:.1f} ms.")
 
 
@@ -160,7 +160,7 @@ def bench_throughput(
             repeats,
             device,
             task_configs(),
-            Console(stderr=True, highlight=False, soft_wrap=True).print,
+            Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print,
         )
     if as_json:
         typer.echo(json.dumps({"task": task, "device": device, "runs": [asdict(one) for one in found]}))
@@ -168,7 +168,7 @@ def bench_throughput(
     table = Table("model", "batch", "samples a second", "of the stock wrapper's", title=f"{task}, {device}")
     for one in found:
         table.add_row(one.name, one.batch_size, f"{one.per_second:.2f}", f"{one.per_second / found[0].per_second:.2f}x")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def bench_information(
@@ -201,7 +201,7 @@ def bench_information(
     if as_json:
         typer.echo(json.dumps({"model": ready.title, "block": block, "repeats": repeats, **said}))
         return
-    Console(highlight=False, soft_wrap=True).print(
+    Console(highlight=False, markup=False, soft_wrap=True).print(
         f"{ready.title}\n{found.units} units at {found.layers} layers: {found.seconds:.2f} s together; one full run for "
         f"each, {found.units * found.layers} in all: {found.runs_seconds:.1f} s. {found.ratio:.1f}x."
     )

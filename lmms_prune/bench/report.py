@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
-from math import isinf
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from lmms_prune.bench.schedules import PARTS, WORTH, Measured, break_even
+from lmms_prune.bench.gains import WORTH, BreakEven, break_even
+from lmms_prune.bench.schedules import PARTS, Measured
 
 _COLOURS = {"tower": "#7f7f7f", "selection": "#d62728", "prefill": "#1f77b4", "decode": "#aec7e8"}
 _CAPTION = (
-    "faster: the unpruned model's time over this one's; FLOPs: what they promise; real: the share of the promised "
-    f"saving that came true; until: new tokens from which on less than {WORTH}x is left"
+    "ideal: the speed-up that the FLOPs promise; realised: the unpruned model's time over this one's; fraction: "
+    f"realised / ideal; ≥ {WORTH}x: the numbers of new tokens at which so much is realised"
 )
 
 
@@ -29,14 +29,16 @@ def tables(measured: Sequence[Measured], title: str) -> list[Table]:
         heading = f"{title}\nbatch {case.batch}, {case.text_tokens} text tokens, {case.new_tokens} new tokens"
         table = Table(title=heading, box=box.SIMPLE, padding=0, pad_edge=False, caption=_CAPTION)
         table.add_column("schedule", overflow="fold")
-        for head in ("ms ± 95 %", "tower", "select", "prefill", "decode", "faster", "FLOPs", "real", "until"):
+        # Broken, so that 80 columns hold them.
+        gained = ("ideal", "real-\nised", "frac-\ntion", f"≥ {WORTH}x")
+        for head in ("ms ± 95 %", "tower", "select", "prefill", "decode", *gained):
             table.add_column(head, justify="right", no_wrap=True)
         for one in group:
             time = f"{_ms(one.seconds)} ±{_ms((one.high - one.low) / 2)}"
             gains = ["", "", "", ""]
             if one.schedule != "none":
-                share = "-" if one.realised is None else f"{one.realised:.0%}"
-                gains = [f"{one.speedup:.2f}x", f"{one.ideal:.2f}x", share, _length(ends[_line(one)])]
+                speedups = [f"{one.ideal_speedup:.2f}x", f"{one.realised_speedup:.2f}x"]
+                gains = [*speedups, f"{one.realised_fraction:.0%}", str(ends[_line(one)])]
             name = one.schedule.replace(",", ",\n")
             table.add_row(name, time, *(_ms(one.parts[part]) for part in PARTS), *gains)
         if peaks := [one.peak_bytes for one in measured if one.case == case and one.peak_bytes is not None]:
@@ -48,9 +50,9 @@ def tables(measured: Sequence[Measured], title: str) -> list[Table]:
 
 
 def described(measured: Sequence[Measured]) -> dict[str, Any]:
-    """For ``--json``; a break-even that is never reached is null, and so is one that one length cannot tell."""
+    """For ``--json``, in the names of `Measured` and `BreakEven`."""
     ends = [
-        {"schedule": schedule, "batch": batch, "text_tokens": text, "new_tokens": None if isinf(end or 0.0) else end}
+        {"schedule": schedule, "batch": batch, "text_tokens": text, **asdict(end)}
         for (schedule, batch, text), end in _ends(measured).items()
         if schedule != "none"
     ]
@@ -59,10 +61,7 @@ def described(measured: Sequence[Measured]) -> dict[str, Any]:
 
 def chart(measured: Sequence[Measured], path: Path, title: str) -> None:
     """Draw each schedule's time as a bar of its parts, with its interval: a panel for each case."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
+    from lmms_prune.drawing import pyplot
 
     cases = list(dict.fromkeys(one.case for one in measured))
     names = list(dict.fromkeys(one.schedule for one in measured))
@@ -79,7 +78,9 @@ def chart(measured: Sequence[Measured], path: Path, title: str) -> None:
                 left += width
             error = [[1e3 * (one.seconds - one.low)], [1e3 * (one.high - one.seconds)]]
             panel.errorbar(one.seconds * 1e3, place, xerr=error, color="black", capsize=3, linewidth=1)
-            said = "" if one.schedule == "none" else f"  {one.speedup:.2f}x ({one.ideal:.2f}x by FLOPs)"
+            said = (
+                "" if one.schedule == "none" else f"  {one.realised_speedup:.2f}x ({one.ideal_speedup:.2f}x by FLOPs)"
+            )
             panel.text(max(left, one.high * 1e3), place, said, va="center", fontsize=8)
         panel.set_yticks(range(len(here)), [one.schedule for one in here], fontsize=8)
         panel.invert_yaxis()
@@ -96,18 +97,12 @@ def _line(one: Measured) -> tuple[str, int, int]:
     return one.schedule, one.case.batch, one.case.text_tokens
 
 
-def _ends(measured: Sequence[Measured]) -> dict[tuple[str, int, int], float | None]:
-    """Where each schedule's gain ends, at each batch and text length."""
+def _ends(measured: Sequence[Measured]) -> dict[tuple[str, int, int], BreakEven]:
+    """Where each schedule's gain ends or begins, at each batch and text length."""
     lines: dict[tuple[str, int, int], list[Measured]] = {}
     for one in measured:
         lines.setdefault(_line(one), []).append(one)
     return {key: break_even(points, lines[("none", *key[1:])]) for key, points in lines.items()}
-
-
-def _length(end: float | None) -> str:
-    if end is None:
-        return "-"
-    return "never" if isinf(end) else f"{end:.0f}"
 
 
 def _ms(seconds: float) -> str:

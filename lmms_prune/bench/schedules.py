@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,8 @@ from lmms_prune.efficiency.cost import decode_flops, prefill_flops, tower_flops
 from lmms_prune.families import ModelParts
 from lmms_prune.hooks import prune
 from lmms_prune.schedule import Schedule
-from lmms_prune.trace import Trace
 
 PARTS = ("tower", "selection", "prefill", "decode")
-WORTH = 1.1  # a speed-up below which pruning is hardly worth its loss
 
 
 @dataclass(frozen=True)
@@ -39,16 +37,17 @@ class Measured:
     """One schedule in one case.
 
     Args:
-        schedule: its text; "none" is the unpruned model.
+        schedule: its text; "none" is the unpruned model, without any hook but those that mark times.
         case: what was generated.
         seconds: median over the repeats, from the call of ``generate`` to the last token.
         low, high: 95 % bootstrap interval of that median.
         parts: median seconds of the vision tower with its projector, of selecting and cutting, of the rest up to the
             first token, and of all further tokens.
-        speedup: the unpruned model's median over this one.
-        ideal: the unpruned model's FLOPs over this one's, tower and decode steps included, the selection's not: it is
-            no promise of the schedule, but a price.
-        realised: the share of the time that the FLOPs promised to save that was saved; None if they promise none.
+        ideal_speedup: the unpruned model's FLOPs over this one's, tower and decode steps included, the selection's not:
+            it is no promise of the schedule, but a price.
+        realised_speedup: the unpruned model's median over this one.
+        realised_low, realised_high: 95 % bootstrap interval of that ratio; the repeats of both are drawn in pairs.
+        realised_fraction: the realised over the ideal speed-up; a schedule that keeps everything has what its hooks leave.
         selection_flops: matrix products of the selection for the whole batch, as torch counts them.
         visual_tokens: average a layer and row.
         peak_bytes: most memory that was allocated on the GPU; None on a CPU.
@@ -60,9 +59,11 @@ class Measured:
     low: float
     high: float
     parts: dict[str, float]
-    speedup: float
-    ideal: float
-    realised: float | None
+    ideal_speedup: float
+    realised_speedup: float
+    realised_low: float
+    realised_high: float
+    realised_fraction: float
     selection_flops: int
     visual_tokens: float
     peak_bytes: int | None
@@ -122,52 +123,39 @@ def time_schedules(
     return measured
 
 
-def break_even(pruned: Sequence[Measured], whole: Sequence[Measured]) -> float | None:
-    """The number of new tokens from which on the speed-up is below `WORTH`.
-
-    Args:
-        pruned, whole: of one batch and text length, the same at least two numbers of new tokens.
-
-    Returns:
-        0 if the speed-up is below it from the start, infinity if it never falls below; None with less than two numbers.
-    """
-    if len(pruned) < 2:
-        return None
-
-    def line(points: Sequence[Measured]) -> tuple[float, float]:
-        slope, start = np.polyfit([p.case.new_tokens for p in points], [p.seconds for p in points], 1)
-        return float(slope), float(start)
-
-    (slope, start), (whole_slope, whole_start) = line(pruned), line(whole)
-    gain, loss = whole_start - WORTH * start, WORTH * slope - whole_slope
-    if gain <= 0:
-        return float("inf") if loss < 0 else 0.0
-    return gain / loss if loss > 0 else float("inf")
-
-
 def _summary(name: str, case: Case, run: _Runs, whole: _Runs) -> Measured:
-    middle = float(np.median(run.seconds))
-    low = high = middle
-    if len(run.seconds) > 1:
-        drawn = stats.bootstrap((run.seconds,), np.median, method="percentile", rng=np.random.default_rng(0))
-        low, high = map(float, drawn.confidence_interval)
-    speedup, ideal = float(np.median(whole.seconds)) / middle, whole.flops / run.flops
-    realised = (1 - 1 / speedup) / (1 - 1 / ideal) if ideal > 1 else None
-    parts = {part: float(np.median([some[part] for some in run.parts])) for part in PARTS}
-    return Measured(
-        name,
-        case,
-        middle,
-        low,
-        high,
-        parts,
-        speedup,
-        ideal,
-        realised,
-        run.selection_flops,
-        run.visual_tokens,
-        run.peak,
+    low, high = _interval([run.seconds], lambda own, axis: np.median(own, axis))
+    slowest, fastest = _interval(
+        [whole.seconds, run.seconds], lambda unpruned, own, axis: np.median(unpruned, axis) / np.median(own, axis)
     )
+    middle, ideal = float(np.median(run.seconds)), whole.flops / run.flops
+    realised = float(np.median(whole.seconds)) / middle
+    return Measured(
+        schedule=name,
+        case=case,
+        seconds=middle,
+        low=low,
+        high=high,
+        parts={part: float(np.median([some[part] for some in run.parts])) for part in PARTS},
+        ideal_speedup=ideal,
+        realised_speedup=realised,
+        realised_low=slowest,
+        realised_high=fastest,
+        realised_fraction=realised / ideal,
+        selection_flops=run.selection_flops,
+        visual_tokens=run.visual_tokens,
+        peak_bytes=run.peak,
+    )
+
+
+def _interval(repeats: Sequence[Sequence[float]], statistic: Callable[..., Any]) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a statistic of one or more series, whose repeats are drawn together."""
+    if len(repeats[0]) == 1:
+        value = float(statistic(*map(np.array, repeats), axis=-1))
+        return value, value
+    rng = np.random.default_rng(0)
+    drawn = stats.bootstrap(repeats, statistic, paired=True, method="percentile", rng=rng)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 class _Clock:
@@ -204,7 +192,7 @@ class _Marks:
         self.open_stages = 0
 
     @contextmanager
-    def around(self, model: Any, schedule: Schedule) -> Iterator[Trace]:
+    def around(self, model: Any, schedule: Schedule) -> Iterator[None]:
         """Hooks around `prune`'s own: a stage's time is what passes between the hook before and the hook after."""
         parts = ModelParts.of(model)
         stages = [parts.layers[stage.layer] for stage in schedule.stages]
@@ -216,9 +204,10 @@ class _Marks:
             *(layer.register_forward_pre_hook(self._opens(self.selection)) for layer in stages),
         ]
         try:
-            with prune(model, schedule) as trace:
+            # What is compared with is the model as it is: an empty block would hook it to write down what it sees.
+            with prune(model, schedule) if stages else nullcontext():
                 handles += [layer.register_forward_pre_hook(self._closes(self.selection)) for layer in stages]
-                yield trace
+                yield
         finally:
             for handle in handles:
                 handle.remove()

@@ -29,6 +29,7 @@ class _Hybrid(TyperGroup):
 app = typer.Typer(
     cls=_Hybrid,
     no_args_is_help=True,
+    add_completion=False,
     help="Find a schedule for a model: the best hybrid at a budget, or what a method's paper found for its own models.",
 )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lmms_prune.certificate.observe import Observed, Rewritten, generate, observe
 from lmms_prune.certificate.prompts import BATCHES, Row, answer, batch
 from lmms_prune.certificate.reference import Masked, Standing, masked_run
-from lmms_prune.families import ModelParts
+from lmms_prune.families import ModelParts, UnsupportedModelError
 from lmms_prune.schedule import Schedule
 
 STEPS = 16  # decode steps, after the token that the prefill answers
@@ -32,7 +32,11 @@ class Subject:
 
     @cached_property
     def noise(self) -> float:
-        """How far the unpruned model's logits, made step by step in a batch, are from those made at once: rounding."""
+        """How far the unpruned model's logits, made step by step in a batch, are from those made at once: rounding.
+
+        Raises:
+            UnsupportedModelError: they are no numbers.
+        """
         device, found = next(self.model.parameters()).device, [LEAST[self.dtype]]
         for rows in (BATCHES["3"], BATCHES["ragged"]):
             with torch.inference_mode():
@@ -40,7 +44,11 @@ class Subject:
             for row, mine in zip(rows, logits, strict=True):
                 said = answer(self.model, row, STEPS + 1).to(device)
                 found.append(off(mine, masked_run(self.model, batch(self.model, (row,)), said, {}, False).logits))
-        return max(found)
+        if (worst := max(found)) == float("inf"):
+            # Any limit that is made of it would let everything pass.
+            message = f"the unpruned model's own logits are no numbers in {self.dtype}; try another --dtype."
+            raise UnsupportedModelError(message)
+        return worst
 
     @property
     def layers(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -36,12 +36,12 @@ def doctor(
 
     Each way (place and number of stages, batch, position policy, type, attention kernel) is held against a reference
     that removes nothing and only masks, in the prefill and 16 decode steps; see docs/reliability.md. Exits with 1 if
-    anything fails.
+    anything fails, or nothing can be run.
     """
     kinds = _chosen("--dtype", dtype or ("auto" if model else "float32,bfloat16"), _DTYPES)
     kernels = _chosen("--attention", attention, _KERNELS)
     names = _chosen("--methods", methods or ",".join(METHODS), tuple(METHODS))
-    tell = Console(stderr=True, highlight=False, soft_wrap=True).print
+    tell = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     from lmms_prune.certificate.models import Models, random_checkpoints
     from lmms_prune.certificate.report import described, tables
     from lmms_prune.certificate.runner import Certificate, certify
@@ -53,10 +53,10 @@ def doctor(
         found = [Models(one, device, tell) for one in checkpoints.values()]
         families = {one.family: one for one in found}
         certificate = Certificate(title=f"certificate of {model or 'random models of every family'}")
-        certificate.outside = _outside(list(families), kinds, kernels, names)
         cells = certificate.possible(enumerate_cells(list(families), names, kinds, kernels))
         chosen = cells if full else covering(cells)
         certify(chosen, families, certificate, tell)
+        certificate.outside = _outside({dtype for _, dtype, _ in certificate.limits}, kernels, names)
     if as_json:
         typer.echo(json.dumps({**described(certificate), "full": full, "possible_cells": len(cells)}))
     else:
@@ -66,7 +66,7 @@ def doctor(
             Console(highlight=False).print(
                 f"A choice of {len(cells)} cells that covers all pairs; --full runs them all."
             )
-    if certificate.failures:
+    if certificate.failures or not certificate.cells:
         raise typer.Exit(1)
 
 
@@ -79,13 +79,11 @@ def _chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _outside(
-    families: Sequence[str], dtypes: Sequence[str], kernels: Sequence[str], methods: Sequence[str]
-) -> list[str]:
+def _outside(dtypes: Collection[str], kernels: Collection[str], methods: Collection[str]) -> list[str]:
     """What a certificate of these axes says nothing about."""
     said = []
     for what, tried, known in (("attention kernels", kernels, _KERNELS), ("types", dtypes, _DTYPES[1:])):
-        if "auto" not in tried and (rest := [name for name in known if name not in tried]):
+        if rest := [name for name in known if name not in tried]:
             said.append(f"the {what} {', '.join(rest)}")
     if rest := [name for name in METHODS if name not in methods]:
         said.append(f"the methods {', '.join(rest)}")

@@ -48,7 +48,8 @@ def dropped_columns(row_ids: list[int], image_token: int, images: list[int], mas
     """Columns of the visual tokens that a stage's `masks` (one an image) do not keep."""
     columns = [column for column, token in enumerate(row_ids) if token == image_token]
     kept = [bool(flag) for mask in masks for flag in mask]
-    assert len(columns) == len(kept) == sum(images)
+    if len(kept) != sum(images):
+        raise ValueError(f"masks of {len(kept)} tokens for images of {sum(images)}")
     return {column for column, flag in zip(columns, kept, strict=True) if not flag}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from lmms_prune.certificate.runner import Certificate
@@ -47,6 +48,7 @@ def described(certificate: Certificate) -> dict[str, Any]:
             {"family": family, "dtype": dtype, "attention": attention, "limit": limit}
             for (family, dtype, attention), limit in certificate.limits.items()
         ],
+        "not_certified": list(certificate.outside),
         "seconds": round(certificate.seconds, 1),
     }
 
@@ -58,9 +60,12 @@ def tables(certificate: Certificate) -> Iterator[Table | str]:
     yield from _left_out(certificate)
     total, failed = sum(certificate.cells.values()), len({one.cell for one in certificate.failures})
     for one in certificate.failures[:_SHOWN]:
-        yield f"[red]failed[/red] {one.check}: {one.reason}\n    {one.schedule}  ({one.cell})"
+        yield f"[red]failed[/red] {one.check}: {escape(one.reason)}\n    {one.schedule}  ({one.cell})"
     if len(certificate.failures) > _SHOWN:
         yield f"… and {len(certificate.failures) - _SHOWN} more; --json lists all."
+    if not total:
+        yield "[red]not certified[/red]: none of the cells can be run."
+        return
     verdict = "[red]not certified[/red]" if failed else "[green]certified[/green]"
     yield f"{verdict}: {total} cells, {failed} of them with failures, in {certificate.seconds:.0f} s."
 
@@ -68,7 +73,7 @@ def tables(certificate: Certificate) -> Iterator[Table | str]:
 def _by_check(certificate: Certificate) -> Table:
     dtypes = sorted({dtype for _, dtype in certificate.deviations})
     table = Table("check", "passed", "failed", *(f"largest, {dtype}" for dtype in dtypes), box=box.SIMPLE)
-    table.title = certificate.title
+    table.title = escape(certificate.title)
     names = list(dict.fromkeys(check for passed in certificate.passed.values() for check in passed))
     for check in list(dict.fromkeys([*names, *(one.check for one in certificate.failures)])):
         passed = sum(counts.get(check, 0) for counts in certificate.passed.values())

@@ -9,7 +9,7 @@ from math import ceil, floor, isqrt, log10
 
 from lmms_prune.efficiency.architecture import Architecture
 from lmms_prune.efficiency.cost import Number, kv_bytes, prefill_flops, tower_flops
-from lmms_prune.schedule import Schedule, ScheduleError
+from lmms_prune.schedule import Schedule, ScheduleError, cannot_be_met
 
 MIB = 2**20
 _UNITS: dict[str, dict[str, float]] = {"flops": {"T": 1e12, "G": 1e9}, "kv": {"MiB": MIB, "GiB": 2**30}}
@@ -22,7 +22,8 @@ class Estimate:
     Args:
         visual: visual tokens in each decoder layer.
         flops: of the decoder's prefill, with the output matrix at the last position.
-        tower_flops: of the vision tower and the projector, which no schedule changes.
+        tower_flops: of the vision tower and the projector, which no schedule changes; where images differ in size, of
+            one that is as near to a square as its tokens allow, which decides where Qwen2.5-VL's windows are cut.
         kv_bytes: of the cache at the prefill's end.
     """
 
@@ -76,12 +77,19 @@ def solved(schedule: Schedule, budget: str, model: Architecture, visual_tokens: 
         raise ScheduleError(f"budget '{budget}' is no amount with a unit; write {example}.")
     unit = read[2]
 
-    def unmet(smallest: Number, largest: Number) -> str:
-        # Rounded inwards, so that what is said to be possible is.
-        low, high = _rounded(smallest / units[unit], ceil), _rounded(largest / units[unit], floor)
-        return f"the budget {budget} cannot be met: whatever the '?' keeps, it is {low}{unit} to {high}{unit}."
+    limit = float(read[1]) * units[unit]
 
-    return schedule.solve_for(cost, float(read[1]) * units[unit], model.layers, visual_tokens, unmet)
+    def unmet(smallest: Number, largest: Number) -> str:
+        before = [n + text_tokens for n in schedule.before_unknown(model.layers, visual_tokens)]
+        fixed = prefill_flops(model, before, logits=0) if name == "flops" else sum(kv_bytes(model, before))
+        # Rounded inwards, so that what is said to be possible is.
+        said = [
+            _rounded(amount / units[unit], to) + unit
+            for amount, to in ((fixed, round), (smallest, ceil), (largest, floor))
+        ]
+        return cannot_be_met(budget, len(before) if smallest > limit else 0, "take", *said)
+
+    return schedule.solve_for(cost, limit, model.layers, visual_tokens, unmet)
 
 
 def _rounded(value: Number, to: Callable[[float], int]) -> str:

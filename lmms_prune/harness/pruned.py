@@ -323,7 +323,7 @@ class PrunedModel(ChatModel):
         self.batch_sizes["run"]["cut_images"] = len(self._cut)
         if self._cut:
             logger.warning(
-                "{} samples have an image whose file is cut short; the rest of it is grey: {}. The results count them "
+                "{} samples have an image whose file is cut short or damaged; the rest of it is grey: {}. The results count them "
                 "as cut_images.",
                 *(len(self._cut), ", ".join(sorted(self._cut)[:3])),
             )

@@ -38,6 +38,7 @@ class PrunedTokenCounts(TokenCounts):
         layer_visual_tokens: visual tokens in each decoder layer, as executed.
         text_tokens: all other tokens of the prompt, padding excluded.
         kv_bytes: keys and values of the row's own tokens that the prefill left in the cache, all layers.
+        layer_kv_bytes: the same of each layer.
         tower_flops: of the vision tower and the projector on the sample's images.
         selection_flops: of the methods that chose, their second models included: the sample's part of its batch,
             padding included.
@@ -54,6 +55,7 @@ class PrunedTokenCounts(TokenCounts):
     layer_visual_tokens: list[int] = field(default_factory=list)
     text_tokens: int = 0
     kv_bytes: int = 0
+    layer_kv_bytes: list[int] = field(default_factory=list)
     tower_flops: int = 0
     selection_flops: int = 0
     prefill_flops: int = 0
@@ -73,6 +75,8 @@ class PrunedTokenCounts(TokenCounts):
     ) -> PrunedTokenCounts:
         """The ledger of one executed row, whose images have `grids` of visual tokens and whose masks are on the CPU."""
         lengths = [row.text_tokens + visual for visual in row.visual]
+        # Where a method made earlier layers forget, they hold what a later layer had.
+        held = [int(size) for size in kv_bytes(model, [lengths[row.computed.index(n)] for n in row.cached])]
         return cls(
             input_tokens,
             output_tokens,
@@ -85,8 +89,8 @@ class PrunedTokenCounts(TokenCounts):
             [[encode(_grid(mask, grid)) for mask, grid in zip(masks, grids, strict=True)] for masks in row.masks],
             list(row.visual),
             row.text_tokens,
-            # Where a method made earlier layers forget, they hold what a later layer had.
-            int(sum(kv_bytes(model, [lengths[row.computed.index(held)] for held in row.cached]))),
+            sum(held),
+            held,
             sum(tower_flops(model.tower, grid) for grid in grids),
             round(row.selection_flops or 0),
             int(prefill_flops(model, lengths)),
@@ -181,13 +185,16 @@ class RunTotals:
         made = {}
         for task, counts in self.tasks.items():
             many = len(counts)
-            layers = [sum(some) / many for some in zip(*(count.layer_visual_tokens for count in counts), strict=True)]
+            layers = _means([count.layer_visual_tokens for count in counts])
             text = sum(count.text_tokens for count in counts) / many
             made[task] = {
                 "samples": many,
                 "text_tokens": text,
                 "layer_visual_tokens": layers,
                 "layer_tokens": [text + visual for visual in layers],
+                "avg_visual_tokens": sum(layers) / len(layers),
+                "recycled_visual_tokens": _means([count.recycled_visual_tokens for count in counts]),
+                "layer_kv_mib": [size / 2**20 for size in _means([count.layer_kv_bytes for count in counts])],
                 "computed_tokens": sum(self.computed[task]) / many / len(layers),  # of a layer, padding included
                 # What padding added: the share of the executed tokens that were no sample's own.
                 "padding": 1 - (text * len(layers) + sum(layers)) * many / sum(self.computed[task]),
@@ -195,6 +202,11 @@ class RunTotals:
                 **self.costs(counts),
             }
         return made
+
+
+def _means(samples: list[list[int]]) -> list[float]:
+    """Averages over the samples' lists, place by place."""
+    return [sum(values) / len(samples) for values in zip(*samples, strict=True)]
 
 
 def provenance(model: Any, device: torch.device) -> dict[str, str]:

@@ -70,6 +70,13 @@ def cache_in_use() -> Path | None:
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        stamps = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        stamps = error
+    if not isinstance(stamps, dict) or not all(isinstance(stamp, dict) for stamp in stamps.values()):
+        raise ArgumentError(
+            f"{path} is broken, so that nothing says what the answers in this cache were made from; use a new folder."
+        )
+    return stamps

@@ -86,7 +86,7 @@ def information(
     if as_json:
         typer.echo(json.dumps({"out": str(out), "samples": len(found), "layers": averages.to_dict("records")}))
         return
-    console = Console()
+    console = Console(markup=False)
     console.print("mean information of a visual token (probability, in thousandths)")
     for table in _tables(averages, console.width):
         console.print(table)
@@ -224,7 +224,7 @@ def horizon(
     if as_json:
         typer.echo(json.dumps({"out": str(out), "depth": depth, "tasks": said}))
         return
-    Console().print(_horizons(found, f"information horizon of {about}, {depth} layers ({depth}: none)"))
+    Console(markup=False).print(_horizons(found, f"information horizon of {about}, {depth} layers ({depth}: none)"))
     typer.echo(f"tables and pictures are in {out}.")
 
 

@@ -123,7 +123,7 @@ def _print(found: Proposal, title: str, limit: int) -> None:
     table.add_column("95 %", justify="right")
     for text, one in found.tried.items():
         table.add_row(text, f"{one.value:.1f} %", f"{one.low:.1f} to {one.high:.1f} %")
-    Console().print(table)
+    Console(markup=False).print(table)
     sure = found.verified
     typer.echo(
         f"schedule={found.schedule}\nloses {sure.value:.1f} % of the unpruned scores ({sure.low:.1f} to {sure.high:.1f} %) "

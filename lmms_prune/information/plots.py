@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from lmms_prune.drawing import mpl, pyplot, wrapped
 from lmms_prune.information.horizon import LITTLE, Horizon
 
 # What stands for no method in a picture of kept information, and the control: names and styles.
@@ -81,7 +77,7 @@ def draw_heatmaps(
             values, cmap="RdBu_r", vmin=-most, vmax=most, alpha=0.65, extent=(0, values.shape[1], values.shape[0], 0)
         )
         panel.set_title(f"layer {layer}, ±{most:.2g}", fontsize=8)
-    figure.suptitle(title, fontsize=9, wrap=True)
+    figure.suptitle(wrapped(title, figure, 9), fontsize=9)
     return save(figure, path)
 
 

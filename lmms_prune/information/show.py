@@ -83,10 +83,7 @@ def _answer(
 
 def draw_shown(shown: Shown, path: Path) -> None:
     """Draw each image whole and after each stage, with both answers below; `path` ends with .png, .svg or .pdf."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
+    from lmms_prune.drawing import pyplot, wrapped
 
     columns = 1 + len(shown.kept)
     heights = [3.2 * image.height / image.width for image in shown.images]
@@ -107,7 +104,7 @@ def draw_shown(shown: Shown, path: Path) -> None:
             panel.set_title(f"{stage}\n{int(masks[number].sum())} of {whole}", fontsize=9)
         for panel in row:
             panel.axis("off")
-    figure.suptitle(shown.question, fontsize=10, wrap=True)
-    figure.supxlabel(f"unpruned: {shown.unpruned}\npruned: {shown.answer}", fontsize=10, wrap=True)
+    figure.suptitle(wrapped(shown.question, figure, 10), fontsize=10)
+    figure.supxlabel(wrapped(f"unpruned: {shown.unpruned}\npruned: {shown.answer}", figure, 10), fontsize=10)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

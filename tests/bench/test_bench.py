@@ -22,9 +22,10 @@ from tiny import LAYERS, Family
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from lmms_prune.bench.gains import BreakEven, break_even
 from lmms_prune.bench.models import BenchError, fits, given_model, random_inputs, random_model
 from lmms_prune.bench.report import chart, described, tables
-from lmms_prune.bench.schedules import PARTS, Case, Measured, _Clock, _generate, _Marks, break_even, time_schedules
+from lmms_prune.bench.schedules import PARTS, Case, Measured, _Clock, _generate, _Marks, time_schedules
 from lmms_prune.cli import app
 from lmms_prune.efficiency.architecture import NAMED, architecture, from_config
 from lmms_prune.hooks import prune
@@ -62,7 +63,7 @@ def test_flops_are_those_that_torch_counts(family: Family) -> None:
         counted.append(counter.get_total_flops())
     assert whole.selection_flops == 0
     assert pruned.selection_flops > 0
-    assert pruned.ideal == pytest.approx(counted[0] / (counted[1] - pruned.selection_flops), rel=1e-12)
+    assert pruned.ideal_speedup == pytest.approx(counted[0] / (counted[1] - pruned.selection_flops), rel=1e-12)
 
 
 def test_what_was_measured_is_what_ran(family: Family) -> None:
@@ -75,15 +76,20 @@ def test_what_was_measured_is_what_ran(family: Family) -> None:
     visual = 64 if family.name == "llava" else 30
     for one in measured:
         assert one.low <= one.seconds <= one.high
+        (whole,) = (other for other in measured if (other.schedule, other.case) == ("none", one.case))
+        assert one.realised_speedup == pytest.approx(whole.seconds / one.seconds)
+        assert one.realised_fraction == pytest.approx(one.realised_speedup / one.ideal_speedup)
+        assert one.realised_low <= one.realised_speedup <= one.realised_high
+        assert one is not whole or one.realised_low == one.realised_high == 1
         assert one.peak_bytes is None
         assert (one.parts["selection"] > 0) == (one.schedule != "none")
         assert one.parts["tower"] > 0
         if one.schedule == str(HYBRID):
             assert one.visual_tokens == HYBRID.average(LAYERS, [visual])
-            assert one.ideal > 1
+            assert one.ideal_speedup > 1
         else:
             assert one.visual_tokens == visual
-            assert (one.ideal, one.realised) == (1.0, None)
+            assert one.ideal_speedup == 1.0
     assert not family.model.model.language_model.layers[2]._forward_pre_hooks
 
 
@@ -98,7 +104,7 @@ def test_a_speed_up_is_of_what_ran_and_not_of_the_schedule(loaded: Callable[...,
         with torch.inference_mode(), prune(family.model, schedule), FlopCounterMode(display=False) as counter:
             _generate(family.model, inputs, case)
         counted.append(counter.get_total_flops())
-    assert measured.ideal == pytest.approx(counted[0] / (counted[1] - measured.selection_flops), rel=1e-12)
+    assert measured.ideal_speedup == pytest.approx(counted[0] / (counted[1] - measured.selection_flops), rel=1e-12)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -133,6 +139,18 @@ def test_time_is_put_down_to_the_part_that_took_it(
     assert max(parts, key=lambda one: parts[one]) == part, parts
 
 
+def test_the_unpruned_model_is_timed_without_hooks(loaded: Callable[..., Family]) -> None:
+    """But for those that mark the times of the tower and of the first token; a schedule has its own in the decoder."""
+    model = loaded("llava", torch.float32).model
+    watched = [model.model, model.model.language_model, *model.model.language_model.layers]
+    hooks, inputs = {}, random_inputs(model, 1, None, 9)
+    for text in ("none", "random@2:1.0"):
+        with torch.inference_mode(), _Marks(_Clock(torch.device("cpu"))).around(model, Schedule.parse(text)):
+            _generate(model, inputs, Case(1, 9, 1))
+            hooks[text] = sum(len(module._forward_pre_hooks) for module in watched)
+    assert hooks == {"none": 0, "random@2:1.0": 2 + LAYERS + 2}  # two of them mark the stage's time
+
+
 def test_the_parts_add_up_to_the_whole(family: Family) -> None:
     clock = _Clock(torch.device("cpu"))
     marks, case = _Marks(clock), Case(2, 9, 3)
@@ -164,33 +182,43 @@ def test_what_a_method_runs_again_is_time_of_its_stage(family: Family, text: str
 
 def made(schedule: str, new_tokens: int, seconds: float, batch: int = 1) -> Measured:
     parts = dict.fromkeys(PARTS, seconds / len(PARTS))
-    return Measured(
-        schedule, Case(batch, 60, new_tokens), seconds, seconds, seconds, parts, 1.0, 1.0, None, 0, 576.0, None
-    )
+    case = Case(batch, 60, new_tokens)
+    return Measured(schedule, case, seconds, seconds, seconds, parts, 1.25, 1.0, 0.9, 1.1, 0.8, 0, 576.0, None)
 
 
 @pytest.mark.parametrize(
-    ("start", "slope", "expected"),
+    ("start", "slope", "gain", "length", "shown"),
     [
-        (0.5, 0.02, 225.0),  # 1 + 0.02 n = 1.1 (0.5 + 0.02 n)
-        (0.5, 0.01, float("inf")),
-        (0.99, 0.02, 0.0),
-        (1.2, 0.01, float("inf")),
+        (0.5, 0.02, "until", 225.0, "to 225"),  # 1 + 0.02 n = 1.1 (0.5 + 0.02 n)
+        (0.5, 0.01, "always", None, "always"),
+        (0.99, 0.02, "never", None, "never"),
+        (1.2, 0.01, "from", 0.32 / 0.009, "from 36"),  # 1 + 0.02 n = 1.1 (1.2 + 0.01 n)
+        (0.915, 0.01, "always", None, "always"),  # less at no new token, which no answer has
     ],
 )
-def test_where_the_gain_ends(start: float, slope: float, expected: float) -> None:
+def test_where_the_gain_ends(start: float, slope: float, gain: str, length: float | None, shown: str) -> None:
     whole = [made("none", n, 1 + 0.02 * n) for n in (1, 32, 128)]
     pruned = [made("x", n, start + slope * n) for n in (1, 32, 128)]
-    assert break_even(pruned, whole) == pytest.approx(expected)
-    assert break_even(pruned[:1], whole[:1]) is None
+    end = break_even(pruned, whole)
+    assert (end.gain, end.new_tokens, str(end)) == (gain, length and pytest.approx(length), shown)
+    assert break_even(pruned[:1], whole[:1]) == BreakEven("unknown")
+    assert str(BreakEven("unknown")) == "-"
 
 
 def test_the_report_of_a_measurement(tmp_path: Path) -> None:
     runs = [made(name, n, 0.1 * n, batch) for batch in (1, 8) for n in (1, 4) for name in ("none", "vtw@4")]
     assert len(tables(runs, "title")) == 4
     narrow = Console(width=80, record=True, file=StringIO())
-    narrow.print(*tables([made(name, 1, 0.1) for name in ("none", "downsample@0:0.25")], "title"))
-    assert "…" not in narrow.export_text()  # a long name goes on in the next line
+    both = [made(name, n, 1000.0 * n) for n in (1, 9) for name in ("none", "downsample@0:0.25")]
+    narrow.print(*tables(both, "title"))
+    shown = narrow.export_text()
+    assert "…" not in shown  # a long name goes on in the next line
+    for text in ("1.25x", "1.00x", "80%", "never"):
+        assert text in shown
+    assert [set(end.items()) >= {("gain", "never"), ("new_tokens", None)} for end in described(runs)["break_even"]] == [
+        True,
+        True,
+    ]
     assert {end["batch"] for end in described(runs)["break_even"]} == {1, 8}
     assert json.loads(json.dumps(described(runs)))["runs"][0]["schedule"] == "none"
     chart(runs, tmp_path / "times.png", "title")
@@ -276,5 +304,6 @@ def test_bench_as_a_process(folders: dict[str, Path], tmp_path: Path) -> None:
     drawn = ElementTree.parse(tmp_path / "times.svg").getroot()
     assert drawn.tag.endswith("svg")
     # A panel for each of the four cases: matplotlib numbers its axes.
+    assert all(run["realised_fraction"] > 0 for run in said["runs"])
     panels = [group.get("id") for group in drawn.iter() if str(group.get("id")).startswith("axes_")]
     assert panels == [f"axes_{number}" for number in range(1, 5)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
@@ -222,6 +224,27 @@ class TestDoctor:
         reasons = {one["reason"]: one["cells"] for one in said["not_run"]}
         assert sum(reasons.values()) + said["cells"] == len(POSITIONS) * len(PLACES) * len(STAGES) * len(BATCHES)
         assert any("M-RoPE" in reason for reason in reasons)
+        # It was run in its own type alone.
+        assert "the types float16, bfloat16" in said["not_certified"]
+
+    def test_nothing_run_is_nothing_certified(self, models: dict[str, Models], tmp_path: Path) -> None:
+        folder = tmp_path / "made[" / "b]"  # no markup of the terminal's
+        shutil.copytree(models["llava"].checkpoint, folder)
+        done = self.run("--model", str(folder), "--methods", "glimpseprune")
+        assert done.exit_code == 1
+        assert "made[/b]" in "".join(done.output.split())
+        assert "not certified: none of the cells can be run" in done.output
+
+    def test_a_model_whose_own_logits_are_no_numbers(self, models: dict[str, Models], tmp_path: Path) -> None:
+        """Any deviation would be within what its rounding allows."""
+        folder = tmp_path / "made"
+        shutil.copytree(models["llava"].checkpoint, folder)
+        weights = load_file(folder / "model.safetensors")
+        next(weight for name, weight in weights.items() if "layers.3.mlp" in name).fill_(torch.inf)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        done = self.run("--model", str(folder), "--methods", "random", "--attention", "sdpa")
+        assert done.exit_code == 2
+        assert "the unpruned model's own logits are no numbers in float32" in done.output
 
     def test_a_failure_is_shown_and_ends_with_1(
         self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch

@@ -102,8 +102,12 @@ def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ("kv=10MiB", r"kv=10MiB cannot be met: whatever the '\?' keeps, it is 66\.88MiB to 219\.1MiB"),
-        ("flops=1%", "cannot be met"),
+        (
+            "kv=10MiB",
+            r"kv=10MiB cannot be met: layers 0 to 1 alone take 20MiB; the smallest possible is 66\.88MiB, the ",
+        ),
+        ("kv=300MiB", r"kv=300MiB cannot be met: the smallest possible is 66\.88MiB, the largest 219\.1MiB"),
+        ("flops=1%", r"flops=1% cannot be met: layers 0 to 1 alone take 6\.25%; the smallest"),
         ("kv=100", "write kv=30% or kv=100MiB"),
         ("flops=100MiB", "write flops=30% or flops=2.5T"),
         ("memory=3GiB", "'memory' is not known; use flops= or kv="),
@@ -114,16 +118,18 @@ def test_budgets_that_cannot_be(budget: str, message: str) -> None:
         solved(Schedule.parse("dart@2:?,random@20:38t"), budget, LLAVA, 576, 64)
 
 
-@pytest.mark.parametrize("unit", ["flops=%", "flops=G", "kv=%", "kv=MiB"])
+@pytest.mark.parametrize("unit", ["flops=%", "flops=G", "kv=%", "kv=MiB", "t", ""])
 @pytest.mark.parametrize("text", ["dart@2:?", "dart@2:?,random@20:38t"])
 def test_what_is_said_to_be_possible_is(text: str, unit: str) -> None:
     """The bounds of the message are taken as they are printed."""
-    kind, _, unit = unit.partition("=")
+    kind, unit = re.fullmatch("(.*=|)(.*)", unit).groups()
     with pytest.raises(ScheduleError) as error:
-        solved(Schedule.parse(text), f"{kind}=0.001{unit}", LLAVA, 576, 64)
-    low, high = re.findall(rf"([\d.e+]+){unit}", str(error.value).partition("keeps, it is")[2])
-    for amount in (low, high):
-        solved(Schedule.parse(text), f"{kind}={float(amount):f}{unit}", LLAVA, 576, 64)
+        solved(Schedule.parse(text), f"{kind}0.001{unit}", LLAVA, 576, 64)
+    said = re.search(rf"smallest possible is (.+){unit}, the largest (.+){unit}\.\n", str(error.value))
+    for amount in said.groups():
+        solved(Schedule.parse(text), f"{kind}{float(amount):f}{unit}", LLAVA, 576, 64)
+    with pytest.raises(ScheduleError, match="cannot be met: layers 0 to 1 alone"):
+        solved(Schedule.parse(text), f"{kind}{0.98 * float(said[1]):f}{unit}", LLAVA, 576, 64)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +175,15 @@ def test_a_small_models_cost_is_not_nothing(tmp_path: Path) -> None:
     output = call("none", "--model", str(tmp_path), "--visual-tokens", "9").output
     # The line begins with the folder's name, whose length decides where it is broken.
     assert "prefill of the decoder 0.01 GFLOPs" in " ".join(output.split())
+
+
+def test_a_folders_name_is_shown_as_it_is(tmp_path: Path) -> None:
+    """Brackets in it are no markup."""
+    folder = tmp_path / "m[b]x[" / "b]y"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {"num_hidden_layers": 4}}))
+    output = call("none", "--model", str(folder)).output
+    assert "b]y, 64 text tokens" in " ".join(output.split())
 
 
 def test_costs_need_no_torch() -> None:

@@ -82,6 +82,18 @@ def test_answers_of_other_code_or_another_checkpoint_are_not_given_out(change, h
     assert len(harness.evaluate(harness.create("llava", given["mapping"]), ["pope"], **cache).calls) == 4
 
 
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"[]", b'{"a": 1}', b"\xff"])
+def test_a_cache_that_no_longer_says_what_it_is_made_from_is_refused(content, tmp_path):
+    from lmms_prune.harness.arguments import ArgumentError
+    from lmms_prune.harness.response_cache import hold_to
+
+    hold_to(tmp_path, "llava_pruned", "schedule=vtw@2", {"code": "a"})
+    hold_to(tmp_path, "llava_pruned", "schedule=vtw@2", {"code": "a"})
+    (tmp_path / "lmms-prune.json").write_bytes(content)
+    with pytest.raises(ArgumentError, match=r"lmms-prune\.json is broken, .*; use a new folder"):
+        hold_to(tmp_path, "llava_pruned", "schedule=vtw@2", {"code": "a"})
+
+
 def test_a_budget_shares_with_the_schedule_it_solves_to_and_with_no_other(harness):
     solved = harness.create("llava", schedule="dart@2:?", budget="24t")
     schedule = str(solved.arguments.schedule)

@@ -78,6 +78,15 @@ def _cut_jpeg() -> Image.Image:
     return Image.open(io.BytesIO(stream.getvalue()[:-400]))
 
 
+def _damaged_png() -> Image.Image:
+    """One byte of its pixels is another, so that a checksum is wrong."""
+    stream = io.BytesIO()
+    _picture("red", (400, 400)).save(stream, "png")
+    whole = bytearray(stream.getvalue())
+    whole[whole.index(b"IDAT") + 40] ^= 255
+    return Image.open(io.BytesIO(bytes(whole)))
+
+
 REFUSED = {
     "no pixels": ({"text": "?", "images": [Image.new("RGB", (0, 5))]}, "an image of 0 x 5 pixels"),
     "half a character": (_doc("a \ud83d b", "red"), "TypeError|utf-8|surrogates"),
@@ -97,7 +106,8 @@ def test_what_cannot_be_answered_is_named(name, journal, harness, family, tmp_pa
 
 
 @pytest.mark.parametrize("tolerant", [True, False])
-def test_an_image_that_is_cut_short_is_counted_or_refused(tolerant, harness, monkeypatch):
+@pytest.mark.parametrize(("broken", "why"), [(_cut_jpeg, "truncated"), (_damaged_png, "broken PNG|broken data stream")])
+def test_an_image_that_is_cut_short_is_counted_or_refused(broken, why, tolerant, harness, monkeypatch):
     """lmms-eval lets Pillow fill it with grey, for every model; the results say how often."""
     from lmms_prune.harness.pruned import SampleError
 
@@ -105,9 +115,9 @@ def test_an_image_that_is_cut_short_is_counted_or_refused(tolerant, harness, mon
     monkeypatch.setattr("lmms_prune.harness.pruned.logger.warning", lambda text, *args: said.append(text.format(*args)))
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
     model = harness.create("llava", schedule=SCHEDULE)
-    docs = [_doc("Is there a circle?", "red"), _shown(_cut_jpeg())]
+    docs = [_doc("Is there a circle?", "red"), _shown(broken())]
     if not tolerant:
-        with pytest.raises(SampleError, match=r"^task 'made', document 1: .*truncated"):
+        with pytest.raises(SampleError, match=rf"^task 'made', document 1: .*({why})"):
             _answer(model, docs, SHORT)
         return
     assert len(_answer(model, docs, SHORT)) == 2
@@ -130,10 +140,10 @@ def test_a_question_longer_than_the_models_positions_is_counted(harness, monkeyp
     said = []
     monkeypatch.setattr("lmms_prune.harness.pruned.logger.warning", lambda text, *args: said.append(text.format(*args)))
     model = harness.create("llava", schedule=SCHEDULE)
-    assert model.model.config.text_config.max_position_embeddings < 20_000
-    docs = [_doc("Is there a circle?", "red"), _doc(("Tell me more. " * 3000)[:30_000], "red")]
+    most = model.model.config.text_config.max_position_embeddings
+    docs = [_doc("Is there a circle?", "red"), _doc("Tell me more. " * (most // 8), "red")]
     short, long = _plain(_answer(model, docs, SHORT))
-    assert long[1]["input_tokens"] > 20_000 > short[1]["input_tokens"]
+    assert long[1]["input_tokens"] > most > short[1]["input_tokens"]
     assert long[1]["kept_visual_tokens"] == short[1]["kept_visual_tokens"]
     assert model.batch_sizes["run"]["beyond_positions"] == 1
     assert ["1 samples are longer" in text and "task 'made', document 1" in text for text in said] == [True]

@@ -108,6 +108,12 @@ def test_every_task_has_its_averages_layer_by_layer(case):
         assert said["text_tokens"] == pytest.approx(text)
         assert said["layer_visual_tokens"] == pytest.approx(layers)
         assert said["layer_tokens"] == pytest.approx([text + visual for visual in layers])
+        assert said["avg_visual_tokens"] == pytest.approx(sum(layers) / LAYERS)
+        recycled = [sum(some) for some in zip(*(row["recycled_visual_tokens"] for row in rows), strict=True)]
+        assert said["recycled_visual_tokens"] == pytest.approx([some / len(rows) for some in recycled])
+        held = [sum(some) / len(rows) for some in zip(*(row["layer_kv_bytes"] for row in rows), strict=True)]
+        assert said["layer_kv_mib"] == pytest.approx([size / 2**20 for size in held])
+        assert sum(said["layer_kv_mib"]) == pytest.approx(said["kv_mib"]) == pytest.approx(said["cache_mib"])
         assert said["padding"] == 0  # one row a batch
         assert said["prefill_tflops"] == pytest.approx(sum(row["prefill_flops"] for row in rows) / len(rows) / 1e12)
 
@@ -140,7 +146,30 @@ def test_flops_and_bytes_are_those_of_the_executed_passes(schedule, harness, fam
     heads = {"llava": 4, "qwen2_5_vl": 2}[family]
     for row in rows:
         cached = [row["text_tokens"] + visual for visual in row["layer_visual_tokens"]]
-        assert row["kv_bytes"] == sum(2 * n * heads * 16 * width for n in cached)
+        assert row["layer_kv_bytes"] == [2 * n * heads * 16 * width for n in cached]
+        assert row["kv_bytes"] == sum(row["layer_kv_bytes"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "layers"), [("none", 1), ("sparsevlm@2:0.4,vtw@6", 3), ("mustdrop@3:0.5,random@6:0.1", 3)]
+)
+def test_a_layers_bytes_are_those_of_the_caches_real_tensors(schedule, layers, harness, family, monkeypatch):
+    """With one row a batch, so that nothing is padding; MustDrop makes an earlier layer forget what it drops."""
+    from transformers.generation.utils import GenerationMixin
+
+    original, real = GenerationMixin.generate, []
+
+    def generate(model, **given):
+        out = original(model, **{**given, "max_new_tokens": 1, "return_dict_in_generate": True})
+        layers = out.past_key_values.layers
+        real.append([sum(x.numel() * x.element_size() for x in (layer.keys, layer.values)) for layer in layers])
+        return out.sequences
+
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+    run = harness.pruned(family, ["docvqa_val"], schedule=schedule)
+    said = [row["layer_kv_bytes"] for row in run.ledger["docvqa_val"]]
+    assert [len(set(sample)) for sample in said] == [layers] * len(said)
+    assert sorted(said) == sorted(real)
 
 
 def test_provenance_is_recorded(case):

@@ -8,7 +8,8 @@ SCHEDULE = "dart@2:0.44,random@5:0.3"
 TASKS = ("pope", "scienceqa", "ocrbench")
 TWO = {
     "torchrun": ("torchrun", "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval"),
-    "accelerate": ("accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "lmms_eval"),
+    # With --cpu it starts but one process; without GPUs --multi_gpu is two on CPUs.
+    "accelerate": ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "-m", "lmms_eval"),
 }
 
 
@@ -44,9 +45,10 @@ def test_two_processes_give_what_one_gives(launcher, limit, processes, harness):
 
 
 @pytest.mark.slow
-def test_torchrun_shares_the_documents_out(processes):
-    # The throughput section is rank 0's alone: two of each task's three documents, padded shares included.
-    run = processes["torchrun", "3"]
+@pytest.mark.parametrize(("launcher", "limit"), [("torchrun", "3"), ("accelerate", None)])
+def test_the_processes_share_the_documents_out(launcher, limit, processes):
+    # The throughput section is rank 0's alone: with three documents a task two of them, padded shares included.
+    run = processes[launcher, limit]
     assert run.results is not None, run.stderr[-3000:]
     everything = sum(row["output_tokens"] for rows in run.ledger.values() for row in rows)
     assert 0 < run.results["throughput"]["total_gen_tokens"] < everything

@@ -175,7 +175,7 @@ def test_auto_stands_for_what_was_found(tmp_path: Path, monkeypatch: pytest.Monk
         WRAPPERS["qwen2_5_vl_pruned"].read("pretrained=org/model,schedule=auto,budget=192t", None)
     with pytest.raises(ArgumentError, match="schedule=auto needs a budget"):
         read("schedule=auto", None)
-    with pytest.raises(ArgumentError, match="budget=flops=40%: .* is found for a budget of visual tokens"):
+    with pytest.raises(ArgumentError, match=r"budget=flops=40%: .* is found for a budget of visual tokens"):
         read({"schedule": "auto", "budget": "flops=40%"}, None)
     path = calibration_file("org/model", "192t")
     keep_calibration(path, {"schedule": "dart@2:0.4,random@20:0.05"})

@@ -1,0 +1,32 @@
+"""matplotlib as every picture here uses it: without a screen, and with texts as they are, for a question may hold a ``$``."""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+mpl.rcParams["text.parse_math"] = False
+
+from matplotlib import font_manager, pyplot  # noqa: E402  (after its settings)
+
+# matplotlib's own font has no Chinese letters; one that has them helps out where it is installed.
+_CHINESE = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
+    *("PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Arial Unicode MS"),
+)
+_installed = {font.name for font in font_manager.fontManager.ttflist}
+mpl.rcParams["font.family"] = ["DejaVu Sans", *(name for name in _CHINESE if name in _installed)]
+
+__all__ = ["mpl", "pyplot", "wrapped"]
+
+
+def wrapped(text: str, figure: Any, size: int) -> str:
+    """`text` in lines that a figure has room for at a font size; matplotlib's own wrapping reads ``$`` as mathematics."""
+    # A letter is about half as wide as it is high, a Chinese one as wide as high.
+    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    letters = int(figure.get_figwidth() * 72 / (size * (1.0 if wide else 0.55)))
+    return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())

@@ -1,0 +1,130 @@
+"""``lmms-prune schedule``: what a schedule keeps and costs, before anything runs. Answers without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from lmms_prune.console import fail, plainly
+from lmms_prune.efficiency.architecture import Architecture, ArchitectureError, architecture
+from lmms_prune.efficiency.estimate import MIB, estimate, solved
+from lmms_prune.schedule import Schedule, ScheduleError
+
+
+def schedule(
+    text: Annotated[str, typer.Argument(help="A schedule such as 'dart@2:0.44,random@20:0.07', or a preset's name.")],
+    model: Annotated[
+        str | None, typer.Option(help="Shows the cost too: llava-1.5-7b, qwen2.5-vl-7b, a config.json or a folder.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Decoder layers; default: the model's, or 32.")] = None,
+    visual_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Visual tokens of one image; default: LLaVA's own, Qwen2.5-VL 1280, or 576."),
+    ] = None,
+    text_tokens: Annotated[
+        float, typer.Option(min=0, max=10**7, help="Text tokens of the prompt; may be an average.")
+    ] = 64.0,
+    budget: Annotated[
+        str | None, typer.Option(help="Solves the one '?': 192t or 0.5; with --model flops=30%, kv=100MiB too.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Check a schedule, solve its '?', and show what each stage keeps, the average over the layers, and the cost."""
+    with plainly(ScheduleError, ArchitectureError):
+        sizes = None if model is None else architecture(model)
+        if sizes is not None and layers is not None and layers != sizes.layers:
+            fail(f"--layers {layers}: {model} has {sizes.layers} decoder layers; leave --layers out.")
+        depth = sizes.layers if sizes else layers or 32
+        tokens = visual_tokens or (576 if sizes is None else sizes.tower.image_tokens or 1280)
+        read = _solved(Schedule.parse(text), budget, sizes, depth, tokens, text_tokens)
+        read.check(depth, [tokens])
+    cost = {} if sizes is None else _cost(sizes, read, tokens, text_tokens)
+    if as_json:
+        typer.echo(json.dumps({**_described(read, depth, tokens), **cost}))
+        return
+    _show(read, depth, tokens, cost)
+
+
+def _solved(
+    read: Schedule, budget: str | None, sizes: Architecture | None, depth: int, tokens: int, text_tokens: float
+) -> Schedule:
+    """`read` with its ``?`` filled, if there is a budget."""
+    if budget is None:
+        return read
+    if sizes is not None:
+        return solved(read, budget, sizes, tokens, text_tokens)
+    if "=" in budget:
+        fail(f"--budget {budget}: a budget of cost needs a model, e.g. --model llava-1.5-7b.")
+    return read.solve(budget, depth, tokens)
+
+
+def _described(read: Schedule, depth: int, tokens: int) -> dict[str, Any]:
+    """What is kept, for ``--json``."""
+    kept = [sum(images) for images in read.plan([tokens])]
+    stages = [
+        {"method": s.method, "layer": s.layer, "kept_tokens": n, "at_most": s.at_most, "options": dict(s.options)}
+        for s, n in zip(read.stages, kept, strict=True)
+    ]
+    average = float(read.average(depth, [tokens]))
+    return {"schedule": str(read), "stages": stages, "avg_visual_tokens": average, "at_most": read.at_most}
+
+
+def _cost(sizes: Architecture, read: Schedule, tokens: int, text_tokens: float) -> dict[str, Any]:
+    """What it costs, for ``--json``."""
+    said, whole = (estimate(sizes, one, tokens, text_tokens) for one in (read, Schedule(())))
+    return {
+        "model": sizes.name,
+        "visual_tokens": tokens,
+        "text_tokens": text_tokens,
+        "tflops": said.flops / 1e12,
+        "share_flops": said.flops / whole.flops,
+        "kv_mib": said.kv_bytes / MIB,
+        "share_kv": said.kv_bytes / whole.kv_bytes,
+        "tower_tflops": said.tower_flops / 1e12,
+        "layer_visual_tokens": list(said.visual),
+    }
+
+
+def _show(read: Schedule, depth: int, tokens: int, cost: dict[str, Any]) -> None:
+    """The stages, the average over the layers and, where it is known, the cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "method", "at the input of layer", "kept tokens", "of the original", title=str(read))
+    for number, (stage, images) in enumerate(zip(read.stages, read.plan([tokens]), strict=True), 1):
+        count, most = sum(images), "≤ " if stage.at_most else ""
+        share = f"{most}{count / tokens:.1%}"
+        table.add_row(str(number), stage.method, str(stage.layer), f"{most}{count}", share)
+    console = Console(markup=False)  # a folder may be called [b]
+    console.print(table if read.stages else "The empty schedule prunes nothing.")
+    average, most = float(read.average(depth, [tokens])), "at most " if read.at_most else ""
+    console.print(
+        f"Average over {depth} layers: {most}{average:.2f} of {tokens} visual tokens ({average / tokens:.1%})."
+    )
+    if cost:
+        console.print("\n".join(_curve(cost["layer_visual_tokens"], tokens, console.width)), highlight=False)
+        console.print(
+            f"{cost['model']}, {cost['text_tokens']:g} text tokens: prefill of the decoder {most}"
+            f"{_flops(cost['tflops'])} ({cost['share_flops']:.1%} of the unpruned), cache {most}{cost['kv_mib']:.1f} MiB "
+            f"({cost['share_kv']:.1%}); before it the vision tower, {_flops(cost['tower_tflops'])}."
+        )
+
+
+def _flops(tera: float) -> str:
+    return f"{tera:.2f} TFLOPs" if tera >= 0.1 else f"{tera * 1000:.2f} GFLOPs"
+
+
+def _curve(counts: Sequence[int], whole: int, width: int, height: int = 6) -> list[str]:
+    """Visual tokens over the layers as lines of text: two characters a layer, or as many as the width has room for."""
+    blocks, room = " ▁▂▃▄▅▆▇█", max(8, width - 7)
+    wide = 2 if 2 * len(counts) <= room else 1
+    step = -(-wide * len(counts) // room)  # layers of one column
+    lines = []
+    for row in reversed(range(height)):
+        eighths = [min(8, max(0, round(8 * (count / whole * height - row)))) for count in counts[::step]]
+        scale = f"{whole * (row + 1) / height:6.0f} " if row in (0, height - 1) else " " * 7
+        lines.append(scale + "".join(blocks[n] * wide for n in eighths))
+    return [*lines, " " * 7 + "".join(f"{layer:<8}" for layer in range(0, len(counts), 8 // wide * step)).rstrip()]
