@@ -64,7 +64,8 @@ def measure_throughput(
         progress: is told what runs.
 
     Raises:
-        BenchError: a run left no results, or the longer run took no longer than the short one.
+        BenchError: a run left no results, the task has fewer documents, or the longer run took no longer than the
+            short one.
     """
     checkpoint = split(model_args).get("pretrained")
     if checkpoint is None:
@@ -79,17 +80,23 @@ def measure_throughput(
         for _ in range(repeats):
             for count, taken in times.items():
                 progress(f"{name}, {arguments}: {count} samples")
-                taken.append(_seconds([*options, "--tasks", task, "--limit", str(count)], include))
+                seconds, answered = _run([*options, "--tasks", task, "--limit", str(count)], include)
+                if answered < count:
+                    raise BenchError(
+                        f"--samples {samples}: {task} has {answered} documents, and three times as many as --samples are "
+                        f"needed; use --samples {answered // 3} or less."
+                    )
+                taken.append(seconds)
         seconds = median(times[3 * samples]) - median(times[samples])
         if seconds <= 0:
-            raise BenchError(f"--samples {samples} are too few to time {name}; give more.")
+            raise BenchError(f"--samples {samples} are too few to time {name}; give more, or more --repeats.")
         label = name if name in STOCK.values() else f"{name}, {arguments.split('schedule=')[1]}"
         made.append(Throughput(label, size, seconds, 2 * samples / seconds))
     return made
 
 
-def _seconds(options: Sequence[str], include: Path) -> float:
-    """What the harness says that one evaluation took."""
+def _run(options: Sequence[str], include: Path) -> tuple[float, int]:
+    """What the harness says that one evaluation took, and how many documents it had."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(sys.executable).with_name("lmms-eval")
         command = [str(program), *options, "--include_path", str(include), "--output_path", folder]
@@ -97,7 +104,8 @@ def _seconds(options: Sequence[str], include: Path) -> float:
         for path in Path(folder).rglob("*_results.json"):
             said = json.loads(path.read_text(encoding="utf-8"))
             if "config" in said:
-                return float(said["total_evaluation_time_seconds"])
+                documents = sum(count["effective"] for count in said["n-samples"].values())
+                return float(said["total_evaluation_time_seconds"]), documents
     raise BenchError(
         f"this run left no results:\n  {' '.join(command)}\nIt ends with:\n{(done.stdout + done.stderr).strip()[-1500:]}"
     )

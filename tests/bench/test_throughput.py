@@ -13,15 +13,16 @@ from lmms_prune.cli import app
 
 
 def measured(
-    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], samples: int = 4
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], samples: int = 4, documents: int = 100
 ) -> list[throughput.Throughput]:
     """With processes that take 10 seconds to start and `seconds` for each sample, by lmms-eval's model."""
 
-    def run(options: list[str], include: Path) -> float:
+    def run(options: list[str], include: Path) -> tuple[float, int]:
         model, limit = options[options.index("--model") + 1], int(options[options.index("--limit") + 1])
-        return 10 + limit * seconds[model]
+        answered = min(limit, documents)
+        return 10 + answered * seconds[model], answered
 
-    monkeypatch.setattr(throughput, "_seconds", run)
+    monkeypatch.setattr(throughput, "_run", run)
     arguments = (
         "llava_pruned",
         "pretrained=x,dtype=float32",
@@ -50,6 +51,12 @@ def test_the_start_of_a_process_does_not_count(monkeypatch: pytest.MonkeyPatch) 
 def test_too_few_samples_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BenchError, match="--samples 4 are too few to time llava_hf"):
         measured(monkeypatch, {"llava_hf": 0.0, "llava_pruned": 0.1})
+
+
+def test_a_task_of_fewer_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is asked for they would seem faster than they are."""
+    with pytest.raises(BenchError, match=r"pope has 11 documents, .*; use --samples 3 or less"):
+        measured(monkeypatch, {"llava_hf": 0.5, "llava_pruned": 0.1}, documents=11)
 
 
 @pytest.mark.parametrize(
