@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from lmms_prune.cli import app
 from lmms_prune.demo.benchmarks import TASKS
 from lmms_prune.demo.run import (
     FULL,
@@ -76,12 +78,6 @@ def test_an_unknown_task_is_named(tmp_path: Path) -> None:
         run_demo(tmp_path, QUICK, 4, "mme,foo", {}, Console(quiet=True))
 
 
-def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("lmms-prune")
-    command = [str(program), "demo", "--folder", str(folder), "--json", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 # What the trained models reach on the quick demo's held-out questions, less a margin for another machine's rounding.
 FLOORS: dict[str, dict[str, float]] = {
     "llava_pruned": {
@@ -101,7 +97,9 @@ BLIND = {"textvqa_val": 10, "infovqa_val": 20, "docvqa_val": 20, "ocrbench": 10}
 @pytest.mark.slow
 def test_the_quick_demo(tmp_path: Path) -> None:
     """Both models above their floors; keeping all changes nothing, half the tokens little, no image very much."""
-    done = demo(tmp_path, "--quick")
+    program = Path(sys.executable).with_name("lmms-prune")
+    command = [str(program), "demo", "--folder", str(tmp_path), "--json", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert not record["failures"]
@@ -149,8 +147,9 @@ def _the_leaderboard_agrees(results: Path, record: dict[str, Any]) -> None:
 def test_a_refused_schedule_does_not_end_the_other_run(tmp_path: Path) -> None:
     """ToMe inside the tower needs CLIP: LLaVA runs it, Qwen2.5-VL refuses."""
     schedule = "tome@0:0.5;place=tower"
-    done = demo(tmp_path, "--quick", "--tasks", "pope", "--schedule", schedule)
-    assert done.returncode == 1
+    options = ["--folder", str(tmp_path), "--json", "--quick", "--tasks", "pope", "--schedule", schedule]
+    done = CliRunner().invoke(app, ["demo", *options])
+    assert done.exit_code == 1
     record = json.loads(done.stdout.splitlines()[-1])
     assert [(run["model"], run["schedule"]) for run in record["runs"]] == [("llava_pruned", schedule)]
     (failure,) = record["failures"]

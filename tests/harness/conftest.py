@@ -8,13 +8,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forking import Forking
 
 MODELS = {"llava": "llava_pruned", "qwen2_5_vl": "qwen2_5_vl_pruned"}
 TASK_FOLDERS = ("mme", "scienceqa", "pope", "textvqa", "mmbench", "gqa", "infovqa", "docvqa", "ocrbench")
@@ -74,13 +78,22 @@ def read_run(folder: Path, process: subprocess.CompletedProcess[str] | None = No
 
 
 class Harness:
-    """lmms-eval with everything it needs: `run` starts a process, `evaluate` stays in this one."""
+    """lmms-eval with everything it needs: `run` starts a process, `fork` forks one, `evaluate` stays in this one."""
 
     def __init__(self, checkpoints: dict[str, Path], mirror: Path, hf_home: Path, scratch: Path):
+        from lmms_prune.harness.loading import shared_weights
+
         self.checkpoints, self.mirror, self.hf_home, self.scratch = checkpoints, mirror, hf_home, scratch
         self.models, self.configs = MODELS, CONFIGS
         self._manager: Any = None
         self._folders = 0
+        # Runs of `evaluate` share weights, as those of a sweep do; models of `create` have their own.
+        self._sharing, self._weights = copy_context(), ExitStack()
+        self._sharing.run(self._weights.enter_context, shared_weights())
+
+    @cached_property
+    def forking(self) -> Forking:
+        return Forking(self.scratch / "socket", self._environment())
 
     def text(self, family: str, **arguments: Any) -> str:
         """--model_args for the family's checkpoint."""
@@ -102,12 +115,13 @@ class Harness:
         output: Path | None = None,
         output_in_config: bool = False,
         hf_home: Path | None = None,
+        prefix: Sequence[str] = (),
     ) -> Run:
         """Start a real lmms-eval; the first word of `command` is a program beside the interpreter."""
         folder = output or self.new_folder()
         line = self._line(command, args, None if output_in_config else folder)
         process = subprocess.run(
-            line,
+            [*prefix, *line],
             cwd=cwd or self.mirror,
             env=self._environment(hf_home),
             capture_output=True,
@@ -117,27 +131,15 @@ class Harness:
         )
         return read_run(folder, process)
 
-    def run_all(self, jobs: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Run]:
-        """Several commands (program and arguments) in a process each, which `commands.py` forks."""
-        folders = {name: self.new_folder() for name in jobs}
-        listed = [
-            {
-                "line": self._line(command, args, folders[name]),
-                "cwd": str(self.mirror),
-                **{stream: str(folders[name] / stream) for stream in ("stdout", "stderr")},
-            }
-            for name, (command, args) in jobs.items()
-        ]
-        file = self.new_folder() / "jobs.json"
-        file.write_text(json.dumps(listed), "utf-8")
-        forking = [sys.executable, str(Path(__file__).with_name("commands.py")), str(file)]
-        subprocess.run(forking, env=self._environment(), timeout=600, check=True)
-        runs = {}
-        for name, job in zip(jobs, json.loads(file.read_text("utf-8")), strict=True):
-            said = [Path(job[stream]).read_text("utf-8") for stream in ("stdout", "stderr")]
-            process = subprocess.CompletedProcess(job["line"], job["returncode"], *said)
-            runs[name] = read_run(folders[name], process)
-        return runs
+    def fork(self, *args: str, **options: Any) -> Run:
+        """As `run`, in a forked process: ten seconds of imports are done once for all of them."""
+        return self.run(*args, prefix=self.forking.prefix, **options)
+
+    def close(self) -> None:
+        """Let the weights go, and end the process that forks."""
+        self._sharing.run(self._weights.close)
+        if "forking" in self.__dict__:
+            self.forking.close()
 
     @staticmethod
     def _line(command: Sequence[str], args: Sequence[str], output: Path | None) -> list[str]:
@@ -194,7 +196,11 @@ class Harness:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.mirror)
             patch.setattr(GenerationMixin, "generate", spy)
-            results = simple_evaluate(
+            # The harness asks for its commit several times a run, and collects all that lies about after it.
+            patch.setattr("lmms_eval.utils._git_output", self._no_checkout)
+            patch.setattr(gc, "collect", lambda *_: 0)
+            results = self._sharing.run(
+                simple_evaluate,
                 model=model,
                 model_args=model_args,
                 tasks=list(tasks),
@@ -207,6 +213,10 @@ class Harness:
             task: sorted(rows, key=lambda row: row["doc_id"]) for task, rows in results.pop("samples").items() if rows
         }
         return Run(results, samples, calls=calls)
+
+    @staticmethod
+    def _no_checkout(*_: str) -> str:
+        raise FileNotFoundError("git")
 
     def pruned(self, family: str, tasks: Sequence[str], options: Mapping[str, Any] | None = None, **arguments: Any):
         """`evaluate` with the family's pruned model, arguments as a dict."""
@@ -239,7 +249,9 @@ def harness(tmp_path_factory: pytest.TempPathFactory):
         builders = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
         checkpoints = {family: build(root / "checkpoints" / family) for family, build in builders.items()}
         (root / "scratch").mkdir()
-        yield Harness(checkpoints, build_mirror(root / "mirror", rows=4), root / "hf", root / "scratch")
+        made = Harness(checkpoints, build_mirror(root / "mirror", rows=4), root / "hf", root / "scratch")
+        yield made
+        made.close()
     torch.set_num_threads(threads)
 
 

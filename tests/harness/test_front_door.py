@@ -56,12 +56,10 @@ def commands(harness):
         "qwen2_5_vl": (f'pretrained={qwen},seed={SEED},schedule="{SCHEDULE}"', ("lmms-eval", "eval")),
     }
     tasks = ("--tasks", ",".join(NAMED), "--include_path", str(harness.configs))
-    return harness.run_all(
-        {
-            family: (command, ("--model", harness.models[family], "--model_args", text, *tasks))
-            for family, (text, command) in spelled.items()
-        }
-    )
+    return {
+        family: harness.fork("--model", harness.models[family], "--model_args", text, *tasks, command=command)
+        for family, (text, command) in spelled.items()
+    }
 
 
 @pytest.fixture(scope="module")

@@ -222,19 +222,20 @@ def test_killed_and_started_again_it_leaves_the_same_files(harness, tmp_path):
     """kill -9 after some batches, twice; then the samples, the scores and the averages are those of a whole run."""
     tasks = ("pope", "textvqa_val", "docvqa_val", "ocrbench", "mme")
     model, text = "llava_pruned", harness.text("llava", schedule=SCHEDULE, batch_size=2)
-    whole = harness.run("--model", model, "--model_args", text, "--tasks", ",".join(tasks))
+    whole = harness.fork("--model", model, "--model_args", text, "--tasks", ",".join(tasks))
     kept, out = tmp_path / "journal", tmp_path / "out"
     options = ("--model", model, "--model_args", f"{text},journal={kept}", "--tasks", ",".join(tasks))
-    line = harness._line(("lmms-eval",), options, out)
+    line = [*harness.forking.prefix, *harness._line(("lmms-eval",), options, out)]
     for _ in range(2):
         before = len(entries(kept))
         with subprocess.Popen(line, cwd=harness.mirror, env=harness._environment(), stdout=-3, stderr=-3) as process:
             while len(entries(kept)) < before + 2:
                 assert process.poll() is None
                 time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
+            process.terminate()  # which kills it, see forks/client.py
+        assert process.returncode == -signal.SIGKILL
     before = len(entries(kept))
-    run = harness.run(*options, output=out)
+    run = harness.fork(*options, output=out)
     assert run.results is not None, run.stderr[-3000:]
     assert run.samples == whole.samples
     assert run.metrics == whole.metrics

@@ -152,7 +152,7 @@ def test_a_group_runs_and_is_scored(group, model, arguments, harness) -> None:
     """The real command, with the group's name and this package's folder, on the demo's data."""
     given = f"pretrained={weights(model)},schedule=dart@1:0.44,batch_size=4,{arguments}"
     options = ("--model", model.wrapper, "--model_args", given, "--tasks", group, "--include_path", task_configs())
-    run = harness.run(*map(str, options))
+    run = harness.fork(*map(str, options))
     tasks = own_groups()[group]
     assert set(run.samples) == set(tasks), run.stderr[-3000:]
     for task in tasks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from forking import Forking
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 from lmms_prune.cli import app
-from lmms_prune.demo.benchmarks import build_mirror
 from lmms_prune.demo.run import MODELS, weights
 from lmms_prune.harness.documents import Document
 from lmms_prune.information.commands import _tables
@@ -35,22 +35,13 @@ def given(model: Any) -> list[str]:
     return ["--model", model.wrapper, "--model_args", arguments]
 
 
-@pytest.fixture(scope="session")
-def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_mirror(tmp_path_factory.mktemp("information") / "mirror", rows=8)
-
-
 @pytest.fixture
-def run(mirror: Path, tmp_path: Path) -> Callable[..., str]:
+def run(mirror: Path, environment: dict[str, str], forking: Forking) -> Callable[..., str]:
     """A command as a process, in the folder of the data; returns its standard output, or its error where it fails."""
-    environment = {**os.environ, "HF_HOME": str(mirror.parent / "huggingface"), "HF_HUB_OFFLINE": "1"}
-    environment |= {"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
 
-    def call(*command: str, code: int = 0) -> str:
-        program = Path(sys.executable).with_name(command[0])
-        done = subprocess.run(
-            [str(program), *command[1:]], cwd=mirror, env=environment, capture_output=True, text=True, check=False
-        )
+    def call(*command: str, code: int = 0, forked: bool = True) -> str:
+        line = forking.program(*command) if forked else [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+        done = subprocess.run(line, cwd=mirror, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stderr if code else done.stdout
 
@@ -58,10 +49,10 @@ def run(mirror: Path, tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.mark.slow
-def test_the_horizon_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
+def test_the_horizon_of_a_task(run: Callable[..., str], forking: Forking, tmp_path: Path) -> None:
     """Measured, evaluated through lmms-eval and drawn; a second call does nothing again and says the same."""
     command = ["lmms-prune", "horizon", *given(LLAVA), "--tasks", "pope", "--limit", "4", "--out", str(tmp_path)]
-    command += ["--methods", "random,information", "--keeps", "0.25", "--json"]
+    command += ["--methods", "random,information", "--keeps", "0.25", "--json", "--launch", shlex.join(forking.prefix)]
     said = json.loads(run(*command).strip().splitlines()[-1])
     [task] = said["tasks"]
     assert said["depth"] == DEPTH
@@ -80,7 +71,7 @@ def test_the_horizon_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], tmp_path: Path) -> None:
+def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], forking: Forking, tmp_path: Path) -> None:
     """The schedule that is found meets the budget, runs under lmms-eval as `auto`, and as the YAML that was written."""
     out = tmp_path / "calibration"
     scarce = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--limit", "5"]
@@ -88,6 +79,7 @@ def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], tmp_path
     assert not out.exists()
     command = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--methods", "dart"]
     command += ["--beside", "random@1:?", "--limit", "2", "--out", str(out), "--json"]
+    command += ["--launch", shlex.join(forking.prefix)]
     said = json.loads(run(*command).strip().splitlines()[-1])
     found = Schedule.parse(said["schedule"])
     assert found.average(DEPTH, [10_000]) <= 5000
@@ -112,7 +104,8 @@ def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], tmp_path
 def test_information_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
     command = ["lmms-prune", "information", *given(QWEN), "--tasks", "docvqa_val,mmbench_cn_dev_static", "--limit", "2"]
     command += ["--layers", "0,5-6,11", "--methods", "random", "--keeps", "0.5", "--pictures", "1", "--json"]
-    said = json.loads(run(*command, "--out", str(tmp_path)).strip().splitlines()[-1])
+    # As an ordinary process, for once.
+    said = json.loads(run(*command, "--out", str(tmp_path), forked=False).strip().splitlines()[-1])
     assert said["samples"] == 4
     assert {(line["task"], line["layer"]) for line in said["layers"]} == {
         (task, layer) for task in ("docvqa_val", "mmbench_cn_dev_static") for layer in (0, 5, 6, 11)

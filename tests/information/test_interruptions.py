@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from forking import Forking
 
-from lmms_prune.demo.benchmarks import build_mirror
 from lmms_prune.demo.run import MODELS, weights
 from lmms_prune.measurements import InformationError, Store
 
@@ -51,13 +51,12 @@ def test_a_file_of_other_columns_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_called_again_it_ends_alike(tmp_path: Path) -> None:
-    mirror = build_mirror(tmp_path / "mirror", rows=4)
-    program, arguments = Path(sys.executable).with_name("lmms-prune"), f"pretrained={weights(MODELS[0])},device=cpu"
-    line = [str(program), "information", "--model", MODELS[0].wrapper, "--model_args", arguments, "--tasks", "pope"]
+def test_killed_and_called_again_it_ends_alike(
+    mirror: Path, environment: dict[str, str], forking: Forking, tmp_path: Path
+) -> None:
+    arguments = ["--model", MODELS[0].wrapper, "--model_args", f"pretrained={weights(MODELS[0])},device=cpu"]
+    line = forking.program("lmms-prune", "information", *arguments, "--tasks", "pope")
     line += ["--limit", "4", "--layers", "0,11", "--block", "4", "--pictures", "1", "--out"]
-    ours = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **ours}
 
     def contents(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -68,7 +67,8 @@ def test_killed_and_called_again_it_ends_alike(tmp_path: Path) -> None:
         while not list(again.rglob("*.parquet")):
             assert process.poll() is None
             time.sleep(0.002)
-        process.kill()
+        process.terminate()  # which kills it, see forks/client.py
+    assert process.returncode == -signal.SIGKILL
     before = {path: path.stat().st_mtime_ns for path in again.rglob("*.parquet")}
     assert 0 < len(before) < 4
     subprocess.run([*line, str(again)], cwd=mirror, env=environment, capture_output=True, check=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import Forking
 from sweeps import config
 
 from lmms_prune.sweep.units import PARTIAL
@@ -28,20 +31,33 @@ class Place:
     mirror: Path
     configs: Path
     environment: dict[str, str]
+    forking: Forking
 
-    def start(self, program: str, *options: str | Path) -> subprocess.Popen[str]:
-        command = [Path(sys.executable).with_name(program), *map(str, options)]
+    def start(self, *options: str | Path) -> subprocess.Popen[str]:
+        """A sweep as an ordinary process."""
+        command = [Path(sys.executable).with_name("lmms-prune"), "sweep", *map(str, options)]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=self.mirror, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
-    def run(self, program: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
-        process = self.start(program, *options)
+    def run(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        process = self.start(*options)
         out, err = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    def fork(self, program: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        """A command as a forked process."""
+        command = self.forking.program(program, *options)
+        return subprocess.run(
+            command, cwd=self.mirror, env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def sweep(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        """A sweep that forks, as a forked process."""
+        return self.fork("lmms-prune", "sweep", *options, "--launch", shlex.join(self.forking.prefix))
+
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     from lmms_prune.demo.benchmarks import build_mirror
 
     root = tmp_path_factory.mktemp("sweep")
@@ -49,14 +65,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     for name, schedule in SCHEDULES.items():
         config(root / "configs", name, schedule, ",".join(TASKS), batch_size=2)
     ours = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf"), "OMP_NUM_THREADS": "1"}
-    return Place(build_mirror(root / "mirror", rows=4), root / "configs", {**os.environ, **ours})
+    environment = {**os.environ, **ours}
+    forking = Forking(root / "socket", environment)
+    yield Place(build_mirror(root / "mirror", rows=4), root / "configs", environment, forking)
+    forking.close()
 
 
 @pytest.fixture(scope="module")
 def whole(place: Place) -> Path:
     """An uninterrupted sweep."""
     out = place.configs.parent / "whole"
-    done = place.run("lmms-prune", "sweep", place.configs, "--out", out)
+    done = place.sweep(place.configs, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "4 evaluated" in done.stdout
     return out
@@ -76,7 +95,7 @@ def samples(out: Path) -> dict[str, list[dict[str, Any]]]:
 def test_a_sweep_leaves_what_the_harness_leaves(place: Place, whole: Path, tmp_path: Path) -> None:
     """Answers, scores, the record of the run and the names of all entries; the weights are loaded once."""
     options = ("--config", place.configs / "hybrid.yaml", "--output_path", tmp_path, "--log_samples")
-    plain = place.run("lmms-eval", *options)
+    plain = place.fork("lmms-eval", *options)
     (path,) = [file for file in tmp_path.glob("*_results.json")]
     stock = json.loads(path.read_text(encoding="utf-8"))
     for task in TASKS:
@@ -98,7 +117,7 @@ def test_a_sweep_leaves_what_the_harness_leaves(place: Place, whole: Path, tmp_p
 
 @pytest.mark.slow
 def test_killed_and_started_again_it_gives_the_same_results(place: Place, whole: Path, tmp_path: Path) -> None:
-    process = place.start("lmms-prune", "sweep", place.configs, "--out", tmp_path)
+    process = place.start(place.configs, "--out", tmp_path)
     # One unit is complete, and half of the next one's answers are there.
     while not any(file.stat().st_size for file in tmp_path.glob(f"{PARTIAL}/hybrid@ocrbench.journal/*/*.jsonl")):
         assert process.poll() is None, process.communicate()
@@ -112,7 +131,7 @@ def test_killed_and_started_again_it_gives_the_same_results(place: Place, whole:
         assert time.monotonic() < deadline, "the evaluating process outlives the sweep"
         time.sleep(0.1)
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / "hybrid" / "pope").iterdir()}
-    done = place.run("lmms-prune", "sweep", place.configs, "--out", tmp_path, "--json")
+    done = place.sweep(place.configs, "--out", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["units"][0]["state"] == "skipped"
@@ -139,7 +158,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_failure_does_not_end_a_sweep(place: Place, tmp_path: Path) -> None:
     config(tmp_path, "a", "none", "no_such_task,pope")
-    done = place.run("lmms-prune", "sweep", tmp_path, "--out", tmp_path / "out", "--limit", "2", "--json")
+    done = place.sweep(tmp_path, "--out", tmp_path / "out", "--limit", "2", "--json")
     assert done.returncode == 1
     record = json.loads(done.stdout.splitlines()[-1])
     assert [(unit["task"], unit["state"]) for unit in record["units"]] == [("no_such_task", "failed"), ("pope", "done")]
@@ -151,7 +170,7 @@ def test_a_failure_does_not_end_a_sweep(place: Place, tmp_path: Path) -> None:
 def test_two_processes_evaluate_one_configuration(place: Place, whole: Path, tmp_path: Path) -> None:
     launch = "torchrun --standalone --nproc_per_node 2"
     hybrid = place.configs / "hybrid.yaml"
-    done = place.run("lmms-prune", "sweep", hybrid, "--out", tmp_path, "--launch", launch)
+    done = place.run(hybrid, "--out", tmp_path, "--launch", launch)
     assert done.returncode == 0, done.stderr
     assert samples(tmp_path) == {name: rows for name, rows in samples(whole).items() if name.startswith("hybrid")}
 
@@ -160,7 +179,7 @@ def test_two_processes_evaluate_one_configuration(place: Place, whole: Path, tmp
 def test_jobs_of_a_cluster_give_the_same_results(place: Place, whole: Path, tmp_path: Path) -> None:
     """submitit's local executor, which starts jobs as processes."""
     options = ("--cluster", "local", "--cluster-option", "timeout_min=30", "--json")
-    done = place.run("lmms-prune", "sweep", place.configs, "--out", tmp_path, *options)
+    done = place.sweep(place.configs, "--out", tmp_path, *options)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["done"] == 4
