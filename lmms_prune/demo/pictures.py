@@ -18,7 +18,7 @@ from lmms_prune.demo.content import COLOURS, HEADS, Chart, Content, Form, Grid, 
 CELL = 28  # pixels
 CELLS = 12  # along the longer side of a picture with letters
 Pixels = int | float
-ACROSS, DOWN = ("left", "middle", "right"), ("top", "middle", "bottom")
+ACROSS, DOWN = ("left", "", "right"), ("above", "", "below")  # in the words of questions; none for the middle
 SCENE_SIZES = ((224, 224), (252, 196), (196, 252), (252, 252))  # width, height in pixels, multiples of 28
 
 
@@ -34,8 +34,8 @@ class Mark:
     entry: str = ""  # of a letter of a value: the key or label that it is looked up by
     column: str = ""  # and the heading it stands below
     size: str = ""  # of a shape: large or small
-    across: str = ""  # the third of the picture where a shape stands: left, middle or right
-    down: str = ""  # top, middle or bottom
+    across: str = ""  # the outer third of the picture where a shape stands: left or right
+    down: str = ""  # above or below
 
 
 @dataclass(frozen=True)

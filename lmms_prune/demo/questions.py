@@ -99,7 +99,7 @@ def _size(rng: random.Random, scene: Scene) -> Asked:
 
 
 def where(rng: random.Random, scene: Scene) -> Asked:
-    """In which third of the picture a shape stands: no benchmark asks for it, but what compares places needs it."""
+    """In which third of the picture a shape stands: no benchmark asks so openly, but who tells it can say yes or no."""
     thing = rng.choice(scene.things)
     if rng.random() < 0.5:
         names, place = ("left", "middle", "right"), thing.column
@@ -110,37 +110,18 @@ def where(rng: random.Random, scene: Scene) -> Asked:
     return Asked(question, names[place], tuple(name for name in names if name != names[place]), "place")
 
 
-def relation(rng: random.Random, scene: Scene, truth: bool) -> Asked | None:
-    """A yes/no question about how two shapes stand; None where no two stand clearly apart."""
-    if (pair := _standing(rng, scene)) is None:
+def position(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
+    """On which side of the picture a shape stands: a question to answer with yes, and one with no.
+
+    None where the only shape stands in the middle.
+    """
+    across = [(thing, ("on the left", "on the right"), thing.column) for thing in scene.things if thing.column != 1]
+    down = [(thing, ("above the middle", "below the middle"), thing.row) for thing in scene.things if thing.row != 1]
+    if not across and not down:
         return None
-    first, second, ways = pair
-    said = ways[0] if truth else ways[1]
-    return Asked(f"Is the {first.kind} {said} the {second.kind}?", "yes" if truth else "no", category="position")
-
-
-def side(rng: random.Random, scene: Scene) -> Asked | None:
-    """How two shapes stand, asked openly: no benchmark does, but who tells it can say whether another way is right."""
-    if (pair := _standing(rng, scene)) is None:
-        return None
-    first, second, ways = pair
-    answer, other = (way.removesuffix(" of") for way in ways)
-    either = "left or right of" if "left" in (answer, other) else "above or below"
-    return Asked(f"Is the {first.kind} {either} the {second.kind}?", answer, (other,), "side")
-
-
-def _standing(rng: random.Random, scene: Scene) -> tuple[Thing, Thing, tuple[str, str]] | None:
-    """Two shapes, how the first stands to the second, and the contrary; None where no two stand clearly apart."""
-    things = list(scene.things)
-    pairs = [(a, b) for a in things for b in things if a.column < b.column or a.row < b.row]
-    if not pairs:
-        return None
-    first, second = rng.choice(pairs)
-    ways = [("left of", "right of")] * (first.column < second.column) + [("above", "below")] * (first.row < second.row)
-    way = rng.choice(ways)
-    if rng.random() < 0.5:  # the same fact, said from the other side
-        return second, first, (way[1], way[0])
-    return first, second, way
+    thing, ways, place = rng.choice(across + down)
+    right, wrong = ways if place == 0 else ways[::-1]
+    return _both(f"Is the {thing.kind} {{}} of the image?", right, wrong)
 
 
 def present(rng: random.Random, scene: Scene, truth: bool, category: str) -> Asked:
@@ -233,7 +214,7 @@ class Pair(NamedTuple):
 def pair(rng: random.Random, content: Content, split: Split, category: str | None = None) -> Pair | None:
     """Two questions about a scene (of `category`, one of SCENE_PAIRS) or a sign.
 
-    None where `category` cannot be asked: the position of a single shape.
+    None where `category` cannot be asked: the position of a single shape in the middle.
     """
     if isinstance(content, Scene):
         return _scene_pair(rng, content, category or rng.choice(SCENE_PAIRS))
@@ -273,10 +254,9 @@ def _scene_pair(rng: random.Random, scene: Scene, category: str) -> Pair | None:
         wrong = rng.choice(there if there and rng.random() < 0.5 else [c for c in COLOURS if c != thing.colour])
         yes, no = _both(f"Is the {thing.kind} {{}}?", thing.colour, wrong)
     elif category == "position":
-        both = [relation(rng, scene, truth) for truth in (True, False)]
-        if both[0] is None or both[1] is None:
+        if (both := position(rng, scene)) is None:
             return None
-        yes, no = both[0].question, both[1].question
+        yes, no = both
     else:
         rolls = f"Can the {thing.colour} thing roll?"
         corners = f"Does the {thing.colour} thing have corners?"

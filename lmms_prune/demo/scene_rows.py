@@ -146,9 +146,11 @@ def gqa(rows: int, seed: int) -> Configs:
         rng = seeded(seed, "gqa", str(number))
         scene = content.scene(rng, "test", rng.randint(2, 4))
         images.append({"id": f"n{number}", "image": draw(rng, scene).image})
-        relation = questions.relation(rng, scene, number % 2 == 0)
-        assert relation is not None  # two shapes never share a cell
-        for question in (relation, questions.about(rng, scene, "test")):
+        sides = questions.position(rng, scene)
+        assert sides is not None  # two shapes never share a cell, so one at least is not in the middle
+        answer = ("yes", "no")[number % 2]
+        stands = Asked(sides[number % 2], answer)
+        for question in (stands, questions.about(rng, scene, "test")):
             row = {"id": f"{len(asked):08d}", "imageId": f"n{number}", "isBalanced": True}
             row |= {"question": question.question, "answer": question.answer}
             asked.append({**row, "fullAnswer": f"{question.question.rstrip('?')}: {question.answer}."})

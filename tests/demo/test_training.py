@@ -97,7 +97,7 @@ def test_questions_in_one_sequence_are_as_each_alone(family: Family, tmp_path: P
 
 def test_labels_stand_at_their_tokens(family: Family) -> None:
     """One letter in each of its tokens, from left to right; a shape in the cell of the grid that it stands in."""
-    picture = draw(random.Random(0), Sign("word", ("KABO",), "red"))
+    picture = draw(random.Random(0), SIGN)
     rows, columns = family.grid(picture.image.size)
     letters = dense_labels(family, picture)["letter"].reshape(rows, columns)
     assert "".join(LABELS["letter"][label] for label in letters[letters > 0].tolist()) == "KABO"
@@ -229,25 +229,55 @@ def test_a_pair_states_what_differs(truth: bool, answer: str) -> None:
     assert found == {"yes/no color", "yes/no count"}
 
 
-def test_the_letters_of_a_stated_word_look_at_those_of_the_sign(family: Family) -> None:
-    picture = draw(random.Random(0), Sign("word", ("KABO",), "red"))
-    question = "Is the word in the image KULO?"
-    batch = collate(family, [(picture, [Prompted(question, "no", "yes/no OCR", question, stated="KULO")])])
+SIGN = Sign("word", ("KABO",), "red")
+WORDS = ("A. KULO", "B. KABO")
+
+
+@pytest.mark.parametrize(
+    ("prompted", "spelled"),
+    [
+        (Prompted(ASKED := "Is the word in the image KULO?", "no", "yes/no OCR", ASKED, stated="KULO"), "KULO"),
+        (
+            Prompted("Which?\nA. KULO\nB. KABO\n", "B", "choice", "Which?", stated="B. KABO", options=WORDS),
+            "KULOKABO",
+        ),
+        # Of a colour nothing is to be spelled.
+        (Prompted("Which?\nA. red\nB. blue\n", "A", "choice", "", stated="A. red", options=("A. red", "B. blue")), ""),
+    ],
+)
+def test_the_letters_of_a_stated_word_look_at_those_of_the_sign(
+    family: Family, prompted: Prompted, spelled: str
+) -> None:
+    picture = draw(random.Random(0), SIGN)
+    batch = collate(family, [(picture, [prompted])])
     start = batch.is_image[0].nonzero()[0].item()
     letters = dense_labels(family, picture)["letter"].tolist()
     shown = [start + letters.index(LABELS["letter"].index(letter)) for letter in "KABO"]
-    looks = {
-        family.tokenizer.decode([batch.ids[0][place]]).strip(): where.nonzero().flatten().tolist()
+    looks = [
+        (place, family.tokenizer.decode([batch.ids[0][place]]).strip(), where.nonzero().flatten().tolist())
         for place, where in zip(batch.grounded[0].tolist(), batch.grounds[0], strict=True)
         if place != batch.ask[0, 1].item() and where.any()
-    }
-    assert looks == {said: [there] for said, there in zip("KULO", shown, strict=True)}
+    ]
+    looks = sorted(look for look in looks if look[1].isupper())
+    assert [said for _, said, _ in looks] == list(spelled)
+    assert [there for _, _, there in looks] == [[place] for place in shown] * (len(spelled) // 4)
+
+
+def test_all_options_are_known_to_what_compares_them() -> None:
+    found = 0
+    for seed in range(60):
+        asked = ask(random.Random(seed), SIGN, "train")
+        if asked.sort == "choice":
+            found += 1
+            assert asked.stated in asked.options
+            assert [line for line in asked.prompt.splitlines() if line[1:3] == ". "] == list(asked.options)
+    assert found
 
 
 def test_the_gaze_is_what_attention_weighs(family: Family) -> None:
     """Shares equal those of the library's own attention matrices; no gaze changes what the decoder says."""
     rng = random.Random(3)
-    rows = [(draw(rng, shown), [ask(rng, shown, "train") for _ in range(9)]) for shown in (PAGE, TABLE)]
+    rows = [(draw(rng, shown), [ask(rng, shown, "train") for _ in range(9)]) for shown in (SIGN, TABLE)]
     batch = collate(family, rows)
     runner = Trainer.__new__(Trainer)
     runner.family = family

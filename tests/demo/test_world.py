@@ -91,47 +91,44 @@ def test_a_shape_is_drawn_in_its_colour_where_its_mark_says() -> None:
                 thing.column,
                 thing.row,
             )
+            assert (mark.across, mark.down) == (("left", "", "right")[thing.column], ("above", "", "below")[thing.row])
 
 
-def test_relations_say_what_stands_where() -> None:
-    """The circle is left of and above the square."""
-    true = {
-        ("circle", "left of", "square"),
-        ("square", "right of", "circle"),
-        ("circle", "above", "square"),
-        ("square", "below", "circle"),
-    }
-    for truth in (True, False):
-        said = set()
-        for number in range(60):
-            asked = questions.relation(random.Random(number), SCENE, truth)
-            assert asked is not None
-            words = asked.question.removeprefix("Is the ").rstrip("?").replace(" the ", " ")
-            first, *way, second = words.split()
-            said.add((first, " ".join(way), second))
-            assert asked.answer == ("yes" if truth else "no")
-        assert said & true == (true if truth else set())
-    assert questions.relation(random.Random(0), Scene((RED_CIRCLE,)), True) is None
+# The circle stands at the top left, the square on the right and halfway down.
+STANDS = {
+    "Is the circle on the left of the image?",
+    "Is the circle above the middle of the image?",
+    "Is the square on the right of the image?",
+}
+STANDS_NOT = {
+    "Is the circle on the right of the image?",
+    "Is the circle below the middle of the image?",
+    "Is the square on the left of the image?",
+}
 
 
-def test_sides_are_told_as_they_are_confirmed() -> None:
-    """Asked openly and with yes or no, from the same draws: the same two shapes, and the way that is confirmed."""
+def test_positions_say_what_stands_where() -> None:
+    asked = [questions.position(random.Random(number), SCENE) for number in range(60)]
+    said = [both for both in asked if both is not None]
+    assert len(said) == len(asked)
+    assert {yes for yes, _ in said} == STANDS
+    assert {no for _, no in said} == STANDS_NOT
+    assert all(yes.split()[2] == no.split()[2] for yes, no in said)
+
+
+def test_a_single_shape_in_the_middle_has_no_position() -> None:
+    assert questions.position(random.Random(0), Scene((Thing("star", "red", True, 1, 1),))) is None
+
+
+def test_places_are_told_as_they_are_confirmed() -> None:
+    """Asked openly, of every shape, and the middle is an answer of its own."""
     told = set()
-    for number in range(40):
-        asked, confirmed = (
-            questions.side(random.Random(number), SCENE),
-            questions.relation(random.Random(number), SCENE, True),
-        )
-        assert asked is not None
-        assert confirmed is not None
-        way = asked.answer + " of" * (asked.answer in ("left", "right"))
-        either = f"{asked.answer} or " if asked.answer in ("left", "above") else f" or {asked.answer}"
-        assert either in asked.question
-        words = asked.question.split()
-        assert confirmed.question == f"Is the {words[2]} {way} the {words[-1]}"
-        told.add(asked.answer)
-    assert told == {"left", "right", "above", "below"}
-    assert questions.side(random.Random(0), Scene((RED_CIRCLE,))) is None
+    for number in range(60):
+        asked = questions.where(random.Random(number), SCENE)
+        assert asked.answer in asked.question.rstrip("?").replace(",", "").split()
+        assert {asked.answer, *asked.wrong} <= {"left", "middle", "right", "above", "below"}
+        told.add((asked.question.split()[2], asked.answer))
+    assert told == {("circle", "left"), ("circle", "above"), ("square", "right"), ("square", "middle")}
 
 
 @pytest.mark.parametrize("category", ["random", "popular", "adversarial"])
@@ -156,15 +153,7 @@ def test_pairs_are_answered_with_yes_and_with_no(category: str) -> None:
     expected = {
         "existence": lambda q: any(f"a {kind} " in q for kind in ("circle", "square")),
         "count": lambda q: q.endswith(" 2?"),
-        "position": lambda q: (
-            q
-            in {
-                "Is the circle left of the square?",
-                "Is the square right of the circle?",
-                "Is the circle above the square?",
-                "Is the square below the circle?",
-            }
-        ),
+        "position": lambda q: q in STANDS,
         "color": lambda q: q in {"Is the circle red?", "Is the square blue?"},
         "commonsense_reasoning": lambda q: q in {"Can the red thing roll?", "Does the blue thing have corners?"},
     }[category]

@@ -52,6 +52,7 @@ def main(
     folder: Annotated[Path, typer.Argument(help="For the state, the log and at last the model; goes on if it exists.")],
     tower_steps: Annotated[int, typer.Option(min=0, help="Steps of the tower alone.")] = 5000,
     open_steps: Annotated[int, typer.Option(min=0, help="Steps on questions whose answer is a word.")] = 4000,
+    compare_steps: Annotated[int, typer.Option(min=0, help="Steps on questions that compare.")] = 1500,
     steps: Annotated[int, typer.Option(min=0, help="Steps on questions of all kinds.")] = 4000,
     pictures: Annotated[int, typer.Option(min=1, help="Pictures a step; twice as many for the tower.")] = 8,
     questions: Annotated[int, typer.Option(min=1, help="Questions a picture.")] = 8,
@@ -75,6 +76,7 @@ def main(
         Stage("tower", tower_steps, 2 * pictures, 0, 1.5 * rate),
         # Without being told where to look, a decoder takes many times as long to look at all.
         Stage("open", open_steps, pictures, questions + 2, 0.5 * rate, 2.5 * rate, gaze=1.0),
+        Stage("compare", compare_steps, pictures, questions, 0.0, 1.5 * rate, dense=0.5, gaze=0.3, stated=0.3),
         Stage("questions", steps, pictures, questions, 0.3 * rate, 1.5 * rate, dense=0.5, gaze=0.05, stated=0.5),
     ]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

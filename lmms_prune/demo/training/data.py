@@ -35,14 +35,15 @@ LABELS = {
     "column": ("", *HEADS),
     "place": ("", *(str(n) for n in range(1, 11))),
     "size": ("", "large", "small"),
-    "across": ("", *ACROSS),
-    "down": ("", *DOWN),
+    "across": ("", *filter(None, ACROSS)),
+    "down": ("", *filter(None, DOWN)),
 }
 # Signs have few letters, white ones on colours, at any place and of several sizes: the tower needs many.
 MIX = {"scene": 0.28, "sign": 0.33, "form": 0.18, "grid": 0.09, "chart": 0.12}
 TOWER_MIX = {"scene": 0.3, "sign": 0.45, "form": 0.12, "grid": 0.04, "chart": 0.09}
 # Scenes are asked about in the most ways, of which those that compare take the longest to learn.
 QUESTIONS_MIX = {"scene": 0.5, "sign": 0.22, "form": 0.08, "grid": 0.09, "chart": 0.11}
+COMPARE_MIX = {"scene": 0.6, "sign": 0.34, "form": 0.02, "grid": 0.02, "chart": 0.02}
 _SIGNS = ("word", "word", "words", "letters", "number", "sum", "french")
 _PAIRS = ("existence", "count", "count", "position", "position", "color", "color", "commonsense_reasoning")
 
@@ -92,6 +93,7 @@ class Prompted(NamedTuple):
     question: str
     part: tuple[str, str] = ("", "")
     stated: str = ""
+    options: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, asked: questions.Asked, sort: str, prompt: str = "") -> Prompted:
@@ -150,9 +152,7 @@ def ask(rng: random.Random, shown: Content, split: Split) -> Prompted:
     if roll < 0.12:
         return Prompted.of(questions.read_out(shown), "read all")
     asked = questions.looked_up(rng, shown)
-    if roll < 0.22:
-        return _choice(rng, asked)
-    return Prompted.of(asked, asked.category, "" if roll < 0.32 else prompts.short(asked.question))
+    return Prompted.of(asked, asked.category, "" if roll < 0.22 else prompts.short(asked.question))
 
 
 def ask_openly(rng: random.Random, shown: Content, split: Split) -> Prompted:
@@ -183,6 +183,28 @@ def ask_openly(rng: random.Random, shown: Content, split: Split) -> Prompted:
     return Prompted.of(asked, sort, "" if rng.random() < 0.75 else worded(asked.question))
 
 
+def ask_to_compare(rng: random.Random, shown: Content, split: Split) -> Prompted:
+    """Mostly a question that compares what it states with what the picture shows: yes or no, or an option's letter.
+
+    Each sort of comparison is learned all at once, after some hundred steps of little else, and not at all as one of many.
+    """
+    roll = rng.random()
+    if isinstance(shown, Scene):
+        if roll < 0.45 and (both := questions.pair(rng, shown, split, "position" if roll < 0.3 else "count")):
+            return _yes_or_no(rng, both)
+        if roll < 0.5:
+            asked = questions.where(rng, shown)
+            return Prompted.of(asked, asked.category, prompts.short(asked.question))
+        if roll < 0.65:
+            return _choice(rng, questions.about(rng, shown, split))
+    if isinstance(shown, Sign):
+        if roll < 0.4 and (both := questions.pair(rng, shown, split)):
+            return _yes_or_no(rng, both)
+        if roll < 0.75:
+            return _choice(rng, questions.about(rng, shown, split))
+    return ask(rng, shown, split)
+
+
 def _sort(asked: questions.Asked, shown: Sign) -> str:
     return asked.category if asked.category == "attribute_recognition" else f"read {shown.kind}"
 
@@ -200,12 +222,10 @@ def _ask_scene(rng: random.Random, shown: Scene, split: Split) -> Prompted:
         category = rng.choice(("random", "popular", "adversarial", "adversarial"))
         asked = questions.present(rng, shown, truth, category)
         return Prompted.of(asked, f"yes/no {category}", prompts.short(asked.question))
-    if roll < 0.54 and (relation := questions.relation(rng, shown, truth)):
-        compared = Prompted.of(relation, "yes/no position", prompts.short(relation.question))
-        return compared._replace(stated=_way(relation.question))
+    if roll < 0.54 and (both := questions.pair(rng, shown, split, "position")):
+        return _yes_or_no(rng, both)
     if roll < 0.68:
-        open_one = (roll < 0.565 and questions.where(rng, shown)) or (roll < 0.59 and questions.side(rng, shown))
-        asked = open_one or questions.about(rng, shown, split)
+        asked = questions.where(rng, shown) if roll < 0.59 else questions.about(rng, shown, split)
         return Prompted.of(asked, asked.category, prompts.short(asked.question))
     if roll < 0.87:
         return _choice(rng, questions.about(rng, shown, split))
@@ -217,32 +237,28 @@ def _yes_or_no(rng: random.Random, pair: questions.Pair) -> Prompted:
     question, other = (pair.yes, pair.no) if truth else (pair.no, pair.yes)
     words, others = (text.rstrip("?").split() for text in (question, other))
     stated = " ".join(word for word in words if word not in others)
-    if pair.category == "position":
-        stated = _way(question)
     answer = "yes" if truth else "no"
     return Prompted(prompts.short(question), answer, f"yes/no {pair.category}", question, stated=stated)
-
-
-def _way(question: str) -> str:
-    """How two shapes stand, in the words of a question about it: left of, right of, above or below."""
-    return " ".join(question.split()[3:-2])
 
 
 def _choice(rng: random.Random, asked: questions.Asked, *, chinese: bool = False) -> Prompted:
     wrong = [text for text in dict.fromkeys(asked.wrong) if text != asked.answer][: rng.randint(1, 3)]
     options = rng.sample([asked.answer, *wrong], 1 + len(wrong))
     letter = "ABCD"[options.index(asked.answer)]
+    lines = tuple(f"{each}. {option}" for each, option in zip("ABCD", options, strict=False))
+    right = f"{letter}. {asked.answer}"
     if chinese:
         prompt = prompts.mmbench(asked.question, options, rng.choice(("请看图。", "nan")), chinese=True)
-        return Prompted(prompt, letter, "choice chinese", asked.question, stated=f"{letter}. {asked.answer}")
+        return Prompted(prompt, letter, "choice chinese", asked.question, stated=right, options=lines)
     form = rng.choice((prompts.scienceqa, prompts.mmbench))
     prompt = form(asked.question, options, rng.choice(("Look at the picture.", "")))
-    return Prompted(prompt, letter, "choice", asked.question, asked.part, f"{letter}. {asked.answer}")
+    return Prompted(prompt, letter, "choice", asked.question, asked.part, right, lines)
 
 
 STAGES = {
     "tower": (TOWER_MIX, ask),
     "open": (MIX, ask_openly),
+    "compare": (COMPARE_MIX, ask_to_compare),
     "questions": (QUESTIONS_MIX, ask),
 }
 
@@ -377,16 +393,17 @@ def _grounds(
     for n, marks in enumerate(told):
         if marks:
             made += [_Ground(asking + n, where) for where in (_places(family, picture, marks), words) if where]
-    stated = [start + place for place in _stated(family, question, prompted)]
+    stated = [start + place for place in _said(family, question, prompted.stated)]
     if stated:
         made.append(_Ground(asking, stated, in_text=True))
     if prompted.sort.startswith("yes/no") and prompted.sort != "yes/no OCR" and told[0]:
         # What is to be confirmed or denied is compared with what is there, and where it is said is a place to do it.
         made += [_Ground(place, _places(family, picture, told[0])) for place in stated]
-    if prompted.sort == "yes/no OCR":
-        letters = [mark for mark in picture.marks if mark.letter]
-        spelled = [place for place in stated if family.tokenizer.decode([question[place - start]]).strip()]
-        made += [_Ground(p, _places(family, picture, [m])) for p, m in zip(spelled, letters, strict=False)]
+    letters = [mark for mark in picture.marks if mark.letter]
+    for text in _compared(prompted, "".join(mark.letter for mark in letters)):
+        said = _said(family, question, text)[-len(text.split(". ")[-1].replace(" ", "")) :]
+        looks = zip(said, letters, strict=False)
+        made += [_Ground(start + place, _places(family, picture, [mark])) for place, mark in looks]
     return made
 
 
@@ -397,16 +414,24 @@ def _word(family: Family, question: list[int], name: str) -> int | None:
     return next((place for place, token in enumerate(question) if token in tokens), None)
 
 
-def _stated(family: Family, question: list[int], prompted: Prompted) -> list[int]:
-    """Where in a question the words stand on which its answer depends."""
-    if not prompted.stated:
+def _compared(prompted: Prompted, written: str) -> tuple[str, ...]:
+    """The texts in a prompt that are compared with a sign's, letter by letter."""
+    if prompted.sort == "yes/no OCR":
+        return (prompted.stated,)
+    read = prompted.stated.split(". ")[-1].replace(" ", "") == written
+    return prompted.options if written and read else ()
+
+
+def _said(family: Family, question: list[int], text: str) -> list[int]:
+    """Where in a question the tokens of a text stand; nowhere if there is none."""
+    if not text:
         return []
     texts = [family.tokenizer.decode([token]) for token in question]
     ends = list(accumulate(map(len, texts)))
-    first = "".join(texts).find(prompted.stated)
-    last = first + len(prompted.stated)
+    first = "".join(texts).find(text)
+    last = first + len(text)
     spans = zip(texts, ends, strict=True)
-    return [place for place, (text, end) in enumerate(spans) if first < end and end - len(text) < last and text.strip()]
+    return [place for place, (said, end) in enumerate(spans) if first < end and end - len(said) < last and said.strip()]
 
 
 def _places(family: Family, picture: Picture, marks: list[Mark]) -> list[int]:

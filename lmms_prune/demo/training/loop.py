@@ -23,7 +23,7 @@ from lmms_prune.demo.training.data import LABELS, Batch, Batches
 from lmms_prune.demo.training.families import Family
 from lmms_prune.demo.training.gaze import Gaze, watch
 
-PLACES = ("place", "across", "down")  # the dense labels that no word is near to
+PLACES = ("place",)  # the dense labels that no word is near to
 WARMUP = 100  # steps until the learning rate is full
 DECAY = 0.4  # share of a stage's steps over which it falls at the end
 EVERY = 100  # steps between two lines of the log
