@@ -129,7 +129,7 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
         OSError: the file cannot be read.
     """
     documents: list[_Document] = []
-    costs: list[tuple[float | int, ...]] = []
+    costs: list[tuple[float, ...]] = []
     for number, line in enumerate(_lines(path), 1):
         try:
             said = json.loads(line)
@@ -168,7 +168,7 @@ def answer_text(said: Mapping[str, Any]) -> str:
 
 
 def _document(said: Mapping[str, Any], benchmark: Benchmark) -> _Document:
-    doc_id = int(said["doc_id"])
+    doc_id = int(np.int64(said["doc_id"]))  # a damaged file may have a number of any length
     asked, answer = f"{said['target']}\0{said['input']}", answer_text(said)
     if benchmark.kind == "mme":
         item = next(said[metric] for metric in benchmark.metrics if metric in said)
@@ -187,11 +187,11 @@ def _document(said: Mapping[str, Any], benchmark: Benchmark) -> _Document:
     return _Document(doc_id, (doc_id,), "", value, answer, asked)
 
 
-def _cost(counts: Mapping[str, Any]) -> tuple[float | int, ...]:
+def _cost(counts: Mapping[str, Any]) -> tuple[float, ...]:
     """In the order of the ledger's fields."""
     visual, average = counts["visual_tokens"], counts["avg_visual_tokens"]
     flops = [counts.get(f"{part}_flops", 0) for part in ("tower", "selection", "prefill", "decode")]
-    return 1.0, float(visual > 0), visual, average if visual else 0.0, counts["kv_bytes"], *flops
+    return tuple(map(float, (1, visual > 0, visual, average if visual else 0, counts["kv_bytes"], *flops)))
 
 
 def _assemble(path: Path, benchmark: Benchmark, documents: Sequence[_Document], ledger: Ledger | None) -> Samples:

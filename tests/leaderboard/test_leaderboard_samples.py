@@ -77,9 +77,18 @@ def test_the_ledger_is_measured_over_all_samples(tmp_path: Path) -> None:
     assert read_samples(path, TASKS["gqa"]).ledger is None
 
 
+def _with(text: str, **changed: Any) -> str:
+    return json.dumps({**json.loads(text), **changed}) + "\n"
+
+
+COUNTS = {"visual_tokens": 10**400, "avg_visual_tokens": 1.0, "kv_bytes": 1}
+
+
 @pytest.mark.parametrize(
     ("task", "change", "message"),
     [
+        ("gqa", lambda lines: [lines[0], _with(lines[1], doc_id=10**30), lines[2]], "line 2.*OverflowError"),
+        ("gqa", lambda lines: [_with(one, token_counts=[COUNTS]) for one in lines], "line 1.*OverflowError"),
         ("gqa", lambda lines: [*lines, lines[0]], "4 lines for 3 documents"),
         ("gqa", lambda lines: [*lines[:-1], lines[-1][:40]], "line 3"),
         ("pope", lambda lines: [line("gqa", 0, 1, 5)], "no sample of POPE"),
