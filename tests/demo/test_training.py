@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache, partialmethod
@@ -18,7 +19,16 @@ from lmms_prune.demo.checkpoints import Sizes
 from lmms_prune.demo.content import Chart, Content, Form, Grid, Scene, Sign, Thing
 from lmms_prune.demo.pictures import draw
 from lmms_prune.demo.training.__main__ import SIZES, export
-from lmms_prune.demo.training.data import LABELS, Batches, Prompted, ask, collate, dense_labels, some_content
+from lmms_prune.demo.training.data import (
+    LABELS,
+    Batches,
+    Prompted,
+    ask,
+    ask_to_compare,
+    collate,
+    dense_labels,
+    some_content,
+)
 from lmms_prune.demo.training.families import Family, new_family
 from lmms_prune.demo.training.gaze import Gaze, watch
 from lmms_prune.demo.training.grounds import grounds, named
@@ -30,6 +40,7 @@ SECTIONS = {"llava": (), "qwen2_5_vl": (2, *[1] * 6)}
 STAGES = [
     Stage("tower", 3, 3, 0, 1e-2),
     Stage("open", 1, 2, 3, 0.0, 1e-2, gaze=1.0),
+    Stage("compare", 1, 2, 3, 0.0, 1e-2, gaze=0.3, stated=0.3),
     Stage("questions", 4, 2, 3, 1e-2, 1e-2, gaze=0.1),
 ]
 
@@ -263,6 +274,26 @@ def test_the_letters_of_a_stated_word_look_at_those_of_the_sign(
     assert [there for _, _, there in looks] == [[place] for place in shown] * (len(spelled) // 4)
 
 
+@pytest.mark.parametrize(
+    ("shown", "shares"),
+    [
+        (
+            Scene((Thing("star", "blue", True, 2, 0), Thing("cross", "red", False, 0, 1))),
+            {"position": 1.5, "count": 1.5},
+        ),
+        (SIGN, {"OCR": 1.4}),
+    ],
+)
+def test_the_stage_of_comparisons_compares_more(shown: Content, shares: dict[str, float]) -> None:
+    """By so much more than the stage of all kinds."""
+    often, else_ = (
+        Counter(form(random.Random(seed), shown, "train").sort for seed in range(2000))
+        for form in (ask_to_compare, ask)
+    )
+    for sort, times in shares.items():
+        assert often[f"yes/no {sort}"] > times * else_[f"yes/no {sort}"] > 0
+
+
 def test_all_options_are_known_to_what_compares_them() -> None:
     found = 0
     for seed in range(60):
@@ -359,17 +390,17 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
 def test_training_lowers_the_loss(family: Family, tmp_path: Path) -> None:
     """On one batch, again and again: all of it can be learned by heart."""
     runner = trainer(family, tmp_path / "run")
-    runner.stage = 2
+    runner.stage = len(STAGES) - 1
     runner.optimizer = runner._optimizer()
     for group in runner.optimizer.param_groups:
         group["lr"] = 1e-2
     batch = Batches(family, 0, 2, 2, "questions")[1]
-    losses = [runner._learn(STAGES[2], batch)["loss"] for _ in range(25)]
+    losses = [runner._learn(STAGES[-1], batch)["loss"] for _ in range(25)]
     assert losses[-1] < losses[0] / 3
 
 
 def test_each_stage_teaches_its_own_part(family: Family, tmp_path: Path) -> None:
-    """The first the tower and the projector, the second the decoder, the third all of it."""
+    """The first the tower and the projector, the next ones the decoder, the last all of it."""
     for number, stage in enumerate(STAGES):
         before = {name: value.clone() for name, value in family.model.state_dict().items()}
         runner = trainer(family, tmp_path / stage.name)

@@ -45,7 +45,7 @@ TOWER_MIX = {"scene": 0.3, "sign": 0.45, "form": 0.12, "grid": 0.04, "chart": 0.
 QUESTIONS_MIX = {"scene": 0.5, "sign": 0.22, "form": 0.08, "grid": 0.09, "chart": 0.11}
 COMPARE_MIX = {"scene": 0.6, "sign": 0.34, "form": 0.02, "grid": 0.02, "chart": 0.02}
 _SIGNS = ("word", "word", "words", "letters", "number", "sum", "french")
-_PAIRS = ("existence", "count", "count", "position", "position", "color", "color", "commonsense_reasoning")
+_PAIRS = ("existence", *["count"] * 2, *["position"] * 5, *["color"] * 2, "commonsense_reasoning")
 
 
 @dataclass
@@ -216,14 +216,12 @@ def _written(shown: Sign) -> Prompted:
 
 def _ask_scene(rng: random.Random, shown: Scene, split: Split) -> Prompted:
     roll, truth = rng.random(), rng.random() < 0.5
-    if roll < 0.3 and (both := questions.pair(rng, shown, split, rng.choice(_PAIRS))):
+    if roll < 0.42 and (both := questions.pair(rng, shown, split, rng.choice(_PAIRS))):
         return _yes_or_no(rng, both)
-    if roll < 0.42:
+    if roll < 0.54:
         category = rng.choice(("random", "popular", "adversarial", "adversarial"))
         asked = questions.present(rng, shown, truth, category)
         return Prompted.of(asked, f"yes/no {category}", prompts.short(asked.question))
-    if roll < 0.54 and (both := questions.pair(rng, shown, split, "position")):
-        return _yes_or_no(rng, both)
     if roll < 0.68:
         asked = questions.where(rng, shown) if roll < 0.59 else questions.about(rng, shown, split)
         return Prompted.of(asked, asked.category, prompts.short(asked.question))
@@ -401,8 +399,8 @@ def _grounds(
         made += [_Ground(place, _places(family, picture, told[0])) for place in stated]
     letters = [mark for mark in picture.marks if mark.letter]
     for text in _compared(prompted, "".join(mark.letter for mark in letters)):
-        said = _said(family, question, text)[-len(text.split(". ")[-1].replace(" ", "")) :]
-        looks = zip(said, letters, strict=False)
+        # An option begins with its own letter, which is not one of the sign's.
+        looks = zip(_said(family, question, text)[-len(_letters(text)) :], letters, strict=False)
         made += [_Ground(start + place, _places(family, picture, [mark])) for place, mark in looks]
     return made
 
@@ -418,8 +416,12 @@ def _compared(prompted: Prompted, written: str) -> tuple[str, ...]:
     """The texts in a prompt that are compared with a sign's, letter by letter."""
     if prompted.sort == "yes/no OCR":
         return (prompted.stated,)
-    read = prompted.stated.split(". ")[-1].replace(" ", "") == written
-    return prompted.options if written and read else ()
+    return prompted.options if written and _letters(prompted.stated) == written else ()
+
+
+def _letters(text: str) -> str:
+    """What is spelled out in a text or in an option, without the option's own letter."""
+    return text.split(". ")[-1].replace(" ", "")
 
 
 def _said(family: Family, question: list[int], text: str) -> list[int]:
