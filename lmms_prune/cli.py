@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import UserDict
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from lmms_prune import __version__
 from lmms_prune.console import fail
 from lmms_prune.methods import METHODS, MethodSpec
-from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
+from lmms_prune.schedule import ScheduleError, did_you_mean
 
 # Where each command is, beside those of this file: a function, or a group of them.
 COMMANDS = {
@@ -178,7 +179,11 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer schedules and questions: about two minutes.")] = False,
     schedules: Annotated[
         list[str] | None,
-        typer.Option("--schedule", help="A schedule to run; repeatable. Default: hybrids, single methods, controls."),
+        typer.Option(
+            "--schedule",
+            help="A schedule, maybe with its budget: 'dart@1:?,budget=0.5'; repeatable. "
+            "Default: hybrids, single methods, controls.",
+        ),
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Task names with commas; default: all ten benchmarks.")] = None,
     as_json: Json = False,
@@ -190,15 +195,14 @@ def demo(
     """
     from rich.console import Console
 
-    from lmms_prune.demo.run import FULL, LAYERS, QUICK, QUICK_ROWS, ROWS, DemoError, Row, run_demo, tables
+    from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, ROWS, DemoError, Row, run_demo, tables, task_names
 
     console = Console(stderr=as_json)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.absolute() / "huggingface")}
     try:
-        for text in schedules or []:
-            Schedule.parse(text).check(LAYERS)
-        rows = tuple(map(Row, schedules)) if schedules else QUICK if quick else FULL
-        record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, tasks, offline, console)
+        rows = tuple(map(Row.parse, schedules)) if schedules else QUICK if quick else FULL
+        names = task_names(tasks)
+        record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console)
     except (ScheduleError, DemoError) as error:
         fail(str(error))
     except OSError as error:
@@ -206,12 +210,15 @@ def demo(
     if as_json:
         typer.echo(json.dumps(record))
     else:
-        for table in tables(record, tasks):
+        for table in tables(record, names):
             console.print(table)
         if record["runs"]:
             console.print(_AFTERWARDS, highlight=False)
             console.print(
-                f"  cd {record['mirror']}\n  {record['command']}\n", soft_wrap=True, highlight=False, markup=False
+                f"  cd {shlex.quote(record['mirror'])}\n  {record['command']}\n",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
             )
             console.print(f"On the real LLaVA-1.5:\n\n  {_FRONT_DOOR}\n", soft_wrap=True, highlight=False)
     for failure in record["failures"]:
@@ -221,8 +228,8 @@ def demo(
 
 
 _AFTERWARDS = """tokens: visual tokens, average over the decoder's layers. MME: total of 1600; POPE: F1 score; all but MME in percent.
-kept: the mean share of the unpruned scores that is left, in percent.
+kept: the mean share of the unpruned scores that is left, in percent. random@1:1.0 keeps every token: it must equal none.
 
-One of these runs, as you would type it:
+One of these runs, as you would type it (lmms-eval's own table has shares of 1, and OCRBench's points of 1000):
 """
 _FRONT_DOOR = "lmms-eval --model llava_pruned --model_args schedule=dart@2:0.44,random@20:0.07 --tasks textvqa_val"

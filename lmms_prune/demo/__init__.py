@@ -1,1 +1,1 @@
-"""Tiny random checkpoints and miniature benchmarks, built on the spot without a network."""
+"""Two small trained models, the world that they know, and miniature benchmarks in it; all without a network."""

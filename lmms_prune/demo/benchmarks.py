@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from datasets import Dataset
@@ -56,6 +57,23 @@ def build_mirror(folder: str | os.PathLike[str], *, rows: int = 4, seed: int = 0
     return Path(folder)
 
 
+def damaged_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """The files of a folder that `build_mirror` wrote that are gone or have changed."""
+    for repository in _BUILDERS:
+        readme = Path(folder) / repository / "README.md"
+        if not readme.is_file():
+            yield readme
+            continue
+        for name in re.findall(r"^ +path: (.+)$", readme.read_text(encoding="utf-8"), re.MULTILINE):
+            file = readme.parent / name
+            if not file.is_file() or _digest(file) != file.stem.rpartition("-")[2]:
+                yield file
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
 def _write(folder: Path, configs: Configs) -> None:
     """Write one parquet file per split, and the front matter that tells `datasets` where they are."""
     lines = ["---", "configs:"]
@@ -65,7 +83,7 @@ def _write(folder: Path, configs: Configs) -> None:
         for split, (rows, features) in splits.items():
             plain = folder / config / f"{split}.parquet"
             Dataset.from_list(rows, features=features).to_parquet(plain)
-            named = plain.with_name(f"{split}-{hashlib.sha256(plain.read_bytes()).hexdigest()[:12]}.parquet")
+            named = plain.with_name(f"{split}-{_digest(plain)}.parquet")
             plain.rename(named)
             lines += [f"  - split: {split}", f"    path: {config}/{named.name}"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lmms_prune.demo.benchmarks import TASKS, build_mirror
+from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files
 from lmms_prune.demo.processes import Run, RunError, evaluate
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.leaderboard.benchmarks import rel, score
+from lmms_prune.schedule import Schedule
 
 LAYERS = 12  # decoder layers of both models
+VISUAL_TOKENS = 144  # of a square picture, in both
 WEIGHTS = Path(__file__).with_name("weights")
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
 
@@ -47,10 +50,25 @@ class Row:
     """One schedule of the table, with the budget that solves its "?"."""
 
     schedule: str
-    budget: float | None = None
+    budget: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Row:
+        """A row from its text, as in --model_args: a schedule, then maybe ",budget=…".
+
+        Raises:
+            ScheduleError: the schedule or its budget is wrong, or does not fit the models.
+        """
+        schedule, _, budget = text.partition(",budget=")
+        row = cls(schedule, budget or None)
+        read = Schedule.parse(row.schedule)
+        if row.budget is not None:
+            read = read.solve(row.budget, LAYERS, VISUAL_TOKENS)
+        read.check(LAYERS)
+        return row
 
     def __str__(self) -> str:
-        return self.schedule if self.budget is None else f"{self.schedule},budget={self.budget:g}"
+        return self.schedule if self.budget is None else f"{self.schedule},budget={self.budget}"
 
 
 # The paper's hybrids act before layers 2 and 20 of 32; here before 1 and 8 of 12.
@@ -58,8 +76,8 @@ _HYBRID = "dart@1:?,random@8:{late}"
 QUICK = (
     Row("none"),
     Row("random@1:1.0"),
-    Row(_HYBRID.format(late=0.1), 0.5),
-    Row(_HYBRID.format(late=0.03), 0.25),
+    Row(_HYBRID.format(late=0.1), "0.5"),
+    Row(_HYBRID.format(late=0.03), "0.25"),
     Row("blind@0"),
 )
 _SINGLE = ("dart@1:?", "divprune@1:?", "fastv@1:?", "random@1:?", "stride@1:?", "pool@1:?")
@@ -67,7 +85,7 @@ FULL = (
     Row("none"),
     *(
         Row(text, budget)
-        for budget, late in ((0.5, 0.1), (0.25, 0.03))
+        for budget, late in (("0.5", 0.1), ("0.25", 0.03))
         for text in (_HYBRID.format(late=late), f"divprune@1:?,random@8:{late}", *_SINGLE)
     ),
     Row("vtw@8"),
@@ -76,7 +94,21 @@ FULL = (
 
 
 class DemoError(RuntimeError):
-    """A task that the demo does not have, or a model that is not there."""
+    """A task that the demo does not have, a model or data that are not there, or a folder that will not do."""
+
+
+def task_names(text: str | None) -> list[str]:
+    """The tasks of `text`, names with commas; all ten for None.
+
+    Raises:
+        DemoError: a task that the demo does not have, or none at all.
+    """
+    names = list(TASKS) if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in TASKS]:
+        raise DemoError(f"--tasks: '{unknown[0]}' is not in the demo; it has {', '.join(TASKS)}.")
+    if not names:
+        raise DemoError(f"--tasks: '{text}' names no task; the demo has {', '.join(TASKS)}.")
+    return names
 
 
 def weights(model: Model, root: Path = WEIGHTS) -> Path:
@@ -93,7 +125,12 @@ def weights(model: Model, root: Path = WEIGHTS) -> Path:
 
 
 def run_demo(
-    folder: Path, rows: Sequence[Row], count: int, tasks: str | None, environment: Mapping[str, str], console: Console
+    folder: Path,
+    rows: Sequence[Row],
+    count: int,
+    tasks: Sequence[str],
+    environment: Mapping[str, str],
+    console: Console,
 ) -> dict[str, Any]:
     """Build the data if it is not there, run both models with every schedule, and return the results.
 
@@ -101,21 +138,21 @@ def run_demo(
         folder: absolute; data that is there already is used as it is, results of earlier runs stay beside the new.
         rows: the schedules.
         count: questions of each benchmark, even.
-        tasks: task names with commas; None for all ten.
+        tasks: some of `TASKS`.
         environment: of the child processes.
         console: for progress.
 
     Returns:
-        keys ``mirror`` (the folder to start lmms-eval in), ``command`` (of the last run that went well), ``runs``
+        keys ``mirror`` (the folder to start lmms-eval in), ``command`` (of a run that went well, with a budget if one
+        has it), ``runs``
         (model, schedule, scores, averages) and ``failures`` (model, schedule, error).
 
     Raises:
-        DemoError: an unknown task, or a missing model.
+        DemoError: a missing model, damaged data, or a folder whose name lmms-eval cannot take.
         OSError: `folder` cannot be written.
     """
-    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else list(TASKS)
-    if unknown := [name for name in names if name not in TASKS]:
-        raise DemoError(f"--tasks: '{unknown[0]}' is not in the demo; it has {', '.join(TASKS)}.")
+    if "," in str(folder):
+        raise DemoError(f"--folder {folder}: lmms-eval cannot take a comma in a path; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = {model: weights(model) for model in MODELS}
     mirror = folder / f"mirror-{count}"
@@ -123,26 +160,27 @@ def run_demo(
         datasets.disable_progress_bars()
         with console.status("drawing the ten benchmarks"):
             build_mirror(mirror, rows=count)
+    elif damaged := next(damaged_files(mirror), None):
+        raise DemoError(f"the data has changed since it was drawn: {damaged}. Delete {mirror} to have it drawn again.")
     jobs = [(model, row) for model in MODELS for row in rows]
     results = folder / f"results-{count}"
-    runs = [_run(model, checkpoints[model], row, names, results / model.folder) for model, row in jobs]
-    with _progress(console) as progress:
-        bar = progress.add_task(f"{len(runs)} runs of lmms-eval, {len(names)} tasks each", total=len(runs))
-        one_thread = {**environment, "OMP_NUM_THREADS": "1"}
-        outcomes = evaluate(runs, results, mirror, one_thread, lambda done: progress.update(bar, completed=done))
+    runs = [_run(model, checkpoints[model], row, tasks, results / model.folder) for model, row in jobs]
+    one_thread = {**environment, "OMP_NUM_THREADS": "1"}
+    with _progress(console, f"{len(runs)} runs of lmms-eval, {len(tasks)} tasks each", len(runs)) as progressed:
+        outcomes = evaluate(runs, results, mirror, one_thread, progressed)
     record: dict[str, Any] = {"mirror": str(mirror), "command": "", "runs": [], "failures": []}
     for (model, row), run, outcome in zip(jobs, runs, outcomes, strict=True):
         if isinstance(outcome, RunError):
             record["failures"].append({"model": model.wrapper, "schedule": str(row), "error": str(outcome)})
         else:
-            record["runs"].append(_record(model, row, outcome, names))
-            record["command"] = shlex.join(run.command)
+            record["runs"].append(_record(model, row, outcome, tasks))
+            if not record["command"] or (row.budget and "budget=" not in record["command"]):
+                record["command"] = shlex.join(run.command)
     return record
 
 
-def tables(record: Mapping[str, Any], tasks: str | None) -> list[Table]:
-    """One table a model: a schedule a row, a benchmark a column, and what is left of the unpruned scores."""
-    names = [name.strip() for name in tasks.split(",")] if tasks else list(TASKS)
+def tables(record: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
+    """One table a model: a schedule a row, a benchmark of `names` a column, and what is left of the unpruned scores."""
     made = []
     for model in MODELS:
         runs = [run for run in record["runs"] if run["model"] == model.wrapper]
@@ -163,9 +201,25 @@ def tables(record: Mapping[str, Any], tasks: str | None) -> list[Table]:
     return made
 
 
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)
+@contextmanager
+def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields what is to be told how many are done: a bar for a terminal, a line now and then for a file."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task(what, total=total)
+            yield lambda done: progress.update(bar, completed=done)
+        return
+    told = -1
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if done > told:
+            told = done
+            console.print(f"{what}: {done} of {total} done", highlight=False, soft_wrap=True)
+
+    tell(0)
+    yield tell
 
 
 def _run(model: Model, checkpoint: Path, row: Row, tasks: Sequence[str], results: Path) -> Run:

@@ -14,20 +14,24 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lmms_prune.cli import app
-from lmms_prune.demo.benchmarks import TASKS
+from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files
 from lmms_prune.demo.run import (
     FULL,
     LAYERS,
     MODELS,
     QUICK,
     QUICK_ROWS,
+    VISUAL_TOKENS,
     DemoError,
+    Row,
+    _progress,
     run_demo,
     tables,
+    task_names,
     weights,
 )
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
-from lmms_prune.schedule import Schedule
+from lmms_prune.schedule import Schedule, ScheduleError
 
 
 def scores(value: float) -> dict[str, float]:
@@ -43,10 +47,12 @@ def test_every_schedule_of_the_demo_fits_its_models() -> None:
     for row in (*QUICK, *FULL):
         read = Schedule.parse(row.schedule)
         if row.budget is not None:
-            read = read.solve(str(row.budget), LAYERS, 144)
+            read = read.solve(row.budget, LAYERS, VISUAL_TOKENS)
             # DART keeps in steps of 8, and pooling whole rows and columns.
-            assert row.budget - 0.04 < float(read.average(LAYERS, [144])) / 144 <= row.budget
-        read.check(LAYERS, [144])
+            share = float(read.average(LAYERS, [VISUAL_TOKENS])) / VISUAL_TOKENS
+            assert float(row.budget) - 0.04 < share <= float(row.budget)
+        read.check(LAYERS, [VISUAL_TOKENS])
+        assert Row.parse(str(row)) == row
     assert len(set(FULL)) == len(FULL)
 
 
@@ -58,7 +64,7 @@ def test_the_table_fits_a_narrow_terminal_and_tells_models_apart() -> None:
             run("none", 9.0, MODELS[1].wrapper),
         ]
     }
-    made = tables(record, None)
+    made = tables(record, TASKS)
     assert [table.title for table in made] == [model.folder for model in MODELS]
     stream = StringIO()
     Console(file=stream, width=80).print(made[0])
@@ -73,9 +79,56 @@ def test_a_missing_weight_file_is_named(tmp_path: Path) -> None:
         weights(MODELS[0], tmp_path)
 
 
-def test_an_unknown_task_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DemoError, match="'foo' is not in the demo"):
-        run_demo(tmp_path, QUICK, 4, "mme,foo", {}, Console(quiet=True))
+@pytest.mark.parametrize(("text", "said"), [("mme,foo", "'foo' is not in the demo"), (",", "',' names no task")])
+def test_a_wrong_task_is_named(text: str, said: str) -> None:
+    with pytest.raises(DemoError, match=said):
+        task_names(text)
+
+
+def test_tasks_are_read_with_stray_commas_and_spaces() -> None:
+    assert task_names(" pope, mme,") == ["pope", "mme"]
+    assert task_names(None) == list(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("random@1:?", "needs a budget"),
+        ("random@1:0.5,budget=0.5", "exactly one '\\?'"),
+        ("random@1:?,budget=2", "budget"),
+        ("random@12:?,budget=0.5", "layer"),
+    ],
+)
+def test_a_row_that_cannot_run_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ScheduleError, match=said):
+        Row.parse(text)
+
+
+def test_a_folder_with_a_comma_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(DemoError, match="cannot take a comma"):
+        run_demo(tmp_path / "a,b", QUICK, 4, ["pope"], {}, Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, Path.touch, lambda file: file.write_bytes(b"")])
+def test_damaged_data_is_named(damage: Any, tmp_path: Path) -> None:
+    mirror = build_mirror(tmp_path / "mirror-4", rows=4)
+    assert not list(damaged_files(mirror))
+    file = next((mirror / "lmms-lab-encoder" / "POPE").rglob("*.parquet"))
+    damage(file)
+    if damage is Path.touch:
+        assert not list(damaged_files(mirror))
+    else:
+        with pytest.raises(DemoError, match=f"{file}. Delete {mirror} to have it drawn again"):
+            run_demo(tmp_path, QUICK, 4, ["pope"], {}, Console(quiet=True))
+
+
+def test_progress_is_told_line_by_line_where_no_terminal_is() -> None:
+    stream = StringIO()
+    with _progress(Console(file=stream, width=80), "2 runs", 2) as progressed:
+        for done in (0, 1, 1, 2):
+            progressed(done)
+    assert stream.getvalue().splitlines() == [f"2 runs: {done} of 2 done" for done in (0, 1, 2)]
 
 
 # What the trained models reach on the quick demo's held-out questions, less a margin for another machine's rounding.
@@ -115,7 +168,7 @@ def test_the_quick_demo(tmp_path: Path) -> None:
         for task, floor in FLOORS[model.wrapper].items():
             assert whole["scores"][task] >= floor, (model.folder, task)
         assert runs["random@1:1.0"]["scores"] == whole["scores"]
-        half = runs[str(next(row for row in QUICK if row.budget == 0.5))]
+        half = runs[str(next(row for row in QUICK if row.budget == "0.5"))]
         for task, cost in COSTS.items():
             assert half["scores"][task] >= whole["scores"][task] - cost, (model.folder, task)
         for task, most in BLIND.items():
@@ -125,8 +178,8 @@ def test_the_quick_demo(tmp_path: Path) -> None:
                 share = (
                     runs[str(row)]["averages"]["visual_tokens_per_layer"] / whole["averages"]["original_visual_tokens"]
                 )
-                assert share == pytest.approx(row.budget, abs=0.05)
-    assert "lmms-eval" in record["command"]
+                assert share == pytest.approx(float(row.budget), abs=0.05)
+    assert f"schedule={QUICK[2]}," in record["command"]
     _the_leaderboard_agrees(tmp_path / f"results-{QUICK_ROWS}", record)
 
 

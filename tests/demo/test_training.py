@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
 
 from lmms_prune.demo import content, prompts
 from lmms_prune.demo.checkpoints import Sizes
 from lmms_prune.demo.content import Chart, Content, Form, Grid, Scene, Sign, Thing
 from lmms_prune.demo.pictures import draw
-from lmms_prune.demo.training.__main__ import SIZES, export
+from lmms_prune.demo.run import WEIGHTS
+from lmms_prune.demo.training.__main__ import SIZES, export, main
 from lmms_prune.demo.training.data import (
     LABELS,
     Batches,
@@ -29,11 +32,13 @@ from lmms_prune.demo.training.data import (
     dense_labels,
     some_content,
 )
-from lmms_prune.demo.training.families import Family, new_family
+from lmms_prune.demo.training.families import Family, new_family, take_tower
 from lmms_prune.demo.training.gaze import Gaze, watch
 from lmms_prune.demo.training.grounds import grounds, named
 from lmms_prune.demo.training.loop import Stage, Trainer
 
+COMMAND = typer.Typer()
+COMMAND.command()(main)
 SMALL = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, "vision_hidden": 32, "vision_intermediate": 48}
 KV_HEADS = {"llava": 2, "qwen2_5_vl": 1}
 SECTIONS = {"llava": (), "qwen2_5_vl": (2, *[1] * 6)}
@@ -298,7 +303,7 @@ def test_all_options_are_known_to_what_compares_them() -> None:
     found = 0
     for seed in range(60):
         asked = ask(random.Random(seed), SIGN, "train")
-        if asked.sort == "choice":
+        if asked.sort.startswith("choice"):
             found += 1
             assert asked.stated in asked.options
             assert [line for line in asked.prompt.splitlines() if line[1:3] == ". "] == list(asked.options)
@@ -417,8 +422,66 @@ def test_each_stage_teaches_its_own_part(family: Family, tmp_path: Path) -> None
 def test_a_training_with_other_settings_is_refused(family: Family, tmp_path: Path) -> None:
     runner = trainer(family, tmp_path / "run")
     runner._save()
-    with pytest.raises(ValueError, match="other settings"):
-        Trainer(family, tmp_path / "run", STAGES[:1], seed=0, device=torch.device("cpu"))
+    faster = [*STAGES[:-1], replace(STAGES[-1], rate=0.5)]
+    with pytest.raises(
+        ValueError, match=r"other settings: origin was  and is elsewhere; questions\.rate was 0\.01 and is 0\.5$"
+    ):
+        Trainer(family, tmp_path / "run", faster, seed=0, device=torch.device("cpu"), origin="elsewhere")
+
+
+def test_a_damaged_state_is_named(family: Family, tmp_path: Path) -> None:
+    runner = trainer(family, tmp_path / "run")
+    runner._save()
+    runner.state.write_bytes(runner.state.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"state\.pt is damaged .*: delete it to begin anew"):
+        trainer(family, tmp_path / "run")
+
+
+def test_a_training_that_is_told_to_stop_saves_its_state(family: Family, tmp_path: Path) -> None:
+    runner = trainer(family, tmp_path / "run")
+    runner.stop()
+    assert not runner.run(None, 0)
+    assert trainer(family, tmp_path / "run").step == 1
+
+
+def test_another_tower_is_refused(tmp_path: Path) -> None:
+    export(small("llava"), tmp_path / "model")
+    with pytest.raises(ValueError, match="is not one of qwen2_5_vl in this size: it has "):
+        take_tower(small("qwen2_5_vl"), tmp_path / "model")
+    before = small("llava")
+    take_tower(before, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lava"], "family 'lava' is unknown"),
+        (["qwen2_5_vl", "--start", str(WEIGHTS / "tiny-llava")], "holds a llava"),
+        (["llava", "--start", "/nowhere"], "does not exist"),
+        (["llava", "--rate", "-1"], "Invalid value for '--rate': Input should be greater"),
+        (["llava", "--minutes", "-3"], "Invalid value for '--minutes': Input should be greater"),
+    ],
+)
+def test_a_mistake_in_the_training_command_is_named(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(COMMAND, [arguments[0], str(tmp_path / "run"), *arguments[1:]])
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.replace("│", " ").split())
+
+
+def test_the_training_command_says_where_it_is_and_goes_on(tmp_path: Path) -> None:
+    steps = ["--tower-steps", "1", "--open-steps", "1", "--compare-steps", "1", "--steps", "1"]
+    begin = ["--start", str(WEIGHTS / "tiny-llava"), "--pictures", "2", "--questions", "1"]
+    command = ["llava", str(tmp_path / "run"), *steps, *begin]
+    stopped = CliRunner().invoke(COMMAND, [*command, "--minutes", "0"])
+    assert stopped.exit_code == 0, stopped.output
+    assert "stopped in stage 1 at step 1; the same command goes on" in stopped.output
+    other = CliRunner().invoke(COMMAND, [*command, "--rate", "0.5"])
+    assert other.exit_code == 2
+    assert "tower.tower_rate was 0.0015 and is 0.75" in other.output
+    (tmp_path / "file").touch()
+    blocked = CliRunner().invoke(COMMAND, ["llava", str(tmp_path / "file"), *begin])
+    assert blocked.exit_code == 2
+    assert "file" in blocked.output
 
 
 def test_an_exported_model_is_read_by_the_library(family: Family, tmp_path: Path) -> None:

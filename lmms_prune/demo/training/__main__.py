@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import torch
 import typer
 from transformers import GenerationConfig
 
+from lmms_prune.console import plainly
 from lmms_prune.demo.checkpoints import Sizes
 from lmms_prune.demo.folders import new_folder
 from lmms_prune.demo.training.data import ask, some_content
@@ -56,22 +58,35 @@ def main(
     steps: Annotated[int, typer.Option(min=0, help="Steps on questions of all kinds.")] = 4000,
     pictures: Annotated[int, typer.Option(min=1, help="Pictures a step; twice as many for the tower.")] = 8,
     questions: Annotated[int, typer.Option(min=1, help="Questions a picture.")] = 8,
-    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
-    minutes: Annotated[float | None, typer.Option(help="Stop after this long; the same command goes on.")] = None,
+    rate: Annotated[float, typer.Option(min=1e-9, help="Highest learning rate.")] = 1e-3,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop after this long; the same command goes on.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 0,
-    tower: Annotated[Path | None, typer.Option(help="A model's folder to take the trained tower from.")] = None,
-    start: Annotated[Path | None, typer.Option(help="A model's folder to start from, instead of from scratch.")] = None,
+    tower: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="A model's folder to take the trained tower from.")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="A model's folder to start from, instead of from scratch."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, pictures and questions.")] = 0,
 ) -> None:
-    """Train one of the demo's models: the same arguments give the same model on the same machine."""
+    """Train one of the demo's models: the same arguments give the same model on the same machine.
+
+    Ctrl-C stops it after the step that it is at; the same command goes on there.
+    """
     if family not in SIZES:
         raise typer.BadParameter(f"family '{family}' is unknown; use one of {', '.join(SIZES)}")
     torch.set_num_threads(threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    made = started_family(start) if start else new_family(family, SIZES[family], _texts(seed), seed)
-    if tower:
-        take_tower(made, tower)
+    with plainly(OSError, ValueError):
+        folder.mkdir(parents=True, exist_ok=True)
+        made = started_family(start) if start else new_family(family, SIZES[family], _texts(seed), seed)
+        if made.name != family:
+            raise typer.BadParameter(f"family '{family}' is asked for, but --start {start} holds a {made.name}")
+        if tower:
+            take_tower(made, tower)
     stages = [
         Stage("tower", tower_steps, 2 * pictures, 0, 1.5 * rate),
         # Without being told where to look, a decoder takes many times as long to look at all.
@@ -80,11 +95,17 @@ def main(
         Stage("questions", steps, pictures, questions, 0.3 * rate, 1.5 * rate, dense=0.5, gaze=0.05, stated=0.5),
     ]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not Trainer(made, folder, stages, seed, device).run(minutes, workers):
-        typer.echo(f"stopped after {minutes} minutes; the same command goes on")
-        return
-    export(made, folder / "model")
-    typer.echo(str(folder / "model"))
+    origin = f"{family} from {start or 'scratch'}" + (f" with the tower of {tower}" if tower else "")
+    with plainly(ValueError):
+        trainer = Trainer(made, folder, stages, seed, device, origin)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: trainer.stop())
+    if not trainer.run(minutes, workers):
+        typer.echo(f"stopped in stage {trainer.stage + 1} at step {trainer.step}; the same command goes on")
+        raise typer.Exit(130 if trainer.stopping else 0)
+    if not (model := folder / "model").exists():
+        export(made, model)
+    typer.echo(str(model))
 
 
 def _texts(seed: int) -> list[str]:

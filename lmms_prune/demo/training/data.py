@@ -250,7 +250,7 @@ def _choice(rng: random.Random, asked: questions.Asked, *, chinese: bool = False
         return Prompted(prompt, letter, "choice chinese", asked.question, stated=right, options=lines)
     form = rng.choice((prompts.scienceqa, prompts.mmbench))
     prompt = form(asked.question, options, rng.choice(("Look at the picture.", "")))
-    return Prompted(prompt, letter, "choice", asked.question, asked.part, right, lines)
+    return Prompted(prompt, letter, f"choice {asked.category}", asked.question, asked.part, right, lines)
 
 
 STAGES = {

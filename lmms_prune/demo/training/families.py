@@ -24,6 +24,7 @@ Place = tuple[int, int, int]
 class Family:
     """A model to be trained, with its tokenizer and processor."""
 
+    name: str
     mrope: bool
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -93,6 +94,7 @@ class Family:
 class Llava(Family):
     """LLaVA-1.5: every image becomes the same square."""
 
+    name = "llava"
     mrope = False
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -130,6 +132,7 @@ class Llava(Family):
 class Qwen(Family):
     """Qwen2.5-VL: a token for each 28 x 28 pixels, rows and columns in the positions."""
 
+    name = "qwen2_5_vl"
     mrope = True
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -153,9 +156,17 @@ class Qwen(Family):
 
 
 def take_tower(family: Family, folder: Path) -> None:
-    """Put the vision tower and the projector of the model in `folder` into `family`."""
+    """Put the vision tower and the projector of the model in `folder` into `family`.
+
+    Raises:
+        OSError: there is no model in `folder`.
+        ValueError: it has another tower.
+    """
     weights = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
     seen = {name: value for name, value in weights.items() if re.search(r"vision_tower|visual\.|projector", name)}
+    own = family.model.state_dict()
+    if strange := [name for name, tensor in seen.items() if name not in own or own[name].shape != tensor.shape]:
+        raise ValueError(f"the tower in {folder} is not one of {family.name} in this size: it has {strange[0]}")
     family.model.load_state_dict(seen, strict=False)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -83,10 +85,19 @@ class Heads(nn.Module):
 
 
 class Trainer:
-    """Trains `family` into `folder`, where it keeps its state and its log; started again, it goes on."""
+    """Trains `family` into `folder`, where it keeps its state and its log; started again, it goes on.
 
-    def __init__(self, family: Family, folder: Path, stages: list[Stage], seed: int, device: torch.device) -> None:
+    `origin` says in words what the training began with.
+
+    Raises:
+        ValueError: the state in `folder` cannot be read, or belongs to a training with other settings.
+    """
+
+    def __init__(
+        self, family: Family, folder: Path, stages: list[Stage], seed: int, device: torch.device, origin: str = ""
+    ) -> None:
         self.family, self.folder, self.stages, self.seed, self.device = family, folder, stages, seed, device
+        self.origin, self.stopping = origin, False
         torch.manual_seed(seed)
         self.heads = Heads(family).to(device)
         family.model.to(device).train()
@@ -98,7 +109,10 @@ class Trainer:
             self._load()
 
     def run(self, minutes: float | None, workers: int) -> bool:
-        """Train until all stages are done (True) or `minutes` are over (False); the state is saved either way."""
+        """Train until all stages are done (True), or `minutes` are over or `stop` was called (False).
+
+        The state is saved either way.
+        """
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         while self.stage < len(self.stages):
             stage = self.stages[self.stage]
@@ -114,7 +128,7 @@ class Trainer:
                     began = time.monotonic()
                 if self.step % SAVE == 0:
                     self._save()
-                if time.monotonic() > end:
+                if self.stopping or time.monotonic() > end:
                     self._save()
                     return False
             if stage.steps:
@@ -124,10 +138,17 @@ class Trainer:
             self._save()
         return True
 
+    def stop(self) -> None:
+        """Let `run` end after the step that it is at."""
+        self.stopping = True
+
     def _batches(self, stage: Stage, workers: int) -> Iterator[Batch]:
         batches = Batches(self.family, self.seed, stage.pictures, stage.each, stage.name)
         left = range(self.step, stage.steps)
-        return iter(DataLoader(batches, batch_size=None, sampler=list(left), num_workers=workers))
+        loader = DataLoader(
+            batches, batch_size=None, sampler=list(left), num_workers=workers, worker_init_fn=_leave_interrupts
+        )
+        return iter(loader)
 
     def _learn(self, stage: Stage, batch: Batch) -> dict[str, float]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -242,6 +263,8 @@ class Trainer:
     def _log(self, stage: Stage, seen: dict[str, list[float]], seconds: float) -> None:
         figures = {name: round(sum(values) / len(values), 4) for name, values in sorted(seen.items())}
         seen.clear()
+        loss = f", loss {figures['loss']:.3f}" if "loss" in figures else ""
+        print(f"{stage.name}: step {self.step} of {stage.steps}, {seconds:.2f} s a step{loss}", flush=True)
         self._write({"stage": stage.name, "step": self.step, "s/step": round(seconds, 3), **figures})
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -258,9 +281,15 @@ class Trainer:
         os.replace(partial, self.state)
 
     def _load(self) -> None:
-        state = torch.load(self.state, map_location=self.device, weights_only=True)
-        if state["settings"] != self._settings():
-            raise ValueError(f"{self.state} belongs to a training with other settings: {state['settings']}")
+        try:
+            state = torch.load(self.state, map_location=self.device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise ValueError(f"{self.state} is damaged ({error}): delete it to begin anew") from error
+        was, now = state["settings"], self._settings()
+        if differ := [
+            f"{name} was {was.get(name)} and is {now.get(name)}" for name in now if was.get(name) != now[name]
+        ]:
+            raise ValueError(f"{self.state} belongs to a training with other settings: {'; '.join(differ)}")
         self.family.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         self.stage, self.step = state["stage"], state["step"]
@@ -269,4 +298,10 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
 
     def _settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, "stages": [asdict(stage) for stage in self.stages]}
+        each = {f"{stage.name}.{name}": value for stage in self.stages for name, value in asdict(stage).items()}
+        return {"seed": self.seed, "origin": self.origin, **each}
+
+
+def _leave_interrupts(worker: int) -> None:
+    """An interruption is for the training, which then ends in order; its workers end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
