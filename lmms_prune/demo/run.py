@@ -186,7 +186,7 @@ def tables(record: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
         runs = [run for run in record["runs"] if run["model"] == model.wrapper]
         if not runs:
             continue
-        table = Table(box=box.SIMPLE_HEAD, title=model.folder, padding=(0, 1, 0, 0), pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, title=model.folder, padding=0, pad_edge=False)
         table.add_column("schedule", overflow="fold")
         for name in ("tokens", *(BENCHMARKS[name].narrow for name in names), "kept"):
             table.add_column(name, justify="right", no_wrap=True)
