@@ -92,7 +92,7 @@ BELOW = {
         "refusals",
     },
     "harness": {"efficiency", "hooks", "measurements", "places", "trace", "schedule", "families", "supported"},
-    "demo": {"harness", "leaderboard"},
+    "demo": {"console", "harness", "leaderboard", "schedule"},
     "leaderboard": {"console", "harness", "methods", "places", "presets", "schedule", "supported"},
     "guide": {"layout", "families", "view"},
     "hooks": {"guide", "layout", "refusals", "schedule", "methods", "families", "view", "tower", "trace", "ragged"},

@@ -183,7 +183,8 @@ def test_a_folders_name_is_shown_as_it_is(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {"num_hidden_layers": 4}}))
     output = call("none", "--model", str(folder)).output
-    assert "b]y, 64 text tokens" in " ".join(output.split())
+    # A long path is broken at the console's width, wherever that falls.
+    assert "/m[b]x[/b]y,64texttokens" in "".join(output.split())
 
 
 def test_costs_need_no_torch() -> None:

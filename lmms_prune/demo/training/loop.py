@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from jaxtyping import Float
@@ -281,10 +281,9 @@ class Trainer:
         os.replace(partial, self.state)
 
     def _load(self) -> None:
-        try:
-            state = torch.load(self.state, map_location=self.device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-            raise ValueError(f"{self.state} is damaged ({error}): delete it to begin anew") from error
+        if not is_zipfile(self.state):  # a file that ends too early is none
+            raise ValueError(f"{self.state} is damaged: delete it to begin anew")
+        state = torch.load(self.state, map_location=self.device, weights_only=True)
         was, now = state["settings"], self._settings()
         if differ := [
             f"{name} was {was.get(name)} and is {now.get(name)}" for name in now if was.get(name) != now[name]
