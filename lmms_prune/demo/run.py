@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +169,16 @@ def run_demo(
     one_thread = {**environment, "OMP_NUM_THREADS": "1"}
     with _progress(console, f"{len(runs)} runs of lmms-eval, {len(tasks)} tasks each", len(runs)) as progressed:
         outcomes = evaluate(runs, results, mirror, one_thread, progressed)
-    record: dict[str, Any] = {"mirror": str(mirror), "command": "", "runs": [], "failures": []}
+    record: dict[str, Any] = {"mirror": str(mirror), "runs": [], "failures": []}
+    commands: list[tuple[bool, str]] = []
     for (model, row), run, outcome in zip(jobs, runs, outcomes, strict=True):
         if isinstance(outcome, RunError):
             record["failures"].append({"model": model.wrapper, "schedule": str(row), "error": str(outcome)})
         else:
             record["runs"].append(_record(model, row, outcome, tasks))
-            if not record["command"] or (row.budget and "budget=" not in record["command"]):
-                record["command"] = shlex.join(run.command)
+            commands.append((row.budget is None, shlex.join(run.command)))
+    # The first hybrid says more about pruning than the unpruned model does.
+    record["command"] = min(commands, key=itemgetter(0), default=(True, ""))[1]
     return record
 
 

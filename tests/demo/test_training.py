@@ -427,6 +427,8 @@ def test_a_training_with_other_settings_is_refused(family: Family, tmp_path: Pat
         ValueError, match=r"other settings: origin was  and is elsewhere; questions\.rate was 0\.01 and is 0\.5$"
     ):
         Trainer(family, tmp_path / "run", faster, seed=0, device=torch.device("cpu"), origin="elsewhere")
+    with pytest.raises(ValueError, match=r"other settings: open\.name was open and is None"):
+        Trainer(family, tmp_path / "run", STAGES[:1], seed=0, device=torch.device("cpu"))
 
 
 def test_a_damaged_state_is_named(family: Family, tmp_path: Path) -> None:

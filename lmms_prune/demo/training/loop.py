@@ -217,9 +217,12 @@ class Trainer:
             total = total + functional.binary_cross_entropy_with_logits(logits, batch.present)
         return total, said
 
-    @torch.no_grad()
     def _evaluate(self, stage: Stage, batches: int = 40) -> None:
-        """Log the figures on held-out pictures."""
+        self._write({"held out": self.held_out(stage, batches)})
+
+    @torch.no_grad()
+    def held_out(self, stage: Stage, batches: int) -> dict[str, float]:
+        """Shares that are right on held-out pictures: of answers, by sort of question, and of dense labels ("patch …")."""
         self.family.model.eval()
         seen: dict[str, list[float]] = defaultdict(list)
         held_out = Batches(self.family, self.seed, stage.pictures, stage.each, stage.name, "test")
@@ -233,7 +236,7 @@ class Trainer:
                 for sort, right in self.exact(batch, self.logits(batch, features)).items():
                     seen[sort] += right
         self.family.model.train()
-        self._write({"held out": {name: sum(values) / len(values) for name, values in sorted(seen.items())}})
+        return {name: sum(values) / len(values) for name, values in sorted(seen.items())}
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """AdamW on what the stage teaches. Vectors do not decay."""
@@ -286,7 +289,9 @@ class Trainer:
         state = torch.load(self.state, map_location=self.device, weights_only=True)
         was, now = state["settings"], self._settings()
         if differ := [
-            f"{name} was {was.get(name)} and is {now.get(name)}" for name in now if was.get(name) != now[name]
+            f"{name} was {was.get(name)} and is {now.get(name)}"
+            for name in {**now, **was}
+            if was.get(name) != now.get(name)
         ]:
             raise ValueError(f"{self.state} belongs to a training with other settings: {'; '.join(differ)}")
         self.family.model.load_state_dict(state["model"])
