@@ -1,6 +1,6 @@
 """The finding of arXiv 2512.07580 on the demo's two models: the figures of docs/finding.md, made by one command.
 
-    python docs/finding.py            # about an hour on two cores; interrupted, it goes on
+    python docs/finding.py            # about an hour and a half on two cores; interrupted, it goes on
 
 Draws mini benchmarks and calls, for each model, `lmms-prune horizon` (information of every visual token at every layer,
 the score without any from each layer on, and the score of methods that act alone at one layer), `lmms-prune information`
