@@ -1,11 +1,12 @@
 """The finding of arXiv 2512.07580 on the demo's two models: the figures of docs/finding.md, made by one command.
 
-    python docs/finding.py            # about an hour and a half on two cores; interrupted, it goes on
+    python docs/finding.py            # about two hours on two cores; interrupted, it goes on
 
 Draws mini benchmarks and calls, for each model, `lmms-prune horizon` (information of every visual token at every layer,
 the score without any from each layer on, and the score of methods that act alone at one layer), `lmms-prune information`
 (heat maps, and how much information methods keep) and `lmms-prune calibrate` (a schedule from all this, beside the
-paper's own at the same budget). Tables and pictures land in docs/finding/MODEL.
+paper's own at the same budget); of the other benchmarks `horizon` without methods. Tables and pictures land in
+docs/finding/MODEL.
 """
 
 from __future__ import annotations
@@ -28,22 +29,31 @@ from lmms_prune.demo.run import MODELS, Model, weights
 
 OUT = Path(__file__).with_name("finding")
 TASKS = "pope,gqa,textvqa_val,infovqa_val,docvqa_val"
+OTHERS = "mme,scienceqa_img,mmbench_en_dev_static,mmbench_cn_dev_static,ocrbench"
 # The paper's kinds of schedule at this depth: its hybrid, one method alone, VTW's rule and the control.
 BESIDE = ("dart@1:?,random@8:0.05", "divprune@0:?,random@8:0.05", "dart@1:?", "divprune@0:?", "fastv@2:?", "random@0:?")
 
 
-def commands(model: Model, out: Path, tasks: str, limit: int, budget: str) -> Iterator[list[str]]:
-    """What is run for a model, one after the other."""
+def commands(
+    model: Model, out: Path, tasks: str, others: str, limit: int, budget: str
+) -> Iterator[tuple[str, list[str]]]:
+    """What is run for a model, one after the other, each with a name."""
     arguments = f"pretrained={weights(model)},device=cpu,{model.arguments},batch_size=8"
-    about = ["--model", model.wrapper, "--model_args", arguments, "--tasks", tasks, "--json"]
     program = str(Path(sys.executable).with_name("lmms-prune"))
+
+    def start(command: str, tasks: str) -> list[str]:
+        return [program, command, "--model", model.wrapper, "--model_args", arguments, "--tasks", tasks, "--json"]
+
+    every = ["--limit", str(limit), "--block", "1"]
     alone = ["--methods", "random,dart,fastv,divprune,information", "--keeps", "0.1,0.25"]
-    yield [program, "horizon", *about, *alone, "--limit", str(limit), "--block", "1", "--out", str(out)]
+    yield "horizon", [*start("horizon", tasks), *alone, *every, "--out", str(out)]
+    if others:
+        yield "horizon-others", [*start("horizon", others), *every, "--out", str(out / "others")]
     seen = ["--methods", "random,dart,fastv,divprune", "--limit", str(max(1, limit // 2)), "--pictures", "1"]
-    yield [program, "information", *about, *seen, "--block", "1", "--out", str(out / "information")]
+    yield "information", [*start("information", tasks), *seen, "--block", "1", "--out", str(out / "information")]
     beside = [part for text in BESIDE for part in ("--beside", text)]
     fixed = ["--limit", str(limit), "--block", "2", "--methods", "dart,divprune", "--budget", budget]
-    yield [program, "calibrate", *about, *fixed, *beside, "--out", str(out / "calibration")]
+    yield "calibrate", [*start("calibrate", tasks), *fixed, *beside, "--out", str(out / "calibration")]
 
 
 def main(
@@ -51,6 +61,7 @@ def main(
     limit: Annotated[int, typer.Option(min=2, help="Questions of each benchmark, an even number.")] = 24,
     budget: Annotated[str, typer.Option(help="Of the schedules that are compared.")] = "0.25",
     tasks: Annotated[str, typer.Option(help="Benchmarks.")] = TASKS,
+    others: Annotated[str, typer.Option(help="Benchmarks of which only the removal of all is measured.")] = OTHERS,
 ) -> None:
     """Make all figures, one process for each model."""
     work = work.absolute()
@@ -65,15 +76,15 @@ def main(
         out, made = work / model.folder, OUT / model.folder
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
-        for command in commands(model, out, tasks, limit, budget):
+        for name, command in commands(model, out, tasks, others, limit, budget):
             done = subprocess.run(command, cwd=mirror, env=environment, check=False, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 return done.returncode
             said = json.loads(done.stdout.strip().splitlines()[-1])
             # Where it was made says nothing to a reader.
             said = {key: value for key, value in said.items() if key not in ("out", "yaml", "kept")}
-            (made / f"{command[1]}.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-        for folder in (out, out / "information"):
+            (made / f"{name}.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        for folder in (out, out / "others", out / "information"):
             for path in (*folder.glob("*.csv"), *folder.glob("*.png")):
                 shutil.copy(path, made)
         # The command's table has a line for each sample; here their means do.

@@ -20,6 +20,7 @@ from lmms_prune.demo.content import (
     Sign,
     Split,
     Thing,
+    of_split,
     word,
 )
 
@@ -264,9 +265,16 @@ def _scene_pair(rng: random.Random, scene: Scene, category: str) -> Pair | None:
     return Pair(category, yes, no)
 
 
-def without_image(rng: random.Random) -> Asked:
-    """A question that needs no picture: which of these is a colour, a shape or a vehicle?"""
+def without_image(rng: random.Random, split: Split) -> Asked:
+    """A question that needs no picture: which of these is a colour, a shape or a vehicle?
+
+    It is held out by its answer together with its wrong options.
+    """
     sorts = {"colour": tuple(COLOURS), "shape": KINDS, "vehicle": tuple(label.lower() for label in LABELS)}
-    asked = rng.choice(sorted(sorts))
-    wrong = [name for sort, names in sorts.items() if sort != asked for name in names]
-    return Asked(f"Which of these is a {asked}?", rng.choice(sorts[asked]), tuple(rng.sample(wrong, 3)), "naming")
+
+    def one() -> Asked:
+        asked = rng.choice(sorted(sorts))
+        wrong = [name for sort, names in sorts.items() if sort != asked for name in names]
+        return Asked(f"Which of these is a {asked}?", rng.choice(sorts[asked]), tuple(rng.sample(wrong, 3)), "naming")
+
+    return of_split(split, one, lambda made: (f"{made.answer}, not {', '.join(sorted(made.wrong))}",))

@@ -16,8 +16,9 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from safetensors import SafetensorError, safe_open
 
-from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files
+from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
 from lmms_prune.demo.processes import Run, RunError, evaluate
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
@@ -27,6 +28,11 @@ from lmms_prune.schedule import Schedule
 LAYERS = 12  # decoder layers of both models
 VISUAL_TOKENS = 144  # of a square picture, in both
 WEIGHTS = Path(__file__).with_name("weights")
+FILES = (  # of each model
+    *("model.safetensors", "config.json", "generation_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+)
+_MEND = "install lmms-prune again, or train it anew."
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
 
 
@@ -116,12 +122,20 @@ def weights(model: Model, root: Path = WEIGHTS) -> Path:
     """The folder of a trained model.
 
     Raises:
-        DemoError: a file of it is missing.
+        DemoError: a file of it is missing, or its weights are cut short.
     """
     folder = root / model.folder
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+    # Without some of them transformers loads all the same, with another end token or another picture size.
+    for name in FILES:
         if not (folder / name).is_file():
-            raise DemoError(f"the demo's model lacks {folder / name}: install lmms-prune again, or train it anew.")
+            raise DemoError(f"the demo's model lacks {folder / name}: {_MEND}")
+    try:
+        with safe_open(folder / "model.safetensors", "pt"):
+            pass
+    except SafetensorError as error:
+        raise DemoError(
+            f"the demo's model has damaged weights, {folder / 'model.safetensors'} ({error}): {_MEND}"
+        ) from error
     return folder
 
 
@@ -156,7 +170,7 @@ def run_demo(
         raise DemoError(f"--folder {folder}: lmms-eval cannot take a comma in a path; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = {model: weights(model) for model in MODELS}
-    mirror = folder / f"mirror-{count}"
+    mirror = folder / f"mirror-{count}-{drawn_by()}"
     if not mirror.exists():
         datasets.disable_progress_bars()
         with console.status("drawing the ten benchmarks"):

@@ -63,7 +63,7 @@ def scienceqa(rows: int, seed: int) -> Configs:
     def row(number: int, with_image: bool) -> dict[str, Any]:
         rng = seeded(seed, "scienceqa", str(number), str(with_image))
         picture = _picture(rng) if with_image else None
-        asked = questions.about(rng, picture.content, "test") if picture else questions.without_image(rng)
+        asked = questions.about(rng, picture.content, "test") if picture else questions.without_image(rng, "test")
         wrong = asked.wrong[: 1 + number % 3]
         choices = rng.sample([asked.answer, *wrong], 1 + len(wrong))
         hint = "Look at the picture." if with_image and number % 2 else ""
@@ -154,6 +154,7 @@ def gqa(rows: int, seed: int) -> Configs:
             row = {"id": f"{len(asked):08d}", "imageId": f"n{number}", "isBalanced": True}
             row |= {"question": question.question, "answer": question.answer}
             asked.append({**row, "fullAnswer": f"{question.question.rstrip('?')}: {question.answer}."})
+    # GQA's columns for its scene graphs are left out: drawings have none, and no task reads them.
     columns = schema("id", "imageId", "question", "answer", "fullAnswer", isBalanced=Value("bool"))
     return {
         "testdev_balanced_images": {"testdev": (images, schema("id", image=Image()))},

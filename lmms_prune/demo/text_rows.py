@@ -20,6 +20,8 @@ def textvqa(rows: int, seed: int) -> Configs:
         "image_id",
         "question",
         "set_name",
+        "flickr_original_url",
+        "flickr_300k_url",
         image=Image(),
         question_id=Value("int32"),
         image_width=Value("int32"),
@@ -41,6 +43,7 @@ def textvqa(rows: int, seed: int) -> Configs:
         row = {"image_id": f"drawing{number}", "question_id": number, "set_name": split, "image": picture.image}
         row |= {"question": asked.question.lower(), "question_tokens": asked.question.lower().rstrip("?").split()}
         row |= {"image_width": picture.image.width, "image_height": picture.image.height, "image_classes": ["Sign"]}
+        row |= {"flickr_original_url": "", "flickr_300k_url": ""}
         return {**row, "answers": answers if split == "validation" else [""] * 10, "ocr_tokens": list(shown.lines)}
 
     names = ("validation", "test")
@@ -53,14 +56,15 @@ def documents(rows: int, seed: int) -> Configs:
         "questionId",
         "question",
         "data_split",
+        "ucsf_document_id",
+        "ucsf_document_page_no",
         image=Image(),
         docId=Value("int64"),
         question_types=texts(),
         answers=texts(),
     )
-    long = schema(
-        "questionId", "question", "image_url", "ocr", "data_split", image=Image(), answer_type=texts(), answers=texts()
-    )
+    lists = {name: texts() for name in ("answer_type", "answers", "operation/reasoning")}
+    long = schema("questionId", "question", "image_url", "ocr", "data_split", image=Image(), **lists)
     kinds: tuple[tuple[str, Callable[[random.Random, int], dict[str, Any]], Features], ...] = (
         ("DocVQA", _page, page),
         ("InfographicVQA", _infographic, long),
@@ -85,6 +89,7 @@ def _page(rng: random.Random, number: int) -> dict[str, Any]:
     shown = content.grid(rng, "test") if number % 4 == 3 else content.form(rng, "test", 3 + number % 5)
     picture, asked = draw(rng, shown), questions.looked_up(rng, shown)
     facts = {"question": asked.question, "answers": [asked.answer], "docId": number, "question_types": [asked.category]}
+    facts |= {"ucsf_document_id": f"drawing{number}", "ucsf_document_page_no": "1"}
     return {**facts, "image": picture.image}
 
 
@@ -92,11 +97,12 @@ def _infographic(rng: random.Random, number: int) -> dict[str, Any]:
     shown = content.chart(rng, "test")
     picture, asked = draw(rng, shown), questions.looked_up(rng, shown)
     facts = {"question": asked.question, "answers": [asked.answer], "answer_type": ["single span"]}
+    facts |= {"operation/reasoning": []}
     return {**facts, "image_url": "", "ocr": questions.read_out(shown).answer, "image": picture.image}
 
 
 def ocrbench(rows: int, seed: int) -> Configs:
-    """OCRBench: seven of its question types in turn."""
+    """OCRBench: seven of its ten question types in turn; irregular, artistic and handwritten text is not drawn."""
     kinds: tuple[tuple[str, str, Callable[[random.Random], Content]], ...] = (
         ("IIIT5K", "Regular Text Recognition", lambda rng: content.sign(rng, "test", "word")),
         ("docVQA", "Doc-oriented VQA", lambda rng: content.form(rng, "test")),

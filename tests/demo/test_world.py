@@ -235,9 +235,19 @@ def test_chinese_questions_ask_the_same() -> None:
 
 def test_questions_without_an_image_can_be_answered() -> None:
     for number in range(50):
-        asked = questions.without_image(random.Random(number))
+        asked = questions.without_image(random.Random(number), "test")
         sort = asked.question.removeprefix("Which of these is a ").rstrip("?")
         names = {"colour": set(content.COLOURS), "shape": set(content.KINDS)}
         right = names.get(sort, {label.lower() for label in content.LABELS})
         assert asked.answer in right
         assert not right & set(asked.wrong)
+
+
+def test_a_question_without_an_image_is_of_one_split() -> None:
+    """Whatever the order of its wrong options."""
+    asked: dict[content.Split, set[tuple[str, frozenset[str]]]] = {"train": set(), "test": set()}
+    for split, seen in asked.items():
+        made = [questions.without_image(random.Random(f"{split}/{number}"), split) for number in range(2000)]
+        seen.update((one.answer, frozenset(one.wrong)) for one in made)
+    assert min(map(len, asked.values())) > 100
+    assert not asked["train"] & asked["test"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from pathlib import Path
@@ -63,7 +64,10 @@ def main(
         float | None, typer.Option(min=0.0, help="Stop after this long; the same command goes on.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that draw pictures.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that draw pictures; default: with a GPU one for each core, else none."),
+    ] = None,
     tower: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="A model's folder to take the trained tower from.")
     ] = None,
@@ -80,6 +84,13 @@ def main(
     if family not in SIZES:
         raise typer.BadParameter(f"family '{family}' is unknown; use one of {', '.join(SIZES)}")
     torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        # Sums in any order would make another model each time. CUDA's matrix products also want it said in the
+        # environment (docs/demo.md), and torch warns where it is not.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if workers is None:
+        workers = (os.cpu_count() or 1) if device.type == "cuda" else 0
     with plainly(OSError, ValueError):
         folder.mkdir(parents=True, exist_ok=True)
         made = started_family(start) if start else new_family(family, SIZES[family], _texts(seed), seed)
@@ -94,7 +105,6 @@ def main(
         Stage("compare", compare_steps, pictures, questions, 0.0, 1.5 * rate, dense=0.5, gaze=0.3, stated=0.3),
         Stage("questions", steps, pictures, questions, 0.3 * rate, 1.5 * rate, dense=0.5, gaze=0.05, stated=0.5),
     ]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     origin = f"{family} from {start or 'scratch'}" + (f" with the tower of {tower}" if tower else "")
     with plainly(ValueError):
         trainer = Trainer(made, folder, stages, seed, device, origin)

@@ -116,7 +116,7 @@ class Batches(Dataset):
             picture = draw(rng, some_content(rng, self.split, mix))
             rows.append((picture, [question(rng, picture.content, self.split) for _ in range(self.each)]))
         if self.stage == "questions" and number % 4 == 0:
-            rows[-1] = (None, [_choice(rng, questions.without_image(rng)) for _ in range(self.each)])
+            rows[-1] = (None, [_choice(rng, questions.without_image(rng, self.split)) for _ in range(self.each)])
         return collate(self.family, rows)
 
 
