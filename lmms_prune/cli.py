@@ -176,7 +176,7 @@ def _shown(value: object) -> str:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where data and results go.")] = Path("lmms-prune-demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer schedules and questions: about two minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer schedules and questions: under two minutes.")] = False,
     schedules: Annotated[
         list[str] | None,
         typer.Option(
@@ -190,8 +190,8 @@ def demo(
 ) -> None:
     """Run two small trained models through lmms-eval on ten small benchmarks: no network, no GPU.
 
-    The models have 12 decoder layers, so a schedule's layers go up to 11. The full form takes about ten minutes on two
-    cores.
+    The models have 12 decoder layers, so a schedule's layers go up to 11. The full form takes about eleven minutes on
+    two cores.
     """
     from rich.console import Console
 

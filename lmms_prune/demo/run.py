@@ -239,10 +239,17 @@ def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int
     yield tell
 
 
+def model_arguments(model: Model, checkpoint: Path) -> str:
+    """What lmms-eval's --model_args says of `model`, apart from a schedule."""
+    # bfloat16, which the weights are in, takes a CPU without instructions for it four times as long as float32, and
+    # CPUs round it in different ways.
+    return f"pretrained={checkpoint},dtype=float32,batch_size=8,{model.arguments}"
+
+
 def _run(model: Model, checkpoint: Path, row: Row, tasks: Sequence[str], results: Path) -> Run:
     options = {
         "model": model.wrapper,
-        "model_args": f"pretrained={checkpoint},schedule={row},batch_size=8,{model.arguments}",
+        "model_args": f"schedule={row},{model_arguments(model, checkpoint)}",
         "tasks": ",".join(tasks),
         "include_path": str(task_configs()),
     }
