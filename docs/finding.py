@@ -1,6 +1,6 @@
 """The finding of arXiv 2512.07580 on the demo's two models: the figures of docs/finding.md, made by one command.
 
-    python docs/finding.py            # about two hours on two cores; interrupted, it goes on
+    python docs/finding.py            # about 75 minutes on two cores; interrupted, it goes on
 
 Draws mini benchmarks and calls, for each model, `lmms-prune horizon` (information of every visual token at every layer,
 the score without any from each layer on, and the score of methods that act alone at one layer), `lmms-prune information`
@@ -25,7 +25,7 @@ import pandas as pd
 import typer
 
 from lmms_prune.demo.benchmarks import build_mirror
-from lmms_prune.demo.run import MODELS, Model, weights
+from lmms_prune.demo.run import MODELS, Model, model_arguments, weights
 
 OUT = Path(__file__).with_name("finding")
 TASKS = "pope,gqa,textvqa_val,infovqa_val,docvqa_val"
@@ -38,7 +38,7 @@ def commands(
     model: Model, out: Path, tasks: str, others: str, limit: int, budget: str
 ) -> Iterator[tuple[str, list[str]]]:
     """What is run for a model, one after the other, each with a name."""
-    arguments = f"pretrained={weights(model)},device=cpu,{model.arguments},batch_size=8"
+    arguments = f"device=cpu,{model_arguments(model, weights(model))}"
     program = str(Path(sys.executable).with_name("lmms-prune"))
 
     def start(command: str, tasks: str) -> list[str]:
@@ -58,7 +58,7 @@ def commands(
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("build/finding"),
-    limit: Annotated[int, typer.Option(min=2, help="Questions of each benchmark, an even number.")] = 24,
+    limit: Annotated[int, typer.Option(min=2, help="Questions of each benchmark, an even number.")] = 48,
     budget: Annotated[str, typer.Option(help="Of the schedules that are compared.")] = "0.25",
     tasks: Annotated[str, typer.Option(help="Benchmarks.")] = TASKS,
     others: Annotated[str, typer.Option(help="Benchmarks of which only the removal of all is measured.")] = OTHERS,
