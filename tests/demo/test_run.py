@@ -169,8 +169,8 @@ FLOORS: dict[str, dict[str, float]] = {
     },
 }
 # What a hybrid that keeps half of the tokens may cost, in points: of what needs few tokens little. GQA's questions for
-# a place cost the most of these. What reads costs tiny-llava a lot, and tiny-qwen2.5-vl, whose every token is a letter
-# or nothing, up to all: no distance would say anything there.
+# a place cost the most of these. What reads costs tiny-llava a lot, and tiny-qwen2.5-vl, which needs the image for it up
+# to its last layer, up to all: no distance would say anything there.
 COSTS: dict[str, dict[str, float]] = {
     "llava_pruned": {
         **{"mme": 250, "scienceqa_img": 20, "pope": 20, "textvqa_val": 75, "mmbench_en_dev_static": 25},
