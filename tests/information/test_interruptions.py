@@ -54,7 +54,8 @@ def test_a_file_of_other_columns_is_named(tmp_path: Path) -> None:
 def test_killed_and_called_again_it_ends_alike(
     mirror: Path, environment: dict[str, str], forking: Forking, tmp_path: Path
 ) -> None:
-    arguments = ["--model", MODELS[0].wrapper, "--model_args", f"pretrained={weights(MODELS[0])},device=cpu"]
+    given = f"pretrained={weights(MODELS[0])},device=cpu,dtype=float32"
+    arguments = ["--model", MODELS[0].wrapper, "--model_args", given]
     line = forking.program("lmms-prune", "information", *arguments, "--tasks", "pope")
     line += ["--limit", "4", "--layers", "0,11", "--block", "4", "--pictures", "1", "--out"]
 

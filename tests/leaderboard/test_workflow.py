@@ -116,7 +116,7 @@ def _write_configs(folder: Path) -> None:
     }
     for name, (model, arguments) in families.items():
         for row, schedule in (("unpruned", "none"), ("pruned", "random@1:0.1")):
-            given = f"pretrained={WEIGHTS / name},schedule={schedule},batch_size=4,{arguments}"
+            given = f"pretrained={WEIGHTS / name},schedule={schedule},dtype=float32,batch_size=4,{arguments}"
             settings = {"model": model, "model_args": given, "tasks": "ocrbench,textvqa_val"}
             (folder / f"{name}-{row}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 

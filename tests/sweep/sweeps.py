@@ -13,7 +13,8 @@ TINY = Path(__file__).parents[2] / "lmms_prune/demo/weights/tiny-llava"
 
 def config(folder: Path, name: str, schedule: str, tasks: str = "pope,ocrbench", **arguments: object) -> Path:
     """A ``--config`` file for the demo's LLaVA."""
-    given = {"pretrained": TINY, "schedule": schedule, "image_aspect": "pad", "batch_size": 4, **arguments}
+    fixed = {"dtype": "float32", "image_aspect": "pad", "batch_size": 4}
+    given = {"pretrained": TINY, "schedule": schedule, **fixed, **arguments}
     lines = ["model: llava_pruned", "model_args:", *(f"  {key}: {value}" for key, value in given.items())]
     path = folder / f"{name}.yaml"
     path.write_text("\n".join([*lines, f"tasks: {tasks}", ""]), encoding="utf-8")
