@@ -11,9 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lmms_prune.schedule import Schedule, ScheduleError, Stage
-from lmms_prune.supported import refuse_other_versions
-
-refuse_other_versions()
 
 if TYPE_CHECKING:
     from lmms_prune.hooks import prune

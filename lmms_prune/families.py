@@ -12,8 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lmms_prune.compat.versions import refuse_other_versions
 from lmms_prune.ragged import MaskForm
 from lmms_prune.supported import SUPPORTED, Supported
+
+# Whatever touches a model comes by here; schedules can be read, and an installation examined, beside any version.
+refuse_other_versions()
 
 _FORMS: dict[str, MaskForm] = {
     "sdpa": "sdpa",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
+from lmms_prune.compat.transformers import cache_of, layer_keys
 from lmms_prune.families import ModelParts, UnsupportedModelError
 from lmms_prune.layout import Layout
 from lmms_prune.view import LayerInput, Tokens
@@ -83,7 +84,7 @@ class AnswerAttention:
         if hidden.shape[1] > 1:
             self._add_prompt(state)
         else:
-            self._add_step(state, kwargs["past_key_values"].layers[layer].keys)
+            self._add_step(state, layer_keys(cache_of(kwargs), layer))
 
     def _add_prompt(self, state: LayerInput) -> None:
         view = self.layout.view(self.parts, state, None, 0)

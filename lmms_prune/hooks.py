@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from lmms_prune.compat.torch import forward_pre_hooks
+from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, layer_keys, named
 from lmms_prune.families import BrokenImageError, ModelParts, UnsupportedModelError
 from lmms_prune.guide import answer_attention, check_guide, load_guide
 from lmms_prune.layout import Layout, read_rows
@@ -71,7 +73,7 @@ def prune(
     if positions == "compact" and parts.family.mrope:
         message = "positions=compact would destroy the height and width channels of M-RoPE; use positions=original."
         raise UnsupportedModelError(message)
-    hooked = [*parts.multimodal._forward_pre_hooks.values(), *parts.decoder._forward_pre_hooks.values()]
+    hooked = [*forward_pre_hooks(parts.multimodal), *forward_pre_hooks(parts.decoder)]
     if any(isinstance(getattr(hook, "__self__", None), (_Pruner, _Recorder)) for hook in hooked):
         raise PruningError("this model is inside another prune block; put all stages into one schedule.")
     hooks: _Recorder | _Pruner = _Recorder(parts, samples, trace)
@@ -151,16 +153,16 @@ class _Recorder:
 
     def note_cache(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Note what the prefill left in the cache."""
-        cache = getattr(output, "past_key_values", None)
+        cache = filled_cache(output)
         for row in self.open:
-            row.cached = [] if cache is None else [layer.keys.shape[-2] for layer in cache.layers]
+            row.cached = [] if cache is None else cached_lengths(cache)
         self.open = []
 
     def record(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Note a prefill; decode steps are known by their filled cache, chunks of a prompt by their missing images."""
         self.open = []
-        inputs = _inputs(args, kwargs)
-        ids, cache, mask = (inputs.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
+        inputs = named(module, args, kwargs)
+        ids, cache, mask = inputs.get("input_ids"), cache_of(inputs), inputs.get("attention_mask")
         if (
             ids is None
             or inputs.get("video_grid_thw") is not None
@@ -241,7 +243,7 @@ class _Pruner:
     def see_inputs(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Remember the token ids, which only the multimodal module sees."""
         if not self.asleep:
-            self.inputs = _inputs(args, kwargs)
+            self.inputs = named(module, args, kwargs)
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Lay out a new prefill, or put a decode step right."""
@@ -251,7 +253,7 @@ class _Pruner:
         if inputs is None or inputs.get("input_ids") is None:
             raise PruningError("pruning needs input_ids to find the visual tokens; do not call the decoder by itself "
                                "nor with inputs_embeds.")  # fmt: skip
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
             return args, self._begin_step(inputs["input_ids"], cache, kwargs)
         self._begin_prefill(inputs, cache, kwargs)
@@ -295,7 +297,7 @@ class _Pruner:
         running = self.running
         if running is None or self.decoding or self.asleep:
             return
-        if running.cache is None and (cache := getattr(output, "past_key_values", None)) is not None:
+        if running.cache is None and (cache := filled_cache(output)) is not None:
             # The decoder has just made it itself, as it does when the caller brings none.
             refuse_cache(cache)
             running.cache = cache
@@ -308,13 +310,13 @@ class _Pruner:
             if len(row.computed) != (layers := len(self.parts.layers)):
                 raise PruningError(f"sample {row.sample}: {len(row.computed)} of {layers} decoder layers ran.")
         if cache is not None and layout.traces:
-            held, planned = [layer.keys.shape[-2] for layer in cache.layers], layout.traces[0].computed
+            held, planned = cached_lengths(cache), layout.traces[0].computed
             if held != planned:
                 names = ", ".join(row.sample for row in layout.traces)
                 raise PruningError(f"samples {names}: the cache holds {held} tokens, planned were {planned}.")
             self._crop_caches(running)
             for row in layout.traces:
-                row.cached = [layer.keys.shape[-2] for layer in cache.layers]
+                row.cached = cached_lengths(cache)
         self.trace.rows += layout.traces
         running.before = running.embedded = running.tower = None
         layout.memory, layout.checks, layout.recycled = {}, [], []
@@ -368,10 +370,10 @@ class _Pruner:
         rotary = segment.rotary if segment else kwargs["position_embeddings"]
         if layer == 0 and self.embedding:
             running.embedded = hidden
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         if running.before is not None and cache is not None:
             # The layer before has just stored them.
-            running.before = replace(running.before, keys=cache.layers[layer - 1].keys)
+            running.before = replace(running.before, keys=layer_keys(cache, layer - 1))
         if layer in self.stages:
             state = LayerInput(layer, hidden, rotary)
             hidden, segment = self._act(running, state, segment, kwargs["position_embeddings"])
@@ -517,12 +519,6 @@ class _Pruner:
         if segment.decode_rotary is not None:
             kwargs["position_embeddings"] = segment.decode_rotary = _on(hidden.device, *segment.decode_rotary)
         return kwargs
-
-
-def _inputs(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The multimodal module's inputs by name; the first ones may come by place."""
-    names = ("input_ids", "pixel_values", "attention_mask", "position_ids", "past_key_values")
-    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _on(device: torch.device, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from lmms_prune.compat.torch import flop_rules, refuse_uncounted
 from lmms_prune.schedule import Schedule
 
 
@@ -84,21 +84,27 @@ class Trace:
 class ProductCounter(TorchDispatchMode):
     """Counts the FLOPs of matrix products (2 a multiply-accumulate) by torch's own rules, and nothing else.
 
-    The same sum as torch's ``FlopCounterMode``, which also follows modules and takes several times as long.
+    The same sum as torch's ``FlopCounterMode``, which also follows modules and takes several times as long, and which
+    counts an operation that it has no rule for as nothing.
+
+    Raises:
+        UncountedOperationError: an operation that multiplies has no rule.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = 0
+        self.flops, self._rules = 0, flop_rules()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, rule = kwargs or {}, flop_registry.get(func._overloadpacket)
+        kwargs, rule = kwargs or {}, self._rules.get(func._overloadpacket)
         if rule is None and func is not torch.ops.prim.device.default:
             # In inference mode a product may come as a part of something larger, which has no rule of its own.
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+        if rule is None:
+            refuse_uncounted(func, args, kwargs)
         out = func(*args, **kwargs)
         if rule is not None:
             self.flops += rule(*args, **kwargs, out_val=out)

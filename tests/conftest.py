@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import LAYERS, Family, load
 
+from lmms_prune.compat.installed import moved_names
 from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 
 # Processes that tests start find sitecustomize.py there.
@@ -19,6 +20,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 # Tiny matrices gain nothing from threads, and several test processes would fight over the cores.
 torch.set_num_threads(1)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A library that has moved a name is named in one line, before hundreds of tests fail for it."""
+    if hasattr(session.config, "workerinput"):
+        return  # the process that started this worker has looked
+    if moved := moved_names():
+        pytest.exit("\n".join(moved), returncode=1)
 
 
 def pytest_collection_finish() -> None:

@@ -16,6 +16,7 @@ from transformers import DynamicCache, StaticCache
 
 from lmms_prune import Schedule, prune
 from lmms_prune.certificate.reference import dropped_columns, masked_logits
+from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, with_cache
 from lmms_prune.families import UnsupportedModelError
 from lmms_prune.refusals import PruningError
 from lmms_prune.schedule import ScheduleError
@@ -188,7 +189,7 @@ def test_cache_equals_trace_equals_plan(family: Family, answered, schedule: str)
         assert row.visual == Schedule.parse(schedule).layer_counts(LAYERS, row.images)
         for layer in range(LAYERS):
             longest[layer] = max(longest[layer], row.text_tokens + row.visual[layer])
-    held = [layer.keys.shape[-2] - (STEPS - 1) for layer in output.past_key_values.layers]
+    held = [length - (STEPS - 1) for length in cached_lengths(filled_cache(output))]
     assert held == longest == trace.rows[0].computed
     assert min(held) < inputs["input_ids"].shape[1]
 
@@ -201,11 +202,13 @@ def test_decode_without_position_ids_continues_where_the_prompt_ended(family: Fa
         expected = generate(family, inputs)
     with prune(family.model, schedule), torch.no_grad():
         cache = DynamicCache(config=family.model.config.text_config)
-        output = family.model(**inputs, past_key_values=cache, use_cache=True)
+        output = family.model(**inputs, **with_cache(family.model, cache), use_cache=True)
         for step in range(STEPS):
             logits = output.logits[:, -1]
             assert_same(logits, expected.logits[step])
-            output = family.model(input_ids=logits.argmax(-1, keepdim=True), past_key_values=cache, use_cache=True)
+            output = family.model(
+                input_ids=logits.argmax(-1, keepdim=True), **with_cache(family.model, cache), use_cache=True
+            )
 
 
 def test_no_hook_is_left(family: Family) -> None:
@@ -352,7 +355,7 @@ class TestRefusals:
     def test_static_cache(self, family: Family) -> None:
         inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
         cache = StaticCache(config=family.model.config.text_config, max_cache_len=256)
-        self.run(family, "StaticCache", lambda: family.model(**inputs, past_key_values=cache))
+        self.run(family, "StaticCache", lambda: family.model(**inputs, **with_cache(family.model, cache)))
 
     def test_right_padding(self, family: Family) -> None:
         family.processor.tokenizer.padding_side = "right"
@@ -368,16 +371,16 @@ class TestRefusals:
         inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
 
         def two_turns() -> None:
-            cache = family.model(**inputs, use_cache=True).past_key_values
-            family.model(input_ids=inputs["input_ids"][:, -3:], past_key_values=cache)
+            cache = filled_cache(family.model(**inputs, use_cache=True))
+            family.model(input_ids=inputs["input_ids"][:, -3:], **with_cache(family.model, cache))
 
         self.run(family, "3 tokens at once", two_turns)
 
     def test_a_cache_from_before_the_block(self, family: Family) -> None:
         inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
-        cache = family.model(**inputs, use_cache=True).past_key_values
+        cache = filled_cache(family.model(**inputs, use_cache=True))
         one = inputs["input_ids"][:, -1:]
-        self.run(family, "not filled inside", lambda: family.model(input_ids=one, past_key_values=cache))
+        self.run(family, "not filled inside", lambda: family.model(input_ids=one, **with_cache(family.model, cache)))
 
     def test_a_wrong_number_of_samples(self, family: Family) -> None:
         inputs = family.inputs(QUESTIONS[:2], [[noise(1)], [noise(2)]])
@@ -461,7 +464,7 @@ def test_a_layer_that_ran_twice_is_caught(family: Family) -> None:
     """Its keys are in the cache twice, so that every later token would read them twice."""
 
     def again(module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
-        cache = kwargs["past_key_values"].layers[3]
+        cache = cache_of(kwargs).layers[3]
         cache.keys, cache.values = (torch.cat([states, states], 2) for states in (cache.keys, cache.values))
 
     handle = family.model.model.language_model.layers[3].register_forward_hook(again, with_kwargs=True)
@@ -540,7 +543,7 @@ def test_earlier_layers_forget_what_mustdrop_drops(family: Family, schedule: str
     parsed = Schedule.parse(schedule)
     cropping = [i for i, stage in enumerate(parsed.stages) if stage.method == "mustdrop"]
     first, last = parsed.stages[cropping[0]].layer - 1, parsed.stages[cropping[-1]].layer - 1
-    lengths = [layer.keys.shape[-2] - STEPS + 1 for layer in output.past_key_values.layers]
+    lengths = [length - STEPS + 1 for length in cached_lengths(filled_cache(output))]
     after = trace.rows[0].computed[last + 1]
     assert lengths == [after if first <= i <= last else n for i, n in enumerate(trace.rows[0].computed)]
     assert trace.rows[0].cached == lengths

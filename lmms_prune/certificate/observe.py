@@ -14,6 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from lmms_prune.certificate.prompts import Row, answer, batch
 from lmms_prune.certificate.reference import Tables
+from lmms_prune.compat.transformers import cached_lengths, filled_cache, with_cache
 from lmms_prune.families import ModelParts
 from lmms_prune.hooks import prune
 from lmms_prune.methods.base import Method
@@ -88,7 +89,7 @@ def generate(model: Any, rows: Sequence[Row], steps: int) -> tuple[Tensor, Any]:
         return_dict_in_generate=True,
         output_logits=True,
     )
-    return torch.stack(output.logits, dim=1).float(), output.past_key_values
+    return torch.stack(output.logits, dim=1).float(), filled_cache(output)
 
 
 def observe(model: Any, rows: Sequence[Row], schedule: Schedule, positions: str, steps: int) -> Observed:
@@ -104,7 +105,7 @@ def observe(model: Any, rows: Sequence[Row], schedule: Schedule, positions: str,
         onlooker.seen.trace, onlooker.seen.rewritten = trace, answers
         with torch.inference_mode():
             onlooker.seen.logits, cache = generate(model, rows, steps)
-    onlooker.seen.cached = [layer.keys.shape[-2] - (steps - 1) for layer in cache.layers]
+    onlooker.seen.cached = [length - (steps - 1) for length in cached_lengths(cache)]
     return onlooker.seen
 
 
@@ -117,7 +118,7 @@ def bare_loop(model: Any, row: Row, schedule: Schedule, positions: str, steps: i
         for token in tokens:
             logits.append(output.logits[0, -1].float())
             step = token.view(1, 1).to(output.logits.device)
-            output = model(input_ids=step, past_key_values=output.past_key_values, use_cache=True)
+            output = model(input_ids=step, use_cache=True, **with_cache(model, filled_cache(output)))
     return torch.stack(logits)
 
 

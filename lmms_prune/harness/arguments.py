@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from types import FrameType
 from typing import Any
 
+from lmms_prune.compat.lmms_eval import under_the_command
 from lmms_prune.harness.calibrations import CalibrationError, calibration_file, kept_schedule
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
@@ -189,28 +190,25 @@ def split(text: str) -> dict[str, str]:
 
 @contextmanager
 def plain_errors(*errors: type[Exception]) -> Iterator[None]:
-    """Under the lmms-eval command, end it with exit code 2 and the message alone; elsewhere let the error pass.
+    """Under the lmms-eval command, end it with the message last and an exit code that is not 0; elsewhere let the error pass.
 
-    The harness prints a stack trace for every exception and exits with 0, which hides a misspelt argument in CI.
+    The harness prints a stack trace for every exception and exits with 0, so that CI takes a failed run for a good one.
+    What a user did gets the message alone and code 2; any other error its stack trace, too, and code 1.
+
+    Args:
+        errors: further ones whose message says enough.
     """
     try:
         yield
     except Exception as error:
-        if not isinstance(error, (ArgumentError, ScheduleError, *errors)):
+        if not under_the_command():
             raise
-        if _under_the_command():
-            print(f"lmms-prune: error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
-        raise
-
-
-def _under_the_command() -> bool:
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_globals.get("__package__") == "lmms_eval" and frame.f_code.co_name.startswith("cli_evaluate"):
-            return True
-        frame = frame.f_back
-    return False
+        plain = isinstance(error, (ArgumentError, ScheduleError, *errors))
+        if not plain:
+            traceback.print_exc()
+        message = str(error) if plain else f"{type(error).__name__}: {error}"
+        print(f"lmms-prune: error: {message}", file=sys.stderr, flush=True)
+        raise SystemExit(2 if plain else 1) from None
 
 
 _CHOICES = {

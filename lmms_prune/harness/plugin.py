@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from lmms_prune.compat.versions import UnsupportedVersionError, refuse_other_versions
+from lmms_prune.harness.arguments import plain_errors
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
+
+
+_CLASSES = {"llava_pruned": "LlavaPruned", "qwen2_5_vl_pruned": "Qwen25VLPruned"}
 
 
 def manifests() -> list[ModelManifest]:
@@ -13,7 +19,15 @@ def manifests() -> list[ModelManifest]:
     # Imported here, since lmms_eval.models loads this module while it is itself being imported.
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return [
-        ModelManifest(model_id="llava_pruned", chat_class_path="lmms_prune.harness.models.LlavaPruned"),
-        ModelManifest(model_id="qwen2_5_vl_pruned", chat_class_path="lmms_prune.harness.models.Qwen25VLPruned"),
-    ]
+    return [ModelManifest(model_id=name, chat_class_path=f"{__name__}.{kind}") for name, kind in _CLASSES.items()]
+
+
+def __getattr__(name: str) -> Any:
+    # The harness asks for a class once its model is to run. Only then may an unsupported version end the command: beside
+    # one, other models still run, and `lmms-prune doctor --installation` says how to mend it.
+    if name not in _CLASSES.values():
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    with plain_errors(UnsupportedVersionError):
+        refuse_other_versions()
+        from lmms_prune.harness import models
+    return getattr(models, name)

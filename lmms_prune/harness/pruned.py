@@ -19,6 +19,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.models.model_utils.progress import make_progress
 from loguru import logger
 
+from lmms_prune.compat.lmms_eval import cache_in_use
 from lmms_prune.efficiency.architecture import from_config
 from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.families import ModelParts, UnsupportedModelError
@@ -34,7 +35,7 @@ from lmms_prune.harness.loading import load_model, pick_device, read_config
 from lmms_prune.harness.memory import BatchSize, release, watched
 from lmms_prune.harness.prompts import question_text, text_or_file
 from lmms_prune.harness.records import Answer, PrunedTokenCounts, RunTotals, provenance
-from lmms_prune.harness.response_cache import cache_in_use, hold_to
+from lmms_prune.harness.response_cache import hold_to
 from lmms_prune.harness.wrappers import WRAPPERS
 from lmms_prune.hooks import check, prune
 from lmms_prune.measurements import InformationError
@@ -165,8 +166,13 @@ class PrunedModel(ChatModel):
         """Answer every request; the order of the answers is the order of the requests.
 
         Raises:
-            SampleError: a sample could not be answered. Nothing is answered with an empty text instead.
+            ArgumentError, JournalError, SampleError: a sample could not be answered, or not be written down. Nothing is
+                answered with an empty text instead. Under the lmms-eval command they end it, as any other error does.
         """
+        with plain_errors(JournalError, SampleError):
+            return self._generate(requests)
+
+    def _generate(self, requests: list[Instance]) -> list[GenerationResult]:
         answers: dict[int, Answer] = {}
         record, again, self._cut = RunTotals(), repeats(requests), set[str]()
         progress = make_progress(total=len(requests), desc="Model Responding", disable=self.rank != 0)
@@ -257,8 +263,7 @@ class PrunedModel(ChatModel):
     def _write_down(self, rows: Sequence[_Row], answers: Sequence[Answer]) -> None:
         kept = {row.key: answer for row, answer in zip(rows, answers, strict=True) if row.key}
         if self._journal is not None and kept:
-            with plain_errors(JournalError):
-                self._journal.add(kept)
+            self._journal.add(kept)
 
     def _batch_inputs(self, rows: Sequence[_Row]) -> Any:
         """The processor's output for a batch; if it fails, the row that fails by itself is the one to name."""
@@ -301,11 +306,10 @@ class PrunedModel(ChatModel):
         ]
 
     def _check_options(self, given: Mapping[str, Any]) -> None:
-        with plain_errors():
-            beams = options(given, self.processor.tokenizer, self.arguments.use_cache)["num_beams"]
-            if beams > 1 and self.arguments.schedule.stages:
-                message = f"num_beams={beams}: beam search reorders the cache that a schedule cuts; use num_beams=1."
-                raise ArgumentError(message)
+        beams = options(given, self.processor.tokenizer, self.arguments.use_cache)["num_beams"]
+        if beams > 1 and self.arguments.schedule.stages:
+            message = f"num_beams={beams}: beam search reorders the cache that a schedule cuts; use num_beams=1."
+            raise ArgumentError(message)
         ignored = sorted(set(given) - KNOWN)
         if ignored:
             logger.warning("generation options without a meaning here are ignored: {}", ", ".join(ignored))

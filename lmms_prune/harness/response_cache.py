@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from filelock import FileLock
@@ -55,17 +53,6 @@ def hold_to(cache: Path, model: str, given: Any, made_from: Mapping[str, str]) -
             f"--use_cache {cache} holds answers to these arguments from another {', '.join(changed)} ({name}: "
             f"{before.get(name)}, now {said.get(name)}), and lmms-eval would give them out again; use a new folder."
         )
-
-
-def cache_in_use() -> Path | None:
-    """The folder of the evaluation that is being set up, which the harness tells no model."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "lmms_eval.evaluator" and frame.f_code.co_name == "simple_evaluate":
-            named = frame.f_locals.get("use_cache")
-            return None if named is None else Path(named).absolute()
-        frame = frame.f_back
-    return None
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lmms_prune.compat.transformers import filled_cache, with_cache
 from lmms_prune.families import ModelParts, UnsupportedModelError
 from lmms_prune.measurements import InformationError
 from lmms_prune.ragged import gather_rotary
@@ -187,7 +188,7 @@ class _Prompt:
         columns_ = torch.arange(ids.shape[1], device=ids.device)
         text = columns_[(columns_ >= first) & ~visual]
         full = _log_probabilities(out.logits[0, -1])
-        return cls(states, tables[0], out.past_key_values, grids, [start for start, _ in spans], text, full)
+        return cls(states, tables[0], filled_cache(out), grids, [start for start, _ in spans], text, full)
 
     def unit_columns(self, unit: Unit) -> list[int]:
         return [self.starts[unit.image] + token for token in unit.tokens]
@@ -250,8 +251,8 @@ def _next_tokens(
             hidden.to(place),
             attention_mask=mask.to(place),
             position_embeddings=tuple(table.to(place) for table in rotary),
-            past_key_values=kept,
             use_cache=True,
+            **with_cache(module, kept),
         )
         hidden = out[0] if isinstance(out, tuple) else out
     last = parts.final_norm(hidden[:, -1])

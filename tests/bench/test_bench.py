@@ -28,6 +28,7 @@ from lmms_prune.bench.models import BenchError, fits, given_model, random_inputs
 from lmms_prune.bench.report import chart, described, tables
 from lmms_prune.bench.schedules import PARTS, Case, Measured, _Clock, _generate, _Marks, time_schedules
 from lmms_prune.cli import app
+from lmms_prune.compat.torch import flop_rules
 from lmms_prune.efficiency.architecture import NAMED, architecture, from_config
 from lmms_prune.hooks import prune
 from lmms_prune.methods.dart import DART
@@ -59,7 +60,11 @@ def test_flops_are_those_that_torch_counts(family: Family) -> None:
     inputs = random_inputs(family.model, 2, GRIDS[family.name], 21)
     counted = []
     for schedule in (Schedule(()), HYBRID):
-        with torch.inference_mode(), prune(family.model, schedule), FlopCounterMode(display=False) as counter:
+        with (
+            torch.inference_mode(),
+            prune(family.model, schedule),
+            FlopCounterMode(display=False, custom_mapping=flop_rules()) as counter,
+        ):
             _generate(family.model, inputs, case)
         counted.append(counter.get_total_flops())
     assert whole.selection_flops == 0
@@ -104,7 +109,11 @@ def test_a_speed_up_is_of_what_ran_and_not_of_the_schedule(loaded: Callable[...,
     assert measured.visual_tokens == (2 * 30 + (LAYERS - 2) * 12) / LAYERS < pooled.average(LAYERS, [30])
     counted, inputs = [], random_inputs(family.model, 1, (6, 5), 21)
     for schedule in (Schedule(()), pooled):
-        with torch.inference_mode(), prune(family.model, schedule), FlopCounterMode(display=False) as counter:
+        with (
+            torch.inference_mode(),
+            prune(family.model, schedule),
+            FlopCounterMode(display=False, custom_mapping=flop_rules()) as counter,
+        ):
             _generate(family.model, inputs, case)
         counted.append(counter.get_total_flops())
     assert measured.ideal_speedup == pytest.approx(counted[0] / (counted[1] - measured.selection_flops), rel=1e-12)

@@ -12,6 +12,8 @@ from tiny import LAYERS, Family, noise
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_prune import Schedule, prune
+from lmms_prune.compat.torch import flop_rules
+from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.efficiency.architecture import ArchitectureError, architecture, from_config
 from lmms_prune.efficiency.cost import decode_flops, kv_bytes, prefill_flops, tower_flops
 
@@ -31,7 +33,7 @@ def sizes(family: Family):
 
 
 def counted(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=flop_rules()) as counter, torch.no_grad():
         run()
     return counter.get_total_flops()
 
@@ -70,9 +72,9 @@ def test_decoding_and_the_cache(family: Family, schedule: str) -> None:
     (row,) = trace.rows
     assert total - first == decode_flops(model, row.cached, 4)
     assert out is not None
-    width = out.past_key_values.layers[0].keys.element_size()
+    width = filled_cache(out).layers[0].keys.element_size()
     for layer, said in enumerate(kv_bytes(model, row.cached)):
-        held = out.past_key_values.layers[layer]
+        held = filled_cache(out).layers[layer]
         grown = 4 * 2 * held.keys.shape[1] * held.keys.shape[3] * width
         real = sum(tensor.numel() * tensor.element_size() for tensor in (held.keys, held.values))
         assert said * width // model.bytes_per_number == real - grown

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from lmms_prune import Schedule
+from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.harness.checkout import code_state
 from lmms_prune.harness.fingerprint import code
 
@@ -134,7 +135,9 @@ def test_flops_and_bytes_are_those_of_the_executed_passes(schedule, harness, fam
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    from lmms_prune.compat.torch import flop_rules
+
+    with FlopCounterMode(display=False, custom_mapping=flop_rules()) as counter:
         run = harness.pruned(family, ["docvqa_val"], schedule=schedule)
     rows = run.ledger["docvqa_val"]
     # generate() computes the output matrix once in the prefill, and once for each further token.
@@ -161,7 +164,7 @@ def test_a_layers_bytes_are_those_of_the_caches_real_tensors(schedule, layers, h
 
     def generate(model, **given):
         out = original(model, **{**given, "max_new_tokens": 1, "return_dict_in_generate": True})
-        layers = out.past_key_values.layers
+        layers = filled_cache(out).layers
         real.append([sum(x.numel() * x.element_size() for x in (layer.keys, layer.values)) for layer in layers])
         return out.sequences
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 
 from lmms_prune import Schedule, Trace, prune
+from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 from lmms_prune.view import LayerInput, Tokens, TokenView
 
@@ -172,7 +173,7 @@ def observe(tiny: Tiny, inputs: dict[str, Tensor], dtype: torch.dtype = torch.fl
     ]
     try:
         with torch.no_grad():
-            cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+            cache = filled_cache(model(**inputs, use_cache=True, logits_to_keep=1))
     finally:
         for handle in handles:
             handle.remove()

@@ -23,6 +23,7 @@ from observed import (
 from torch import Tensor
 
 from lmms_prune import Schedule, prune
+from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.methods.dart import DART
 from lmms_prune.view import LayerInput, TokenView
 
@@ -140,7 +141,7 @@ def test_after_an_earlier_stage(tiny: Tiny, second: str) -> None:
         lambda m, args: entering.append(args[0])
     )
     with torch.no_grad(), prune(model, schedule) as trace:
-        cache = model(**seen.inputs, use_cache=True).past_key_values
+        cache = filled_cache(model(**seen.inputs, use_cache=True))
     handle.remove()
     keys = cache.layers[layer - 1].keys.transpose(1, 2).flatten(2)
     want = []

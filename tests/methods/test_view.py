@@ -11,6 +11,7 @@ from observed import Tiny, observe
 from torch import Tensor
 
 import lmms_prune.view
+from lmms_prune.compat.transformers import cache_of
 from lmms_prune.view import Tokens, TokenView
 
 
@@ -96,7 +97,7 @@ def test_a_later_stage_reads_what_its_own_layer_is_given(tiny: Tiny, capture_vie
 
     def note(module: object, args: tuple, kwargs: dict) -> None:
         came["hidden"] = args[0].clone()
-        came["keys"] = kwargs["past_key_values"].layers[layer - 1].keys.clone()
+        came["keys"] = cache_of(kwargs).layers[layer - 1].keys.clone()
 
     handle = tiny.model().model.language_model.layers[layer].register_forward_pre_hook(note, with_kwargs=True)
     try:

@@ -1,0 +1,122 @@
+"""What we touch of lmms-eval 0.7.3 beside the interface that it documents for models.
+
+`LIBRARY` lists all of it. It tells a model neither what ``--use_cache`` names nor whether its own command runs it, so both are
+read from the frames of its functions.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import FrameType
+
+from lmms_prune.compat.names import Library, Names
+
+
+def under_the_command() -> bool:
+    """Whether lmms-eval's command is at work, and no caller of its Python interface."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__package__") == "lmms_eval" and frame.f_code.co_name.startswith("cli_evaluate"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def cache_in_use() -> Path | None:
+    """The folder of the evaluation that is being set up, which the harness tells no model."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "lmms_eval.evaluator" and frame.f_code.co_name == "simple_evaluate":
+            named = frame.f_locals.get("use_cache")
+            return None if named is None else Path(named).absolute()
+        frame = frame.f_back
+    return None
+
+
+_SINCE = "0.7.3"
+_COMMAND = "running evaluations for a sweep, and ending a failed one with an exit code"
+
+LIBRARY = Library(
+    "lmms-eval",
+    "lmms_prune/compat/lmms_eval.py",
+    (
+        Names(
+            "lmms_eval.__main__:", "attributes", ("TaskManager",), _SINCE, "reading the tasks' files once for a sweep"
+        ),
+        Names("lmms_eval.__main__:parse_eval_args", "attributes", ("__call__",), _SINCE, _COMMAND),
+        Names("lmms_eval.__main__:cli_evaluate", "leading parameters", ("args",), _SINCE, _COMMAND),
+        Names("lmms_eval.__main__:cli_evaluate_single", "leading parameters", ("args",), _SINCE, _COMMAND),
+        Names(
+            "lmms_eval.evaluator:simple_evaluate",
+            "locals",
+            ("use_cache",),
+            _SINCE,
+            "holding the response cache to its origin",
+        ),
+        Names(
+            "lmms_eval.models.registry_v2:ModelManifest",
+            "fields",
+            ("model_id", "chat_class_path"),
+            _SINCE,
+            "offering the models",
+        ),
+        Names(
+            "lmms_eval.api.instance:TokenCounts",
+            "fields",
+            ("input_tokens", "output_tokens"),
+            _SINCE,
+            "token accounting in the samples",
+        ),
+        Names(
+            "lmms_eval.api.instance:TokenCounts", "attributes", ("to_dict",), _SINCE, "token accounting in the samples"
+        ),
+        Names("lmms_eval.api.instance:GenerationResult", "fields", ("text", "token_counts"), _SINCE, "answers"),
+        Names("lmms_eval.api.instance:Instance", "attributes", ("args",), _SINCE, "reading requests"),
+        Names(
+            "lmms_eval.api.model:lmms.create_from_arg_string",
+            "leading parameters",
+            ("arg_string", "additional_config"),
+            _SINCE,
+            "making the models",
+        ),
+        Names("lmms_eval.api.model:lmms", "attributes", ("rank", "world_size", "clean"), _SINCE, "several processes"),
+        Names("lmms_eval.protocol:ChatMessages", "attributes", ("to_hf_messages",), _SINCE, "prompts"),
+        Names(
+            "lmms_eval.models.model_utils.gen_metrics:log_metrics",
+            "leading parameters",
+            ("total_elapsed_time", "total_gen_tokens", "avg_speed", "additional_metrics"),
+            _SINCE,
+            "throughput in the results",
+        ),
+        Names(
+            "lmms_eval.models.model_utils.progress:make_progress",
+            "parameters",
+            ("total", "desc", "disable"),
+            _SINCE,
+            "progress",
+        ),
+        Names(
+            "lmms_eval.tasks:TaskManager.__init__",
+            "parameters",
+            ("verbosity", "include_path", "model_name"),
+            _SINCE,
+            "documents",
+        ),
+        Names("lmms_eval.tasks:get_task_dict", "attributes", ("__call__",), _SINCE, "documents"),
+        Names(
+            "lmms_eval.tasks.mmbench.en_utils:mmbench_evaluator",
+            "attributes",
+            ("eval_result",),
+            _SINCE,
+            "MMBench's own rules",
+        ),
+        Names(
+            "lmms_eval.tasks.pope.utils:pope_process_results",
+            "leading parameters",
+            ("doc", "results"),
+            _SINCE,
+            "POPE's scores",
+        ),
+    ),
+)

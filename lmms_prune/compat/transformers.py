@@ -1,0 +1,195 @@
+"""What we touch of transformers that is not its documented interface.
+
+`LIBRARY` lists all of it. The functions here are for the names that have moved: the keyword of a layer's cache was
+``past_key_values`` until 5.23 and is ``cache`` since 5.24; outputs hold it under the same name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
+from typing import Any
+
+from lmms_prune.compat.names import Library, Names
+
+_CACHE = ("cache", "past_key_values")
+"""By age, the newest first: callers may use an old name for as long as the library translates it."""
+
+
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The cache among a call's keyword arguments, under whichever name; None if there is none."""
+    return next((arguments[name] for name in _CACHE if arguments.get(name) is not None), None)
+
+
+def filled_cache(output: Any) -> Any:
+    """The cache that a model's output holds; None if it holds none."""
+    return next((getattr(output, name) for name in _CACHE if hasattr(output, name)), None)
+
+
+def with_cache(module: Any, cache: Any) -> dict[str, Any]:
+    """The keyword argument that gives `cache` to a layer, a decoder or a whole model."""
+    return {next(name for name in _CACHE if name in _parameters(_forward(module))): cache}
+
+
+def named(module: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `module` by name, those given by position included."""
+    return {**dict(zip(_parameters(_forward(module)), args, strict=False)), **kwargs}
+
+
+def layer_keys(cache: Any, layer: int) -> Any:
+    """The keys (B, H_kv, L, d) that a layer's cache holds."""
+    return cache.layers[layer].keys
+
+
+def cached_lengths(cache: Any) -> list[int]:
+    """Tokens that each layer of a cache holds, padding included."""
+    return [layer.keys.shape[-2] for layer in cache.layers]
+
+
+def _forward(module: Any) -> Callable[..., Any]:
+    # Of the class: accelerate puts another function in the place of a spread module's own forward.
+    return type(module).forward
+
+
+@lru_cache(maxsize=64)
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(forward).parameters if name != "self")
+
+
+@cache
+def _smallest(model_type: str) -> Any:
+    """A model of the least size without weights, whose modules the table's owners are."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text |= {"num_key_value_heads": 2, "vocab_size": 32, "bos_token_id": 1, "eos_token_id": 2}
+    if model_type == "llava":
+        vision = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+        vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+        text["model_type"] = "llama"
+    else:
+        vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    config = AutoConfig.for_model(model_type, text_config=text, vision_config=vision)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+_LLAMA = "transformers.models.llama.modeling_llama"
+_LLAVA = "transformers.models.llava.modeling_llava"
+_QWEN = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"
+_CACHES = "transformers.cache_utils"
+_MOVED = "5.17 ('cache': 5.24)"
+_LAYER = ("hidden_states", "attention_mask", "position_ids", "cache|past_key_values", "position_embeddings")
+_HANDED_ON = "what the pruning hooks hand to a decoder layer"
+_SEEN = "finding token ids, positions, mask and cache of a call"
+_PROJECTIONS = ("q_proj", "k_proj", "head_dim", "scaling")
+_RECOMPUTED = "queries and keys that methods recompute"
+_TOWER = "signals of the vision tower"
+_OUTPUT = "reading the cache that a call has filled"
+
+LIBRARY = Library(
+    "transformers",
+    "lmms_prune/compat/transformers.py",
+    (
+        Names(f"{_LLAMA}:LlamaDecoderLayer.forward", "parameters", _LAYER, _MOVED, _HANDED_ON),
+        Names(f"{_QWEN}:Qwen2_5_VLDecoderLayer.forward", "parameters", _LAYER, _MOVED, _HANDED_ON),
+        *(
+            Names(f"{decoder}.forward", "parameters", (*_LAYER[1:4], "inputs_embeds"), _MOVED, _SEEN)
+            for decoder in (f"{_LLAMA}:LlamaModel", f"{_QWEN}:Qwen2_5_VLTextModel")
+        ),
+        *(
+            Names(f"{model}.forward", "parameters", ("input_ids", "pixel_values", *_LAYER[1:4]), _MOVED, _SEEN)
+            for model in (f"{_LLAVA}:LlavaModel", f"{_QWEN}:Qwen2_5_VLModel")
+        ),
+        Names(f"{_QWEN}:Qwen2_5_VLModel.forward", "parameters", ("image_grid_thw", "mm_token_type_ids"), "5.17", _SEEN),
+        *(
+            Names(f"{model}.forward", "parameters", ("cache|past_key_values", "logits_to_keep"), _MOVED, _SEEN)
+            for model in (f"{_LLAVA}:LlavaForConditionalGeneration", f"{_QWEN}:Qwen2_5_VLForConditionalGeneration")
+        ),
+        Names(
+            "transformers.modeling_outputs:BaseModelOutputWithPast",
+            "fields",
+            ("cache|past_key_values",),
+            _MOVED,
+            _OUTPUT,
+        ),
+        Names(
+            "transformers.generation:GenerateDecoderOnlyOutput", "fields", ("cache|past_key_values",), _MOVED, _OUTPUT
+        ),
+        Names(
+            f"{_CACHES}:DynamicCache",
+            "attributes",
+            ("get_seq_length", "update", "reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices"),
+            "5.17",
+            "telling a decode step from a prefill, and refusing what reorders a cut cache",
+        ),
+        Names(f"{_CACHES}:Cache.__init__", "parameters", ("layers",), "5.17", "reading keys and values of each layer"),
+        Names(f"{_CACHES}:DynamicLayer.update", "leading parameters", ("key_states", "value_states"), "5.17", _OUTPUT),
+        Names(f"{_LLAMA}:LlamaModel", "attributes", ("get_input_embeddings",), "5.17", "information's output"),
+        *(
+            row
+            for model, tower in (("llava", "vision_tower"), ("qwen2_5_vl", "visual"))
+            for row in (
+                Names(
+                    f"{model}:", "attributes", ("model", "config", "generate", "get_output_embeddings"), "5.17", _SEEN
+                ),
+                Names(f"{model}:model", "attributes", ("language_model", tower), "5.17", "finding decoder and tower"),
+                Names(
+                    f"{model}:model.language_model", "attributes", ("layers", "norm", "rotary_emb"), "5.17", _HANDED_ON
+                ),
+                Names(
+                    f"{model}:model.language_model.config",
+                    "attributes",
+                    ("_attn_implementation",),
+                    "5.17",
+                    "the mask's form",
+                ),
+                Names(
+                    f"{model}:model.language_model.layers.0",
+                    "attributes",
+                    ("self_attn", "input_layernorm"),
+                    "5.17",
+                    _RECOMPUTED,
+                ),
+                Names(
+                    f"{model}:model.language_model.layers.0.self_attn", "attributes", _PROJECTIONS, "5.17", _RECOMPUTED
+                ),
+            )
+        ),
+        Names("llava:model.multi_modal_projector", "attributes", ("linear_1",), "5.17", _TOWER),
+        Names("llava:model.vision_tower", "attributes", ("vision_model|encoder",), "5.17", _TOWER),
+        Names(
+            "transformers.models.clip.modeling_clip:CLIPEncoderLayer.forward",
+            "leading parameters",
+            ("hidden_states", "attention_mask"),
+            "5.17",
+            _TOWER,
+        ),
+        Names("qwen2_5_vl:model.visual", "attributes", ("blocks", "patch_embed", "merger"), "5.17", _TOWER),
+        Names("qwen2_5_vl:model.visual.blocks.0", "attributes", ("norm1", "attn"), "5.17", _TOWER),
+        Names("qwen2_5_vl:model.visual.blocks.0.attn", "attributes", ("qkv",), "5.17", _TOWER),
+        Names(
+            f"{_QWEN}:Qwen2_5_VLVisionBlock.forward",
+            "parameters",
+            ("hidden_states", "cu_seqlens", "position_embeddings"),
+            "5.17",
+            _TOWER,
+        ),
+        Names(
+            f"{_QWEN}:Qwen2_5_VisionTransformerPretrainedModel.forward",
+            "leading parameters",
+            ("hidden_states", "grid_thw"),
+            "5.17",
+            _TOWER,
+        ),
+    ),
+    _smallest,
+)

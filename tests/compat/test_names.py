@@ -1,0 +1,109 @@
+"""Every private name of another library that this package relies on is there, and one that moves is named in one line."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import lmms_prune
+from lmms_prune.compat.installed import LIBRARIES, moved_names
+from lmms_prune.compat.names import Library, Names
+
+PACKAGE = Path(lmms_prune.__file__).parent
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_name_is_there() -> None:
+    assert moved_names() == []
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.package)
+def test_a_table_says_where_its_names_are_mended(library: Library) -> None:
+    assert (PACKAGE.parent / library.file).is_file()
+    assert all(row.names and row.why and row.since for row in library.names)
+
+
+@dataclass
+class Held:
+    """What the table's rows below are held against."""
+
+    kept: int = 0
+
+    def call(self, first: int, second: int = 0) -> int:
+        total = first + second
+        return total
+
+
+@pytest.mark.parametrize(
+    ("owner", "kind", "names", "moved"),
+    [
+        ("Held.call", "parameters", ("second", "first"), []),
+        ("Held.call", "leading parameters", ("first", "second"), []),
+        ("Held.call", "leading parameters", ("second",), ["second"]),
+        ("Held.call", "parameters", ("third|second",), []),
+        ("Held.call", "parameters", ("third|fourth", "fifth"), ["third|fourth", "fifth"]),
+        ("Held.call", "locals", ("total",), []),
+        ("Held.call", "locals", ("sum",), ["sum"]),
+        ("Held", "fields", ("kept", "call"), ["call"]),
+        ("Held", "attributes", ("call", "kept", "gone"), ["gone"]),
+        ("Gone.call", "attributes", ("first",), ["Gone"]),
+    ],
+)
+def test_a_name_that_moved_is_named(owner: str, kind: str, names: tuple[str, ...], moved: list[str]) -> None:
+    rows = (Names(f"{__name__}:{owner}", kind, names, "1.0", "this test"),)  # type: ignore[arg-type]
+    library = Library("pytest", "lmms_prune/compat/pytest.py", rows, build=lambda _: sys.modules[__name__])
+    lines = list(library.moved())
+    assert len(lines) == len(moved)
+    for line, name in zip(lines, moved, strict=True):
+        assert f"'{name}'" in line
+        assert "needed for this test. Mend lmms_prune/compat/pytest.py." in line
+
+
+# What moved, and what is most likely to: nothing outside of compat may speak of it.
+_ONLY_IN_COMPAT = {"past_key_values", "flop_registry", "_forward_pre_hooks", "_getframe", "f_locals"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_names_that_move_are_asked_for_in_one_place(path: Path) -> None:
+    if path.parent.name == "compat":
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    words = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    words |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg}
+    words |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert not words & _ONLY_IN_COMPAT
+
+
+MOVED = """
+import pytest
+
+def forward(self, hidden_states, attention_mask=None, position_ids=None, cache=None, use_cache=False, rotary=None):
+    raise TypeError("never called")
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart():
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+    LlamaDecoderLayer.forward = forward
+"""
+
+
+def test_a_library_that_moved_one_more_name_ends_the_tests_with_one_line(tmp_path: Path) -> None:
+    """As if transformers had renamed `position_embeddings`: no test runs, and none fails for a reason of its own."""
+    (tmp_path / "moved.py").write_text(MOVED, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "moved", "tests/test_hooks.py"]
+    run = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    [line] = [line for line in run.stdout.splitlines() if "any more" in line]
+    assert "LlamaDecoderLayer.forward has no 'position_embeddings'" in line
+    assert "Mend lmms_prune/compat/transformers.py" in line
+    assert "passed" not in run.stdout
+    assert "failed" not in run.stdout

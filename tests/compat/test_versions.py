@@ -1,0 +1,97 @@
+"""Versions outside the supported range are refused wherever a model is touched, with the range and the command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from lmms_prune.compat.versions import VERSIONS, UnsupportedVersionError, refuse_other_versions
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+
+def test_the_ranges_are_those_of_the_dependencies() -> None:
+    written = [line.strip(' ",') for line in PYPROJECT.read_text(encoding="utf-8").splitlines()]
+    for name, allowed in VERSIONS.items():
+        (line,) = [line for line in written if line.startswith(name) and Requirement(line).name == name]
+        assert Requirement(line).specifier == Requirement(f"{name}{allowed}").specifier
+
+
+@pytest.mark.parametrize(
+    ("allowed", "fine"),
+    [(">=0.1", True), ("<0.1", False), (">=999", False), (f"=={version('transformers')}", True), (">=5.17,<6", True)],
+)
+def test_an_installed_version_is_held_against_a_range(allowed: str, fine: bool) -> None:
+    if fine:
+        return refuse_other_versions({"transformers": allowed})
+    with pytest.raises(UnsupportedVersionError, match=rf"transformers {version('transformers')}.*{allowed}"):
+        refuse_other_versions({"transformers": allowed})
+
+
+def test_what_is_not_installed_is_somebody_elses_to_miss() -> None:
+    refuse_other_versions({"no-such-package-of-ours": ">=1"})
+
+
+OTHERS = [
+    ("transformers", "4.57.6"),
+    ("transformers", "5.40.0"),
+    ("lmms-eval", "0.8.0"),
+    ("filelock", "4.3.1"),
+    ("torch", "2.9.1"),
+]
+
+
+def pretended(folder: Path, name: str, installed: str) -> Path:
+    """A folder that, first on the path, makes `name` look installed in that version."""
+    metadata = folder / f"{name.replace('-', '_')}-{installed}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {installed}\n", encoding="utf-8")
+    return folder
+
+
+def message(name: str, installed: str) -> str:
+    return (
+        f"{name} {installed} is installed, which is not supported; use one of {VERSIONS[name]}: "
+        f"pip install '{name}{VERSIONS[name]}'"
+    )
+
+
+@pytest.mark.parametrize(("name", "installed"), OTHERS)
+def test_pruning_beside_another_version_ends_with_the_range(tmp_path: Path, name: str, installed: str) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(pretended(tmp_path, name, installed))!r}); from lmms_prune import prune"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith(message(name, installed))
+
+
+def test_several_unsupported_versions_are_all_named() -> None:
+    with pytest.raises(UnsupportedVersionError) as error:
+        refuse_other_versions({"transformers": "<0.1", "torch": "<0.1"})
+    assert f"transformers {version('transformers')}" in str(error.value)
+    assert f"torch {version('torch')}" in str(error.value)
+
+
+def test_a_schedule_is_read_beside_any_version(tmp_path: Path) -> None:
+    folder = pretended(tmp_path, "transformers", "5.40.0")
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from lmms_prune import Schedule; print(Schedule.parse('dart@2:0.44'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "dart@2:0.44\n"
+
+
+def test_the_front_door_beside_another_version_exits_with_2_and_the_message(tmp_path: Path) -> None:
+    """lmms-eval itself goes on to exit with 0 whatever a model raises."""
+    folder = pretended(tmp_path, "transformers", "5.40.0")
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); sys.argv[0] = 'lmms-eval'; from lmms_eval.__main__ import cli_evaluate; cli_evaluate()"
+    words = ["--model", "llava_pruned", "--model_args", "schedule=dart@2:0.44", "--tasks", "mme"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.rstrip().splitlines()[-1] == f"lmms-prune: error: {message('transformers', '5.40.0')}"
