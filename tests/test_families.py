@@ -14,6 +14,8 @@ from lmms_prune.families import FAMILIES, ModelParts, UnsupportedModelError, fam
 
 LLAVA, QWEN = FAMILIES["llava"], FAMILIES["qwen2_5_vl"]
 
+pytestmark = pytest.mark.core
+
 
 def test_llava_images_have_one_size_and_qwen_images_do_not(loaded) -> None:
     assert LLAVA.tokens_per_image(loaded("llava").model.config) == 64

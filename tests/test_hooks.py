@@ -109,6 +109,7 @@ def unpruned(loaded) -> Callable:
     return cache(lambda *kind: generate(loaded(*kind), mixed_batch(loaded(*kind))))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("name", "positions"), [("llava", "original"), ("llava", "compact"), ("qwen", "original")])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_pruned_equals_the_masked_reference(loaded, answered, name: str, schedule: str, positions: str) -> None:
@@ -131,6 +132,7 @@ def test_pruned_equals_the_masked_reference(loaded, answered, name: str, schedul
     assert any(any(mask.numel() > mask.sum() for mask in masks) for row in trace.rows for masks in row.masks)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ["llava", "qwen"])
@@ -165,6 +167,7 @@ def test_permuting_rows_permutes_answers(family: Family) -> None:
         assert_same(shuffled.logits[-1][place], straight.logits[-1][row])
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("schedule", ["none", *KEEP_ALL])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -179,6 +182,7 @@ def test_keeping_all_is_bit_identical(
     assert torch.equal(torch.stack(plain.logits), torch.stack(pruned.logits))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_cache_equals_trace_equals_plan(family: Family, answered, schedule: str) -> None:
     """Tokens that were cut are really gone from the cache, layer by layer."""
@@ -194,6 +198,7 @@ def test_cache_equals_trace_equals_plan(family: Family, answered, schedule: str)
     assert min(held) < inputs["input_ids"].shape[1]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("schedule", ["random@0:0.3", "dart@2:0.4"])
 def test_decode_without_position_ids_continues_where_the_prompt_ended(family: Family, schedule: str) -> None:
     """A hand-written loop gives the library nothing but the cache, whose first layer a stage at 0 has shortened."""
@@ -211,6 +216,7 @@ def test_decode_without_position_ids_continues_where_the_prompt_ended(family: Fa
             )
 
 
+@pytest.mark.core
 def test_no_hook_is_left(family: Family) -> None:
     before = hook_count(family.model)
     with prune(family.model, SCHEDULES[0]):
@@ -219,6 +225,7 @@ def test_no_hook_is_left(family: Family) -> None:
     assert hook_count(family.model) == before
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("place", ["body", "method", "layer", "registration"])
 def test_no_hook_is_left_after_an_exception(family: Family, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     before = hook_count(family.model)

@@ -18,6 +18,8 @@ from lmms_prune.compat.names import Library, Names
 PACKAGE = Path(lmms_prune.__file__).parent
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.core
+
 
 def test_every_name_is_there() -> None:
     assert moved_names() == []

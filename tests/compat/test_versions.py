@@ -14,6 +14,8 @@ from lmms_prune.compat.versions import VERSIONS, UnsupportedVersionError, refuse
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
+pytestmark = pytest.mark.core
+
 
 def test_the_ranges_are_those_of_the_dependencies() -> None:
     written = [line.strip(' ",') for line in PYPROJECT.read_text(encoding="utf-8").splitlines()]

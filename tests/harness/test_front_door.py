@@ -29,6 +29,8 @@ ALL = (*TASKS, "scienceqa")
 # As one names them: a group for its only member that has answers.
 NAMED = tuple("textvqa" if task == "textvqa_val" else task for task in ALL)
 
+pytestmark = pytest.mark.core
+
 
 def _numbers(run) -> dict[str, list[float]]:
     numbers = {task: [run.metrics[task][f"{name},none"] for name in METRICS[task]] for task in ALL}

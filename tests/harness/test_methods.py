@@ -4,26 +4,43 @@ from __future__ import annotations
 
 from dataclasses import replace
 from decimal import Decimal
+from itertools import zip_longest
+from math import ceil
 
 import pytest
 
-from lmms_prune import Schedule
+from lmms_prune import Schedule, Stage
 from lmms_prune.methods import METHODS, MethodSpec
 
-LAYERS = 8
 TASKS = ("ocrbench",)
-MIXED = (
-    "fastervlm@0:0.5,fastv@3:0.25,random@5:0.05",
-    "visionzip@0:0.8,sparsevlm@2:0.5,dart@4:0.3,vtw@6",
-    "downsample@0:0.6,pool@2:0.3,pdrop@4:0.2,keeplast@6:0.05",
-)
+KEEPS = {0: "0.6", 3: "0.3", 6: "0.1"}
+"""By the layers of the three stages."""
 
 
-def schedule_of(spec: MethodSpec) -> str:
-    """The method as its only stage, at the layer of its example as far as the model is deep, keeping 30 %."""
-    [stage] = Schedule.parse(spec.example).stages
-    keep = stage.keep if spec.drops_all else Decimal("0.3")
-    return str(replace(stage, layer=min(stage.layer, LAYERS - 2), keep=keep))
+def packed(family: str) -> list[str]:
+    """Schedules of three stages in which each of the family's methods that can run stands once.
+
+    What a method does by itself the contract's tests prove; here all of them go through the harness, and mix.
+    """
+    ready = [spec for spec in METHODS.values() if spec.ready and family in spec.families and spec.highest_layer != 0]
+    first = [spec for spec in METHODS.values() if spec.ready and family in spec.families and spec.highest_layer == 0]
+    # One that cannot act at layer 0 stands later, and one after which nothing is left stands last.
+    ready.sort(key=lambda spec: (spec.drops_all, spec.lowest_layer))
+    alone = [spec for spec in first if spec.drops_all]
+    order = [*(spec for spec in first if not spec.drops_all), *ready]
+    count = ceil(len(order) / len(KEEPS))
+    columns = [order[start : start + count] for start in range(0, len(order), count)]
+    rows = [
+        [staged(spec, layer, keep) for spec, (layer, keep) in zip(row, KEEPS.items(), strict=False) if spec is not None]
+        for row in zip_longest(*columns)
+    ]
+    return [str(Schedule(tuple(stages))) for stages in [*rows, *([staged(spec, 0, "0")] for spec in alone)]]
+
+
+def staged(spec: MethodSpec, layer: int, keep: str) -> Stage:
+    """The method's own example at another layer, with another keep."""
+    [example] = Schedule.parse(spec.example).stages
+    return replace(example, layer=layer, keep=example.keep if spec.drops_all else Decimal(keep))
 
 
 def check(run, schedule: str) -> None:
@@ -44,22 +61,19 @@ def check(run, schedule: str) -> None:
         assert run.results["results"][task]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("spec", [s for s in METHODS.values() if s.ready], ids=lambda spec: spec.name)
-def test_a_method_runs(harness, family: str, spec: MethodSpec) -> None:
-    if family not in spec.families:
-        pytest.skip(f"{spec.name} is not for {family}")
-    schedule = schedule_of(spec)
-    check(harness.pruned(family, TASKS, schedule=schedule, batch_size=4), schedule)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("schedule", MIXED)
-def test_methods_mix(harness, family: str, schedule: str) -> None:
+@pytest.mark.parametrize("number", range(len(packed("llava"))))
+def test_every_method_runs_and_mixes(harness, family: str, number: int) -> None:
+    schedule = packed(family)[number]
     check(harness.pruned(family, TASKS, schedule=schedule, batch_size=3), schedule)
 
 
-@pytest.mark.slow
+def test_every_method_is_among_them() -> None:
+    for family in ("llava", "qwen2_5_vl"):
+        stages = [stage.method for schedule in packed(family) for stage in Schedule.parse(schedule).stages]
+        assert sorted(stages) == sorted(s.name for s in METHODS.values() if s.ready and family in s.families)
+        assert len(packed(family)) == len(packed("llava"))
+
+
 @pytest.mark.parametrize("name", [n for n, s in METHODS.items() if s.keep == "optional" and s.ready])
 def test_a_method_decides_by_itself(harness, family: str, name: str) -> None:
     """Without a keep the method's own rule counts; a later stage goes on from what is really left."""
