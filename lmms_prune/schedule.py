@@ -233,6 +233,21 @@ class Schedule:
             plan.append(present)
         return plan
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every stage asks for all tokens, by the ratio 1: a control that is meant to change nothing."""
+        return all(isinstance(stage.keep, Decimal) and stage.keep == 1 for stage in self.stages)
+
+    def idle(self, images: Sequence[int]) -> list[Stage]:
+        """The stages that prune nothing of a row with these images, though they do not ask for all tokens."""
+        present, idle = list(images), []
+        for stage in self.stages:
+            kept = stage.kept(images, present)
+            if kept == present and any(present) and not stage.at_most and stage.keep != 1:
+                idle.append(stage)
+            present = kept
+        return idle
+
     def layer_counts(self, layers: int, images: Sequence[int]) -> list[int]:
         """Visual tokens entering each of `layers` decoder layers for one row with these images."""
         counts, present, plan = [], sum(images), self.plan(images)

@@ -311,3 +311,27 @@ def test_check_against_a_model() -> None:
     Schedule.parse("random@3:0.1,vtw@5").check(32)
     Schedule.parse("random@3:1,random@5:60t").check(32)
     Schedule.parse("dart@2:0.44,random@5:0.44").check(32, [576])
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "idle"),
+    [
+        ("dart@2:640t", [144], ["dart@2:640t"]),
+        ("dart@2:640t", [144, 640], []),  # shared out in proportion: both lose some
+        ("random@2:144t", [144], ["random@2:144t"]),
+        ("random@2:143t", [144], []),
+        ("random@2:0.999", [144], ["random@2:0.999"]),  # rounds to all
+        ("random@2:0.5,random@5:0.5", [144], ["random@5:0.5"]),
+        ("random@2:200t,random@5:100t", [144], ["random@2:200t"]),
+        ("random@1:1.0", [144], []),  # asks for all: a control
+        ("todre@2,random@5:0.1", [144], []),  # decides by itself how many
+        ("random@2:0.5", [], []),
+    ],
+)
+def test_stages_that_prune_nothing_are_known(text: str, images: list[int], idle: list[str]) -> None:
+    assert [str(stage) for stage in Schedule.parse(text).idle(images)] == idle
+
+
+@pytest.mark.parametrize(("text", "all_kept"), [("random@1:1.0,dart@2:1", True), ("random@1:1.0,dart@2:0.5", False)])
+def test_a_control_that_keeps_all_is_told_from_a_mistake(text: str, all_kept: bool) -> None:
+    assert Schedule.parse(text).keeps_all == all_kept

@@ -89,6 +89,8 @@ class PrunedModel(ChatModel):
         if arguments.budget is not None:
             schedule = schedule.solve(arguments.budget, layers, fixed)
         schedule.check(layers, [fixed] if fixed else None)
+        for stage in schedule.idle([fixed]) if fixed else ():
+            logger.warning("stage '{}' prunes nothing of an image: all {} visual tokens stay.", stage, fixed)
         # Files are read now, so that the run's identity holds what they say.
         self.arguments = replace(
             arguments,
@@ -191,6 +193,7 @@ class PrunedModel(ChatModel):
             answers |= done
             progress.update(len(places))
         progress.close()
+        self._refuse_no_pruning(record)
         self._log(record)
         self._warn([answers[i].counts for i in range(len(requests))], requests)
         return [GenerationResult(answers[i].text, answers[i].counts) for i in range(len(requests))]
@@ -313,6 +316,19 @@ class PrunedModel(ChatModel):
         ignored = sorted(set(given) - KNOWN)
         if ignored:
             logger.warning("generation options without a meaning here are ignored: {}", ", ".join(ignored))
+
+    def _refuse_no_pruning(self, record: RunTotals) -> None:
+        """Count the samples that lost no token; a schedule that pruned none of them was not evaluated."""
+        schedule = self.arguments.schedule
+        counts = torch.tensor([record.unpruned, record.with_image], device=self.device)
+        unpruned, images = self.accelerator.reduce(counts).tolist() if schedule.stages else (0, 0)
+        self.batch_sizes["run"]["unpruned_samples"] = unpruned
+        if images and unpruned == images and not schedule.keeps_all:
+            average = record.visual_tokens / max(1, record.with_image)
+            raise ArgumentError(
+                f"model_args: schedule={schedule} pruned nothing: in all {images} samples with an image every visual token "
+                f"stayed ({average:.0f} on average). Keep fewer: give a ratio, or a number of tokens below that."
+            )
 
     def _log(self, record: RunTotals) -> None:
         speed = record.output_tokens / record.seconds if record.seconds else 0.0

@@ -61,6 +61,16 @@ class PrunedTokenCounts(TokenCounts):
     prefill_flops: int = 0
     decode_flops: int = 0
 
+    @property
+    def unpruned(self) -> bool:
+        """Whether the sample has an image and every visual token went through all stages as it was."""
+        kept = self.kept_visual_tokens
+        return (
+            bool(self.visual_tokens and kept)
+            and kept[-1] == self.visual_tokens
+            and not any(self.recycled_visual_tokens)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -133,6 +143,7 @@ class RunTotals:
     output_tokens: int = 0
     seconds: float = 0.0
     with_image: int = 0
+    unpruned: int = 0  # of the samples with an image, those that lost no token
     visual_tokens: int = 0
     avg_visual_tokens: float = 0.0
     input_tokens: int = 0
@@ -155,6 +166,7 @@ class RunTotals:
         self.input_tokens += count.input_tokens or 0
         if count.visual_tokens:
             self.with_image += 1
+            self.unpruned += count.unpruned
             self.visual_tokens += count.visual_tokens
             self.avg_visual_tokens += count.avg_visual_tokens
 

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image, ImageFile
 from test_generation import LONG, _answer, _doc, _picture, _plain, _requests
 
+from lmms_prune.harness.arguments import ArgumentError
+
 SCHEDULE = "dart@2:0.44,random@5:0.07"
 SHORT = {"max_new_tokens": 2}
 # Down to the least that Qwen's own reader of images gives, four visual tokens.
@@ -188,3 +190,34 @@ def test_a_truncated_parquet_of_a_task_ends_the_run(harness, tmp_path):
     assert run.results is None
     assert run.samples == {}
     assert file.name in run.stdout + run.stderr
+
+
+def test_a_run_in_which_no_image_was_pruned_is_an_error(harness, family):
+    """A count above every image's tokens: known before loading in LLaVA, in Qwen2.5-VL once all have been seen."""
+    model = harness.create(family, schedule="dart@2:640t")
+    with pytest.raises(
+        ArgumentError, match=r"schedule=dart@2:640t pruned nothing: in all 2 samples .* stayed \(\d+ on"
+    ):
+        _answer(model, [_doc("Is there a circle?", "red"), _doc("Is there a square?", "blue")], SHORT)
+
+
+def test_stages_without_an_effect_are_told_before_loading(harness, monkeypatch):
+    said = []
+    monkeypatch.setattr("lmms_prune.harness.pruned.logger.warning", lambda text, *args: said.append(text.format(*args)))
+    harness.create("llava", schedule="random@2:640t,random@5:0.1")
+    assert said == ["stage 'random@2:640t' prunes nothing of an image: all 64 visual tokens stay."]
+
+
+def test_samples_that_lost_no_token_are_counted(harness):
+    """An image smaller than a count is no error; the run says how many there were."""
+    model = harness.create("qwen2_5_vl", schedule="random@2:30t", min_pixels=3136, max_pixels=200704)
+    docs = [_shown(_picture("red", (56, 56))), _shown(_picture("red", (224, 224)))]
+    small, large = _plain(_answer(model, docs, SHORT))
+    assert (small[1]["visual_tokens"], large[1]["visual_tokens"]) == (4, 64)
+    assert model.batch_sizes["run"]["unpruned_samples"] == 1
+
+
+@pytest.mark.parametrize("schedule", ["none", "random@1:1.0"])
+def test_a_control_that_keeps_all_is_no_error(schedule, harness, family):
+    model = harness.create(family, schedule=schedule)
+    assert len(_answer(model, [_doc("Is there a circle?", "red")], SHORT)) == 1
