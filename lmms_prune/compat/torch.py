@@ -37,7 +37,10 @@ def flop_rules() -> Mapping[Any, Callable[..., int]]:
     rules = dict(flop_registry)
     # Attention on CPUs has no rule of torch's own in 2.14 and 2.15.
     # Distances of all pairs cost what the product of the same shapes does.
-    ours = {"_scaled_dot_product_flash_attention_for_cpu": _attention_flops, "_cdist_forward": _distance_flops}
+    ours: dict[str, Callable[..., int]] = {
+        "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
+        "_cdist_forward": _distance_flops,
+    }
     for name, rule in ours.items():
         operation = getattr(torch.ops.aten, name, None)
         if operation is not None:
