@@ -17,5 +17,5 @@ def test_a_norm_is_no_product_and_a_decomposition_is_refused(mode: type) -> None
         assert counter.flops == 0
         unit @ unit.transpose(-1, -2)
         assert counter.flops == 2 * 2 * 3 * 3 * 3
-    with mode(), ProductCounter(), pytest.raises(UncountedOperationError, match="linalg_det|_linalg_det"):
+    with mode(), ProductCounter(), pytest.raises(UncountedOperationError, match="_linalg_det"):
         torch.linalg.det(x)
