@@ -22,6 +22,7 @@ from lmms_prune.supported import SUPPORTED
 
 LMMS_EVAL = Path(sys.executable).with_name("lmms-eval")
 """lmms-eval's command, which is installed beside this Python."""
+DOCTOR = "`lmms-prune doctor --installation` examines all of it."
 _SECONDS = 120.0  # for lmms-eval's list of models, which takes less than one
 _LIST = "import json; from lmms_eval.models import list_available_models as models; print(json.dumps(models()))"
 
@@ -88,11 +89,14 @@ def models_found(command: Sequence[str] = (sys.executable, "-c", _LIST)) -> Chec
 
 
 def reinstall(package: str) -> str:
-    """The command for a package that cannot be imported: what it requires and is not there, else the package anew."""
+    """The command for a package that fails: a tested version, what it requires and is not there, or the package anew."""
+    allowed = VERSIONS.get(package, "")
     try:
         installed = distribution(package)
     except PackageNotFoundError:
-        return install_command(package, VERSIONS.get(package, ""))
+        return install_command(package, allowed)
+    if allowed and other_version(package, allowed):
+        return install_command(package, allowed)
     if unmet := list(_unmet(package)):
         return f"pip install {' '.join(repr(requirement) for requirement in unmet)}"
     return f"pip install --force-reinstall --no-deps {_source(installed)}"
@@ -107,7 +111,7 @@ def refuse_broken() -> None:
     failed = [check for check in (*versions(), models_found()) if check.state == "failed"]
     if failed:
         lines = [f"{check.what}: {check.detail}" + (f": {check.mend}" if check.mend else "") for check in failed]
-        raise InstallationError("no run can go well in this environment.\n" + "\n".join(lines))
+        raise InstallationError("\n".join(["no run can go well in this environment.", *lines, DOCTOR]))
 
 
 def _unmet(package: str) -> Iterator[str]:

@@ -112,7 +112,7 @@ def test_all_that_is_wrong_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(installation, "models_found", lambda: Check("models", "failed", "none"))
     with pytest.raises(InstallationError) as error:
         refuse_broken()
-    assert str(error.value).splitlines()[1:] == ["torch: is old: pip install new", "models: none"]
+    assert str(error.value).splitlines()[1:] == ["torch: is old: pip install new", "models: none", installation.DOCTOR]
 
 
 @pytest.mark.parametrize("command", ["demo", "sweep"])
@@ -126,7 +126,8 @@ def test_nothing_is_begun_in_a_broken_installation(
     words = {"demo": ["--folder", "out"], "sweep": [str(config), "--out", "out"]}[command]
     done = CliRunner().invoke(app, [command, *words])
     assert done.exit_code == 2
-    assert done.stderr == ("lmms-prune: no run can go well in this environment.\ntorch: is old: pip install new\n")
+    expected = ["lmms-prune: no run can go well in this environment.", "torch: is old: pip install new"]
+    assert done.stderr.splitlines() == [*expected, installation.DOCTOR]
     assert not (tmp_path / "out").exists()
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from lmms_prune.compat.lmms_eval import RUN_FAILED
 from lmms_prune.harness.failures import OURS, Failure, read_failure, read_log
-from lmms_prune.installation import LMMS_EVAL
+from lmms_prune.installation import DOCTOR, LMMS_EVAL
 
 _EVERY = 1.0  # seconds between two looks at what is finished, and at whether it is worth going on
 
@@ -52,6 +52,11 @@ class Run:
     def configuration(self) -> dict[str, Any]:
         """The same as an entry of a --config file."""
         return {**self.options, "output_path": str(self.out), "log_samples": True}
+
+    @property
+    def log(self) -> Path:
+        """What its process prints, where it has one of its own."""
+        return self.out / "log.txt"
 
     def files(self) -> set[Path]:
         """Results files that are there."""
@@ -142,7 +147,9 @@ def _finish(
         for future in futures:
             future.result()
     if shared:
-        raise RunError(*shared[0], "every run fails alike, so no more were started: the first left no results")
+        raise RunError(
+            *shared[0], f"every run fails alike, so no more were started. {DOCTOR} The first left no results"
+        )
 
 
 def _shared_failure(log: Path, code: int | None) -> Failure | None:
@@ -164,7 +171,7 @@ def _shared_failure(log: Path, code: int | None) -> Failure | None:
 def _job(runs: Sequence[Run], file: Path) -> tuple[list[str], Path]:
     """The command of one process and its log; for several runs `file` is written to hold them."""
     if len(runs) == 1:
-        return runs[0].command, _log(runs[0])
+        return runs[0].command, runs[0].log
     file.write_text(yaml.safe_dump([run.configuration for run in runs]), encoding="utf-8")
     return [_program(), "--config", str(file)], file.with_suffix(".log")
 
@@ -173,12 +180,8 @@ def _program() -> str:
     return str(LMMS_EVAL)
 
 
-def _log(run: Run) -> Path:
-    return run.out / "log.txt"
-
-
 def _results(run: Run, files: set[Path]) -> dict[str, Any] | RunError:
     """lmms-eval exits with 0 even when it fails, so its file is the judge."""
     if files:
         return json.loads(max(files).read_text(encoding="utf-8"))
-    return RunError(read_log(_log(run)), _log(run))
+    return RunError(read_log(run.log), run.log)

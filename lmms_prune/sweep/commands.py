@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lmms_prune.configs.runs import ConfigError
 from lmms_prune.console import fail, plainly
-from lmms_prune.installation import InstallationError, refuse_broken
+from lmms_prune.installation import DOCTOR, InstallationError, refuse_broken
 from lmms_prune.sweep.results import seconds_if_complete
 from lmms_prune.sweep.run import Outcome, run_sweep, time_left
 from lmms_prune.sweep.units import SweepError, Unit, plan
@@ -69,6 +69,8 @@ def sweep(
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     for outcome in failed:
         typer.echo(f"{outcome.unit}: {outcome.reason}", err=True)
+    if any(outcome.scope == "environment" for outcome in failed):
+        typer.echo(DOCTOR, err=True)
     counts = Counter(str(outcome.state) for outcome in outcomes)
     if as_json:
         typer.echo(json.dumps({**counts, "results": str(out), "units": [_described(one) for one in outcomes]}))
