@@ -102,7 +102,7 @@ def test_a_model_whose_libraries_moved_a_name_is_refused(name: str, monkeypatch:
     from lmms_prune.harness import plugin
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", lambda self, hidden_states: hidden_states)
-    with pytest.raises(MovedNameError, match="LlamaDecoderLayer.forward has no 'position_embeddings'"):
+    with pytest.raises(MovedNameError, match=r"LlamaDecoderLayer\.forward has no 'position_embeddings'"):
         getattr(plugin, name)
 
 
