@@ -25,7 +25,7 @@ import pandas as pd
 import typer
 
 from lmms_prune.demo.benchmarks import build_mirror
-from lmms_prune.demo.run import MODELS, Model, model_arguments, weights
+from lmms_prune.demo.models import MODELS, Model, model_arguments, weights
 
 OUT = Path(__file__).with_name("finding")
 TASKS = "pope,gqa,textvqa_val,infovqa_val,docvqa_val"

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 import typer
 
-from lmms_prune.demo.run import MODELS, weights
+from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.demo.training.families import started_family
 from lmms_prune.demo.training.loop import Stage, Trainer
 

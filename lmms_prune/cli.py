@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from lmms_prune import __version__
-from lmms_prune.console import fail
+from lmms_prune.console import fail, plainly
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.schedule import ScheduleError, did_you_mean
 
@@ -195,7 +195,13 @@ def demo(
     """
     from rich.console import Console
 
-    from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, ROWS, DemoError, Row, run_demo, tables, task_names
+    from lmms_prune.installation import InstallationError, refuse_broken
+
+    with plainly(InstallationError):
+        refuse_broken()
+    from lmms_prune.demo.models import DemoError
+    from lmms_prune.demo.processes import RunError
+    from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, ROWS, Row, run_demo, tables, task_names
 
     console = Console(stderr=as_json)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.absolute() / "huggingface")}
@@ -203,7 +209,7 @@ def demo(
         rows = tuple(map(Row.parse, schedules)) if schedules else QUICK if quick else FULL
         names = task_names(tasks)
         record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console)
-    except (ScheduleError, DemoError) as error:
+    except (ScheduleError, DemoError, RunError) as error:
         fail(str(error))
     except OSError as error:
         fail(f"--folder {folder}: {error.strerror or error}")

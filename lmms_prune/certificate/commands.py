@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from typing import Annotated
@@ -30,6 +31,9 @@ def doctor(
     ] = None,
     attention: Annotated[str, typer.Option(help=f"With commas: {', '.join(_KERNELS)}.")] = ",".join(ATTENTIONS),
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: CUDA if there is one.")] = None,
+    installation: Annotated[
+        bool, typer.Option("--installation", help="Examine what is installed instead, and say what mends it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Certify that pruning a checkpoint does what it should: every method, in every way that it can be run.
@@ -37,7 +41,14 @@ def doctor(
     Each way (place and number of stages, batch, position policy, type, attention kernel) is held against a reference
     that removes nothing and only masks, in the prefill and 16 decode steps; see docs/reliability.md. Exits with 1 if
     anything fails, or nothing can be run.
+
+    --installation is for when nothing runs at all: versions against those that were tested, whether libraries can be
+    imported and lmms-eval finds the models, two documents evaluated by lmms-eval, CUDA and FlashAttention if there are any.
     """
+    if installation:
+        if full or attention != ",".join(ATTENTIONS) or any((model, methods, dtype, device)):
+            fail("--installation examines no checkpoint; only --json goes with it.")
+        return _examine(as_json)
     kinds = _chosen("--dtype", dtype or ("auto" if model else "float32,bfloat16"), _DTYPES)
     kernels = _chosen("--attention", attention, _KERNELS)
     names = _chosen("--methods", methods or ",".join(METHODS), tuple(METHODS))
@@ -67,6 +78,23 @@ def doctor(
                 f"A choice of {len(cells)} cells that covers all pairs; --full runs them all."
             )
     if certificate.failures or not certificate.cells:
+        raise typer.Exit(1)
+
+
+def _examine(as_json: bool) -> None:
+    from lmms_prune.certificate.examination import commands, described, examine, table
+
+    start = time.monotonic()
+    console = Console(stderr=as_json, highlight=False)
+    with console.status("examining the installation"):
+        checks = list(examine())
+    if as_json:
+        typer.echo(json.dumps(described(checks, time.monotonic() - start)))
+    else:
+        console.print(table(checks))
+        if mending := commands(checks):
+            typer.echo("\n".join(["What mends it:", *(f"  {command}" for command in mending)]))
+    if any(check.state == "failed" for check in checks):
         raise typer.Exit(1)
 
 

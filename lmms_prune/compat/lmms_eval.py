@@ -6,6 +6,7 @@ read from the frames of its functions.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,16 @@ def cache_in_use() -> Path | None:
 
 
 _SINCE = "0.7.3"
+RUN_FAILED = "Error during evaluation:"
+"""What the command logs after the stack trace of a run that failed, before it goes on to the next one and exits with 0."""
+_OF_A_TASK = re.compile(r"lmms_eval[/\\]tasks[/\\]\w+[/\\]|, in import_function\b")
+
+
+def through_a_task(traceback: str) -> bool:
+    """Whether a stack trace passes through a task's own file, or through the function that imports one."""
+    return _OF_A_TASK.search(traceback) is not None
+
+
 _COMMAND = "running evaluations for a sweep, and ending a failed one with an exit code"
 
 LIBRARY = Library(
@@ -102,6 +113,13 @@ LIBRARY = Library(
             ("verbosity", "include_path", "model_name"),
             _SINCE,
             "documents",
+        ),
+        Names(
+            "lmms_eval.utils:import_function",
+            "leading parameters",
+            ("loader", "node"),
+            _SINCE,
+            "telling a task's imports from those that every run needs",
         ),
         Names("lmms_eval.tasks:get_task_dict", "attributes", ("__call__",), _SINCE, "documents"),
         Names(

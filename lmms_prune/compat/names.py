@@ -12,6 +12,10 @@ from typing import Any, Literal
 Kind = Literal["parameters", "leading parameters", "attributes", "fields", "locals"]
 
 
+class MovedNameError(ImportError):
+    """An installed library lacks a name that this package relies on; the message says which, and where it is mended."""
+
+
 @dataclass(frozen=True)
 class Names:
     """Names that this package relies on in one place of a library.

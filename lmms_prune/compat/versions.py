@@ -24,6 +24,11 @@ class UnsupportedVersionError(ImportError):
     """A library of a version with which a wrong number could follow; the message says which versions will do."""
 
 
+def install_command(name: str, allowed: str) -> str:
+    """What installs a version that will do, dependencies included."""
+    return f"pip install '{name}{allowed}'"
+
+
 def other_version(name: str, allowed: str) -> str | None:
     """What is wrong with the installed version of `name`, with the command that installs another; None if nothing is.
 
@@ -35,9 +40,8 @@ def other_version(name: str, allowed: str) -> str | None:
         return None
     if SpecifierSet(allowed).contains(installed, prereleases=True):
         return None
-    return (
-        f"{name} {installed} is installed, which is not supported; use one of {allowed}: pip install '{name}{allowed}'"
-    )
+    command = install_command(name, allowed)
+    return f"{name} {installed} is installed, which is not supported; use one of {allowed}: {command}"
 
 
 def refuse_other_versions(supported: Mapping[str, str] = VERSIONS) -> None:

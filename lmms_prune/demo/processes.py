@@ -5,18 +5,34 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lmms_prune.compat.lmms_eval import RUN_FAILED
+from lmms_prune.harness.failures import OURS, Failure, read_failure, read_log
+from lmms_prune.installation import DOCTOR, LMMS_EVAL
+
+_EVERY = 1.0  # seconds between two looks at what is finished, and at whether it is worth going on
+
 
 class RunError(RuntimeError):
-    """An evaluation that left no results; the message says why, and where its log is."""
+    """An evaluation that left no results; the message says why, and where its log is.
+
+    Args:
+        failure: what its log says.
+        log: the file.
+    """
+
+    def __init__(self, failure: Failure, log: Path, what: str = "this run left no results") -> None:
+        said = f"{OURS} {failure.reason}" if failure.ours else failure.reason
+        super().__init__(f"{what}; its log is {log} and ends with:\n{said}")
+        self.failure = failure
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,11 @@ class Run:
         """The same as an entry of a --config file."""
         return {**self.options, "output_path": str(self.out), "log_samples": True}
 
+    @property
+    def log(self) -> Path:
+        """What its process prints, where it has one of its own."""
+        return self.out / "log.txt"
+
     def files(self) -> set[Path]:
         """Results files that are there."""
         # What a task writes for submission may be called the same.
@@ -47,7 +68,7 @@ def evaluate(
     runs: Sequence[Run],
     folder: Path,
     mirror: Path,
-    environment: Mapping[str, str],
+    environment: Mapping[str, str] | None,
     progressed: Callable[[int], None],
 ) -> list[dict[str, Any] | RunError]:
     """Make all runs, in as many processes as there are cores.
@@ -59,11 +80,14 @@ def evaluate(
         runs: in the order of the answer.
         folder: where the processes' configurations and logs go.
         mirror: the folder to start lmms-eval in.
-        environment: of the processes.
+        environment: of the processes; None for this one's.
         progressed: told how many runs are finished, from time to time.
 
     Returns:
         each run's results, as in its file, or why there are none.
+
+    Raises:
+        RunError: a run failed for a reason that all of them share; those at work have been ended.
     """
     for run in runs:
         run.out.mkdir(parents=True, exist_ok=True)
@@ -72,53 +96,92 @@ def evaluate(
     def new(run: Run) -> set[Path]:
         return run.files() - before[run.out]
 
-    def start(job: tuple[list[str], Path]) -> None:
-        command, log = job
-        with log.open("w", encoding="utf-8") as said:
-            subprocess.run(
-                command, cwd=mirror, env=dict(environment), stdout=said, stderr=subprocess.STDOUT, check=False
-            )
+    def finished() -> int:
+        return sum(1 for run in runs if new(run))
 
     # One thread a process: two small models side by side finish sooner than one after the other with two threads each.
     beside = max(1, min(len(runs), os.cpu_count() or 1))
     groups = [runs[number::beside] for number in range(beside)]
-    with ThreadPoolExecutor(beside) as pool:
-
-        def finish(jobs: list[tuple[list[str], Path]]) -> None:
-            futures = [pool.submit(start, job) for job in jobs]
-            while wait(futures, timeout=1).not_done:
-                progressed(sum(1 for run in runs if new(run)))
-            for future in futures:
-                future.result()
-
-        finish([_job(group, folder / f"process-{number}.yaml") for number, group in enumerate(groups, 1)])
-        finish([_job([run], folder) for group in groups if len(group) > 1 for run in group if not new(run)])
+    first = [_job(group, folder / f"process-{number}.yaml") for number, group in enumerate(groups, 1)]
+    _finish(first, mirror, environment, finished, progressed)
+    again = [_job([run], folder) for group in groups if len(group) > 1 for run in group if not new(run)]
+    _finish(again, mirror, environment, finished, progressed)
     progressed(len(runs))
     return [_results(run, new(run)) for run in runs]
+
+
+def _finish(
+    jobs: Sequence[tuple[list[str], Path]],
+    mirror: Path,
+    environment: Mapping[str, str] | None,
+    finished: Callable[[], int],
+    progressed: Callable[[int], None],
+) -> None:
+    """Let each job's process end, as many at a time as there are cores.
+
+    Raises:
+        RunError: see `evaluate`.
+    """
+    shared: list[tuple[Failure, Path]] = []
+
+    def start(command: list[str], log: Path) -> None:
+        if shared:
+            return
+        with log.open("w", encoding="utf-8") as out:
+            process = subprocess.Popen(command, cwd=mirror, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        code = None
+        while code is None and not shared:
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(_EVERY)
+            failure = _shared_failure(log, code)
+            # What went well before shows that not all share it.
+            if failure is not None and not finished():
+                shared.append((failure, log))
+        process.terminate()
+        process.wait()
+
+    with ThreadPoolExecutor(max(1, min(len(jobs), os.cpu_count() or 1))) as pool:
+        futures = [pool.submit(start, *job) for job in jobs]
+        while wait(futures, timeout=_EVERY).not_done:
+            progressed(finished())
+        for future in futures:
+            future.result()
+    if shared:
+        raise RunError(
+            *shared[0], f"every run fails alike, so no more were started. {DOCTOR} The first left no results"
+        )
+
+
+def _shared_failure(log: Path, code: int | None) -> Failure | None:
+    """Why a process's run failed, if every other run will fail for the same reason.
+
+    Args:
+        log: of the process.
+        code: its exit code, None while it is at work.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace")
+    first, failed, _ = text.partition(RUN_FAILED)
+    if not failed and not code:
+        return None
+    # lmms-eval exits with 0 whatever becomes of a run, unless it comes to none, or a model of ours ends it.
+    failure = read_failure(first, before_any_run=code == 1 and not failed)
+    return failure if failure.scope == "environment" else None
 
 
 def _job(runs: Sequence[Run], file: Path) -> tuple[list[str], Path]:
     """The command of one process and its log; for several runs `file` is written to hold them."""
     if len(runs) == 1:
-        return runs[0].command, _log(runs[0])
+        return runs[0].command, runs[0].log
     file.write_text(yaml.safe_dump([run.configuration for run in runs]), encoding="utf-8")
     return [_program(), "--config", str(file)], file.with_suffix(".log")
 
 
 def _program() -> str:
-    return str(Path(sys.executable).with_name("lmms-eval"))
-
-
-def _log(run: Run) -> Path:
-    return run.out / "log.txt"
+    return str(LMMS_EVAL)
 
 
 def _results(run: Run, files: set[Path]) -> dict[str, Any] | RunError:
     """lmms-eval exits with 0 even when it fails, so its file is the judge."""
     if files:
         return json.loads(max(files).read_text(encoding="utf-8"))
-    said = _log(run).read_text(encoding="utf-8").strip()
-    marker = "lmms-prune: error:"
-    # Our own errors may take several lines and come last; of any other the last line says most.
-    end = said[said.rindex(marker) :] if marker in said else " ".join(said.splitlines()[-1:])
-    return RunError(f"this run left no results; its log is {_log(run)} and ends with:\n{end}")
+    return RunError(read_log(run.log), run.log)

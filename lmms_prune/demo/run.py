@@ -16,40 +16,16 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
 
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
+from lmms_prune.demo.models import LAYERS, MODELS, VISUAL_TOKENS, DemoError, Model, model_arguments, weights
 from lmms_prune.demo.processes import Run, RunError, evaluate
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.leaderboard.benchmarks import rel, score
 from lmms_prune.schedule import Schedule
 
-LAYERS = 12  # decoder layers of both models
-VISUAL_TOKENS = 144  # of a square picture, in both
-WEIGHTS = Path(__file__).with_name("weights")
-FILES = (  # of each model
-    *("model.safetensors", "config.json", "generation_config.json", "processor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
-)
-_MEND = "install lmms-prune again, or train it anew."
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
-
-
-@dataclass(frozen=True)
-class Model:
-    """One of the two models: lmms-eval's name for its wrapper, its folder below WEIGHTS, and arguments of its own."""
-
-    wrapper: str
-    folder: str
-    arguments: str
-
-
-MODELS = (
-    # Pictures that are not square keep their edges, and small ones their size.
-    Model("llava_pruned", "tiny-llava", "image_aspect=pad"),
-    Model("qwen2_5_vl_pruned", "tiny-qwen2.5-vl", "min_pixels=3136,max_pixels=200704"),
-)
 
 
 @dataclass(frozen=True)
@@ -100,10 +76,6 @@ FULL = (
 )
 
 
-class DemoError(RuntimeError):
-    """A task that the demo does not have, a model or data that are not there, or a folder that will not do."""
-
-
 def task_names(text: str | None) -> list[str]:
     """The tasks of `text`, names with commas; all ten for None.
 
@@ -116,27 +88,6 @@ def task_names(text: str | None) -> list[str]:
     if not names:
         raise DemoError(f"--tasks: '{text}' names no task; the demo has {', '.join(TASKS)}.")
     return names
-
-
-def weights(model: Model, root: Path = WEIGHTS) -> Path:
-    """The folder of a trained model.
-
-    Raises:
-        DemoError: a file of it is missing, or its weights are cut short.
-    """
-    folder = root / model.folder
-    # Without some of them transformers loads all the same, with another end token or another picture size.
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise DemoError(f"the demo's model lacks {folder / name}: {_MEND}")
-    try:
-        with safe_open(folder / "model.safetensors", "pt"):
-            pass
-    except SafetensorError as error:
-        raise DemoError(
-            f"the demo's model has damaged weights, {folder / 'model.safetensors'} ({error}): {_MEND}"
-        ) from error
-    return folder
 
 
 def run_demo(
@@ -164,6 +115,7 @@ def run_demo(
 
     Raises:
         DemoError: a missing model, damaged data, or a folder whose name lmms-eval cannot take.
+        RunError: a run failed for a reason that all of them share.
         OSError: `folder` cannot be written.
     """
     if "," in str(folder):
@@ -237,13 +189,6 @@ def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int
 
     tell(0)
     yield tell
-
-
-def model_arguments(model: Model, checkpoint: Path) -> str:
-    """What lmms-eval's --model_args says of `model`, apart from a schedule."""
-    # bfloat16, which the weights are in, takes a CPU without instructions for it four times as long as float32, and
-    # CPUs round it in different ways.
-    return f"pretrained={checkpoint},dtype=float32,batch_size=8,{model.arguments}"
 
 
 def _run(model: Model, checkpoint: Path, row: Row, tasks: Sequence[str], results: Path) -> Run:

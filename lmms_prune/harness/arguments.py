@@ -12,6 +12,7 @@ from typing import Any
 
 from lmms_prune.compat.lmms_eval import under_the_command
 from lmms_prune.harness.calibrations import CalibrationError, calibration_file, kept_schedule
+from lmms_prune.harness.failures import NOTES, OURS, Scope
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
 # An argument begins with "name="; any other piece between commas belongs to the value before it, so that the comma
@@ -25,6 +26,10 @@ _CONTINUED = ("schedule", "system_prompt", "chat_template")
 
 class ArgumentError(ValueError):
     """A model argument that cannot be used; the message names it, its value and what is allowed."""
+
+
+class CheckpointError(ArgumentError):
+    """A checkpoint that cannot be used, whatever else is given with it."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ def split(text: str) -> dict[str, str]:
 
 
 @contextmanager
-def plain_errors(*errors: type[Exception]) -> Iterator[None]:
+def plain_errors(*errors: type[Exception], scope: Scope = "run") -> Iterator[None]:
     """Under the lmms-eval command, end it with the message last and an exit code that is not 0; elsewhere let the error pass.
 
     The harness prints a stack trace for every exception and exits with 0, so that CI takes a failed run for a good one.
@@ -197,6 +202,7 @@ def plain_errors(*errors: type[Exception]) -> Iterator[None]:
 
     Args:
         errors: further ones whose message says enough.
+        scope: which runs share what fails here; a `CheckpointError` is always all runs' of the checkpoint.
     """
     try:
         yield
@@ -207,7 +213,8 @@ def plain_errors(*errors: type[Exception]) -> Iterator[None]:
         if not plain:
             traceback.print_exc()
         message = str(error) if plain else f"{type(error).__name__}: {error}"
-        print(f"lmms-prune: error: {message}", file=sys.stderr, flush=True)
+        note = NOTES.get("checkpoint" if isinstance(error, CheckpointError) else scope)
+        print(*filter(None, (note, f"{OURS} {message}")), sep="\n", file=sys.stderr, flush=True)
         raise SystemExit(2 if plain else 1) from None
 
 

@@ -24,6 +24,7 @@ ASIDE = (
     "demo",
     "drawing",
     "information",
+    "installation",
     "leaderboard",
     "sweep",
 )

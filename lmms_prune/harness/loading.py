@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lmms_prune.families import Family, UnsupportedModelError, family_of
-from lmms_prune.harness.arguments import ArgumentError, ModelArguments
+from lmms_prune.harness.arguments import ArgumentError, CheckpointError, ModelArguments
 
 # inv_freq is computed, and stood in older files.
 _IN_A_LAYER = re.compile(r"\.(layers|blocks|h)\.\d+\.(?!.*inv_freq$)")
@@ -24,7 +24,7 @@ def read_config(arguments: ModelArguments, family: Family) -> Any:
     """The checkpoint's configuration, if the checkpoint is of `family`.
 
     Raises:
-        ArgumentError: no such checkpoint.
+        CheckpointError: no such checkpoint.
         UnsupportedModelError: a checkpoint of another family, or without image input.
     """
     config = any_config(arguments)
@@ -39,7 +39,7 @@ def any_config(arguments: ModelArguments) -> Any:
     """The checkpoint's configuration, whatever its family.
 
     Raises:
-        ArgumentError: no such checkpoint.
+        CheckpointError: no such checkpoint.
     """
     name = arguments.pretrained
     try:
@@ -50,7 +50,7 @@ def any_config(arguments: ModelArguments) -> Any:
         message = (
             f"model_args: pretrained={name} is no checkpoint: neither a folder with a config.json nor a hub name that "
         )
-        raise ArgumentError(f"{message}can be reached. ({str(error).strip().splitlines()[0]})") from error
+        raise CheckpointError(f"{message}can be reached. ({str(error).strip().splitlines()[0]})") from error
 
 
 def pick_device(arguments: ModelArguments, process: int, processes: int) -> torch.device:
@@ -98,7 +98,7 @@ def load_processor(arguments: ModelArguments, **options: Any) -> Any:
     """The checkpoint's processor: tokenizer, image processor and chat template.
 
     Raises:
-        ArgumentError: the checkpoint has none, or a broken one.
+        CheckpointError: the checkpoint has none, or a broken one.
     """
     with _unloadable(arguments, "processor or tokenizer files"):
         return AutoProcessor.from_pretrained(
@@ -116,7 +116,7 @@ def _unloadable(arguments: ModelArguments, what: str) -> Iterator[None]:
         yield
     except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ArgumentError(f"pretrained={arguments.pretrained}: its {what} cannot be loaded: {reason}") from error
+        raise CheckpointError(f"pretrained={arguments.pretrained}: its {what} cannot be loaded: {reason}") from error
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def load_model(arguments: ModelArguments, device: torch.device) -> Any:
     """The checkpoint's weights, in evaluation mode.
 
     Raises:
-        ArgumentError: weights that are missing, of another shape or left over in a layer, or an attention kernel that
+        CheckpointError: weights that are missing, of another shape or left over in a layer, or an attention kernel that
             is not installed.
     """
     # A plain "cuda" has become this process's own device by now.
@@ -173,11 +173,11 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
         message = (
             f"pretrained={arguments.pretrained}: {len(wrong)} weights are missing or of the wrong shape ({some}, …)."
         )
-        raise ArgumentError(message)
+        raise CheckpointError(message)
     # A head beside the model may be left over; what belongs to a layer is what an answer would be computed without.
     over = [key for key in info["unexpected_keys"] if _IN_A_LAYER.search(key)]
     if over:
-        raise ArgumentError(
+        raise CheckpointError(
             f"pretrained={arguments.pretrained}: {len(over)} weights have no place in the model ({', '.join(sorted(over)[:3])}, "
             "…): its config.json describes another model, or adapters were not merged."
         )

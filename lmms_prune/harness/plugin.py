@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lmms_prune.compat.names import MovedNameError
 from lmms_prune.compat.versions import UnsupportedVersionError, refuse_other_versions
 from lmms_prune.harness.arguments import plain_errors
 
@@ -23,11 +24,15 @@ def manifests() -> list[ModelManifest]:
 
 
 def __getattr__(name: str) -> Any:
-    # The harness asks for a class once its model is to run. Only then may an unsupported version end the command: beside
-    # one, other models still run, and `lmms-prune doctor --installation` says how to mend it.
+    # The harness asks for a class once its model is to run. Only then may an unsupported version, or a library that has
+    # moved a name, end the command: beside one, other models still run, and `lmms-prune doctor --installation` says how to
+    # mend it.
     if name not in _CLASSES.values():
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    with plain_errors(UnsupportedVersionError):
+    with plain_errors(UnsupportedVersionError, MovedNameError, scope="environment"):
         refuse_other_versions()
+        from lmms_prune.compat.installed import refuse_moved_names
+
+        refuse_moved_names()
         from lmms_prune.harness import models
     return getattr(models, name)

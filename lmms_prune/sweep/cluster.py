@@ -9,10 +9,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmms_prune.harness.failures import read_log
 from lmms_prune.sweep.results import seconds_if_complete
 from lmms_prune.sweep.run import Outcome
 from lmms_prune.sweep.units import SweepError, Unit
-from lmms_prune.sweep.worker import why
 
 CLUSTERS = ("slurm", "local")
 _EVERY = 2.0  # seconds between two looks at the jobs
@@ -67,9 +67,9 @@ def _unfinished(unit: Unit, job: Any) -> Outcome:
     if job.exception() is None:
         return Outcome(unit, "busy")
     if log.is_file():
-        return Outcome(unit, "failed", reason=f"{why(log)}\n  log: {log}")
+        return Outcome(unit, "failed", reason=f"{read_log(log).reason}\n  log: {log}")
     path = job.paths.stderr
-    return Outcome(unit, "failed", reason=f"{why(path) if path.is_file() else job.state}\n  log: {path}")
+    return Outcome(unit, "failed", reason=f"{read_log(path).reason if path.is_file() else job.state}\n  log: {path}")
 
 
 def _submitter(folder: Path, cluster: str, parameters: Sequence[str]) -> Callable[[list[str]], Any]:

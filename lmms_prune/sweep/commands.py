@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lmms_prune.configs.runs import ConfigError
 from lmms_prune.console import fail, plainly
+from lmms_prune.installation import DOCTOR, InstallationError, refuse_broken
 from lmms_prune.sweep.results import seconds_if_complete
 from lmms_prune.sweep.run import Outcome, run_sweep, time_left
 from lmms_prune.sweep.units import SweepError, Unit, plan
@@ -47,13 +48,15 @@ def sweep(
     """Evaluate many --config files with lmms-eval, task by task, each into a folder of its own.
 
     What is complete for the same settings, versions and code is skipped; what is there of others is replaced. A failure
-    is told at the end, and ends nothing else. Interrupt it whenever you like: started again, it goes on. Weights are
+    is told at the end, and ends nothing else but what would fail for the same reason (a checkpoint that is not there, a
+    library that cannot be imported). Interrupt it whenever you like: started again, it goes on. Weights are
     loaded once for all configurations that share them. Several sweeps of one folder share the work.
     """
-    with plainly(ConfigError, SweepError):
+    with plainly(ConfigError, SweepError, InstallationError):
         units = plan(paths, out, tasks, limit, shard)
         if dry_run:
             return _foresee(units, as_json)
+        refuse_broken()
         if cluster is not None:
             from lmms_prune.sweep.cluster import run_jobs
 
@@ -66,6 +69,8 @@ def sweep(
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     for outcome in failed:
         typer.echo(f"{outcome.unit}: {outcome.reason}", err=True)
+    if any(outcome.scope == "environment" for outcome in failed):
+        typer.echo(DOCTOR, err=True)
     counts = Counter(str(outcome.state) for outcome in outcomes)
     if as_json:
         typer.echo(json.dumps({**counts, "results": str(out), "units": [_described(one) for one in outcomes]}))
@@ -88,7 +93,7 @@ def _followed(units: Sequence[Unit], outcomes: Generator[Outcome], as_json: bool
                 known.append(outcome)
                 left = time_left(units, known)
                 progress.update(bar, advance=1, left="" if not left else f"about {_clock(left)} left")
-                if outcome.state != "skipped":
+                if outcome.state not in ("skipped", "untried"):
                     _tell(console, outcome, f"{len(known)} of {len(units)}", left)
     except KeyboardInterrupt:
         typer.echo(f"interrupted after {len(known)} of {len(units)}; the same command goes on from here.", err=True)
@@ -125,6 +130,7 @@ def _clock(seconds: float) -> str:
 
 def _counted(counts: Counter[str]) -> str:
     words = {"done": "evaluated", "skipped": "complete before", "busy": "with another sweep", "failed": "failed"}
+    words["untried"] = "not tried, which would fail alike"
     return ", ".join(f"{counts[state]} {word}" for state, word in words.items() if counts[state]) or "nothing to do"
 
 

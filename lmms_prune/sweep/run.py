@@ -13,6 +13,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
+from lmms_prune.harness.failures import Failure, Scope
 from lmms_prune.sweep.results import publish, seconds_if_complete
 from lmms_prune.sweep.units import Unit
 from lmms_prune.sweep.worker import Worker
@@ -24,19 +25,25 @@ class Outcome:
 
     Args:
         unit: the one.
-        state: "done" now, "skipped" since it was complete, "busy" with another sweep, or "failed".
+        state: "done" now, "skipped" since it was complete, "busy" with another sweep, "failed", or "untried" because it would
+            have failed for the same reason as another.
         seconds: that its evaluation took, now or when it was made.
         reason: why it failed, with where to look.
+        scope: which other units fail for this reason.
     """
 
     unit: Unit
-    state: Literal["done", "skipped", "busy", "failed"]
+    state: Literal["done", "skipped", "busy", "failed", "untried"]
     seconds: float = 0.0
     reason: str = ""
+    scope: Scope = "run"
 
 
 def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
     """Evaluate what is not complete; yields each unit's outcome as it is known.
+
+    A failure that all units of a checkpoint share is met once, and one that all units share ends the sweep; what went
+    well before shows that they do not share it.
 
     Args:
         units: as `plan` orders them.
@@ -45,11 +52,21 @@ def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
     Raises:
         SweepError: there is no such launcher.
     """
+    hopeless = fine = False
     for _, same in groupby(units, key=lambda unit: unit.weights):
+        unusable = loaded = False
         with _worker(launch) as workers:
             for unit in same:
+                if hopeless or unusable:
+                    yield _untried(unit)
+                    continue
                 with _locked(unit) as mine:
-                    yield _outcome(unit, workers) if mine else Outcome(unit, "busy")
+                    outcome = _outcome(unit, workers) if mine else Outcome(unit, "busy")
+                loaded = loaded or outcome.state == "done"
+                fine = fine or loaded
+                unusable = outcome.scope == "checkpoint" and not loaded
+                hopeless = outcome.scope == "environment" and not fine
+                yield outcome
     for folder in {unit.partial.parent for unit in units}:
         with suppress(OSError):  # logs of what failed stay
             folder.rmdir()
@@ -62,14 +79,14 @@ class _Workers:
         self._launch = launch
         self._worker: Worker | None = None
 
-    def evaluate(self, unit: Unit) -> str | None:
+    def evaluate(self, unit: Unit) -> Failure | None:
         """As `Worker.evaluate`."""
         if self._worker is None:
             self._worker = Worker(self._launch)
-        reason = self._worker.evaluate(unit)
-        if reason is not None:
+        failure = self._worker.evaluate(unit)
+        if failure is not None:
             self.close()
-        return reason
+        return failure
 
     def close(self, *, at_once: bool = False) -> None:
         """End the worker, if there is one."""
@@ -117,18 +134,19 @@ def _outcome(unit: Unit, workers: _Workers) -> Outcome:
     shutil.rmtree(unit.partial, ignore_errors=True)
     unit.partial.mkdir(parents=True)
     start = time.monotonic()
-    reason = workers.evaluate(unit)
+    failure = workers.evaluate(unit)
     seconds = time.monotonic() - start
     log = unit.partial / "log.txt"
-    if reason is None:
-        reason = publish(unit, seconds)
-    if reason is None:
-        shutil.rmtree(unit.journal, ignore_errors=True)
-    return (
-        Outcome(unit, "done", seconds)
-        if reason is None
-        else Outcome(unit, "failed", seconds, f"{reason}\n  log: {log}")
-    )
+    reason = publish(unit, seconds) if failure is None else failure.reason
+    if reason is not None:
+        return Outcome(unit, "failed", seconds, f"{reason}\n  log: {log}", failure.scope if failure else "run")
+    shutil.rmtree(unit.journal, ignore_errors=True)
+    return Outcome(unit, "done", seconds)
+
+
+def _untried(unit: Unit) -> Outcome:
+    seconds = seconds_if_complete(unit)
+    return Outcome(unit, "untried") if seconds is None else Outcome(unit, "skipped", seconds)
 
 
 def time_left(units: Sequence[Unit], outcomes: Sequence[Outcome]) -> float | None:

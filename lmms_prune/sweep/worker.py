@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from lmms_prune.harness.evaluate import FINISHED
+from lmms_prune.harness.failures import Failure, read_log
 from lmms_prune.sweep.units import SweepError, Unit
-
-_OURS = "lmms-prune: error:"
-_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b")
 
 
 class Worker:
@@ -37,13 +35,14 @@ class Worker:
         command = [*start, "-m", "lmms_prune.harness.evaluate"]
         # What is printed outside of evaluations; it is gone with the process.
         self._log = TemporaryFile()  # noqa: SIM115
+        self._used = False
         pipe = subprocess.PIPE
         try:
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, text=True)
         except OSError as error:
             raise SweepError(f"--launch {launch}: {start[0]}: {error.strerror}.") from None
 
-    def evaluate(self, unit: Unit) -> str | None:
+    def evaluate(self, unit: Unit) -> Failure | None:
         """Evaluate `unit` into its partial folder, which is there and empty.
 
         Returns:
@@ -59,6 +58,7 @@ class Worker:
             self._process.stdin.flush()
             # Launchers may print lines of their own.
             if any(line.strip() == FINISHED for line in self._process.stdout):
+                self._used = True
                 return None
         except BrokenPipeError:
             pass
@@ -66,7 +66,11 @@ class Worker:
         if not log.is_file():  # it ended before it came to the unit
             self._log.seek(0)
             log.write_bytes(self._log.read())
-        return f"{why(log) or 'it printed nothing'} (exit code {code})"
+            # A signal may have come from anywhere.
+            failure = read_log(log, before_any_run=not self._used and code > 0)
+        else:
+            failure = read_log(log)
+        return replace(failure, reason=f"{failure.reason or 'it printed nothing'} (exit code {code})")
 
     def close(self, *, at_once: bool = False) -> None:
         """End the process: when it has finished, or `at_once`."""
@@ -90,12 +94,3 @@ def with_journal(unit: Unit) -> str | dict[str, Any]:
     if isinstance(given, str):
         return f"{given.strip().rstrip(', ')},journal={unit.journal}".lstrip(",")
     return {**given, "journal": str(unit.journal)}
-
-
-def why(log: Path) -> str:
-    """Why a run failed: our own message, which may take several lines, else the last error, else the last line."""
-    text = log.read_text(encoding="utf-8", errors="replace").strip()
-    if _OURS in text:
-        return text[text.rindex(_OURS) + len(_OURS) :].strip()
-    lines = [line.strip() for line in text.splitlines()]
-    return next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "")

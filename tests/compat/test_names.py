@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import lmms_prune
 from lmms_prune.compat.installed import LIBRARIES, moved_names
-from lmms_prune.compat.names import Library, Names
+from lmms_prune.compat.names import Library, MovedNameError, Names
 
 PACKAGE = Path(lmms_prune.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,25 @@ def pytest_sessionstart():
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
     LlamaDecoderLayer.forward = forward
 """
+
+
+@pytest.mark.parametrize("name", ["LlavaPruned", "Qwen25VLPruned"])
+def test_a_model_whose_libraries_moved_a_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where lmms-eval asks for its class, so before any weights are loaded."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    from lmms_prune.harness import plugin
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", lambda self, hidden_states: hidden_states)
+    with pytest.raises(MovedNameError, match=r"LlamaDecoderLayer\.forward has no 'position_embeddings'"):
+        getattr(plugin, name)
+
+
+def test_looking_for_names_draws_no_random_number() -> None:
+    """lmms-eval has set its seeds by then."""
+    before = torch.get_rng_state()
+    moved_names()
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_library_that_moved_one_more_name_ends_the_tests_with_one_line(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from lmms_prune.demo import processes
 from lmms_prune.demo.processes import Run, RunError, evaluate
 
 # Writes its process into the results, and a submission of the same name; "refused" ends the process, "broken" only a run.
+# "unusable" is what an import error of lmms-eval's own leaves, "other" what a version that is not supported does, "early" an
+# lmms-eval that cannot be started; "slow" goes on for a minute.
 STAND_IN = """#!{python}
-import json, os, sys, yaml
+import json, os, sys, time, yaml
 from pathlib import Path
 words = sys.argv[1:]
 flags = ["--log_samples"]
@@ -26,6 +28,16 @@ for number, run in enumerate(runs):
     print("INFO starts", run["model_args"], flush=True)
     if "refused" in run["model_args"]:
         sys.exit(print("lmms-prune: error: no\\n    such thing", file=sys.stderr) or 2)
+    if "other" in run["model_args"]:
+        note = "lmms-prune: every run in this environment fails like this:"
+        sys.exit(print(note + "\\nlmms-prune: error: torch 1.0 is installed", file=sys.stderr) or 2)
+    if "early" in run["model_args"]:
+        raise AttributeError("module 'numpy' has no attribute 'x'")
+    if "unusable" in run["model_args"]:
+        print("Traceback (most recent call last):\\nModuleNotFoundError: No module named 'filelock._api'")
+        print("ERROR - Error during evaluation: No module named 'filelock._api'.", flush=True)
+    if "slow" in run["model_args"] or "unusable" in run["model_args"]:
+        time.sleep(60)
     if "broken" in run["model_args"]:
         print("Traceback (most recent call last):\\nOops: " + run["model_args"])
         continue
@@ -74,6 +86,34 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(made: Any, tmp_path: 
     first, third, fifth = (outcomes[number]["process"] for number in (0, 2, 4))
     assert first == third != fifth
     assert told[-1] == len(names)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("unusable", "ModuleNotFoundError: No module named 'filelock._api'"),
+        ("other", "lmms-prune: error: torch 1.0 is installed"),
+        ("early", "AttributeError: module 'numpy' has no attribute 'x'"),
+    ],
+)
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_reason_that_all_share_ends_them_at_once(
+    made: Any, kind: str, reason: str, cores: int, tmp_path: Path
+) -> None:
+    """No run is made after the first, and what is at work is ended."""
+    names = [f"first={kind}", "second=slow", f"third={kind}", "fourth=slow"]
+    with pytest.raises(RunError, match="every run fails alike, so no more were started") as error:
+        made(names, cores)
+    assert not list(tmp_path.rglob("*_results.json")), "the slow one, left alone, leaves results"
+    log = tmp_path / "results" / "process-1.log"
+    assert str(error.value).endswith(f"its log is {log} and ends with:\n{reason}")
+    logs = [path.read_text("utf-8") for path in tmp_path.rglob("*.log")]
+    assert sum(text.count("INFO starts") for text in logs) == cores
+
+
+def test_what_some_runs_do_not_share_ends_no_other(made: Any) -> None:
+    outcomes, _ = made(["first", "second=early", "third"], 1)
+    assert [isinstance(outcome, RunError) for outcome in outcomes] == [False, True, False]
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, [5]), (3, [1, 2, 2]), (8, [1] * 5)])

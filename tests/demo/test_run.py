@@ -17,23 +17,8 @@ from typer.testing import CliRunner
 from lmms_prune.cli import app
 from lmms_prune.demo import questions
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
-from lmms_prune.demo.run import (
-    FILES,
-    FULL,
-    LAYERS,
-    MODELS,
-    QUICK,
-    QUICK_ROWS,
-    VISUAL_TOKENS,
-    DemoError,
-    Model,
-    Row,
-    _progress,
-    run_demo,
-    tables,
-    task_names,
-    weights,
-)
+from lmms_prune.demo.models import FILES, LAYERS, MODELS, VISUAL_TOKENS, DemoError, Model, weights
+from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, Row, _progress, run_demo, tables, task_names
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.schedule import Schedule, ScheduleError
 

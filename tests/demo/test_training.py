@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from lmms_prune.demo import content, prompts
 from lmms_prune.demo.checkpoints import Sizes
 from lmms_prune.demo.content import Chart, Content, Form, Grid, Scene, Sign, Thing
+from lmms_prune.demo.models import WEIGHTS
 from lmms_prune.demo.pictures import draw
-from lmms_prune.demo.run import WEIGHTS
 from lmms_prune.demo.training.__main__ import SIZES, export, main
 from lmms_prune.demo.training.data import (
     LABELS,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lmms_eval.utils import load_yaml_config
 
-from lmms_prune.demo.run import MODELS, weights
+from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.harness.tasks import (
     known_tasks,
     mmbench_by_rules,

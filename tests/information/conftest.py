@@ -13,8 +13,8 @@ from forking import Forking
 
 from lmms_prune.demo import content, questions
 from lmms_prune.demo.benchmarks import build_mirror
+from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.demo.pictures import draw
-from lmms_prune.demo.run import MODELS, weights
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.models import unpruned
 from lmms_prune.harness.pruned import PrunedModel

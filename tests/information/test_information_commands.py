@@ -20,7 +20,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lmms_prune.cli import app
-from lmms_prune.demo.run import MODELS, weights
+from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.harness.documents import Document
 from lmms_prune.information.commands import _tables
 from lmms_prune.information.plots import draw_layers

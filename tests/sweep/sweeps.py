@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from lmms_prune.harness.failures import Failure, Scope
 from lmms_prune.sweep.units import Unit
 
 TINY = Path(__file__).parents[2] / "lmms_prune/demo/weights/tiny-llava"
@@ -55,6 +56,7 @@ class Processes:
         self.started = 0
         self.evaluated: list[tuple[str, str]] = []
         self.fails: Callable[[Unit], bool] = lambda unit: False
+        self.scope: Scope = "run"
 
     def __call__(self, launch: str) -> _Process:
         self.started += 1
@@ -65,13 +67,13 @@ class _Process:
     def __init__(self, processes: Processes) -> None:
         self.processes, self.open = processes, True
 
-    def evaluate(self, unit: Unit) -> str | None:
+    def evaluate(self, unit: Unit) -> Failure | None:
         assert self.open
         assert list(unit.partial.iterdir()) == []
         self.processes.evaluated.append((unit.name, unit.task))
         if self.processes.fails(unit):
             (unit.partial / "log.txt").write_text("ValueError: no\n", encoding="utf-8")
-            return "ValueError: no (exit code 1)"
+            return Failure("ValueError: no (exit code 1)", False, self.processes.scope)
         leave_results(unit)
         return None
 

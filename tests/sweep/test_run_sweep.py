@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,6 +86,30 @@ def test_a_failure_is_told_and_ends_nothing_else(units: list[Unit], processes: P
     assert not units[0].folder.exists()
     processes.fails = lambda unit: False
     assert states(units) == ["done", "skipped", "skipped", "skipped"]
+
+
+def test_what_all_share_is_met_once(units: list[Unit], processes: Processes) -> None:
+    """What is complete is told as such all the same, and what went well shows that not all share it."""
+    assert states(units[2:3]) == ["done"]
+    processes.fails, processes.scope = lambda unit: True, "environment"
+    assert states(units) == ["failed", "untried", "skipped", "untried"]
+    assert len(processes.evaluated) == 2
+    processes.fails = lambda unit: (unit.name, unit.task) == ("b", "ocrbench")
+    assert states(units) == ["done", "done", "skipped", "failed"]
+    processes.fails = lambda unit: unit.task == "pope"
+    for unit in units:
+        shutil.rmtree(unit.folder, ignore_errors=True)
+    assert states(units[1:]) == ["done", "failed", "done"]
+
+
+def test_what_a_checkpoint_fails_for_ends_its_units_only(units: list[Unit], processes: Processes) -> None:
+    others = [replace(unit, weights=("other",), name=f"other-{unit.name}") for unit in units]
+    processes.fails, processes.scope = lambda unit: not unit.name.startswith("other"), "checkpoint"
+    outcomes = list(run_sweep([*units, *others], ""))
+    assert [outcome.state for outcome in outcomes] == ["failed", *["untried"] * 3, *["done"] * 4]
+    # The first unit of a checkpoint went well: what fails later is that unit's own matter.
+    processes.fails = lambda unit: unit.task == "ocrbench"
+    assert states(units) == ["done", "failed", "done", "failed"]
 
 
 def test_only_complete_results_count(units: list[Unit], processes: Processes) -> None:

@@ -1,0 +1,63 @@
+"""``lmms-prune doctor --installation``: all that an evaluation needs, each examined by itself, and what mends it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from lmms_prune import __version__
+from lmms_prune.certificate.libraries import libraries
+from lmms_prune.certificate.trial import two_documents
+from lmms_prune.installation import Check, models_found, versions
+
+_COLOURS = {"ok": "green", "failed": "bold red", "not there": "dim"}
+
+
+def examine() -> Iterator[Check]:
+    """Every check, in the order of the table.
+
+    Importing the libraries takes most of the time, so they are looked at in the process that evaluates, and in another one
+    only where it did not come so far.
+    """
+    checks = [*versions(), models_found()]
+    yield from checks
+    *examined, evaluation = two_documents()
+    checks += (looked_at := examined or libraries())
+    yield from looked_at
+    # What else fails is the likely cause, and mended first.
+    yield replace(evaluation, mend="") if any(check.state == "failed" for check in checks) else evaluation
+
+
+def table(checks: Sequence[Check]) -> Table:
+    """One line a check."""
+    shown = Table(box=box.SIMPLE_HEAD, title=f"lmms-prune {__version__}, Python {platform.python_version()}")
+    shown.add_column("what", no_wrap=True)
+    shown.add_column("state", no_wrap=True)
+    shown.add_column("detail", overflow="fold")
+    for check in checks:
+        colour = _COLOURS[check.state]
+        shown.add_row(check.what, f"[{colour}]{check.state}[/]", escape(check.detail))
+    return shown
+
+
+def commands(checks: Sequence[Check]) -> list[str]:
+    """What mends the failures, each command once."""
+    return list(dict.fromkeys(check.mend for check in checks if check.state == "failed" and check.mend))
+
+
+def described(checks: Sequence[Check], seconds: float) -> dict[str, Any]:
+    """All of it, for ``--json``."""
+    return {
+        "lmms_prune": __version__,
+        "python": platform.python_version(),
+        "checks": [asdict(check) for check in checks],
+        "failed": sum(check.state == "failed" for check in checks),
+        "commands": commands(checks),
+        "seconds": round(seconds, 1),
+    }

@@ -1,0 +1,78 @@
+"""An evaluation of two documents by a real process of lmms-eval, with the demo's LLaVA under a hybrid schedule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lmms_prune.certificate.libraries import printed
+from lmms_prune.harness.failures import Failure
+from lmms_prune.installation import Check, reinstall
+from lmms_prune.schedule import Schedule
+
+_WHAT = "evaluation of two documents"
+_TASK = "lmms_prune_two_documents"
+_SCHEDULE = Schedule.parse("dart@1:0.44,random@8:0.1")
+
+
+def two_documents() -> list[Check]:
+    """Whether lmms-eval evaluates one of the models, and drops the visual tokens that the schedule says.
+
+    Returns:
+        what was examined inside its process, if it came so far, then the evaluation itself.
+    """
+    try:
+        from lmms_prune.demo.models import LAYERS, MODELS, VISUAL_TOKENS, DemoError, model_arguments, weights
+        from lmms_prune.demo.processes import Run, RunError, evaluate
+    except ImportError as error:
+        return [Check(_WHAT, "failed", f"cannot be started: {error}", reinstall("lmms-prune"))]
+    start = time.monotonic()
+    with TemporaryDirectory() as folder:
+        try:
+            options = {
+                "model": MODELS[0].wrapper,
+                "model_args": f"schedule={_SCHEDULE},{model_arguments(MODELS[0], weights(MODELS[0]))}",
+                "tasks": _TASK,
+                "include_path": str(Path(__file__).with_name("task")),
+            }
+            run = Run(options, Path(folder) / "results")
+            [outcome] = evaluate([run], Path(folder), Path(folder), None, lambda done: None)
+        except DemoError as error:
+            return [Check(_WHAT, "failed", str(error), reinstall("lmms-prune"))]
+        except FileNotFoundError as error:
+            return [Check(_WHAT, "failed", f"lmms-eval itself cannot be started: {error}", reinstall("lmms-eval"))]
+        except RunError as error:
+            outcome = error
+        examined = printed(run.log.read_text(encoding="utf-8", errors="replace"))
+    if isinstance(outcome, RunError):
+        return [*examined, refused(outcome.failure)]
+    planned = float(_SCHEDULE.average(LAYERS, [VISUAL_TOKENS]))
+    return [*examined, judged(outcome, planned, time.monotonic() - start)]
+
+
+def refused(failure: Failure) -> Check:
+    """Why there are no results: our own message names what mends it, and else lmms-eval is at fault."""
+    if failure.ours:
+        return Check(_WHAT, "failed", failure.reason)
+    reason = failure.reason or "it printed nothing"
+    return Check(_WHAT, "failed", f"lmms-eval itself fails: {reason}", reinstall("lmms-eval"))
+
+
+def judged(results: Mapping[str, Any], planned: float, seconds: float) -> Check:
+    """What lmms-eval's results say.
+
+    Args:
+        results: as in its file.
+        planned: visual tokens a layer, the average that the schedule says.
+        seconds: that it took.
+    """
+    answered = round(results["results"][_TASK]["answered,none"] * results["n-samples"][_TASK]["effective"])
+    kept = results["config"]["batch_sizes"][0]["averages"]["visual_tokens_per_layer"]
+    detail = f"{answered} answered in {seconds:.0f} seconds, with {kept:.2f} visual tokens a layer"
+    if answered != 2 or abs(kept - planned) > 1e-6:
+        wrong = f"{detail}; 2 and {planned:.2f} were to be expected"
+        return Check(_WHAT, "failed", wrong, reinstall("lmms-prune"))
+    return Check(_WHAT, "ok", detail)
