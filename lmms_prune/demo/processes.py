@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from lmms_prune.record.results import results_files
+
 
 class RunError(RuntimeError):
     """An evaluation that left no results; the message says why, and where its log is."""
@@ -39,8 +41,7 @@ class Run:
 
     def files(self) -> set[Path]:
         """Results files that are there."""
-        # What a task writes for submission may be called the same.
-        return {path for path in self.out.rglob("*_results.json") if path.parent.name != "submissions"}
+        return set(results_files(self.out, lambda error: None))
 
 
 def evaluate(

@@ -127,6 +127,8 @@ def gate(
             absent = Problem(f"--schedule {text}", "no such row with a baseline among the results.")
             board = replace(board, problems=(*board.problems, absent))
     typer.echo(summary(found, board, limits), nl=False)
+    for problem in board.problems:
+        typer.echo(f"lmms-prune: {problem}", err=True)
     if not found or board.problems or any(one.failed for one in found):
         raise typer.Exit(1)
 

@@ -113,7 +113,8 @@ def _entry(pool: list[RunRecord], label: str, problems: list[Problem]) -> Entry:
             try:
                 found = read_samples(task.samples, TASKS[name])
             except (SamplesError, OSError) as error:
-                problems.append(Problem(str(task.samples), str(error).removeprefix(str(task.samples)).lstrip(":, ")))
+                reason = getattr(error, "strerror", None) or str(error).removeprefix(str(task.samples)).lstrip(":, ")
+                problems.append(Problem(str(task.samples), reason))
                 flaws.setdefault("samples cannot be used", {})[column] = None
                 continue
             ledgers[-1] = found.ledger

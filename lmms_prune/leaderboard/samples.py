@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
 from lmms_prune.leaderboard.mmbench import chosen
+from lmms_prune.record.files import regular
 
 RIGHT = 0.5  # a partial score (TextVQA, ANLS) from here on counts as right where answers are counted
 CIRCLE = 1_000_000  # MMBench asks a question again with its options turned, under its index plus a multiple of this
@@ -130,7 +131,7 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     """
     documents: list[_Document] = []
     costs: list[tuple[float, ...]] = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines(path), 1):
         try:
             said = json.loads(line)
             documents.append(_document(said, benchmark))
@@ -154,8 +155,13 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     return _assemble(path, benchmark, sorted(one for one in documents if one.key in main), ledger)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace") as stream:
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a samples file, without empty ones.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+    """
+    with regular(path).open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             if line.strip():
                 yield line

@@ -13,6 +13,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from lmms_prune.harness.evaluate import FINISHED
+from lmms_prune.record.files import regular
 from lmms_prune.sweep.units import SweepError, Unit
 
 _OURS = "lmms-prune: error:"
@@ -94,7 +95,7 @@ def with_journal(unit: Unit) -> str | dict[str, Any]:
 
 def why(log: Path) -> str:
     """Why a run failed: our own message, which may take several lines, else the last error, else the last line."""
-    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    text = regular(log).read_text(encoding="utf-8", errors="replace").strip()
     if _OURS in text:
         return text[text.rindex(_OURS) + len(_OURS) :].strip()
     lines = [line.strip() for line in text.splitlines()]

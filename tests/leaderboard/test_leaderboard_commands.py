@@ -238,6 +238,66 @@ def test_the_gate_fails_where_something_could_not_be_read_or_compared(results: P
     assert "Rel unknown" in done.stdout
 
 
+# What is valid JSON and still no results: the file of a run that was there, after something has written over it.
+DAMAGED = {
+    "list": lambda said: [1, 2],
+    "nothing": lambda said: {},
+    "null": lambda said: None,
+    "number": lambda said: 5,
+    "text": lambda said: "done",
+    "results alone": lambda said: {"results": []},
+    "results of no task": lambda said: {**said, "results": {}},
+    "results a list": lambda said: {**said, "results": ["gqa"]},
+    "a task less": lambda said: {**said, "results": {"gqa": said["results"]["gqa"]}},
+    "config a text": lambda said: {**said, "config": "llava_pruned"},
+    "no record": lambda said: {**said, "config": {**said["config"], "batch_sizes": []}},
+    "a cut identity": lambda said: json.loads(json.dumps(said).replace("pretrained=", "pre", 1)),
+}
+
+
+@pytest.mark.parametrize("samples", [True, False])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_row_whose_file_is_damaged_is_named_and_fails_the_gate(tmp_path: Path, damage: str, samples: bool) -> None:
+    """Without a word, the row that breaks the limit would be gone, and the gate would pass on what is left."""
+    tasks = {"gqa": answers(160), "textvqa_val": answers(100)}
+    write_run(tmp_path / "a", tasks)
+    write_run(tmp_path / "b", tasks, HYBRID, tokens=33)
+    worse = {"gqa": answers(60), "textvqa_val": answers(20)}
+    path = write_run(tmp_path / "c", worse, "fastv@2:0.3", tokens=30, samples=samples)
+    gate = ("gate", tmp_path, "--min-rel", "81")
+    assert call(*gate).exit_code == 1
+    path.write_text(json.dumps(DAMAGED[damage](json.loads(path.read_text()))))
+    if damage == "a cut identity":
+        path.write_text(path.read_text().replace("pretrained=", "pre"))
+    done = call(*gate)
+    assert done.exit_code == 1
+    assert "* FAIL: tiny-llava" not in done.stdout  # all that is left passes
+    assert f"{path.name}: damaged: " in done.stdout
+    for one in (done, call("leaderboard", tmp_path)):
+        assert one.exit_code == 1
+        assert f"lmms-prune: {path}: damaged: " in one.stderr
+
+
+def test_a_row_whose_file_is_gone_is_named_by_its_samples(results: Path) -> None:
+    path = next((results / "b").rglob("*_results.json"))
+    path.unlink()
+    done = call("gate", results, "--min-rel", "50", "--schedule", "blind@0")
+    assert done.exit_code == 1
+    assert f"{path}: gone, though 20260101_000000_samples_gqa.jsonl stands beside." in done.stderr
+
+
+def test_what_others_call_results_is_left_alone(results: Path) -> None:
+    """lmms-eval's own details of a task, in whatever state, and somebody's summary; but not once it was named as results."""
+    for name, text in (("submissions/mmbench_en_dev_results.json", "{"), ("my_results.json", '{"overall_acc": 0.5}')):
+        path = results / "a" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert call("leaderboard", results).exit_code == 0
+    done = call("leaderboard", results, results / "a" / "my_results.json")
+    assert done.exit_code == 1
+    assert "my_results.json: damaged: lmms-eval writes a mapping with 'config' and 'results'" in done.stderr
+
+
 def test_the_gate_compares_with_a_run_of_the_same_schedule_before_a_change(results: Path, tmp_path: Path) -> None:
     write_run(
         tmp_path / "new" / "b",
