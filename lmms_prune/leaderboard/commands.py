@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +11,13 @@ import typer
 from rich.console import Console
 
 from lmms_prune.console import fail, plainly
-from lmms_prune.leaderboard.benchmarks import BENCHMARKS, named
+from lmms_prune.leaderboard.benchmarks import BENCHMARKS, TASKS, named
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
 if TYPE_CHECKING:
     from lmms_prune.leaderboard.rows import Leaderboard
+
+MOST_REL = 200  # percent; no schedule doubles what the whole model scores
 
 Resamples = Annotated[int, typer.Option(min=200, help="Resamples of every interval.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the resampling; the same seed gives the same intervals.")]
@@ -88,7 +89,9 @@ def leaderboard(
 
 def gate(
     paths: Annotated[list[Path], typer.Argument(help="lmms-eval's result folders or files.")],
-    min_rel: Annotated[float | None, typer.Option(min=0, help="The least Rel, in percent.")] = None,
+    min_rel: Annotated[
+        str | None, typer.Option(metavar="PERCENT", help="The least Rel: 95 is 95 % of the unpruned scores.")
+    ] = None,
     max_drop: Annotated[
         list[str] | None, typer.Option(help="BENCHMARK=POINTS, the largest drop: textvqa=2.0; repeatable.")
     ] = None,
@@ -107,7 +110,7 @@ def gate(
 
     All rows but baselines and controls are judged, each against the unpruned run of its checkpoint. The measured numbers
     decide; a loss whose interval includes zero is named "not distinguishable" and fails all the same, unless
-    --significant is given. Results that cannot be read fail too.
+    --significant is given. Results that cannot be read fail too, and so do scores that a run's own samples contradict.
     """
     from lmms_prune.leaderboard.gate import Limits, judged, summary
     from lmms_prune.leaderboard.records import Problem
@@ -117,7 +120,7 @@ def gate(
     drops = [_drop(text) for text in max_drop or []]
     if len(limited := dict(drops)) < len(drops):
         fail(f"--max-drop {' '.join(max_drop or [])}: a benchmark is there twice; keep one of its limits.")
-    limits = Limits(min_rel, limited, significant, strict)
+    limits = Limits(None if min_rel is None else _percent(min_rel), limited, significant, strict)
     with plainly(ScheduleError):
         wanted = None if schedule is None else [str(Schedule.parse(text)) for text in schedule]
     board = _board(paths, baseline, None, resamples, seed)
@@ -155,13 +158,33 @@ def _tasks(option: str, name: str) -> tuple[str, ...]:
     return found
 
 
+def _percent(text: str) -> float:
+    """The least Rel."""
+    allowed = f"a share of the unpruned scores in percent, above 1 and at most {MOST_REL}, such as 95; 0 for none"
+    try:
+        least = float(text)
+    except ValueError:
+        fail(f"--min-rel {text}: write {allowed}.")
+    if 0 < least <= 1:
+        fail(f"--min-rel {text}: percent: {100 * least:g}? It is {allowed}.")
+    # A gate that nothing fails would say that all is well, and one that everything fails that nothing is.
+    if not 0 <= least <= MOST_REL:
+        fail(f"--min-rel {text}: it is {allowed}.")
+    return least
+
+
 def _drop(text: str) -> tuple[tuple[str, ...], float]:
     name, _, points = text.partition("=")
     try:
         most = float(points)
     except ValueError:
         fail(f"--max-drop {text}: write BENCHMARK=POINTS, such as textvqa=2.0.")
-    # Nothing is more than "nan", and a gate that nothing fails would say that all is well.
-    if not isfinite(most) or most < 0:
-        fail(f"--max-drop {text}: points are a number from 0 on: how much lower than the baseline a score may be.")
-    return _tasks("--max-drop", name), most
+    tasks = _tasks("--max-drop", name)
+    whole = TASKS[tasks[0]].whole
+    # Nothing is more than "nan" or than the whole scale, and a gate that nothing fails would say that all is well.
+    if not 0 <= most < whole:
+        fail(
+            f"--max-drop {text}: points are a number from 0 on and below {whole:g}, the best score: how much lower than the "
+            "baseline a score may be."
+        )
+    return tasks, most

@@ -48,7 +48,8 @@ class TaskRecord:
 
     Args:
         task: lmms-eval's name.
-        score: on the paper's scale, as the harness scored it; None if it did not.
+        score: on the paper's scale, as the harness scored it; None if it did not, or recorded what is no score of the benchmark.
+        fault: why what was recorded can be no score of the benchmark; "" if it can.
         answered, documents: how many documents were answered, of how many.
         samples: the samples file; None if none was logged.
         ledger: the run's own averages; None for a model without our record.
@@ -66,6 +67,7 @@ class TaskRecord:
     asked: str
     source: Source
     target: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True)

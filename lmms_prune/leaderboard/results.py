@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.harness.wrappers import WRAPPERS
-from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, documents, score
+from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, documents, fault, score
 from lmms_prune.leaderboard.records import Problem, RunRecord, Source, TaskRecord
 from lmms_prune.leaderboard.samples import UNREADABLE, Ledger
 from lmms_prune.record.results import SUFFIX, ResultsError, orphans, read_results_file, results_files
@@ -140,6 +140,7 @@ def _task(said: Mapping[str, Any], task: str, run: Mapping[str, Any] | None, sou
     return TaskRecord(
         task=task,
         score=score(said, task),
+        fault=fault(said, task),
         answered=answered,
         documents=whole,
         samples=samples if samples.exists() or samples.is_symlink() else None,

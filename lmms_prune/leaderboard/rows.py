@@ -124,6 +124,7 @@ class Row:
         random: Rel against the random control.
         baseline: the label of the row it is compared with; None if it is one.
         marks: what keeps it from being compared without a word of warning.
+        faults: those of the marks that cannot be true: no verdict is given on such a row, nor beside it.
         published: the paper's row of the same model and schedule.
         runs: what it was made from: settings, files, commands.
     """
@@ -143,6 +144,7 @@ class Row:
     random: Against | None = None
     baseline: str | None = None
     marks: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
     published: PublishedRow | None = None
     runs: tuple[RunRecord, ...] = ()
 

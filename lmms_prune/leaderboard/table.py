@@ -122,6 +122,7 @@ def _row(entry: Entry, found: Sequence[Entry], candidates: Sequence[Entry], task
         cost=cost(entry, baseline),
         cells={task: Cell(entry.scores[task], deviation(entry.each(task))) for task in entry.tasks},
         marks=marks(entry, baseline),
+        faults=entry.faults,
         published=match(entry.runs[0].model, entry.schedule),
         runs=entry.runs,
     )
