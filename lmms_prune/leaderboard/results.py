@@ -113,9 +113,11 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
         path=file,
         date=str(content.get("date", "")),
         command=_command(config, content["results"]),
-        facts={name: str(value) for name, value in (run or {}).items() if isinstance(value, str)},
+        facts={name: value for name, value in (run or {}).items() if isinstance(value, str)}
+        | _batch(config, run or {}),
         requests=float(round(seconds / latency)) if latency else 0.0,
         seconds=float(seconds),
+        other_load=None if (load := (run or {}).get("other_load")) is None else float(load),
     )
     tasks = {}
     for task in content["results"]:
@@ -129,6 +131,14 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
     if run is not None and ("pretrained" not in settings or not settings.get("seed", "0").isdigit()):
         raise ResultsError(f"damaged: its identity is {run['identity']!r}.")
     return RunRecord(str(config["model"]), settings, run is not None, tasks)
+
+
+def _batch(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
+    """The batch size that was asked for; with that which it came to, where the memory decided."""
+    size = run.get("batch_size", config.get("batch_size"))
+    if size is None:
+        return {}
+    return {"batch_size": f"{size}, at most {run.get('largest_batch')}" if size == "auto" else str(size)}
 
 
 def _task(said: Mapping[str, Any], task: str, run: Mapping[str, Any] | None, source: Source) -> TaskRecord:

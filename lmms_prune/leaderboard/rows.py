@@ -91,6 +91,7 @@ class Cost:
         original_tokens: visual tokens of these images.
         kv_mib: the prefill's cache. prefill_tflops: of the decoder, with selecting. tower_tflops, decode_tflops: before and after it.
         samples_per_second: as the harness recorded: generation alone, at the run's batch size, of its first process.
+        share_speed: None, with `no_share_speed` as the reason and `unlike` in a word, unless all that changes times is the same.
     """
 
     tokens: float | None = None
@@ -105,6 +106,8 @@ class Cost:
     share_kv: float | None = None
     share_flops: float | None = None
     share_speed: float | None = None
+    no_share_speed: str = ""
+    unlike: str = ""
 
 
 @dataclass(frozen=True)
