@@ -21,6 +21,9 @@ MOST_REL = 200  # percent; no schedule doubles what the whole model scores
 
 Resamples = Annotated[int, typer.Option(min=200, help="Resamples of every interval.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the resampling; the same seed gives the same intervals.")]
+KeepPaths = Annotated[
+    bool, typer.Option("--keep-paths", help="Print full paths, not names relative to the results folders.")
+]
 Baseline = Annotated[
     Path | None, typer.Option(help="Results to compare with, instead of the unpruned runs among PATHS.")
 ]
@@ -39,6 +42,7 @@ def leaderboard(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse rows that are marked.")] = False,
     resamples: Resamples = 2000,
     seed: Seed = 0,
+    keep_paths: KeepPaths = False,
     published: Annotated[bool, typer.Option("--published", help="Instead: the paper's own Tables 1 and 2.")] = False,
 ) -> None:
     """Make the paper's tables of result folders: scores, Acc, Rel, measured budgets, intervals, and what is doubtful.
@@ -50,6 +54,7 @@ def leaderboard(
     from lmms_prune.leaderboard.page.pictures import PicturesError
     from lmms_prune.leaderboard.page.render import html
     from lmms_prune.leaderboard.reproduced import published_table
+    from lmms_prune.leaderboard.sharing import shared
     from lmms_prune.leaderboard.terminal import show
 
     if form not in FORMATS:
@@ -65,9 +70,10 @@ def leaderboard(
     if bool(paths) == published or (published and (baseline or benchmarks)):
         fail("leaderboard: give lmms-eval's result folders, or --published alone.")
     board = published_table() if published else _board(paths or [], baseline, benchmarks, resamples, seed)
+    board = replace(board, keep_paths=keep_paths)
     console = Console()
     if form == "table" and console.is_terminal and out is None:
-        show(board, details, console)
+        show(shared(board), details, console)
     else:
         with plainly(PicturesError):
             text = html(board, details, images) if images else FORMATS[form](board, details)
@@ -105,6 +111,7 @@ def gate(
     strict: Annotated[bool, typer.Option("--strict", help="A marked row fails.")] = False,
     resamples: Resamples = 2000,
     seed: Seed = 0,
+    keep_paths: KeepPaths = False,
 ) -> None:
     """Fail if a pruned row loses too much: exit code 1 with the reasons, and a Markdown summary for a pull request.
 
@@ -114,6 +121,7 @@ def gate(
     """
     from lmms_prune.leaderboard.gate import Limits, judged, summary
     from lmms_prune.leaderboard.records import Problem
+    from lmms_prune.leaderboard.sharing import names
 
     if min_rel is None and not max_drop and not strict:
         fail("gate: say what must hold: --min-rel 95, --max-drop textvqa=2.0 or --strict.")
@@ -123,13 +131,14 @@ def gate(
     limits = Limits(None if min_rel is None else _percent(min_rel), limited, significant, strict)
     with plainly(ScheduleError):
         wanted = None if schedule is None else [str(Schedule.parse(text)) for text in schedule]
-    board = _board(paths, baseline, None, resamples, seed)
+    board = replace(_board(paths, baseline, None, resamples, seed), keep_paths=keep_paths)
     found = judged(board, limits, wanted)
     for text in wanted or []:
         if text not in [one.row.runs[0].schedule for one in found]:
             absent = Problem(f"--schedule {text}", "no such row with a baseline among the results.")
             board = replace(board, problems=(*board.problems, absent))
-    typer.echo(summary(found, board, limits), nl=False)
+    known = names(board)
+    typer.echo(summary(known.shared(found), known.shared(board), limits), nl=False)
     for problem in board.problems:
         typer.echo(f"lmms-prune: {problem}", err=True)
     if not found or board.problems or any(one.failed for one in found):

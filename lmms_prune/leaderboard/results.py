@@ -29,6 +29,7 @@ class Results:
     records: list[RunRecord] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     ignored: set[str] = field(default_factory=set)  # tasks that are none of the benchmarks
+    folders: list[Path] = field(default_factory=list)  # that were named
 
 
 def read_results(paths: Iterable[Path]) -> Results:
@@ -40,6 +41,7 @@ def read_results(paths: Iterable[Path]) -> Results:
     parts: dict[tuple[str, ...], list[RunRecord]] = {}
     seen: set[Path] = set()
     for path in paths:
+        results.folders.append(path)
         used: list[Path] = []
         unread = len(results.problems)
         for file in _files(path, results.problems):

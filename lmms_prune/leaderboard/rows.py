@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.published import PublishedRow
@@ -198,13 +199,20 @@ class ModelTable:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All models, and what could not be read."""
+    """All models, and what could not be read.
+
+    Args:
+        folders: from which the results were read.
+        keep_paths: whether what is printed has full paths; else names, relative to these folders.
+    """
 
     models: tuple[ModelTable, ...]
     problems: tuple[Problem, ...] = ()
     ignored: tuple[str, ...] = ()
     resamples: int = 0
     seed: int = 0
+    folders: tuple[Path, ...] = ()
+    keep_paths: bool = False
 
     @property
     def marked(self) -> list[tuple[str, Row]]:

@@ -303,7 +303,7 @@ def test_models_are_tables_of_their_own(tmp_path: Path) -> None:
     for model in ("/a/tiny", "/b/tiny", "org/other"):
         write_run(tmp_path / model.replace("/", "_"), values(0.9), model=model)
     board = made(tmp_path)
-    assert [model.title for model in board.models] == ["/a/tiny", "/b/tiny", "org/other"]
+    assert [model.title for model in board.models] == ["a/tiny", "b/tiny", "org/other"]
 
 
 def test_a_given_baseline_may_have_the_same_settings(tmp_path: Path) -> None:
