@@ -443,9 +443,9 @@ function openRow(row) {
     ["Rel", [number(row.rel), null, row.rel_interval ? `(${between(...row.rel_interval)})` : ""]],
     ["Acc", [number(row.acc), null, ""]], ["KV cache", [`${three(row.cost.kv_mib)} MiB`, row.cost.share_kv, "%"]],
     ["prefill", [`${three(row.cost.prefill_tflops)} TFLOPs`, row.cost.share_flops, "%"]],
-    ["speed", [`${three(row.cost.samples_per_second)} samples/s`, row.cost.share_speed, "%"]]];
+    ["speed", [`${three(row.cost.samples_per_second)} samples/s`, row.cost.share_speed, known(row.cost.share_speed) ? "%" : row.cost.unlike]]];
   const facts = pairs.filter(([, [text]]) => /\d/.test(text)).map(([name, [text, share, unit]]) => el("div", {}, el("dt", {}, name),
-    el("dd", {}, text, known(share) ? small(`${number(share, 0)} ${unit} of unpruned`) : unit ? small(unit) : null)));
+    el("dd", {}, text, known(share) ? small(`${number(share, 0)} ${unit} of unpruned`) : unit && unit !== "%" ? small(unit) : null)));
   const tasks = model().tasks.filter((task) => row.cells[task.task]?.change);
   const show = () => { dialog.close(); Object.assign(state, { view: "changes", changesRow: String(model().rows.indexOf(row)) }); draw(); };
   dialog.replaceChildren(
