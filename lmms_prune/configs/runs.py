@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os.path import isdir, lexists
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,9 @@ def files(paths: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in paths:
-        if not path.exists():
+        if not lexists(path):
             raise ConfigError(f"{path}: there is no such file or folder.")
-        inside = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else [path]
+        inside = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if isdir(path) else [path]
         if not inside:
             raise ConfigError(f"{path}: this folder holds no .yaml files.")
         found |= dict.fromkeys(inside)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from os.path import isdir, lexists
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,14 @@ def _files(path: Path, problems: list[Problem]) -> list[Path]:
     def unreadable(error: OSError) -> None:
         problems.append(Problem(str(error.filename), f"{error.strerror}; what is below is left out."))
 
-    if not path.is_dir():
-        return [path] if path.exists() or path.is_symlink() else []
+    try:
+        path.lstat()
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError)
+        problems.append(Problem(str(path), "no such file or folder." if absent else f"{error.strerror}."))
+        return []
+    if not isdir(path):
+        return [path]
     for file, samples in orphans(path, lambda error: None).items():
         problems.append(Problem(str(file), f"gone, though {samples.name} stands beside. Run the evaluation again."))
     return results_files(path, unreadable)
@@ -84,9 +91,7 @@ def _unreadable(error: Exception) -> str:
 
 def _empty_folders(path: Path, used: list[Path]) -> Iterator[Problem]:
     """`path` if no results are below; else the folders without results that stand among those of other runs."""
-    if not path.exists():
-        yield Problem(str(path), "no such file or folder.")
-    elif not used:
+    if not used:
         yield Problem(str(path), f"no results of lmms-eval (*{SUFFIX}) here or below.")
     # The harness puts its files into a folder with the model's name, inside the one that it was given.
     runs = {file.parent.parent for file in used}
@@ -155,7 +160,7 @@ def _task(said: Mapping[str, Any], task: str, run: Mapping[str, Any] | None, sou
         fault=fault(said, task),
         answered=answered,
         documents=whole,
-        samples=samples if samples.exists() or samples.is_symlink() else None,
+        samples=samples if lexists(samples) else None,
         ledger=Ledger.recorded(ledger) if ledger and ledger["samples"] else None,
         asked=blake2b(asked.encode(), digest_size=8).hexdigest(),
         source=source,

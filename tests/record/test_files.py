@@ -197,6 +197,25 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytes
     assert (problem.path, problem.message) == (str(closed), "Permission denied; what is below is left out.")
 
 
+def test_a_file_taken_for_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (problem,) = read_results([tmp_path / "a" / "b"]).problems
+    assert (problem.path, problem.message) == (str(tmp_path / "a" / "b"), "Not a directory.")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("command", [["check"], ["sweep", "--dry-run"]])
+def test_a_configuration_that_is_no_file_is_named(tmp_path: Path, command: list[str], kind: str) -> None:
+    path = make(tmp_path / "configs" / "a.yaml", kind)
+    for named in (path, path.parent):
+        done = CliRunner().invoke(app, [*command, str(named)])
+        assert done.exit_code == 2
+        if named == path and kind == "a folder":
+            assert f"{path}: this folder holds no .yaml files." in done.output
+        else:
+            assert f"{path}: cannot be read: {kind}" in done.output
+
+
 def test_the_errors_say_what_a_name_stands_for(tmp_path: Path) -> None:
     with pytest.raises(FileError) as caught:
         read_text(tmp_path)
