@@ -53,29 +53,29 @@ class Names:
             full = abspath(root)
             known |= dict.fromkeys((str(root), full, realpath(root)), (names[full], inside[full]))
         self._roots = dict(sorted(known.items(), key=lambda item: -len(item[0])))
-        self._checkpoints = unique_names([one for one in dict.fromkeys(checkpoints) if one.startswith("/")])
+        self._checkpoints = unique_names([name for name in dict.fromkeys(checkpoints) if name.startswith("/")])
 
     def shared(self, value: Value) -> Value:
         """Anything of a table, of the same type, with names in all of its texts."""
         if self._keep:
             return value
-        made: Any = value
+        shown: Any = value
         if isinstance(value, str):
-            made = self._text(value)
+            shown = self._text(value)
         elif isinstance(value, Path):
-            made = Path(self._path(str(value)))
+            shown = Path(self._path(str(value)))
         elif is_dataclass(value) and not isinstance(value, type):
-            parts = {one.name: self.shared(getattr(value, one.name)) for one in fields(value)}
+            parts = {part.name: self.shared(getattr(value, part.name)) for part in fields(value)}
             if isinstance(value, Source):
                 parts["command"] = shlex.join(map(self._word, shlex.split(value.command)))
             if isinstance(value, Problem):
                 parts["path"] = self._path(value.path)
-            made = replace(value, **parts)
+            shown = replace(value, **parts)
         elif isinstance(value, Mapping):
-            made = {name: self.shared(one) for name, one in value.items()}
+            shown = {name: self.shared(part) for name, part in value.items()}
         elif isinstance(value, (list, tuple)):
-            made = type(value)(map(self.shared, value))
-        return made
+            shown = type(value)(map(self.shared, value))
+        return shown
 
     def _path(self, text: str) -> str:
         """A path that is a text of its own."""
@@ -92,8 +92,8 @@ class Names:
         """A text in which paths may stand; those that are known may have any letters."""
         for path in [*self._checkpoints, *(root for root in self._roots if root.startswith("/") and root != "/")]:
             whole = re.compile(rf"(?<![\w.~/]){re.escape(path.rstrip('/'))}(/[^\s,;:'\"`()]*)?(?![\w.-])")
-            text = whole.sub(lambda found: self._path(found[0]), text)
-        return _PATH.sub(lambda found: self._path(found[0]), text)
+            text = whole.sub(lambda match: self._path(match[0]), text)
+        return _PATH.sub(lambda match: self._path(match[0]), text)
 
     def _word(self, word: str) -> str:
         """A word of a command: a path, or ``name=value`` with commas between; paths may have spaces."""

@@ -123,7 +123,7 @@ def _foresee(units: Sequence[Unit], as_json: bool) -> None:
             typer.echo(f"{told[-1]['state']}: {unit}")
     if as_json:
         typer.echo(json.dumps({"units": told}))
-    if any(one["state"] == "damaged" for one in told):
+    if any(unit["state"] == "damaged" for unit in told):
         raise typer.Exit(1)
 
 
