@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 from pyarrow import ArrowInvalid
 
+from lmms_prune.record.files import find, read_text, regular
+
 ABOUT = "information.json"
 
 
@@ -64,7 +66,7 @@ class Store:
             InformationError: it is no such folder.
         """
         try:
-            return json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
+            return json.loads(read_text(self.folder / ABOUT))
         except (OSError, json.JSONDecodeError) as error:
             raise InformationError(
                 f"{self.folder} holds no measured information ({ABOUT}: {error}); `lmms-prune information` makes such a folder."
@@ -102,8 +104,18 @@ class Store:
             ) from error
 
     def samples(self) -> list[str]:
-        """All samples measured, in the order of their tasks and numbers."""
-        found = [path.relative_to(self.folder).with_suffix("").parts for path in self.folder.rglob("*.parquet")]
+        """All samples measured, in the order of their tasks and numbers.
+
+        Raises:
+            InformationError: a file that no measurement is called like, or a folder that cannot be read.
+        """
+        unreadable: list[OSError] = []
+        paths = find(self.folder, "*.parquet", unreadable.append)
+        if unreadable:
+            raise InformationError(f"{unreadable[0].filename} cannot be read: {unreadable[0].strerror}.")
+        if other := [path for path in paths if not path.stem.isdigit()]:
+            raise InformationError(f"{other[0]} is no measured sample, which is called by its number; take it away.")
+        found = [path.relative_to(self.folder).with_suffix("").parts for path in paths]
         return ["/".join(parts) for parts in sorted(found, key=lambda parts: (*parts[:-1], int(parts[-1])))]
 
     def read(self, samples: Sequence[str] | None = None) -> pd.DataFrame:
@@ -124,10 +136,11 @@ class Store:
 
     def _lines(self, sample: str) -> pd.DataFrame:
         try:
-            rows = pd.read_parquet(self.path(sample))
+            rows = pd.read_parquet(regular(self.path(sample)))
         except (OSError, ArrowInvalid) as error:
             raise InformationError(
-                f"{self.path(sample)} is damaged ({str(error).splitlines()[0]}); remove it and measure the sample again."
+                f"{self.path(sample)} is damaged ({getattr(error, 'strerror', None) or str(error).splitlines()[0]}); remove "
+                "it and measure the sample again."
             ) from error
         if not {"p_k", "p_text"} <= set(rows.columns):
             raise InformationError(f"{self.path(sample)} lacks p_k or p_text; remove it and measure the sample again.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,7 @@ from typer.testing import CliRunner
 
 import lmms_prune
 from lmms_prune.cli import app
-from lmms_prune.configs import runs
-from lmms_prune.harness import tasks
+from lmms_prune.record import yamls
 from lmms_prune.sweep.units import SweepError, plan
 
 PACKAGE = Path(lmms_prune.__file__).parent
@@ -31,9 +31,8 @@ CALLS = {
     "mktemp",
     "pandas.read_pickle",
 }
-CALLS |= {"yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all", "yaml.full_load_all"}
-# Loaders that `yaml.load` may be given: each is a SafeLoader with fewer or harmless constructors.
-SAFE = {"_Strict": runs._Strict, "_Names": tasks._Names}
+# What the one reader of YAML makes values with: each is a SafeLoader with fewer or harmless constructors.
+LOADERS = (yamls._Loader, yamls._TaskLoader)
 PAYLOADS = [
     '!!python/object/apply:os.system ["touch {}"]',
     "!!python/object/new:subprocess.Popen [[touch, '{}']]",
@@ -56,7 +55,8 @@ def unsafe(tree: ast.AST) -> Iterator[str]:
             yield ast.unparse(node)
         if name == "torch.load" and given.get("weights_only") != "True":
             yield ast.unparse(node)
-        if name == "yaml.load" and ast.unparse(node.args[1]) not in SAFE:
+        # There is one reader, which knows how much a text stands for before it makes values of it.
+        if re.fullmatch(r"yaml\.\w*(load|compose|Loader)\w*", name):
             yield ast.unparse(node)
         trust = given.get("trust_remote_code")
         if name.startswith("Auto") and name.endswith(".from_pretrained") and trust not in TRUST:
@@ -84,6 +84,9 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(path: Path) -> None:
         "eval(text)",
         "subprocess.run(text, shell=True)",
         "yaml.load(text, yaml.Loader)",
+        "yaml.safe_load(text)",
+        "yaml.unsafe_load_all(text)",
+        "yaml.SafeLoader(text)",
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "numpy.load(path, allow_pickle=True)",
@@ -96,7 +99,7 @@ def test_the_rules_see_what_they_forbid(line: str) -> None:
 
 
 def test_loaders_of_yaml_make_plain_values_only() -> None:
-    for loader in SAFE.values():
+    for loader in LOADERS:
         assert issubclass(loader, yaml.SafeLoader)
         assert not [tag for tag in loader.yaml_constructors if tag and "python" in tag]
         assert not loader.yaml_multi_constructors
@@ -113,6 +116,40 @@ def test_a_config_from_a_stranger_runs_nothing(tmp_path: Path, command: list[str
     assert done.exit_code == 2
     assert f"{path}: is no YAML: line 3" in done.output
     assert not mark.exists()
+
+
+def laughs(deep: int, merged: bool) -> str:
+    """A billion values in a kilobyte: each of `deep` lists, or mappings merged into the next, names the one before nine times."""
+    first = "{k: v}" if merged else "[x]"
+    lines = [f"a0: &a0 {first}"]
+    for i in range(1, deep + 1):
+        many = ", ".join([f"*a{i - 1}"] * 9)
+        lines.append(f"a{i}: &a{i} " + (f"{{<<: [{many}]}}" if merged else f"[{many}]"))
+    return "\n".join([*lines, f"model: *a{deep}", "tasks: pope\n"])
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("command", [["check"], ["sweep", "--dry-run"]])
+def test_aliases_are_counted_before_they_are_expanded(tmp_path: Path, command: list[str], merged: bool) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(laughs(9, merged), encoding="utf-8")
+    done = CliRunner().invoke(app, [*command, str(path)])
+    assert done.exit_code == 2
+    assert f"{path}: is no YAML: line 5, column " in done.output
+    assert "more than 10,000 values, each alias counted as all that it stands for" in done.output
+
+
+def test_a_few_aliases_are_read_and_what_holds_itself_is_not() -> None:
+    assert yamls.read_yaml("- &a {x: 1}\n- {<<: *a, y: 2}") == [{"x": 1}, {"x": 1, "y": 2}]
+    assert yamls.read_yaml("# nothing") is None
+    with pytest.raises(yamls.YamlError, match=r"line 1, column 1: an alias stands inside of what it stands for"):
+        yamls.read_yaml("&a [*a]")
+    with pytest.raises(yamls.YamlError, match="200,001 letters"):
+        yamls.read_yaml("#" * 200_001)
+    # A task's tag is text in a task's file, and nothing else.
+    assert yamls.read_yaml("a: !function utils.score", functions=True) == {"a": "utils.score"}
+    with pytest.raises(yamls.YamlError, match="!function"):
+        yamls.read_yaml("a: !function utils.score")
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/../../../x", "/etc/x", "..", ".hidden", "a\\..\\x", "pope,../x"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from statistics import median
 
 from lmms_prune.bench.models import BenchError
 from lmms_prune.harness.arguments import split
+from lmms_prune.record.results import read_results_file, results_files
 
 STOCK = {"llava_pruned": "llava_hf", "qwen2_5_vl_pruned": "qwen2_5_vl"}
 
@@ -101,11 +101,10 @@ def _run(options: Sequence[str], include: Path) -> tuple[float, int]:
         program = Path(sys.executable).with_name("lmms-eval")
         command = [str(program), *options, "--include_path", str(include), "--output_path", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        for path in Path(folder).rglob("*_results.json"):
-            said = json.loads(path.read_text(encoding="utf-8"))
-            if "config" in said:
-                documents = sum(count["effective"] for count in said["n-samples"].values())
-                return float(said["total_evaluation_time_seconds"]), documents
+        for path in results_files(Path(folder), lambda error: None):
+            if (content := read_results_file(path)) is not None:
+                documents = sum(count["effective"] for count in content["n-samples"].values())
+                return float(content["total_evaluation_time_seconds"]), documents
     raise BenchError(
         f"this run left no results:\n  {' '.join(command)}\nIt ends with:\n{(done.stdout + done.stderr).strip()[-1500:]}"
     )

@@ -9,7 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image
+
+from lmms_prune.record.files import read_image, read_text, regular
 
 _FORMS = (
     'an entry is {"image": "a.jpg", "question": "…"} or LLaVA\'s {"image": "a.jpg", "conversations": '
@@ -41,17 +43,12 @@ class Sample:
         Raises:
             CalibrationError: the file is no image, or a broken one.
         """
-        # The harness, once imported, lets Pillow fill what a truncated file lacks with grey.
-        lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
-            with Image.open(self.image) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            return read_image(self.image)
+        except OSError as error:
             raise CalibrationError(
-                f"{self.place}: 'image' {self.image} cannot be read as an image: {error}."
+                f"{self.place}: 'image' {self.image} cannot be read as an image: {error.strerror or error}."
             ) from error
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def read_samples(file: Path, images: Path | None = None, limit: int | None = None) -> list[Sample]:
@@ -66,7 +63,7 @@ def read_samples(file: Path, images: Path | None = None, limit: int | None = Non
         CalibrationError: what is wrong, in which file, at which line (or entry of a list) and key.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f"--data {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     folder = file.parent if images is None else images
@@ -117,8 +114,13 @@ def _sample(place: str, entry: Any, folder: Path) -> Sample:
         raise CalibrationError(f"{place}: 'question' is {json.dumps(question)[:60]}; it must be a text.")
     assert isinstance(question, str)
     path = folder / name
-    if not path.is_file():
-        raise CalibrationError(f"{place}: 'image' {path} does not exist; --images FOLDER says where the images are.")
+    try:
+        regular(path)
+    except FileNotFoundError:
+        message = f"{place}: 'image' {path} does not exist; --images FOLDER says where the images are."
+        raise CalibrationError(message) from None
+    except OSError as error:
+        raise CalibrationError(f"{place}: 'image' {path} cannot be read as an image: {error.strerror}.") from error
     return Sample(place, path, question.strip())
 
 

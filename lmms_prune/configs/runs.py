@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os.path import isdir, lexists
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lmms_prune.configs.budget import Claim, ClaimError, claims
+from lmms_prune.record.files import read_text
+from lmms_prune.record.yamls import YamlError, read_yaml
 from lmms_prune.schedule import did_you_mean
 
 KEYS = frozenset(
@@ -54,21 +55,6 @@ class Run:
         return f"{self.path}, run {self.number}" if self.number else str(self.path)
 
 
-class _Strict(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which PyYAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is given twice", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str) else id(key))
-        return super().construct_mapping(node, deep)
-
-
 def files(paths: Iterable[Path]) -> list[Path]:
     """The YAML files among `paths`, folders replaced by what they hold, each once.
 
@@ -77,9 +63,9 @@ def files(paths: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in paths:
-        if not path.exists():
+        if not lexists(path):
             raise ConfigError(f"{path}: there is no such file or folder.")
-        inside = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else [path]
+        inside = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if isdir(path) else [path]
         if not inside:
             raise ConfigError(f"{path}: this folder holds no .yaml files.")
         found |= dict.fromkeys(inside)
@@ -93,19 +79,14 @@ def read(path: Path) -> list[Run]:
         ConfigError: not readable, no YAML, or neither a mapping nor a list of mappings.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        # A SafeLoader with one more refusal.
-        content = yaml.load(text, _Strict)
-        said = claims(text)
+        text = read_text(path)
+        content, budgets = read_yaml(text), claims(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}.") from None
+        raise ConfigError(f"cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except ClaimError as error:
         raise ConfigError(str(error)) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is no YAML: {_explained(error)}") from None
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        # PyYAML lets pass whatever Python says of numbers and dates that are none, or of too many brackets.
-        raise ConfigError(f"is no YAML: it holds a value that cannot be read ({error}).") from None
+    except YamlError as error:
+        raise ConfigError(f"is no YAML: {error}") from None
     many = isinstance(content, list)
     runs = content if many else [content]
     if not runs or not all(isinstance(run, dict) for run in runs):
@@ -113,19 +94,15 @@ def read(path: Path) -> list[Run]:
         raise ConfigError(f"holds {kind}; lmms-eval takes a mapping such as 'model: llava_pruned', or a list of them.")
     for key in (key for run in runs for key in run if not isinstance(key, str)):
         raise ConfigError(f"has the key {key!r}, which is no text; quote it.")
-    if len(said) not in (0, len(runs)):
+    if len(budgets) not in (0, len(runs)):
         raise ConfigError(
-            f"has {len(said)} comments '# budget: …' for {len(runs)} runs; give one for each run, in order."
+            f"has {len(budgets)} comments '# budget: …' for {len(runs)} runs; give one for each run, in order."
         )
-    return [Run(path, i + 1 if many else 0, settings, said[i] if said else None) for i, settings in enumerate(runs)]
+    return [
+        Run(path, i + 1 if many else 0, settings, budgets[i] if budgets else None) for i, settings in enumerate(runs)
+    ]
 
 
 def unknown_keys(run: Run) -> list[str]:
     """A message for each key that lmms-eval does not take."""
     return [f"unknown key '{key}'.{did_you_mean(str(key), sorted(KEYS))}" for key in run.settings if key not in KEYS]
-
-
-def _explained(error: yaml.YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{where}{problem or error}."

@@ -17,6 +17,7 @@ import yaml
 from lmms_prune.compat.lmms_eval import RUN_FAILED
 from lmms_prune.harness.failures import OURS, Failure, read_failure, read_log
 from lmms_prune.installation import DOCTOR, LMMS_EVAL
+from lmms_prune.record.results import results_files
 
 _EVERY = 1.0  # seconds between two looks at what is finished, and at whether it is worth going on
 
@@ -60,8 +61,7 @@ class Run:
 
     def files(self) -> set[Path]:
         """Results files that are there."""
-        # What a task writes for submission may be called the same.
-        return {path for path in self.out.rglob("*_results.json") if path.parent.name != "submissions"}
+        return set(results_files(self.out, lambda error: None))
 
 
 def evaluate(

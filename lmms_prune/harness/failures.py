@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmms_prune.compat.lmms_eval import through_a_task
+from lmms_prune.record.files import regular
 
 OURS = "lmms-prune: error:"
 Scope = Literal["run", "checkpoint", "environment"]
@@ -58,4 +59,4 @@ def read_failure(text: str, *, before_any_run: bool = False) -> Failure:
 
 def read_log(log: Path, *, before_any_run: bool = False) -> Failure:
     """As `read_failure`, of a file."""
-    return read_failure(log.read_text(encoding="utf-8", errors="replace"), before_any_run=before_any_run)
+    return read_failure(regular(log).read_text(encoding="utf-8", errors="replace"), before_any_run=before_any_run)

@@ -24,6 +24,7 @@ from PIL.Image import Image
 from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.harness.fingerprint import digest
 from lmms_prune.harness.records import Answer, PrunedTokenCounts
+from lmms_prune.record.files import regular
 
 
 class JournalError(RuntimeError):
@@ -51,7 +52,10 @@ class Journal:
         except OSError as error:
             raise ArgumentError(f"model_args: journal={folder} cannot be written to: {error.strerror}.") from error
         for path in sorted(self._folder.glob("*.jsonl")):
-            self._read(path)
+            try:
+                self._read(regular(path))
+            except OSError as error:
+                raise ArgumentError(f"model_args: journal={folder}: {path}: {error.strerror}.") from error
         if self._finished:
             logger.info("journal={}: {} samples of this run are answered already.", folder, len(self._finished))
 

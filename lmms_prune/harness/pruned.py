@@ -26,6 +26,7 @@ from lmms_prune.families import ModelParts, UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
 from lmms_prune.harness.batching import Batches
 from lmms_prune.harness.chat import ChatModel
+from lmms_prune.harness.circumstances import OtherLoad, circumstances
 from lmms_prune.harness.fingerprint import digest, made_from
 from lmms_prune.harness.generation import KNOWN, clean, options, own_tokens, stop_texts
 from lmms_prune.harness.images import read_whole
@@ -125,6 +126,7 @@ class PrunedModel(ChatModel):
                 "schedule": str(schedule),
                 "identity": self.arguments.identity(),
                 **executed,
+                **circumstances(self._world_size),
             }
         }
 
@@ -176,6 +178,7 @@ class PrunedModel(ChatModel):
 
     def _generate(self, requests: list[Instance]) -> list[GenerationResult]:
         answers: dict[int, Answer] = {}
+        load = OtherLoad()
         record, again, self._cut = RunTotals(), repeats(requests), set[str]()
         progress = make_progress(total=len(requests), desc="Model Responding", disable=self.rank != 0)
         batches = Batches(self._groups(requests), self._size, lambda places: self._prepare(requests, places, again))
@@ -194,7 +197,7 @@ class PrunedModel(ChatModel):
             progress.update(len(places))
         progress.close()
         self._refuse_no_pruning(record)
-        self._log(record)
+        self._log(record, load.share())
         self._warn([answers[i].counts for i in range(len(requests))], requests)
         return [GenerationResult(answers[i].text, answers[i].counts) for i in range(len(requests))]
 
@@ -330,12 +333,12 @@ class PrunedModel(ChatModel):
                 f"stayed ({average:.0f} on average). Keep fewer: give a ratio, or a number of tokens below that."
             )
 
-    def _log(self, record: RunTotals) -> None:
+    def _log(self, record: RunTotals, other_load: float | None) -> None:
         speed = record.output_tokens / record.seconds if record.seconds else 0.0
         numbers = {"total_requests": record.samples, **record.averages()}
         log_metrics(record.seconds, record.output_tokens, speed, numbers)
         said = {"averages": record.averages(), "tasks": record.by_task(), "largest_batch": record.largest_batch}
-        said["resumed"] = record.resumed
+        said |= {"resumed": record.resumed, "other_load": other_load}
         self.batch_sizes["run"] |= said
 
     def _warn(self, counts: Sequence[PrunedTokenCounts], requests: Sequence[Instance]) -> None:

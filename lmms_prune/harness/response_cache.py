@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from lmms_prune.harness.arguments import ArgumentError, split
 from lmms_prune.harness.fingerprint import digest
+from lmms_prune.record.files import read_text
 
 _STAMPS = "lmms-prune.json"
 
@@ -57,10 +58,10 @@ def hold_to(cache: Path, model: str, given: Any, made_from: Mapping[str, str]) -
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
     try:
-        stamps = json.loads(path.read_text(encoding="utf-8"))
+        stamps = json.loads(read_text(path))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         stamps = error
     if not isinstance(stamps, dict) or not all(isinstance(stamp, dict) for stamp in stamps.values()):
         raise ArgumentError(

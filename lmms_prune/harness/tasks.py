@@ -11,14 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-
-class _Names(yaml.SafeLoader):
-    """Reads a task's YAML without importing the functions that it names."""
-
-
-_Names.add_constructor("!function", lambda loader, node: str(node.value))
+from lmms_prune.record.yamls import read_yaml
 
 
 def task_configs() -> Path:
@@ -70,5 +63,4 @@ def pope_by_first_sentence(doc: Mapping[str, Any], results: Sequence[str]) -> di
 @cache
 def _configs() -> list[tuple[Path, dict[str, Any]]]:
     paths = sorted(task_configs().glob("*.yaml"))
-    # The loader is a SafeLoader.
-    return [(path, yaml.load(path.read_text(encoding="utf-8"), _Names)) for path in paths]
+    return [(path, read_yaml(path.read_text(encoding="utf-8"), functions=True)) for path in paths]

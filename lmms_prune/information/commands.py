@@ -31,6 +31,7 @@ from lmms_prune.information.given import (
     task_names,
 )
 from lmms_prune.methods import METHODS
+from lmms_prune.record.files import read_image
 from lmms_prune.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -281,17 +282,15 @@ def show(
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         fail(f"--out {out}: the name must end with .png, .svg or .pdf.")
     with said_plainly():
-        from PIL import Image, UnidentifiedImageError
-
         read = Schedule.parse(schedule)
         if oracles := [stage.method for stage in read.stages if METHODS[stage.method].kind == "oracle"]:
             fail(f"--schedule {schedule}: {oracles[0]} needs a right answer, and a question of your own has none.")
         opened = []
         for path in images:
             try:
-                opened.append(Image.open(path).convert("RGB"))
-            except (OSError, UnidentifiedImageError) as error:
-                fail(f"{path} cannot be read as an image: {getattr(error, 'strerror', None) or error}.")
+                opened.append(read_image(path))
+            except OSError as error:
+                fail(f"{path} cannot be read as an image: {error.strerror or error}.")
         from lmms_prune.harness.models import unpruned
         from lmms_prune.hooks import check
         from lmms_prune.information.show import draw_shown

@@ -68,6 +68,8 @@ BENCHMARKS = (
     Benchmark("OCRBench", "OCR", ("ocrbench",), ("ocrbench_accuracy",), binary=True),
 )
 TASKS: dict[str, Benchmark] = {task: benchmark for benchmark in BENCHMARKS for task in benchmark.tasks}
+JUDGED = frozenset({"mmbench_en_dev", "mmbench_cn_dev"})
+"""Tasks whose harness may ask a judge what an answer means: their samples give the score by rules alone."""
 ORDER = {task: place for place, task in enumerate(TASKS)}
 
 
@@ -81,14 +83,39 @@ def named(name: str) -> tuple[str, ...]:
 
 
 def score(results: Mapping[str, Any], task: str) -> float | None:
-    """A benchmark's figure on the paper's scale, from the content of a results file; None if it is not there."""
-    benchmark = TASKS[task]
-    said = [results["results"].get(task, {}).get(f"{metric},none") for metric in benchmark.metrics]
-    numbers = [value for value in said if isinstance(value, (int, float)) and isfinite(value)]
-    if len(numbers) < len(said):
+    """A benchmark's figure on the paper's scale, from the content of a results file; None if it is not there, or `fault` of it."""
+    metrics = _metrics(results, task).values()
+    if fault(results, task) or any(value is None for value in metrics):
         return None
-    total = benchmark.factor * sum(numbers)
-    return total * 1000 / max(1, documents(results, task)[0]) if task == "ocrbench" else total
+    return _figure(results, task)
+
+
+def fault(results: Mapping[str, Any], task: str) -> str:
+    """Why what a results file says of a benchmark can be no figure of it: no finite number, or outside of its scale; "" if it can."""
+    benchmark = TASKS[task]
+    for metric, value in _metrics(results, task).items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+            return f"{metric} is {value!r}, which is no finite number"
+        if value < 0:
+            return f"{metric} is {value:g}, where the least is 0"
+    # Sums of the harness's own may end beside the last digit of the whole.
+    if not _figure(results, task) <= benchmark.whole * (1 + 1e-9):
+        recorded = " and ".join(f"{metric} is {value:g}" for metric, value in _metrics(results, task).items() if value)
+        return f"{recorded}, more than the best score"
+    return ""
+
+
+def _metrics(results: Mapping[str, Any], task: str) -> dict[str, Any]:
+    told = results["results"].get(task, {})
+    return {metric: told.get(f"{metric},none") for metric in TASKS[task].metrics}
+
+
+def _figure(results: Mapping[str, Any], task: str) -> float:
+    """On the paper's scale, of the metrics that are there."""
+    total = TASKS[task].factor * sum(value for value in _metrics(results, task).values() if value is not None)
+    return float(total * 1000 / max(1, documents(results, task)[0]) if task == "ocrbench" else total)
 
 
 def documents(results: Mapping[str, Any], task: str) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,14 +11,19 @@ import typer
 from rich.console import Console
 
 from lmms_prune.console import fail, plainly
-from lmms_prune.leaderboard.benchmarks import BENCHMARKS, named
+from lmms_prune.leaderboard.benchmarks import BENCHMARKS, TASKS, named
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
 if TYPE_CHECKING:
     from lmms_prune.leaderboard.rows import Leaderboard
 
+MOST_REL = 200  # percent; no schedule doubles what the whole model scores
+
 Resamples = Annotated[int, typer.Option(min=200, help="Resamples of every interval.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the resampling; the same seed gives the same intervals.")]
+KeepPaths = Annotated[
+    bool, typer.Option("--keep-paths", help="Print full paths, not names relative to the results folders.")
+]
 Baseline = Annotated[
     Path | None, typer.Option(help="Results to compare with, instead of the unpruned runs among PATHS.")
 ]
@@ -38,6 +42,7 @@ def leaderboard(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse rows that are marked.")] = False,
     resamples: Resamples = 2000,
     seed: Seed = 0,
+    keep_paths: KeepPaths = False,
     published: Annotated[bool, typer.Option("--published", help="Instead: the paper's own Tables 1 and 2.")] = False,
 ) -> None:
     """Make the paper's tables of result folders: scores, Acc, Rel, measured budgets, intervals, and what is doubtful.
@@ -49,6 +54,7 @@ def leaderboard(
     from lmms_prune.leaderboard.page.pictures import PicturesError
     from lmms_prune.leaderboard.page.render import html
     from lmms_prune.leaderboard.reproduced import published_table
+    from lmms_prune.leaderboard.sharing import shared
     from lmms_prune.leaderboard.terminal import show
 
     if form not in FORMATS:
@@ -64,9 +70,10 @@ def leaderboard(
     if bool(paths) == published or (published and (baseline or benchmarks)):
         fail("leaderboard: give lmms-eval's result folders, or --published alone.")
     board = published_table() if published else _board(paths or [], baseline, benchmarks, resamples, seed)
+    board = replace(board, keep_paths=keep_paths)
     console = Console()
     if form == "table" and console.is_terminal and out is None:
-        show(board, details, console)
+        show(shared(board), details, console)
     else:
         with plainly(PicturesError):
             text = html(board, details, images) if images else FORMATS[form](board, details)
@@ -88,7 +95,9 @@ def leaderboard(
 
 def gate(
     paths: Annotated[list[Path], typer.Argument(help="lmms-eval's result folders or files.")],
-    min_rel: Annotated[float | None, typer.Option(min=0, help="The least Rel, in percent.")] = None,
+    min_rel: Annotated[
+        str | None, typer.Option(metavar="PERCENT", help="The least Rel: 95 is 95 % of the unpruned scores.")
+    ] = None,
     max_drop: Annotated[
         list[str] | None, typer.Option(help="BENCHMARK=POINTS, the largest drop: textvqa=2.0; repeatable.")
     ] = None,
@@ -102,31 +111,36 @@ def gate(
     strict: Annotated[bool, typer.Option("--strict", help="A marked row fails.")] = False,
     resamples: Resamples = 2000,
     seed: Seed = 0,
+    keep_paths: KeepPaths = False,
 ) -> None:
     """Fail if a pruned row loses too much: exit code 1 with the reasons, and a Markdown summary for a pull request.
 
     All rows but baselines and controls are judged, each against the unpruned run of its checkpoint. The measured numbers
     decide; a loss whose interval includes zero is named "not distinguishable" and fails all the same, unless
-    --significant is given. Results that cannot be read fail too.
+    --significant is given. Results that cannot be read fail too, and so do scores that a run's own samples contradict.
     """
     from lmms_prune.leaderboard.gate import Limits, judged, summary
     from lmms_prune.leaderboard.records import Problem
+    from lmms_prune.leaderboard.sharing import names
 
     if min_rel is None and not max_drop and not strict:
         fail("gate: say what must hold: --min-rel 95, --max-drop textvqa=2.0 or --strict.")
     drops = [_drop(text) for text in max_drop or []]
     if len(limited := dict(drops)) < len(drops):
         fail(f"--max-drop {' '.join(max_drop or [])}: a benchmark is there twice; keep one of its limits.")
-    limits = Limits(min_rel, limited, significant, strict)
+    limits = Limits(None if min_rel is None else _percent(min_rel), limited, significant, strict)
     with plainly(ScheduleError):
         wanted = None if schedule is None else [str(Schedule.parse(text)) for text in schedule]
-    board = _board(paths, baseline, None, resamples, seed)
+    board = replace(_board(paths, baseline, None, resamples, seed), keep_paths=keep_paths)
     found = judged(board, limits, wanted)
     for text in wanted or []:
         if text not in [one.row.runs[0].schedule for one in found]:
             absent = Problem(f"--schedule {text}", "no such row with a baseline among the results.")
             board = replace(board, problems=(*board.problems, absent))
-    typer.echo(summary(found, board, limits), nl=False)
+    known = names(board)
+    typer.echo(summary(known.shared(found), known.shared(board), limits), nl=False)
+    for problem in board.problems:
+        typer.echo(f"lmms-prune: {problem}", err=True)
     if not found or board.problems or any(one.failed for one in found):
         raise typer.Exit(1)
 
@@ -153,13 +167,33 @@ def _tasks(option: str, name: str) -> tuple[str, ...]:
     return found
 
 
+def _percent(text: str) -> float:
+    """The least Rel."""
+    allowed = f"a share of the unpruned scores in percent, above 1 and at most {MOST_REL}, such as 95; 0 for none"
+    try:
+        least = float(text)
+    except ValueError:
+        fail(f"--min-rel {text}: write {allowed}.")
+    if 0 < least <= 1:
+        fail(f"--min-rel {text}: percent: {100 * least:g}? It is {allowed}.")
+    # A gate that nothing fails would say that all is well, and one that everything fails that nothing is.
+    if not 0 <= least <= MOST_REL:
+        fail(f"--min-rel {text}: it is {allowed}.")
+    return least
+
+
 def _drop(text: str) -> tuple[tuple[str, ...], float]:
     name, _, points = text.partition("=")
     try:
         most = float(points)
     except ValueError:
         fail(f"--max-drop {text}: write BENCHMARK=POINTS, such as textvqa=2.0.")
-    # Nothing is more than "nan", and a gate that nothing fails would say that all is well.
-    if not isfinite(most) or most < 0:
-        fail(f"--max-drop {text}: points are a number from 0 on: how much lower than the baseline a score may be.")
-    return _tasks("--max-drop", name), most
+    tasks = _tasks("--max-drop", name)
+    whole = TASKS[tasks[0]].whole
+    # Nothing is more than "nan" or than the whole scale, and a gate that nothing fails would say that all is well.
+    if not 0 <= most < whole:
+        fail(
+            f"--max-drop {text}: points are a number from 0 on and below {whole:g}, the best score: how much lower than the "
+            "baseline a score may be."
+        )
+    return tasks, most

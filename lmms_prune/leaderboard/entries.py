@@ -8,8 +8,8 @@ from functools import reduce
 from operator import add
 from statistics import fmean, stdev
 
-from lmms_prune.leaderboard.benchmarks import ORDER, TASKS
-from lmms_prune.leaderboard.records import Problem, RunRecord
+from lmms_prune.leaderboard.benchmarks import JUDGED, ORDER, TASKS
+from lmms_prune.leaderboard.records import Problem, RunRecord, TaskRecord
 from lmms_prune.leaderboard.samples import Ledger, Samples, SamplesError, read_samples
 from lmms_prune.methods import METHODS
 from lmms_prune.schedule import Schedule, ScheduleError
@@ -28,7 +28,8 @@ class Entry:
             a run of ours).
         samples: by task, of each run; only where all could be read and their scores are those recorded.
         ledger: what the documents of all tasks cost; None if a part was not measured.
-        flaws: what is wrong with its samples.
+        flaws: what its samples lack.
+        faults: what cannot be: scores that its samples contradict, or that no such benchmark can have.
     """
 
     runs: tuple[RunRecord, ...]
@@ -37,6 +38,7 @@ class Entry:
     samples: Mapping[str, tuple[Samples, ...]]
     ledger: Ledger | None
     flaws: tuple[str, ...]
+    faults: tuple[str, ...]
 
     @property
     def schedule(self) -> str | None:
@@ -100,37 +102,63 @@ def entries(records: Sequence[RunRecord], problems: list[Problem]) -> list[Entry
 
 def _entry(pool: list[RunRecord], label: str, problems: list[Problem]) -> Entry:
     runs = tuple(sorted(pool, key=lambda run: run.seed))
-    read: dict[str, list[Samples]] = {}
-    flaws: dict[str, dict[str, None]] = {}  # what is wrong, and with which benchmarks
+    usable: dict[str, list[Samples]] = {}
+    flaws, faults = _Remarks(), _Remarks()
     ledgers: list[Ledger | None] = []
     for run in runs:
         for name, task in run.tasks.items():
             column = TASKS[name].name
             ledgers.append(task.ledger)
+            if task.fault:
+                faults.add("a score that the benchmark cannot have", f"{column} ({task.fault})")
             if task.samples is None:
-                flaws.setdefault("no samples logged", {})[column] = None
+                flaws.add("no samples logged", column)
                 continue
             try:
-                found = read_samples(task.samples, TASKS[name])
+                samples = read_samples(task.samples, TASKS[name])
             except (SamplesError, OSError) as error:
-                problems.append(Problem(str(task.samples), str(error).removeprefix(str(task.samples)).lstrip(":, ")))
-                flaws.setdefault("samples cannot be used", {})[column] = None
+                reason = getattr(error, "strerror", None) or str(error).removeprefix(str(task.samples)).lstrip(":, ")
+                problems.append(Problem(str(task.samples), reason))
+                flaws.add("samples cannot be used", column)
                 continue
-            ledgers[-1] = found.ledger
-            if len(found.unit) < task.answered and TASKS[name].kind != "mmbench":
-                flaws.setdefault("samples are missing", {})[f"{column} ({len(found.unit)} of {task.answered})"] = None
-            elif task.score is not None and not abs(found.score - task.score) <= 1e-6:
-                gap = f"{column} ({found.score:.2f} instead of {task.score:.2f})"
-                flaws.setdefault("the samples give another score", {})[gap] = None
-            else:
-                read.setdefault(name, []).append(found)
-            if found.empty and not run.ours:
-                flaws.setdefault("empty answers, which may be failures", {})[f"{column} ({found.empty})"] = None
-    whole = {name: tuple(some) for name, some in read.items() if len(some) == len(runs)}
-    measured = [one for one in ledgers if one is not None]
-    ledger = reduce(add, measured) if runs[0].ours and len(measured) == len(ledgers) else None
-    said = tuple(f"{wrong}: {', '.join(where)}" for wrong, where in flaws.items())
-    return Entry(runs, label, _kind(runs[0]), whole, ledger, said)
+            ledgers[-1] = samples.ledger
+            if _agree(task, samples, column, flaws, faults):
+                usable.setdefault(name, []).append(samples)
+            if samples.empty and not run.ours:
+                flaws.add("empty answers, which may be failures", f"{column} ({samples.empty})")
+    whole = {name: tuple(some) for name, some in usable.items() if len(some) == len(runs)}
+    measured = [ledger for ledger in ledgers if ledger is not None]
+    total = reduce(add, measured) if runs[0].ours and len(measured) == len(ledgers) else None
+    return Entry(runs, label, _kind(runs[0]), whole, total, flaws.texts(), faults.texts())
+
+
+def _agree(task: TaskRecord, samples: Samples, column: str, flaws: _Remarks, faults: _Remarks) -> bool:
+    """Whether a task's record is what follows from its samples; if not, why."""
+    if samples.logged != task.answered:
+        what = "samples are missing" if samples.logged < task.answered else "more samples than documents"
+        faults.add(what, f"{column} ({samples.logged} of {task.answered})")
+    elif task.score is None:
+        if not task.fault:
+            faults.add("no score, though there are samples", f"{column} (they give {samples.score:.2f})")
+    elif not abs(samples.score - task.score) <= 1e-6:
+        remarks = flaws if task.task in JUDGED else faults
+        remarks.add("the samples give another score", f"{column} ({samples.score:.2f} instead of {task.score:.2f})")
+    else:
+        return True
+    return False
+
+
+class _Remarks:
+    """What is wrong, each time with the benchmarks of which it is."""
+
+    def __init__(self) -> None:
+        self._benchmarks: dict[str, dict[str, None]] = {}
+
+    def add(self, what: str, benchmark: str) -> None:
+        self._benchmarks.setdefault(what, {})[benchmark] = None
+
+    def texts(self) -> tuple[str, ...]:
+        return tuple(f"{what}: {', '.join(names)}" for what, names in self._benchmarks.items())
 
 
 def methods_of(schedule: str | None) -> list[str]:

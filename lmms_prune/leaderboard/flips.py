@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
-from lmms_prune.leaderboard.samples import Samples, SamplesError, answer_text, read_samples
+from lmms_prune.leaderboard.samples import Samples, SamplesError, answer_text, lines, read_samples
 from lmms_prune.places import decode
 
 
@@ -58,9 +58,8 @@ def read_answers(path: Path, benchmark: Benchmark) -> Answers:
         OSError: the file cannot be read.
     """
     samples = read_samples(path, benchmark)
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        said = [json.loads(line) for line in stream if line.strip()]
-    return Answers(path, samples, {int(one["doc_id"]): one for one in said})
+    logged = [json.loads(line) for line in lines(path)]
+    return Answers(path, samples, {int(document["doc_id"]): document for document in logged})
 
 
 def flips(before: Answers, after: Answers) -> list[Flip]:

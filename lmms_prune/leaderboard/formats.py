@@ -16,6 +16,7 @@ from lmms_prune.leaderboard.notes import footnotes
 from lmms_prune.leaderboard.page.render import html
 from lmms_prune.leaderboard.records import RunRecord
 from lmms_prune.leaderboard.rows import Leaderboard, Row
+from lmms_prune.leaderboard.sharing import shared
 from lmms_prune.leaderboard.statistics import Interval
 from lmms_prune.leaderboard.terminal import terminal
 
@@ -135,12 +136,19 @@ def described(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-FORMATS: dict[str, Callable[[Leaderboard, bool], str]] = {
-    "table": terminal,
-    "markdown": markdown,
-    "csv": as_csv,
-    "json": as_json,
-    "latex": latex,
+Format = Callable[[Leaderboard, bool], str]
+
+
+def _for_others(form: Format) -> Format:
+    return lambda board, with_details: form(shared(board), with_details)
+
+
+FORMATS: dict[str, Format] = {
+    "table": _for_others(terminal),
+    "markdown": _for_others(markdown),
+    "csv": _for_others(as_csv),
+    "json": _for_others(as_json),
+    "latex": _for_others(latex),
     "html": html,
 }
 """By the name after ``--format``: functions of the leaderboard, and of whether every benchmark's statistics are asked for."""

@@ -101,6 +101,11 @@ def _checks(model: ModelTable, row: Row, limits: Limits) -> Iterator[Check]:
             name = model.column(task) if task in model.tasks else TASKS[task].name
             about = (f"{name}, drop", f"at most {most:g}", number(drop, max(1, digits(task))), span)
             yield _check(about, drop is None, drop is not None and drop > most, difference, limits)
+    labels = {one.label: one for one in model.rows}
+    beside = labels[row.baseline].faults if row.baseline in labels else ()
+    if faults := [*row.faults, *(f"its baseline: {fault}" for fault in beside)]:
+        many = "1 contradiction" if len(faults) == 1 else f"{len(faults)} contradictions"
+        yield Check("scores", "no contradictions", many, "", True, "; ".join(faults))
     if limits.strict:
         many = "1 mark" if len(row.marks) == 1 else f"{len(row.marks)} marks"
         yield Check("comparable", "no marks", many, "", bool(row.marks), "; ".join(row.marks))

@@ -138,16 +138,20 @@ def cost(model: ModelTable) -> Grid:
     """What each row costs, and what that is of its baseline."""
     columns = ("schedule", "tokens", "%", "KV MiB", "%", "TFLOPs", "%", "samples/s", "%")
     lines: list[Line] = []
+    notes = []
     for budget in model.budgets:
         lines.append(Line(heading=budget.title))
         for row in budget.rows:
             one = row.cost
             cells = [number(one.tokens, 0), number(one.share_tokens, 0), _three(one.kv_mib), number(one.share_kv, 0)]
             cells += [_three(one.prefill_tflops), number(one.share_flops, 0)]
-            cells += [_three(one.samples_per_second), number(one.share_speed, 0)]
+            cells += [_three(one.samples_per_second), number(one.share_speed, 0) or one.unlike]
+            if one.no_share_speed:
+                notes.append(f"{label(row)}: its speed is no share of the baseline's: {one.no_share_speed}.")
             lines.append(Line((label(row), *cells)))
     devices = sorted({row.cost.device for row in model.rows if row.cost.device})
-    return without_empty_columns(Grid(f"{model.title}: cost on {'; '.join(devices)}", columns, tuple(lines)))
+    title = f"{model.title}: cost on {'; '.join(devices)}"
+    return without_empty_columns(Grid(title, columns, tuple(lines), tuple(notes)))
 
 
 def confidence(model: ModelTable, names: dict[str, str]) -> Grid:

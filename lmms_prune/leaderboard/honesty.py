@@ -43,6 +43,7 @@ def _own(entry: Entry) -> Iterator[str]:
         yield f"--limit, only a part of the documents: {', '.join(limited)}"
     if unscored := dict.fromkeys(name for name, task in tasks if task.score is None):
         yield f"no score: {', '.join(unscored)}"
+    yield from entry.faults
     yield from entry.flaws
     if entry.kind == STOCK:
         return

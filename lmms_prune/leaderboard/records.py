@@ -30,8 +30,9 @@ class Source:
         path: of the file.
         date: when the run began, as the harness writes it; sorts.
         command: what repeats the run.
-        facts: device, attention, dtype, code and the versions, as far as they were recorded.
+        facts: device, attention, dtype, code, the versions and what else changes times, as far as they were recorded.
         requests, seconds: answered, and the time their generation took.
+        other_load: share of the cores' time that other programs took meanwhile; None if it was not recorded.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Source:
     facts: Mapping[str, str]
     requests: float = 0.0
     seconds: float = 0.0
+    other_load: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class TaskRecord:
 
     Args:
         task: lmms-eval's name.
-        score: on the paper's scale, as the harness scored it; None if it did not.
+        score: on the paper's scale, as the harness scored it; None if it did not, or recorded what is no score of the benchmark.
+        fault: why what was recorded can be no score of the benchmark; "" if it can.
         answered, documents: how many documents were answered, of how many.
         samples: the samples file; None if none was logged.
         ledger: the run's own averages; None for a model without our record.
@@ -66,6 +69,7 @@ class TaskRecord:
     asked: str
     source: Source
     target: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True)

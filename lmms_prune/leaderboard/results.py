@@ -9,14 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from os.path import isdir, lexists
 from pathlib import Path
 from typing import Any
 
-from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, documents, score
+from lmms_prune.harness.wrappers import WRAPPERS
+from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, documents, fault, score
 from lmms_prune.leaderboard.records import Problem, RunRecord, Source, TaskRecord
 from lmms_prune.leaderboard.samples import UNREADABLE, Ledger
+from lmms_prune.record.results import SUFFIX, ResultsError, orphans, read_results_file, results_files
 
-_SUFFIX = "_results.json"
 # The harness's own options that change answers; they stand beside the model's settings.
 _HARNESS = ("limit", "offset", "gen_kwargs", "num_fewshot", "system_instruction")
 
@@ -28,121 +30,137 @@ class Results:
     records: list[RunRecord] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     ignored: set[str] = field(default_factory=set)  # tasks that are none of the benchmarks
+    folders: list[Path] = field(default_factory=list)  # that were named
 
 
 def read_results(paths: Iterable[Path]) -> Results:
-    """Read every results file below `paths`, and merge those that agree in all settings into one record each."""
+    """Read every results file below `paths`, and merge those that agree in all settings into one record each.
+
+    What must be results and is not is named among the problems, so that no row is ever left out without a word.
+    """
     results = Results()
     parts: dict[tuple[str, ...], list[RunRecord]] = {}
     seen: set[Path] = set()
     for path in paths:
-        found: list[Path] = []
+        results.folders.append(path)
+        used: list[Path] = []
         unread = len(results.problems)
-        for file in _files(path):
+        for file in _files(path, results.problems):
             try:
-                record = _read(file, results.ignored)
+                record = _read(file, results.ignored, named=file == path)
             except (OSError, *UNREADABLE) as error:
                 results.problems.append(Problem(str(file), _unreadable(error)))
                 continue
-            found += [] if record is None else [file]
-            if record is not None and record.tasks and file.resolve() not in seen:
-                seen.add(file.resolve())
+            used += [] if record is None else [file]
+            if record is not None and record.tasks and (real := file.resolve()) not in seen:
+                seen.add(real)
                 parts.setdefault(record.key(), []).append(record)
-        if found or len(results.problems) == unread:
-            results.problems += _empty_folders(path, found)
+        if used or len(results.problems) == unread:
+            results.problems += _empty_folders(path, used)
     for same in parts.values():
         results.records.append(_merged(same, results.problems))
     return results
 
 
-def _files(path: Path) -> list[Path]:
-    """The results files below; a folder whose name begins with a dot holds what is not finished."""
-    if not path.is_dir():
-        return [path] if path.is_file() else []
-    found = sorted(path.rglob(f"*{_SUFFIX}"))
-    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+def _files(path: Path, problems: list[Problem]) -> list[Path]:
+    """The results files of a folder, or the one that was named; folders that cannot be read are problems."""
+
+    def unreadable(error: OSError) -> None:
+        problems.append(Problem(str(error.filename), f"{error.strerror}; what is below is left out."))
+
+    try:
+        path.lstat()
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError)
+        problems.append(Problem(str(path), "no such file or folder." if absent else f"{error.strerror}."))
+        return []
+    if not isdir(path):
+        return [path]
+    for file, samples in orphans(path, lambda error: None).items():
+        problems.append(Problem(str(file), f"gone, though {samples.name} stands beside. Run the evaluation again."))
+    return results_files(path, unreadable)
 
 
 def _unreadable(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"no complete JSON ({error}); the run was cut short while it wrote. Run it again."
-    if isinstance(error, UnicodeDecodeError):
-        return f"no text ({error})."
+    if isinstance(error, ResultsError):
+        return str(error)
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        return f"{error.strerror or error}."
     return f"not as lmms-eval writes its results ({type(error).__name__}: {error})."
 
 
-def _empty_folders(path: Path, found: list[Path]) -> Iterator[Problem]:
+def _empty_folders(path: Path, used: list[Path]) -> Iterator[Problem]:
     """`path` if no results are below; else the folders without results that stand among those of other runs."""
-    if not path.exists():
-        yield Problem(str(path), "no such file or folder.")
-    elif not found:
-        yield Problem(str(path), f"no results of lmms-eval (*{_SUFFIX}) here or below.")
+    if not used:
+        yield Problem(str(path), f"no results of lmms-eval (*{SUFFIX}) here or below.")
     # The harness puts its files into a folder with the model's name, inside the one that it was given.
-    runs = {file.parent.parent for file in found}
+    runs = {file.parent.parent for file in used}
     for parent, many in Counter(run.parent for run in runs).items():
         if many < 2 or path not in (parent, *parent.parents):
             continue
         for folder in sorted(one for one in parent.iterdir() if one.is_dir() and one not in runs):
-            if not folder.name.startswith(".") and not any(folder.rglob(f"*{_SUFFIX}")):
+            if not folder.name.startswith(".") and not results_files(folder, lambda error: None):
                 yield Problem(str(folder), "no results below: the run failed or goes on; its log may tell.")
 
 
-def _read(file: Path, ignored: set[str]) -> RunRecord | None:
-    """One results file; None if the harness wrote it for something else (a submission)."""
-    said = _printable(json.loads(file.read_text(encoding="utf-8")))
-    if not isinstance(said, dict) or "config" not in said:
+def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
+    """One results file; None if somebody else wrote it for something else."""
+    content = read_results_file(file, named=named)
+    if content is None:
         return None
-    config = said["config"]
-    run = next((one for one in config.get("batch_sizes") or [] if isinstance(one, dict) and "identity" in one), None)
-    throughput = said.get("throughput") or {}
+    config = content["config"]
+    run = next(
+        (part for part in config.get("batch_sizes") or [] if isinstance(part, dict) and "identity" in part), None
+    )
+    if run is None and config["model"] in WRAPPERS:
+        raise ResultsError(f"damaged: a run of {config['model']} without its record in 'config.batch_sizes'.")
+    throughput = content.get("throughput") or {}
     seconds, latency = throughput.get("total_elapsed_time") or 0.0, throughput.get("avg_latency") or 0.0
     source = Source(
         path=file,
-        date=str(said.get("date", "")),
-        command=_command(config, said["results"]),
-        facts={name: str(value) for name, value in (run or {}).items() if isinstance(value, str)},
+        date=str(content.get("date", "")),
+        command=_command(config, content["results"]),
+        facts={name: value for name, value in (run or {}).items() if isinstance(value, str)}
+        | _batch(config, run or {}),
         requests=float(round(seconds / latency)) if latency else 0.0,
         seconds=float(seconds),
+        other_load=None if (load := (run or {}).get("other_load")) is None else float(load),
     )
     tasks = {}
-    for task in said["results"]:
+    for task in content["results"]:
         if task in TASKS:
-            tasks[task] = _task(said, task, run, source)
-        elif not said.get("group_subtasks", {}).get(task):
+            tasks[task] = _task(content, task, run, source)
+        elif not content.get("group_subtasks", {}).get(task):
             ignored.add(task)
-    settings = _identity(run["identity"]) if run else _stock_settings(said)
+    settings = _identity(run["identity"]) if run else _stock_settings(content)
     settings |= {name: str(config[name]) for name in _HARNESS if config.get(name)}
-    settings |= {name: str(said[name]) for name in _HARNESS if said.get(name)}
+    settings |= {name: str(content[name]) for name in _HARNESS if content.get(name)}
     if run is not None and ("pretrained" not in settings or not settings.get("seed", "0").isdigit()):
-        raise ValueError(f"its identity is {run['identity']!r}")
+        raise ResultsError(f"damaged: its identity is {run['identity']!r}.")
     return RunRecord(str(config["model"]), settings, run is not None, tasks)
 
 
-def _printable(value: Any) -> Any:
-    """A JSON value without halves of surrogate pairs, as JSON's \\ud83d makes them and no file or terminal takes them."""
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    if isinstance(value, list):
-        return [_printable(one) for one in value]
-    if isinstance(value, dict):
-        return {_printable(name): _printable(one) for name, one in value.items()}
-    return value
+def _batch(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
+    """The batch size that was asked for; with that which it came to, where the memory decided."""
+    size = run.get("batch_size", config.get("batch_size"))
+    if size is None:
+        return {}
+    return {"batch_size": f"{size}, at most {run.get('largest_batch')}" if size == "auto" else str(size)}
 
 
 def _task(said: Mapping[str, Any], task: str, run: Mapping[str, Any] | None, source: Source) -> TaskRecord:
     answered, whole = documents(said, task)
-    samples = source.path.with_name(source.path.name.removesuffix(_SUFFIX) + f"_samples_{task}.jsonl")
+    samples = source.path.with_name(source.path.name.removesuffix(SUFFIX) + f"_samples_{task}.jsonl")
     ledger = (run or {}).get("tasks", {}).get(task)
     # Functions are written with their addresses, which differ from process to process.
     asked = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(said["configs"].get(task), sort_keys=True, default=str))
     return TaskRecord(
         task=task,
         score=score(said, task),
+        fault=fault(said, task),
         answered=answered,
         documents=whole,
-        samples=samples if samples.is_file() else None,
+        samples=samples if lexists(samples) else None,
         ledger=Ledger.recorded(ledger) if ledger and ledger["samples"] else None,
         asked=blake2b(asked.encode(), digest_size=8).hexdigest(),
         source=source,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.published import PublishedRow
@@ -91,6 +92,7 @@ class Cost:
         original_tokens: visual tokens of these images.
         kv_mib: the prefill's cache. prefill_tflops: of the decoder, with selecting. tower_tflops, decode_tflops: before and after it.
         samples_per_second: as the harness recorded: generation alone, at the run's batch size, of its first process.
+        share_speed: None, with `no_share_speed` as the reason and `unlike` in a word, unless all that changes times is the same.
     """
 
     tokens: float | None = None
@@ -105,6 +107,8 @@ class Cost:
     share_kv: float | None = None
     share_flops: float | None = None
     share_speed: float | None = None
+    no_share_speed: str = ""
+    unlike: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Row:
         random: Rel against the random control.
         baseline: the label of the row it is compared with; None if it is one.
         marks: what keeps it from being compared without a word of warning.
+        faults: those of the marks that cannot be true: no verdict is given on such a row, nor beside it.
         published: the paper's row of the same model and schedule.
         runs: what it was made from: settings, files, commands.
     """
@@ -143,6 +148,7 @@ class Row:
     random: Against | None = None
     baseline: str | None = None
     marks: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
     published: PublishedRow | None = None
     runs: tuple[RunRecord, ...] = ()
 
@@ -193,13 +199,20 @@ class ModelTable:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All models, and what could not be read."""
+    """All models, and what could not be read.
+
+    Args:
+        folders: from which the results were read.
+        keep_paths: whether what is printed has full paths; else names, relative to these folders.
+    """
 
     models: tuple[ModelTable, ...]
     problems: tuple[Problem, ...] = ()
     ignored: tuple[str, ...] = ()
     resamples: int = 0
     seed: int = 0
+    folders: tuple[Path, ...] = ()
+    keep_paths: bool = False
 
     @property
     def marked(self) -> list[tuple[str, Row]]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
 from lmms_prune.leaderboard.mmbench import chosen
+from lmms_prune.record.files import regular
 
 RIGHT = 0.5  # a partial score (TextVQA, ANLS) from here on counts as right where answers are counted
 CIRCLE = 1_000_000  # MMBench asks a question again with its options turned, under its index plus a multiple of this
@@ -89,6 +91,7 @@ class Samples:
         documents: the ids, ascending. unit: the unit of each.
         answers: a number for the text of each document's answer.
         score: the score that follows, on the paper's scale.
+        logged: documents in the file; a copy of MMBench's whose own question is not there is one of them.
         empty: documents that were answered with nothing.
         ledger: None where a document has no token counts of ours.
         extras: POPE's accuracy, precision, recall and yes-rate, in percent.
@@ -103,6 +106,7 @@ class Samples:
     unit: Int[np.ndarray, " documents"]
     answers: Int[np.ndarray, " documents"]
     score: float
+    logged: int
     empty: int
     ledger: Ledger | None
     extras: Mapping[str, float]
@@ -130,10 +134,12 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     """
     documents: list[_Document] = []
     costs: list[tuple[float, ...]] = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines(path), 1):
         try:
             said = json.loads(line)
             documents.append(_document(said, benchmark))
+            if not 0 <= documents[-1].score <= 1:
+                raise ValueError(f"a score of {documents[-1].score:g}, where 0 to 1 is possible")
             counts = (said.get("token_counts") or [None])[0] or {}
             if "avg_visual_tokens" in counts:
                 costs.append(_cost(counts))
@@ -151,11 +157,17 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     ledger = Ledger(*np.sum(np.array(costs, float), axis=0).tolist()) if len(costs) == len(documents) else None
     # As the harness, which scores no turned copy whose own question is not there.
     main = {one.key for one in documents if one.main}
-    return _assemble(path, benchmark, sorted(one for one in documents if one.key in main), ledger)
+    scored = sorted(one for one in documents if one.key in main)
+    return _assemble(path, benchmark, scored, ledger, len(documents))
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="replace") as stream:
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a samples file, without empty ones.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+    """
+    with regular(path).open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             if line.strip():
                 yield line
@@ -191,10 +203,17 @@ def _cost(counts: Mapping[str, Any]) -> tuple[float, ...]:
     """In the order of the ledger's fields."""
     visual, average = counts["visual_tokens"], counts["avg_visual_tokens"]
     flops = [counts.get(f"{part}_flops", 0) for part in ("tower", "selection", "prefill", "decode")]
-    return tuple(map(float, (1, visual > 0, visual, average if visual else 0, counts["kv_bytes"], *flops)))
+    costs = tuple(map(float, (1, visual > 0, visual, average if visual else 0, counts["kv_bytes"], *flops)))
+    if not all(0 <= value < inf for value in costs):
+        raise ValueError(
+            f"token_counts of {min(costs):g} to {max(costs):g}, where finite numbers from 0 on are possible"
+        )
+    return costs
 
 
-def _assemble(path: Path, benchmark: Benchmark, documents: Sequence[_Document], ledger: Ledger | None) -> Samples:
+def _assemble(
+    path: Path, benchmark: Benchmark, documents: Sequence[_Document], ledger: Ledger | None, logged: int
+) -> Samples:
     keys = sorted({one.key for one in documents})
     place = {key: i for i, key in enumerate(keys)}
     unit = np.array([place[one.key] for one in documents], int)
@@ -229,6 +248,7 @@ def _assemble(path: Path, benchmark: Benchmark, documents: Sequence[_Document], 
         unit=unit,
         answers=np.array([hash(one.answer) for one in documents], np.int64),
         score=float(ratios(np.bincount(stratum, num), np.bincount(stratum, den)).sum()),
+        logged=logged,
         empty=sum(not one.answer for one in documents),
         ledger=ledger,
         extras=_pope_extras([one.pope for one in documents]) if benchmark.kind == "pope" else {},

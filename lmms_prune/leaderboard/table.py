@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -16,6 +15,7 @@ from lmms_prune.leaderboard.published import match
 from lmms_prune.leaderboard.records import Problem, RunRecord
 from lmms_prune.leaderboard.results import Results
 from lmms_prune.leaderboard.rows import Budget, Cell, Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.sharing import unique_names
 
 RESAMPLES = 2000
 SAME_BUDGET = 0.03  # a control's measured tokens may differ by this share from the row's
@@ -59,7 +59,8 @@ def leaderboard(
             )
     ignored = results.ignored | (baseline.ignored if baseline else set())
     models.sort(key=lambda one: one.title)
-    return Leaderboard(tuple(models), tuple(problems), tuple(sorted(ignored)), resamples, seed)
+    folders = (*results.folders, *(baseline.folders if baseline else ()))
+    return Leaderboard(tuple(models), tuple(problems), tuple(sorted(ignored)), resamples, seed, folders)
 
 
 def _given(baseline: Sequence[RunRecord], records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -71,12 +72,9 @@ def _given(baseline: Sequence[RunRecord], records: Sequence[RunRecord]) -> list[
 
 
 def _titles(models: Sequence[str]) -> dict[str, str]:
-    """Hub names as they are, folders by their last part unless two would be alike."""
-    short = {
-        model: model.rstrip("/").rsplit("/", 1)[-1] if model.startswith(("/", ".", "~")) else model for model in models
-    }
-    many = Counter(short.values())
-    return {model: title if many[title] == 1 else model for model, title in short.items()}
+    """Hub names as they are, folders by their last part, or by as many as tell them apart."""
+    folders = [model for model in models if model.startswith(("/", ".", "~"))]
+    return {model: model for model in models} | unique_names(folders)
 
 
 def _model(
@@ -122,6 +120,7 @@ def _row(entry: Entry, found: Sequence[Entry], candidates: Sequence[Entry], task
         cost=cost(entry, baseline),
         cells={task: Cell(entry.scores[task], deviation(entry.each(task))) for task in entry.tasks},
         marks=marks(entry, baseline),
+        faults=entry.faults,
         published=match(entry.runs[0].model, entry.schedule),
         runs=entry.runs,
     )

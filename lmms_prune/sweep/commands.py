@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lmms_prune.configs.runs import ConfigError
 from lmms_prune.console import fail, plainly
 from lmms_prune.installation import DOCTOR, InstallationError, refuse_broken
-from lmms_prune.sweep.results import seconds_if_complete
+from lmms_prune.sweep.results import damage, seconds_if_complete
 from lmms_prune.sweep.run import Outcome, run_sweep, time_left
 from lmms_prune.sweep.units import SweepError, Unit, plan
 
@@ -57,6 +57,9 @@ def sweep(
         if dry_run:
             return _foresee(units, as_json)
         refuse_broken()
+        for unit in units:
+            if (reason := damage(unit)) is not None:
+                typer.echo(f"{unit}: {reason} It is evaluated again.", err=True)
         if cluster is not None:
             from lmms_prune.sweep.cluster import run_jobs
 
@@ -114,14 +117,19 @@ def _foresee(units: Sequence[Unit], as_json: bool) -> None:
     """Say what a sweep would make of the units."""
     told = []
     for unit in units:
-        other = "would be replaced" if unit.folder.exists() else "would run"
-        told.append({"config": unit.name, "task": unit.task, "state": other})
+        state = "would be replaced" if unit.folder.exists() else "would run"
+        told.append({"config": unit.name, "task": unit.task, "state": state})
         if seconds_if_complete(unit) is not None:
             told[-1]["state"] = "complete"
+        elif (reason := damage(unit)) is not None:
+            told[-1] |= {"state": "damaged", "reason": reason}
+            typer.echo(f"{unit}: {reason} It would be evaluated again.", err=True)
         if not as_json:
             typer.echo(f"{told[-1]['state']}: {unit}")
     if as_json:
         typer.echo(json.dumps({"units": told}))
+    if any(unit["state"] == "damaged" for unit in told):
+        raise typer.Exit(1)
 
 
 def _clock(seconds: float) -> str:

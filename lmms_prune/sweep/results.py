@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.harness.fingerprint import code, versions
+from lmms_prune.record.files import read_text, regular
+from lmms_prune.record.results import SUFFIX, ResultsError, read_results_file, results_files
 from lmms_prune.sweep.units import Unit
 
 STAMP = "sweep.json"  # beside lmms-eval's files: what they were made from, and how large they are
@@ -17,13 +19,42 @@ STAMP = "sweep.json"  # beside lmms-eval's files: what they were made from, and 
 
 def seconds_if_complete(unit: Unit) -> float | None:
     """How long the unit's result took, if it is there for the same settings, versions and code; else None."""
+    stamp = _stamp(unit)
+    return None if stamp is None or _damaged(unit, stamp) else float(stamp["seconds"])
+
+
+def damage(unit: Unit) -> str | None:
+    """What happened to a result that is there for the same settings, versions and code; None if nothing, or if none is."""
+    stamp = _stamp(unit)
+    return None if stamp is None else _damaged(unit, stamp)
+
+
+def _stamp(unit: Unit) -> dict[str, Any] | None:
+    """What a result says that it was made from, if that is what the unit would be made from."""
     try:
-        stamp = json.loads((unit.folder / STAMP).read_text(encoding="utf-8"))
-        sizes = {name: (unit.folder / name).stat().st_size for name in stamp["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        stamp = json.loads(read_text(unit.folder / STAMP))
+        {name: int(size) for name, size in stamp["files"].items()}
+        float(stamp["seconds"])
+    except (OSError, AttributeError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    same = sizes == stamp["files"] and all(stamp.get(name) == value for name, value in _made_from(unit).items())
-    return float(stamp["seconds"]) if same else None
+    return stamp if all(stamp.get(name) == value for name, value in _made_from(unit).items()) else None
+
+
+def _damaged(unit: Unit, stamp: dict[str, Any]) -> str | None:
+    """The first of the files that is not as it was written, and why; results are read, too, which are small."""
+    for name, size in stamp["files"].items():
+        path = unit.folder / name
+        try:
+            now = regular(path).stat().st_size
+            if now != size:
+                return f"{path}: damaged: {now} bytes, of which {size} were written."
+            if name.endswith(SUFFIX):
+                read_results_file(path, named=True)
+        except FileNotFoundError:
+            return f"{path}: gone."
+        except (OSError, ResultsError) as error:
+            return f"{path}: {getattr(error, 'strerror', None) or error}"
+    return None
 
 
 def publish(unit: Unit, seconds: float) -> str | None:
@@ -76,18 +107,23 @@ def _made_from(unit: Unit) -> dict[str, Any]:
 
 def _read(folder: Path) -> tuple[Any, str | None]:
     """The results file with its content, and the samples files; or what is wrong with them."""
-    found = []
-    for path in folder.rglob("*_results.json"):
-        said = json.loads(path.read_text(encoding="utf-8"))
-        # A task's own files are called that, too.
-        if isinstance(said, dict) and "config" in said:
-            found.append((path, said))
-    if len(found) != 1:
-        return None, f"it left {len(found) or 'no'} results files"
-    ((results, said),) = found
+    unreadable: list[OSError] = []
+    written = []
+    for path in results_files(folder, unreadable.append):
+        try:
+            content = read_results_file(path)
+        except (OSError, ResultsError) as error:
+            return None, f"{path}: {getattr(error, 'strerror', None) or error}"
+        if content is not None:
+            written.append((path, content))
+    if unreadable:
+        return None, f"{unreadable[0].filename}: {unreadable[0].strerror}"
+    if len(written) != 1:
+        return None, f"it left {len(written) or 'no'} results files"
+    ((results, said),) = written
     samples = []
     for task in said["configs"]:
-        path = results.with_name(results.name.replace("_results.json", f"_samples_{task}.jsonl"))
+        path = results.with_name(results.name.replace(SUFFIX, f"_samples_{task}.jsonl"))
         if problem := _problem(said, task, path):
             return None, f"{task}: {problem}"
         samples.append(path)
@@ -101,9 +137,9 @@ def _problem(said: dict[str, Any], task: str, samples: Path) -> str | None:
     scores = [value for key, value in values if key.split(",")[0] in said["higher_is_better"][task]]
     if not any(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
         return "it left no score"
-    if not samples.is_file():
+    if not samples.exists():
         return f"it left no {samples.name}"
-    lines = samples.read_text(encoding="utf-8").splitlines()
+    lines = read_text(samples).splitlines()
     answered, expected = len({json.loads(line)["doc_id"] for line in lines}), said["n-samples"][task]["effective"]
     # A task with several filters logs a document once for each.
     if answered != expected or len(lines) % expected:

@@ -166,4 +166,4 @@ def time_left(units: Sequence[Unit], outcomes: Sequence[Outcome]) -> float | Non
     left = [unit for unit in units if unit.folder not in finished]
     means = [took.get((unit.task, *unit.weights), took[()]) for unit in left]
     # The first one of a process also loads the weights, which a median forgives.
-    return sum(median(some) for some in means)
+    return float(sum(median(some) for some in means))

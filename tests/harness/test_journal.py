@@ -48,7 +48,7 @@ def asked(model):
 
 def averages(model):
     """What the results say of a run, without its times and without what it did not do itself."""
-    return {name: value for name, value in model.batch_sizes["run"].items() if name != "resumed"}
+    return {name: value for name, value in model.batch_sizes["run"].items() if name not in ("resumed", "other_load")}
 
 
 @pytest.mark.parametrize(("batch_size", "stops"), [(2, (1, 0, 2)), ("auto", (1,))])

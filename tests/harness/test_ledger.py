@@ -7,6 +7,7 @@ from fractions import Fraction
 from importlib.metadata import version
 
 import pytest
+import torch
 
 from lmms_prune import Schedule
 from lmms_prune.compat.transformers import filled_cache
@@ -184,6 +185,10 @@ def test_provenance_is_recorded(case):
     assert recorded["code"] == code()
     assert recorded.get("commit") == code_state()
     assert recorded["batch_size"] == 1
+    assert recorded["machine"]
+    assert recorded["threads"] == str(torch.get_num_threads())
+    assert recorded["processes"] == "1"
+    assert 0 <= recorded["other_load"] <= 1
 
 
 @pytest.mark.parametrize(("budget", "limit"), [("24t", 24), ("0.5", 32)])

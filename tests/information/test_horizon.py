@@ -36,6 +36,7 @@ def scored(right: list[int], signature: str = "same") -> Samples:
         unit=np.arange(count),
         answers=np.arange(count),
         score=float(100 * num.mean()),
+        logged=count,
         empty=0,
         ledger=None,
         extras={},

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +103,7 @@ def test_csv_and_json_hold_the_same_numbers(results: Path) -> None:
     assert float(flat[HYBRID]["gqa_retention"]) == pytest.approx(100 * 154 / 160)
     (run,) = nested[HYBRID]["runs"]
     assert run["files"][0]["command"].startswith("lmms-eval --model llava_pruned --model_args pretrained=")
-    assert Path(run["samples"]["gqa"]).is_file()
+    assert (results / run["samples"]["gqa"]).is_file()
 
 
 def test_latex_is_a_table_with_booktabs(results: Path) -> None:
@@ -157,6 +160,15 @@ def test_the_published_tables() -> None:
         (["gate", "x"], "say what must hold"),
         (["gate", "x", "--max-drop", "gqa"], "write BENCHMARK=POINTS"),
         (["gate", "x", "--max-drop", "foo=2"], "--max-drop foo: unknown benchmark"),
+        (["gate", "x", "--min-rel", "inf"], "--min-rel inf: it is a share of the unpruned scores in percent, above 1"),
+        (["gate", "x", "--min-rel", "nan"], "--min-rel nan: it is a share"),
+        (["gate", "x", "--min-rel", "-3"], "--min-rel -3: it is a share"),
+        (["gate", "x", "--min-rel", "201"], "at most 200, such as 95; 0 for none"),
+        (["gate", "x", "--min-rel", "0.95"], "--min-rel 0.95: percent: 95?"),
+        (["gate", "x", "--min-rel", "1"], "--min-rel 1: percent: 100?"),
+        (["gate", "x", "--min-rel", "95%"], "--min-rel 95%: write a share"),
+        (["gate", "x", "--max-drop", "gqa=inf"], "points are a number from 0 on and below 100"),
+        (["gate", "x", "--max-drop", "mme=2800"], "points are a number from 0 on and below 2800"),
         (["gate", "x", "--max-drop", "gqa=nan"], "--max-drop gqa=nan: points are a number from 0 on"),
         (["gate", "x", "--max-drop", "gqa=-2"], "--max-drop gqa=-2: points are a number from 0 on"),
         (["gate", "x", "--max-drop", "gqa=2", "--max-drop", "GQA=3"], "a benchmark is there twice"),
@@ -231,11 +243,169 @@ def test_a_control_is_judged_only_when_it_is_named(results: Path) -> None:
 def test_the_gate_fails_where_something_could_not_be_read_or_compared(results: Path, tmp_path: Path) -> None:
     done = call("gate", results, tmp_path / "nowhere", "--min-rel", "10")
     assert done.exit_code == 1
-    assert f"* FAIL: {tmp_path / 'nowhere'}: no such file or folder." in done.stdout
+    assert "* FAIL: nowhere: no such file or folder." in done.stdout
+    assert f"lmms-prune: {tmp_path / 'nowhere'}: no such file or folder." in done.stderr
     done = call("gate", results / "b", "--min-rel", "10")
     assert done.exit_code == 1
     assert "no unpruned run" in done.stdout
     assert "Rel unknown" in done.stdout
+
+
+# What is valid JSON and still no results: the file of a run that was there, after something has written over it.
+DAMAGED = {
+    "list": lambda said: [1, 2],
+    "nothing": lambda said: {},
+    "null": lambda said: None,
+    "number": lambda said: 5,
+    "text": lambda said: "done",
+    "results alone": lambda said: {"results": []},
+    "results of no task": lambda said: {**said, "results": {}},
+    "results a list": lambda said: {**said, "results": ["gqa"]},
+    "a task less": lambda said: {**said, "results": {"gqa": said["results"]["gqa"]}},
+    "config a text": lambda said: {**said, "config": "llava_pruned"},
+    "no record": lambda said: {**said, "config": {**said["config"], "batch_sizes": []}},
+    "a cut identity": lambda said: json.loads(json.dumps(said).replace("pretrained=", "pre", 1)),
+}
+
+
+@pytest.mark.parametrize("samples", [True, False])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_row_whose_file_is_damaged_is_named_and_fails_the_gate(tmp_path: Path, damage: str, samples: bool) -> None:
+    """Without a word, the row that breaks the limit would be gone, and the gate would pass on what is left."""
+    tasks = {"gqa": answers(160), "textvqa_val": answers(100)}
+    write_run(tmp_path / "a", tasks)
+    write_run(tmp_path / "b", tasks, HYBRID, tokens=33)
+    worse = {"gqa": answers(60), "textvqa_val": answers(20)}
+    path = write_run(tmp_path / "c", worse, "fastv@2:0.3", tokens=30, samples=samples)
+    gate = ("gate", tmp_path, "--min-rel", "81", "--resamples", "200")
+    assert call(*gate).exit_code == 1
+    path.write_text(json.dumps(DAMAGED[damage](json.loads(path.read_text()))))
+    if damage == "a cut identity":
+        path.write_text(path.read_text().replace("pretrained=", "pre"))
+    done = call(*gate)
+    assert done.exit_code == 1
+    assert "* FAIL: tiny-llava" not in done.stdout  # all that is left passes
+    assert f"{path.name}: damaged: " in done.stdout
+    for one in (done, call("leaderboard", tmp_path)):
+        assert one.exit_code == 1
+        assert f"lmms-prune: {path}: damaged: " in one.stderr
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    said = json.loads(path.read_text())
+    change(said)
+    path.write_text(json.dumps(said))
+
+
+def score_all(value: object) -> Callable[[dict[str, Any]], object]:
+    """Each metric of each task that the harness scored."""
+
+    def change(said: dict[str, Any]) -> None:
+        for task in said["results"].values():
+            task |= {name: value for name, was in task.items() if name.endswith(",none") and was is not None}
+
+    return change
+
+
+TASKS = {"gqa": answers(60), "pope": answers(60), "mme": answers(60), "mmbench_en_dev_static": answers(60)}
+TASKS |= {"docvqa_val": answers(60), "ocrbench": answers(60), "textvqa_val": answers(60)}
+# What may stand in a results file beside samples that tell otherwise, and what is said of it.
+UNTRUE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "ones": (score_all(1.0), "the samples give another score: "),
+    "a digit": (score_all(0.6), "the samples give another score: "),
+    "beyond the scale": (score_all(2900.0), "a score that the benchmark cannot have: "),
+    "beyond all bounds": (score_all(1e308), "a score that the benchmark cannot have: "),
+    "negative": (score_all(-0.5), "is -0.5, where the least is 0"),
+    "infinite": (score_all(float("inf")), "is inf, which is no finite number"),
+    "no number": (score_all(float("nan")), "is nan, which is no finite number"),
+    "a text": (score_all("1.0"), "is '1.0', which is no finite number"),
+    "true": (score_all(True), "is True, which is no finite number"),
+    "nothing": (score_all(None), "no score, though there are samples: "),
+    "fewer documents": (
+        lambda said: said["n-samples"]["gqa"].update(effective=150),
+        "more samples than documents: GQA",
+    ),
+    "more documents": (lambda said: said["n-samples"]["gqa"].update(effective=250), "samples are missing: GQA"),
+}
+
+
+@pytest.mark.parametrize("which", ["row", "baseline"])
+@pytest.mark.parametrize("untrue", UNTRUE)
+def test_scores_that_the_samples_contradict_fail_the_gate_and_are_marked(
+    tmp_path: Path, untrue: str, which: str
+) -> None:
+    """Also where it is the baseline that is too low, or that has none."""
+    paths = {"baseline": write_run(tmp_path / "a", TASKS), "row": write_run(tmp_path / "b", TASKS, HYBRID, tokens=33)}
+    gate = ("gate", tmp_path, "--min-rel", "81", "--resamples", "200")
+    assert call(*gate).exit_code == 0
+    change, message = UNTRUE[untrue]
+    rewrite(paths[which], change)
+    done = call(*gate)
+    assert done.exit_code == 1, done.stdout
+    (line,) = [text for text in done.stdout.splitlines() if "| scores |" in text]
+    assert re.search(r"\| no contradictions \| \d contradictions? \|  \| FAIL \|", line)
+    assert message in line
+    assert ("its baseline: " in line) == (which == "baseline")
+    table = call("leaderboard", tmp_path, "--format", "markdown")
+    assert message in table.stdout
+    assert "inf" not in table.stdout.replace("infinite", "").replace("is inf,", "")
+
+
+def test_each_benchmark_is_held_to_its_samples(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", TASKS)
+    path = write_run(tmp_path / "b", TASKS, HYBRID, tokens=33)
+    for task in TASKS:
+        before = path.read_text()
+        rewrite(
+            path,
+            lambda said, task=task: said["results"][task].update(
+                dict.fromkeys(
+                    (name for name, was in said["results"][task].items() if name.endswith(",none") and was is not None),
+                    0.07,
+                )
+            ),
+        )
+        done = call("gate", tmp_path, "--min-rel", "1.5", "--resamples", "200")
+        assert done.exit_code == 1, task
+        assert f"the samples give another score: {named(task)}" in done.stdout
+        path.write_text(before)
+
+
+def named(task: str) -> str:
+    from lmms_prune.leaderboard.benchmarks import TASKS
+
+    return TASKS[task].name
+
+
+def test_what_a_judge_scored_is_a_mark_and_no_fault(tmp_path: Path) -> None:
+    """The rules that samples are read by are not all that decides there."""
+    task = {"mmbench_en_dev": answers(60)}
+    write_run(tmp_path / "a", task)
+    write_run(tmp_path / "b", task, HYBRID, tokens=33, mmbench_en_dev=31.0)
+    done = call("gate", tmp_path, "--min-rel", "81")
+    assert done.exit_code == 0, done.stdout
+    assert "the samples give another score: MMB (30.00 instead of 31.00)" in done.stdout
+    assert call("gate", tmp_path, "--min-rel", "81", "--strict").exit_code == 1
+
+
+def test_a_row_whose_file_is_gone_is_named_by_its_samples(results: Path) -> None:
+    path = next((results / "b").rglob("*_results.json"))
+    path.unlink()
+    done = call("gate", results, "--min-rel", "50", "--schedule", "blind@0")
+    assert done.exit_code == 1
+    assert f"{path}: gone, though 20260101_000000_samples_gqa.jsonl stands beside." in done.stderr
+
+
+def test_what_others_call_results_is_left_alone(results: Path) -> None:
+    """lmms-eval's own details of a task, in whatever state, and somebody's summary; but not once it was named as results."""
+    for name, text in (("submissions/mmbench_en_dev_results.json", "{"), ("my_results.json", '{"overall_acc": 0.5}')):
+        path = results / "a" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert call("leaderboard", results).exit_code == 0
+    done = call("leaderboard", results, results / "a" / "my_results.json")
+    assert done.exit_code == 1
+    assert "my_results.json: damaged: lmms-eval writes a mapping with 'config' and 'results'" in done.stderr
 
 
 def test_the_gate_compares_with_a_run_of_the_same_schedule_before_a_change(results: Path, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def _with(text: str, **changed: Any) -> str:
     return json.dumps({**json.loads(text), **changed}) + "\n"
 
 
+FEW = {"visual_tokens": 2, "avg_visual_tokens": 1.0}
 COUNTS = {"visual_tokens": 10**400, "avg_visual_tokens": 1.0, "kv_bytes": 1}
 
 
@@ -89,6 +90,16 @@ COUNTS = {"visual_tokens": 10**400, "avg_visual_tokens": 1.0, "kv_bytes": 1}
     [
         ("gqa", lambda lines: [lines[0], _with(lines[1], doc_id=10**30), lines[2]], "line 2.*OverflowError"),
         ("gqa", lambda lines: [_with(one, token_counts=[COUNTS]) for one in lines], "line 1.*OverflowError"),
+        ("gqa", lambda lines: [_with(lines[0], exact_match=1.5)], "line 1: .*a score of 1.5, where 0 to 1 is possible"),
+        ("gqa", lambda lines: [_with(lines[0], exact_match=-1)], "a score of -1, where"),
+        ("docvqa_val", lambda lines: [_with(lines[0], anls=float("nan"))], "a score of nan, where"),
+        ("mme", lambda lines: [lines[0].replace('"score": 1.0', '"score": Infinity')], "a score of inf, where"),
+        (
+            "gqa",
+            lambda lines: [_with(lines[0], token_counts=[{**FEW, "kv_bytes": -1}])],
+            "token_counts of -1 to 2, where",
+        ),
+        ("gqa", lambda lines: [_with(lines[0], token_counts=[{**FEW, "kv_bytes": 1e999}])], "token_counts of 0 to inf"),
         ("gqa", lambda lines: [*lines, lines[0]], "4 lines for 3 documents"),
         ("gqa", lambda lines: [*lines[:-1], lines[-1][:40]], "line 3"),
         ("pope", lambda lines: [line("gqa", 0, 1, 5)], "no sample of POPE"),

@@ -33,6 +33,7 @@ def samples(num: np.ndarray, den: np.ndarray | None = None, stratum: np.ndarray 
         unit=np.arange(many),
         answers=np.arange(many),
         score=0.0,
+        logged=many,
         empty=0,
         ledger=None,
         extras={},

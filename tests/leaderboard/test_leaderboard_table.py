@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,52 @@ def test_what_is_not_comparable_is_marked_and_shown(tmp_path: Path, change: dict
     assert not row(board, "none").marks
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "unlike", "reason"),
+    [
+        ({"batch_size": 16}, {"batch_size": 1}, "other batch size", "batch size: 1; its baseline: 16"),
+        ({"batch_size": 8}, {"batch_size": "auto"}, "other batch size", "batch size: auto, at most 32; its baseline: 8"),
+        ({"facts": {"threads": "1"}}, {}, "other threads", "threads: 4; its baseline: 1"),
+        ({}, {"facts": {"machine": "M4, 8 cores"}}, "other machine", "machine: M4, 8 cores; its baseline: AMD EPYC, 8 c"),
+        ({}, {"facts": {"device": "NVIDIA H200"}}, "other device", "device: NVIDIA H200; its baseline: cpu (x86_64)"),
+        ({}, {"facts": {"processes": "2"}}, "other processes", "processes: 2; its baseline: 1"),
+        ({"other_load": 0.5}, {}, "other load", "other programs took 50% of the machine (at most 10% is compared)"),
+        ({}, {"other_load": 0.2}, "other load", "other programs took 20% of the machine"),
+        ({}, {"other_load": None}, "unknown load", "load by other programs not recorded"),
+        ({"facts": {"threads": None}}, {"facts": {"threads": None}}, "unknown threads", "threads not recorded"),
+        ({"batch_size": 1}, {"facts": {"threads": "1"}}, "other batch size, other threads", "batch size: 8; its baseline: 1; threads"),
+    ],
+)  # fmt: skip
+def test_a_speed_is_a_share_only_where_all_that_changes_times_is_the_same(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], unlike: str, reason: str
+) -> None:
+    write_run(tmp_path / "none", values(0.9), **before)
+    write_run(tmp_path / "dart", values(0.8), "dart@2:0.3", tokens=30, **after)
+    board = made(tmp_path)
+    cost = row(board, "dart@2:0.3").cost
+    assert (cost.samples_per_second, cost.share_speed, cost.unlike) == (2, None, unlike)
+    assert reason in cost.no_share_speed
+    assert cost.share_kv is not None  # what was counted is a share on any machine
+    assert row(board, "none").cost.share_speed == 100
+    for form in ("table", "markdown"):
+        text = FORMATS[form](board, False)
+        (line,) = [one for one in text.splitlines() if "dart@2:0.3" in one and unlike in one]
+        assert "2" in line
+        assert f"its speed is no share of the baseline's: {cost.no_share_speed}." in text
+    (described,) = [one for one in json.loads(FORMATS["json"](board, False))["models"][0]["budgets"][1]["rows"]]
+    assert (described["cost"]["share_speed"], described["cost"]["no_share_speed"]) == (None, cost.no_share_speed)
+    assert cost.no_share_speed in FORMATS["csv"](board, False).replace('"', "")
+    assert cost.no_share_speed in FORMATS["html"](board, False)
+
+
+def test_a_row_of_runs_at_two_batch_sizes_has_no_share(tmp_path: Path) -> None:
+    write_run(tmp_path / "none", values(0.9))
+    for seed, size in ((0, 8), (1, 16)):
+        write_run(tmp_path / str(seed), values(0.8), "random@1:0.3", tokens=30, seed=seed, batch_size=size)
+    cost = row(made(tmp_path), "random@1:0.3").cost
+    assert (cost.share_speed, cost.no_share_speed) == (None, "batch size: 16 and 8; its baseline: 8")
+
+
 def test_missing_samples_and_cached_answers_are_marked(tmp_path: Path) -> None:
     write_run(tmp_path / "none", values(0.9))
     path = write_run(tmp_path / "dart", values(0.8), "dart@2:0.3", tokens=30)
@@ -256,7 +303,7 @@ def test_models_are_tables_of_their_own(tmp_path: Path) -> None:
     for model in ("/a/tiny", "/b/tiny", "org/other"):
         write_run(tmp_path / model.replace("/", "_"), values(0.9), model=model)
     board = made(tmp_path)
-    assert [model.title for model in board.models] == ["/a/tiny", "/b/tiny", "org/other"]
+    assert [model.title for model in board.models] == ["a/tiny", "b/tiny", "org/other"]
 
 
 def test_a_given_baseline_may_have_the_same_settings(tmp_path: Path) -> None:

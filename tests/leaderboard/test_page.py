@@ -40,7 +40,7 @@ def test_nothing_is_fetched_and_nothing_is_html(tmp_path: Path) -> None:
     assert page.count("<script") == page.count("</script>") == 2
     assert page.count("<img") == 0
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
-    assert "default-src 'none'" in page
+    assert all(f"{part} 'none'" in page for part in ("default-src", "base-uri", "form-action"))
     asked = [one["question"] for one in held(page)["changes"]["documents"]]
     # Half of a surrogate pair cannot be written into any file.
     assert {f"question {text}".replace("\ud83d", "?") for text in HOSTILE} <= set(asked)

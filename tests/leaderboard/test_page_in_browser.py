@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pages import HOSTILE, board, give_images, write_small
+from written import write_run
 
 from lmms_prune.leaderboard.page.render import html
 
@@ -207,6 +208,20 @@ def test_a_row_has_its_command_to_copy_and_its_marks(open_page) -> None:
     wait(driver, "return /Copied|Selected/.test(document.querySelector('.copy').textContent)")
     dialog.find_element("css selector", ".close").click()
     assert find(driver, "dialog[open]") == []
+
+
+def test_where_speeds_cannot_be_compared_the_reason_stands_in_the_place(started, tmp_path: Path) -> None:
+    write_run(tmp_path / "none", {"gqa": [1.0] * 10}, batch_size=16)
+    write_run(tmp_path / "dart", {"gqa": [1.0] * 10}, "dart@2:0.3", tokens=30, batch_size=1)
+    (tmp_path / "page.html").write_text(html(board(tmp_path)), encoding="utf-8")
+    started.get((tmp_path / "page.html").as_uri())
+    choose(started, "columns", "cost")
+    speeds = [row.find_elements("css selector", "td")[-2].text for row in find(started, "#panel tbody tr:not(.group)")]
+    assert speeds == ["100", "other batch size"]
+    started.execute_script("document.querySelectorAll('button.row')[1].click()")
+    text = find(started, "dialog[open]")[0].text
+    assert "Its speed is no share of the baseline's: batch size: 1; its baseline: 16." in text
+    assert "other batch size" in [one.text for one in find(started, "dialog[open] dd small")]
 
 
 @pytest.mark.parametrize("dark", [False, True])

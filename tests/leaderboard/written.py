@@ -15,6 +15,7 @@ LAYERS = 4
 ORIGINAL = 100
 VERSIONS = {"lmms-prune": "0.1.0", "lmms-eval": "0.7.3", "torch": "2.15.0", "transformers": "5.23.0"}
 FACTS = {"device": "cpu (x86_64)", "attention": "sdpa", "dtype": "float16", "code": "0123456789ab", **VERSIONS}
+FACTS |= {"machine": "AMD EPYC, 8 cores", "threads": "4", "processes": "1"}
 OPTIONS = {"A": "a cat", "B": "a dog", "C": "nan", "D": None}
 
 
@@ -83,6 +84,8 @@ def write_run(
     facts: Mapping[str, str | None] | None = None,
     documents: int | None = None,
     limit: int | None = None,
+    batch_size: int | str = 8,
+    other_load: float | None = 0.01,
     ours: bool = True,
     samples: bool = True,
     **scores: float,
@@ -98,6 +101,8 @@ def write_run(
         facts: changes of the recorded circumstances; None takes one away.
         documents: that each task has; default: those that were answered.
         limit: of --limit.
+        batch_size: asked for; at most 32 where it is "auto".
+        other_load: of other programs while it ran; None for a record that does not say.
         ours: with this plugin's record and token counts.
         samples: logged.
         scores: other numbers than the samples give, by task, in the harness's scale (a single metric).
@@ -121,7 +126,13 @@ def write_run(
         }
         for task, values in tasks.items()
     }
-    run = {"batch_size": 8, "schedule": schedule, "identity": ", ".join(f"{k}={v}" for k, v in identity.items())}
+    run = {
+        "batch_size": batch_size,
+        "largest_batch": 32 if batch_size == "auto" else batch_size,
+        "schedule": schedule,
+        "identity": ", ".join(f"{k}={v}" for k, v in identity.items()),
+    }
+    run |= {} if other_load is None else {"other_load": other_load}
     arguments = f"pretrained={model},schedule={schedule},seed={seed}" if ours else f"pretrained={model}"
     wrapper = "llava_pruned" if ours else "llava_hf"
     said = {

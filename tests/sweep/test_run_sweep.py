@@ -19,7 +19,7 @@ from sweeps import Processes, config, leave_results
 
 from lmms_prune.harness import fingerprint
 from lmms_prune.harness.arguments import split
-from lmms_prune.sweep.results import STAMP, publish, seconds_if_complete
+from lmms_prune.sweep.results import STAMP, damage, publish, seconds_if_complete
 from lmms_prune.sweep.run import Outcome, run_sweep, time_left
 from lmms_prune.sweep.units import PARTIAL, SweepError, Unit, plan
 from lmms_prune.sweep.worker import with_journal
@@ -162,6 +162,35 @@ def test_other_settings_versions_or_code_are_made_anew(
     # The new results have taken the place of the old ones.
     assert len(list(unit.folder.rglob("*samples*"))) == 1
     assert [path.name for path in unit.folder.parent.iterdir()] == [unit.task]
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{}", "null", "5", '{"results": []}', '{"config": {}, "results": []}'])
+def test_a_result_that_was_written_over_is_named_and_made_anew(
+    content: str, units: list[Unit], processes: Processes
+) -> None:
+    """Whatever size it has now."""
+    unit = units[0]
+    assert states([unit]) == ["done"]
+    assert damage(unit) is None
+    (path,) = (unit.folder / "some__model").glob("*_results.json")
+    for text in (content, content.ljust(path.stat().st_size)):
+        path.write_text(text, encoding="utf-8")
+        assert seconds_if_complete(unit) is None
+        assert str(damage(unit)).startswith(f"{path}: damaged: ")
+        assert states([unit]) == ["done"]
+        assert damage(unit) is None
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{}", "null", '{"config": {}, "results": {}}'])
+def test_a_result_that_is_none_is_named_and_not_published(
+    content: str, units: list[Unit], processes: Processes
+) -> None:
+    unit = units[0]
+    leave_results(unit)
+    (path,) = (unit.partial / "some__model").glob("*_results.json")
+    path.write_text(content, encoding="utf-8")
+    assert str(publish(unit, 1.0)).startswith(f"{path}: damaged: ")
+    assert not unit.folder.exists()
 
 
 def test_a_prompts_file_is_part_of_what_a_result_is_made_from(tmp_path: Path, processes: Processes) -> None:

@@ -51,6 +51,25 @@ def test_a_dry_run_only_tells(configs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_damaged_result_is_named(configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps import Processes
+
+    monkeypatch.setattr("lmms_prune.sweep.run.Worker", Processes())
+    command = ["sweep", str(configs), "--out", str(tmp_path / "out"), "--tasks", "pope"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert CliRunner().invoke(app, [*command, "--dry-run"]).exit_code == 0
+    (path,) = (tmp_path / "out" / "a" / "pope" / "some__model").glob("*_results.json")
+    path.write_text("[1, 2]", encoding="utf-8")
+    dry = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert dry.exit_code == 1
+    assert dry.stdout.splitlines() == ["damaged: a, pope", "complete: b, pope"]
+    assert f"a, pope: {path}: damaged: " in dry.stderr
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0
+    assert f"a, pope: {path}: damaged: " in done.stderr
+    assert "1 evaluated, 1 complete before" in done.stdout
+
+
 def test_mistakes_in_files_are_told_before_anything_runs(configs: Path, tmp_path: Path) -> None:
     config(configs, "c", "drat@2:0.5")
     done = sweep(configs, "--out", tmp_path / "out")

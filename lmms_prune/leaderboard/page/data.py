@@ -83,10 +83,11 @@ def stages(row: Row) -> list[str]:
         return []
 
 
-def _cost(cost: Cost) -> dict[str, float | None]:
-    found = {name: _number(getattr(cost, name)) for name in _COSTS}
+def _cost(cost: Cost) -> dict[str, float | str | None]:
+    found: dict[str, float | None] = {name: _number(getattr(cost, name)) for name in _COSTS}
     speed = cost.samples_per_second
-    return {**found, "seconds": _number(1 / speed) if speed else None, "share_speed": _number(cost.share_speed)}
+    found |= {"seconds": _number(1 / speed) if speed else None, "share_speed": _number(cost.share_speed)}
+    return {**found, "no_share_speed": cost.no_share_speed, "unlike": cost.unlike}
 
 
 def _cell(cell: Cell) -> dict[str, Any]:

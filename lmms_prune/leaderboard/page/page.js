@@ -125,12 +125,15 @@ function scoreColumn(task) {
 function columns() {
   if (state.columns === "cost") {
     const share = (name, key, whole) => numeric(name, `${whole}, in percent of the unpruned run`, (row) => row.cost[key], (x) => number(x, 0));
+    const speed = share("speed %", "share_speed", "Samples a second, where all that changes times is the same");
+    const shown = speed.cell;
+    speed.cell = (row) => (row.cost.unlike ? el("small", { title: row.cost.no_share_speed }, row.cost.unlike) : shown(row));
     const cost = (name, key, help) => numeric(name, help, (row) => row.cost[key], three);
     return [scheduleColumn, tokensColumn, share("tokens %", "share_tokens", "Visual tokens"),
       cost("KV MiB", "kv_mib", "The prefill's cache"), share("KV %", "share_kv", "The prefill's cache"),
       cost("TFLOPs", "prefill_tflops", "Prefill of the decoder"), share("FLOPs %", "share_flops", "Prefill of the decoder"),
       cost("samples/s", "samples_per_second", "Generation, at the run's batch size"),
-      share("speed %", "share_speed", "Samples a second, on the same device"), relColumn];
+      speed, relColumn];
   }
   const random = { name: "against random", text: true, help: "The random control at the same measured tokens",
     value: (row) => row.random?.verdict, cell: (row) => verdict(row.random) };
@@ -440,9 +443,9 @@ function openRow(row) {
     ["Rel", [number(row.rel), null, row.rel_interval ? `(${between(...row.rel_interval)})` : ""]],
     ["Acc", [number(row.acc), null, ""]], ["KV cache", [`${three(row.cost.kv_mib)} MiB`, row.cost.share_kv, "%"]],
     ["prefill", [`${three(row.cost.prefill_tflops)} TFLOPs`, row.cost.share_flops, "%"]],
-    ["speed", [`${three(row.cost.samples_per_second)} samples/s`, row.cost.share_speed, "%"]]];
+    ["speed", [`${three(row.cost.samples_per_second)} samples/s`, row.cost.share_speed, known(row.cost.share_speed) ? "%" : row.cost.unlike]]];
   const facts = pairs.filter(([, [text]]) => /\d/.test(text)).map(([name, [text, share, unit]]) => el("div", {}, el("dt", {}, name),
-    el("dd", {}, text, known(share) ? small(`${number(share, 0)} ${unit} of unpruned`) : unit ? small(unit) : null)));
+    el("dd", {}, text, known(share) ? small(`${number(share, 0)} ${unit} of unpruned`) : unit && unit !== "%" ? small(unit) : null)));
   const tasks = model().tasks.filter((task) => row.cells[task.task]?.change);
   const show = () => { dialog.close(); Object.assign(state, { view: "changes", changesRow: String(model().rows.indexOf(row)) }); draw(); };
   dialog.replaceChildren(
@@ -451,6 +454,7 @@ function openRow(row) {
     el("p", { class: "kind" }, [KINDS[row.kind], row.seeds.length > 1 ? `seeds ${row.seeds.join(", ")}` : null, row.device || null,
       row.baseline ? `compared with ${row.baseline}` : null].filter(known).join(" · ")),
     row.random ? el("p", {}, verdict(row.random), ` ${interval(row.random.difference)} against ${row.random.other}`) : "",
+    row.cost.no_share_speed ? el("p", { class: "hint" }, `Its speed is no share of the baseline's: ${row.cost.no_share_speed}.`) : "",
     row.marks.length ? el("ul", { class: "warnings" }, row.marks.map((mark) => el("li", {}, mark))) : "",
     el("dl", { class: "facts" }, facts),
     row.published ? el("p", {}, `The paper's row ${row.published.name}: Rel ${number(row.published.rel)}${known(row.published.acc) ? `, Acc ${number(row.published.acc)}` : ""}; ours minus it: ${known(row.rel) ? number(row.rel - row.published.rel, 1, true) : "unknown"}.`) : "",

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lmms_prune.leaderboard.page import changes, data
 from lmms_prune.leaderboard.page.pictures import pictures
 from lmms_prune.leaderboard.rows import Leaderboard
+from lmms_prune.leaderboard.sharing import shared
 
 _FOLDER = Path(__file__).parent
 
@@ -20,7 +21,7 @@ def html(board: Leaderboard, with_details: bool = True, images: bool = False) ->
     """The page.
 
     Args:
-        board: the table.
+        board: the table, with the paths of its samples.
         with_details: means nothing here: a page has every benchmark's statistics.
         images: read the benchmarks' data again, for the images behind changed answers. Needs the data as an evaluation
             does, and imports torch, which nothing else here does.
@@ -30,7 +31,7 @@ def html(board: Leaderboard, with_details: bool = True, images: bool = False) ->
     """
     chosen, many = changes.changes(board)
     urls, pictured = pictures([one.wanted for one in chosen]) if images else ([], None)
-    said: dict[str, Any] = data.described(board)
+    said: dict[str, Any] = data.described(shared(board))
     for model, rows in zip(said["models"], many, strict=True):
         for row, flips in zip(model["rows"], rows, strict=True):
             row["flips"] = flips

@@ -1,0 +1,102 @@
+"""Files that somebody else named: what is no regular file is refused before it is opened, since opening a pipe may hang."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class FileError(OSError):
+    """A name of something else than a regular file, or a file that is no image; `strerror` says what it is."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(errno.EINVAL, what, str(path))
+
+
+def regular(path: Path) -> Path:
+    """`path`, if it names a regular file or a link to one.
+
+    Raises:
+        FileError: it names a folder, a named pipe, a socket or a device.
+        OSError: it does not exist, cannot be looked at, or is a loop of links.
+    """
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind != stat.S_IFREG:
+        raise FileError(path, f"{_KINDS.get(kind, 'something else')}, not a file")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file, in UTF-8.
+
+    Raises:
+        OSError: see `regular`; or it cannot be read.
+        UnicodeDecodeError: it is no text.
+    """
+    return regular(path).read_text(encoding="utf-8")
+
+
+def find(folder: Path, pattern: str, unreadable: Callable[[OSError], None]) -> list[Path]:
+    """Whatever below a folder bears a name of the pattern; links to folders are followed, and no folder is read twice.
+
+    Args:
+        folder: whose hidden folders (names that begin with a dot) are left out.
+        pattern: of names, as a shell has them.
+        unreadable: is told of each folder that cannot be read.
+    """
+    return sorted(path for path in _walk(folder, unreadable) if fnmatch(path.name, pattern))
+
+
+def _walk(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        about = os.stat(place)
+        if (about.st_dev, about.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        yield from (Path(place, name) for name in (*folders, *names))
+        # A link's own folder comes before the link, whatever their names: paths stay as short as they can be.
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=Path(place).joinpath)
+        folders.sort(key=lambda name: os.path.islink(os.path.join(place, name)))
+
+
+def read_image(path: Path) -> Image:
+    """An image file in RGB, decoded whole.
+
+    Raises:
+        FileError: no regular file, no image, cut short, or larger than Pillow decodes.
+        OSError: it does not exist or cannot be read.
+    """
+    from PIL import Image, ImageFile
+
+    # The harness, once imported, lets Pillow fill what a truncated file lacks with grey.
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with Image.open(regular(path)) as image:
+            return image.convert("RGB")
+    except FileError:
+        raise
+    # All that Pillow's readers say of broken files, and of images that would fill the memory.
+    except (ArithmeticError, EOFError, LookupError, MemoryError, SyntaxError, TypeError, ValueError) as error:
+        raise FileError(path, str(error)) from error
+    except (Image.DecompressionBombError, Image.UnidentifiedImageError) as error:
+        raise FileError(path, str(error).rstrip(".")) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
