@@ -7,15 +7,24 @@ It takes less than a second and imports no library, so that it can speak where t
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, requires, version
+from importlib.metadata import (
+    Distribution,
+    PackageNotFoundError,
+    distribution,
+    packages_distributions,
+    requires,
+    version,
+)
 from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lmms_prune.compat.versions import VERSIONS, install_command, other_version
 from lmms_prune.supported import SUPPORTED
@@ -24,6 +33,7 @@ LMMS_EVAL = Path(sys.executable).with_name("lmms-eval")
 """lmms-eval's command, which is installed beside this Python."""
 DOCTOR = "`lmms-prune doctor --installation` examines all of it."
 _SECONDS = 120.0  # for lmms-eval's list of models, which takes less than one
+_MODULE = re.compile(r"No module named '(\w+)|cannot import name '\w+' from (?:partially initialized module )?'(\w+)")
 _LIST = "import json; from lmms_eval.models import list_available_models as models; print(json.dumps(models()))"
 
 
@@ -79,7 +89,7 @@ def models_found(command: Sequence[str] = (sys.executable, "-c", _LIST)) -> Chec
     last_words = " ".join(done.stderr.strip().splitlines()[-1:])
     if done.returncode:
         detail = f"lmms-eval itself fails: {last_words or f'exit code {done.returncode}'}"
-        return Check(what, "failed", detail, reinstall("lmms-eval"))
+        return Check(what, "failed", detail, mending(last_words, "lmms-eval"))
     known = json.loads(done.stdout.splitlines()[-1])
     names = [family.model_name for family in SUPPORTED]
     if missing := [name for name in names if name not in known]:
@@ -88,8 +98,16 @@ def models_found(command: Sequence[str] = (sys.executable, "-c", _LIST)) -> Chec
     return Check(what, "ok", " and ".join(names))
 
 
+def mending(error: str, package: str) -> str:
+    """The command for an error of `package`: of another one, if the error names a module of one that is installed."""
+    named = _MODULE.search(error)
+    owners = packages_distributions().get(named[named.lastindex or 0], []) if named else []
+    return reinstall(owners[0] if owners else package)
+
+
 def reinstall(package: str) -> str:
     """The command for a package that fails: a tested version, what it requires and is not there, or the package anew."""
+    package = canonicalize_name(package)
     allowed = VERSIONS.get(package, "")
     try:
         installed = distribution(package)
@@ -131,7 +149,7 @@ def _source(installed: Distribution) -> str:
     """What pip is to install again: the folder or file that a package came from, else its name and version."""
     origin = json.loads(installed.read_text("direct_url.json") or "{}")
     if "url" not in origin:
-        return f"{installed.metadata['Name']}=={installed.version}"
+        return f"{canonicalize_name(installed.metadata['Name'])}=={installed.version}"
     editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
     system = f"{origin['vcs_info']['vcs']}+" if "vcs_info" in origin else ""
     return f"{editable}'{system}{origin['url']}'"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lmms_prune import installation
 from lmms_prune.cli import app
 from lmms_prune.compat.versions import VERSIONS
-from lmms_prune.installation import Check, InstallationError, models_found, refuse_broken, reinstall, versions
+from lmms_prune.installation import Check, InstallationError, mending, models_found, refuse_broken, reinstall, versions
 from lmms_prune.supported import SUPPORTED
 
 NAMES = [family.model_name for family in SUPPORTED]
@@ -99,6 +99,21 @@ def test_the_command_brings_what_is_missing_or_the_package_anew(
     distribution(tmp_path, "host", *requirements, origin=origin)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert reinstall("host") == f"pip install {expected}"
+
+
+@pytest.mark.parametrize(
+    ("error", "package"),
+    [
+        ("ModuleNotFoundError: No module named 'filelock._api'", "filelock"),
+        ("ImportError: cannot import name 'x' from 'filelock' (/a/filelock/__init__.py)", "filelock"),
+        ("cannot import name 'x' from partially initialized module 'yaml.nodes' (most likely …)", "pyyaml"),
+        ("ModuleNotFoundError: No module named 'no_such_module'", "lmms-eval"),
+        ("OSError: lib.so", "lmms-eval"),
+    ],
+)
+def test_an_error_that_names_a_module_is_mended_in_its_package(error: str, package: str) -> None:
+    expected = f"pip install --force-reinstall --no-deps {package}=={version(package)}"
+    assert mending(error, "lmms-eval") == expected
 
 
 def test_what_is_not_installed_is_installed_in_a_version_that_will_do(tmp_path: Path) -> None:

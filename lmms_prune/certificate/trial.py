@@ -10,7 +10,7 @@ from typing import Any
 
 from lmms_prune.certificate.libraries import printed
 from lmms_prune.harness.failures import Failure
-from lmms_prune.installation import Check, reinstall
+from lmms_prune.installation import Check, mending, reinstall
 from lmms_prune.schedule import Schedule
 
 _WHAT = "evaluation of two documents"
@@ -28,7 +28,7 @@ def two_documents() -> list[Check]:
         from lmms_prune.demo.models import LAYERS, MODELS, VISUAL_TOKENS, DemoError, model_arguments, weights
         from lmms_prune.demo.processes import Run, RunError, evaluate
     except ImportError as error:
-        return [Check(_WHAT, "failed", f"cannot be started: {error}", reinstall("lmms-prune"))]
+        return [Check(_WHAT, "failed", f"cannot be started: {error}", mending(str(error), "lmms-prune"))]
     start = time.monotonic()
     with TemporaryDirectory() as folder:
         try:
@@ -58,7 +58,7 @@ def refused(failure: Failure) -> Check:
     if failure.ours:
         return Check(_WHAT, "failed", failure.reason)
     reason = failure.reason or "it printed nothing"
-    return Check(_WHAT, "failed", f"lmms-eval itself fails: {reason}", reinstall("lmms-eval"))
+    return Check(_WHAT, "failed", f"lmms-eval itself fails: {reason}", mending(reason, "lmms-eval"))
 
 
 def judged(results: Mapping[str, Any], planned: float, seconds: float) -> Check:

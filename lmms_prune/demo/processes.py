@@ -31,8 +31,8 @@ class RunError(RuntimeError):
     """
 
     def __init__(self, failure: Failure, log: Path, what: str = "this run left no results") -> None:
-        said = f"{OURS} {failure.reason}" if failure.ours else failure.reason
-        super().__init__(f"{what}; its log is {log} and ends with:\n{said}")
+        reason = f"{OURS} {failure.reason}" if failure.ours else failure.reason
+        super().__init__(f"{what}; its log is {log} and ends with:\n{reason}")
         self.failure = failure
 
 

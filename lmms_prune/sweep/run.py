@@ -52,7 +52,7 @@ def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
     Raises:
         SweepError: there is no such launcher.
     """
-    hopeless = fine = False
+    hopeless = succeeded = False
     for _, same in groupby(units, key=lambda unit: unit.weights):
         unusable = loaded = False
         with _worker(launch) as workers:
@@ -63,9 +63,9 @@ def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
                 with _locked(unit) as mine:
                     outcome = _outcome(unit, workers) if mine else Outcome(unit, "busy")
                 loaded = loaded or outcome.state == "done"
-                fine = fine or loaded
+                succeeded = succeeded or loaded
                 unusable = outcome.scope == "checkpoint" and not loaded
-                hopeless = outcome.scope == "environment" and not fine
+                hopeless = outcome.scope == "environment" and not succeeded
                 yield outcome
     for folder in {unit.partial.parent for unit in units}:
         with suppress(OSError):  # logs of what failed stay
