@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.entries import ORACLE, STOCK, Entry, methods_of
-from lmms_prune.leaderboard.records import VERSIONS
+from lmms_prune.leaderboard.records import VERSIONS, RunRecord
 from lmms_prune.methods import METHODS
+from lmms_prune.schedule import Schedule
 
 FACTS = ("attention", "dtype", "device", *VERSIONS, "code")
 SETTINGS = (
@@ -44,6 +45,8 @@ def _own(entry: Entry) -> Iterator[str]:
     if unscored := dict.fromkeys(name for name, task in tasks if task.score is None):
         yield f"no score: {', '.join(unscored)}"
     yield from entry.faults
+    if unpruned := sum(source.unpruned for run in entry.runs if not _control(run) for source in run.sources):
+        yield f"{unpruned} samples lost no visual token: their images have no more than the schedule keeps"
     yield from entry.flaws
     if entry.kind == STOCK:
         return
@@ -56,6 +59,11 @@ def _own(entry: Entry) -> Iterator[str]:
     # The code's digest tells versions apart; only the commit tells whether anybody else can have this one.
     if any(value.endswith("-dirty") for value in _facts(entry, "commit")):
         yield "the plugin's code had changes that were not committed"
+
+
+def _control(run: RunRecord) -> bool:
+    """Whether the run's schedule asks for all tokens."""
+    return not run.schedule or Schedule.parse(run.schedule).keeps_all
 
 
 def _beside(entry: Entry, baseline: Entry) -> Iterator[str]:

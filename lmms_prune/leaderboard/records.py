@@ -33,6 +33,7 @@ class Source:
         facts: device, attention, dtype, code, the versions and what else changes times, as far as they were recorded.
         requests, seconds: answered, and the time their generation took.
         other_load: share of the cores' time that other programs took meanwhile; None if it was not recorded.
+        unpruned: samples with an image that lost no visual token, though a schedule was to prune them.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Source:
     requests: float = 0.0
     seconds: float = 0.0
     other_load: float | None = None
+    unpruned: int = 0
 
 
 @dataclass(frozen=True)

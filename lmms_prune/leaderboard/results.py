@@ -125,6 +125,7 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
         requests=float(round(seconds / latency)) if latency else 0.0,
         seconds=float(seconds),
         other_load=None if (load := (run or {}).get("other_load")) is None else float(load),
+        unpruned=int((run or {}).get("unpruned_samples") or 0),
     )
     tasks = {}
     for task in content["results"]:

@@ -137,6 +137,7 @@ def test_a_verdict_against_random_needs_the_same_measured_budget(
         ({"limit": 200, "documents": 500}, "only a part of the documents: GQA (200 of 500), DocVQA (200 of 500)"),
         ({"samples": False}, "no samples logged: GQA, DocVQA"),
         ({"ours": False}, "no measured budget"),
+        ({"unpruned": 3}, "3 samples lost no visual token: their images have no more than the schedule keeps"),
         ({"gqa": 0.123}, "the samples give another score: GQA (70.00 instead of 12.30)"),
     ],
 )

@@ -86,6 +86,7 @@ def write_run(
     limit: int | None = None,
     batch_size: int | str = 8,
     other_load: float | None = 0.01,
+    unpruned: int = 0,
     ours: bool = True,
     samples: bool = True,
     **scores: float,
@@ -103,6 +104,7 @@ def write_run(
         limit: of --limit.
         batch_size: asked for; at most 32 where it is "auto".
         other_load: of other programs while it ran; None for a record that does not say.
+        unpruned: samples that lost no token.
         ours: with this plugin's record and token counts.
         samples: logged.
         scores: other numbers than the samples give, by task, in the harness's scale (a single metric).
@@ -130,6 +132,7 @@ def write_run(
         "batch_size": batch_size,
         "largest_batch": 32 if batch_size == "auto" else batch_size,
         "schedule": schedule,
+        "unpruned_samples": unpruned,
         "identity": ", ".join(f"{k}={v}" for k, v in identity.items()),
     }
     run |= {} if other_load is None else {"other_load": other_load}
