@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from lmms_prune.redaction import printed, redacted_lines, secret_values
+
 
 class RunError(RuntimeError):
     """An evaluation that left no results; the message says why, and where its log is."""
@@ -65,6 +67,7 @@ def evaluate(
     Returns:
         each run's results, as in its file, or why there are none.
     """
+    secrets = secret_values(environment)
     for run in runs:
         run.out.mkdir(parents=True, exist_ok=True)
     before = {run.out: run.files() for run in runs}
@@ -74,10 +77,14 @@ def evaluate(
 
     def start(job: tuple[list[str], Path]) -> None:
         command, log = job
-        with log.open("w", encoding="utf-8") as said:
-            subprocess.run(
-                command, cwd=mirror, env=dict(environment), stdout=said, stderr=subprocess.STDOUT, check=False
-            )
+        pipe, both = subprocess.PIPE, subprocess.STDOUT
+        with (
+            log.open("w", encoding="utf-8", newline="") as file,
+            subprocess.Popen(command, cwd=mirror, env=dict(environment), stdout=pipe, stderr=both) as process,
+        ):
+            for line in redacted_lines(printed(process), secrets):
+                file.write(line)
+                file.flush()  # it can be followed, and ends with what was printed last
 
     # One thread a process: two small models side by side finish sooner than one after the other with two threads each.
     beside = max(1, min(len(runs), os.cpu_count() or 1))

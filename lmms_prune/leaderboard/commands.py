@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lmms_prune.console import fail, plainly
+from lmms_prune.console import SECRETS, fail, plainly
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS, named
+from lmms_prune.redaction import redacted
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ def leaderboard(
         show(board, details, console)
     else:
         with plainly(PicturesError):
-            text = html(board, details, images) if images else FORMATS[form](board, details)
+            text = (
+                html(board, secrets=SECRETS.get(), images=True)
+                if images
+                else FORMATS[form](board, details, SECRETS.get())
+            )
         if out is None:
             typer.echo(text, nl=False)
         else:
@@ -126,7 +131,7 @@ def gate(
         if text not in [one.row.runs[0].schedule for one in found]:
             absent = Problem(f"--schedule {text}", "no such row with a baseline among the results.")
             board = replace(board, problems=(*board.problems, absent))
-    typer.echo(summary(found, board, limits), nl=False)
+    typer.echo(redacted(summary(found, board, limits), SECRETS.get()), nl=False)
     if not found or board.problems or any(one.failed for one in found):
         raise typer.Exit(1)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lmms_prune.leaderboard.grids import Grid, Line, grids, scores
 from lmms_prune.leaderboard.notes import footnotes
@@ -18,6 +18,7 @@ from lmms_prune.leaderboard.records import RunRecord
 from lmms_prune.leaderboard.rows import Leaderboard, Row
 from lmms_prune.leaderboard.statistics import Interval
 from lmms_prune.leaderboard.terminal import terminal
+from lmms_prune.redaction import redacted, redacted_values
 
 
 def markdown(board: Leaderboard, with_details: bool) -> str:
@@ -113,9 +114,9 @@ def _spread(name: str, found: Interval | None) -> dict[str, float | None]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), parts, strict=True))
 
 
-def as_json(board: Leaderboard, with_details: bool) -> str:
-    """All that there is, always."""
-    return json.dumps(described(board), indent=1, ensure_ascii=False) + "\n"
+def as_json(board: Leaderboard, with_details: bool, secrets: Collection[str] = ()) -> str:
+    """All that there is, always; without secrets."""
+    return json.dumps(redacted_values(described(board), secrets), indent=1, ensure_ascii=False) + "\n"
 
 
 def described(value: Any) -> Any:
@@ -135,12 +136,31 @@ def described(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-FORMATS: dict[str, Callable[[Leaderboard, bool], str]] = {
-    "table": terminal,
-    "markdown": markdown,
-    "csv": as_csv,
+class Format(Protocol):
+    """A leaderboard as text.
+
+    Args:
+        board: the table.
+        with_details: whether every benchmark's statistics are asked for.
+        secrets: values that the text may not hold, beside what is known by its form.
+    """
+
+    def __call__(self, board: Leaderboard, with_details: bool, secrets: Collection[str] = ()) -> str: ...
+
+
+def _redacted(form: Callable[[Leaderboard, bool], str]) -> Format:
+    def clean(board: Leaderboard, with_details: bool, secrets: Collection[str] = ()) -> str:
+        return redacted(form(board, with_details), secrets)
+
+    return clean
+
+
+FORMATS: dict[str, Format] = {
+    "table": _redacted(terminal),
+    "markdown": _redacted(markdown),
+    "csv": _redacted(as_csv),
     "json": as_json,
-    "latex": latex,
+    "latex": _redacted(latex),
     "html": html,
 }
-"""By the name after ``--format``: functions of the leaderboard, and of whether every benchmark's statistics are asked for."""
+"""By the name after ``--format``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,7 +13,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from lmms_prune.sweep.results import publish, seconds_if_complete
+from lmms_prune.sweep.results import publish, redact_files, seconds_if_complete
 from lmms_prune.sweep.units import Unit
 from lmms_prune.sweep.worker import Worker
 
@@ -35,21 +35,22 @@ class Outcome:
     reason: str = ""
 
 
-def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
+def run_sweep(units: Sequence[Unit], launch: str, secrets: Collection[str]) -> Generator[Outcome]:
     """Evaluate what is not complete; yields each unit's outcome as it is known.
 
     Args:
         units: as `plan` orders them.
         launch: what starts the evaluating processes, "" for one plain process.
+        secrets: values that no file may hold, of `lmms_prune.redaction.secret_values`.
 
     Raises:
         SweepError: there is no such launcher.
     """
     for _, same in groupby(units, key=lambda unit: unit.weights):
-        with _worker(launch) as workers:
+        with _worker(launch, secrets) as workers:
             for unit in same:
                 with _locked(unit) as mine:
-                    yield _outcome(unit, workers) if mine else Outcome(unit, "busy")
+                    yield _outcome(unit, workers, secrets) if mine else Outcome(unit, "busy")
     for folder in {unit.partial.parent for unit in units}:
         with suppress(OSError):  # logs of what failed stay
             folder.rmdir()
@@ -58,14 +59,14 @@ def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
 class _Workers:
     """At most one worker, started when it is needed, and again after one has failed."""
 
-    def __init__(self, launch: str) -> None:
-        self._launch = launch
+    def __init__(self, launch: str, secrets: Collection[str]) -> None:
+        self._launch, self._secrets = launch, secrets
         self._worker: Worker | None = None
 
     def evaluate(self, unit: Unit) -> str | None:
         """As `Worker.evaluate`."""
         if self._worker is None:
-            self._worker = Worker(self._launch)
+            self._worker = Worker(self._launch, self._secrets)
         reason = self._worker.evaluate(unit)
         if reason is not None:
             self.close()
@@ -79,8 +80,8 @@ class _Workers:
 
 
 @contextmanager
-def _worker(launch: str) -> Iterator[_Workers]:
-    workers = _Workers(launch)
+def _worker(launch: str, secrets: Collection[str]) -> Iterator[_Workers]:
+    workers = _Workers(launch, secrets)
     try:
         yield workers
     except BaseException:
@@ -108,7 +109,7 @@ def _locked(unit: Unit) -> Iterator[bool]:
         lock.release()
 
 
-def _outcome(unit: Unit, workers: _Workers) -> Outcome:
+def _outcome(unit: Unit, workers: _Workers, secrets: Collection[str]) -> Outcome:
     before = seconds_if_complete(unit)
     if before is not None:
         shutil.rmtree(unit.journal, ignore_errors=True)  # of a sweep that was killed just after it had published
@@ -120,8 +121,9 @@ def _outcome(unit: Unit, workers: _Workers) -> Outcome:
     reason = workers.evaluate(unit)
     seconds = time.monotonic() - start
     log = unit.partial / "log.txt"
-    if reason is None:
-        reason = publish(unit, seconds)
+    # Whatever becomes of the files that lmms-eval has written, they stay on the disk.
+    unreadable = redact_files(unit.partial, secrets)
+    reason = reason or unreadable or publish(unit, seconds, secrets)
     if reason is None:
         shutil.rmtree(unit.journal, ignore_errors=True)
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from lmms_prune.sweep.units import Unit
@@ -56,7 +56,7 @@ class Processes:
         self.evaluated: list[tuple[str, str]] = []
         self.fails: Callable[[Unit], bool] = lambda unit: False
 
-    def __call__(self, launch: str) -> _Process:
+    def __call__(self, launch: str, secrets: Collection[str]) -> _Process:
         self.started += 1
         return _Process(self)
 

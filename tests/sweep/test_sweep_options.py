@@ -62,7 +62,7 @@ def test_mistakes_in_files_are_told_before_anything_runs(configs: Path, tmp_path
 def test_failures_are_told_at_once_and_an_interruption_says_how_to_go_on(
     configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(units, launch):
+    def interrupted(units, launch, secrets):
         yield Outcome(units[0], "failed", 2.0, "no such device\n  log: here")
         raise KeyboardInterrupt
 
