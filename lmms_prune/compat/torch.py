@@ -83,6 +83,7 @@ _MOVES = frozenset(
         "histogram",
         "quantile",
         "nanquantile",
+        "linalg_vector_norm",
     ]
 )
 _DECOMPOSES = ("linalg_", "_linalg_", "cholesky", "lu_", "svd", "qr", "inverse", "pdist", "_pdist", "cov", "_fft")
