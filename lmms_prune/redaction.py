@@ -138,17 +138,21 @@ def redacted_lines(chunks: Iterable[bytes], secrets: Collection[str] = ()) -> It
     Yields:
         all text of the stream. A line of more than 64 Ki characters comes in parts, none of which ends inside of a secret.
     """
-    decoder, held = codecs.getincrementaldecoder("utf-8")("replace"), ""
+    decoder, held, size = codecs.getincrementaldecoder("utf-8")("replace"), list[str](), 0
     context = max([_CONTEXT, *(2 * len(secret) for secret in secrets)])
     for chunk in chunks:
-        *complete, held = re.split(r"(?<=[\r\n])", held + decoder.decode(chunk))
-        for line in complete:
-            yield redacted(line, secrets)
-        while len(held) > _LINE + 2 * context:
-            cut = _cut(held, len(held) - context, context, secrets)
-            yield redacted(held[:cut], secrets)
-            held = held[cut:]
-    if rest := held + decoder.decode(b"", final=True):
+        for number, part in enumerate(re.split(r"(?<=[\r\n])", decoder.decode(chunk))):
+            if number:  # what is held has its end
+                yield redacted("".join(held), secrets)
+                held, size = [], 0
+            held.append(part)
+            size += len(part)
+        if size > _LINE + 2 * context:
+            line = "".join(held)
+            cut = _cut(line, size - context, context, secrets)
+            yield redacted(line[:cut], secrets)
+            held, size = [line[cut:]], size - cut
+    if rest := "".join(held) + decoder.decode(b"", final=True):
         yield redacted(rest, secrets)
 
 
