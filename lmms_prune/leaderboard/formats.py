@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lmms_prune.leaderboard.grids import Grid, Line, grids, scores
 from lmms_prune.leaderboard.notes import footnotes
@@ -136,26 +136,14 @@ def described(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-class Format(Protocol):
-    """A leaderboard as text.
-
-    Args:
-        board: the table.
-        with_details: whether every benchmark's statistics are asked for.
-        secrets: values that the text may not hold, beside what is known by its form.
-    """
-
-    def __call__(self, board: Leaderboard, with_details: bool, secrets: Collection[str] = ()) -> str: ...
-
-
-def _redacted(form: Callable[[Leaderboard, bool], str]) -> Format:
+def _redacted(form: Callable[[Leaderboard, bool], str]) -> Callable[[Leaderboard, bool, Collection[str]], str]:
     def clean(board: Leaderboard, with_details: bool, secrets: Collection[str] = ()) -> str:
         return redacted(form(board, with_details), secrets)
 
     return clean
 
 
-FORMATS: dict[str, Format] = {
+FORMATS: dict[str, Callable[[Leaderboard, bool, Collection[str]], str]] = {
     "table": _redacted(terminal),
     "markdown": _redacted(markdown),
     "csv": _redacted(as_csv),
@@ -163,4 +151,5 @@ FORMATS: dict[str, Format] = {
     "latex": _redacted(latex),
     "html": html,
 }
-"""By the name after ``--format``."""
+"""By the name after ``--format``: functions of the leaderboard, of whether every benchmark's statistics are asked for, and of
+values that the text may not hold beside what is known by its form."""
