@@ -7,74 +7,43 @@ import re
 from pathlib import Path
 
 import pytest
+from faulty_tasks import write_task
 from sweeps import SECRETS, Place, config, holding_a_secret
 
 from lmms_prune.sweep.units import PARTIAL
 
-# A benchmark of the demo's under another name, with one function of its own.
-TASK = """task: {name}
-dataset_path: lmms-lab-encoder/POPE
-test_split: test
-output_type: generate_until
-doc_to_visual: !function functions.images
-doc_to_text: !function functions.{name}
-doc_to_target: answer
-generation_kwargs:
-  max_new_tokens: 2
-process_results: !function functions.{scored}
-metric_list:
-  - metric: exact_match
-    aggregation: mean
-    higher_is_better: true
-"""
-FUNCTIONS = """
-import os, signal, subprocess, sys
-
-def images(doc):
-    return [doc["image"].convert("RGB")]
-
-def scores(doc, results):
-    return {"exact_match": 1.0}
-
-def crashes(doc, results):
-    raise RuntimeError("cannot score with " + os.environ["SOME_PASSWORD"])
-
-def unscored(doc):
-    return "Is it?"
-
-def printing(doc):
+TASKS = {
+    "printing": """
+def question(doc):
     secret = os.environ["SOME_PASSWORD"]
     print("printed", secret, repr(secret), flush=True)
     os.write(2, b"in two parts " + secret[:7].encode())
     os.write(1, secret[7:].encode() + b" is whole\\n")
     subprocess.run([sys.executable, "-c", "import os; print('a child has', os.environ['HF_TOKEN'])"], check=True)
     return "Is it?"
-
-def killed(doc):
+""",
+    "unscored": """
+def scores(doc, results):
+    raise RuntimeError("cannot score with " + os.environ["SOME_PASSWORD"])
+""",
+    "killed": """
+def question(doc):
     os.write(1, b"the last words are " + os.environ["HF_TOKEN"].encode())
     os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.fixture
-def tasks(tmp_path: Path) -> Path:
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    (folder / "functions.py").write_text(FUNCTIONS, encoding="utf-8")
-    for name in ("unscored", "printing", "killed"):
-        scored = "crashes" if name == "unscored" else "scores"
-        (folder / f"{name}.yaml").write_text(TASK.format(name=name, scored=scored), encoding="utf-8")
-    return folder
+""",
+}
 
 
 @pytest.mark.slow
-def test_a_task_that_prints_crashes_or_kills(place: Place, tasks: Path, tmp_path: Path) -> None:
+def test_a_task_that_prints_crashes_or_kills(place: Place, tmp_path: Path) -> None:
     """Each failure is told with its last error and exit code 1; no file of any of them holds a secret."""
+    for name, functions in TASKS.items():
+        write_task(tmp_path / "tasks", name, functions)
     # A secret in the arguments would be in the settings, the results, the record and the journal.
     prompt = tmp_path / "prompt.txt"
     prompt.write_text(f"My password is {SECRETS['SOME_PASSWORD']}.", encoding="utf-8")
-    path = config(tmp_path, "a", "none", "printing,unscored,killed", system_prompt=prompt)
-    path.write_text(f"{path.read_text(encoding='utf-8')}include_path: {tasks}\n", encoding="utf-8")
+    path = config(tmp_path, "a", "none", ",".join(TASKS), system_prompt=prompt)
+    path.write_text(f"{path.read_text(encoding='utf-8')}include_path: {tmp_path / 'tasks'}\n", encoding="utf-8")
     out = tmp_path / "out"
     done = place.sweep(path, "--out", out, "--json")
     assert done.returncode == 1
@@ -96,7 +65,6 @@ def test_a_task_that_prints_crashes_or_kills(place: Place, tasks: Path, tmp_path
     assert re.fullmatch(r"tenacity\.RetryError: .* raised RuntimeError>\] \(exit code 1\)\n  log: \S+log\.txt", reason)
     assert f"a, unscored: {reason}\n" in done.stderr
     assert "RuntimeError: cannot score with [REDACTED]" in unscored
-    assert unscored[-1] in reason
     # Killed amid a line, it leaves that line, too.
     assert killed[-1] == "the last words are [REDACTED]"
     assert "a, killed: the last words are [REDACTED] (exit code -9)\n" in done.stderr
