@@ -14,8 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from lmms_prune import __version__
-from lmms_prune.console import fail, plainly
+from lmms_prune.console import SECRETS, fail, plainly
 from lmms_prune.methods import METHODS, MethodSpec
+from lmms_prune.redaction import secret_values
 from lmms_prune.schedule import ScheduleError, did_you_mean
 
 # Where each command is, beside those of this file: a function, or a group of them.
@@ -97,6 +98,8 @@ def main(
     ] = False,
 ) -> None:
     """Schedules of visual-token pruning methods for LLaVA-1.5 and Qwen2.5-VL, inside lmms-eval."""
+    # The one place where the environment is read: what no file may hold, for the commands that write some.
+    SECRETS.set(secret_values(os.environ))
 
 
 @app.command()

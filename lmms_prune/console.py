@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NoReturn
 
 import typer
+
+from lmms_prune.redaction import redacted
+
+SECRETS: ContextVar[tuple[str, ...]] = ContextVar("secrets", default=())
+"""Values that no file may hold: the command line sets those of its environment, commands hand them to whoever writes."""
 
 
 def fail(message: str) -> NoReturn:
@@ -22,3 +29,15 @@ def plainly(*errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         fail(str(error))
+
+
+@contextmanager
+def redacted_traces(secrets: Collection[str]) -> Iterator[None]:
+    """An error that ends the command with a stack trace is printed without secrets; a cluster writes it to a job's log."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception:
+        typer.echo(redacted(traceback.format_exc(), secrets), err=True)
+        raise typer.Exit(1) from None

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lmms_prune.certificate.libraries import printed
+from lmms_prune.console import SECRETS
 from lmms_prune.harness.failures import Failure
 from lmms_prune.installation import Check, mending, reinstall
 from lmms_prune.schedule import Schedule
@@ -39,7 +40,7 @@ def two_documents() -> list[Check]:
                 "include_path": str(Path(__file__).with_name("task")),
             }
             run = Run(options, Path(folder) / "results")
-            [outcome] = evaluate([run], Path(folder), Path(folder), None, lambda done: None)
+            [outcome] = evaluate([run], Path(folder), Path(folder), None, SECRETS.get(), lambda done: None)
         except DemoError as error:
             return [Check(_WHAT, "failed", str(error), reinstall("lmms-prune"))]
         except FileNotFoundError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from lmms_prune.compat.lmms_eval import RUN_FAILED
 from lmms_prune.harness.failures import OURS, Failure, read_failure, read_log
 from lmms_prune.installation import DOCTOR, LMMS_EVAL
 from lmms_prune.record.results import results_files
+from lmms_prune.redaction import printed, redacted_lines
 
 _EVERY = 1.0  # seconds between two looks at what is finished, and at whether it is worth going on
 
@@ -69,6 +70,7 @@ def evaluate(
     folder: Path,
     mirror: Path,
     environment: Mapping[str, str] | None,
+    secrets: Collection[str],
     progressed: Callable[[int], None],
 ) -> list[dict[str, Any] | RunError]:
     """Make all runs, in as many processes as there are cores.
@@ -81,6 +83,7 @@ def evaluate(
         folder: where the processes' configurations and logs go.
         mirror: the folder to start lmms-eval in.
         environment: of the processes; None for this one's.
+        secrets: that no log may hold.
         progressed: told how many runs are finished, from time to time.
 
     Returns:
@@ -103,9 +106,9 @@ def evaluate(
     beside = max(1, min(len(runs), os.cpu_count() or 1))
     groups = [runs[number::beside] for number in range(beside)]
     first = [_job(group, folder / f"process-{number}.yaml") for number, group in enumerate(groups, 1)]
-    _finish(first, mirror, environment, finished, progressed)
+    _finish(first, mirror, environment, secrets, finished, progressed)
     again = [_job([run], folder) for group in groups if len(group) > 1 for run in group if not new(run)]
-    _finish(again, mirror, environment, finished, progressed)
+    _finish(again, mirror, environment, secrets, finished, progressed)
     progressed(len(runs))
     return [_results(run, new(run)) for run in runs]
 
@@ -114,6 +117,7 @@ def _finish(
     jobs: Sequence[tuple[list[str], Path]],
     mirror: Path,
     environment: Mapping[str, str] | None,
+    secrets: Collection[str],
     finished: Callable[[], int],
     progressed: Callable[[int], None],
 ) -> None:
@@ -127,18 +131,26 @@ def _finish(
     def start(command: list[str], log: Path) -> None:
         if shared:
             return
-        with log.open("w", encoding="utf-8") as out:
-            process = subprocess.Popen(command, cwd=mirror, env=environment, stdout=out, stderr=subprocess.STDOUT)
-        code = None
-        while code is None and not shared:
-            with suppress(subprocess.TimeoutExpired):
-                code = process.wait(_EVERY)
-            failure = _shared_failure(log, code)
-            # What went well before shows that not all share it.
-            if failure is not None and not finished():
-                shared.append((failure, log))
-        process.terminate()
-        process.wait()
+        pipe, both = subprocess.PIPE, subprocess.STDOUT
+        log.touch()
+        with (
+            subprocess.Popen(command, cwd=mirror, env=environment, stdout=pipe, stderr=both) as process,
+            ThreadPoolExecutor(1) as writer,
+        ):
+            written = writer.submit(_write_log, process, log, secrets)
+            code = None
+            while code is None and not shared:
+                with suppress(subprocess.TimeoutExpired):
+                    code = process.wait(_EVERY)
+                if code is not None:
+                    written.result()
+                failure = _shared_failure(log, code)
+                # What went well before shows that not all share it.
+                if failure is not None and not finished():
+                    shared.append((failure, log))
+            process.terminate()
+            process.wait()
+            written.result()
 
     with ThreadPoolExecutor(max(1, min(len(jobs), os.cpu_count() or 1))) as pool:
         futures = [pool.submit(start, *job) for job in jobs]
@@ -150,6 +162,18 @@ def _finish(
         raise RunError(
             *shared[0], f"every run fails alike, so no more were started. {DOCTOR} The first left no results"
         )
+
+
+def _write_log(process: subprocess.Popen[bytes], log: Path, secrets: Collection[str]) -> None:
+    """Write what a process prints, without secrets, until it ends."""
+    try:
+        with log.open("w", encoding="utf-8", newline="") as file:
+            for line in redacted_lines(printed(process), secrets):
+                file.write(line)
+                file.flush()  # it can be followed, and ends with what was printed last
+    except OSError:
+        process.terminate()  # nobody reads what it prints any more
+        raise
 
 
 def _shared_failure(log: Path, code: int | None) -> Failure | None:

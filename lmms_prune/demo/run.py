@@ -23,6 +23,7 @@ from lmms_prune.demo.processes import Run, RunError, evaluate
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.leaderboard.benchmarks import rel, score
+from lmms_prune.redaction import secret_values
 from lmms_prune.schedule import Schedule
 
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
@@ -134,7 +135,7 @@ def run_demo(
     runs = [_run(model, checkpoints[model], row, tasks, results / model.folder) for model, row in jobs]
     one_thread = {**environment, "OMP_NUM_THREADS": "1"}
     with _progress(console, f"{len(runs)} runs of lmms-eval, {len(tasks)} tasks each", len(runs)) as progressed:
-        outcomes = evaluate(runs, results, mirror, one_thread, progressed)
+        outcomes = evaluate(runs, results, mirror, one_thread, secret_values(environment), progressed)
     record: dict[str, Any] = {"mirror": str(mirror), "runs": [], "failures": []}
     commands: list[tuple[bool, str]] = []
     for (model, row), run, outcome in zip(jobs, runs, outcomes, strict=True):

@@ -1,9 +1,10 @@
 """The process that evaluates for a sweep: ``[torchrun …] -m lmms_prune.harness.evaluate``.
 
-Its standard input brings one JSON object a line, ``{"settings": …, "log": …}``: lmms-eval's options as a ``--config`` file
-has them, and the file that takes all output. Each is done by lmms-eval's own command, whose files are the result; the
-standard output then gets the line `FINISHED`. Equal weights are loaded once. Any error ends the process, since one that
-came from the device would meet every later evaluation too. When the input ends, so does the process, at once.
+Its standard input brings one JSON object a line: lmms-eval's options as a ``--config`` file has them. Each is done by
+lmms-eval's own command, whose files are the result; the standard output gets the line `STARTED` before and the line
+`FINISHED` after it. All other output belongs to that evaluation, and the sweep, which reads it, writes its log. Equal weights are loaded once. Any error ends the
+process, since one that came from the device would meet every later evaluation too. When the input ends, so does the
+process, at once.
 """
 
 from __future__ import annotations
@@ -20,14 +21,11 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-FINISHED = "lmms-prune: finished"
+STARTED, FINISHED = "lmms-prune: started", "lmms-prune: finished"
 
 
 def main() -> None:
     """Evaluate what the standard input brings, until it ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # Until the first log is known, whatever is printed goes where errors go.
-    os.dup2(2, 1)
     import torch.distributed as dist
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -44,14 +42,17 @@ def main() -> None:
                 dist.broadcast_object_list(line)
             if line[0] is None:
                 return
-            job = json.loads(line[0])
-            _log_to(job["log"])
-            evaluate(job["settings"])
+            if jobs:
+                print(f"\n{STARTED}", flush=True)
+            evaluate(json.loads(line[0]))
+            # What is printed of this evaluation, by any of the processes, comes before the line that ends it.
+            sys.stdout.flush()
+            sys.stderr.flush()
             if several:
                 dist.barrier()
             if jobs:
                 jobs.finished()
-                print(FINISHED, file=answers, flush=True)
+                print(f"\n{FINISHED}", flush=True)
 
 
 class _Jobs:
@@ -79,15 +80,6 @@ class _Jobs:
         if self._busy:
             os._exit(1)
         self._lines.put(None)
-
-
-def _log_to(path: str) -> None:
-    """Send all further output of this process and its children to the end of a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with open(path, "ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -25,6 +25,7 @@ from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.harness.fingerprint import digest
 from lmms_prune.harness.records import Answer, PrunedTokenCounts
 from lmms_prune.record.files import regular
+from lmms_prune.redaction import redacted, redacted_values
 
 
 class JournalError(RuntimeError):
@@ -37,18 +38,21 @@ class Journal:
     Args:
         folder: of journals, of this and of other runs.
         run: all that the answers depend on beside their documents.
+        secrets: values that no file may hold. An answer that holds one is not kept, and is answered again.
 
     Raises:
         ArgumentError: the folder cannot be used.
     """
 
-    def __init__(self, folder: str, run: Mapping[str, str]) -> None:
+    def __init__(self, folder: str, run: Mapping[str, str], secrets: Collection[str]) -> None:
+        self._secrets = secrets
         self._folder = Path(folder) / digest(run)
         self._file = self._folder / f"{uuid4().hex}.jsonl"
         self._finished: dict[str, Answer] = {}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
+            clean = json.dumps(redacted_values(run, secrets), indent=1)
+            (self._folder / "run.json").write_text(clean, encoding="utf-8")
         except OSError as error:
             raise ArgumentError(f"model_args: journal={folder} cannot be written to: {error.strerror}.") from error
         for path in sorted(self._folder.glob("*.jsonl")):
@@ -69,7 +73,10 @@ class Journal:
         Raises:
             JournalError: it could not be written.
         """
-        batch = [{"key": key, **asdict(answer)} for key, answer in answers.items()]
+        kept = {key: one for key, one in answers.items() if redacted(one.text, self._secrets) == one.text}
+        if not kept:
+            return
+        batch = [{"key": key, **asdict(answer)} for key, answer in kept.items()]
         text = json.dumps(batch).encode()
         try:
             new = not self._file.exists()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from lmms_prune.compat.names import MovedNameError
 from lmms_prune.compat.versions import UnsupportedVersionError, refuse_other_versions
 from lmms_prune.harness.arguments import plain_errors
+from lmms_prune.redaction import secret_values
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
@@ -35,4 +37,6 @@ def __getattr__(name: str) -> Any:
 
         refuse_moved_names()
         from lmms_prune.harness import models
+    # Here lmms-eval's command becomes ours: what its environment keeps secret, no file of ours may hold.
+    models.PrunedModel.secrets = secret_values(os.environ)
     return getattr(models, name)

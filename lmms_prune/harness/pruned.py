@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -40,6 +40,7 @@ from lmms_prune.harness.response_cache import hold_to
 from lmms_prune.harness.wrappers import WRAPPERS
 from lmms_prune.hooks import check, prune
 from lmms_prune.measurements import InformationError
+from lmms_prune.redaction import redacted_values
 from lmms_prune.trace import masks_to_host
 
 
@@ -78,7 +79,12 @@ class PrunedModel(ChatModel):
     """A checkpoint whose visual tokens are pruned by a schedule.
 
     Created by lmms-eval through `create_from_arg_string`; `ModelArguments` says what may be given.
+
+    Attributes:
+        secrets: values that no file may hold; those of the environment, where lmms-eval has loaded the class.
     """
+
+    secrets: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, arguments: ModelArguments):
         super().__init__()
@@ -117,17 +123,20 @@ class PrunedModel(ChatModel):
         executed = provenance(self.model, self.device)
         commit = getattr(self.model.config, "_commit_hash", None)
         self.made_from = made_from(self.arguments, executed, commit)
-        self._journal = None if arguments.journal is None else Journal(arguments.journal, self.made_from)
+        self._journal = None if arguments.journal is None else Journal(arguments.journal, self.made_from, self.secrets)
         # The harness copies the values of `batch_sizes` into the results' config: the one place for what it does not
         # record by itself (its throughput section takes numbers only).
         self.batch_sizes: dict[str, dict[str, Any]] = {
-            "run": {
-                "batch_size": self.batch_size,
-                "schedule": str(schedule),
-                "identity": self.arguments.identity(),
-                **executed,
-                **circumstances(self._world_size),
-            }
+            "run": redacted_values(
+                {
+                    "batch_size": self.batch_size,
+                    "schedule": str(schedule),
+                    "identity": self.arguments.identity(),
+                    **executed,
+                    **circumstances(self._world_size),
+                },
+                self.secrets,
+            )
         }
 
     @classmethod
@@ -141,7 +150,7 @@ class PrunedModel(ChatModel):
         with plain_errors(InformationError, UnsupportedModelError):
             model = cls(WRAPPERS[cls.family.model_name].read(arg_string, additional_config))
             if (cache := cache_in_use()) is not None:
-                hold_to(cache, cls.family.model_name, arg_string, model.made_from)
+                hold_to(cache, cls.family.model_name, arg_string, redacted_values(model.made_from, cls.secrets))
             return model
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lmms_prune.console import fail
+from lmms_prune.console import SECRETS, fail
 from lmms_prune.information.given import (
     Include,
     Json,
@@ -195,7 +195,7 @@ def horizon(
         names = task_names(tasks)
         ready = load_unpruned(model, model_args)
         depth, about = ready.depth, ready.name
-        evaluation = Evaluation(model, model_args, names, limit)
+        evaluation = Evaluation(model, model_args, names, limit, secrets=SECRETS.get())
         measured = measured_rows(ready, names, limit, block, include, out / "information")
         acting = [(m, n, k) for k in ratios for m in chosen for n in range(depth) if acts_at(m, n)]
         alone = {one: _alone(*one, out / "information") for one in acting}

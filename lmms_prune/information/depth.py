@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Evaluation:
         tasks: names, each of which scores by itself.
         limit: documents of each task; None for all.
         offset: documents of each task that are left out before these.
+        secrets: values that no file may hold.
 
     Raises:
         InformationError: a task is none of the benchmarks whose scores can be read document by document.
@@ -38,6 +39,7 @@ class Evaluation:
     tasks: Sequence[str]
     limit: int | None = None
     offset: int = 0
+    secrets: Collection[str] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if unknown := [task for task in self.tasks if task not in TASKS]:
@@ -79,7 +81,7 @@ def evaluate(
     for schedule in schedules:
         paths.append(configs / f"{slug(schedule)}.yaml")
         paths[-1].write_text(yaml.safe_dump(evaluation.settings(schedule), sort_keys=False), encoding="utf-8")
-    for outcome in run_sweep(plan(paths, out / "runs"), launch):
+    for outcome in run_sweep(plan(paths, out / "runs"), launch, evaluation.secrets):
         report(outcome)
         if outcome.state == "failed":
             raise InformationError(f"the evaluation of {outcome.unit} failed: {outcome.reason}")

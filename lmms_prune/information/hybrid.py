@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lmms_prune.console import fail
+from lmms_prune.console import SECRETS, fail
 from lmms_prune.information.given import (
     Include,
     Json,
@@ -70,7 +70,7 @@ def calibrate(
 
         names = task_names(tasks)
         read = [Schedule.parse(text) for text in beside or []]
-        evaluation = Evaluation(model, model_args, names, limit)
+        evaluation = Evaluation(model, model_args, names, limit, secrets=SECRETS.get())
         ready = load_unpruned(model, model_args)
         _check_budget(budget, ready)
         _check_documents(names, ready, limit, include)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lmms_prune.console import fail, plainly
+from lmms_prune.console import SECRETS, fail, plainly
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS, TASKS, named
+from lmms_prune.redaction import redacted
 from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
 
 if TYPE_CHECKING:
@@ -76,7 +77,11 @@ def leaderboard(
         show(shared(board), details, console)
     else:
         with plainly(PicturesError):
-            text = html(board, details, images) if images else FORMATS[form](board, details)
+            text = (
+                html(board, secrets=SECRETS.get(), images=True)
+                if images
+                else FORMATS[form](board, details, SECRETS.get())
+            )
         if out is None:
             typer.echo(text, nl=False)
         else:
@@ -138,7 +143,7 @@ def gate(
             absent = Problem(f"--schedule {text}", "no such row with a baseline among the results.")
             board = replace(board, problems=(*board.problems, absent))
     known = names(board)
-    typer.echo(summary(known.shared(found), known.shared(board), limits), nl=False)
+    typer.echo(redacted(summary(known.shared(found), known.shared(board), limits), SECRETS.get()), nl=False)
     for problem in board.problems:
         typer.echo(f"lmms-prune: {problem}", err=True)
     if not found or board.problems or any(one.failed for one in found):

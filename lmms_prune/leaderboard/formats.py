@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from math import isfinite
 from pathlib import Path
@@ -19,6 +19,7 @@ from lmms_prune.leaderboard.rows import Leaderboard, Row
 from lmms_prune.leaderboard.sharing import shared
 from lmms_prune.leaderboard.statistics import Interval
 from lmms_prune.leaderboard.terminal import terminal
+from lmms_prune.redaction import redacted, redacted_values
 
 
 def markdown(board: Leaderboard, with_details: bool) -> str:
@@ -114,9 +115,9 @@ def _spread(name: str, found: Interval | None) -> dict[str, float | None]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), parts, strict=True))
 
 
-def as_json(board: Leaderboard, with_details: bool) -> str:
-    """All that there is, always."""
-    return json.dumps(described(board), indent=1, ensure_ascii=False) + "\n"
+def as_json(board: Leaderboard, with_details: bool, secrets: Collection[str] = ()) -> str:
+    """All that there is, always; without secrets."""
+    return json.dumps(redacted_values(described(board), secrets), indent=1, ensure_ascii=False) + "\n"
 
 
 def described(value: Any) -> Any:
@@ -136,19 +137,29 @@ def described(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-Format = Callable[[Leaderboard, bool], str]
+Format = Callable[[Leaderboard, bool, Collection[str]], str]
 
 
-def _for_others(form: Format) -> Format:
-    return lambda board, with_details: form(shared(board), with_details)
+def _for_others(form: Callable[[Leaderboard, bool], str]) -> Format:
+    """`form` without anybody's folders and secrets."""
+
+    def clean(board: Leaderboard, with_details: bool, secrets: Collection[str] = ()) -> str:
+        return redacted(form(shared(board), with_details), secrets)
+
+    return clean
+
+
+def _json_for_others(board: Leaderboard, with_details: bool, secrets: Collection[str] = ()) -> str:
+    return as_json(shared(board), with_details, secrets)
 
 
 FORMATS: dict[str, Format] = {
     "table": _for_others(terminal),
     "markdown": _for_others(markdown),
     "csv": _for_others(as_csv),
-    "json": _for_others(as_json),
+    "json": _json_for_others,
     "latex": _for_others(latex),
     "html": html,
 }
-"""By the name after ``--format``: functions of the leaderboard, and of whether every benchmark's statistics are asked for."""
+"""By the name after ``--format``: functions of the leaderboard, of whether every benchmark's statistics are asked for, and of
+values that the text may not hold beside what is known by its form."""

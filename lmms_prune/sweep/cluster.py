@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmms_prune.harness.failures import read_log
+from lmms_prune.redaction import redacted
 from lmms_prune.sweep.results import seconds_if_complete
 from lmms_prune.sweep.run import Outcome
 from lmms_prune.sweep.units import SweepError, Unit
@@ -19,7 +20,12 @@ _EVERY = 2.0  # seconds between two looks at the jobs
 
 
 def run_jobs(
-    units: Sequence[Unit], paths: Sequence[Path], options: Mapping[str, object], cluster: str, parameters: Sequence[str]
+    units: Sequence[Unit],
+    paths: Sequence[Path],
+    options: Mapping[str, object],
+    cluster: str,
+    parameters: Sequence[str],
+    secrets: Collection[str],
 ) -> Generator[Outcome]:
     """Submit a job for each configuration that is not complete, and tell of its units as they are finished.
 
@@ -29,9 +35,10 @@ def run_jobs(
         options: of the command, to be passed on; None is left out.
         cluster: one of `CLUSTERS`.
         parameters: ``name=value`` for submitit.
+        secrets: values that no file may hold. Jobs have them from the environment that they inherit.
 
     Raises:
-        SweepError: submitit is not there, or does not take something.
+        SweepError: submitit is not there, or does not take something; or a job's files would hold a secret.
     """
     waiting = []
     for unit in units:
@@ -42,9 +49,15 @@ def run_jobs(
             yield Outcome(unit, "skipped", seconds)
     if not waiting:
         return
-    submit = _submitter(waiting[0].out / ".jobs", cluster, parameters)
     program = [str(Path(sys.executable).with_name("lmms-prune")), "sweep", *map(str, paths)]
     given = [text for name, value in options.items() if value is not None for text in (name, str(value))]
+    for text in (*program, *given, *parameters):
+        if (shown := redacted(text, secrets)) != text:
+            raise SweepError(
+                f"--cluster {cluster}: '{shown}' holds a secret, which would be written to the jobs' files; set it as an "
+                "environment variable, which jobs inherit."
+            )
+    submit = _submitter(waiting[0].out / ".jobs", cluster, parameters)
     jobs = {part: submit([*program, *given, "--shard", part]) for part in dict.fromkeys(unit.part for unit in waiting)}
     while waiting:
         # Asked before the results, so that a job that ends in between is not taken for a failure.
@@ -54,14 +67,14 @@ def run_jobs(
             if seconds is not None:
                 yield Outcome(unit, "done", seconds)
             elif unit.part in ended:
-                yield _unfinished(unit, jobs[unit.part])
+                yield _unfinished(unit, jobs[unit.part], secrets)
             else:
                 continue
             waiting.remove(unit)
         time.sleep(_EVERY if waiting else 0)
 
 
-def _unfinished(unit: Unit, job: Any) -> Outcome:
+def _unfinished(unit: Unit, job: Any, secrets: Collection[str]) -> Outcome:
     """Of a unit that is not complete though its job has ended."""
     log = unit.partial / "log.txt"
     if job.exception() is None:
@@ -69,7 +82,9 @@ def _unfinished(unit: Unit, job: Any) -> Outcome:
     if log.is_file():
         return Outcome(unit, "failed", reason=f"{read_log(log).reason}\n  log: {log}")
     path = job.paths.stderr
-    return Outcome(unit, "failed", reason=f"{read_log(path).reason if path.is_file() else job.state}\n  log: {path}")
+    # What submitit and the shell have printed there, nothing of ours has read.
+    reason = redacted(read_log(path).reason, secrets) if path.is_file() else job.state
+    return Outcome(unit, "failed", reason=f"{reason}\n  log: {path}")
 
 
 def _submitter(folder: Path, cluster: str, parameters: Sequence[str]) -> Callable[[list[str]], Any]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lmms_prune.configs.runs import ConfigError
-from lmms_prune.console import fail, plainly
+from lmms_prune.console import SECRETS, fail, plainly, redacted_traces
 from lmms_prune.installation import DOCTOR, InstallationError, refuse_broken
 from lmms_prune.sweep.results import damage, seconds_if_complete
 from lmms_prune.sweep.run import Outcome, run_sweep, time_left
@@ -52,7 +52,7 @@ def sweep(
     library that cannot be imported). Interrupt it whenever you like: started again, it goes on. Weights are
     loaded once for all configurations that share them. Several sweeps of one folder share the work.
     """
-    with plainly(ConfigError, SweepError, InstallationError):
+    with redacted_traces(SECRETS.get()), plainly(ConfigError, SweepError, InstallationError):
         units = plan(paths, out, tasks, limit, shard)
         if dry_run:
             return _foresee(units, as_json)
@@ -66,9 +66,11 @@ def sweep(
             if shard is not None:
                 fail(f"--shard {shard} and --cluster {cluster} both divide the work; use one of them.")
             own = {"--out": out, "--tasks": tasks, "--limit": limit, "--launch": launch or None}
-            outcomes = _followed(units, run_jobs(units, paths, own, cluster, cluster_option or []), as_json)
+            outcomes = _followed(
+                units, run_jobs(units, paths, own, cluster, cluster_option or [], SECRETS.get()), as_json
+            )
         else:
-            outcomes = _followed(units, run_sweep(units, launch), as_json)
+            outcomes = _followed(units, run_sweep(units, launch, SECRETS.get()), as_json)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     for outcome in failed:
         typer.echo(f"{outcome.unit}: {outcome.reason}", err=True)

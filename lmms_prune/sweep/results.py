@@ -6,12 +6,15 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lmms_prune.harness.fingerprint import code, versions
+from lmms_prune.harness.fingerprint import code, digest, versions
 from lmms_prune.record.files import read_text, regular
 from lmms_prune.record.results import SUFFIX, ResultsError, read_results_file, results_files
+from lmms_prune.redaction import redacted, redacted_values
 from lmms_prune.sweep.units import Unit
 
 STAMP = "sweep.json"  # beside lmms-eval's files: what they were made from, and how large they are
@@ -57,12 +60,48 @@ def _damaged(unit: Unit, stamp: dict[str, Any]) -> str | None:
     return None
 
 
-def publish(unit: Unit, seconds: float) -> str | None:
+def redact_files(folder: Path, secrets: Collection[str]) -> str | None:
+    """Take the secrets out of the files that lmms-eval has written below `folder`.
+
+    Returns:
+        None, or why that was not possible.
+    """
+    try:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                content = path.read_bytes()
+                clean = _redacted_file(content, path.suffix, secrets)
+                if clean != content:
+                    path.write_bytes(clean)
+    except OSError as error:
+        return f"its files cannot be freed of secrets: {error.strerror}"
+    return None
+
+
+def _redacted_file(content: bytes, suffix: str, secrets: Collection[str]) -> bytes:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return content  # no text
+    if (clean := redacted(text, secrets)) == text:
+        return content
+    # JSON stays JSON, whatever is before or after a secret in it.
+    with suppress(ValueError):
+        if suffix == ".json":
+            clean = json.dumps(redacted_values(json.loads(text), secrets), indent=2, ensure_ascii=False)
+        elif suffix == ".jsonl":
+            rows = [redacted_values(json.loads(line), secrets) for line in text.splitlines()]
+            clean = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return clean.encode()
+
+
+def publish(unit: Unit, seconds: float, secrets: Collection[str]) -> str | None:
     """Move a finished unit's files to their place, instead of any older ones there.
 
     Args:
         unit: evaluated into ``unit.partial``.
         seconds: that it took.
+        secrets: values that no file may hold.
 
     Returns:
         None, or why the files are no complete result; then nothing is moved.
@@ -81,7 +120,8 @@ def publish(unit: Unit, seconds: float) -> str | None:
     # The journal was the sweep's own affair.
     resolved["model_args"] = said["config"]["model_args"] = unit.settings.get("model_args", "")
     try:
-        results.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
+        clean = json.dumps(redacted_values(said, secrets), indent=2, ensure_ascii=False)
+        results.write_text(clean, encoding="utf-8")
         sizes = {str(path.relative_to(unit.partial)): path.stat().st_size for path in (results, *samples)}
         stamp = {**_made_from(unit), "seconds": seconds, "files": sizes}
         (unit.partial / STAMP).write_text(json.dumps(stamp, indent=2), encoding="utf-8")
@@ -102,7 +142,8 @@ def _made_from(unit: Unit) -> dict[str, Any]:
     # Where the file and the tasks lie is no part of what is measured: the tasks' content is in the code.
     for name in ("config", "output_path", "include_path"):
         settings.pop(name)
-    return {"settings": settings, "inputs": dict(unit.inputs), "versions": versions(), "code": code()}
+    # As a digest, since settings may hold a secret.
+    return {"settings": digest(settings), "inputs": dict(unit.inputs), "versions": versions(), "code": code()}
 
 
 def _read(folder: Path) -> tuple[Any, str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,7 +14,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from lmms_prune.harness.failures import Failure, Scope
-from lmms_prune.sweep.results import publish, seconds_if_complete
+from lmms_prune.sweep.results import publish, redact_files, seconds_if_complete
 from lmms_prune.sweep.units import Unit
 from lmms_prune.sweep.worker import Worker
 
@@ -39,7 +39,7 @@ class Outcome:
     scope: Scope = "run"
 
 
-def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
+def run_sweep(units: Sequence[Unit], launch: str, secrets: Collection[str]) -> Generator[Outcome]:
     """Evaluate what is not complete; yields each unit's outcome as it is known.
 
     A failure that all units of a checkpoint share is met once, and one that all units share ends the sweep; what went
@@ -48,6 +48,7 @@ def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
     Args:
         units: as `plan` orders them.
         launch: what starts the evaluating processes, "" for one plain process.
+        secrets: values that no file may hold, of `lmms_prune.redaction.secret_values`.
 
     Raises:
         SweepError: there is no such launcher.
@@ -55,13 +56,13 @@ def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
     hopeless = succeeded = False
     for _, same in groupby(units, key=lambda unit: unit.weights):
         unusable = loaded = False
-        with _worker(launch) as workers:
+        with _worker(launch, secrets) as workers:
             for unit in same:
                 if hopeless or unusable:
                     yield _untried(unit)
                     continue
                 with _locked(unit) as mine:
-                    outcome = _outcome(unit, workers) if mine else Outcome(unit, "busy")
+                    outcome = _outcome(unit, workers, secrets) if mine else Outcome(unit, "busy")
                 loaded = loaded or outcome.state == "done"
                 succeeded = succeeded or loaded
                 unusable = outcome.scope == "checkpoint" and not loaded
@@ -75,14 +76,14 @@ def run_sweep(units: Sequence[Unit], launch: str) -> Generator[Outcome]:
 class _Workers:
     """At most one worker, started when it is needed, and again after one has failed."""
 
-    def __init__(self, launch: str) -> None:
-        self._launch = launch
+    def __init__(self, launch: str, secrets: Collection[str]) -> None:
+        self._launch, self._secrets = launch, secrets
         self._worker: Worker | None = None
 
     def evaluate(self, unit: Unit) -> Failure | None:
         """As `Worker.evaluate`."""
         if self._worker is None:
-            self._worker = Worker(self._launch)
+            self._worker = Worker(self._launch, self._secrets)
         failure = self._worker.evaluate(unit)
         if failure is not None:
             self.close()
@@ -96,8 +97,8 @@ class _Workers:
 
 
 @contextmanager
-def _worker(launch: str) -> Iterator[_Workers]:
-    workers = _Workers(launch)
+def _worker(launch: str, secrets: Collection[str]) -> Iterator[_Workers]:
+    workers = _Workers(launch, secrets)
     try:
         yield workers
     except BaseException:
@@ -125,7 +126,7 @@ def _locked(unit: Unit) -> Iterator[bool]:
         lock.release()
 
 
-def _outcome(unit: Unit, workers: _Workers) -> Outcome:
+def _outcome(unit: Unit, workers: _Workers, secrets: Collection[str]) -> Outcome:
     before = seconds_if_complete(unit)
     if before is not None:
         shutil.rmtree(unit.journal, ignore_errors=True)  # of a sweep that was killed just after it had published
@@ -137,7 +138,9 @@ def _outcome(unit: Unit, workers: _Workers) -> Outcome:
     failure = workers.evaluate(unit)
     seconds = time.monotonic() - start
     log = unit.partial / "log.txt"
-    reason = publish(unit, seconds) if failure is None else failure.reason
+    # Whatever becomes of the files that lmms-eval has written, they stay on the disk.
+    unreadable = redact_files(unit.partial, secrets)
+    reason = failure.reason if failure else unreadable or publish(unit, seconds, secrets)
     if reason is not None:
         return Outcome(unit, "failed", seconds, f"{reason}\n  log: {log}", failure.scope if failure else "run")
     shutil.rmtree(unit.journal, ignore_errors=True)

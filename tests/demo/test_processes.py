@@ -11,6 +11,7 @@ import pytest
 
 from lmms_prune.demo import processes
 from lmms_prune.demo.processes import Run, RunError, evaluate
+from lmms_prune.redaction import secret_values
 
 # Writes its process into the results, and a submission of the same name; "refused" ends the process, "broken" only a run.
 # "unusable" is what an import error of lmms-eval's own leaves, "other" what a version that is not supported does, "early" an
@@ -25,7 +26,7 @@ runs = yaml.safe_load(Path(given["--config"]).read_text()) if "--config" in give
     {{name.removeprefix("--"): value for name, value in given.items()}}
 ]
 for number, run in enumerate(runs):
-    print("INFO starts", run["model_args"], flush=True)
+    print("INFO starts", run["model_args"], {{"token": os.environ.get("HF_TOKEN")}}, flush=True)
     if "refused" in run["model_args"]:
         sys.exit(print("lmms-prune: error: no\\n    such thing", file=sys.stderr) or 2)
     if "other" in run["model_args"]:
@@ -39,7 +40,7 @@ for number, run in enumerate(runs):
     if "slow" in run["model_args"] or "unusable" in run["model_args"]:
         time.sleep(60)
     if "broken" in run["model_args"]:
-        print("Traceback (most recent call last):\\nOops: " + run["model_args"])
+        print("Traceback (most recent call last):\\nOops: " + run["model_args"], os.environ.get("HF_TOKEN", ""))
         continue
     for name in ("model", "submissions"):
         (folder := Path(run["output_path"], name)).mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         told: list[int] = []
         folder = tmp_path / "results"
         runs = [Run({"model": "m", "model_args": name, "tasks": "a,b"}, folder / name.split("=")[0]) for name in names]
-        return evaluate(runs, folder, tmp_path / "mirror", {"TOLD": "yes"}, told.append), told
+        environment = {"TOLD": "yes", "HF_TOKEN": "hf_SECRET"}
+        return evaluate(runs, folder, tmp_path / "mirror", environment, secret_values(environment), told.append), told
 
     return make
 
@@ -81,11 +83,14 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(made: Any, tmp_path: 
             assert len(list(log.parent.rglob("model/*_results.json"))) == 1, "made once"
             continue
         assert isinstance(outcome, RunError)
-        said = f"Oops: {name}" if "broken" in name else "lmms-prune: error: no\n    such thing"
+        said = f"Oops: {name} [REDACTED]" if "broken" in name else "lmms-prune: error: no\n    such thing"
         assert str(outcome) == f"this run left no results; its log is {log} and ends with:\n{said}"
     first, third, fifth = (outcomes[number]["process"] for number in (0, 2, 4))
     assert first == third != fifth
     assert told[-1] == len(names)
+    logs = [path.read_text("utf-8") for path in tmp_path.rglob("*.log")]
+    assert "INFO starts first {'token': '[REDACTED]'}\n" in logs[0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_SECRET" in path.read_bytes()]
 
 
 @pytest.mark.parametrize(

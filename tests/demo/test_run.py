@@ -235,9 +235,10 @@ def _the_leaderboard_agrees(results: Path, record: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_refused_schedule_does_not_end_the_other_run(tmp_path: Path) -> None:
+def test_a_refused_schedule_does_not_end_the_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ToMe inside the tower needs CLIP: LLaVA runs it, Qwen2.5-VL refuses."""
     schedule = "tome@0:0.5;place=tower"
+    monkeypatch.setenv("HF_TOKEN", "hf_SECRET")  # which lmms-eval prints
     options = ["--folder", str(tmp_path), "--json", "--quick", "--tasks", "pope", "--schedule", schedule]
     done = CliRunner().invoke(app, ["demo", *options])
     assert done.exit_code == 1
@@ -247,3 +248,7 @@ def test_a_refused_schedule_does_not_end_the_other_run(tmp_path: Path) -> None:
     assert (failure["model"], failure["schedule"]) == ("qwen2_5_vl_pruned", schedule)
     assert "place=tower merges inside CLIP's blocks" in failure["error"]
     assert failure["error"] in done.stderr
+    logs = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("log.txt")]
+    assert len(logs) == 2
+    assert all("'token': '[REDACTED]'" in log for log in logs)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_SECRET" in path.read_bytes()]

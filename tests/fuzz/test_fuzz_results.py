@@ -16,6 +16,7 @@ from written import write_run
 from lmms_prune.leaderboard.formats import FORMATS
 from lmms_prune.leaderboard.results import read_results
 from lmms_prune.leaderboard.table import leaderboard
+from lmms_prune.redaction import secret_values
 
 TASKS = ["gqa", "mme", "pope", "textvqa_val", "mmbench_en_dev_static", "ocrbench", "scienceqa_img"]
 VALUES = [1.0, 0.0, 1.0, 1.0]
@@ -100,3 +101,17 @@ def test_nothing_that_results_say_makes_a_table_fail(folder: Path, form: str) ->
     board = leaderboard(read_results([folder]), None, None, 20, 0)
     assert len(board.models) == 1
     assert FORMATS[form](board, True)
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_no_format_holds_a_secret_of_the_results(folder: Path, form: str) -> None:
+    """The harness's own results may say what a user gave as arguments."""
+    secret, token = 'a "correct" horse', "hf_" + "x1" * 17
+    for name, schedule in (("a", "none"), ("b", "dart@2:0.44")):
+        write_run(folder / name, {"gqa": VALUES}, schedule, tokens=30, model=f"me:{token}@{secret}")
+    board = leaderboard(read_results([folder]), None, None, 20, 0)
+    for form_of_it in (secret, json.dumps(secret)[1:-1], token):
+        text = FORMATS[form](board, True, secret_values({"SOME_PASSWORD": secret}))
+        assert form_of_it not in text
+    assert "REDACTED" in text
+    assert secret.split()[-1] in FORMATS[form](board, True)

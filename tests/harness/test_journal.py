@@ -250,3 +250,41 @@ def entries(folder: Path) -> list[str]:
     """The keys of all samples in a journal's complete lines."""
     lines = [line for path in folder.rglob("*.jsonl") for line in path.read_bytes().splitlines(keepends=True)]
     return [entry["key"] for line in lines if line.endswith(b"\n") for entry in json.loads(line.split(b" ", 1)[1])]
+
+
+def test_no_file_of_ours_holds_a_secret(harness, rows, tmp_path, monkeypatch):
+    """Neither the journal, nor the cache's stamps, nor what the results say; an answer with one in it is answered again."""
+    secret = "correct horse battery"
+    monkeypatch.setenv("SOME_PASSWORD", secret)
+    token = "hf_" + "x1" * 17
+    prompt = f"The password is {secret}, the token {token}."
+    given = {"schedule": SCHEDULE, "system_prompt": prompt, "batch_size": 2}
+
+    def files(folder: Path) -> str:
+        return "".join(path.read_text("utf-8") for path in folder.rglob("*.json*"))
+
+    def answered() -> list:
+        model = harness.create("llava", **given, journal=str(tmp_path / "journal"))
+        assert secret not in repr(model.batch_sizes)
+        assert "system_prompt=The password is [REDACTED], the token [REDACTED]." in model.batch_sizes["run"]["identity"]
+        decode = model.decode
+        # Batches of two: the second one holds a secret in one of its answers.
+        count = iter(range(99))
+        model.decode = lambda ids: f"It is {secret}." if next(count) == 2 else decode(ids)
+        rows.clear()
+        return _answer(model, DOCS[:4], LONG)
+
+    first = answered()
+    assert [secret in answer.text for answer in first].count(True) == 1
+    assert sum(rows) == 4
+    kept = files(tmp_path / "journal")
+    assert "The password is [REDACTED], the token [REDACTED]." in kept
+    assert not [text for text in (secret, token) if text in kept]
+    assert len(entries(tmp_path / "journal")) == 3
+    answered()
+    assert sum(rows) == 1
+    arguments = {"pretrained": str(harness.checkpoints["llava"]), **given}
+    assert harness.evaluate("llava_pruned", ["pope"], arguments, use_cache=str(tmp_path / "cache")).calls
+    stamps = files(tmp_path / "cache")
+    assert "The password is [REDACTED], the token [REDACTED]." in stamps
+    assert not [text for text in (secret, token) if text in stamps]

@@ -119,7 +119,7 @@ def test_a_journals_file_is_refused_by_its_kind(tmp_path: Path, kind: str) -> No
     run = {"schedule": "none"}
     path = make(tmp_path / digest(run) / "0.jsonl", kind)
     with pytest.raises(ArgumentError, match=f"journal={tmp_path}: {path}: {kind}"):
-        Journal(str(tmp_path), run)
+        Journal(str(tmp_path), run, ())
 
 
 def png(width: int, height: int) -> bytes:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
+
+from forking import Forking
 
 from lmms_prune.harness.failures import Failure, Scope
 from lmms_prune.sweep.units import Unit
 
+SCHEDULES = {"hybrid": "dart@1:0.44,random@8:0.1", "unpruned": "none"}
+TASKS = ("pope", "ocrbench")
 TINY = Path(__file__).parents[2] / "lmms_prune/demo/weights/tiny-llava"
 
 
@@ -58,7 +66,7 @@ class Processes:
         self.fails: Callable[[Unit], bool] = lambda unit: False
         self.scope: Scope = "run"
 
-    def __call__(self, launch: str) -> _Process:
+    def __call__(self, launch: str, secrets: Collection[str]) -> _Process:
         self.started += 1
         return _Process(self)
 
@@ -79,3 +87,48 @@ class _Process:
 
     def close(self, *, at_once: bool = False) -> None:
         self.open = False
+
+
+# Of variables that the processes of a `Place` have; lmms-eval prints the first one.
+SECRETS = {"HF_TOKEN": "hf_SECRET", "SOME_PASSWORD": 'correct "horse" battery'}
+
+
+@dataclass
+class Place:
+    """Where the commands are started, and with what."""
+
+    mirror: Path
+    configs: Path
+    environment: dict[str, str]
+    forking: Forking
+
+    def start(self, *options: str | Path) -> subprocess.Popen[str]:
+        """A sweep as an ordinary process."""
+        command = [Path(sys.executable).with_name("lmms-prune"), "sweep", *map(str, options)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.mirror, env=self.environment, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        process = self.start(*options)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def fork(self, program: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        """A command as a forked process."""
+        command = self.forking.program(program, *options)
+        return subprocess.run(
+            command, cwd=self.mirror, env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def sweep(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        """A sweep that forks, as a forked process."""
+        return self.fork("lmms-prune", "sweep", *options, "--launch", shlex.join(self.forking.prefix))
+
+
+def holding_a_secret(folder: Path) -> list[Path]:
+    """The files below a folder that hold a secret in clear."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and any(secret.encode() in path.read_bytes() for secret in SECRETS.values())
+    ]

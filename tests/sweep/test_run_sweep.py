@@ -48,7 +48,7 @@ def held_by_another_process(path: str) -> Iterator[None]:
 
 
 def states(units: list[Unit]) -> list[str]:
-    return [outcome.state for outcome in run_sweep(units, "")]
+    return [outcome.state for outcome in run_sweep(units, "", ())]
 
 
 def test_a_second_sweep_does_nothing_again(units: list[Unit], processes: Processes) -> None:
@@ -76,7 +76,7 @@ def test_results_say_where_they_stand(units: list[Unit], processes: Processes) -
 
 def test_a_failure_is_told_and_ends_nothing_else(units: list[Unit], processes: Processes) -> None:
     processes.fails = lambda unit: (unit.name, unit.task) == ("a", "pope")
-    outcomes = list(run_sweep(units, ""))
+    outcomes = list(run_sweep(units, "", ()))
     assert [outcome.state for outcome in outcomes] == ["failed", "done", "done", "done"]
     assert outcomes[0].reason.startswith("ValueError: no (exit code 1)\n  log: ")
     log = units[0].partial / "log.txt"
@@ -105,7 +105,7 @@ def test_what_all_share_is_met_once(units: list[Unit], processes: Processes) -> 
 def test_what_a_checkpoint_fails_for_ends_its_units_only(units: list[Unit], processes: Processes) -> None:
     others = [replace(unit, weights=("other",), name=f"other-{unit.name}") for unit in units]
     processes.fails, processes.scope = lambda unit: not unit.name.startswith("other"), "checkpoint"
-    outcomes = list(run_sweep([*units, *others], ""))
+    outcomes = list(run_sweep([*units, *others], "", ()))
     assert [outcome.state for outcome in outcomes] == ["failed", *["untried"] * 3, *["done"] * 4]
     # The first unit of a checkpoint went well: what fails later is that unit's own matter.
     processes.fails = lambda unit: unit.task == "ocrbench"
@@ -130,7 +130,7 @@ def test_only_complete_results_count(units: list[Unit], processes: Processes) ->
             samples.write_text("".join([*lines, lines[0]]), encoding="utf-8")
         elif broken == "cut":
             samples.write_text("".join(lines)[:-5], encoding="utf-8")
-        problem = publish(unit, 1.0)
+        problem = publish(unit, 1.0, ())
         assert (problem is None) == (broken == "nothing"), broken
         assert unit.folder.exists()  # that of the first round
         for path in sorted(unit.partial.rglob("*"), reverse=True) if unit.partial.exists() else []:
@@ -189,7 +189,7 @@ def test_a_result_that_is_none_is_named_and_not_published(
     leave_results(unit)
     (path,) = (unit.partial / "some__model").glob("*_results.json")
     path.write_text(content, encoding="utf-8")
-    assert str(publish(unit, 1.0)).startswith(f"{path}: damaged: ")
+    assert str(publish(unit, 1.0, ())).startswith(f"{path}: damaged: ")
     assert not unit.folder.exists()
 
 
@@ -227,7 +227,7 @@ def test_interrupted_it_leaves_no_result_and_goes_on(units: list[Unit], processe
 
     processes.fails = interrupt
     with pytest.raises(KeyboardInterrupt):
-        list(run_sweep(units, ""))
+        list(run_sweep(units, "", ()))
     assert seconds_if_complete(units[0]) is not None
     assert not units[1].folder.exists()
     processes.fails = lambda unit: False
@@ -317,7 +317,7 @@ def test_a_full_disk_fails_the_unit_and_publishes_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
-        [outcome] = run_sweep(units[:1], "")
+        [outcome] = run_sweep(units[:1], "", ())
     assert outcome.state == "failed"
     assert "its files cannot be completed: No space left on device" in outcome.reason
     assert not units[0].folder.exists()

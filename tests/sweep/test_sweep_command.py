@@ -3,72 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forking import Forking
-from sweeps import config
+from sweeps import SCHEDULES, TASKS, Place, config, holding_a_secret
 
 from lmms_prune.sweep.units import PARTIAL
-
-SCHEDULES = {"hybrid": "dart@1:0.44,random@8:0.1", "unpruned": "none"}
-TASKS = ("pope", "ocrbench")
-
-
-@dataclass
-class Place:
-    """Where the commands are started, and with what."""
-
-    mirror: Path
-    configs: Path
-    environment: dict[str, str]
-    forking: Forking
-
-    def start(self, *options: str | Path) -> subprocess.Popen[str]:
-        """A sweep as an ordinary process."""
-        command = [Path(sys.executable).with_name("lmms-prune"), "sweep", *map(str, options)]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.mirror, env=self.environment, stdout=pipe, stderr=pipe, text=True)
-
-    def run(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
-        process = self.start(*options)
-        out, err = process.communicate()
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def fork(self, program: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
-        """A command as a forked process."""
-        command = self.forking.program(program, *options)
-        return subprocess.run(
-            command, cwd=self.mirror, env=self.environment, capture_output=True, text=True, check=False
-        )
-
-    def sweep(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
-        """A sweep that forks, as a forked process."""
-        return self.fork("lmms-prune", "sweep", *options, "--launch", shlex.join(self.forking.prefix))
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    from lmms_prune.demo.benchmarks import build_mirror
-
-    root = tmp_path_factory.mktemp("sweep")
-    (root / "configs").mkdir()
-    for name, schedule in SCHEDULES.items():
-        config(root / "configs", name, schedule, ",".join(TASKS), batch_size=2)
-    ours = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf"), "OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **ours}
-    forking = Forking(root / "socket", environment)
-    yield Place(build_mirror(root / "mirror", rows=4), root / "configs", environment, forking)
-    forking.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +21,7 @@ def whole(place: Place) -> Path:
     done = place.sweep(place.configs, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "4 evaluated" in done.stdout
+    assert holding_a_secret(out) == []
     return out
 
 
@@ -114,6 +58,9 @@ def test_a_sweep_leaves_what_the_harness_leaves(place: Place, whole: Path, tmp_p
         assert samples(whole)[f"hybrid/{task}"] == rows
     loads = ["Loading weights" in log.read_text(encoding="utf-8") for log in whole.glob("*/*/log.txt")]
     assert sorted(loads) == [False, False, False, True]
+    # lmms-eval prints the token that it would log in with.
+    assert all("'token': '[REDACTED]'" in log.read_text(encoding="utf-8") for log in whole.glob("*/*/log.txt"))
+    assert "'token': 'hf_SECRET'" in plain.stdout
 
 
 @pytest.mark.slow
@@ -127,6 +74,8 @@ def test_killed_and_started_again_it_gives_the_same_results(place: Place, whole:
     assert children
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert "[REDACTED]" in (tmp_path / PARTIAL / "hybrid@ocrbench" / "log.txt").read_text(encoding="utf-8")
+    assert holding_a_secret(tmp_path) == []
     deadline = time.monotonic() + 60
     while any(_alive(child) for child in children):
         assert time.monotonic() < deadline, "the evaluating process outlives the sweep"
@@ -176,6 +125,8 @@ def test_two_processes_evaluate_one_configuration(place: Place, whole: Path, tmp
     done = place.run(hybrid, "--out", tmp_path, "--launch", launch)
     assert done.returncode == 0, done.stderr
     assert samples(tmp_path) == {name: rows for name, rows in samples(whole).items() if name.startswith("hybrid")}
+    assert all("[REDACTED]" in log.read_text(encoding="utf-8") for log in tmp_path.glob("hybrid/*/log.txt"))
+    assert holding_a_secret(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -188,6 +139,7 @@ def test_jobs_of_a_cluster_give_the_same_results(place: Place, whole: Path, tmp_
     assert record["done"] == 4
     assert samples(tmp_path) == samples(whole)
     assert len(list((tmp_path / ".jobs").glob("*_submitted.pkl"))) == len(SCHEDULES)
+    assert holding_a_secret(tmp_path) == []
 
 
 def _children(process: int) -> list[int]:

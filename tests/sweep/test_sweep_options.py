@@ -81,7 +81,7 @@ def test_mistakes_in_files_are_told_before_anything_runs(configs: Path, tmp_path
 def test_failures_are_told_at_once_and_an_interruption_says_how_to_go_on(
     configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(units, launch):
+    def interrupted(units, launch, secrets):
         yield Outcome(units[0], "failed", 2.0, "no such device\n  log: here")
         raise KeyboardInterrupt
 
@@ -92,3 +92,34 @@ def test_failures_are_told_at_once_and_an_interruption_says_how_to_go_on(
     assert "failed: a, mme, 0:00:02 (1 of 2)\n  no such device\n" in done.output
     assert "log: here" not in done.output
     assert "interrupted after 1 of 2; the same command goes on from here." in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [("--cluster-option", "slurm_comment=horse battery"), ("--launch", "run hf_" + "x1" * 17)]
+)
+def test_a_secret_in_a_jobs_files_is_refused(options: tuple[str, str], configs: Path, tmp_path: Path) -> None:
+    """They hold the command and the script; the environment is the scheduler's own affair."""
+    command = ["sweep", str(configs), "--out", str(tmp_path / "out"), "--cluster", "local", *options]
+    done = CliRunner().invoke(app, command, env={"SOME_PASSWORD": "horse battery"})
+    assert done.exit_code == 2
+    assert "[REDACTED]' holds a secret, which would be written to the jobs' files; set it as an" in done.stderr
+    assert "horse" not in done.output
+    assert "hf_x1" not in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_stack_trace_of_a_sweep_holds_no_secret(
+    configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster writes it to a job's log."""
+
+    def fails(units, launch, secrets):
+        raise KeyError("horse battery")
+        yield
+
+    monkeypatch.setattr(commands, "run_sweep", fails)
+    command = ["sweep", str(configs), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, command, env={"SOME_PASSWORD": "horse battery"})
+    assert done.exit_code == 1
+    assert done.stderr.rstrip().endswith("KeyError: '[REDACTED]'")
+    assert "Traceback" in done.stderr

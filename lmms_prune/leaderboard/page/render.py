@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from lmms_prune.leaderboard.page import changes, data
 from lmms_prune.leaderboard.page.pictures import pictures
 from lmms_prune.leaderboard.rows import Leaderboard
 from lmms_prune.leaderboard.sharing import shared
+from lmms_prune.redaction import redacted_values
 
 _FOLDER = Path(__file__).parent
 
 
-def html(board: Leaderboard, with_details: bool = True, images: bool = False) -> str:
+def html(board: Leaderboard, with_details: bool = True, secrets: Collection[str] = (), *, images: bool = False) -> str:
     """The page.
 
     Args:
         board: the table, with the paths of its samples.
         with_details: means nothing here: a page has every benchmark's statistics.
+        secrets: values that the page may not hold, beside what is known by its form.
         images: read the benchmarks' data again, for the images behind changed answers. Needs the data as an evaluation
             does, and imports torch, which nothing else here does.
 
@@ -35,7 +38,8 @@ def html(board: Leaderboard, with_details: bool = True, images: bool = False) ->
     for model, rows in zip(said["models"], many, strict=True):
         for row, flips in zip(model["rows"], rows, strict=True):
             row["flips"] = flips
-    said |= {"changes": changes.described(chosen, pictured), "images": urls}
+    said |= {"changes": changes.described(chosen, pictured)}
+    said = {**redacted_values(said, secrets), "images": urls}
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
     # `tojson` writes <, > and & as \u00..: nothing in the data can end the script element.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
