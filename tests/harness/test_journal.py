@@ -147,8 +147,11 @@ def test_what_was_cut_short_is_answered_again(harness, rows, tmp_path):
 def test_a_full_disk_ends_the_run_and_loses_nothing(fails, harness, rows, tmp_path, monkeypatch):
     from lmms_prune.harness.journal import JournalError
 
-    def full(*args):
+    def full(*args, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def opened(file, mode="r", *args, _open=open, **options):
+        return full() if set(mode) & set("wax+") else _open(file, mode, *args, **options)
 
     model = harness.create("llava", batch_size=2, journal=str(tmp_path))
     with monkeypatch.context() as patch:
@@ -163,7 +166,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(fails, harness, rows, tmp_pa
         elif fails == "write":
             patch.setattr("lmms_prune.harness.journal._line", full)
         else:
-            patch.setattr("builtins.open", full)
+            patch.setattr("builtins.open", opened)
         with pytest.raises(JournalError, match=r"\.jsonl cannot be written: No space left on device"):
             _answer(model, DOCS, LONG)
     written = 2 if fails == "fsync" else 0
