@@ -37,6 +37,7 @@ class Layout:
         origin: the original column of each column of the sequence.
         starts: the original column of each image's first token.
         grids: rows and columns of each image's original tokens, where known (host).
+        ends_in_image: whether each row's last token is visual (host).
         counts: visual tokens present in each image (host).
         lengths: tokens present in each row (host).
         memory: of the methods, for one prefill.
@@ -53,6 +54,7 @@ class Layout:
     origin: Int[Tensor, "B L"]
     starts: Int[Tensor, " I"]
     grids: list[tuple[int, int]]
+    ends_in_image: list[bool]
     counts: list[int]
     lengths: list[int]
     memory: dict[str, object] = field(default_factory=dict)
@@ -91,7 +93,8 @@ class Layout:
             # For several answers `generate` repeats the rows, but not the grids.
             grids = [grids[i] for i in owners([b for b, _, _ in spans], len(spans) // len(grids))]
         lengths = [ids.shape[1] - pad for pad in pads]
-        return cls(traces, rows, present, visual, text, index, origin, starts, grids, counts, lengths)
+        ends = [row[-1] == parts.config.image_token_id for row in host_ids]
+        return cls(traces, rows, present, visual, text, index, origin, starts, grids, ends, counts, lengths)
 
     @property
     def owning_rows(self) -> list[int]:

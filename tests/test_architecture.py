@@ -137,7 +137,8 @@ BELOW = {
     "trace": {"compat", "schedule"},
     "kernels": set(),
     "ragged": set(),
-    "refusals": set(),
+    "refusals": {"calls", "compat"},
+    "calls": {"compat"},
     "__init__": {"schedule", "hooks", "trace"},
 }
 ONLY_IN = {
