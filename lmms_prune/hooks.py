@@ -31,7 +31,7 @@ from lmms_prune.refusals import (
 from lmms_prune.schedule import OWN, Schedule, Stage
 from lmms_prune.tower import Asks, Tower, TowerRecorder, TowerRun, tower_shape
 from lmms_prune.trace import ProductCounter, RowTrace, Trace
-from lmms_prune.view import LayerInput
+from lmms_prune.view import LayerInput, TokenView
 
 POSITIONS = ("original", "compact")
 
@@ -484,11 +484,13 @@ class _Pruner(_Hooks):
             tower_run=running.tower,
             questions=self._questions(layout),
             asked=[n for row in layout.traces for n in stage.asked(row.images)],
+            # The view is not in it: as a cycle the two would hold the cache until the collector comes by.
+            guide=partial(self._guide, running),
         )
-        view.guide = lambda *asked: self._guide(running, view.tower, *asked)
         # An image that keeps all its tokens is left alone, unless the method itself decides how many that is.
         left_alone = [stage.keep != OWN and kept == n for kept, n in zip(budget, layout.counts, strict=True)]
         full = torch.tensor(left_alone, device=view.valid.device)
+        planned = budget
         chosen = method.select(view, torch.tensor(budget)) if any(budget) else torch.zeros_like(view.valid)
         keep = torch.where(full[:, None], view.valid, chosen)
         if stage.at_most:
@@ -500,8 +502,23 @@ class _Pruner(_Hooks):
             index = torch.where(full[:, None], view.index, index)
             recycled = (keep & ((rewritten != view.hidden).any(-1) | (index != view.index))).sum(1)
             hidden = layout.write(hidden, rewritten, index)
-        view.guide = None  # a cycle, which would hold the cache until the collector comes by
+        if any(budget):
+            matters = ~full & torch.tensor([n > 0 for n in planned], device=full.device)
+            self._check_numbers(layout, view, matters)
         return hidden, keep, budget, recycled
+
+    def _check_numbers(self, layout: Layout, view: TokenView, matters: Bool[Tensor, " I"]) -> None:
+        """Have it looked at, with the prefill's other checks, that a stage chose by numbers, in the images that it cuts."""
+        number, stage, _ = self.stages[view.layer]
+        checks = [("hidden states that enter it", (view.hidden.isfinite().all(-1) | ~view.valid).all(1))]
+        if "tower" in vars(view):
+            checks.insert(0, ("encoder features that it reads", view.tower.finite()))
+        checks += [(f"scores of {stage.method}", finite) for finite in view.finite_scores]
+        for what, finite in checks:
+            problem = (
+                f"in stage {number + 1} ('{stage}') the {what} are not all finite, so that its choice means nothing"
+            )
+            layout.check(f"{problem}; do they overflow the dtype?", finite.to(matters.device) | ~matters)
 
     def _act(
         self, running: _Prefill, state: LayerInput, segment: _Segment | None, original: tuple[Tensor, Tensor]

@@ -61,6 +61,7 @@ class CDPruner(Method):
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         relevance = self._by_embeddings(view) if self.clip == "embeddings" else self._by_clip(view)
+        view.ranking(relevance)
         relevance = _scaled(relevance if self.sign == "positive" else -relevance, view.valid)
         states = view.of_image(view.visual_embeddings)
         unit = normalize(states.to(_fine(states)), dim=-1)

@@ -54,6 +54,7 @@ class DART(Method):
             turn = _set_order(slots - view.first_column[:, None], exists)
             pivots, exists = _take(pivots, turn), exists.gather(1, turn)
         similarity = pivots @ features.transpose(1, 2)
+        view.ranking(similarity.sum(1))
 
         free = _mark(view.valid.clone(), visual, visual_exists, value=False)
         place = exists.cumsum(1) - 1

@@ -31,9 +31,9 @@ class DivPrune(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.02175"
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        unit = view.hidden.to(torch.promote_types(view.hidden.dtype, torch.float32))
-        # A state that overflowed has no direction: like a zero vector it is at distance 1 to all.
-        unit = torch.nn.functional.normalize(unit, dim=-1).nan_to_num(nan=0.0)
+        unit = torch.nn.functional.normalize(
+            view.hidden.to(torch.promote_types(view.hidden.dtype, torch.float32)), dim=-1
+        )
         valid, rows = view.valid, torch.arange(len(unit), device=unit.device)
         limit = budget.to(unit.device)
         similarity = unit @ unit.transpose(1, 2) if unit.shape[1] <= _WHOLE else None

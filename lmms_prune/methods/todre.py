@@ -57,6 +57,7 @@ class ToDRE(Method):
         for piece, attention in view.attention_chunks(view.text, ahead=view.layer == 0):
             seen = text[:, None, piece, None] & view.valid[:, None, None]
             total = total + torch.where(seen, attention, 0).sum((2, 3)).mean(1)
+        view.ranking(total[:, None].expand(view.valid.shape))
         return torch.where(text.any(1), total / text.sum(1).clamp(min=1), torch.inf)
 
 
@@ -66,7 +67,7 @@ def _diverse(view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
     unit = torch.nn.functional.normalize(hidden, dim=-1)
     rows, limit = torch.arange(len(unit), device=unit.device), budget.to(unit.device)
     keep, sums = torch.zeros_like(view.valid), torch.zeros_like(unit[..., 0])
-    rank = -view.of_image(view.tower.saliency()).to(sums)
+    rank = -view.ranking(view.of_image(view.tower.saliency())).to(sums)
     for step in range(int(budget.max()) if len(budget) else 0):
         pick = rank.masked_fill(keep | ~view.valid, torch.inf).argmin(dim=1)
         keep = keep.index_put((rows, pick), keep[rows, pick] | (step < limit))

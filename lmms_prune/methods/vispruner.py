@@ -46,7 +46,7 @@ class VisPruner(Method):
         return Asks(attention=frozenset({tower.selected}), features=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        saliency = view.of_image(view.tower.saliency())
+        saliency = view.ranking(view.of_image(view.tower.saliency()))
         best = [floor(Fraction(str(self.important)) * n) for n in budget.tolist()]
         important = highest(saliency, view.valid, torch.tensor(best))
         left = [count - n for count, n in zip(view.counts, best, strict=True)]
