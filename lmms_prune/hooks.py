@@ -489,8 +489,9 @@ class _Pruner(_Hooks):
         )
         # An image that keeps all its tokens is left alone, unless the method itself decides how many that is.
         left_alone = [stage.keep != OWN and kept == n for kept, n in zip(budget, layout.counts, strict=True)]
-        full = torch.tensor(left_alone, device=view.valid.device)
-        planned = budget
+        # In the others something is chosen, unless all goes. One copy to the device for both.
+        chosen_from = [n > 0 and not alone for n, alone in zip(budget, left_alone, strict=True)]
+        full, matters = torch.tensor([left_alone, chosen_from], device=view.valid.device)
         chosen = method.select(view, torch.tensor(budget)) if any(budget) else torch.zeros_like(view.valid)
         keep = torch.where(full[:, None], view.valid, chosen)
         if stage.at_most:
@@ -502,8 +503,7 @@ class _Pruner(_Hooks):
             index = torch.where(full[:, None], view.index, index)
             recycled = (keep & ((rewritten != view.hidden).any(-1) | (index != view.index))).sum(1)
             hidden = layout.write(hidden, rewritten, index)
-        if any(budget):
-            matters = ~full & torch.tensor([n > 0 for n in planned], device=full.device)
+        if any(chosen_from):
             self._check_numbers(layout, view, matters)
         return hidden, keep, budget, recycled
 

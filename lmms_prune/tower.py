@@ -172,14 +172,14 @@ class Tower(ABC):
 
     def finite(self) -> Bool[Tensor, " B"]:
         """Whether all that was recorded of each image is finite; stays on the device."""
-        run = self.run
-        tensors = [states for states, _ in run.inputs.values()] + list(run.outputs.values())
-        tensors += [] if run.features is None else [run.features]
+        tensors = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())
+        tensors += [] if self.run.features is None else [self.run.features]
+        if not tensors:
+            return torch.ones(len(self.owner), dtype=torch.bool)
         flags = [torch.stack([part.isfinite().all() for part in self._by_image(tensor)]) for tensor in tensors]
-        whole = (
-            torch.stack([flag.to(flags[0].device) for flag in flags]).all(0) if flags else torch.ones(len(self.grids))
-        )
-        return whole[torch.tensor(self.owner, device=whole.device)].bool()
+        whole = torch.stack([flag.to(flags[0].device) for flag in flags]).all(0)
+        repeated = self.owner != list(range(len(whole)))
+        return whole[torch.tensor(self.owner, device=whole.device)] if repeated else whole
 
     @torch.no_grad()
     def saliency(self) -> Float[Tensor, "B N"]:
