@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lmms_prune.families import ModelParts
-from lmms_prune.ragged import owners
+from lmms_prune.ragged import finest, owners
 from lmms_prune.refusals import PruningError
 from lmms_prune.tower import ClipTower, Grid, QwenTower, Tower, TowerRun
 
@@ -291,9 +291,8 @@ class TokenView:
             digest = hashlib.blake2b(seed.encode(), digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
             draws[row, :count] = torch.rand(count, generator=generator, dtype=torch.float64)
-        device = self.valid.device
-        # Apple GPUs have no float64; there a tie, one in thousands of images, goes to the lower index.
-        return draws.to(device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        # In float32 a tie, one in thousands of images, goes to the lower index.
+        return draws.to(self.valid.device, dtype=finest(self.valid.device))
 
     @cached_property
     def _key_cache(self) -> dict[int, Tensor]:
