@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lmms_prune.compat.torch import forward_pre_hooks
 from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, layer_keys, named
+from lmms_prune.expected import FLAG, TEXT, TEXTS, WHOLE, expect, optional
 from lmms_prune.families import BrokenImageError, ModelParts, UnsupportedModelError
 from lmms_prune.guide import answer_attention, check_guide, load_guide
 from lmms_prune.layout import Layout, read_rows
@@ -67,6 +68,7 @@ def prune(
         the trace of what happened, filled as the model runs.
 
     Raises:
+        TypeError: an argument is of another type; names it.
         ScheduleError: the schedule does not fit the model.
         UnsupportedModelError: the model, its attention kernel, or the position policy is not supported.
         PruningError: an argument of ``forward`` or ``generate`` that `lmms_prune.calls` refuses or does not know, a cache
@@ -76,6 +78,13 @@ def prune(
             more tokens than a stage keeps is left whole; that is no error), or one that was not executed as planned,
             with the sample's name.
     """
+    expect(
+        seed=(seed, WHOLE),
+        positions=(positions, TEXT),
+        samples=(samples, optional(TEXTS)),
+        questions=(questions, optional(TEXTS)),
+        count_selection=(count_selection, FLAG),
+    )
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
     trace, parts = Trace(schedule), _fitting(model, schedule)
     if positions not in POSITIONS:

@@ -109,6 +109,7 @@ BELOW = {
     "guide": {"compat", "layout", "families", "view"},
     "hooks": {
         "compat",
+        "expected",
         "guide",
         "layout",
         "refusals",
@@ -126,7 +127,8 @@ BELOW = {
     "families": {"compat", "ragged", "supported"},
     "compat": set(),
     "supported": set(),
-    "schedule": {"methods", "presets"},
+    "schedule": {"expected", "methods", "presets"},
+    "expected": set(),
     "efficiency": {"console", "schedule"},
     "places": set(),
     "presets": set(),
