@@ -84,7 +84,8 @@ FORWARD = Calls(
         CACHE_NAMES,
         "use_cache return_dict output_hidden_states output_attentions",
     ),
-    irrelevant=_names("num_items_in_batch output_router_logits"),
+    # generate() hands its tokenizers on to every forward, which takes no notice of them.
+    irrelevant=_names("num_items_in_batch output_router_logits tokenizer assistant_tokenizer"),
     refused={
         "inputs_embeds": Refusal("visual tokens are known by their ids; give input_ids"),
         "labels": Refusal(
@@ -103,7 +104,7 @@ GENERATE = Calls(
     "generate",
     supported=FORWARD.supported - {"use_cache"}
     | _names(
-        "inputs generation_config logits_processor stopping_criteria prefix_allowed_tokens_fn synced_gpus streamer tokenizer",
+        "inputs generation_config logits_processor stopping_criteria prefix_allowed_tokens_fn synced_gpus streamer",
         "max_length max_new_tokens min_length min_new_tokens max_time stop_strings do_sample num_return_sequences",
         "temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty",
         "encoder_repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids renormalize_logits",
@@ -117,7 +118,7 @@ GENERATE = Calls(
         # Of beam search.
         "length_penalty early_stopping low_memory diversity_penalty",
         # Of assisted decoding.
-        "assistant_tokenizer num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold",
+        "num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold",
         "assistant_lookbehind target_lookbehind max_matching_ngram_size assistant_ensemble_weight",
         # Of caches that preallocate: only their decoding is compiled.
         "cache_config max_cache_len compile_config disable_compile",

@@ -34,10 +34,12 @@ class GenerateGuard:
                 raise PruningError(wrong)
             return generate(*args, **kwargs)
 
-        model.generate = guarded
+        model.generate = self._guarded = guarded
 
     def remove(self) -> None:
-        """Put the model's own back."""
+        """Put the model's own back, unless another has taken the place since."""
+        if vars(self._model).get("generate") is not self._guarded:
+            return
         del self._model.generate
         if self._before is not None:
             self._model.generate = self._before

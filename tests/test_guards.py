@@ -168,6 +168,45 @@ def test_a_generate_that_stood_on_the_model_stands_there_again(family: Family, m
     assert len(trace.rows) == 1
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_generate_that_is_put_on_the_model_inside_the_block_stays(family: Family, deleted: bool) -> None:
+    before = hook_count(family.model)
+    try:
+        with prune(family.model, "random@2:0.5"):
+            family.model(**prompt(family))
+            family.model.generate = print
+            if deleted:
+                del family.model.generate
+        assert vars(family.model).get("generate") is (None if deleted else print)
+    finally:
+        vars(family.model).pop("generate", None)
+    assert hook_count(family.model) == before
+
+
+def test_hidden_states_and_attentions_are_those_of_what_is_left(loaded) -> None:
+    family = loaded("llava", torch.float32, "eager")
+    with prune(family.model, "random@3:0.5") as trace:
+        output = family.model(**prompt(family), output_hidden_states=True, output_attentions=True)
+    assert [x.shape[-1] for x in output.attentions] == trace.rows[0].computed
+    # The first is the embedding; each other one leaves a layer, the last by way of the final norm.
+    assert [x.shape[1] for x in output.hidden_states][1:] == trace.rows[0].computed
+
+
+def test_what_generate_hands_on_to_forward_is_known(family: Family) -> None:
+    """Arguments that the library passes on by its own doing, such as the tokenizer of stop strings."""
+    tokenizer = family.processor.tokenizer
+    options = {
+        "stop_strings": ["\x00never"],
+        "tokenizer": tokenizer,
+        "synced_gpus": False,
+        "top_k": 5,
+        "use_cache": True,
+    }
+    with prune(family.model, "random@2:0.5"):
+        plain = family.model.generate(**prompt(family), **PLAIN)
+        assert torch.equal(family.model.generate(**prompt(family), **PLAIN, **options), plain)
+
+
 # -- caches and copies -------------------------------------------------------------------------------------------------
 
 

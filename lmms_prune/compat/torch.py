@@ -76,6 +76,7 @@ _MOVES = frozenset(
         "isin",
         "searchsorted",
         "bucketize",
+        "linalg_vector_norm",  # normalize() is made of it since 2.14; the name alone looks like a decomposition
         "native_layer_norm",
         "_fused_rms_norm",
         "native_group_norm",
