@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from lmms_prune.compat.names import Library, Names
 
 def _attention_flops(query_shape: Any, key_shape: Any, value_shape: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+
+def _distance_flops(first: Any, second: Any, *_: Any, **__: Any) -> int:
+    """Of all pairs of rows, as by the matrix product that they may be computed with."""
+    return 2 * prod(first) * second[-2]
 
 
 def _shapes(rule: Callable[..., int]) -> Callable[..., int]:
@@ -30,8 +36,12 @@ def _shapes(rule: Callable[..., int]) -> Callable[..., int]:
 def flop_rules() -> Mapping[Any, Callable[..., int]]:
     """FLOPs of each operation that multiplies matrices, by torch's rules and ours for those that it forgot."""
     rules = dict(flop_registry)
-    # The kernel of attention on CPUs, which has no rule of torch's own up to 2.15.
-    ours = {"_scaled_dot_product_flash_attention_for_cpu": _attention_flops}
+    # The kernel of attention on CPUs, and distances of all pairs, which have no rule of torch's own up to 2.15.
+    ours = {
+        "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
+        "_cdist_forward": _distance_flops,
+        "_euclidean_dist": _distance_flops,
+    }
     for name, rule in ours.items():
         operation = getattr(torch.ops.aten, name, None)
         if operation is not None:
