@@ -19,7 +19,6 @@ def _attention_flops(query_shape: Any, key_shape: Any, value_shape: Any, *_: Any
 
 
 def _distance_flops(first: Any, second: Any, *_: Any, **__: Any) -> int:
-    """Of all pairs of rows, as by the matrix product that they may be computed with."""
     return 2 * prod(first) * second[-2]
 
 
@@ -36,11 +35,11 @@ def _shapes(rule: Callable[..., int]) -> Callable[..., int]:
 def flop_rules() -> Mapping[Any, Callable[..., int]]:
     """FLOPs of each operation that multiplies matrices, by torch's rules and ours for those that it forgot."""
     rules = dict(flop_registry)
-    # The kernel of attention on CPUs, and distances of all pairs, which have no rule of torch's own up to 2.15.
-    ours = {
+    # Attention on CPUs has no rule of torch's own in 2.14 and 2.15.
+    # Distances of all pairs cost what the product of the same shapes does.
+    ours: dict[str, Callable[..., int]] = {
         "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
         "_cdist_forward": _distance_flops,
-        "_euclidean_dist": _distance_flops,
     }
     for name, rule in ours.items():
         operation = getattr(torch.ops.aten, name, None)
@@ -54,48 +53,10 @@ class UncountedOperationError(RuntimeError):
 
 
 # They take several tensors of floating type, or decompose one, and only move or compare its numbers.
-_MOVES = frozenset(
-    [
-        "cat",
-        "stack",
-        "copy",
-        "copy_",
-        "_to_copy",
-        "index_put",
-        "index_put_",
-        "_index_put_impl_",
-        "_unsafe_index_put",
-        "scatter",
-        "scatter_",
-        "scatter_add",
-        "scatter_add_",
-        "scatter_reduce",
-        "scatter_reduce_",
-        "index_add",
-        "index_add_",
-        "index_copy",
-        "index_copy_",
-        "masked_scatter",
-        "masked_scatter_",
-        "slice_scatter",
-        "select_scatter",
-        "diagonal_scatter",
-        "set_",
-        "equal",
-        "allclose",
-        "isin",
-        "searchsorted",
-        "bucketize",
-        "linalg_vector_norm",  # normalize() is made of it since 2.14; the name alone looks like a decomposition
-        "native_layer_norm",
-        "_fused_rms_norm",
-        "native_group_norm",
-        "native_batch_norm",
-        "histogram",
-        "quantile",
-        "nanquantile",
-    ]
-)
+_MOVES = """cat stack copy copy_ _to_copy index_put index_put_ _index_put_impl_ _unsafe_index_put scatter scatter_ scatter_add
+    scatter_add_ scatter_reduce scatter_reduce_ index_add index_add_ index_copy index_copy_ masked_scatter masked_scatter_
+    slice_scatter select_scatter diagonal_scatter set_ equal allclose isin searchsorted bucketize linalg_vector_norm
+    native_layer_norm _fused_rms_norm native_group_norm native_batch_norm histogram quantile nanquantile"""
 _DECOMPOSES = ("linalg_", "_linalg_", "cholesky", "lu_", "svd", "qr", "inverse", "pdist", "_pdist", "cov", "_fft")
 
 
@@ -111,7 +72,7 @@ def refuse_uncounted(operation: Any, args: tuple, kwargs: Mapping[str, Any]) -> 
         return
     name = operation._schema.name.partition("::")[2]
     operands = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, torch.Tensor) and x.is_floating_point()]
-    if name in _MOVES or (len(operands) < 2 and not name.startswith(_DECOMPOSES)):
+    if name in _MOVES.split() or (len(operands) < 2 and not name.startswith(_DECOMPOSES)):
         return
     raise UncountedOperationError(
         f"torch {torch.__version__}: aten.{name} may multiply matrices, and no rule says how many FLOPs it takes. Add one to "
