@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import is_not
 from typing import Any
 
 import torch
@@ -14,16 +15,24 @@ from torch import Tensor, nn
 
 from lmms_prune.compat.torch import forward_pre_hooks
 from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, layer_keys, named
+from lmms_prune.expected import FLAG, TEXT, TEXTS, WHOLE, expect, optional
 from lmms_prune.families import BrokenImageError, ModelParts, UnsupportedModelError
 from lmms_prune.guide import answer_attention, check_guide, load_guide
 from lmms_prune.layout import Layout, read_rows
 from lmms_prune.methods.base import Method
 from lmms_prune.ragged import Packing, attention_mask, gather, gather_rotary, pack
-from lmms_prune.refusals import PruningError, refuse_cache, refuse_growing_prompt, refuse_inputs
+from lmms_prune.refusals import (
+    CacheGuard,
+    GenerateGuard,
+    PruningError,
+    refuse_arguments,
+    refuse_growing_prompt,
+    refuse_inputs,
+)
 from lmms_prune.schedule import OWN, Schedule, Stage
 from lmms_prune.tower import Asks, Tower, TowerRecorder, TowerRun, tower_shape
 from lmms_prune.trace import ProductCounter, RowTrace, Trace
-from lmms_prune.view import LayerInput
+from lmms_prune.view import LayerInput, TokenView
 
 POSITIONS = ("original", "compact")
 
@@ -59,13 +68,23 @@ def prune(
         the trace of what happened, filled as the model runs.
 
     Raises:
+        TypeError: an argument is of another type; names it.
         ScheduleError: the schedule does not fit the model.
         UnsupportedModelError: the model, its attention kernel, or the position policy is not supported.
-        PruningError: beam search, assisted or chunked decoding, generation without a cache, a cache that cannot hold
-            layers of different lengths, right padding, video input, a block inside a block, a schedule that never
-            got to act (an image with no more tokens than a stage keeps is left whole; that is no error), or one that
-            was not executed as planned, with the sample's name.
+        PruningError: an argument of ``forward`` or ``generate`` that `lmms_prune.calls` refuses or does not know, a cache
+            that cannot hold layers of different lengths or is used outside of the block that filled it, right padding,
+            video input, a prompt whose last token is visual and may be dropped, a model that is copied, or whose layers
+            are replaced, inside the block, a block inside a block, a schedule that never got to act (an image with no
+            more tokens than a stage keeps is left whole; that is no error), or one that was not executed as planned,
+            with the sample's name.
     """
+    expect(
+        seed=(seed, WHOLE),
+        positions=(positions, TEXT),
+        samples=(samples, optional(TEXTS)),
+        questions=(questions, optional(TEXTS)),
+        count_selection=(count_selection, FLAG),
+    )
     schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
     trace, parts = Trace(schedule), _fitting(model, schedule)
     if positions not in POSITIONS:
@@ -86,6 +105,7 @@ def prune(
     finally:
         for handle in handles:
             handle.remove()
+        hooks.close()
     if schedule.stages and not trace.rows:
         raise PruningError(f"the schedule '{schedule}' never acted: no prefill of this model ran inside the block.")
 
@@ -130,16 +150,30 @@ class _Prefill:
     present: Bool[Tensor, "B L"]
     layout: Layout
     cache: Any
-    last_position: Tensor
+    next_position: Int[Tensor, "#B 1"]
     segments: list[_Segment | None]
+    guard: CacheGuard
     tower: TowerRun | None = None
     embedded: Tensor | None = None
     before: LayerInput | None = None
     guided: dict[tuple[str, int, bool], list[Tensor]] = field(default_factory=dict)
     steps: int = 0
+    entered: int = 0
 
 
-class _Recorder:
+class _Hooks:
+    """Hooks of a block, which end with it."""
+
+    def close(self) -> None:
+        """What outlives the block can no longer be used by what needs its hooks."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise PruningError(
+            "this model is inside a prune block, whose hooks a copy would keep for ever; copy or save it outside of the block."
+        )
+
+
+class _Recorder(_Hooks):
     """The hooks of a block without stages: they only write down what the unpruned model sees."""
 
     def __init__(self, parts: ModelParts, samples: Sequence[str] | None, trace: Trace):
@@ -183,7 +217,7 @@ class _Recorder:
         self.trace.rows += rows
 
 
-class _Pruner:
+class _Pruner(_Hooks):
     """The hooks of one `prune` block and the state that they share."""
 
     def __init__(
@@ -222,6 +256,8 @@ class _Pruner:
             for _, _, method in self.stages.values():
                 asks |= method.asks(shape)
         self.tower = TowerRecorder(parts, asks)
+        self.layers = list(parts.layers)
+        self.guards: list[CacheGuard] = []
         self.inputs: dict[str, Any] | None = None
         self.running: _Prefill | None = None
         self.decoding = False
@@ -232,18 +268,34 @@ class _Pruner:
         """Put the hooks on, yielding each handle at once so that the caller can always take it off again."""
         parts = self.parts
         yield from self.tower.register()
+        if self.model is not parts.multimodal:
+            yield self.model.register_forward_pre_hook(self.see_call, with_kwargs=True)
+        if hasattr(self.model, "generate"):
+            yield GenerateGuard(self.model)
         yield parts.multimodal.register_forward_pre_hook(self.see_inputs, with_kwargs=True)
         yield parts.decoder.register_forward_pre_hook(self.begin, with_kwargs=True)
-        for layer, module in enumerate(parts.layers):
+        for layer, module in enumerate(self.layers):
             yield module.register_forward_pre_hook(partial(self.enter_layer, layer), with_kwargs=True)
         yield parts.decoder.register_forward_hook(self.end)
 
+    def close(self) -> None:
+        """The caches that were filled here can be used here alone."""
+        for guard in self.guards:
+            guard.inside = False
+
     # -- the whole model -------------------------------------------------------------------------------------------
+
+    def see_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Look at the arguments that only the whole model sees."""
+        if not self.asleep:
+            refuse_arguments(named(module, args, kwargs), self.parts.config)
 
     def see_inputs(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Remember the token ids, which only the multimodal module sees."""
         if not self.asleep:
             self.inputs = named(module, args, kwargs)
+            refuse_arguments(self.inputs, self.parts.config)
+            refuse_inputs(self.inputs)
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Lay out a new prefill, or put a decode step right."""
@@ -253,15 +305,18 @@ class _Pruner:
         if inputs is None or inputs.get("input_ids") is None:
             raise PruningError("pruning needs input_ids to find the visual tokens; do not call the decoder by itself "
                                "nor with inputs_embeds.")  # fmt: skip
+        if len(self.layers) != len(self.parts.layers) or any(map(is_not, self.layers, self.parts.layers)):
+            raise PruningError("decoder layers were replaced inside the block; replace them before it begins.")
         cache = cache_of(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
-            return args, self._begin_step(inputs["input_ids"], cache, kwargs)
+            return args, self._begin_step(inputs, cache, kwargs)
         self._begin_prefill(inputs, cache, kwargs)
         return args, kwargs
 
     def _begin_prefill(self, inputs: dict, cache: Any, kwargs: dict) -> None:
-        refuse_cache(cache)
-        refuse_inputs(inputs)
+        self.guards.append(guard := CacheGuard())
+        if cache is not None:
+            guard.watch(cache)
         ids, layers = inputs["input_ids"], len(self.parts.layers)
         if cache is None and self.running is not None and self.running.cache is None:
             refuse_growing_prompt(self.running.ids, ids)
@@ -270,36 +325,62 @@ class _Pruner:
         layout = Layout.of(self.parts, inputs, self.samples, tower.grids if tower else None)
         for row in layout.traces:
             self.schedule.check(layers, row.images)
-        positions = kwargs.get("position_ids")
-        last = positions[..., -1:] if positions is not None else torch.full((1, 1), ids.shape[1] - 1, device=ids.device)
-        self.running = _Prefill(ids, layout.present, layout, cache, last, [None] * layers, tower)
+        self._refuse_dropped_ends(layout)
+        following = _next_position(kwargs.get("position_ids"), layout.present)
+        self.running = _Prefill(ids, layout.present, layout, cache, following, [None] * layers, guard, tower)
         self.decoding = False
 
-    def _begin_step(self, ids: Tensor, cache: Any, kwargs: dict) -> dict:
-        running = self.running
+    def _refuse_dropped_ends(self, layout: Layout) -> None:
+        """The logits of a prompt are those of its last token, so that none may be dropped that stands there."""
+        dropped = [
+            row.sample
+            for row, ends in zip(layout.traces, layout.ends_in_image, strict=True)
+            if ends
+            and (
+                any(s.keep == OWN for s in self.schedule.stages)
+                or self.schedule.plan(row.images)[-1][-1] < row.images[-1]
+            )
+        ]
+        if dropped:
+            raise PruningError(
+                f"sample {', '.join(dropped)}: the prompt ends in an image, whose last token answers it and may be "
+                "dropped; end the prompt with text (a chat template does), or keep all tokens."
+            )
+
+    def _begin_step(self, inputs: dict, cache: Any, kwargs: dict) -> dict:
+        running, ids = self.running, inputs["input_ids"]
         if running is None or cache is not running.cache:
-            raise PruningError("this cache was not filled inside the block; start from the whole prompt.")
+            raise PruningError(
+                "this cache was not filled inside the block by its latest prompt; start from the whole prompt."
+            )
         if ids.shape[1] != 1:
             message = f"{ids.shape[1]} tokens at once after the prefill: chunked prefill, assisted decoding and "
             raise PruningError(message + "continuing a conversation are not supported while pruning.")
         running.steps += 1
+        running.entered = 0
         self.decoding = True
-        for segment in {id(s): s for s in running.segments if s is not None}.values():
+        segments = {id(s): s for s in running.segments if s is not None}.values()
+        for segment in segments:
             self._step_segment(segment, running.steps)
-        # The library takes the length it has seen from layer 0, whose cache a stage at layer 0 has shortened.
-        kwargs = {**kwargs, "position_ids": running.last_position + running.steps}
+        if segments and inputs.get("position_ids") is None:
+            # The library counts from the length of layer 0's cache, which a stage at layer 0 has shortened.
+            kwargs = {**kwargs, "position_ids": running.next_position + (running.steps - 1)}
         if running.segments[0] is not None:
-            kwargs["attention_mask"] = None
+            kwargs = {**kwargs, "attention_mask": None}
         return kwargs
 
     def end(self, module: nn.Module, args: tuple, output: Any) -> None:
         """After a prefill: what was done must be what was planned, down to the cache's real tensors."""
         running = self.running
-        if running is None or self.decoding or self.asleep:
+        if running is None or self.asleep:
+            return
+        if self.decoding:
+            if running.entered != len(self.layers):
+                raise PruningError(f"{running.entered} of {len(self.layers)} decoder layers ran in a decode step.")
             return
         if running.cache is None and (cache := filled_cache(output)) is not None:
             # The decoder has just made it itself, as it does when the caller brings none.
-            refuse_cache(cache)
+            running.guard.watch(cache)
             running.cache = cache
         layout, cache = running.layout, running.cache
         layout.verify()
@@ -357,7 +438,9 @@ class _Pruner:
         running = self.running
         if self.asleep:
             return args, kwargs
-        assert running is not None, "a decoder layer ran by itself"
+        if running is None:
+            raise PruningError("a decoder layer ran by itself; inside a prune block call the whole model.")
+        running.entered += 1
         hidden = args[0] if args else kwargs.pop("hidden_states")
         if self.decoding:
             kwargs = self._swap_step(running.segments[layer], kwargs, hidden)
@@ -379,6 +462,7 @@ class _Pruner:
             hidden, segment = self._act(running, state, segment, kwargs["position_embeddings"])
         running.segments[layer] = segment
         if segment is not None:
+            running.guard.cut = True
             rotary = segment.rotary = _on(hidden.device, *segment.rotary)
             segment.mask = None if segment.mask is None else segment.mask.to(hidden.device)
             # Without position_ids FlashAttention cannot mistake the gaps in kept positions for packed sequences.
@@ -409,11 +493,14 @@ class _Pruner:
             tower_run=running.tower,
             questions=self._questions(layout),
             asked=[n for row in layout.traces for n in stage.asked(row.images)],
+            # The view is not in it: as a cycle the two would hold the cache until the collector comes by.
+            guide=partial(self._guide, running),
         )
-        view.guide = lambda *asked: self._guide(running, view.tower, *asked)
         # An image that keeps all its tokens is left alone, unless the method itself decides how many that is.
         left_alone = [stage.keep != OWN and kept == n for kept, n in zip(budget, layout.counts, strict=True)]
-        full = torch.tensor(left_alone, device=view.valid.device)
+        # In the others something is chosen, unless all goes. One copy to the device for both.
+        chosen_from = [n > 0 and not alone for n, alone in zip(budget, left_alone, strict=True)]
+        full, matters = torch.tensor([left_alone, chosen_from], device=view.valid.device)
         chosen = method.select(view, torch.tensor(budget)) if any(budget) else torch.zeros_like(view.valid)
         keep = torch.where(full[:, None], view.valid, chosen)
         if stage.at_most:
@@ -425,7 +512,22 @@ class _Pruner:
             index = torch.where(full[:, None], view.index, index)
             recycled = (keep & ((rewritten != view.hidden).any(-1) | (index != view.index))).sum(1)
             hidden = layout.write(hidden, rewritten, index)
+        if any(chosen_from):
+            self._check_numbers(layout, view, matters)
         return hidden, keep, budget, recycled
+
+    def _check_numbers(self, layout: Layout, view: TokenView, matters: Bool[Tensor, " I"]) -> None:
+        """Have it looked at, with the prefill's other checks, that a stage chose by numbers, in the images that it cuts."""
+        number, stage, _ = self.stages[view.layer]
+        checks = [("hidden states that enter it", (view.hidden.isfinite().all(-1) | ~view.valid).all(1))]
+        if "tower" in vars(view):
+            checks.insert(0, ("encoder features that it reads", view.tower.finite()))
+        checks += [(f"scores of {stage.method}", finite) for finite in view.finite_scores]
+        for what, finite in checks:
+            problem = (
+                f"in stage {number + 1} ('{stage}') the {what} are not all finite, so that its choice means nothing"
+            )
+            layout.check(f"{problem}; do they overflow the dtype?", finite.to(matters.device) | ~matters)
 
     def _act(
         self, running: _Prefill, state: LayerInput, segment: _Segment | None, original: tuple[Tensor, Tensor]
@@ -519,6 +621,20 @@ class _Pruner:
         if segment.decode_rotary is not None:
             kwargs["position_embeddings"] = segment.decode_rotary = _on(hidden.device, *segment.decode_rotary)
         return kwargs
+
+
+def _next_position(positions: Tensor | None, present: Bool[Tensor, "B L"]) -> Int[Tensor, "#B 1"]:
+    """The position after a prompt: the largest of all its tokens, and with M-RoPE of all channels, and 1 more.
+
+    Args:
+        positions: (B or 1, L), (3, B or 1, L), or (4, B or 1, L) with the columns' numbers first; None where columns are positions.
+        present: which columns hold a token.
+    """
+    if positions is None:
+        return torch.full((1, 1), present.shape[1], device=present.device)
+    if positions.dim() == 3:
+        positions = positions[-3:].amax(0)
+    return torch.where(present, positions, 0).amax(1, keepdim=True) + 1
 
 
 def _on(device: torch.device, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

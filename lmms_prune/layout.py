@@ -22,6 +22,8 @@ from lmms_prune.schedule import Stage
 from lmms_prune.trace import RowTrace
 from lmms_prune.view import LayerInput, Tokens, TokenView
 
+_MISCOUNTED = "a method kept another number of tokens than its row in METHODS says, tokens that were not there, or an index twice."
+
 
 @dataclass
 class Layout:
@@ -37,10 +39,11 @@ class Layout:
         origin: the original column of each column of the sequence.
         starts: the original column of each image's first token.
         grids: rows and columns of each image's original tokens, where known (host).
+        ends_in_image: whether each row's last token is visual (host).
         counts: visual tokens present in each image (host).
         lengths: tokens present in each row (host).
         memory: of the methods, for one prefill.
-        checks: what `verify` looks at once the prefill is done.
+        checks: what `verify` looks at once the prefill is done: what is wrong with an image, and whether it is right.
         recycled: how many tokens of each image each stage has changed; None if it changes none.
     """
 
@@ -53,10 +56,11 @@ class Layout:
     origin: Int[Tensor, "B L"]
     starts: Int[Tensor, " I"]
     grids: list[tuple[int, int]]
+    ends_in_image: list[bool]
     counts: list[int]
     lengths: list[int]
     memory: dict[str, object] = field(default_factory=dict)
-    checks: list[Bool[Tensor, " I"]] = field(default_factory=list)
+    checks: list[tuple[str, Bool[Tensor, " I"]]] = field(default_factory=list)
     recycled: list[Int[Tensor, " I"] | None] = field(default_factory=list)
 
     @classmethod
@@ -91,7 +95,8 @@ class Layout:
             # For several answers `generate` repeats the rows, but not the grids.
             grids = [grids[i] for i in owners([b for b, _, _ in spans], len(spans) // len(grids))]
         lengths = [ids.shape[1] - pad for pad in pads]
-        return cls(traces, rows, present, visual, text, index, origin, starts, grids, counts, lengths)
+        ends = [row[-1] == parts.config.image_token_id for row in host_ids]
+        return cls(traces, rows, present, visual, text, index, origin, starts, grids, ends, counts, lengths)
 
     @property
     def owning_rows(self) -> list[int]:
@@ -155,8 +160,8 @@ class Layout:
 
     def cut(self, keep: Bool[Tensor, "I V"], counts: list[int], recycled: Int[Tensor, " I"] | None) -> Packing:
         """Remove all visual tokens but the kept ones; returns where the columns of the sequence go."""
-        self.checks.append((keep <= self.visual.valid).all(1))
-        self.checks.append(keep.sum(1) == torch.tensor(counts, device=keep.device))
+        self.check(_MISCOUNTED, (keep <= self.visual.valid).all(1))
+        self.check(_MISCOUNTED, keep.sum(1) == torch.tensor(counts, device=keep.device))
         keep = keep & self.visual.valid
         dropped = self.visual.valid & ~keep
         # A column is dropped if any image drops it there; padding entries point at column 0 and drop nothing.
@@ -204,22 +209,27 @@ class Layout:
             row.masks.append(masks)
             row.kept.append([int(n) for n in self.counts[image - len(masks) : image]])
         if whole:
-            self.checks.append(torch.stack(whole))
+            self.check(_MISCOUNTED, torch.stack(whole))
+
+    def check(self, problem: str, right: Bool[Tensor, " I"]) -> None:
+        """Have `verify` look whether each image is `right`, which stays on the device until then."""
+        self.checks.append((problem, right))
 
     def verify(self) -> None:
-        """One look at the device after a prefill: every method kept what was planned, of what was there.
+        """One look at the device after a prefill: every method chose by numbers, and kept what was planned, of what was there.
 
         Raises:
-            PruningError: one did not; the message names the samples.
+            PruningError: one did not; the message says which and names the samples.
         """
         if self.checks:
-            right = torch.stack([check.cpu() for check in self.checks]).all(0).tolist()
-            wrong = [self.traces[row].sample for row, held in zip(self.owning_rows, right, strict=True) if not held]
-            if wrong:
-                raise PruningError(
-                    f"sample {', '.join(dict.fromkeys(wrong))}: a method kept another number of tokens than its row in "
-                    "METHODS says, tokens that were not there, or an index twice."
-                )
+            device = self.checks[0][1].device
+            # In the order of the stages: what comes later may have come of what was wrong before.
+            for (problem, _), right in zip(
+                self.checks, torch.stack([flags.to(device) for _, flags in self.checks]).tolist(), strict=True
+            ):
+                wrong = [self.traces[row].sample for row, held in zip(self.owning_rows, right, strict=True) if not held]
+                if wrong:
+                    raise PruningError(f"sample {', '.join(dict.fromkeys(wrong))}: {problem}")
         for recycled in self.recycled:
             counts = iter([0] * len(self.counts) if recycled is None else recycled.tolist())
             for row in self.traces:

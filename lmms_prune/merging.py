@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from lmms_prune.families import UnsupportedModelError
-from lmms_prune.ragged import add_up, gather
+from lmms_prune.ragged import add_up, directions, gather, settled
 from lmms_prune.tower import ClipTower
 from lmms_prune.view import TokenView
 
@@ -97,10 +97,10 @@ def partners(
     into = place.expand_as(valid).clone()
     if not any(remove):
         return into
-    unit = normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
+    unit = directions(metric)
     even, odd = unit[:, ::2], unit[:, 1::2].transpose(1, 2)
     found = [
-        (even[:, start : start + _BLOCK] @ odd).masked_fill(~valid[:, None, 1::2], -torch.inf).max(dim=-1)
+        settled(even[:, start : start + _BLOCK] @ odd).masked_fill(~valid[:, None, 1::2], -torch.inf).max(dim=-1)
         for start in range(0, even.shape[1], _BLOCK)
     ]
     score, partner = (torch.cat([part[i] for part in found], dim=1) for i in (0, 1))

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import normalize
 
 MaskForm = Literal["sdpa", "eager", "flash"]
 """How an attention kernel takes its mask: boolean 4-D or none, additive 4-D, 2-D key mask or none."""
@@ -108,6 +109,26 @@ def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], places: int) -
         rows = torch.arange(len(x), device=x.device)[:, None].expand_as(into)
         return sums.index_put((rows, into), x, accumulate=True)
     return sums.scatter_add(1, into.view(*into.shape, *(1,) * (x.dim() - 2)).expand_as(x), x)
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """The finest floating type of a device; Apple GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def directions(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """Each vector at length 1, in the finest type; zero stays zero."""
+    return normalize(x.to(finest(x.device)), dim=-1)
+
+
+def settled(products: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Products of `directions`, put (in place) on a grid that is finer than any choice and coarser than rounding.
+
+    A matrix product rounds differently from place to place, and from batch to batch: what is equal on paper becomes
+    equal here, so that ties are ties.
+    """
+    steps = 2.0**32 if products.dtype == torch.float64 else 2.0**20
+    return products.mul_(steps).round_().div_(steps)
 
 
 def owners(rows: Sequence[int], repeats: int) -> list[int]:

@@ -21,6 +21,18 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import Any, Final, Literal, TypeAlias
 
+from lmms_prune.expected import (
+    FROM_ONE,
+    FROM_ZERO,
+    NUMBER,
+    PAIRS,
+    TEXT,
+    TOKEN_COUNTS,
+    Kind,
+    expect,
+    optional,
+    tuple_of,
+)
 from lmms_prune.methods import METHODS, MethodSpec, OptionError
 from lmms_prune.presets import PRESETS
 
@@ -28,6 +40,10 @@ OWN: Final = "own"
 Keep: TypeAlias = Decimal | int | Literal["own"] | None
 """How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``, OWN the method's own rule."""
 
+_KEEP = Kind(
+    "a ratio as a Decimal, a number of tokens as an int, None (the unknown) or OWN",
+    lambda keep: keep is None or keep == OWN or (isinstance(keep, (Decimal, int)) and not isinstance(keep, bool)),
+)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # A ratio budget for images of any size is solved on an image of this many tokens, that is to four decimals.
 _FINE = 10_000
@@ -84,6 +100,12 @@ class Stage:
     def __post_init__(self) -> None:
         if isinstance(self.keep, float):
             raise ScheduleError(f"a ratio is a Decimal, so that it is exact: write Decimal('{self.keep}').")
+        expect(
+            method=(self.method, TEXT),
+            layer=(self.layer, FROM_ZERO),
+            keep=(self.keep, _KEEP),
+            options=(self.options, PAIRS),
+        )
         if self.spec.drops_all and self.keep == 0:
             object.__setattr__(self, "keep", 0)
         if self.keep == OWN and self.spec.keep != "optional":
@@ -91,9 +113,20 @@ class Stage:
         names = [name for name, _ in self.options]
         if len(set(names)) < len(names):
             raise ScheduleError(f"stage '{self.method}@{self.layer}' names an option twice: {', '.join(names)}.")
+        for name, value in self.options:
+            self._check_option(name, value)
         defaults = {option.name: option.default for option in self.spec.options}
         kept = tuple(sorted((k, v) for k, v in self.options if defaults.get(k) != v))
         object.__setattr__(self, "options", kept)
+
+    def _check_option(self, name: str, value: object) -> None:
+        """An option must be one that can be written, or the stage's text would say something else."""
+        try:
+            read = self.spec.option(name, _print_option(value))
+        except OptionError as error:
+            raise ScheduleError(str(error)) from None
+        if read != value or isinstance(read, bool) != isinstance(value, bool):
+            raise ScheduleError(f"{self.method}: the option {name}={value!r} is not what its text says: {read!r}.")
 
     @property
     def spec(self) -> MethodSpec:
@@ -138,6 +171,7 @@ class Schedule:
     stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
+        expect(stages=(self.stages, tuple_of(Stage)))
         for i, stage in enumerate(self.stages):
             self._check_stage(i, stage)
 
@@ -189,6 +223,7 @@ class Schedule:
         Raises:
             ScheduleError: a layer beyond the model, an unsolved ``?``, or a stage that keeps more than an earlier one.
         """
+        expect(layers=(layers, FROM_ONE), images=(images, optional(TOKEN_COUNTS)))
         for i, stage in enumerate(self.stages):
             if stage.layer >= layers:
                 message = (
@@ -227,6 +262,7 @@ class Schedule:
             one list of per-image counts a stage; what is executed equals it (`at_most`: stays within it), and budgets
             are computed from it.
         """
+        expect(images=(images, TOKEN_COUNTS))
         present, plan = list(images), []
         for stage in self.stages:
             present = stage.kept(images, present)
@@ -250,6 +286,7 @@ class Schedule:
 
     def layer_counts(self, layers: int, images: Sequence[int]) -> list[int]:
         """Visual tokens entering each of `layers` decoder layers for one row with these images."""
+        expect(layers=(layers, FROM_ONE), images=(images, TOKEN_COUNTS))
         counts, present, plan = [], sum(images), self.plan(images)
         for layer in range(layers):
             for stage, kept in zip(self.stages, plan, strict=True):
@@ -277,6 +314,7 @@ class Schedule:
         Raises:
             ScheduleError: no ``?`` or several, or a budget that cannot be met; the message says what can.
         """
+        expect(layers=(layers, FROM_ONE), visual_tokens=(visual_tokens, optional(FROM_ONE)))
         n = visual_tokens or _FINE
         index = self._to_solve()
         limit, in_tokens = _parse_budget(budget, n, visual_tokens)
@@ -318,6 +356,7 @@ class Schedule:
         Raises:
             ScheduleError: no ``?`` or several, or a limit that cannot be met.
         """
+        expect(limit=(limit, NUMBER), layers=(layers, FROM_ONE), visual_tokens=(visual_tokens, FROM_ONE))
         solved = self._largest(self._to_solve(), visual_tokens, True, cost, limit, unmet)
         solved.check(layers, [visual_tokens])
         return solved
@@ -450,7 +489,7 @@ def cannot_be_met(budget: str | float, fixed: int, verb: str, alone: str, smalle
 def _number(text: str) -> Decimal | None:
     """The number that `text` is, of at most _DIGITS digits before and behind the point; None if it is none."""
     try:
-        value = Decimal(text if text.isascii() else "")
+        value = Decimal(text if text.isascii() and "_" not in text else "")
     except InvalidOperation:
         return None
     if not value:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
@@ -170,6 +170,17 @@ class Tower(ABC):
         self.parts, self.run, self.owner, self.grids = parts, run, list(owner), list(grids)
         self.shape = tower_shape(parts)
 
+    def finite(self) -> Bool[Tensor, " B"]:
+        """Whether all that was recorded of each image is finite; stays on the device."""
+        tensors = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())
+        tensors += [] if self.run.features is None else [self.run.features]
+        if not tensors:
+            return torch.ones(len(self.owner), dtype=torch.bool)
+        flags = [torch.stack([part.isfinite().all() for part in self._by_image(tensor)]) for tensor in tensors]
+        whole = torch.stack([flag.to(flags[0].device) for flag in flags]).all(0)
+        repeated = self.owner != list(range(len(whole)))
+        return whole[torch.tensor(self.owner, device=whole.device)] if repeated else whole
+
     @torch.no_grad()
     def saliency(self) -> Float[Tensor, "B N"]:
         """How much the tower itself attends to each token in the selected block, mean over heads.
@@ -237,6 +248,10 @@ class Tower(ABC):
     @abstractmethod
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Other images (3, height, width) through tower and projector: (n, D) each; sizes are multiples of a token's side."""
+
+    @abstractmethod
+    def _by_image(self, recorded: Tensor) -> Sequence[Tensor]:
+        """What was recorded of each image of the run."""
 
     @abstractmethod
     def _sums(self) -> list[Tensor]:
@@ -359,6 +374,9 @@ class ClipTower(Tower):
         )
         fine = torch.promote_types(query.dtype, torch.float32)
         return query.to(fine) * query.shape[-1] ** -0.5, key.to(fine)
+
+    def _by_image(self, recorded: Tensor) -> Sequence[Tensor]:
+        return recorded.unbind()
 
     def _owned(self, x: Tensor) -> Tensor:
         return x[torch.tensor(self.owner, device=x.device)]
@@ -484,6 +502,11 @@ class QwenTower(Tower):
         )
         query, key = (rotated(states.to(cos.dtype), cos, sin).transpose(0, 1) for states in (query, key))
         return query * query.shape[-1] ** -0.5, key
+
+    def _by_image(self, recorded: Tensor) -> Sequence[Tensor]:
+        # Patches, in windows of one image each, or merged tokens.
+        tokens = [rows * columns for rows, columns in self.grids]
+        return recorded.split([count * (len(recorded) // sum(tokens)) for count in tokens])
 
     def _tokens(self, patches: Float[Tensor, "P C"]) -> Float[Tensor, "B N C"]:
         """Patches in the tower's order as visual tokens, each the mean over its patches."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lmms_prune.families import ModelParts
-from lmms_prune.ragged import owners
+from lmms_prune.ragged import finest, owners
 from lmms_prune.refusals import PruningError
 from lmms_prune.tower import ClipTower, Grid, QwenTower, Tower, TowerRun
 
@@ -98,7 +98,7 @@ class TokenView:
     tower_run: TowerRun | None = None
     questions: Sequence[str] | None = None
     asked: Sequence[int] | None = None
-    guide: Callable[[str, int, bool], Sequence[Tensor]] | None = None
+    guide: Callable[[Tower, str, int, bool], Sequence[Tensor]] | None = None
     memory: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -260,8 +260,26 @@ class TokenView:
     def guided(self, checkpoint: str, new_tokens: int, last_visual: bool) -> Float[Tensor, "B N"]:
         """Attention that a guide model's whole answer pays to each original visual token (see `lmms_prune.guide`)."""
         assert self.guide is not None, "the method's row in METHODS does not say that it asks a guide"
-        sums = [x.to(self.valid.device) for x in self.guide(checkpoint, new_tokens, last_visual)]
+        sums = [x.to(self.valid.device) for x in self.guide(self.tower, checkpoint, new_tokens, last_visual)]
         return torch.stack([pad(x, (0, max(self.sizes) - len(x))) for x in sums])
+
+    def ranking(
+        self, score: Float[Tensor, "B N"], candidates: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N"]:
+        """`score`, by which a method ranks tokens: samples in which one is not finite are named once the prompt has run.
+
+        Args:
+            score: one a candidate; what stands elsewhere does not matter.
+            candidates: by default the visual tokens that are present.
+        """
+        there = self.valid if candidates is None else candidates
+        self.finite_scores.append((score.isfinite() | ~there.to(score.device)).all(1))
+        return score
+
+    @cached_property
+    def finite_scores(self) -> list[Bool[Tensor, " B"]]:
+        """For each `ranking`, whether all scores of each image were finite; stays on the device."""
+        return []
 
     def uniform(self) -> Float[Tensor, "B V"]:
         """Independent uniform draws, one a token, from each image's own seed.
@@ -273,9 +291,8 @@ class TokenView:
             digest = hashlib.blake2b(seed.encode(), digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
             draws[row, :count] = torch.rand(count, generator=generator, dtype=torch.float64)
-        device = self.valid.device
-        # Apple GPUs have no float64; there a tie, one in thousands of images, goes to the lower index.
-        return draws.to(device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        # In float32 a tie, one in thousands of images, goes to the lower index.
+        return draws.to(self.valid.device, dtype=finest(self.valid.device))
 
     @cached_property
     def _key_cache(self) -> dict[int, Tensor]:

@@ -129,6 +129,7 @@ BELOW = {
     "guide": {"compat", "layout", "families", "view"},
     "hooks": {
         "compat",
+        "expected",
         "guide",
         "layout",
         "refusals",
@@ -146,7 +147,8 @@ BELOW = {
     "families": {"compat", "ragged", "supported"},
     "compat": set(),
     "supported": set(),
-    "schedule": {"methods", "presets"},
+    "schedule": {"expected", "methods", "presets"},
+    "expected": set(),
     "efficiency": {"console", "record", "schedule"},
     "places": set(),
     "presets": set(),
@@ -158,7 +160,8 @@ BELOW = {
     "kernels": set(),
     "ragged": set(),
     "redaction": set(),
-    "refusals": set(),
+    "refusals": {"calls", "compat"},
+    "calls": {"compat"},
     "__init__": {"schedule", "hooks", "trace"},
 }
 ONLY_IN = {

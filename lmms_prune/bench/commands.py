@@ -238,7 +238,7 @@ def _drawable(plot: Path) -> None:
 
 def _sides(text: str) -> tuple[int, int]:
     """Rows x columns."""
-    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    sides = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
     if sides is None:
         fail(f"--grid {text}: write rows x columns, such as 24x24.")
     return int(sides[1]), int(sides[2])
@@ -246,7 +246,7 @@ def _sides(text: str) -> tuple[int, int]:
 
 def _numbers(option: str, text: str) -> list[int]:
     """Whole numbers of at least 1 with commas."""
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+    if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
         fail(f"--{option} {text}: write whole numbers of at least 1 with commas, such as 1,8.")
     return sorted({int(number) for number in text.split(",")})
 

@@ -13,28 +13,71 @@ from typing import Any
 
 from lmms_prune.compat.names import Library, Names
 
-_CACHE = ("cache", "past_key_values")
+CACHE_NAMES = ("cache", "past_key_values")
 """By age, the newest first: callers may use an old name for as long as the library translates it."""
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:
     """The cache among a call's keyword arguments, under whichever name; None if there is none."""
-    return next((arguments[name] for name in _CACHE if arguments.get(name) is not None), None)
+    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
 
 
 def filled_cache(output: Any) -> Any:
     """The cache that a model's output holds; None if it holds none."""
-    return next((getattr(output, name) for name in _CACHE if hasattr(output, name)), None)
+    return next((getattr(output, name) for name in CACHE_NAMES if hasattr(output, name)), None)
 
 
 def with_cache(module: Any, cache: Any) -> dict[str, Any]:
     """The keyword argument that gives `cache` to a layer, a decoder or a whole model."""
-    return {next(name for name in _CACHE if name in _parameters(_forward(module))): cache}
+    return {next(name for name in CACHE_NAMES if name in _parameters(_forward(module))): cache}
 
 
 def named(module: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call of `module` by name, those given by position included."""
     return {**dict(zip(_parameters(_forward(module)), args, strict=False)), **kwargs}
+
+
+def generation_settings(model: Any, arguments: Mapping[str, Any], knows: Callable[[str], bool]) -> dict[str, Any]:
+    """What a call of ``model.generate`` runs by: its arguments, then its configuration, then the checkpoint's own.
+
+    Args:
+        model: the model.
+        arguments: of the call, by name.
+        knows: names for which it is not ignored what the checkpoint's own configuration says (it may hold anything).
+    """
+    own = {name: value for name, value in vars(model.generation_config).items() if not name.startswith("_")}
+    configuration = arguments.get("generation_config")
+    brought = {} if configuration is None else vars(configuration)
+    differing = {k: v for k, v in brought.items() if v is not None and not k.startswith("_") and v != own.get(k)}
+    return {**{name: value for name, value in own.items() if knows(name)}, **differing, **arguments}
+
+
+def named_for_generate(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of ``model.generate`` by name, those given by position included."""
+    return {**dict(zip(_parameters(type(model).generate), args, strict=False)), **kwargs}
+
+
+def watch_cache(cache: Any, methods: tuple[str, ...], watcher: Callable[[str], None]) -> None:
+    """Let `watcher` be asked, with the method's name, before each of a cache's `methods` runs; of its copies, too.
+
+    The object gets a class of the same name between it and its own: a method that is put on the object itself would hold
+    the object, which could then only be freed by the collector of cycles, and its gigabytes with it.
+    """
+    kind: Any = type(cache)
+    cache.__class__ = kind if hasattr(kind, "watched_methods") else _watched_class(kind, methods)
+    cache.watcher = watcher
+
+
+@lru_cache(maxsize=8)
+def _watched_class(kind: Any, methods: tuple[str, ...]) -> type:
+    def watched(name: str) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            self.watcher(name)
+            return getattr(kind, name)(self, *args, **kwargs)
+
+        return call
+
+    return type(kind.__name__, (kind,), {"watched_methods": methods, **{name: watched(name) for name in methods}})
 
 
 def layer_keys(cache: Any, layer: int) -> Any:
@@ -130,6 +173,20 @@ LIBRARY = Library(
             ("get_seq_length", "update", "reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices"),
             "5.17",
             "telling a decode step from a prefill, and refusing what reorders a cut cache",
+        ),
+        Names(
+            "transformers:GenerationMixin.generate",
+            "parameters",
+            ("inputs", "generation_config"),
+            "5.17",
+            "refusing arguments of generate()",
+        ),
+        Names(
+            "llava:",
+            "attributes",
+            ("generation_config",),
+            "5.17",
+            "refusing what a checkpoint's own settings ask of generate()",
         ),
         Names(f"{_CACHES}:Cache.__init__", "parameters", ("layers",), "5.17", "reading keys and values of each layer"),
         Names(f"{_CACHES}:DynamicLayer.update", "leading parameters", ("key_states", "value_states"), "5.17", _OUTPUT),

@@ -15,7 +15,7 @@ EXAMPLE_IMAGE = 1280
 """Visual tokens of an image where images differ in size, as for ``lmms-prune schedule``."""
 
 _LINE = re.compile(r"^\s*#\s*budget:(.*)$", re.MULTILINE)
-_CLAIM = re.compile(r"(\d+(?:\.\d+)?)(t|%)(?:, really (\d+(?:\.\d+)?)(t|%))?")
+_CLAIM = re.compile(r"([0-9]+(?:\.[0-9]+)?)(t|%)(?:, really ([0-9]+(?:\.[0-9]+)?)(t|%))?")
 
 
 class ClaimError(ValueError):

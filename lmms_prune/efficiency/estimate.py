@@ -71,7 +71,7 @@ def solved(schedule: Schedule, budget: str, model: Architecture, visual_tokens: 
 
     whole = cost(Schedule(()))
     units = {"%": whole / 100, **_UNITS[name]}
-    read = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*({'|'.join(units)})", amount.strip())
+    read = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})", amount.strip())
     if read is None:
         example = "flops=30% or flops=2.5T" if name == "flops" else "kv=30% or kv=100MiB"
         raise ScheduleError(f"budget '{budget}' is no amount with a unit; write {example}.")

@@ -225,7 +225,7 @@ _CHOICES = {
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "attn_implementation": ("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
 }
-_DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:\d+)?")
+_DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:[0-9]+)?")
 _LOWEST = {"seed": 0, "batch_size": 1, "min_pixels": 1, "max_pixels": 1}
 _FLAGS = ("trust_remote_code", "use_cache")
 
@@ -243,7 +243,7 @@ def _read(name: str, value: Any) -> Any:
         return text
     if name in _LOWEST:
         # More digits than that fit no generator's seed, and Python refuses to read thousands of them.
-        if not re.fullmatch(r"\d{1,18}", text) or int(text) < _LOWEST[name]:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < _LOWEST[name]:
             also = " or auto" if name == "batch_size" else ""
             raise ArgumentError(f"model_args: {name}={text} must be a whole number of at least {_LOWEST[name]}{also}.")
         return int(text)

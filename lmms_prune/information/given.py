@@ -124,7 +124,7 @@ def layer_numbers(text: str | None, depth: int) -> list[int]:
     """``0-3,8`` as numbers; all layers where nothing is given."""
     if text is None:
         return list(range(depth))
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+    if not re.fullmatch(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*", text):
         fail(f"--layers {text}: write numbers and ranges with commas, such as 0-31 or 0,8,16.")
     made: set[int] = set()
     for part in text.split(","):

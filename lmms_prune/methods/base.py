@@ -71,7 +71,7 @@ class ScoreMethod(Method):
         """One finite score a token; what stands in the padding does not matter."""
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        return highest(self.score(view), view.valid, budget)
+        return highest(view.ranking(self.score(view)), view.valid, budget)
 
 
 def highest(

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from lmms_prune.companions import load_clip
 from lmms_prune.families import ModelParts, UnsupportedModelError
 from lmms_prune.methods.base import Method
+from lmms_prune.ragged import directions, settled
 from lmms_prune.tower import Asks, TowerShape
 from lmms_prune.view import TokenView
 
@@ -39,8 +39,8 @@ class CDPruner(Method):
 
     Paper: https://arxiv.org/abs/2506.10967.
     Differs from the reference: relevance is scaled over each image, not the batch, and 1 for all where all are equal
-    (to 1e-6; the reference divides by zero); kept tokens are no candidates; a token's marginal gain is at least 1e-6 of
-    its own kernel entry, so that rounding decides nothing; each segment of a long question has its own begin and end
+    (to 1e-6; the reference divides by zero); kept tokens are no candidates; the search runs in float64, and a token's
+    marginal gain is at least 1e-6 of its own kernel entry, so that rounding decides nothing; each segment of a long question has its own begin and end
     token; the kernel is never stored: directions in feature space are made orthogonal, which is the same algebra.
     """
 
@@ -61,9 +61,9 @@ class CDPruner(Method):
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         relevance = self._by_embeddings(view) if self.clip == "embeddings" else self._by_clip(view)
+        view.ranking(relevance)
         relevance = _scaled(relevance if self.sign == "positive" else -relevance, view.valid)
-        states = view.of_image(view.visual_embeddings)
-        unit = normalize(states.to(_fine(states)), dim=-1)
+        unit = directions(view.of_image(view.visual_embeddings))
         return _greedy(unit * relevance.to(unit)[..., None], view.valid, budget)
 
     def _by_clip(self, view: TokenView) -> Float[Tensor, "B V"]:
@@ -76,18 +76,15 @@ class CDPruner(Method):
         # Rows with several images, and several answers to one question, share a text.
         distinct = list(dict.fromkeys(questions))
         found = clip.texts(distinct)
-        texts = torch.stack([normalize(part, dim=-1).mean(0) for part in found])
+        texts = torch.stack([directions(part).mean(0) for part in found])
         texts = texts[torch.tensor([distinct.index(text) for text in questions], device=texts.device)]
-        images = normalize(clip.images(states), dim=-1)
-        return view.of_image((images @ texts[..., None]).squeeze(-1))
+        return view.of_image(settled(directions(clip.images(states)) @ texts[..., None]).squeeze(-1))
 
     @staticmethod
     def _by_embeddings(view: TokenView) -> Float[Tensor, "B V"]:
-        fine = _fine(view.visual_embeddings)
-        words = normalize(view.text_embeddings.to(fine), dim=-1) * view.text.valid[..., None]
+        words = directions(view.text_embeddings) * view.text.valid[..., None]
         mean = words.sum(1) / view.text.valid.sum(1).clamp(min=1)[:, None]
-        images = normalize(view.visual_embeddings.to(fine), dim=-1)
-        return view.of_image((images @ mean[..., None]).squeeze(-1))
+        return view.of_image(settled(directions(view.visual_embeddings) @ mean[..., None]).squeeze(-1))
 
     def _check(self, width: int, own: int) -> None:
         if width != own:
@@ -121,7 +118,8 @@ def _greedy(
     # What the picked tokens add to those before them: the rows of the published code are products with these.
     basis = vectors.new_zeros(len(vectors), picks, vectors.shape[-1])
     for step in range(picks):
-        pick = gain.masked_fill(keep | ~valid, -torch.inf).argmax(dim=1)
+        # Compared in float32: gains that are equal on paper differ in float64's last digits.
+        pick = gain.float().masked_fill(keep | ~valid, -torch.inf).argmax(dim=1)
         keep = keep.index_put((rows, pick), keep[rows, pick] | (step < limit))
         chosen = vectors[rows, pick, :, None]
         known = basis[:, :step]

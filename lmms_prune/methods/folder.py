@@ -38,7 +38,8 @@ class Folder(Method):
     Paper: https://arxiv.org/abs/2501.02430.
     Differs from the reference: the simplified variant does not protect the first token, as visual tokens hold no class
     token, restores the order after every fold, and may act at any layer; the full one also folds fewer than 40 tokens,
-    as N must be met; two tokens fold into one; cosines and means in float32.
+    as N must be met; two tokens fold into one; cosines in float64, means in
+    float32.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2501.02430"

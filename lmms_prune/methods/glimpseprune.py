@@ -42,7 +42,7 @@ class GlimpsePrune(Method):
         _load(self.weights, next(parts.decoder.parameters()).device)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        logits = self._logits(view)
+        logits = view.ranking(self._logits(view))
         ranked = highest(logits, view.valid, budget)
         # A keep that is all there is means that the stage has none: the selector decides.
         own = view.valid & (logits > 0)

@@ -42,8 +42,8 @@ class HiPrune(Method):
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         shape = view.tower.shape
-        objects = view.of_image(view.tower.received(_object_block(shape)))
-        registers = view.of_image(view.tower.received(shape.selected))
+        objects = view.ranking(view.of_image(view.tower.received(_object_block(shape))))
+        registers = view.ranking(view.of_image(view.tower.received(shape.selected)))
         share = Fraction(str(self.alpha)) / 5
         anchors = highest(objects, view.valid, torch.tensor([round(share * n) for n in budget.tolist()]))
         near = anchors | (_neighbours(view, anchors) & view.valid)

@@ -37,7 +37,7 @@ class HIVTP(Method):
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         received = [view.tower.received(block) for block in _blocks(view.tower.shape)]
-        score = view.of_image(torch.stack(received).mean(0))
+        score = view.ranking(view.of_image(torch.stack(received).mean(0)))
         asked = budget.to(score.device)
         own = (asked == torch.tensor(view.counts, device=asked.device))[:, None]
         sides = [

@@ -49,7 +49,7 @@ class HoloV(Method):
         return Asks(attention=frozenset({tower.selected}))
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        saliency = view.of_image(view.tower.saliency())
+        saliency = view.ranking(view.of_image(view.tower.saliency()))
         attention = saliency.to(torch.promote_types(saliency.dtype, torch.float32))
         crops = _lay_out(view, self._numbers(view, budget))
         weight = _weights(crops, crops.put(attention), crops.put(_unit(view.hidden)))

@@ -60,6 +60,7 @@ class MustDrop(Method):
         if view.layer == 0:
             return self._merge(view, budget, own)
         share, most = _attended(view)
+        view.ranking(share)
         protected = view.of_image(_key_set(view)) & view.valid
         total = share.sum(1, keepdim=True)
         stays = (share >= self.theta_g * total) | (most >= self.theta_i) | protected
@@ -105,7 +106,7 @@ class MustDrop(Method):
         goes_on = torch.zeros_like(view.valid).scatter(1, order, left)
         attention = torch.zeros_like(attention).scatter(1, order, attention)
         view.memory[_ORDER] = (order, states.to(view.hidden), attention)
-        return highest(attention, goes_on, torch.where(own, length, budget.to(own.device)))
+        return highest(view.ranking(attention), goes_on, torch.where(own, length, budget.to(own.device)))
 
 
 def _eight_percent(count: Int[Tensor, " B"]) -> Int[Tensor, " B"]:

@@ -41,8 +41,8 @@ class Nuwa(Method):
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         if view.layer:
-            return highest(view.attention(view.last)[:, :, 0].mean(dim=1), view.valid, budget)
-        score = view.of_image(view.tower.saliency())
+            return highest(view.ranking(view.attention(view.last)[:, :, 0].mean(dim=1)), view.valid, budget)
+        score = view.ranking(view.of_image(view.tower.saliency()))
         rank = _ranks_in_cells(score, view)
         candidates, wanted = torch.zeros_like(view.valid), budget.to(view.valid.device)
         for most in range(1, 5):

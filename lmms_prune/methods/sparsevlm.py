@@ -43,7 +43,7 @@ class SparseVLM(Method):
     native_count: bool = True
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        score = self._score(view)
+        score = view.ranking(self._score(view))
         recycles = self.version == "v1.5" and self.native_count
         pairs = list(zip(budget.tolist(), view.counts, strict=True))
         asked: Sequence[int | None] = view.asked or [None] * len(pairs)

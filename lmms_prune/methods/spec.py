@@ -62,6 +62,9 @@ class Option:
             return {"true": True, "false": False}.get(text.lower())
         if isinstance(self.default, str):
             return text or None
+        # Python reads digits of all scripts, and underscores between them; a schedule's text is compared and printed.
+        if not text.isascii() or "_" in text:
+            return None
         try:
             return int(text) if isinstance(self.default, int) else float(text)
         except ValueError:

@@ -115,7 +115,7 @@ def _table(view: TokenView, values: Float[Tensor, "B V *D"]) -> Float[Tensor, "B
 def _first(view: TokenView) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"], Float[Tensor, "B S"]]:
     """States, presence and scores of all candidates at the first stage: the tokens that are there."""
     fine = torch.promote_types(view.hidden.dtype, torch.float32)
-    score = view.attention(view.last)[:, :, 0].mean(dim=1)
+    score = view.ranking(view.attention(view.last)[:, :, 0].mean(dim=1))
     there = _table(view, torch.ones_like(score)) > 0
     return _table(view, view.hidden.to(fine)), there, _table(view, score)
 
@@ -138,7 +138,7 @@ def _restored(
     own = there & (~known | ((carrier == raster) & ~merged))
     states, exists = torch.where(own[..., None], now, caught_up), exists | own
     score = view.attention_to(states, raster.expand_as(carrier), exists).mean(dim=1)
-    return states, exists, score
+    return states, exists, view.ranking(score, exists)
 
 
 def _folded(

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method
+from lmms_prune.ragged import directions, settled
 from lmms_prune.tower import Asks, TowerShape
 from lmms_prune.view import TokenView
 
@@ -30,7 +31,8 @@ class ToDRE(Method):
     Differs from the paper: attention from the image to the text is 0 under a causal mask and is not computed; the
     pivot's block is the one whose output is projected, as in other methods, not the tower's last; no text
     after the image keeps it; without a class token (Qwen2.5-VL) the pivot is the token that receives most attention, not
-    a random one; at layer 0 stage 2 reads that layer's own attention; ties go to the lower index.
+    a random one; at layer 0 stage 2 reads that layer's own attention; cosines in float64; ties go to the lower
+    index, those of equal tokens too.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.18757"
@@ -57,18 +59,18 @@ class ToDRE(Method):
         for piece, attention in view.attention_chunks(view.text, ahead=view.layer == 0):
             seen = text[:, None, piece, None] & view.valid[:, None, None]
             total = total + torch.where(seen, attention, 0).sum((2, 3)).mean(1)
+        view.ranking(total[:, None].expand(view.valid.shape))
         return torch.where(text.any(1), total / text.sum(1).clamp(min=1), torch.inf)
 
 
 def _diverse(view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
     """The pivot, and what a greedy search for small sums of cosines adds to it."""
-    hidden = view.hidden.to(torch.promote_types(view.hidden.dtype, torch.float32))
-    unit = torch.nn.functional.normalize(hidden, dim=-1)
+    unit = directions(view.hidden)
     rows, limit = torch.arange(len(unit), device=unit.device), budget.to(unit.device)
     keep, sums = torch.zeros_like(view.valid), torch.zeros_like(unit[..., 0])
-    rank = -view.of_image(view.tower.saliency()).to(sums)
+    rank = -view.ranking(view.of_image(view.tower.saliency())).to(sums)
     for step in range(int(budget.max()) if len(budget) else 0):
         pick = rank.masked_fill(keep | ~view.valid, torch.inf).argmin(dim=1)
         keep = keep.index_put((rows, pick), keep[rows, pick] | (step < limit))
-        rank = sums = sums + (unit @ unit[rows, pick, :, None]).squeeze(-1)
+        rank = sums = sums + settled(unit @ unit[rows, pick, :, None]).squeeze(-1)
     return keep

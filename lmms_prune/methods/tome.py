@@ -40,8 +40,8 @@ class ToMe(Method):
     Paper: https://arxiv.org/abs/2210.09461.
     Differs from the reference: merging the decoder's input is this project's; in the tower every block merges as many
     tokens as the others (earlier ones one more, or what half of the tokens left allows), so that exactly N are left,
-    where a constant r leaves any number; a tower too shallow for that repeats passes in the selected block; cosines and
-    means in float32.
+    where a constant r leaves any number; a tower too shallow for that repeats passes in the selected block; cosines in
+    float64, means in float32.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.09461"

@@ -48,7 +48,7 @@ class VFlowOpt(Method):
         return Asks(attention=frozenset({tower.selected}), pixels=self.alpha > 0, grids=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        importance = self._importance(view)
+        importance = view.ranking(self._importance(view))
         if view.layer:
             return highest(importance, view.valid, budget)
         low, leads, _ = self._groups(view, importance, budget.to(importance.device))

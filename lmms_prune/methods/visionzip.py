@@ -52,7 +52,7 @@ class VisionZip(Method):
         patches = budget - targets
         if has_class_token:
             patches = (patches - 1).clamp(min=0)
-        dominant = highest(view.of_image(view.tower.saliency()), view.valid, patches)
+        dominant = highest(view.ranking(view.of_image(view.tower.saliency())), view.valid, patches)
         rest = view.valid & ~dominant
         step = (torch.tensor(view.counts) - patches) // targets.clamp(min=1)
         step, targets = step.to(rest.device)[:, None].clamp(min=1), targets.to(rest.device)[:, None]

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
+from lmms_prune.ragged import directions, settled
 from lmms_prune.tower import Asks, TowerShape
 from lmms_prune.view import TokenView
 
@@ -46,7 +47,7 @@ class VisPruner(Method):
         return Asks(attention=frozenset({tower.selected}), features=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        saliency = view.of_image(view.tower.saliency())
+        saliency = view.ranking(view.of_image(view.tower.saliency()))
         best = [floor(Fraction(str(self.important)) * n) for n in budget.tolist()]
         important = highest(saliency, view.valid, torch.tensor(best))
         left = [count - n for count, n in zip(view.counts, best, strict=True)]
@@ -54,11 +55,8 @@ class VisPruner(Method):
         others = view.valid & ~important
         order = saliency.masked_fill(~others, -torch.inf).argsort(dim=1, descending=True, stable=True)
         order = order[:, : max(left, default=0)]
-        unit = view.of_image(view.tower.features())
-        unit = unit.to(torch.float32 if unit.device.type == "mps" else torch.float64)
-        order = _thinned(
-            torch.nn.functional.normalize(unit, dim=-1), order, _passes(left, diverse) if any(diverse) else []
-        )
+        unit = directions(view.of_image(view.tower.features()))
+        order = _thinned(unit, order, _passes(left, diverse) if any(diverse) else [])
         place = torch.arange(order.shape[1], device=order.device)
         stays = place < torch.tensor(diverse, device=order.device)[:, None]
         return important | torch.zeros_like(important).scatter(1, order, stays)
@@ -84,7 +82,7 @@ def _thinned(
     """
     if not passes:
         return order
-    pairs = unit @ unit.transpose(1, 2) if len(unit) * unit.shape[1] ** 2 <= _MOST else None
+    pairs = settled(unit @ unit.transpose(1, 2)) if len(unit) * unit.shape[1] ** 2 <= _MOST else None
     for step, lengths in zip(torch.tensor(passes, device=order.device), passes, strict=True):
         length, gone = step[:, :1], step[:, 1:]
         order = order[:, : max(now for now, _ in lengths)]
@@ -114,6 +112,6 @@ def _most_alike(
         if pairs is not None:
             cosine = pairs[rows[..., None], some[..., None], odd[:, None]]
         else:
-            cosine = unit[rows, some] @ unit[rows, odd].transpose(1, 2)
+            cosine = settled(unit[rows, some] @ unit[rows, odd].transpose(1, 2))
         found.append(cosine.masked_fill(~exists[:, None], -torch.inf).amax(2))
     return torch.cat(found, dim=1)

@@ -147,7 +147,7 @@ def _checked(paths: Sequence[Path], tasks: str | None, limit: int | None) -> lis
 
 
 def _shard(text: str | None) -> tuple[int, int]:
-    read = re.fullmatch(r"(\d+)/(\d+)", text or "1/1")
+    read = re.fullmatch(r"([0-9]+)/([0-9]+)", text or "1/1")
     if read is None or not 1 <= int(read[1]) <= int(read[2]):
         raise SweepError(f"--shard {text}: write the part and the number of parts, such as 3/8, from 1/8 to 8/8.")
     return int(read[1]), int(read[2])

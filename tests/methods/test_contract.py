@@ -300,6 +300,15 @@ def test_seed(tiny: Tiny, mixed: Mixed, spec: MethodSpec) -> None:
         assert first == other
 
 
+@by_name
+def test_what_a_method_multiplies_is_counted(tiny: Tiny, mixed: Mixed, spec: MethodSpec) -> None:
+    """Every operation of every method has a rule, or is known to multiply nothing."""
+    with torch.inference_mode():
+        trace, _ = tiny.run(mixed.inputs, stage(spec, 3), questions=mixed.said, count_selection=True)
+    assert sum(row.selection_flops for row in trace.rows) >= 0
+    assert spec.kind != "diversity" or trace.rows[0].selection_flops > 0
+
+
 @shared_out("keep", KEEPING, lambda spec: ["1", "1000t"])
 def test_keeping_all_is_bit_identical_to_no_pruning(tiny: Tiny, mixed: Mixed, spec: MethodSpec, keep: str) -> None:
     """DART's own quota would ask for more than there is."""
