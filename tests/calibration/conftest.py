@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,8 @@ from tiny import load
 
 
 @pytest.fixture(scope="session")
-def shallow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("shallow")
-    return {name: build(root / name, layers=4, seed=3) for name, build in BUILDERS.items()}
+def shallow(built: Callable[[str, Callable[[Path], object]], Path]) -> dict[str, Path]:
+    return {name: built(f"{name}-shallow", partial(build, layers=4, seed=3)) for name, build in BUILDERS.items()}
 
 
 @pytest.fixture(scope="session")

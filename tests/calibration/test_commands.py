@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forking import Forking
 from masked import BUILDERS, Searched
 from tiny import noise
 from typer.testing import CliRunner
@@ -80,12 +79,10 @@ def test_prompts_are_those_of_an_evaluation(
     assert got["pixel_values"].dtype == torch.float32
 
 
-@pytest.mark.slow
-def test_as_a_process(shallow: dict[str, Path], samples: Path) -> None:
-    line = [str(Path(sys.executable).parent / "lmms-prune"), "calibrate", "vtw", "--lowest", "2", "--json"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_as_a_process(shallow: dict[str, Path], samples: Path, forking: Forking) -> None:
     given = [*map(str, arguments("llava", shallow["llava"], samples)), "--limit", "1", "--eta", "0"]
-    process = subprocess.run([*line, *given], env=env, capture_output=True, text=True, timeout=120, check=False)
+    line = forking.program("lmms-prune", "calibrate", "vtw", "--lowest", "2", "--json", *given)
+    process = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
     assert process.returncode == 1
     said = json.loads(process.stdout.strip().splitlines()[-1])
     assert (said["schedule"], said["samples"], list(said["divergences"])) == (None, 1, ["2", "3"])

@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -110,13 +110,12 @@ def differs(family: Family, pool: Sequence[dict[str, Tensor]], draw: Random) -> 
     return name, float((found - expected).abs().max()), any(drops.values())
 
 
-def build(folder: Path) -> list[Family]:
-    """A tiny model of each family in float64, in which rounding decides nothing."""
-    built = {
-        "llava": build_llava(folder / "llava", layers=LAYERS),
-        "qwen": build_qwen2_5_vl(folder / "qwen", layers=LAYERS),
-    }
-    return [load(name, path, torch.float64, "sdpa") for name, path in built.items()]
+BUILDERS = {"llava": build_llava, "qwen": build_qwen2_5_vl}
+
+
+def loaded(folders: Mapping[str, Path]) -> list[Family]:
+    """The models in float64, in which rounding decides nothing."""
+    return [load(name, folder, torch.float64, "sdpa") for name, folder in folders.items()]
 
 
 TOLERANCE = 1e-5  # generate() hands out logits in float32
@@ -147,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     start = time.process_time()
     with TemporaryDirectory() as folder:
-        failed, dropped, largest = compare(build(Path(folder)), options.cases, options.seed)
+        folders = {name: build(Path(folder) / name, layers=LAYERS) for name, build in BUILDERS.items()}
+        failed, dropped, largest = compare(loaded(folders), options.cases, options.seed)
     for one in failed[:10]:
         print(one)
     print(

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import pytest
 import random_schedules
 
-CASES = 1000
-PARTS = 4
+CASES, FULL = 150, 1000
+PARTS = 5
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> list:
-    return random_schedules.build(tmp_path_factory.mktemp("masked"))
+def families(built: Callable[[str, Callable[[Path], object]], Path]) -> list:
+    layers = random_schedules.LAYERS
+    return random_schedules.loaded(
+        {
+            name: built(f"{name}-{layers}", partial(build, layers=layers))
+            for name, build in random_schedules.BUILDERS.items()
+        }
+    )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
-def test_pruned_rows_equal_the_masked_reference(families: list, part: int) -> None:
-    failed, dropped, _ = random_schedules.compare(families, CASES // PARTS, part)
+def test_pruned_rows_equal_the_masked_reference(families: list, part: int, full: bool) -> None:
+    cases = (FULL if full else CASES) // PARTS
+    failed, dropped, _ = random_schedules.compare(families, cases, part)
     assert failed == []
-    assert dropped > CASES // PARTS / 2
+    assert dropped > cases / 2
 
 
 def test_the_comparison_sees_what_was_dropped(families: list, monkeypatch: pytest.MonkeyPatch) -> None:

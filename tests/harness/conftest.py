@@ -7,11 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -80,20 +79,17 @@ def read_run(folder: Path, process: subprocess.CompletedProcess[str] | None = No
 class Harness:
     """lmms-eval with everything it needs: `run` starts a process, `fork` forks one, `evaluate` stays in this one."""
 
-    def __init__(self, checkpoints: dict[str, Path], mirror: Path, hf_home: Path, scratch: Path):
+    def __init__(self, checkpoints: dict[str, Path], mirror: Path, hf_home: Path, scratch: Path, forking: Forking):
         from lmms_prune.harness.loading import shared_weights
 
         self.checkpoints, self.mirror, self.hf_home, self.scratch = checkpoints, mirror, hf_home, scratch
+        self.forking = forking
         self.models, self.configs = MODELS, CONFIGS
         self._manager: Any = None
         self._folders = 0
         # Runs of `evaluate` share weights, as those of a sweep do; models of `create` have their own.
         self._sharing, self._weights = copy_context(), ExitStack()
         self._sharing.run(self._weights.enter_context, shared_weights())
-
-    @cached_property
-    def forking(self) -> Forking:
-        return Forking(self.scratch / "socket", self._environment())
 
     def text(self, family: str, **arguments: Any) -> str:
         """--model_args for the family's checkpoint."""
@@ -136,10 +132,8 @@ class Harness:
         return self.run(*args, prefix=self.forking.prefix, **options)
 
     def close(self) -> None:
-        """Let the weights go, and end the process that forks."""
+        """Let the weights go."""
         self._sharing.run(self._weights.close)
-        if "forking" in self.__dict__:
-            self.forking.close()
 
     @staticmethod
     def _line(command: Sequence[str], args: Sequence[str], output: Path | None) -> list[str]:
@@ -225,31 +219,32 @@ class Harness:
 
 
 @pytest.fixture(scope="session")
-def harness(tmp_path_factory: pytest.TempPathFactory):
+def harness(
+    tmp_path_factory: pytest.TempPathFactory,
+    folders: dict[str, Path],
+    mirror: Callable[[int], Path],
+    hf_home: Path,
+    forking: Forking,
+):
     import datasets
     import torch
     from huggingface_hub import constants
-
-    from lmms_prune.demo.benchmarks import build_mirror
-    from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 
     # As in tests/conftest.py, for what these tests use besides.
     for module in ("lmms_eval.evaluator", "lmms_prune.harness.models"):
         import_module(module)
     gc.freeze()
-    root = tmp_path_factory.mktemp("harness")
+    scratch = tmp_path_factory.mktemp("harness")
     threads = torch.get_num_threads()
     # As in the processes that `run` starts; these models are too small to gain from more.
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         # Both libraries have read the environment by now, so their own settings are what must change.
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(root / "hf" / "datasets"))
-        patch.setenv("LMMS_EVAL_DATASETS_CACHE", str(root / "hf" / "datasets"))
-        builders = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
-        checkpoints = {family: build(root / "checkpoints" / family) for family, build in builders.items()}
-        (root / "scratch").mkdir()
-        made = Harness(checkpoints, build_mirror(root / "mirror", rows=4), root / "hf", root / "scratch")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(hf_home / "datasets"))
+        patch.setenv("LMMS_EVAL_DATASETS_CACHE", str(hf_home / "datasets"))
+        checkpoints = {"llava": folders["llava"], "qwen2_5_vl": folders["qwen"]}
+        made = Harness(checkpoints, mirror(4), hf_home, scratch, forking)
         yield made
         made.close()
     torch.set_num_threads(threads)

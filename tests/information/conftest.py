@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forking import Forking
 
 from lmms_prune.demo import content, questions
-from lmms_prune.demo.benchmarks import build_mirror
 from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.demo.pictures import draw
 from lmms_prune.harness.documents import Document
@@ -21,22 +19,16 @@ from lmms_prune.harness.pruned import PrunedModel
 
 
 @pytest.fixture(scope="session")
-def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_mirror(tmp_path_factory.mktemp("information") / "mirror", rows=8)
+def data(mirror: Callable[[int], Path]) -> Path:
+    """Eight questions of each benchmark."""
+    return mirror(8)
 
 
 @pytest.fixture(scope="session")
-def environment(mirror: Path) -> dict[str, str]:
+def environment(hf_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of commands on these data."""
-    ours = {"HF_HOME": str(mirror.parent / "huggingface"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **ours, "HOME": str(mirror.parent / "home")}
-
-
-@pytest.fixture(scope="session")
-def forking(mirror: Path, environment: dict[str, str]) -> Iterator[Forking]:
-    made = Forking(mirror.parent / "socket", environment)
-    yield made
-    made.close()
+    ours = {"HF_HOME": str(hf_home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **ours, "HOME": str(tmp_path_factory.mktemp("home"))}
 
 
 @pytest.fixture(scope="session")

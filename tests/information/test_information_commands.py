@@ -36,12 +36,12 @@ def given(model: Any) -> list[str]:
 
 
 @pytest.fixture
-def run(mirror: Path, environment: dict[str, str], forking: Forking) -> Callable[..., str]:
+def run(data: Path, environment: dict[str, str], forking: Forking) -> Callable[..., str]:
     """A command as a process, in the folder of the data; returns its standard output, or its error where it fails."""
 
     def call(*command: str, code: int = 0, forked: bool = True) -> str:
         line = forking.program(*command) if forked else [str(Path(sys.executable).with_name(command[0])), *command[1:]]
-        done = subprocess.run(line, cwd=mirror, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(line, cwd=data, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stderr if code else done.stdout
 

@@ -52,7 +52,7 @@ def test_a_file_of_other_columns_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_and_called_again_it_ends_alike(
-    mirror: Path, environment: dict[str, str], forking: Forking, tmp_path: Path
+    data: Path, environment: dict[str, str], forking: Forking, tmp_path: Path
 ) -> None:
     given = f"pretrained={weights(MODELS[0])},device=cpu,dtype=float32"
     arguments = ["--model", MODELS[0].wrapper, "--model_args", given]
@@ -62,9 +62,9 @@ def test_killed_and_called_again_it_ends_alike(
     def contents(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    subprocess.run([*line, str(tmp_path / "whole")], cwd=mirror, env=environment, capture_output=True, check=True)
+    subprocess.run([*line, str(tmp_path / "whole")], cwd=data, env=environment, capture_output=True, check=True)
     again = tmp_path / "again"
-    with subprocess.Popen([*line, str(again)], cwd=mirror, env=environment, stdout=-3, stderr=-3) as process:
+    with subprocess.Popen([*line, str(again)], cwd=data, env=environment, stdout=-3, stderr=-3) as process:
         while not list(again.rglob("*.parquet")):
             assert process.poll() is None
             time.sleep(0.002)
@@ -72,7 +72,7 @@ def test_killed_and_called_again_it_ends_alike(
     assert process.returncode == -signal.SIGKILL
     before = {path: path.stat().st_mtime_ns for path in again.rglob("*.parquet")}
     assert 0 < len(before) < 4
-    subprocess.run([*line, str(again)], cwd=mirror, env=environment, capture_output=True, check=True)
+    subprocess.run([*line, str(again)], cwd=data, env=environment, capture_output=True, check=True)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     # What a killed process was writing may lie beside.
     left = {path: content for path, content in contents(again).items() if not path.endswith(".partial")}

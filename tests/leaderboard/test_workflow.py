@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,23 +74,21 @@ def test_the_gates_step_fails_with_the_gate_and_leaves_a_summary(
 
 
 @pytest.mark.slow
-def test_from_a_small_sweep_of_both_families_to_the_page(tmp_path: Path) -> None:
+def test_from_a_small_sweep_of_both_families_to_the_page(tmp_path: Path, mirror: Callable[[int], Path]) -> None:
     """The workflow's own lines on the demo's data, then the page with images, read back and opened."""
-    from lmms_prune.demo.benchmarks import build_mirror
-
-    mirror = build_mirror(tmp_path / "mirror", rows=4)
-    _write_configs(mirror / "model_configs" / "my_rows")
+    folder = Path(shutil.copytree(mirror(4), tmp_path / "mirror"))
+    _write_configs(folder / "model_configs" / "my_rows")
     # The task runs offline on the data beside it.
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
     environment["GITHUB_STEP_SUMMARY"] = str(tmp_path / "summary.md")
     _, sweep, gate = scripts()
-    done = run(sweep, mirror, **environment)
+    done = run(sweep, folder, **environment)
     assert done.returncode == 0, done.stderr
     # So few tokens cost these models what they can read.
-    assert run(gate, mirror, **environment).returncode == 1
+    assert run(gate, folder, **environment).returncode == 1
     assert "gate: failed" in (tmp_path / "summary.md").read_text(encoding="utf-8")
-    page = mirror / "page.html"
-    done = run("lmms-prune leaderboard results --format html --images --out page.html", mirror, **environment)
+    page = folder / "page.html"
+    done = run("lmms-prune leaderboard results --format html --images --out page.html", folder, **environment)
     assert done.returncode == 0, done.stderr
     (text,) = re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
     said = json.loads(text)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from observed import BUILDERS, FAMILIES, LAYERS, Observed, Tiny, load_tiny, observe
+from observed import FAMILIES, Observed, Tiny, load_tiny, observe
 from torch import Tensor
 
 from lmms_prune.methods import METHODS, MethodSpec
@@ -18,7 +19,8 @@ from lmms_prune.methods.base import Method
 from lmms_prune.tower import Asks, TowerShape
 from lmms_prune.view import TokenView
 
-BATCHES, BATCH = 8, 25
+BATCHES, FEW, MANY = 8, 7, 25
+"""Batches, and prompts in each; with --full there are many."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,20 +41,20 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def all_tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {family: load_tiny(family, BUILDERS[family](root / family, layers=LAYERS)) for family in FAMILIES}
+def all_tiny(folders: dict[str, Path]) -> dict[str, Tiny]:
+    of = {"llava": folders["llava"], "qwen2_5_vl": folders["qwen"]}
+    return {family: load_tiny(family, of[family]) for family in FAMILIES}
 
 
 @pytest.fixture(scope="session")
-def observed_batches(all_tiny: dict[str, Tiny]) -> Callable[[str], list[Observed]]:
-    """For a family, 8 batches of 25 random prompts (one image each) with what the unpruned model computes for them."""
+def observed_batches(all_tiny: dict[str, Tiny], full: bool) -> Callable[[str], list[Observed]]:
+    """For a family, batches of random prompts (one image each) with what the unpruned model computes for them."""
     made: dict[str, list[Observed]] = {}
 
     def of(family: str) -> list[Observed]:
         if family not in made:
             tiny, rng = all_tiny[family], random.Random(7)
-            batches = [[tiny.row(rng) for _ in range(BATCH)] for _ in range(BATCHES)]
+            batches = [[tiny.row(rng) for _ in range(MANY if full else FEW)] for _ in range(BATCHES)]
             made[family] = [observe(tiny, tiny.batch(rows)) for rows in batches]
         return made[family]
 

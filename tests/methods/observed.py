@@ -160,6 +160,11 @@ class Observed:
         return self.last_rows[layer][place.row, :, None, place.pad :].tolist()
 
 
+def images(batches: Sequence[Observed]) -> int:
+    """How many there are: one a prompt."""
+    return sum(len(seen.places) for seen in batches)
+
+
 def observe(tiny: Tiny, inputs: dict[str, Tensor], dtype: torch.dtype = torch.float64) -> Observed:
     """Run the unpruned model: hidden states from pre-hooks, keys from the cache, attentions from an eager copy."""
     model = tiny.model(dtype)

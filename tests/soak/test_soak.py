@@ -8,7 +8,7 @@ from soak import build, soak
 COUNT = 100
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_generations_leave_nothing_behind(tmp_path) -> None:
     found = soak(build(tmp_path), COUNT)
     assert found.hooks_left == 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from forking import Forking
@@ -18,15 +19,12 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    from lmms_prune.demo.benchmarks import build_mirror
-
-    root = tmp_path_factory.mktemp("sweep")
-    (root / "configs").mkdir()
+def place(
+    tmp_path_factory: pytest.TempPathFactory, mirror: Callable[[int], Path], hf_home: Path, forking: Forking
+) -> Place:
+    configs = tmp_path_factory.mktemp("sweep") / "configs"
+    configs.mkdir()
     for name, schedule in SCHEDULES.items():
-        config(root / "configs", name, schedule, ",".join(TASKS), batch_size=2)
-    ours = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf"), "OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **ours, **SECRETS}
-    forking = Forking(root / "socket", environment)
-    yield Place(build_mirror(root / "mirror", rows=4), root / "configs", environment, forking)
-    forking.close()
+        config(configs, name, schedule, ",".join(TASKS), batch_size=2)
+    ours = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(hf_home), "OMP_NUM_THREADS": "1"}
+    return Place(mirror(4), configs, {**os.environ, **ours, **SECRETS}, forking)
