@@ -46,7 +46,7 @@ MUTANTS = (
     Mutant(
         "decode positions restart after pruning at layer 0",
         "hooks.py",
-        'kwargs = {**kwargs, "position_ids": running.last_position + running.steps}',
+        'kwargs = {**kwargs, "position_ids": running.next_position + (running.steps - 1)}',
         "kwargs = dict(kwargs)",
         ("tests/test_hooks.py::test_decode_without_position_ids_continues_where_the_prompt_ended",),
     ),
@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant(
         "state is left after an exception",
         "hooks.py",
-        "    finally:\n        for handle in handles:\n            handle.remove()\n    if schedule.stages",
+        "    finally:\n        for handle in handles:\n            handle.remove()\n        hooks.close()\n    if schedule.stages",
         "    except ZeroDivisionError:\n        pass\n    for handle in handles:\n        handle.remove()\n    if schedule.stages",
         ("tests/test_hooks.py::test_no_hook_is_left_after_an_exception",),
     ),
