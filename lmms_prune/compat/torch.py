@@ -32,20 +32,24 @@ def _shapes(rule: Callable[..., int]) -> Callable[..., int]:
 
 
 @cache
-def flop_rules() -> Mapping[Any, Callable[..., int]]:
-    """FLOPs of each operation that multiplies matrices, by torch's rules and ours for those that it forgot."""
-    rules = dict(flop_registry)
-    # Attention on CPUs has no rule of torch's own in 2.14 and 2.15.
-    # Distances of all pairs cost what the product of the same shapes does.
+def forgotten_rules() -> Mapping[Any, Callable[..., int]]:
+    """Our rules for operations that torch has none for, on shapes, as its ``FlopCounterMode(custom_mapping=…)`` takes them."""
+    # Attention on CPUs has no rule of torch's own in 2.14 and 2.15. Distances of all pairs cost what the product of the
+    # same shapes does.
     ours: dict[str, Callable[..., int]] = {
         "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
         "_cdist_forward": _distance_flops,
     }
-    for name, rule in ours.items():
-        operation = getattr(torch.ops.aten, name, None)
-        if operation is not None:
-            rules.setdefault(operation, _shapes(rule))
-    return rules
+    named = {getattr(torch.ops.aten, name, None): rule for name, rule in ours.items()}
+    return {
+        operation: rule for operation, rule in named.items() if operation is not None and operation not in flop_registry
+    }
+
+
+@cache
+def flop_rules() -> Mapping[Any, Callable[..., int]]:
+    """FLOPs of each operation that multiplies matrices, by torch's rules and ours for those that it forgot."""
+    return {**flop_registry, **{operation: _shapes(rule) for operation, rule in forgotten_rules().items()}}
 
 
 class UncountedOperationError(RuntimeError):

@@ -28,7 +28,7 @@ from lmms_prune.bench.models import BenchError, fits, given_model, random_inputs
 from lmms_prune.bench.report import chart, described, tables
 from lmms_prune.bench.schedules import PARTS, Case, Measured, _Clock, _generate, _Marks, time_schedules
 from lmms_prune.cli import app
-from lmms_prune.compat.torch import flop_rules
+from lmms_prune.compat.torch import forgotten_rules
 from lmms_prune.efficiency.architecture import NAMED, architecture, from_config
 from lmms_prune.hooks import prune
 from lmms_prune.methods.dart import DART
@@ -63,7 +63,7 @@ def test_flops_are_those_that_torch_counts(family: Family) -> None:
         with (
             torch.inference_mode(),
             prune(family.model, schedule),
-            FlopCounterMode(display=False, custom_mapping=flop_rules()) as counter,
+            FlopCounterMode(display=False, custom_mapping=forgotten_rules()) as counter,
         ):
             _generate(family.model, inputs, case)
         counted.append(counter.get_total_flops())
@@ -112,7 +112,7 @@ def test_a_speed_up_is_of_what_ran_and_not_of_the_schedule(loaded: Callable[...,
         with (
             torch.inference_mode(),
             prune(family.model, schedule),
-            FlopCounterMode(display=False, custom_mapping=flop_rules()) as counter,
+            FlopCounterMode(display=False, custom_mapping=forgotten_rules()) as counter,
         ):
             _generate(family.model, inputs, case)
         counted.append(counter.get_total_flops())

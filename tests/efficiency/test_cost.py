@@ -12,7 +12,7 @@ from tiny import LAYERS, Family, noise
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_prune import Schedule, prune
-from lmms_prune.compat.torch import flop_rules
+from lmms_prune.compat.torch import forgotten_rules
 from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.efficiency.architecture import ArchitectureError, architecture, from_config
 from lmms_prune.efficiency.cost import decode_flops, kv_bytes, prefill_flops, tower_flops
@@ -33,7 +33,7 @@ def sizes(family: Family):
 
 
 def counted(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False, custom_mapping=flop_rules()) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=forgotten_rules()) as counter, torch.no_grad():
         run()
     return counter.get_total_flops()
 

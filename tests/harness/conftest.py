@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,7 @@ class Harness:
             self._manager = lmms_eval.tasks.TaskManager("ERROR", [*ours, str(CONFIGS)], include_defaults=False)
         original, calls = GenerationMixin.generate, []
 
+        @wraps(original)
         def spy(model: Any, *args: Any, **kwargs: Any) -> Any:
             calls.append(kwargs)
             return original(model, *args, **kwargs)

@@ -136,9 +136,9 @@ def test_flops_and_bytes_are_those_of_the_executed_passes(schedule, harness, fam
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from lmms_prune.compat.torch import flop_rules
+    from lmms_prune.compat.torch import forgotten_rules
 
-    with FlopCounterMode(display=False, custom_mapping=flop_rules()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=forgotten_rules()) as counter:
         run = harness.pruned(family, ["docvqa_val"], schedule=schedule)
     rows = run.ledger["docvqa_val"]
     # generate() computes the output matrix once in the prefill, and once for each further token.
