@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import wraps
 
 import pytest
 import torch
@@ -111,6 +112,7 @@ def small_memory(monkeypatch):
 
     original, seen = GenerationMixin.generate, []
 
+    @wraps(GenerationMixin.generate)
     def scarce(self, **kwargs):
         seen.append(len(kwargs["input_ids"]))
         if seen[-1] > 2:
@@ -146,6 +148,7 @@ def test_one_row_that_does_not_fit_ends_the_run(harness, monkeypatch):
 
     from lmms_prune.harness.pruned import SampleError
 
+    @wraps(GenerationMixin.generate)
     def never(self, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 

@@ -118,6 +118,8 @@ def test_the_same_object_can_be_evaluated_twice(harness, family):
     assert second.answers == first.answers
     assert second.ledger == first.ledger
     assert second.metrics == first.metrics
+    for run in (first, second):
+        assert 0 <= run.recorded.pop("other_load") <= 1  # of other programs
     assert second.recorded == first.recorded
 
 

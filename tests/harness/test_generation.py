@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import wraps
 
 import pytest
 import torch
@@ -57,6 +58,7 @@ def given(monkeypatch):
 
     original, seen = GenerationMixin.generate, []
 
+    @wraps(GenerationMixin.generate)
     def spy(self, **kwargs):
         seen.append(kwargs)
         return original(self, **kwargs)
@@ -255,6 +257,7 @@ def test_an_error_inside_the_model_is_not_an_empty_answer(harness, monkeypatch):
 
     from lmms_prune.harness.pruned import SampleError
 
+    @wraps(GenerationMixin.generate)
     def fail(self, **kwargs):
         raise RuntimeError("out of memory, say")
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def rows(monkeypatch):
 
     seen = Rows()
 
+    @wraps(GenerationMixin.generate)
     def spy(self, **kwargs):
         if seen.stop == len(seen):
             raise KeyboardInterrupt
@@ -244,6 +246,8 @@ def test_killed_and_started_again_it_leaves_the_same_files(harness, tmp_path):
     assert run.metrics == whole.metrics
     assert run.recorded.pop("resumed") == before < sum(len(found) for found in run.samples.values())
     assert whole.recorded.pop("resumed") == 0
+    for one in (run, whole):
+        assert 0 <= one.recorded.pop("other_load") <= 1  # of other programs
     assert run.recorded == whole.recorded
     keys = entries(kept)
     assert len(keys) == len(set(keys)) == sum(len(found) for found in run.samples.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import wraps
 from importlib.metadata import version
 
 import pytest
@@ -163,6 +164,7 @@ def test_a_layers_bytes_are_those_of_the_caches_real_tensors(schedule, layers, h
 
     original, real = GenerationMixin.generate, []
 
+    @wraps(GenerationMixin.generate)
     def generate(model, **given):
         out = original(model, **{**given, "max_new_tokens": 1, "return_dict_in_generate": True})
         layers = filled_cache(out).layers
