@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from built import Built, Checkpoint, Mirror, shared_folder
+from forking import Forking
 from tiny import LAYERS, Family, load
 
 from lmms_prune.compat.installed import moved_names
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 
 # Processes that tests start find sitecustomize.py there.
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -39,13 +40,54 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="all random inputs and the soak, as in the nightly run")
+
+
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {
-        "llava": build_llava(root / "llava", layers=LAYERS),
-        "qwen": build_qwen2_5_vl(root / "qwen", layers=LAYERS),
-    }
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether all random inputs are tried, rather than about fifty of each kind."""
+    return pytestconfig.getoption("full")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    root = shared_folder(tmp_path_factory) / "built"
+    root.mkdir(exist_ok=True)
+    return Built(root)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(built: Built) -> Checkpoint:
+    return built.checkpoint
+
+
+@pytest.fixture(scope="session")
+def mirror(built: Built) -> Mirror:
+    return built.mirror
+
+
+@pytest.fixture(scope="session")
+def environment(built: Built) -> dict[str, str]:
+    """Of the commands that tests start: no network, one thread each, and one cache of the benchmarks for all of them."""
+    dropped = {"LMMS_EVAL_DATASETS_CACHE", "HF_DATASETS_CACHE"}
+    # Two test processes share two cores.
+    ours = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    ours |= {"HF_HOME": str(built.root / "huggingface"), "HOME": str(built.root / "home")}
+    return {**{name: value for name, value in os.environ.items() if name not in dropped}, **ours}
+
+
+@pytest.fixture(scope="session")
+def forking(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Forking]:
+    """Forks all commands of this test process that need no start-up of their own."""
+    server = Forking(tmp_path_factory.mktemp("forks"), environment)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def folders(checkpoint: Checkpoint) -> dict[str, Path]:
+    return {"llava": checkpoint("llava", layers=LAYERS), "qwen": checkpoint("qwen2_5_vl", layers=LAYERS)}
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ class Worker:
         try:
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, text=True)
         except OSError as error:
+            self._log.close()
             raise SweepError(f"--launch {launch}: {start[0]}: {error.strerror}.") from None
 
     def evaluate(self, unit: Unit) -> str | None:

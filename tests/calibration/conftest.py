@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from masked import BUILDERS, QUESTIONS, Searched, picture
+from built import BUILDERS, Checkpoint
+from masked import QUESTIONS, Searched, picture
 from tiny import load
 
 
 @pytest.fixture(scope="session")
-def shallow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("shallow")
-    return {name: build(root / name, layers=4, seed=3) for name, build in BUILDERS.items()}
+def shallow(checkpoint: Checkpoint) -> dict[str, Path]:
+    return {family: checkpoint(family, layers=4, seed=3) for family in BUILDERS}
 
 
 @pytest.fixture(scope="session")

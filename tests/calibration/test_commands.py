@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from masked import BUILDERS, Searched
+from built import BUILDERS
+from forking import Forking
+from masked import Searched
 from tiny import noise
 from typer.testing import CliRunner
 
@@ -81,11 +80,10 @@ def test_prompts_are_those_of_an_evaluation(
 
 
 @pytest.mark.slow
-def test_as_a_process(shallow: dict[str, Path], samples: Path) -> None:
-    line = [str(Path(sys.executable).parent / "lmms-prune"), "calibrate", "vtw", "--lowest", "2", "--json"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    given = [*map(str, arguments("llava", shallow["llava"], samples)), "--limit", "1", "--eta", "0"]
-    process = subprocess.run([*line, *given], env=env, capture_output=True, text=True, timeout=120, check=False)
+def test_as_a_process(shallow: dict[str, Path], samples: Path, forking: Forking) -> None:
+    options = ("--lowest", "2", "--limit", "1", "--eta", "0", "--json")
+    given = arguments("llava", shallow["llava"], samples)
+    process = forking.run("lmms-prune", "calibrate", "vtw", *given, *options)
     assert process.returncode == 1
     said = json.loads(process.stdout.strip().splitlines()[-1])
     assert (said["schedule"], said["samples"], list(said["divergences"])) == (None, 1, ["2", "3"])

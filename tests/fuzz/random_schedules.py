@@ -21,11 +21,11 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from built import Built, Checkpoint
 from tiny import Family, load, noise
 
 from lmms_prune import Schedule, Stage, prune
 from lmms_prune.certificate.reference import dropped_columns, masked_logits
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 from lmms_prune.methods import METHODS
 
 LAYERS, STEPS, ROWS = 4, 3, 24
@@ -110,13 +110,10 @@ def differs(family: Family, pool: Sequence[dict[str, Tensor]], draw: Random) -> 
     return name, float((found - expected).abs().max()), any(drops.values())
 
 
-def build(folder: Path) -> list[Family]:
+def families(checkpoint: Checkpoint) -> list[Family]:
     """A tiny model of each family in float64, in which rounding decides nothing."""
-    built = {
-        "llava": build_llava(folder / "llava", layers=LAYERS),
-        "qwen": build_qwen2_5_vl(folder / "qwen", layers=LAYERS),
-    }
-    return [load(name, path, torch.float64, "sdpa") for name, path in built.items()]
+    names = {"llava": "llava", "qwen": "qwen2_5_vl"}
+    return [load(name, checkpoint(family, layers=LAYERS), torch.float64, "sdpa") for name, family in names.items()]
 
 
 TOLERANCE = 1e-5  # generate() hands out logits in float32
@@ -147,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     start = time.process_time()
     with TemporaryDirectory() as folder:
-        failed, dropped, largest = compare(build(Path(folder)), options.cases, options.seed)
+        failed, dropped, largest = compare(families(Built(Path(folder)).checkpoint), options.cases, options.seed)
     for one in failed[:10]:
         print(one)
     print(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forking import Forking
+from built import Mirror
 
 from lmms_prune.demo import content, questions
-from lmms_prune.demo.benchmarks import build_mirror
 from lmms_prune.demo.pictures import draw
 from lmms_prune.demo.run import MODELS, weights
 from lmms_prune.harness.documents import Document
@@ -21,22 +19,9 @@ from lmms_prune.harness.pruned import PrunedModel
 
 
 @pytest.fixture(scope="session")
-def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_mirror(tmp_path_factory.mktemp("information") / "mirror", rows=8)
-
-
-@pytest.fixture(scope="session")
-def environment(mirror: Path) -> dict[str, str]:
-    """Of commands on these data."""
-    ours = {"HF_HOME": str(mirror.parent / "huggingface"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **ours, "HOME": str(mirror.parent / "home")}
-
-
-@pytest.fixture(scope="session")
-def forking(mirror: Path, environment: dict[str, str]) -> Iterator[Forking]:
-    made = Forking(mirror.parent / "socket", environment)
-    yield made
-    made.close()
+def data(mirror: Mirror) -> Path:
+    """The folder of the local benchmarks with eight rows each."""
+    return mirror(rows=8)
 
 
 @pytest.fixture(scope="session")

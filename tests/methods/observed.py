@@ -18,11 +18,9 @@ from transformers import AutoProcessor
 
 from lmms_prune import Schedule, Trace, prune
 from lmms_prune.compat.transformers import filled_cache
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 from lmms_prune.view import LayerInput, Tokens, TokenView
 
 FAMILIES = ("llava", "qwen2_5_vl")
-BUILDERS = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
 LAYERS = 8
 WORDS = (
     "is",
@@ -158,6 +156,11 @@ class Observed:
     def attention(self, place: Place, layer: int) -> list[list[list[float]]]:
         """The last query's softmax of eager attention, as [head][the one query][key]."""
         return self.last_rows[layer][place.row, :, None, place.pad :].tolist()
+
+
+def image_count(batches: Sequence[Observed]) -> int:
+    """How many images these batches hold."""
+    return sum(len(seen.places) for seen in batches)
 
 
 def observe(tiny: Tiny, inputs: dict[str, Tensor], dtype: torch.dtype = torch.float64) -> Observed:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from observed import HandView, Observed, Place, Tiny, angles, chosen, kept, observe
+from observed import HandView, Observed, Place, Tiny, angles, chosen, image_count, kept, observe
 from slow_merging import Token, assert_same_tokens, attended, fed, outcome, step
 from torch import Tensor
 
@@ -122,9 +122,9 @@ def test_full_equals_slow_reference(
     observed_batches: Callable[[str], list[Observed]],
     tower_view: Callable[..., TokenView],
 ) -> None:
-    tiny, number = all_tiny["llava"], 0
+    tiny, number, batches = all_tiny["llava"], 0, observed_batches("llava")
     ratios = (0.6, 0.55, 0.33, 0.2, 0.75, 0.1, 0.9, 0.02)
-    for seen, ratio in zip(observed_batches("llava"), ratios, strict=True):
+    for seen, ratio in zip(batches, ratios, strict=True):
         trace, states = outcome(tiny, seen, f"folder@0:{ratio};variant=full")
         tower = tower_view(tiny, seen).tower
         assert isinstance(tower, ClipTower)
@@ -136,7 +136,7 @@ def test_full_equals_slow_reference(
         assert any([t.index for t in tokens] != sorted(t.index for t in tokens) for tokens, _ in want) or ratio < 0.1
         assert_same_tokens(trace, states, want, order="published")
         number += len(want)
-    assert number == 200
+    assert number == image_count(batches)
 
 
 def test_full_takes_positions_along(all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]) -> None:

@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Tiny, angles, assert_agree, chosen, eager_attentions, kept, places, run_to
+from observed import (
+    HandView,
+    Observed,
+    Tiny,
+    angles,
+    assert_agree,
+    chosen,
+    eager_attentions,
+    image_count,
+    kept,
+    places,
+    run_to,
+)
 from torch import Tensor
 
 from lmms_prune import Schedule, Trace, prune
@@ -291,7 +303,8 @@ def test_layer_0_equals_slow_reference(
     threshold = SIMILARITY[tiny.family]
     text = f"mustdrop@0{'' if asked is None else f':{asked}'};similarity={threshold}"
     got, want, counts = [], [], set()
-    for seen in batches if asked is None else batches[:2]:
+    batches = batches if asked is None else batches[:2]
+    for seen in batches:
         trace, entered = run_to(tiny, seen.inputs, text, 0)
         view = capture_view(tiny, seen.inputs, 3, text + ",")
         got += kept(trace)
@@ -322,7 +335,7 @@ def test_layer_0_equals_slow_reference(
             edge = math.ceil(0.08 * len(ranked))
             if edge == len(ranked) or attention[ranked[edge - 1]] - attention[ranked[edge]] > 1e-7:
                 assert chosen(view.memory["mustdrop keys"])[image] == key_set(attention)
-    assert asked is not None or len(got) >= 200
+    assert len(got) == image_count(batches)
     assert len(counts) > 1 or asked
     assert_agree(got, want)
 
@@ -342,7 +355,8 @@ def test_prefill_equals_slow_reference(
     """Without a stage at layer 0, the keys are those of the tower as it is."""
     g, i = {"llava": (0.012, 0.03), "qwen2_5_vl": (0.07, 0.12)}[tiny.family]
     got, want = [], []
-    for number, seen in enumerate(batches if asked is None else batches[:3]):
+    batches = batches if asked is None else batches[:3]
+    for number, seen in enumerate(batches):
         layer = 1 + number % 7
         attentions = eager_attentions(tiny, seen.inputs, torch.float64)
         tower = tower_view(tiny, seen).tower
@@ -356,11 +370,11 @@ def test_prefill_equals_slow_reference(
             keys = key_set(dict(enumerate(saliency[image, :size].tolist())))
             most = None if asked is None else round(asked * size)
             want.append(prefill(rows, place.visual, keys, g, i, most))
+    assert len(got) == image_count(batches)
     if asked is None:
-        assert len(got) >= 200
         # Where a token is within the softmax's float32 error of a threshold, the numbers may differ, too.
         pairs = [(mine, found) for mine, (found, margin) in zip(got, want, strict=True) if margin > 1e-6]
-        assert len(pairs) > 150
+        assert len(pairs) > 0.75 * len(got)
         assert all(mine == found for mine, found in pairs)
         left = sum(len(mine) for mine in got) / sum(len(p.visual) for seen in batches for p in seen.places)
         assert 0.2 < left < 0.9, "the thresholds are among the values"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import slow
 import torch
-from observed import BUILDERS, LAYERS, Place, Row, Tiny, assert_agree, eager_attentions, kept, load_tiny, places
+from built import Checkpoint
+from observed import FAMILIES, LAYERS, Place, Row, Tiny, assert_agree, eager_attentions, kept, load_tiny, places
 from torch import Tensor
 
 from lmms_prune import prune
@@ -21,10 +22,9 @@ TOKENS = 6
 
 
 @pytest.fixture(scope="module")
-def guides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def guides(checkpoint: Checkpoint) -> dict[str, Path]:
     """Guides with half the layers and other weights."""
-    root = tmp_path_factory.mktemp("guides")
-    return {family: build(root / family, layers=LAYERS // 2, seed=5) for family, build in BUILDERS.items()}
+    return {family: checkpoint(family, layers=LAYERS // 2, seed=5) for family in FAMILIES}
 
 
 def alike(keys: Sequence[Hashable]) -> list[list[int]]:
@@ -79,13 +79,13 @@ def slow_sgl(weights: Tensor, place: Place, keep: float, reference: bool = False
 
 
 @pytest.fixture(scope="module")
-def asked(all_tiny: dict[str, Tiny]) -> Callable[[str], tuple[list[Row], list[tuple[Tensor, Place]]]]:
-    """For a family, 200 random prompts, and what is looked at in each with its answer."""
+def asked(all_tiny: dict[str, Tiny], full: bool) -> Callable[[str], tuple[list[Row], list[tuple[Tensor, Place]]]]:
+    """For a family, 200 random prompts (56 without --full), and what is looked at in each with its answer."""
 
     @cache
     def of(family: str) -> tuple[list[Row], list[tuple[Tensor, Place]]]:
         tiny, rng = all_tiny[family], random.Random(3)
-        rows = [tiny.row(rng) for _ in range(200)]
+        rows = [tiny.row(rng) for _ in range(200 if full else 56)]
         return rows, looked(tiny, rows)
 
     return of
@@ -95,13 +95,14 @@ def asked(all_tiny: dict[str, Tiny]) -> Callable[[str], tuple[list[Row], list[tu
 @pytest.mark.parametrize("reference", [False, True])
 def test_equals_slow_reference(tiny: Tiny, asked: Callable, reference: bool) -> None:
     rows, looks = asked(tiny.family)
-    amount = 50 if reference else 200
+    amount = len(rows) // 4 if reference else len(rows)
     got, want = [], []
     for start in range(0, amount, 25):
+        end = min(start + 25, amount)
         text = f"sgl@2:0.3;new_tokens={TOKENS}" + (";reference=true" if reference else "")
-        trace, _ = tiny.run(tiny.batch(rows[start : start + 25]), text)
+        trace, _ = tiny.run(tiny.batch(rows[start:end]), text)
         got += kept(trace)
-        want += [slow_sgl(*look, 0.3, reference) for look in looks[start : start + 25]]
+        want += [slow_sgl(*look, 0.3, reference) for look in looks[start:end]]
     assert len(got) == amount
     assert_agree(got, want)
 
@@ -178,7 +179,9 @@ def test_the_guided_model_goes_on_as_if_nothing_had_happened(tiny: Tiny) -> None
     assert guided.shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_guides_that_cannot_be_used(all_tiny: dict[str, Tiny], guides: dict[str, Path], tmp_path: Path) -> None:
+def test_guides_that_cannot_be_used(
+    all_tiny: dict[str, Tiny], guides: dict[str, Path], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     llava, qwen = all_tiny["llava"], all_tiny["qwen2_5_vl"]
 
     def attempt(tiny: Tiny, guide: object, match: str) -> None:
@@ -188,5 +191,5 @@ def test_guides_that_cannot_be_used(all_tiny: dict[str, Tiny], guides: dict[str,
     attempt(llava, tmp_path / "nowhere", r"guide=.*nowhere cannot be loaded")
     attempt(llava, guides["qwen2_5_vl"], "model_type is qwen2_5_vl, the model's llava")
     attempt(qwen, guides["llava"], "does not read the model's prompts")
-    larger = BUILDERS["llava"](tmp_path / "larger", layers=2, image_size=168)
+    larger = checkpoint("llava", layers=2, image_size=168)
     attempt(llava, larger, "another grid of visual tokens: its image_size differs")

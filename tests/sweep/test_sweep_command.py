@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from built import Mirror
 from forking import Forking
 from sweeps import config
 
@@ -30,45 +29,32 @@ class Place:
 
     mirror: Path
     configs: Path
-    environment: dict[str, str]
     forking: Forking
 
     def start(self, *options: str | Path) -> subprocess.Popen[str]:
         """A sweep as an ordinary process."""
         command = [Path(sys.executable).with_name("lmms-prune"), "sweep", *map(str, options)]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.mirror, env=self.environment, stdout=pipe, stderr=pipe, text=True)
-
-    def run(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
-        process = self.start(*options)
-        out, err = process.communicate()
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        return subprocess.Popen(
+            command, cwd=self.mirror, env=self.forking.environment, stdout=pipe, stderr=pipe, text=True
+        )
 
     def fork(self, program: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
         """A command as a forked process."""
-        command = self.forking.program(program, *options)
-        return subprocess.run(
-            command, cwd=self.mirror, env=self.environment, capture_output=True, text=True, check=False
-        )
+        return self.forking.run(program, *options, cwd=self.mirror)
 
     def sweep(self, *options: str | Path) -> subprocess.CompletedProcess[str]:
         """A sweep that forks, as a forked process."""
-        return self.fork("lmms-prune", "sweep", *options, "--launch", shlex.join(self.forking.prefix))
+        return self.fork("lmms-prune", "sweep", *options, "--launch", self.forking.launch)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    from lmms_prune.demo.benchmarks import build_mirror
-
+def place(tmp_path_factory: pytest.TempPathFactory, mirror: Mirror, forking: Forking) -> Place:
     root = tmp_path_factory.mktemp("sweep")
     (root / "configs").mkdir()
     for name, schedule in SCHEDULES.items():
         config(root / "configs", name, schedule, ",".join(TASKS), batch_size=2)
-    ours = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf"), "OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **ours}
-    forking = Forking(root / "socket", environment)
-    yield Place(build_mirror(root / "mirror", rows=4), root / "configs", environment, forking)
-    forking.close()
+    return Place(mirror(), root / "configs", forking)
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +154,10 @@ def test_a_failure_does_not_end_a_sweep(place: Place, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_evaluate_one_configuration(place: Place, whole: Path, tmp_path: Path) -> None:
-    launch = "torchrun --standalone --nproc_per_node 2"
-    hybrid = place.configs / "hybrid.yaml"
-    done = place.run(hybrid, "--out", tmp_path, "--launch", launch)
+    # What torchrun starts, it finds in its environment; as real processes: tests/harness/test_ranks.py.
+    torchrun = place.forking.program("torchrun", "--standalone", "--nproc_per_node", 2, "--no-python")
+    hybrid, launch = place.configs / "hybrid.yaml", shlex.join([*torchrun, *place.forking.prefix])
+    done = place.fork("lmms-prune", "sweep", hybrid, "--out", tmp_path, "--launch", launch)
     assert done.returncode == 0, done.stderr
     assert samples(tmp_path) == {name: rows for name, rows in samples(whole).items() if name.startswith("hybrid")}
 
