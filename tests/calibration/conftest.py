@@ -19,11 +19,13 @@ def shallow(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def all_searched(shallow: dict[str, Path]) -> dict[str, Searched]:
+def all_searched(shallow: dict[str, Path], full: bool) -> dict[str, Searched]:
+    """Each family with five prompts, or four without --full."""
+    questions = QUESTIONS if full else QUESTIONS[:4]
     made = {}
     for name, folder in shallow.items():
         sdpa, eager = (load(name, folder, torch.float64, kernel) for kernel in ("sdpa", "eager"))
-        prompts = [sdpa.inputs([question], [[picture(i)]]) for i, question in enumerate(QUESTIONS)]
+        prompts = [sdpa.inputs([question], [[picture(i)]]) for i, question in enumerate(questions)]
         made[name] = Searched(name, sdpa, eager, prompts)
     return made
 
