@@ -249,6 +249,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint, mi
         harness.close()
 
 
-@pytest.fixture(scope="session", params=sorted(MODELS))
+# Of a session's scope, pytest would run all modules with one family and then all again, and make their fixtures twice.
+@pytest.fixture(scope="module", params=sorted(MODELS))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param

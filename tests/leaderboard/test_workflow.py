@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,9 @@ def test_the_gates_step_fails_with_the_gate_and_leaves_a_summary(
 
 
 @pytest.mark.slow
-def test_from_a_small_sweep_of_both_families_to_the_page(run: Callable, mirror: Mirror, tmp_path: Path) -> None:
+def test_from_a_small_sweep_of_both_families_to_the_page(
+    run: Callable, mirror: Mirror, forking: Forking, tmp_path: Path
+) -> None:
     """The workflow's own lines on the demo's data, then the page with images, read back and opened."""
     place = tmp_path / "repository"
     place.mkdir()
@@ -83,7 +86,8 @@ def test_from_a_small_sweep_of_both_families_to_the_page(run: Callable, mirror: 
         (place / data.name).symlink_to(data)
     _write_configs(place / "model_configs" / "my_rows")
     _, sweep, gate = scripts()
-    done = run(sweep, place)
+    # What evaluates is forked, too.
+    done = run(f"{sweep.strip()} --launch {shlex.quote(forking.launch)}", place)
     assert done.returncode == 0, done.stderr
     # So few tokens cost these models what they can read.
     assert run(gate, place).returncode == 1
