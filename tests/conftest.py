@@ -5,17 +5,15 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
+from built import Built, Checkpoint, Mirror, shared_folder
 from forking import Forking
 from tiny import LAYERS, Family, load
 
 from lmms_prune.compat.installed import moved_names
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 
 # Processes that tests start find sitecustomize.py there.
 os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -23,21 +21,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 # Tiny matrices gain nothing from threads, and several test processes would fight over the cores.
 torch.set_num_threads(1)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--full", action="store_true", help="Also what takes long: more random inputs and cases, and a soak."
-    )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("full")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -57,63 +40,54 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="all random inputs and the soak, as in the nightly run")
+
+
 @pytest.fixture(scope="session")
 def full(pytestconfig: pytest.Config) -> bool:
-    """Whether many inputs are asked for."""
-    return pytestconfig.getoption("--full")
+    """Whether all random inputs are tried, rather than about fifty of each kind."""
+    return pytestconfig.getoption("full")
 
 
 @pytest.fixture(scope="session")
-def common(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """The folder of this run that all its workers share."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if hasattr(pytestconfig, "workerinput") else own
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    root = shared_folder(tmp_path_factory) / "built"
+    root.mkdir(exist_ok=True)
+    return Built(root)
 
 
 @pytest.fixture(scope="session")
-def built(common: Path) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Builds a folder once a run, by the first worker that asks for its name; nobody may change it."""
-
-    def of(name: str, build: Callable[[Path], object]) -> Path:
-        folder = common / "built" / name
-        folder.parent.mkdir(exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():  # builders leave nothing where they fail
-                build(folder)
-        return folder
-
-    return of
+def checkpoint(built: Built) -> Checkpoint:
+    return built.checkpoint
 
 
 @pytest.fixture(scope="session")
-def mirror(built: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[int], Path]:
-    """The ten benchmarks with so many questions each, in the folder from which lmms-eval is to be started."""
-    from lmms_prune.demo.benchmarks import build_mirror
-
-    return lambda rows: built(f"mirror-{rows}", lambda folder: build_mirror(folder, rows=rows))
+def mirror(built: Built) -> Mirror:
+    return built.mirror
 
 
 @pytest.fixture(scope="session")
-def hf_home(common: Path) -> Path:
-    """Of all commands that tests start: a library reads its name when it is imported."""
-    return common / "huggingface"
+def environment(built: Built) -> dict[str, str]:
+    """Of the commands that tests start: no network, one thread each, and one cache of the benchmarks for all of them."""
+    dropped = {"LMMS_EVAL_DATASETS_CACHE", "HF_DATASETS_CACHE"}
+    # Two test processes share two cores.
+    ours = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    ours |= {"HF_HOME": str(built.root / "huggingface"), "HOME": str(built.root / "home")}
+    return {**{name: value for name, value in os.environ.items() if name not in dropped}, **ours}
 
 
 @pytest.fixture(scope="session")
-def forking(hf_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forking]:
-    """This worker's server, which forks programs that have everything imported."""
-    ours = {"HF_HOME": str(hf_home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    with closing(Forking(tmp_path_factory.mktemp("forks") / "socket", {**os.environ, **ours})) as server:
-        yield server
+def forking(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Forking]:
+    """Forks all commands of this test process that need no start-up of their own."""
+    server = Forking(tmp_path_factory.mktemp("forks"), environment)
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
-def folders(built: Callable[[str, Callable[[Path], object]], Path]) -> dict[str, Path]:
-    """A tiny checkpoint of each family."""
-    return {
-        "llava": built("llava", lambda folder: build_llava(folder, layers=LAYERS)),
-        "qwen": built("qwen2_5_vl", lambda folder: build_qwen2_5_vl(folder, layers=LAYERS)),
-    }
+def folders(checkpoint: Checkpoint) -> dict[str, Path]:
+    return {"llava": checkpoint("llava", layers=LAYERS), "qwen": checkpoint("qwen2_5_vl", layers=LAYERS)}
 
 
 @pytest.fixture(scope="session")

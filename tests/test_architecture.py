@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -232,47 +233,86 @@ def test_an_assert_only_narrows_a_type(path: Path) -> None:
             assert re.fullmatch(r"isinstance\([\w.]+, \w+\)|[\w.]+ is not None|\w+ != [A-Z]+", said), f"{path}: {said}"
 
 
-def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+def run(code: str, *words: object) -> dict[str, Any]:
+    """What `code` leaves in `report`, run as a process of its own."""
+    code = f"import json, sys\nreport = {{}}\n{code}\nprint(json.dumps(report))"
+    process = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-LIGHT = (
-    *("", ".schedule", ".methods", ".cli", ".places"),
-    *(".leaderboard.table", ".leaderboard.formats", ".leaderboard.gate", ".leaderboard.page.render"),
+# Each step imports more, so that the first which brings what it should not is the one at fault.
+LIGHT = """
+def note(step, *others):
+    report[step] = sorted({"torch", "transformers", "lmms_eval", "jaxtyping", "rich.table", *others} & set(sys.modules))
+
+import lmms_prune, lmms_prune.schedule, lmms_prune.methods
+for spec in lmms_prune.methods.METHODS.values():
+    for option in spec.options:
+        spec.option(option.name, str(option.default) or "text")
+note("the table of methods", "numpy")
+from lmms_prune.cli import app
+note("the command line", "numpy")
+words = ["schedule", "dart@2:?", "--model", "llava-1.5-7b", "--budget", "flops=40%", "--json"]
+app(words, standalone_mode=False)
+note("the command schedule", "numpy", *(n for n in sys.modules if n.startswith("lmms_prune.") and n.endswith("commands")))
+app(words[:-1], standalone_mode=False)
+heavy = {"torch", "transformers", "lmms_eval"}
+report["its table"] = sorted((heavy | {"numpy"}) & set(sys.modules))
+from pathlib import Path
+from typing import Any
+from lmms_prune.configs.check import check
+from lmms_prune.configs.runs import read
+(run,) = read(Path(sys.argv[1]))
+report["problems"] = check(run).problems
+report["a check"] = sorted(heavy & set(sys.modules))
+from importlib import import_module
+for name in ("places", "leaderboard.table", "leaderboard.formats", "leaderboard.gate", "leaderboard.page.render"):
+    import_module(f"lmms_prune.{name}")
+    report[name] = sorted(heavy & set(sys.modules))
+from importlib.metadata import entry_points
+[entry] = [e for e in entry_points(group="lmms_eval.models") if e.name == "lmms-prune"]
+report["models"] = [model.model_id for model in entry.load()()]
+# Its manifests are lmms-eval's own.
+report["the entry point"] = sorted((heavy - {"lmms_eval"}) & set(sys.modules))
+"""
+CONFIG = (
+    "model: llava_pruned\nmodel_args: {pretrained: llava-hf/llava-1.5-7b-hf, schedule: 'dart@2:0.44'}\ntasks: pope\n"
 )
 
 
-@pytest.mark.parametrize("module", [f"lmms_prune{name}" for name in LIGHT])
-def test_torch_is_not_imported_for_a_schedule(module: str) -> None:
-    loaded = json.loads(run(f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"))
-    assert not {"torch", "transformers", "lmms_eval"} & set(loaded)
+def test_what_needs_no_weights_imports_no_torch(tmp_path: Path) -> None:
+    """The table of methods, `schedule` and costs, `check`, the leaderboard and the entry point; no command waits for
+    another's imports, nor for rich where it draws nothing."""
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG, encoding="utf-8")
+    report = run(LIGHT, config)
+    assert report.pop("models") == ["llava_pruned", "qwen2_5_vl_pruned"]
+    assert report.pop("the command schedule") == ["lmms_prune.efficiency.commands"]
+    assert len(report) == 11
+    assert {step: names for step, names in report.items() if names} == {}
 
 
-def test_the_entry_point_is_light_and_names_both_models() -> None:
-    code = (
-        "import json, sys; from importlib.metadata import entry_points\n"
-        "[entry] = [e for e in entry_points(group='lmms_eval.models') if e.name == 'lmms-prune']\n"
-        "names = [m.model_id for m in entry.load()()]\n"
-        "print(json.dumps([names, 'torch' in sys.modules]))"
-    )
-    assert json.loads(run(code)) == [["llava_pruned", "qwen2_5_vl_pruned"], False]
+HEAVY = """
+sys.modules["decord"] = None
+from importlib import import_module
+import torch
+names = ("models.llama.modeling_llama", "models.llava.modeling_llava", "cache_utils")
+libraries = [import_module(f"transformers.{name}") for name in names]
+def snap():
+    return {(library.__name__, k, n): id(v) for library in libraries for k, o in vars(library).items()
+            if isinstance(o, type) for n, v in vars(o).items() if callable(v)}
+before, threads = snap(), torch.get_num_threads()
+# Commands first, as their programs import them; in the tests' own process something else always was.
+import lmms_prune.information.commands, lmms_prune.calibration.commands, lmms_prune.bench.commands
+import lmms_prune.hooks, lmms_prune.harness.models
+report["same"] = before == snap()
+report["threads"] = threads == torch.get_num_threads()
+"""
 
 
-def test_importing_changes_nothing_elsewhere() -> None:
-    """Every class and function of the libraries that we hook into is the same object after the import."""
-    code = (
-        "import transformers.models.llama.modeling_llama as a, transformers.models.llava.modeling_llava as b\n"
-        "import transformers.cache_utils as c, torch\n"
-        "def snap(): return {(m.__name__, k, n): id(v) for m in (a, b, c) for k, o in vars(m).items()\n"
-        "    if isinstance(o, type) for n, v in vars(o).items() if callable(v)}\n"
-        "before = snap(); threads = torch.get_num_threads()\n"
-        "import lmms_prune.hooks, lmms_prune.harness.models\n"
-        "print(before == snap(), threads == torch.get_num_threads())"
-    )
-    assert run(code).split() == ["True", "True"]
+def test_importing_changes_nothing_elsewhere_and_needs_no_decord() -> None:
+    """Every class and function of the libraries that we hook into is the same object after the import.
 
-
-def test_nothing_of_ours_needs_decord() -> None:
-    """The stock wrappers import it unconditionally, and it has no wheel for some machines."""
-    code = "import sys; sys.modules['decord'] = None\nimport lmms_prune.harness.models; print('fine')"
-    assert run(code).strip().endswith("fine")
+    The stock wrappers import decord unconditionally, and it has no wheel for some machines.
+    """
+    assert run(HEAVY) == {"same": True, "threads": True}

@@ -40,18 +40,6 @@ def test_every_command_is_where_it_is_looked_for() -> None:
     assert "Did you mean 'schedule'?" in call("scedule").output
 
 
-def test_a_command_waits_for_no_other() -> None:
-    """Of this package, what describes schedules and costs is imported for `schedule`; and rich only to draw with."""
-    code = (
-        "import sys; from lmms_prune.cli import app; "
-        "app(['schedule', 'dart@2:0.5', '--model', 'llava-1.5-7b', '--json'], standalone_mode=False); "
-        "print(sorted(name for name in sys.modules if name.startswith('lmms_prune.') and name.endswith('commands')), "
-        "'rich.table' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "['lmms_prune.efficiency.commands'] False"
-
-
 def test_schedule_shows_stages_and_the_average() -> None:
     result = call("schedule", "dart+random-192-release", "--layers", "32", "--visual-tokens", "576")
     assert result.exit_code == 0

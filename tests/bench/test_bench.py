@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -296,17 +294,28 @@ def test_what_cannot_be_is_said_before_weights_are_loaded(
     assert said in result.stderr
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("lmms-prune")
-    return subprocess.run([str(program), "bench", *arguments], capture_output=True, text=True, check=False)
-
-
-def test_bench_as_a_process(folders: dict[str, Path], tmp_path: Path) -> None:
-    done = bench(
-        *("vtw@4", "--model", str(folders["qwen"]), "--grid", "4x6", "--batch", "1,2", "--new-tokens", "1,3"),
-        *("--repeats", "2", "--plot", str(tmp_path / "times.svg"), "--json"),
+def test_the_command_prints_json_and_draws_a_plot(folders: dict[str, Path], tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app,
+        [
+            "bench",
+            "vtw@4",
+            "--model",
+            str(folders["qwen"]),
+            "--grid",
+            "4x6",
+            "--batch",
+            "1,2",
+            "--new-tokens",
+            "1,3",
+            "--repeats",
+            "2",
+            "--plot",
+            str(tmp_path / "times.svg"),
+            "--json",
+        ],
     )
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     said = json.loads(done.stdout.splitlines()[-1])
     assert [(run["schedule"], run["case"]["batch"], run["case"]["new_tokens"]) for run in said["runs"]] == [
         (name, batch, new) for batch in (1, 2) for new in (1, 3) for name in ("none", "vtw@4")

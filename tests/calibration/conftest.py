@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from masked import BUILDERS, QUESTIONS, Searched, picture
+from built import BUILDERS, Checkpoint
+from masked import QUESTIONS, Searched, picture
 from tiny import load
 
 
 @pytest.fixture(scope="session")
-def shallow(built: Callable[[str, Callable[[Path], object]], Path]) -> dict[str, Path]:
-    return {name: built(f"{name}-shallow", partial(build, layers=4, seed=3)) for name, build in BUILDERS.items()}
+def shallow(checkpoint: Checkpoint) -> dict[str, Path]:
+    return {family: checkpoint(family, layers=4, seed=3) for family in BUILDERS}
 
 
 @pytest.fixture(scope="session")
-def all_searched(shallow: dict[str, Path]) -> dict[str, Searched]:
+def all_searched(shallow: dict[str, Path], full: bool) -> dict[str, Searched]:
+    """Each family with five prompts, or four without --full."""
+    questions = QUESTIONS if full else QUESTIONS[:4]
     made = {}
     for name, folder in shallow.items():
         sdpa, eager = (load(name, folder, torch.float64, kernel) for kernel in ("sdpa", "eager"))
-        prompts = [sdpa.inputs([question], [[picture(i)]]) for i, question in enumerate(QUESTIONS)]
+        prompts = [sdpa.inputs([question], [[picture(i)]]) for i, question in enumerate(questions)]
         made[name] = Searched(name, sdpa, eager, prompts)
     return made
 

@@ -14,9 +14,6 @@ import torch
 from tiny import Family, noise
 from torch import Tensor
 
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
-
-BUILDERS = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
 QUESTIONS = ("is there a dog", "what colour is the square", "read the text", "how many", "is the circle left of it")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from built import BUILDERS
 from forking import Forking
-from masked import BUILDERS, Searched
+from masked import Searched
 from tiny import noise
 from typer.testing import CliRunner
 
@@ -79,10 +79,11 @@ def test_prompts_are_those_of_an_evaluation(
     assert got["pixel_values"].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_as_a_process(shallow: dict[str, Path], samples: Path, forking: Forking) -> None:
-    given = [*map(str, arguments("llava", shallow["llava"], samples)), "--limit", "1", "--eta", "0"]
-    line = forking.program("lmms-prune", "calibrate", "vtw", "--lowest", "2", "--json", *given)
-    process = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    options = ("--lowest", "2", "--limit", "1", "--eta", "0", "--json")
+    given = arguments("llava", shallow["llava"], samples)
+    process = forking.run("lmms-prune", "calibrate", "vtw", *given, *options)
     assert process.returncode == 1
     said = json.loads(process.stdout.strip().splitlines()[-1])
     assert (said["schedule"], said["samples"], list(said["divergences"])) == (None, 1, ["2", "3"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forking import Forking
 
 import lmms_prune
 from lmms_prune.compat.installed import LIBRARIES, moved_names
@@ -84,15 +84,22 @@ def test_names_that_move_are_asked_for_in_one_place(path: Path) -> None:
 
 
 MOVED = """
+import sys
+
 import pytest
 
 def forward(self, hidden_states, attention_mask=None, position_ids=None, cache=None, use_cache=False, rotary=None):
     raise TypeError("never called")
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart():
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-    LlamaDecoderLayer.forward = forward
+class Moved:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self):
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+        LlamaDecoderLayer.forward = forward
+
+# The server has imported the package, which jaxtyping, named in pyproject.toml, would have to see first.
+options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "filterwarnings=", "tests/test_hooks.py"]
+sys.exit(pytest.main(options, plugins=[Moved()]))
 """
 
 
@@ -115,14 +122,12 @@ def test_looking_for_names_draws_no_random_number() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_library_that_moved_one_more_name_ends_the_tests_with_one_line(tmp_path: Path) -> None:
+def test_a_library_that_moved_one_more_name_ends_the_tests_with_one_line(forking: Forking, tmp_path: Path) -> None:
     """As if transformers had renamed `position_embeddings`: no test runs, and none fails for a reason of its own."""
-    (tmp_path / "moved.py").write_text(MOVED, encoding="utf-8")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "moved", "tests/test_hooks.py"]
-    run = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
+    script = tmp_path / "moved.py"
+    script.write_text(MOVED, encoding="utf-8")
+    command = [*forking.prefix, str(script)]
+    run = subprocess.run(command, cwd=ROOT, env=forking.environment, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     [line] = [line for line in run.stdout.splitlines() if "any more" in line]
     assert "LlamaDecoderLayer.forward has no 'position_embeddings'" in line

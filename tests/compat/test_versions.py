@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -63,14 +64,34 @@ def message(name: str, installed: str) -> str:
     )
 
 
-@pytest.mark.parametrize(("name", "installed"), OTHERS)
-def test_pruning_beside_another_version_ends_with_the_range(tmp_path: Path, name: str, installed: str) -> None:
-    code = (
-        f"import sys; sys.path.insert(0, {str(pretended(tmp_path, name, installed))!r}); from lmms_prune import prune"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.rstrip().endswith(message(name, installed))
+# A fresh import beside each pretended version; nothing that refuses has imported torch or transformers by then.
+IMPORTS = """
+import json, sys
+errors = {}
+for folder in sys.argv[1:]:
+    sys.path.insert(0, folder)
+    try:
+        from lmms_prune import prune
+    except Exception as error:
+        errors[folder] = [type(error).__name__, str(error)]
+    sys.path.remove(folder)
+    for name in [name for name in sys.modules if name.startswith("lmms_prune")]:
+        del sys.modules[name]
+print(json.dumps(errors))
+"""
+
+
+def test_pruning_beside_another_version_ends_with_the_range(tmp_path: Path) -> None:
+    folders = [tmp_path / f"{name}-{installed}" for name, installed in OTHERS]
+    for folder, (name, installed) in zip(folders, OTHERS, strict=True):
+        folder.mkdir()
+        pretended(folder, name, installed)
+    command = [sys.executable, "-c", IMPORTS, *map(str, folders)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    errors = {
+        str(folder): ["UnsupportedVersionError", message(*other)] for folder, other in zip(folders, OTHERS, strict=True)
+    }
+    assert json.loads(process.stdout) == errors
 
 
 def test_several_unsupported_versions_are_all_named() -> None:

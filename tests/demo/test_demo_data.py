@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from built import BUILDERS, Checkpoint, Mirror
 from datasets import get_dataset_config_names, load_dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -17,7 +18,6 @@ from lmms_prune.demo.language import ANSWERS
 from lmms_prune.demo.pictures import draw
 from lmms_prune.demo.tables import seeded
 
-BUILDERS = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
 QUESTION = "What colour is the square?\nAnswer the question using a single word or phrase."
 SPLITS = (
     ("lmms-lab-encoder/MME", None, ["test"]),
@@ -41,18 +41,9 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return BUILDERS[family](tmp_path_factory.mktemp("checkpoints") / family)
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoint: Path):
-    return AutoModelForImageTextToText.from_pretrained(checkpoint).eval(), AutoProcessor.from_pretrained(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_mirror(tmp_path_factory.mktemp("data") / "mirror")
+def loaded(family: str, checkpoint: Checkpoint):
+    folder = checkpoint(family)
+    return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
 
 def _inputs(processor, image, question: str = QUESTION):
@@ -107,7 +98,7 @@ def test_same_seed_same_weights_and_the_global_random_state_is_untouched(family,
     again = BUILDERS[family](tmp_path / "again")
     other = BUILDERS[family](tmp_path / "other", seed=1)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert _weights(again) == _weights(checkpoint) != _weights(other)
+    assert _weights(again) == _weights(checkpoint(family)) != _weights(other)
 
 
 def test_dtype_and_layers_are_those_asked_for(family, tmp_path):
@@ -174,14 +165,14 @@ def test_a_folder_made_meanwhile_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "config", "splits"), SPLITS)
-def test_mirror_is_read_under_the_harness_names(name, config, splits, mirror, monkeypatch, tmp_path):
-    monkeypatch.chdir(mirror)
+def test_mirror_is_read_under_the_harness_names(name, config, splits, mirror: Mirror, monkeypatch, tmp_path):
+    monkeypatch.chdir(mirror())
     data = load_dataset(name, config, cache_dir=str(tmp_path))
     assert {split: len(data[split]) for split in data} == dict.fromkeys(splits, 4)
 
 
 def test_mirror_rows_hold_what_the_scorers_need(mirror, monkeypatch, tmp_path):
-    monkeypatch.chdir(mirror)
+    monkeypatch.chdir(mirror())
 
     def rows(name: str, config: str | None, split: str) -> list[dict]:
         return list(load_dataset(name, config, split=split, cache_dir=str(tmp_path)))
@@ -204,10 +195,10 @@ def test_mirror_is_deterministic_and_names_files_by_content(mirror, tmp_path):
     def names(folder: Path) -> set[str]:
         return {str(path.relative_to(folder)) for path in folder.rglob("*.parquet")}
 
-    assert names(build_mirror(tmp_path / "again")) == names(mirror)
-    assert not names(build_mirror(tmp_path / "other", seed=1)) & names(mirror)
+    assert names(build_mirror(tmp_path / "again")) == names(mirror())
+    assert not names(build_mirror(tmp_path / "other", seed=1)) & names(mirror())
 
 
 def test_one_task_per_benchmark(mirror):
     assert len(set(TASKS)) == len(TASKS) == 10
-    assert sorted(get_dataset_config_names(str(mirror / "lmms-lab-encoder/DocVQA"))) == ["DocVQA", "InfographicVQA"]
+    assert sorted(get_dataset_config_names(str(mirror() / "lmms-lab-encoder/DocVQA"))) == ["DocVQA", "InfographicVQA"]

@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -21,11 +21,11 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from built import Built, Checkpoint
 from tiny import Family, load, noise
 
 from lmms_prune import Schedule, Stage, prune
 from lmms_prune.certificate.reference import dropped_columns, masked_logits
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 from lmms_prune.methods import METHODS
 
 LAYERS, STEPS, ROWS = 4, 3, 24
@@ -110,12 +110,10 @@ def differs(family: Family, pool: Sequence[dict[str, Tensor]], draw: Random) -> 
     return name, float((found - expected).abs().max()), any(drops.values())
 
 
-BUILDERS = {"llava": build_llava, "qwen": build_qwen2_5_vl}
-
-
-def loaded(folders: Mapping[str, Path]) -> list[Family]:
-    """The models in float64, in which rounding decides nothing."""
-    return [load(name, folder, torch.float64, "sdpa") for name, folder in folders.items()]
+def families(checkpoint: Checkpoint) -> list[Family]:
+    """A tiny model of each family in float64, in which rounding decides nothing."""
+    names = {"llava": "llava", "qwen": "qwen2_5_vl"}
+    return [load(name, checkpoint(family, layers=LAYERS), torch.float64, "sdpa") for name, family in names.items()]
 
 
 TOLERANCE = 1e-5  # generate() hands out logits in float32
@@ -146,8 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     start = time.process_time()
     with TemporaryDirectory() as folder:
-        folders = {name: build(Path(folder) / name, layers=LAYERS) for name, build in BUILDERS.items()}
-        failed, dropped, largest = compare(loaded(folders), options.cases, options.seed)
+        failed, dropped, largest = compare(families(Built(Path(folder)).checkpoint), options.cases, options.seed)
     for one in failed[:10]:
         print(one)
     print(

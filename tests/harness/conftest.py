@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
-import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from built import Checkpoint, Mirror
 from forking import Forking
 
 MODELS = {"llava": "llava_pruned", "qwen2_5_vl": "qwen2_5_vl_pruned"}
@@ -80,11 +82,10 @@ def read_run(folder: Path, process: subprocess.CompletedProcess[str] | None = No
 class Harness:
     """lmms-eval with everything it needs: `run` starts a process, `fork` forks one, `evaluate` stays in this one."""
 
-    def __init__(self, checkpoints: dict[str, Path], mirror: Path, hf_home: Path, scratch: Path, forking: Forking):
+    def __init__(self, checkpoints: dict[str, Path], mirror: Path, forking: Forking, scratch: Path):
         from lmms_prune.harness.loading import shared_weights
 
-        self.checkpoints, self.mirror, self.hf_home, self.scratch = checkpoints, mirror, hf_home, scratch
-        self.forking = forking
+        self.checkpoints, self.mirror, self.forking, self.scratch = checkpoints, mirror, forking, scratch
         self.models, self.configs = MODELS, CONFIGS
         self._manager: Any = None
         self._folders = 0
@@ -104,6 +105,22 @@ class Harness:
         folder.mkdir()
         return folder
 
+    def copied_mirror(self, repository: str, pattern: str) -> tuple[Path, Path]:
+        """A copy of the benchmarks to be damaged, and the file to damage: the repository's first that fits `pattern`.
+
+        The file has a name of its own, in its README too: `datasets` recognises a folder by its README alone, and would
+        else take the rows from its cache.
+        """
+        folder = self.new_folder() / "mirror"
+        shutil.copytree(self.mirror, folder)
+        file = next((folder / repository).rglob(pattern))
+        renamed = file.with_name(f"{file.stem}-{uuid.uuid4().hex}{file.suffix}")
+        readme = folder / repository / "README.md"
+        text = readme.read_text("utf-8")
+        assert file.name in text
+        readme.write_text(text.replace(file.name, renamed.name), "utf-8")
+        return folder, file.rename(renamed)
+
     def run(
         self,
         *args: str,
@@ -111,16 +128,16 @@ class Harness:
         cwd: Path | None = None,
         output: Path | None = None,
         output_in_config: bool = False,
-        hf_home: Path | None = None,
+        environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
     ) -> Run:
         """Start a real lmms-eval; the first word of `command` is a program beside the interpreter."""
         folder = output or self.new_folder()
-        line = self._line(command, args, None if output_in_config else folder)
+        line = self.line(command, args, None if output_in_config else folder)
         process = subprocess.run(
             [*prefix, *line],
             cwd=cwd or self.mirror,
-            env=self._environment(hf_home),
+            env=environment or self.forking.environment,
             capture_output=True,
             text=True,
             timeout=600,
@@ -137,17 +154,10 @@ class Harness:
         self._sharing.run(self._weights.close)
 
     @staticmethod
-    def _line(command: Sequence[str], args: Sequence[str], output: Path | None) -> list[str]:
+    def line(command: Sequence[str], args: Sequence[str], output: Path | None) -> list[str]:
         program, *rest = command
         line = [str(Path(sys.executable).parent / program), *rest, *map(str, args)]
         return line if output is None else [*line, "--output_path", str(output), "--log_samples"]
-
-    def _environment(self, hf_home: Path | None = None) -> dict[str, str]:
-        dropped = {"LMMS_EVAL_DATASETS_CACHE", "HF_DATASETS_CACHE"}
-        # One thread each: two processes share two cores.
-        ours = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-        home = {"HF_HOME": str(hf_home or self.hf_home)}
-        return {**{name: value for name, value in os.environ.items() if name not in dropped}, **ours, **home}
 
     def run_config(
         self, runs: Mapping[str, Mapping[str, Any]], command: Sequence[str] = ("lmms-eval",)
@@ -157,7 +167,7 @@ class Harness:
         folders = {name: self.new_folder() for name in runs}
         listed = [{**run, "log_samples": True, "output_path": str(folders[name])} for name, run in runs.items()]
         file.write_text(yaml.safe_dump(listed), "utf-8")
-        process = self.run("--config", str(file), command=command, output_in_config=True)
+        process = self.fork("--config", str(file), command=command, output_in_config=True)
         read = {name: read_run(folder) for name, folder in folders.items()}
         return {
             name: replace(run, returncode=process.returncode, stdout=process.stdout, stderr=process.stderr)
@@ -221,37 +231,27 @@ class Harness:
 
 
 @pytest.fixture(scope="session")
-def harness(
-    tmp_path_factory: pytest.TempPathFactory,
-    folders: dict[str, Path],
-    mirror: Callable[[int], Path],
-    hf_home: Path,
-    forking: Forking,
-):
+def harness(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint, mirror: Mirror, forking: Forking):
     import datasets
-    import torch
     from huggingface_hub import constants
 
     # As in tests/conftest.py, for what these tests use besides.
     for module in ("lmms_eval.evaluator", "lmms_prune.harness.models"):
         import_module(module)
     gc.freeze()
-    scratch = tmp_path_factory.mktemp("harness")
-    threads = torch.get_num_threads()
-    # As in the processes that `run` starts; these models are too small to gain from more.
-    torch.set_num_threads(1)
+    cache = str(Path(forking.environment["HF_HOME"]) / "datasets")
     with pytest.MonkeyPatch.context() as patch:
         # Both libraries have read the environment by now, so their own settings are what must change.
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(hf_home / "datasets"))
-        patch.setenv("LMMS_EVAL_DATASETS_CACHE", str(hf_home / "datasets"))
-        checkpoints = {"llava": folders["llava"], "qwen2_5_vl": folders["qwen"]}
-        made = Harness(checkpoints, mirror(4), hf_home, scratch, forking)
-        yield made
-        made.close()
-    torch.set_num_threads(threads)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        patch.setenv("LMMS_EVAL_DATASETS_CACHE", cache)
+        checkpoints = {family: checkpoint(family) for family in MODELS}
+        harness = Harness(checkpoints, mirror(), forking, tmp_path_factory.mktemp("harness"))
+        yield harness
+        harness.close()
 
 
-@pytest.fixture(scope="session", params=sorted(MODELS))
+# Of a session's scope, pytest would run all modules with one family and then all again, and make their fixtures twice.
+@pytest.fixture(scope="module", params=sorted(MODELS))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param

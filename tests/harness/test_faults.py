@@ -180,13 +180,11 @@ def test_a_head_beside_the_model_may_be_left_over(harness, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_truncated_parquet_of_a_task_ends_the_run(harness, tmp_path):
-    folder = tmp_path / "mirror"
-    shutil.copytree(harness.mirror, folder)
-    file = next((folder / "lmms-lab-encoder/POPE").rglob("*.parquet"))
+def test_a_truncated_parquet_of_a_task_ends_the_run(harness):
+    folder, file = harness.copied_mirror("lmms-lab-encoder/POPE", "*.parquet")
     os.truncate(file, file.stat().st_size // 2)
     line = ("--model", "llava_pruned", "--model_args", harness.text("llava", schedule=SCHEDULE), "--tasks", "pope")
-    run = harness.run(*line, cwd=folder, hf_home=tmp_path / "home")
+    run = harness.fork(*line, cwd=folder)
     assert run.results is None
     assert run.samples == {}
     assert file.name in run.stdout + run.stderr

@@ -77,7 +77,7 @@ def configured(harness):
     for family, model in harness.models.items():
         text = harness.text(family, schedule=THREE_STAGES, batch_size=2)
         runs[f"three stages, {family}"] = {"model": model, "model_args": text, "tasks": "pope"}
-    return harness.run_config(runs, command=("python", "-m", "lmms_eval"))
+    return harness.run_config(runs)
 
 
 @pytest.mark.slow
@@ -170,10 +170,10 @@ def test_models_are_found_by_name():
 
 
 @pytest.mark.slow
-def test_the_front_door_verbatim(harness, monkeypatch):
+def test_the_front_door_verbatim(harness):
     """The README's first command, word for word; its default checkpoint and data are folders of those names here."""
     # Nor is anything else of the tests about it.
-    monkeypatch.delenv("PYTHONPATH")
+    environment = {name: value for name, value in harness.forking.environment.items() if name != "PYTHONPATH"}
     from lmms_prune.demo.checkpoints import build_llava
 
     folder = harness.new_folder()
@@ -184,7 +184,7 @@ def test_the_front_door_verbatim(harness, monkeypatch):
     command = ["--model", "llava_pruned", "--model_args", "schedule=dart@2:0.44,random@20:0.07", "--tasks", "textvqa"]
     readme = (harness.configs.parent / "README.md").read_text("utf-8")
     assert f"lmms-eval {' '.join(command)}" in readme
-    run = harness.run(*command, cwd=folder)
+    run = harness.run(*command, cwd=folder, environment=environment)
     assert run.results is not None, run.stderr[-3000:]
     assert run.recorded["schedule"] == "dart@2:0.44,random@20:0.07"
     assert "pretrained=llava-hf/llava-1.5-7b-hf," in run.recorded["identity"]

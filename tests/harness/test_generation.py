@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import wraps
 
 import pytest
@@ -289,9 +288,7 @@ def test_likelihoods_are_refused(harness):
 def test_a_process_with_a_corrupt_image_writes_no_results(harness, tmp_path):
     import datasets
 
-    folder = tmp_path / "mirror"
-    shutil.copytree(harness.mirror, folder)
-    file = next((folder / "lmms-lab-encoder/textvqa").rglob("validation-*.parquet"))
+    folder, file = harness.copied_mirror("lmms-lab-encoder/textvqa", "validation-*.parquet")
     rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache")).cast_column(
         "image", datasets.Image(decode=False)
     )
@@ -302,11 +299,7 @@ def test_a_process_with_a_corrupt_image_writes_no_results(harness, tmp_path):
     rows = rows.map(corrupt, with_indices=True, features=rows.features)
     rows.cast_column("image", datasets.Image()).to_parquet(file)
     text = harness.text("llava", schedule=SCHEDULE)
-    # A cache of its own, because `datasets` recognises a folder by its README alone.
-    home = tmp_path / "home"
-    run = harness.run(
-        *("--model", "llava_pruned", "--model_args", text, "--tasks", "textvqa_val"), cwd=folder, hf_home=home
-    )
+    run = harness.fork("--model", "llava_pruned", "--model_args", text, "--tasks", "textvqa_val", cwd=folder)
     assert run.results is None
     assert run.samples == {}
     assert "task 'textvqa_val', document 2" in run.stdout + run.stderr

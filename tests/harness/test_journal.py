@@ -230,10 +230,11 @@ def test_killed_and_started_again_it_leaves_the_same_files(harness, tmp_path):
     whole = harness.fork("--model", model, "--model_args", text, "--tasks", ",".join(tasks))
     kept, out = tmp_path / "journal", tmp_path / "out"
     options = ("--model", model, "--model_args", f"{text},journal={kept}", "--tasks", ",".join(tasks))
-    line = [*harness.forking.prefix, *harness._line(("lmms-eval",), options, out)]
+    line = [*harness.forking.prefix, *harness.line(("lmms-eval",), options, out)]
     for _ in range(2):
         before = len(entries(kept))
-        with subprocess.Popen(line, cwd=harness.mirror, env=harness._environment(), stdout=-3, stderr=-3) as process:
+        environment = harness.forking.environment
+        with subprocess.Popen(line, cwd=harness.mirror, env=environment, stdout=-3, stderr=-3) as process:
             while len(entries(kept)) < before + 2:
                 assert process.poll() is None
                 time.sleep(0.002)

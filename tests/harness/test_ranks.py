@@ -6,23 +6,20 @@ import pytest
 
 SCHEDULE = "dart@2:0.44,random@5:0.3"
 TASKS = ("pope", "scienceqa", "ocrbench")
-TWO = {
-    "torchrun": ("torchrun", "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval"),
-    # With --cpu it starts but one process; without GPUs --multi_gpu is two on CPUs.
-    "accelerate": ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "-m", "lmms_eval"),
-}
+TORCHRUN = ("torchrun", "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval")
+# With --cpu it starts but one process; without GPUs --multi_gpu is two on CPUs.
+ACCELERATE = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--no_python")
 
 
 @pytest.fixture(scope="module")
 def processes(harness):
-    # One after the other: each starts two processes of its own.
+    """One launcher after the other, as each starts two processes: torchrun's are real ones, accelerate's are forked."""
+    options = ("--model", "llava_pruned", "--model_args", harness.text("llava", schedule=SCHEDULE, seed=5))
+    options += ("--tasks", ",".join(TASKS))
+    forked = (*ACCELERATE, *harness.forking.prefix, "-m", "lmms_eval")
     return {
-        (launcher, limit): harness.run(
-            *("--model", "llava_pruned", "--model_args", harness.text("llava", schedule=SCHEDULE, seed=5)),
-            *("--tasks", ",".join(TASKS), *(("--limit", limit) if limit else ())),
-            command=TWO[launcher],
-        )
-        for launcher, limit in (("torchrun", "3"), ("accelerate", None))
+        ("torchrun", "3"): harness.run(*options, "--limit", "3", command=TORCHRUN),
+        ("accelerate", None): harness.fork(*options, command=forked),
     }
 
 

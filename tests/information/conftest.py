@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from built import Mirror
 
 from lmms_prune.demo import content, questions
-from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.demo.pictures import draw
+from lmms_prune.demo.run import MODELS, weights
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.models import unpruned
 from lmms_prune.harness.pruned import PrunedModel
 
 
 @pytest.fixture(scope="session")
-def data(mirror: Callable[[int], Path]) -> Path:
-    """Eight questions of each benchmark."""
-    return mirror(8)
-
-
-@pytest.fixture(scope="session")
-def environment(hf_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of commands on these data."""
-    ours = {"HF_HOME": str(hf_home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **ours, "HOME": str(tmp_path_factory.mktemp("home"))}
+def data(mirror: Mirror) -> Path:
+    """The folder of the local benchmarks with eight rows each."""
+    return mirror(rows=8)
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lmms_prune.cli import app
-from lmms_prune.demo.models import MODELS, weights
+from lmms_prune.demo.run import MODELS, weights
 from lmms_prune.harness.documents import Document
 from lmms_prune.information.commands import _tables
 from lmms_prune.information.plots import draw_layers
@@ -36,12 +33,11 @@ def given(model: Any) -> list[str]:
 
 
 @pytest.fixture
-def run(data: Path, environment: dict[str, str], forking: Forking) -> Callable[..., str]:
+def run(data: Path, forking: Forking) -> Callable[..., str]:
     """A command as a process, in the folder of the data; returns its standard output, or its error where it fails."""
 
-    def call(*command: str, code: int = 0, forked: bool = True) -> str:
-        line = forking.program(*command) if forked else [str(Path(sys.executable).with_name(command[0])), *command[1:]]
-        done = subprocess.run(line, cwd=data, env=environment, capture_output=True, text=True, check=False)
+    def call(*command: str, code: int = 0) -> str:
+        done = forking.run(*command, cwd=data)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stderr if code else done.stdout
 
@@ -52,7 +48,7 @@ def run(data: Path, environment: dict[str, str], forking: Forking) -> Callable[.
 def test_the_horizon_of_a_task(run: Callable[..., str], forking: Forking, tmp_path: Path) -> None:
     """Measured, evaluated through lmms-eval and drawn; a second call does nothing again and says the same."""
     command = ["lmms-prune", "horizon", *given(LLAVA), "--tasks", "pope", "--limit", "4", "--out", str(tmp_path)]
-    command += ["--methods", "random,information", "--keeps", "0.25", "--json", "--launch", shlex.join(forking.prefix)]
+    command += ["--methods", "random,information", "--keeps", "0.25", "--json", "--launch", forking.launch]
     said = json.loads(run(*command).strip().splitlines()[-1])
     [task] = said["tasks"]
     assert said["depth"] == DEPTH
@@ -79,7 +75,7 @@ def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], forking:
     assert not out.exists()
     command = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--methods", "dart"]
     command += ["--beside", "random@1:?", "--limit", "2", "--out", str(out), "--json"]
-    command += ["--launch", shlex.join(forking.prefix)]
+    command += ["--launch", forking.launch]
     said = json.loads(run(*command).strip().splitlines()[-1])
     found = Schedule.parse(said["schedule"])
     assert found.average(DEPTH, [10_000]) <= 5000
@@ -104,8 +100,7 @@ def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], forking:
 def test_information_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
     command = ["lmms-prune", "information", *given(QWEN), "--tasks", "docvqa_val,mmbench_cn_dev_static", "--limit", "2"]
     command += ["--layers", "0,5-6,11", "--methods", "random", "--keeps", "0.5", "--pictures", "1", "--json"]
-    # As an ordinary process, for once.
-    said = json.loads(run(*command, "--out", str(tmp_path), forked=False).strip().splitlines()[-1])
+    said = json.loads(run(*command, "--out", str(tmp_path)).strip().splitlines()[-1])
     assert said["samples"] == 4
     assert {(line["task"], line["layer"]) for line in said["layers"]} == {
         (task, layer) for task in ("docvqa_val", "mmbench_cn_dev_static") for layer in (0, 5, 6, 11)

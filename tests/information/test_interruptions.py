@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from forking import Forking
 
-from lmms_prune.demo.models import MODELS, weights
+from lmms_prune.demo.run import MODELS, weights
 from lmms_prune.measurements import InformationError, Store
 
 ROWS = pd.DataFrame({"sample": ["pope/test/0"], "p_k": [0.5], "p_text": [0.25]})
@@ -51,20 +51,19 @@ def test_a_file_of_other_columns_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_called_again_it_ends_alike(
-    data: Path, environment: dict[str, str], forking: Forking, tmp_path: Path
-) -> None:
+def test_killed_and_called_again_it_ends_alike(data: Path, forking: Forking, tmp_path: Path) -> None:
     given = f"pretrained={weights(MODELS[0])},device=cpu,dtype=float32"
     arguments = ["--model", MODELS[0].wrapper, "--model_args", given]
-    line = forking.program("lmms-prune", "information", *arguments, "--tasks", "pope")
-    line += ["--limit", "4", "--layers", "0,11", "--block", "4", "--pictures", "1", "--out"]
+    command = ["lmms-prune", "information", *arguments, "--tasks", "pope", "--limit", "4", "--layers", "0,11"]
+    command += ["--block", "4", "--pictures", "1", "--out"]
 
     def contents(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    subprocess.run([*line, str(tmp_path / "whole")], cwd=data, env=environment, capture_output=True, check=True)
+    forking.run(*command, tmp_path / "whole", cwd=data, check=True)
     again = tmp_path / "again"
-    with subprocess.Popen([*line, str(again)], cwd=data, env=environment, stdout=-3, stderr=-3) as process:
+    line = forking.program(*command, again)
+    with subprocess.Popen(line, cwd=data, env=forking.environment, stdout=-3, stderr=-3) as process:
         while not list(again.rglob("*.parquet")):
             assert process.poll() is None
             time.sleep(0.002)
@@ -72,7 +71,7 @@ def test_killed_and_called_again_it_ends_alike(
     assert process.returncode == -signal.SIGKILL
     before = {path: path.stat().st_mtime_ns for path in again.rglob("*.parquet")}
     assert 0 < len(before) < 4
-    subprocess.run([*line, str(again)], cwd=data, env=environment, capture_output=True, check=True)
+    forking.run(*command, again, cwd=data, check=True)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     # What a killed process was writing may lie beside.
     left = {path: content for path, content in contents(again).items() if not path.endswith(".partial")}

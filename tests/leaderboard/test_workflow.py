@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+from built import Mirror
+from forking import Forking
 from written import write_run
 
 from lmms_prune.places import decode
@@ -33,18 +36,17 @@ def scripts() -> list[str]:
     return [step["run"] for step in job["steps"] if "run" in step]
 
 
-def run(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def run(forking: Forking, tmp_path: Path) -> Callable[[str, Path], subprocess.CompletedProcess[str]]:
     """One step, as a runner starts it; the programs are those of this environment."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = ["bash", "-e", "-c", script]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "PATH": path, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    path = os.pathsep.join(map(str, (forking.stand_ins, Path(sys.executable).parent, os.environ["PATH"])))
+    environment = {**forking.environment, "PATH": path, "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+
+    def step(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-e", "-c", script]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+    return step
 
 
 def test_the_workflow_installs_sweeps_and_gates() -> None:
@@ -61,34 +63,37 @@ def test_the_workflow_installs_sweeps_and_gates() -> None:
 
 @pytest.mark.parametrize(("right", "code", "said"), [(160, 0, "gate: passed"), (100, 1, "gate: failed")])
 def test_the_gates_step_fails_with_the_gate_and_leaves_a_summary(
-    right: int, code: int, said: str, tmp_path: Path
+    right: int, code: int, said: str, run: Callable, tmp_path: Path
 ) -> None:
     values = {"textvqa_val": [1.0] * 160 + [0.0] * 40}
     write_run(tmp_path / "results" / "a", values)
     values = {"textvqa_val": [1.0] * right + [0.0] * (200 - right)}
     write_run(tmp_path / "results" / "b", values, "dart@2:0.44", tokens=33)
-    done = run(scripts()[2], tmp_path, GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"))
+    done = run(scripts()[2], tmp_path)
     assert done.returncode == code, done.stdout + done.stderr
     assert said in (tmp_path / "summary.md").read_text(encoding="utf-8"), done.stderr
     assert said in done.stdout
 
 
 @pytest.mark.slow
-def test_from_a_small_sweep_of_both_families_to_the_page(tmp_path: Path, mirror: Callable[[int], Path]) -> None:
+def test_from_a_small_sweep_of_both_families_to_the_page(
+    run: Callable, mirror: Mirror, forking: Forking, tmp_path: Path
+) -> None:
     """The workflow's own lines on the demo's data, then the page with images, read back and opened."""
-    folder = Path(shutil.copytree(mirror(4), tmp_path / "mirror"))
-    _write_configs(folder / "model_configs" / "my_rows")
-    # The task runs offline on the data beside it.
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
-    environment["GITHUB_STEP_SUMMARY"] = str(tmp_path / "summary.md")
+    place = tmp_path / "repository"
+    place.mkdir()
+    for data in mirror().iterdir():
+        (place / data.name).symlink_to(data)
+    _write_configs(place / "model_configs" / "my_rows")
     _, sweep, gate = scripts()
-    done = run(sweep, folder, **environment)
+    # What evaluates is forked, too.
+    done = run(f"{sweep.strip()} --launch {shlex.quote(forking.launch)}", place)
     assert done.returncode == 0, done.stderr
     # So few tokens cost these models what they can read.
-    assert run(gate, folder, **environment).returncode == 1
+    assert run(gate, place).returncode == 1
     assert "gate: failed" in (tmp_path / "summary.md").read_text(encoding="utf-8")
-    page = folder / "page.html"
-    done = run("lmms-prune leaderboard results --format html --images --out page.html", folder, **environment)
+    page = place / "page.html"
+    done = run("lmms-prune leaderboard results --format html --images --out page.html", place)
     assert done.returncode == 0, done.stderr
     (text,) = re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
     said = json.loads(text)

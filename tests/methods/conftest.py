@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from observed import FAMILIES, Observed, Tiny, load_tiny, observe
+from built import Checkpoint
+from observed import FAMILIES, LAYERS, Observed, Tiny, load_tiny, observe
 from torch import Tensor
 
 from lmms_prune.methods import METHODS, MethodSpec
@@ -19,8 +19,8 @@ from lmms_prune.methods.base import Method
 from lmms_prune.tower import Asks, TowerShape
 from lmms_prune.view import TokenView
 
-BATCHES, FEW, MANY = 8, 7, 25
-"""Batches, and prompts in each; with --full there are many."""
+# The eight batches have their own ratios and layers in every test; fewer inputs leave no setting out.
+BATCHES, FULL_BATCH, SHORT_BATCH = 8, 25, 7
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,30 +31,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from threads, and lose twenty-fold where other processes hold the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
-def all_tiny(folders: dict[str, Path]) -> dict[str, Tiny]:
-    of = {"llava": folders["llava"], "qwen2_5_vl": folders["qwen"]}
-    return {family: load_tiny(family, of[family]) for family in FAMILIES}
+def all_tiny(checkpoint: Checkpoint) -> dict[str, Tiny]:
+    return {family: load_tiny(family, checkpoint(family, layers=LAYERS)) for family in FAMILIES}
 
 
 @pytest.fixture(scope="session")
 def observed_batches(all_tiny: dict[str, Tiny], full: bool) -> Callable[[str], list[Observed]]:
-    """For a family, batches of random prompts (one image each) with what the unpruned model computes for them."""
+    """For a family, 8 batches of random prompts (one image each) with what the unpruned model computes for them.
+
+    With --full a batch has 25 prompts, so that they are 200 in all; without, 7, so that they are 56.
+    """
+    size = FULL_BATCH if full else SHORT_BATCH
     made: dict[str, list[Observed]] = {}
 
     def of(family: str) -> list[Observed]:
         if family not in made:
             tiny, rng = all_tiny[family], random.Random(7)
-            batches = [[tiny.row(rng) for _ in range(MANY if full else FEW)] for _ in range(BATCHES)]
+            batches = [[tiny.row(rng) for _ in range(size)] for _ in range(BATCHES)]
             made[family] = [observe(tiny, tiny.batch(rows)) for rows in batches]
         return made[family]
 

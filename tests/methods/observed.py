@@ -18,11 +18,9 @@ from transformers import AutoProcessor
 
 from lmms_prune import Schedule, Trace, prune
 from lmms_prune.compat.transformers import filled_cache
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 from lmms_prune.view import LayerInput, Tokens, TokenView
 
 FAMILIES = ("llava", "qwen2_5_vl")
-BUILDERS = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
 LAYERS = 8
 WORDS = (
     "is",
@@ -160,8 +158,8 @@ class Observed:
         return self.last_rows[layer][place.row, :, None, place.pad :].tolist()
 
 
-def images(batches: Sequence[Observed]) -> int:
-    """How many there are: one a prompt."""
+def image_count(batches: Sequence[Observed]) -> int:
+    """How many images these batches hold."""
     return sum(len(seen.places) for seen in batches)
 
 

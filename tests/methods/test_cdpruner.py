@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from observed import HandView, Observed, Tiny, angles, assert_agree, chosen, images, kept, observe
+from observed import HandView, Observed, Tiny, angles, assert_agree, chosen, image_count, kept, observe
 from slow import cosine, dot, unit
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -172,7 +172,7 @@ def test_embeddings_equal_slow_reference(tiny: Tiny, batches: list[Observed], si
         got += kept(tiny.run(seen.inputs, f"cdpruner@{layer}:{ratio};clip=embeddings;sign={sign}")[0])
         for number, place in enumerate(seen.places):
             want.append(reference(*by_embeddings(seen, number), round(ratio * len(place.visual)), sign))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 
@@ -294,7 +294,7 @@ def test_clip_equals_slow_reference(
         for number, (place, text) in enumerate(zip(seen.places, questions, strict=True)):
             states, relevance = seen.states(place, 0), by_clip(clip_folder, features[number], text)
             want.append(reference([states[c] for c in place.visual], relevance, round(ratio * 64)))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Place, Tiny, angles, assert_agree, chosen, images, kept, observe
+from observed import HandView, Observed, Place, Tiny, angles, assert_agree, chosen, image_count, kept, observe
 from torch import Tensor
 
 from lmms_prune import Schedule, prune
@@ -95,7 +95,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], order: str) 
         for place in seen.places:
             asked = round(ratio * len(place.visual))
             want.append(reference(seen, place, layer, asked, order=order, native_count=native_count))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

@@ -10,7 +10,7 @@ import slow
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from observed import HandView, Observed, Tiny, angles, assert_agree, chosen, images, kept, observe
+from observed import HandView, Observed, Tiny, angles, assert_agree, chosen, image_count, kept, observe
 
 from lmms_prune import Schedule
 from lmms_prune.methods.divprune import DivPrune
@@ -51,7 +51,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
             states = seen.states(place, layer)
             tokens = [states[column] for column in place.visual]
             want.append(slow.divprune(tokens, round(ratio * len(tokens))))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Tiny, assert_agree, chosen, images, kept
+from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, kept
 
 from lmms_prune.methods.fastervlm import FasterVLM
 from lmms_prune.tower import TowerShape
@@ -72,7 +72,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
         got += kept(trace)
         want += slow_fastervlm(tiny, tower_view(tiny, seen), 0.33)
     assert layer == 7
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

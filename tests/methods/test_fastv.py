@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Tiny, assert_agree, chosen, images, kept, observe, places
+from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, kept, observe, places
 
 from lmms_prune import Schedule, prune
 from lmms_prune.methods.fastv import FastV
@@ -58,7 +58,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
         for place in seen.places:
             attention = seen.attention(place, layer - 1)
             want.append(slow.fastv(attention, place.visual, round(ratio * len(place.visual))))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

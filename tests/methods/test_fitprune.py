@@ -14,7 +14,7 @@ from observed import (
     assert_agree,
     chosen,
     eager_attentions,
-    images,
+    image_count,
     kept,
     observe,
     places,
@@ -116,7 +116,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
         for place in seen.places:
             count = round(ratio * len(place.visual))
             want.append(reference(own(attention, place), place.visual, place.text, count))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

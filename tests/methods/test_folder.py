@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from observed import HandView, Observed, Place, Tiny, angles, chosen, images, kept, observe
+from observed import HandView, Observed, Place, Tiny, angles, chosen, image_count, kept, observe
 from slow_merging import Token, assert_same_tokens, attended, fed, outcome, step
 from torch import Tensor
 
@@ -136,7 +136,7 @@ def test_full_equals_slow_reference(
         assert any([t.index for t in tokens] != sorted(t.index for t in tokens) for tokens, _ in want) or ratio < 0.1
         assert_same_tokens(trace, states, want, order="published")
         number += len(want)
-    assert number == images(batches)
+    assert number == image_count(batches)
 
 
 def test_full_takes_positions_along(all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from observed import Observed, Tiny, assert_agree, images, kept
+from observed import Observed, Tiny, assert_agree, image_count, kept
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -54,7 +54,7 @@ def test_a_keep_ranks_by_logit(tiny: Tiny, batches: list[Observed], weights: Pat
         for logits in slow_logits(seen, layer):
             order, count = sorted(range(len(logits)), key=lambda i: (-logits[i], i)), round(0.3 * len(logits))
             want.append((set(order[:count]), logits[order[count - 1]] - logits[order[count]]))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import pytest
 import torch
-from observed import Observed, Tiny, assert_agree, chosen, images, kept
+from observed import Observed, Tiny, assert_agree, chosen, image_count, kept
 from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor, top
 
 from lmms_prune.methods.hiprune import HiPrune
@@ -152,7 +152,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
         trace, _ = tiny.run(seen.inputs, f"hiprune@{number % 3}:{ratio};alpha={alpha}")
         got += kept(trace)
         want += wanted(tiny, tower_view(tiny, seen), ratio, alpha)
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
     if tiny.family == "qwen2_5_vl":
         assert len({size for batch in batches for size in map(lambda p: len(p.visual), batch.places)}) > 5

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from observed import Observed, Tiny, assert_agree, chosen, images, kept
+from observed import Observed, Tiny, assert_agree, chosen, image_count, kept
 from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor, top
 
 from lmms_prune import Schedule
@@ -228,7 +228,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
         trace, _ = tiny.run(seen.inputs, f"hivtp@{number % 3}" + ("" if ratio is None else f":{ratio}"))
         (native if ratio is None else exact).extend(kept(trace))
         (want_native if ratio is None else want_exact).extend(wanted(tiny, view, ratio))
-    assert len(native) + len(exact) == images(batches)
+    assert len(native) + len(exact) == image_count(batches)
     assert_agree(native, want_native)
     assert_agree(exact, want_exact)
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from observed import Observed, Tiny, angles, assert_agree, images, kept, observe
+from observed import Observed, Tiny, angles, assert_agree, image_count, kept, observe
 from slow import dot
 from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor
 
@@ -261,7 +261,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
         trace, _ = tiny.run(seen.inputs, schedule)
         got += kept(trace)
         want += [(set(tokens), margin) for tokens, margin in made]
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

@@ -20,7 +20,7 @@ from observed import (
     assert_agree,
     chosen,
     eager_attentions,
-    images,
+    image_count,
     kept,
     places,
     run_to,
@@ -335,7 +335,7 @@ def test_layer_0_equals_slow_reference(
             edge = math.ceil(0.08 * len(ranked))
             if edge == len(ranked) or attention[ranked[edge - 1]] - attention[ranked[edge]] > 1e-7:
                 assert chosen(view.memory["mustdrop keys"])[image] == key_set(attention)
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert len(counts) > 1 or asked
     assert_agree(got, want)
 
@@ -370,7 +370,7 @@ def test_prefill_equals_slow_reference(
             keys = key_set(dict(enumerate(saliency[image, :size].tolist())))
             most = None if asked is None else round(asked * size)
             want.append(prefill(rows, place.visual, keys, g, i, most))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     if asked is None:
         # Where a token is within the softmax's float32 error of a threshold, the numbers may differ, too.
         pairs = [(mine, found) for mine, (found, margin) in zip(got, want, strict=True) if margin > 1e-6]

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Tiny, assert_agree, chosen, images, kept, observe
+from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, kept, observe
 from torch import Tensor
 
 from lmms_prune import Schedule, prune
@@ -213,7 +213,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
             ]
             expected = tower.project(torch.tensor([rich], dtype=torch.float64).view(1, count, len(features[0][0])))[0]
             torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-6)
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

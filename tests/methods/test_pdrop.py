@@ -7,7 +7,7 @@ import random
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Tiny, assert_agree, chosen, images, kept, observe, places
+from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, kept, observe, places
 
 from lmms_prune import Schedule, prune
 from lmms_prune.methods.fastv import FastV
@@ -51,7 +51,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
         got += kept(trace)
         for place in seen.places:
             want.append(slow.fastv(seen.attention(place, layer), place.visual, round(ratio * len(place.visual))))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import slow
 import torch
-from observed import BUILDERS, LAYERS, Place, Row, Tiny, assert_agree, eager_attentions, kept, load_tiny, places
+from built import Checkpoint
+from observed import FAMILIES, LAYERS, Place, Row, Tiny, assert_agree, eager_attentions, kept, load_tiny, places
 from torch import Tensor
 
 from lmms_prune import prune
@@ -21,10 +22,9 @@ TOKENS = 6
 
 
 @pytest.fixture(scope="module")
-def guides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def guides(checkpoint: Checkpoint) -> dict[str, Path]:
     """Guides with half the layers and other weights."""
-    root = tmp_path_factory.mktemp("guides")
-    return {family: build(root / family, layers=LAYERS // 2, seed=5) for family, build in BUILDERS.items()}
+    return {family: checkpoint(family, layers=LAYERS // 2, seed=5) for family in FAMILIES}
 
 
 def alike(keys: Sequence[Hashable]) -> list[list[int]]:
@@ -179,7 +179,9 @@ def test_the_guided_model_goes_on_as_if_nothing_had_happened(tiny: Tiny) -> None
     assert guided.shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_guides_that_cannot_be_used(all_tiny: dict[str, Tiny], guides: dict[str, Path], tmp_path: Path) -> None:
+def test_guides_that_cannot_be_used(
+    all_tiny: dict[str, Tiny], guides: dict[str, Path], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     llava, qwen = all_tiny["llava"], all_tiny["qwen2_5_vl"]
 
     def attempt(tiny: Tiny, guide: object, match: str) -> None:
@@ -189,5 +191,5 @@ def test_guides_that_cannot_be_used(all_tiny: dict[str, Tiny], guides: dict[str,
     attempt(llava, tmp_path / "nowhere", r"guide=.*nowhere cannot be loaded")
     attempt(llava, guides["qwen2_5_vl"], "model_type is qwen2_5_vl, the model's llava")
     attempt(qwen, guides["llava"], "does not read the model's prompts")
-    larger = BUILDERS["llava"](tmp_path / "larger", layers=2, image_size=168)
+    larger = checkpoint("llava", layers=2, image_size=168)
     attempt(llava, larger, "another grid of visual tokens: its image_size differs")

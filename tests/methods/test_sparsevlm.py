@@ -19,7 +19,7 @@ from observed import (
     assert_agree,
     chosen,
     eager_attentions,
-    images,
+    image_count,
     kept,
     places,
     rope_ids,
@@ -349,7 +349,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
                 assert row.visual[layer] == len(tokens)
                 now = entered[place.row, -length:][place.visual[0] :][: len(tokens)]
                 torch.testing.assert_close(now, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert clusters >= ({1, 2} if tiny.family == "llava" else {1})
     assert_agree(got, want)
 
@@ -393,7 +393,7 @@ def test_v2_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
             want.append((set(tokens), min(margin, near) / max(1.0, steepest)))
             score, _ = judge(tiny, seen, attentions, place, layer)
             plain.append(set(slow.best_first(score)[:asked]))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
     assert sum(a != b for a, b in zip(got, plain, strict=True)) > len(got) / 2, "the correction changes what is kept"
 

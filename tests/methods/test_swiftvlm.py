@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Place, Tiny, assert_agree, images, kept, observe
+from observed import HandView, Observed, Place, Tiny, assert_agree, image_count, kept, observe
 from torch import Tensor
 
 from lmms_prune import Schedule, prune
@@ -280,7 +280,7 @@ def test_a_stage_equals_slow_reference(tiny: Tiny, batches: list[Observed], part
                 found = left[0][place.row, left[0].shape[1] - length + place.visual[0] :][:count]
                 expected = torch.tensor([goes_on[token] for token in sorted(goes_on)], dtype=found.dtype)
                 torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
-    assert len(got) == images([batches[number] for number in numbers])
+    assert len(got) == image_count([batches[number] for number in numbers])
     assert_agree(got, want)
 
 

@@ -11,7 +11,18 @@ from types import SimpleNamespace
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Tiny, angles, assert_agree, chosen, eager_attentions, images, kept, observe
+from observed import (
+    HandView,
+    Observed,
+    Tiny,
+    angles,
+    assert_agree,
+    chosen,
+    eager_attentions,
+    image_count,
+    kept,
+    observe,
+)
 from torch import Tensor
 
 from lmms_prune import Schedule
@@ -111,7 +122,7 @@ def test_stage_1_equals_slow_reference(
             states = seen.states(place, layer)
             tokens, size = [states[column] for column in place.visual], len(place.visual)
             want.append(diverse(tokens, saliency[image, :size].tolist(), round(ratio * size)))
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 
@@ -153,7 +164,7 @@ def test_stage_2_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> N
             expected = 0 if alpha < tau else len(place.visual)
             assert row.kept == [[expected]]
             gone, total = gone + (expected == 0), total + 1
-    assert total == images(batches)
+    assert total == image_count(batches)
     assert total / 5 < gone < total * 4 / 5
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from observed import HandView, Observed, Place, Tiny, angles, chosen, images, kept, observe
+from observed import HandView, Observed, Place, Tiny, angles, chosen, image_count, kept, observe
 from slow_merging import Token, assert_same_tokens, attended, fed, outcome, step
 from torch import Tensor
 
@@ -254,7 +254,7 @@ def test_tower_equals_slow_reference(
             want = [tower_reference(tower, x, plan) for x in first_input(tiny, seen.inputs)]
         assert_same_tokens(trace, states, want)
         number += len(want)
-    assert number == images(batches)
+    assert number == image_count(batches)
 
 
 def test_the_tower_by_itself_gives_the_model_s_tokens(

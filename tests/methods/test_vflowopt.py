@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from observed import HandView, Observed, Tiny, assert_agree, chosen, images, kept, observe
+from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, kept, observe
 from slow import best_first
 from slow_merging import Token, assert_same_tokens, mean, outcome
 from torch import Tensor
@@ -274,7 +274,7 @@ def test_equals_slow_reference(
                 expected.append((tokens, min(margin, gap * 100)))
             assert_same_tokens(trace, states, expected)
         number += len(seen.places)
-    assert number == images(batches[::step])
+    assert number == image_count(batches[::step])
     assert asked_many
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import slow
 import torch
-from observed import Observed, Tiny, assert_agree, images, kept
+from observed import Observed, Tiny, assert_agree, image_count, kept
 from torch import Tensor
 from towers import CLIP, QWEN, half_even, hand_view, is_llava, tensor, top
 
@@ -299,7 +299,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
             row = place.row if len(plain) > 1 else 0
             expected = plain[row, [first + i for i in made[image].index]]
             torch.testing.assert_close(sines[place.row if len(sines) > 1 else 0, last - len(tokens) : last], expected)
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     assert_agree(got, want)
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import slow
 import torch
-from observed import Observed, Tiny, angles, assert_agree, chosen, images, kept
+from observed import Observed, Tiny, angles, assert_agree, chosen, image_count, kept
 from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava
 
 from lmms_prune.methods import vispruner
@@ -190,7 +190,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
         trace, _ = tiny.run(seen.inputs, f"vispruner@{number % 3}:{ratio};important={share}")
         got += kept(trace)
         want += wanted(tower_view(tiny, seen), ratio, share)
-    assert len(got) == images(batches)
+    assert len(got) == image_count(batches)
     # The margin is over hundreds of decisions, nearly all of which decide nothing, so it excuses too much here.
     assert got == [tokens for tokens, _ in want]
 

@@ -22,10 +22,10 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from built import Built, Checkpoint
 from tiny import Family, load, noise
 
 from lmms_prune import prune
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
 
 LAYERS = 4
 SCHEDULES = [
@@ -120,13 +120,10 @@ def _hooks(model: torch.nn.Module) -> int:
     return sum(len(getattr(module, name)) for module in model.modules() for name in names)
 
 
-def build(folder: Path) -> list[Family]:
+def families(checkpoint: Checkpoint) -> list[Family]:
     """A tiny model of each family."""
-    built = {
-        "llava": build_llava(folder / "llava", layers=LAYERS),
-        "qwen": build_qwen2_5_vl(folder / "qwen", layers=LAYERS),
-    }
-    return [load(name, path, torch.float32, "sdpa") for name, path in built.items()]
+    names = {"llava": "llava", "qwen": "qwen2_5_vl"}
+    return [load(name, checkpoint(family, layers=LAYERS), torch.float32, "sdpa") for name, family in names.items()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
-        found = soak(build(Path(folder)), options.count)
+        found = soak(families(Built(Path(folder)).checkpoint), options.count)
     print(found)
     if found.growth > MEMORY or found.hooks_left or found.slower > 1 + SPEED:
         raise SystemExit(1)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
+from built import Mirror
 from forking import Forking
 from sweeps import SCHEDULES, SECRETS, TASKS, Place, Processes, config
 
@@ -20,11 +17,10 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
 
 @pytest.fixture(scope="session")
 def place(
-    tmp_path_factory: pytest.TempPathFactory, mirror: Callable[[int], Path], hf_home: Path, forking: Forking
+    tmp_path_factory: pytest.TempPathFactory, mirror: Mirror, environment: dict[str, str], forking: Forking
 ) -> Place:
     configs = tmp_path_factory.mktemp("sweep") / "configs"
     configs.mkdir()
     for name, schedule in SCHEDULES.items():
         config(configs, name, schedule, ",".join(TASKS), batch_size=2)
-    ours = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(hf_home), "OMP_NUM_THREADS": "1"}
-    return Place(mirror(4), configs, {**os.environ, **ours, **SECRETS}, forking)
+    return Place(mirror(), configs, {**environment, **SECRETS}, forking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -120,9 +121,10 @@ def test_a_failure_does_not_end_a_sweep(place: Place, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_evaluate_one_configuration(place: Place, whole: Path, tmp_path: Path) -> None:
-    launch = "torchrun --standalone --nproc_per_node 2"
-    hybrid = place.configs / "hybrid.yaml"
-    done = place.run(hybrid, "--out", tmp_path, "--launch", launch)
+    # What torchrun starts, it finds in its environment; as real processes: tests/harness/test_ranks.py.
+    torchrun = place.forking.program("torchrun", "--standalone", "--nproc_per_node", 2, "--no-python")
+    hybrid, launch = place.configs / "hybrid.yaml", shlex.join([*torchrun, *place.forking.prefix])
+    done = place.fork("lmms-prune", "sweep", hybrid, "--out", tmp_path, "--launch", launch)
     assert done.returncode == 0, done.stderr
     assert samples(tmp_path) == {name: rows for name, rows in samples(whole).items() if name.startswith("hybrid")}
     assert all("[REDACTED]" in log.read_text(encoding="utf-8") for log in tmp_path.glob("hybrid/*/log.txt"))

@@ -1,12 +1,11 @@
-"""`lmms-prune sweep` as a process, up to where it would evaluate."""
+"""`lmms-prune sweep` up to where it would evaluate."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from sweeps import config
 from typer.testing import CliRunner
 
@@ -15,9 +14,8 @@ from lmms_prune.sweep import commands
 from lmms_prune.sweep.run import Outcome
 
 
-def sweep(*options: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("lmms-prune"), "sweep", *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def sweep(*options: str | Path) -> Result:
+    return CliRunner().invoke(app, ["sweep", *map(str, options)])
 
 
 @pytest.fixture
@@ -40,7 +38,7 @@ def test_wrong_options_end_the_command_with_2(configs: Path, tmp_path: Path) -> 
         (("--launch", "no-such-launcher -n 2"), "--launch no-such-launcher -n 2: no-such-launcher: No such file"),
     ):
         done = sweep(hybrid, "--out", tmp_path / "out", *options)
-        assert done.returncode == 2, (options, done.stdout, done.stderr)
+        assert done.exit_code == 2, (options, done.stdout, done.stderr)
         assert message in done.stderr
     assert not list(tmp_path.glob("out/[!.]*"))
 
@@ -73,7 +71,7 @@ def test_a_damaged_result_is_named(configs: Path, tmp_path: Path, monkeypatch: p
 def test_mistakes_in_files_are_told_before_anything_runs(configs: Path, tmp_path: Path) -> None:
     config(configs, "c", "drat@2:0.5")
     done = sweep(configs, "--out", tmp_path / "out")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "c.yaml: schedule: unknown method 'drat' in stage 1. Did you mean 'dart'?" in done.stderr
     assert not (tmp_path / "out").exists()
 
