@@ -40,7 +40,6 @@ class Worker:
         try:
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)
         except OSError as error:
-            self._log.close()
             raise SweepError(f"--launch {launch}: {start[0]}: {error.strerror}.") from None
         # One pipe takes all that its processes print, in order; logs are written on this side of it.
         self._lines = redacted_lines(printed(self._process), secrets)
