@@ -91,7 +91,8 @@ def _told(run) -> str:
     """The message of ours, which is the last thing that is said."""
     assert run.stderr.count("lmms-prune: error: ") == 1, run.stderr[-2000:]
     _, _, message = run.stderr.rpartition("lmms-prune: error: ")
-    return message.rstrip()
+    # A forked process ends without a last collection (see forks/server.py), of which torch's compiler tells.
+    return message.partition("\nnanobind: ")[0].rstrip()
 
 
 @pytest.mark.slow
