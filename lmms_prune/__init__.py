@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmms_prune.schedule import Schedule, ScheduleError, Stage
+from lmms_prune.errors import ScheduleError
+from lmms_prune.schedule import Schedule, Stage
 
 if TYPE_CHECKING:
-    from lmms_prune.hooks import prune
-    from lmms_prune.trace import Trace
+    from lmms_prune.pruning.hooks import prune
+    from lmms_prune.pruning.trace import Trace
 
 __version__ = "0.1.0"
 __all__ = ["Schedule", "ScheduleError", "Stage", "Trace", "prune"]
@@ -23,11 +24,11 @@ __all__ = ["Schedule", "ScheduleError", "Stage", "Trace", "prune"]
 def __getattr__(name: str) -> Any:
     # Torch takes seconds to import, and the command line must answer without it.
     if name == "prune":
-        from lmms_prune.hooks import prune
+        from lmms_prune.pruning.hooks import prune
 
         return prune
     if name == "Trace":
-        from lmms_prune.trace import Trace
+        from lmms_prune.pruning.trace import Trace
 
         return Trace
     raise AttributeError(f"module 'lmms_prune' has no attribute '{name}'")

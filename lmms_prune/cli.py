@@ -14,10 +14,10 @@ import typer
 from typer.core import TyperGroup
 
 from lmms_prune import __version__
-from lmms_prune.console import SECRETS, fail, plainly
+from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS, MethodSpec
-from lmms_prune.redaction import secret_values
-from lmms_prune.schedule import ScheduleError, did_you_mean
+from lmms_prune.record.redaction import secret_values
+from lmms_prune.terminal.console import SECRETS, fail, plainly
 
 # Where each command is, beside those of this file: a function, or a group of them.
 COMMANDS = {
@@ -39,7 +39,7 @@ COMMANDS = {
     "doctor": "lmms_prune.certificate.commands:doctor",
 }
 # What a group takes from another part.
-INSIDE = {"calibrate": {"hybrid": "lmms_prune.information.hybrid:calibrate"}}
+INSIDE = {"calibrate": {"hybrid": "lmms_prune.calibration.hybrid:calibrate"}}
 
 
 class _Commands(UserDict[str, Any]):
@@ -198,7 +198,7 @@ def demo(
     """
     from rich.console import Console
 
-    from lmms_prune.installation import InstallationError, refuse_broken
+    from lmms_prune.harness.installation import InstallationError, refuse_broken
 
     with plainly(InstallationError):
         refuse_broken()

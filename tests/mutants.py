@@ -45,14 +45,14 @@ REFERENCE = "tests/test_hooks.py::test_pruned_equals_the_masked_reference"
 MUTANTS = (
     Mutant(
         "decode positions restart after pruning at layer 0",
-        "hooks.py",
+        "pruning/hooks.py",
         'kwargs = {**kwargs, "position_ids": running.next_position + (running.steps - 1)}',
         "kwargs = dict(kwargs)",
         ("tests/test_hooks.py::test_decode_without_position_ids_continues_where_the_prompt_ended",),
     ),
     Mutant(
         "a second stage reads the features of the first",
-        "hooks.py",
+        "pruning/hooks.py",
         "        view = layout.view(\n            self.parts,\n            state,",
         "        first = running.__dict__.setdefault('first', state.hidden)\n"
         "        stale = replace(state, hidden=gather(first, layout.origin))\n"
@@ -68,7 +68,7 @@ MUTANTS = (
     ),
     Mutant(
         "an attribute lookup turns the layer count into 0",
-        "efficiency/architecture.py",
+        "models/sizes.py",
         'layers=text["num_hidden_layers"]',
         'layers=text.get("n_layer", 0)',
         (
@@ -78,7 +78,7 @@ MUTANTS = (
     ),
     Mutant(
         "a layer is run twice, so that its keys are cached twice",
-        "hooks.py",
+        "pruning/hooks.py",
         "        if layer in self.stages:\n            state = LayerInput",
         "        if running.before is not None and cache is not None and segment is None:\n"
         "            self.asleep = True\n"
@@ -110,7 +110,7 @@ MUTANTS = (
     ),
     Mutant(
         "kept tokens are gathered in another order",
-        "ragged.py",
+        "pruning/ragged.py",
         "moved = keep.cumsum(1) - 1 + shift",
         "moved = length - keep.cumsum(1) + shift",
         ("tests/test_ragged.py::test_pack_keeps_order_and_pads_one_side", REFERENCE),
@@ -124,28 +124,28 @@ MUTANTS = (
     ),
     Mutant(
         "the first token is right and later ones are wrong",
-        "hooks.py",
+        "pruning/hooks.py",
         "valid = torch.nn.functional.pad(segment.valid, (0, step), value=True)",
         "valid = torch.ones_like(torch.nn.functional.pad(segment.valid, (0, step)))",
         (REFERENCE,),
     ),
     Mutant(
         "the image's start and length are hard-coded",
-        "families.py",
+        "models/families.py",
         "spans.append((start, size))",
         "spans.append((5, size))",
         ("tests/test_families.py::test_runs_of_visual_tokens_are_cut_into_images", REFERENCE),
     ),
     Mutant(
         "random draws are not seeded",
-        "view.py",
+        "methods/view.py",
         "torch.rand(count, generator=generator, dtype=torch.float64)",
         "torch.rand(count, dtype=torch.float64)",
         ("tests/methods/test_random.py::test_what_decides_a_draw",),
     ),
     Mutant(
         "state is left after an exception",
-        "hooks.py",
+        "pruning/hooks.py",
         "    finally:\n        for handle in handles:\n            handle.remove()\n        hooks.close()\n    if schedule.stages",
         "    except ZeroDivisionError:\n        pass\n    for handle in handles:\n        handle.remove()\n    if schedule.stages",
         ("tests/test_hooks.py::test_no_hook_is_left_after_an_exception",),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmms_prune.families import FAMILIES
 from lmms_prune.harness.models import LlavaPruned, Qwen25VLPruned
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.harness.wrappers import WRAPPERS as ARGUMENTS
 from lmms_prune.methods import METHODS
+from lmms_prune.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 WRAPPERS: dict[str, type[PrunedModel]] = {"llava_pruned": LlavaPruned, "qwen2_5_vl_pruned": Qwen25VLPruned}

@@ -10,7 +10,8 @@ from tiny import Family, Patches, noise
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig, LlavaOnevisionConfig
 
 from lmms_prune.compat.transformers import filled_cache
-from lmms_prune.families import FAMILIES, ModelParts, UnsupportedModelError, family_of
+from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.models.families import FAMILIES, ModelParts, family_of
 
 LLAVA, QWEN = FAMILIES["llava"], FAMILIES["qwen2_5_vl"]
 

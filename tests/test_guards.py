@@ -21,10 +21,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.utils.generic import TransformersKwargs
 
 from lmms_prune import prune
-from lmms_prune.calls import FORWARD, GENERATE
 from lmms_prune.compat.transformers import CACHE_NAMES, filled_cache, with_cache
-from lmms_prune.hooks import _next_position
-from lmms_prune.refusals import PruningError
+from lmms_prune.errors import PruningError
+from lmms_prune.pruning.calls import FORWARD, GENERATE
+from lmms_prune.pruning.hooks import _next_position
 
 PLAIN = {"do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3}
 

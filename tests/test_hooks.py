@@ -17,9 +17,7 @@ from transformers import DynamicCache, StaticCache
 from lmms_prune import Schedule, prune
 from lmms_prune.certificate.reference import dropped_columns, masked_logits
 from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, with_cache
-from lmms_prune.families import UnsupportedModelError
-from lmms_prune.refusals import PruningError
-from lmms_prune.schedule import ScheduleError
+from lmms_prune.errors import PruningError, ScheduleError, UnsupportedModelError
 
 STEPS = 16
 QUESTIONS = ["What colour is it? Answer the question using a single word or phrase.", "yes or no", "Which one, A or B?"]
@@ -491,7 +489,7 @@ import torch
 from tiny import load, noise
 from lmms_prune import prune
 from lmms_prune.methods.random import Random
-from lmms_prune.refusals import PruningError
+from lmms_prune.errors import PruningError
 assert False, "asserts are on"
 family = load("llava", sys.argv[1], torch.float32, "sdpa")
 Random.select = lambda self, view, budget: view.valid
@@ -575,7 +573,7 @@ def test_recycled_tokens_are_those_whose_states_were_changed(
     family: Family, schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted by looking at the states before and after each writing."""
-    from lmms_prune.layout import Layout
+    from lmms_prune.pruning.layout import Layout
 
     original, seen = Layout.write, []
 

@@ -11,11 +11,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lmms_prune import installation
 from lmms_prune.cli import app
 from lmms_prune.compat.versions import VERSIONS
-from lmms_prune.installation import Check, InstallationError, mending, models_found, refuse_broken, reinstall, versions
-from lmms_prune.supported import SUPPORTED
+from lmms_prune.harness import installation
+from lmms_prune.harness.installation import (
+    Check,
+    InstallationError,
+    mending,
+    models_found,
+    refuse_broken,
+    reinstall,
+    versions,
+)
+from lmms_prune.models.supported import SUPPORTED
 
 NAMES = [family.model_name for family in SUPPORTED]
 
@@ -148,7 +156,7 @@ def test_nothing_is_begun_in_a_broken_installation(
 
 def test_it_looks_without_a_heavy_import() -> None:
     code = (
-        "import sys; from lmms_prune.installation import refuse_broken; refuse_broken(); "
+        "import sys; from lmms_prune.harness.installation import refuse_broken; refuse_broken(); "
         "print({'torch', 'transformers', 'lmms_eval', 'datasets'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from lmms_prune.kernels import _fused, _plain, farthest
+from lmms_prune.methods.shared.kernels import _fused, _plain, farthest
 
 COMPARE = """
 import sys, torch
-from lmms_prune.kernels import _fused, _plain
+from lmms_prune.methods.shared.kernels import _fused, _plain
 device, torch_seed = sys.argv[1], 0
 for tokens in (1, 2, 5, 64, 100, 257):
     generator = torch.Generator().manual_seed(tokens)
@@ -65,7 +65,7 @@ def test_by_hand() -> None:
 
 
 def test_the_plain_path_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmms_prune.kernels._fused", lambda *args: pytest.fail("no GPU here"))
+    monkeypatch.setattr("lmms_prune.methods.shared.kernels._fused", lambda *args: pytest.fail("no GPU here"))
     similarity, valid = torch.eye(4)[None], torch.ones(1, 4, dtype=torch.bool)
     assert torch.equal(
         farthest(similarity, torch.zeros(1, 4), valid, torch.tensor([2])),

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmms_prune.ragged import attention_mask, gather, gather_rotary, pack
+from lmms_prune.methods.shared.tensors import gather
+from lmms_prune.pruning.ragged import attention_mask, gather_rotary, pack
 
 
 @given(

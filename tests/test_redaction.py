@@ -16,7 +16,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmms_prune.redaction import MARK, SHORTEST, printed, redacted, redacted_lines, redacted_values, secret_values
+from lmms_prune.record.redaction import (
+    MARK,
+    SHORTEST,
+    printed,
+    redacted,
+    redacted_lines,
+    redacted_values,
+    secret_values,
+)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DIGITS, HEX = "0123456789", "0123456789abcdef"

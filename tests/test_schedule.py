@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmms_prune import Schedule, ScheduleError, Stage
-from lmms_prune.presets import PRESETS
 from lmms_prune.schedule import share
+from lmms_prune.schedule.presets import PRESETS
 
 
 @st.composite

@@ -191,10 +191,11 @@ def stranger(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_checkpoints_code_runs_only_where_that_is_asked_for(
     stranger: tuple[Path, Path], trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmms_prune.families import FAMILIES, UnsupportedModelError
+    from lmms_prune.errors import UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
     from lmms_prune.harness.loading import read_config
     from lmms_prune.harness.wrappers import WRAPPERS
+    from lmms_prune.models.families import FAMILIES
 
     folder, mark = stranger
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

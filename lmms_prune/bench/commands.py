@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lmms_prune.console import fail, plainly
-from lmms_prune.efficiency.architecture import NAMED, ArchitectureError, of_checkpoint
+from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS
-from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
+from lmms_prune.models.sizes import NAMED, ArchitectureError, of_checkpoint
+from lmms_prune.schedule import Schedule
+from lmms_prune.terminal.console import fail, plainly
 
 HYBRID = "dart@2:0.44,random@20:0.07"
 Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or hub name.")]
@@ -253,8 +254,8 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _mendable() -> tuple[type[Exception], ...]:
     from lmms_prune.bench.models import BenchError
-    from lmms_prune.families import UnsupportedModelError
+    from lmms_prune.errors import UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
-    from lmms_prune.measurements import InformationError
+    from lmms_prune.record.information import InformationError
 
     return ArchitectureError, ArgumentError, BenchError, InformationError, ScheduleError, UnsupportedModelError

@@ -10,8 +10,8 @@ import torch
 
 from lmms_prune.bench.clock import median_seconds
 from lmms_prune.bench.models import random_inputs
-from lmms_prune.hooks import prune
 from lmms_prune.information.measure import measure
+from lmms_prune.pruning.hooks import prune
 from lmms_prune.schedule import Schedule
 
 

@@ -17,10 +17,10 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from lmms_prune.efficiency.architecture import NAMED
-from lmms_prune.families import ModelParts
 from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.harness.loading import load_model, pick_device
+from lmms_prune.models.families import ModelParts
+from lmms_prune.models.sizes import NAMED
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 _SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -101,7 +101,7 @@ def random_model(name: str, layers: int | None, device: torch.device, dtype: tor
     """A model of a named architecture with the library's random weights.
 
     Args:
-        name: one of `lmms_prune.efficiency.architecture.NAMED`.
+        name: one of `lmms_prune.models.sizes.NAMED`.
         layers: decoder layers, if fewer than the architecture has are enough.
         device, dtype: where and in what type the weights are made.
     """

@@ -61,7 +61,7 @@ def described(measured: Sequence[Measured]) -> dict[str, Any]:
 
 def chart(measured: Sequence[Measured], path: Path, title: str) -> None:
     """Draw each schedule's time as a bar of its parts, with its interval: a panel for each case."""
-    from lmms_prune.drawing import pyplot
+    from lmms_prune.terminal.drawing import pyplot
 
     cases = list(dict.fromkeys(one.case for one in measured))
     names = list(dict.fromkeys(one.schedule for one in measured))

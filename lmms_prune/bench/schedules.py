@@ -14,10 +14,10 @@ from scipy import stats
 from torch import Tensor
 
 from lmms_prune.bench.models import fits, random_inputs
-from lmms_prune.efficiency.architecture import Architecture, from_config
 from lmms_prune.efficiency.cost import decode_flops, prefill_flops, tower_flops
-from lmms_prune.families import ModelParts
-from lmms_prune.hooks import prune
+from lmms_prune.models.families import ModelParts
+from lmms_prune.models.sizes import Architecture, from_config
+from lmms_prune.pruning.hooks import prune
 from lmms_prune.schedule import Schedule
 
 PARTS = ("tower", "selection", "prefill", "decode")

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lmms_prune.bench.clock import median_seconds
 from lmms_prune.bench.models import random_inputs, random_model
-from lmms_prune.families import ModelParts
-from lmms_prune.layout import Layout
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method
+from lmms_prune.methods.view import LayerInput, TokenView
+from lmms_prune.models.families import ModelParts
+from lmms_prune.models.tower import Asks, TowerRecorder, tower_shape
+from lmms_prune.pruning.layout import Layout
 from lmms_prune.schedule import Schedule
-from lmms_prune.tower import Asks, TowerRecorder, tower_shape
-from lmms_prune.view import LayerInput, TokenView
 
 TEXT = 95  # tokens of a prompt beside its image
 # Visual tokens: LLaVA's 24 × 24, and a Qwen2.5-VL image of 64 × 32.

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from lmms_prune.console import plainly
+from lmms_prune.terminal.console import plainly
 
 
 class _Hybrid(TyperGroup):
@@ -201,10 +201,8 @@ _report: Callable[[str], None] = Console(stderr=True, highlight=False, markup=Fa
 def _plainly() -> Iterator[None]:
     """What a user can put right ends the command with exit code 2 and one message."""
     from lmms_prune.calibration.data import CalibrationError
-    from lmms_prune.families import UnsupportedModelError
+    from lmms_prune.errors import PruningError, ScheduleError, UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
-    from lmms_prune.refusals import PruningError
-    from lmms_prune.schedule import ScheduleError
 
     with plainly(ArgumentError, CalibrationError, PruningError, ScheduleError, UnsupportedModelError):
         yield

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from lmms_prune.calibration.cost import LayerCost, saving
 from lmms_prune.calibration.data import CalibrationError
-from lmms_prune.families import ModelParts
-from lmms_prune.layout import Layout
 from lmms_prune.methods.fitprune import measures
-from lmms_prune.ragged import attention_mask, gather, gather_rotary
+from lmms_prune.methods.shared.tensors import gather
+from lmms_prune.methods.view import LayerInput
+from lmms_prune.models.families import ModelParts
+from lmms_prune.pruning.layout import Layout
+from lmms_prune.pruning.ragged import attention_mask, gather_rotary
 from lmms_prune.schedule import Schedule, Stage
-from lmms_prune.view import LayerInput
 
 _STEP = 0.01
 _FINE = 10_000

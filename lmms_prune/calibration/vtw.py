@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lmms_prune.calibration.data import CalibrationError
-from lmms_prune.hooks import prune
+from lmms_prune.pruning.hooks import prune
 from lmms_prune.schedule import Schedule
 
 

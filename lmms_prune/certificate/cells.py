@@ -9,8 +9,8 @@ from decimal import Decimal
 from itertools import combinations, product
 
 from lmms_prune.methods import METHODS
+from lmms_prune.models.supported import SUPPORTED
 from lmms_prune.schedule import Schedule, Stage
-from lmms_prune.supported import SUPPORTED
 
 PLACES = ("0", "1", "middle", "last")
 BATCHES = ("1", "3", "ragged")

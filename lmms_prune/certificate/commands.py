@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 
 from lmms_prune.certificate.cells import ATTENTIONS, covering, enumerate_cells
-from lmms_prune.console import fail, plainly
+from lmms_prune.errors import did_you_mean
 from lmms_prune.methods import METHODS
-from lmms_prune.schedule import did_you_mean
+from lmms_prune.terminal.console import fail, plainly
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 _KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
@@ -56,7 +56,7 @@ def doctor(
     from lmms_prune.certificate.models import Models, random_checkpoints
     from lmms_prune.certificate.report import described, tables
     from lmms_prune.certificate.runner import Certificate, certify
-    from lmms_prune.families import UnsupportedModelError
+    from lmms_prune.errors import UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
 
     given = random_checkpoints() if model is None else nullcontext({"": model})

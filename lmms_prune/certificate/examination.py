@@ -14,7 +14,7 @@ from rich.table import Table
 from lmms_prune import __version__
 from lmms_prune.certificate.libraries import libraries
 from lmms_prune.certificate.trial import two_documents
-from lmms_prune.installation import Check, models_found, versions
+from lmms_prune.harness.installation import Check, models_found, versions
 
 _COLOURS = {"ok": "green", "failed": "bold red", "not there": "dim"}
 

@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from lmms_prune.compat.versions import VERSIONS
-from lmms_prune.installation import Check, mending, reinstall
+from lmms_prune.harness.installation import Check, mending, reinstall
 
 _MODULES = {"torch": "torch", "transformers": "transformers", "lmms-eval": "lmms_eval.__main__"}
 """What is imported of each package, each of which needs the ones before it."""

@@ -11,9 +11,10 @@ from typing import Any
 from lmms_prune.certificate.case import LEAST, Subject
 from lmms_prune.certificate.cells import FEWEST_LAYERS
 from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
-from lmms_prune.families import ModelParts, UnsupportedModelError, family_of
+from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.harness.loading import any_config, load_model, pick_device
+from lmms_prune.models.families import ModelParts, family_of
 
 
 @contextmanager

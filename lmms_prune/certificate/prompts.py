@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lmms_prune.families import ModelParts
+from lmms_prune.models.families import ModelParts
 
 
 @dataclass(frozen=True)

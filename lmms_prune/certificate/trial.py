@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lmms_prune.certificate.libraries import printed
-from lmms_prune.console import SECRETS
 from lmms_prune.harness.failures import Failure
-from lmms_prune.installation import Check, mending, reinstall
+from lmms_prune.harness.installation import Check, mending, reinstall
 from lmms_prune.schedule import Schedule
+from lmms_prune.terminal.console import SECRETS
 
 _WHAT = "evaluation of two documents"
 _TASK = "lmms_prune_two_documents"

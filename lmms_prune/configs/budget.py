@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from lmms_prune.efficiency.architecture import Architecture
+from lmms_prune.models.sizes import Architecture
 from lmms_prune.schedule import Schedule
 
 TOLERANCE = Fraction(5, 100)

@@ -10,12 +10,13 @@ from typing import Any
 
 from lmms_prune.configs.budget import EXAMPLE_IMAGE, ClaimError, left
 from lmms_prune.configs.runs import Run, unknown_keys
-from lmms_prune.efficiency.architecture import Architecture, ArchitectureError, of_checkpoint
 from lmms_prune.efficiency.estimate import estimate
+from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.tasks import known_tasks, single_tasks
 from lmms_prune.harness.wrappers import WRAPPERS, Wrapper
-from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
+from lmms_prune.models.sizes import Architecture, ArchitectureError, of_checkpoint
+from lmms_prune.schedule import Schedule
 
 # lmms-eval's groups that hold a test split, whose answers only a server knows; and what of them can be scored here.
 _UNSCORED = {

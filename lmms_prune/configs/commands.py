@@ -15,8 +15,8 @@ from rich.table import Table
 from lmms_prune.configs.check import Checked, check
 from lmms_prune.configs.render import write
 from lmms_prune.configs.runs import ConfigError, files, read
-from lmms_prune.console import fail, plainly
 from lmms_prune.harness.tasks import own_groups, own_tasks, task_configs
+from lmms_prune.terminal.console import fail, plainly
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 

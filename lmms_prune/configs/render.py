@@ -8,7 +8,7 @@ from textwrap import wrap
 
 from lmms_prune.configs.budget import claims, left
 from lmms_prune.configs.table import MODELS, PAPER, ROWS, Row
-from lmms_prune.efficiency.architecture import architecture
+from lmms_prune.models.sizes import architecture
 from lmms_prune.schedule import Schedule
 
 BATCH_SIZE = 8  # fits beside either model on a GPU of 40 GiB

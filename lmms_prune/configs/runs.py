@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.configs.budget import Claim, ClaimError, claims
+from lmms_prune.errors import did_you_mean
 from lmms_prune.record.files import read_text
 from lmms_prune.record.yamls import YamlError, read_yaml
-from lmms_prune.schedule import did_you_mean
 
 KEYS = frozenset(
     """

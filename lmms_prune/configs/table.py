@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lmms_prune.presets import PRESETS
 from lmms_prune.schedule import Schedule
+from lmms_prune.schedule.presets import PRESETS
 
 PAPER = "arXiv 2512.07580"
 RANDOM_SEEDS = range(5)

@@ -16,9 +16,9 @@ import yaml
 
 from lmms_prune.compat.lmms_eval import RUN_FAILED
 from lmms_prune.harness.failures import OURS, Failure, read_failure, read_log
-from lmms_prune.installation import DOCTOR, LMMS_EVAL
+from lmms_prune.harness.installation import DOCTOR, LMMS_EVAL
+from lmms_prune.record.redaction import printed, redacted_lines
 from lmms_prune.record.results import results_files
-from lmms_prune.redaction import printed, redacted_lines
 
 _EVERY = 1.0  # seconds between two looks at what is finished, and at whether it is worth going on
 

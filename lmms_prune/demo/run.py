@@ -23,7 +23,7 @@ from lmms_prune.demo.processes import Run, RunError, evaluate
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.leaderboard.benchmarks import rel, score
-from lmms_prune.redaction import secret_values
+from lmms_prune.record.redaction import secret_values
 from lmms_prune.schedule import Schedule
 
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lmms_prune.console import fail, plainly
-from lmms_prune.efficiency.architecture import Architecture, ArchitectureError, architecture
 from lmms_prune.efficiency.estimate import MIB, estimate, solved
-from lmms_prune.schedule import Schedule, ScheduleError
+from lmms_prune.errors import ScheduleError
+from lmms_prune.models.sizes import Architecture, ArchitectureError, architecture
+from lmms_prune.schedule import Schedule
+from lmms_prune.terminal.console import fail, plainly
 
 
 def schedule(

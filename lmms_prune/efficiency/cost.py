@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
-from lmms_prune.efficiency.architecture import Architecture, Tower
+from lmms_prune.models.sizes import Architecture, Tower
 
 Number = int | float
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, floor, isqrt, log10
 
-from lmms_prune.efficiency.architecture import Architecture
 from lmms_prune.efficiency.cost import Number, kv_bytes, prefill_flops, tower_flops
-from lmms_prune.schedule import Schedule, ScheduleError, cannot_be_met
+from lmms_prune.errors import ScheduleError
+from lmms_prune.models.sizes import Architecture
+from lmms_prune.schedule import Schedule, cannot_be_met
 
 MIB = 2**20
 _UNITS: dict[str, dict[str, float]] = {"flops": {"T": 1e12, "G": 1e9}, "kv": {"MiB": MIB, "GiB": 2**30}}

@@ -11,9 +11,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lmms_prune.compat.lmms_eval import under_the_command
+from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.harness.calibrations import CalibrationError, calibration_file, kept_schedule
 from lmms_prune.harness.failures import NOTES, OURS, Scope
-from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
+from lmms_prune.schedule import Schedule
 
 # An argument begins with "name="; any other piece between commas belongs to the value before it, so that the comma
 # inside schedule=a@2:0.4,b@9:0.1 does not end the argument.

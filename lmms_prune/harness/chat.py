@@ -10,11 +10,11 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from PIL.Image import Image
 
-from lmms_prune.families import Family
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.loading import load_processor
 from lmms_prune.harness.prompts import VICUNA_TEMPLATE
 from lmms_prune.harness.wrappers import WRAPPERS
+from lmms_prune.models.families import Family
 
 
 class ChatModel(lmms):

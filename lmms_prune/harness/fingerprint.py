@@ -22,11 +22,10 @@ ASIDE = (
     "cli",
     "configs",
     "demo",
-    "drawing",
     "information",
-    "installation",
     "leaderboard",
     "sweep",
+    "terminal",
 )
 _PACKAGES = ("lmms-prune", "lmms-eval", "torch", "transformers", "tokenizers", "torchvision", "pillow", "qwen-vl-utils")
 

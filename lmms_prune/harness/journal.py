@@ -25,7 +25,7 @@ from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.harness.fingerprint import digest
 from lmms_prune.harness.records import Answer, PrunedTokenCounts
 from lmms_prune.record.files import regular
-from lmms_prune.redaction import redacted, redacted_values
+from lmms_prune.record.redaction import redacted, redacted_values
 
 
 class JournalError(RuntimeError):

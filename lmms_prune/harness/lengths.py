@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from lmms_prune.families import Family
+from lmms_prune.models.families import Family
 
 CHARACTERS = 4  # of a text token, about
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from qwen_vl_utils import process_vision_info
 
-from lmms_prune.families import FAMILIES
 from lmms_prune.harness.arguments import ArgumentError, split
 from lmms_prune.harness.prompts import pad_to_square
 from lmms_prune.harness.pruned import PrunedModel
+from lmms_prune.models.families import FAMILIES
 
 
 class LlavaPruned(PrunedModel):

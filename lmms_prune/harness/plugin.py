@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_prune.compat.names import MovedNameError
 from lmms_prune.compat.versions import UnsupportedVersionError, refuse_other_versions
 from lmms_prune.harness.arguments import plain_errors
-from lmms_prune.redaction import secret_values
+from lmms_prune.record.redaction import secret_values
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest

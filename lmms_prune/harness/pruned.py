@@ -20,9 +20,8 @@ from lmms_eval.models.model_utils.progress import make_progress
 from loguru import logger
 
 from lmms_prune.compat.lmms_eval import cache_in_use
-from lmms_prune.efficiency.architecture import from_config
 from lmms_prune.efficiency.cost import kv_bytes
-from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
 from lmms_prune.harness.batching import Batches
 from lmms_prune.harness.chat import ChatModel
@@ -38,10 +37,12 @@ from lmms_prune.harness.prompts import question_text, text_or_file
 from lmms_prune.harness.records import Answer, PrunedTokenCounts, RunTotals, provenance
 from lmms_prune.harness.response_cache import hold_to
 from lmms_prune.harness.wrappers import WRAPPERS
-from lmms_prune.hooks import check, prune
-from lmms_prune.measurements import InformationError
-from lmms_prune.redaction import redacted_values
-from lmms_prune.trace import masks_to_host
+from lmms_prune.models.families import ModelParts
+from lmms_prune.models.sizes import from_config
+from lmms_prune.pruning.hooks import check, prune
+from lmms_prune.pruning.trace import masks_to_host
+from lmms_prune.record.information import InformationError
+from lmms_prune.record.redaction import redacted_values
 
 
 class SampleError(Exception):

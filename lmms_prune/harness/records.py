@@ -14,12 +14,12 @@ from jaxtyping import Bool
 from lmms_eval.api.instance import TokenCounts
 from torch import Tensor
 
-from lmms_prune.efficiency.architecture import Architecture
 from lmms_prune.efficiency.cost import decode_flops, kv_bytes, prefill_flops, tower_flops
 from lmms_prune.harness.checkout import code_state
 from lmms_prune.harness.fingerprint import code
-from lmms_prune.places import encode
-from lmms_prune.trace import RowTrace
+from lmms_prune.models.sizes import Architecture
+from lmms_prune.pruning.trace import RowTrace
+from lmms_prune.record.bitmaps import encode
 
 
 @dataclass
@@ -32,7 +32,7 @@ class PrunedTokenCounts(TokenCounts):
         recycled_visual_tokens: those of them that hold what the stage's method kept of others.
         avg_visual_tokens: average visual tokens per decoder layer.
         visual_grids: rows and columns of each image's visual tokens.
-        kept_places: for each stage and image, which of the original visual tokens go on, as `lmms_prune.places` writes
+        kept_places: for each stage and image, which of the original visual tokens go on, as `lmms_prune.record.bitmaps` writes
             them. A token into which others were merged, pooled or resized counts at the place where it stands; a
             class token, which has no place in the image, is left out.
         layer_visual_tokens: visual tokens in each decoder layer, as executed.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmms_prune.harness.arguments import ModelArguments
-from lmms_prune.supported import SUPPORTED, Supported
+from lmms_prune.models.supported import SUPPORTED, Supported
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lmms_prune.measurements import InformationError
+from lmms_prune.record.information import InformationError
 
 
 @dataclass(frozen=True)

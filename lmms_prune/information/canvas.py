@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lmms_prune.families import ModelParts
 from lmms_prune.harness.pruned import PrunedModel
-from lmms_prune.measurements import InformationError
+from lmms_prune.models.families import ModelParts
+from lmms_prune.record.information import InformationError
 
 SIDE = 28  # pixels of a visual token in a drawing
 

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lmms_prune.console import SECRETS, fail
 from lmms_prune.information.given import (
     Include,
     Json,
@@ -33,6 +32,7 @@ from lmms_prune.information.given import (
 from lmms_prune.methods import METHODS
 from lmms_prune.record.files import read_image
 from lmms_prune.schedule import Schedule
+from lmms_prune.terminal.console import SECRETS, fail
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lmms_prune.harness.documents import Document
     from lmms_prune.harness.pruned import PrunedModel
     from lmms_prune.information.horizon import Horizon
-    from lmms_prune.measurements import Store
+    from lmms_prune.record.information import Store
 
 
 def information(
@@ -120,7 +120,7 @@ def _heatmaps(
     """The first documents of each task: what the model sees, and the information over it at some layers."""
     from lmms_prune.information.canvas import grids_of, seen_images
     from lmms_prune.information.plots import draw_heatmaps
-    from lmms_prune.measurements import token_information
+    from lmms_prune.record.information import token_information
 
     layers = numbers[:: max(1, -(-len(numbers) // 7))]
     drawn: dict[str, int] = {}
@@ -292,9 +292,9 @@ def show(
             except OSError as error:
                 fail(f"{path} cannot be read as an image: {error.strerror or error}.")
         from lmms_prune.harness.models import unpruned
-        from lmms_prune.hooks import check
         from lmms_prune.information.show import draw_shown
         from lmms_prune.information.show import show as ask
+        from lmms_prune.pruning.hooks import check
 
         wrapper = unpruned(model, model_args)
         read.check(wrapper.model.config.text_config.num_hidden_layers)

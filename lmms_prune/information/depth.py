@@ -13,8 +13,8 @@ import yaml
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.results import TaskRecord, read_results
 from lmms_prune.leaderboard.samples import Samples, read_samples
-from lmms_prune.measurements import InformationError
 from lmms_prune.methods import METHODS
+from lmms_prune.record.information import InformationError
 from lmms_prune.sweep.run import Outcome, run_sweep
 from lmms_prune.sweep.units import plan
 

@@ -13,16 +13,16 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from lmms_prune.console import fail, plainly
+from lmms_prune.errors import did_you_mean
 from lmms_prune.methods import METHODS
-from lmms_prune.schedule import did_you_mean
+from lmms_prune.terminal.console import fail, plainly
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lmms_prune.harness.documents import Document
     from lmms_prune.harness.pruned import PrunedModel
-    from lmms_prune.measurements import Store
+    from lmms_prune.record.information import Store
 
 Model = Annotated[str, typer.Option(help="llava_pruned or qwen2_5_vl_pruned, as for lmms-eval.")]
 ModelArgs = Annotated[
@@ -78,7 +78,7 @@ def measured_rows(
 def measured(wrapper: PrunedModel, found: list[Document], numbers: list[int], block: int, out: Path) -> Store:
     """The folder of measurements with all of some documents, measured as far as they are not yet."""
     from lmms_prune.information.run import measure_documents
-    from lmms_prune.measurements import Store
+    from lmms_prune.record.information import Store
 
     settings = {"model": wrapper.family.model_name, "identity": wrapper.arguments.identity()}
     # Weights that have changed under the same name are another model.
@@ -152,11 +152,9 @@ def ratios_of(text: str) -> list[float]:
 def said_plainly() -> Iterator[None]:
     """What a user can put right ends the command with exit code 2 and one message."""
     from lmms_prune.configs.runs import ConfigError
-    from lmms_prune.families import UnsupportedModelError
+    from lmms_prune.errors import PruningError, ScheduleError, UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
-    from lmms_prune.measurements import InformationError
-    from lmms_prune.refusals import PruningError
-    from lmms_prune.schedule import ScheduleError
+    from lmms_prune.record.information import InformationError
     from lmms_prune.sweep.units import SweepError
 
     mendable = (ArgumentError, ConfigError, InformationError, PruningError, ScheduleError, SweepError)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.leaderboard.statistics import resampled
-from lmms_prune.measurements import InformationError
+from lmms_prune.record.information import InformationError
 
 EPSILON = 0.01  # of the unpruned score that may be lost
 LITTLE = 0.01  # mean information, as a probability

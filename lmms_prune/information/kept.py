@@ -11,10 +11,10 @@ import torch
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
-from lmms_prune.hooks import prune
 from lmms_prune.information.canvas import grids_of
 from lmms_prune.information.depth import acts_at
-from lmms_prune.measurements import Store, token_information
+from lmms_prune.pruning.hooks import prune
+from lmms_prune.record.information import Store, token_information
 
 
 @torch.no_grad()

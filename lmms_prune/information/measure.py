@@ -21,9 +21,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.compat.transformers import filled_cache, with_cache
-from lmms_prune.families import ModelParts, UnsupportedModelError
-from lmms_prune.measurements import InformationError
-from lmms_prune.ragged import gather_rotary
+from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.models.families import ModelParts
+from lmms_prune.pruning.ragged import gather_rotary
+from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
 
 CHUNK = 256  # units that run together

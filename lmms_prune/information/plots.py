@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from lmms_prune.drawing import mpl, pyplot, wrapped
 from lmms_prune.information.horizon import LITTLE, Horizon
+from lmms_prune.terminal.drawing import mpl, pyplot, wrapped
 
 # What stands for no method in a picture of kept information, and the control: names and styles.
 KEPT: dict[str, tuple[str, dict[str, str]]] = {

@@ -11,7 +11,7 @@ from lmms_prune.harness.documents import Document
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.answers import extended, find_answer, references
 from lmms_prune.information.measure import Unit, measure
-from lmms_prune.measurements import InformationError, Store
+from lmms_prune.record.information import InformationError, Store
 
 
 def measure_documents(

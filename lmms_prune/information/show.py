@@ -13,10 +13,10 @@ from PIL import Image
 from lmms_prune.harness.generation import clean, own_tokens
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
-from lmms_prune.hooks import prune
 from lmms_prune.information.canvas import dimmed, grids_of, seen_images
+from lmms_prune.pruning.hooks import prune
+from lmms_prune.pruning.trace import RowTrace
 from lmms_prune.schedule import Schedule
-from lmms_prune.trace import RowTrace
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _answer(
 
 def draw_shown(shown: Shown, path: Path) -> None:
     """Draw each image whole and after each stage, with both answers below; `path` ends with .png, .svg or .pdf."""
-    from lmms_prune.drawing import pyplot, wrapped
+    from lmms_prune.terminal.drawing import pyplot, wrapped
 
     columns = 1 + len(shown.kept)
     heights = [3.2 * image.height / image.width for image in shown.images]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lmms_prune.console import SECRETS, fail, plainly
+from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS, TASKS, named
-from lmms_prune.redaction import redacted
-from lmms_prune.schedule import Schedule, ScheduleError, did_you_mean
+from lmms_prune.record.redaction import redacted
+from lmms_prune.schedule import Schedule
+from lmms_prune.terminal.console import SECRETS, fail, plainly
 
 if TYPE_CHECKING:
     from lmms_prune.leaderboard.rows import Leaderboard

@@ -8,11 +8,12 @@ from functools import reduce
 from operator import add
 from statistics import fmean, stdev
 
+from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import JUDGED, ORDER, TASKS
 from lmms_prune.leaderboard.records import Problem, RunRecord, TaskRecord
 from lmms_prune.leaderboard.samples import Ledger, Samples, SamplesError, read_samples
 from lmms_prune.methods import METHODS
-from lmms_prune.schedule import Schedule, ScheduleError
+from lmms_prune.schedule import Schedule
 
 UNPRUNED, CONTROL, ORACLE, PRUNED, STOCK = "unpruned", "control", "oracle", "pruned", "stock"
 

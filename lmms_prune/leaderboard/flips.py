@@ -10,7 +10,7 @@ from typing import Any
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
 from lmms_prune.leaderboard.samples import Samples, SamplesError, answer_text, lines, read_samples
-from lmms_prune.places import decode
+from lmms_prune.record.bitmaps import decode
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Flip:
         kept: visual tokens left after each stage of the second run.
         visual_tokens: those of its images.
         grids: rows and columns of the visual tokens of each image; empty where the run did not log them.
-        places: for each stage and image, which of them are left, as `lmms_prune.places` writes them.
+        places: for each stage and image, which of them are left, as `lmms_prune.record.bitmaps` writes them.
     """
 
     doc_id: int

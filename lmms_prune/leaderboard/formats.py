@@ -19,7 +19,7 @@ from lmms_prune.leaderboard.rows import Leaderboard, Row
 from lmms_prune.leaderboard.sharing import shared
 from lmms_prune.leaderboard.statistics import Interval
 from lmms_prune.leaderboard.terminal import terminal
-from lmms_prune.redaction import redacted, redacted_values
+from lmms_prune.record.redaction import redacted, redacted_values
 
 
 def markdown(board: Leaderboard, with_details: bool) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.entries import ORACLE
 from lmms_prune.leaderboard.rows import Against, Budget, Cell, Leaderboard, ModelTable, Row
-from lmms_prune.presets import PRESETS
+from lmms_prune.schedule.presets import PRESETS
 
 _LONG = 3  # stages that a label shows; a longer schedule is named by its preset or by its number of stages
 

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS
-from lmms_prune.presets import PRESETS
 from lmms_prune.schedule import Schedule
+from lmms_prune.schedule.presets import PRESETS
 
 _FILE = Path(__file__).with_name("published.json")
 _TASK = {benchmark.name: benchmark.tasks[0] for benchmark in BENCHMARKS}

@@ -6,10 +6,10 @@ line and the leaderboard read only this table; a test holds it against the class
 
 from __future__ import annotations
 
+from lmms_prune.errors import OptionError
 from lmms_prune.methods.spec import (
     MethodSpec,
     Option,
-    OptionError,
     dart_count,
     folder_layers,
     oracle_needs,

@@ -1,6 +1,6 @@
 """The contract of a method: a mask over the visual tokens of each image, within a budget.
 
-Dimension letters as in `lmms_prune.view`: B images, V visual tokens, D hidden.
+Dimension letters as in `lmms_prune.methods.view`: B images, V visual tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.families import ModelParts
-from lmms_prune.tower import Asks, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.families import ModelParts
+from lmms_prune.models.tower import Asks, TowerShape
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.companions import load_clip
-from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.base import Method
-from lmms_prune.ragged import directions, settled
-from lmms_prune.tower import Asks, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.shared.auxiliary import load_clip
+from lmms_prune.methods.shared.tensors import directions, settled
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.families import ModelParts
+from lmms_prune.models.tower import Asks, TowerShape
 
 # Relevances that differ by less are equal but for rounding, and would become noise between 0 and 1.
 _EQUAL = 1e-6

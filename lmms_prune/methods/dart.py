@@ -10,8 +10,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.ragged import directions, settled
-from lmms_prune.view import Tokens, TokenView
+from lmms_prune.methods.shared.tensors import directions, settled
+from lmms_prune.methods.view import Tokens, TokenView
 
 _PIVOTS = 4
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.kernels import farthest
 from lmms_prune.methods.base import Method
-from lmms_prune.ragged import directions, settled
-from lmms_prune.view import TokenView
+from lmms_prune.methods.shared.kernels import farthest
+from lmms_prune.methods.shared.tensors import directions, settled
+from lmms_prune.methods.view import TokenView
 
 # The largest image whose similarities are all kept: 64 MiB. Of larger ones only blocks of so many rows exist at once.
 _WHOLE = 4096

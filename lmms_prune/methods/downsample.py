@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, grid_within
-from lmms_prune.tower import Asks, TowerShape, resized
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import Asks, TowerShape, resized
 
 
 class Downsample(Method):

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.families import ModelParts, UnsupportedModelError
+from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.families import ModelParts
 
 
 @dataclass(frozen=True)

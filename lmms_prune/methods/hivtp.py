@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.tower import Asks, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import Asks, TowerShape
 
 _SHARE, _SIDE = 0.25, 2
 

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lmms_prune.families import ModelParts
-from lmms_prune.measurements import InformationError, Store, token_information
 from lmms_prune.methods.base import ScoreMethod
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.families import ModelParts
+from lmms_prune.record.information import InformationError, Store, token_information
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lmms_prune.methods.base import ScoreMethod
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
 
 
 class KeepFirst(ScoreMethod):

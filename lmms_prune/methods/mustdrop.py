@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.tower import Asks, ClipTower, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import Asks, ClipTower, TowerShape
 
 _KEYS, _ORDER, _UNMERGED = "mustdrop keys", "mustdrop order", "mustdrop unmerged keys"
 # Tokens along a window's side, and the tokens that merging one takes away.

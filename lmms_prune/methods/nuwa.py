@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.tower import Asks, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import Asks, TowerShape
 
 # Weights between tokens that exist at once: 256 MiB in float32.
 _MOST = 2**26

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, grid_within
-from lmms_prune.ragged import add_up
-from lmms_prune.view import TokenView
+from lmms_prune.methods.shared.tensors import add_up
+from lmms_prune.methods.view import TokenView
 
 
 class Pool(Method):

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lmms_prune.methods.base import ScoreMethod
-from lmms_prune.tower import Asks, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import Asks, TowerShape
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.view import Tokens, TokenView
+from lmms_prune.methods.view import Tokens, TokenView
 
 # Rows of a distance matrix that exist at once.
 _BLOCK = 1024

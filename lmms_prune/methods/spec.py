@@ -9,12 +9,10 @@ from importlib import import_module
 from math import inf
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from lmms_prune.errors import OptionError
+
 if TYPE_CHECKING:
     from lmms_prune.methods.base import Method
-
-
-class OptionError(ValueError):
-    """An option that a method does not have, or a value that it does not take."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
 
 # Rows of a similarity matrix that exist at once.
 _BLOCK = 1024

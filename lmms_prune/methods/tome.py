@@ -10,12 +10,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lmms_prune.families import ModelParts, UnsupportedModelError
-from lmms_prune.merging import Bag, Merged, averaged, evens_first, inside_tower, no_clip, partners, summed
+from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.base import Method
-from lmms_prune.ragged import gather
-from lmms_prune.tower import Asks, ClipTower, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.shared.merging import (
+    Bag,
+    Merged,
+    averaged,
+    evens_first,
+    inside_tower,
+    no_clip,
+    partners,
+    summed,
+)
+from lmms_prune.methods.shared.tensors import gather
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.families import ModelParts
+from lmms_prune.models.tower import Asks, ClipTower, TowerShape
 
 _NO_KEYS = "metric=keys reads the layer before, so it cannot act at layer 0; use metric=hidden, or a deeper layer."
 

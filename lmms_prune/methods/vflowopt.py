@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.ragged import add_up
-from lmms_prune.tower import Asks, Tower, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.shared.tensors import add_up
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import Asks, Tower, TowerShape
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
 
 
 class VTW(Method):

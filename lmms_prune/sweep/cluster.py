@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.harness.failures import read_log
-from lmms_prune.redaction import redacted
+from lmms_prune.record.redaction import redacted
 from lmms_prune.sweep.results import seconds_if_complete
 from lmms_prune.sweep.run import Outcome
 from lmms_prune.sweep.units import SweepError, Unit

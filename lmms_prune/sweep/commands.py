@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lmms_prune.configs.runs import ConfigError
-from lmms_prune.console import SECRETS, fail, plainly, redacted_traces
-from lmms_prune.installation import DOCTOR, InstallationError, refuse_broken
+from lmms_prune.harness.installation import DOCTOR, InstallationError, refuse_broken
 from lmms_prune.sweep.results import damage, seconds_if_complete
 from lmms_prune.sweep.run import Outcome, run_sweep, time_left
 from lmms_prune.sweep.units import SweepError, Unit, plan
+from lmms_prune.terminal.console import SECRETS, fail, plainly, redacted_traces
 
 Paths = Annotated[
     list[Path], typer.Argument(metavar="CONFIGS", help="--config files of lmms-eval, or folders of them.")

@@ -13,8 +13,8 @@ from typing import Any
 
 from lmms_prune.harness.fingerprint import code, digest, versions
 from lmms_prune.record.files import read_text, regular
+from lmms_prune.record.redaction import redacted, redacted_values
 from lmms_prune.record.results import SUFFIX, ResultsError, read_results_file, results_files
-from lmms_prune.redaction import redacted, redacted_values
 from lmms_prune.sweep.units import Unit
 
 STAMP = "sweep.json"  # beside lmms-eval's files: what they were made from, and how large they are

@@ -48,7 +48,7 @@ def run_sweep(units: Sequence[Unit], launch: str, secrets: Collection[str]) -> G
     Args:
         units: as `plan` orders them.
         launch: what starts the evaluating processes, "" for one plain process.
-        secrets: values that no file may hold, of `lmms_prune.redaction.secret_values`.
+        secrets: values that no file may hold, of `lmms_prune.record.redaction.secret_values`.
 
     Raises:
         SweepError: there is no such launcher.

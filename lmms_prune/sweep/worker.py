@@ -14,7 +14,7 @@ from typing import Any
 
 from lmms_prune.harness.evaluate import FINISHED, STARTED
 from lmms_prune.harness.failures import Failure, read_log
-from lmms_prune.redaction import printed, redacted, redacted_lines
+from lmms_prune.record.redaction import printed, redacted, redacted_lines
 from lmms_prune.sweep.units import SweepError, Unit
 
 

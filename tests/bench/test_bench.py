@@ -27,9 +27,9 @@ from lmms_prune.bench.report import chart, described, tables
 from lmms_prune.bench.schedules import PARTS, Case, Measured, _Clock, _generate, _Marks, time_schedules
 from lmms_prune.cli import app
 from lmms_prune.compat.torch import forgotten_rules
-from lmms_prune.efficiency.architecture import NAMED, architecture, from_config
-from lmms_prune.hooks import prune
 from lmms_prune.methods.dart import DART
+from lmms_prune.models.sizes import NAMED, architecture, from_config
+from lmms_prune.pruning.hooks import prune
 from lmms_prune.schedule import Schedule
 
 GRIDS = {"llava": None, "qwen": (6, 5)}

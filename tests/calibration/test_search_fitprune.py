@@ -15,8 +15,8 @@ from lmms_prune import prune
 from lmms_prune.calibration.cost import LayerCost, saving
 from lmms_prune.calibration.data import CalibrationError
 from lmms_prune.calibration.fitprune import average_schedule, capture, delete, fit, search_fitprune, unpruned_totals
-from lmms_prune.families import ModelParts
-from lmms_prune.presets import _FITPRUNE
+from lmms_prune.models.families import ModelParts
+from lmms_prune.schedule.presets import _FITPRUNE
 
 LAYERS = 4
 SEVEN_B = LayerCost(width=4096, queries=4096, keys=4096, mlp_width=11008)

@@ -117,18 +117,18 @@ class TestADefectShows:
     """Each check fails where what it looks at is wrong."""
 
     def test_a_mask_that_is_left_out(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lmms_prune.hooks.attention_mask", lambda *_: None)
+        monkeypatch.setattr("lmms_prune.pruning.hooks.attention_mask", lambda *_: None)
         assert {"reference", "alone"} <= failing(case_of(models, "random@1:0.5"))
 
     def test_rotary_tables_of_other_tokens(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
         def first_ones(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             return table[..., : index.shape[1], :].expand(*table.shape[:-3], len(index), -1, -1)
 
-        monkeypatch.setattr("lmms_prune.hooks.gather_rotary", first_ones)
+        monkeypatch.setattr("lmms_prune.pruning.hooks.gather_rotary", first_ones)
         assert "reference" in failing(case_of(models, "pool@2:0.5"))
 
     def test_positions_that_skip_one(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
-        from lmms_prune.hooks import _Pruner
+        from lmms_prune.pruning.hooks import _Pruner
 
         original = _Pruner._step_segment
         monkeypatch.setattr(
@@ -137,24 +137,24 @@ class TestADefectShows:
         assert {"reference", "positions"} <= failing(case_of(models, "random@1:0.5", positions="compact"))
 
     def test_another_order(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
-        import lmms_prune.layout
-        from lmms_prune.ragged import Packing, pack
+        import lmms_prune.pruning.layout
+        from lmms_prune.pruning.ragged import Packing, pack
 
         def reversed_pack(keep: torch.Tensor, lengths: list[int], pad: Any) -> Packing:
             found = pack(keep, lengths, pad)
             return found if pad == "right" else Packing(found.index.flip(1), found.valid, found.moved, found.padded)
 
-        monkeypatch.setattr(lmms_prune.layout, "pack", reversed_pack)
+        monkeypatch.setattr(lmms_prune.pruning.layout, "pack", reversed_pack)
         assert "order" in failing(case_of(models, "random@1:0.5"), "1")
 
     def test_a_cache_that_is_not_the_ledger(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lmms_prune.hooks._Pruner._crop_caches", lambda self, running: None)
+        monkeypatch.setattr("lmms_prune.pruning.hooks._Pruner._crop_caches", lambda self, running: None)
         assert "cache" in failing(case_of(models, "mustdrop@2:0.5"))
 
     def test_keeping_all_that_changes_something(
         self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from lmms_prune.hooks import _Pruner
+        from lmms_prune.pruning.hooks import _Pruner
 
         monkeypatch.setattr(
             _Pruner, "_act", lambda self, running, state, segment, original: (state.hidden + 1, segment)
@@ -162,7 +162,7 @@ class TestADefectShows:
         assert "keep-all" in failing(case_of(models, "random@1:0.5"))
 
     def test_draws_that_depend_on_the_batch(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
-        from lmms_prune.view import TokenView
+        from lmms_prune.methods.view import TokenView
 
         def by_place(self: TokenView) -> torch.Tensor:
             torch.manual_seed(0)
@@ -174,7 +174,7 @@ class TestADefectShows:
     def test_what_is_said_to_be_pruned_and_is_not(
         self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from lmms_prune.hooks import _Pruner
+        from lmms_prune.pruning.hooks import _Pruner
 
         monkeypatch.setattr(_Pruner, "_act", lambda self, running, state, segment, original: (state.hidden, segment))
         assert "pruned" in failing(case_of(models, "random@1:0.5"))
@@ -249,7 +249,7 @@ class TestDoctor:
     def test_a_failure_is_shown_and_ends_with_1(
         self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("lmms_prune.hooks.attention_mask", lambda *_: None)
+        monkeypatch.setattr("lmms_prune.pruning.hooks.attention_mask", lambda *_: None)
         done = self.run("--model", models["llava"].checkpoint, "--methods", "blind", "--attention", "eager")
         assert done.exit_code == 1
         assert "not certified: " in done.output

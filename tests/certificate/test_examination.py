@@ -24,7 +24,7 @@ from lmms_prune.compat.versions import VERSIONS
 from lmms_prune.demo import processes
 from lmms_prune.demo.models import DemoError
 from lmms_prune.harness.failures import Failure
-from lmms_prune.installation import Check
+from lmms_prune.harness.installation import Check
 
 LIBRARIES = [f"import of {name}" for name in ("torch", "transformers", "lmms-eval")]
 CHECKS = [*VERSIONS, "models in lmms-eval", *LIBRARIES, "CUDA", "FlashAttention", "evaluation of two documents"]

@@ -12,8 +12,8 @@ from lmms_prune.configs.render import render
 from lmms_prune.configs.runs import read
 from lmms_prune.configs.table import MODELS, RANDOM_SEEDS, ROWS
 from lmms_prune.methods.base import grid_within
-from lmms_prune.presets import PRESETS
 from lmms_prune.schedule import Schedule
+from lmms_prune.schedule.presets import PRESETS
 
 FOLDER = Path(__file__).parents[2] / "model_configs"
 FILES = sorted(FOLDER.glob("*"))

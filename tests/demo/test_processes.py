@@ -11,7 +11,7 @@ import pytest
 
 from lmms_prune.demo import processes
 from lmms_prune.demo.processes import Run, RunError, evaluate
-from lmms_prune.redaction import secret_values
+from lmms_prune.record.redaction import secret_values
 
 # Writes its process into the results, and a submission of the same name; "refused" ends the process, "broken" only a run.
 # "unusable" is what an import error of lmms-eval's own leaves, "other" what a version that is not supported does, "early" an

@@ -20,8 +20,9 @@ from lmms_prune.demo import questions
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
 from lmms_prune.demo.models import FILES, LAYERS, MODELS, VISUAL_TOKENS, DemoError, Model, weights
 from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, Row, _progress, run_demo, tables, task_names
+from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
-from lmms_prune.schedule import Schedule, ScheduleError
+from lmms_prune.schedule import Schedule
 
 
 def scores(value: float) -> dict[str, float]:

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmms_prune import Schedule, prune
 from lmms_prune.compat.torch import forgotten_rules
 from lmms_prune.compat.transformers import filled_cache
-from lmms_prune.efficiency.architecture import ArchitectureError, architecture, from_config
 from lmms_prune.efficiency.cost import decode_flops, kv_bytes, prefill_flops, tower_flops
+from lmms_prune.models.sizes import ArchitectureError, architecture, from_config
 
 TABLES = json.loads((Path(__file__).parents[1] / "paper_table3.json").read_text(encoding="utf-8"))
 SIZES = {"llava": (112, 112), "qwen": (196, 140)}  # Qwen: 5 x 7 tokens, so that windows are cut at both edges

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lmms_prune.cli import app
-from lmms_prune.efficiency.architecture import NAMED, architecture
 from lmms_prune.efficiency.estimate import MIB, estimate, solved
-from lmms_prune.schedule import Schedule, ScheduleError
+from lmms_prune.errors import ScheduleError
+from lmms_prune.models.sizes import NAMED, architecture
+from lmms_prune.schedule import Schedule
 
 LLAVA = architecture("llava-1.5-7b")
 PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "FORCE_COLOR": None, "TTY_COMPATIBLE": None, "COLUMNS": "120"}

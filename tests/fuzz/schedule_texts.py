@@ -11,7 +11,7 @@ from random import Random
 from lmms_prune import Schedule, ScheduleError
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.spec import Option
-from lmms_prune.presets import PRESETS
+from lmms_prune.schedule.presets import PRESETS
 
 LAYERS = 48
 SPACES = ("", "", "", "", " ", "  ", "\t", "\n", "\u00a0")

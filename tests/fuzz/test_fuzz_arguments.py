@@ -14,10 +14,10 @@ from json_values import PIECES, VALUES, changed
 from schedule_texts import mutated, valid
 
 from lmms_prune import Schedule, ScheduleError
-from lmms_prune.efficiency.architecture import NAMED, ArchitectureError, architecture
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.calibrations import CalibrationError, kept_schedule
 from lmms_prune.harness.wrappers import WRAPPERS
+from lmms_prune.models.sizes import NAMED, ArchitectureError, architecture
 
 NAMES = list(ModelArguments.__dataclass_fields__)
 # Values that each argument takes.

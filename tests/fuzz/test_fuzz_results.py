@@ -16,7 +16,7 @@ from written import write_run
 from lmms_prune.leaderboard.formats import FORMATS
 from lmms_prune.leaderboard.results import read_results
 from lmms_prune.leaderboard.table import leaderboard
-from lmms_prune.redaction import secret_values
+from lmms_prune.record.redaction import secret_values
 
 TASKS = ["gqa", "mme", "pope", "textvqa_val", "mmbench_en_dev_static", "ocrbench", "scienceqa_img"]
 VALUES = [1.0, 0.0, 1.0, 1.0]

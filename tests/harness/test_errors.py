@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lmms_prune.errors import ScheduleError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
-from lmms_prune.schedule import ScheduleError
 
 OURS = (ArgumentError, ScheduleError)
 
@@ -251,7 +251,7 @@ def _broken_config(folder: Path, harness) -> None:
     ],
 )
 def test_wrong_checkpoints(make, parts, harness, tmp_path):
-    from lmms_prune.families import UnsupportedModelError
+    from lmms_prune.errors import UnsupportedModelError
 
     make(tmp_path / "made", harness)
     with pytest.raises((*OURS, UnsupportedModelError)) as error:
@@ -260,7 +260,7 @@ def test_wrong_checkpoints(make, parts, harness, tmp_path):
 
 
 def test_the_other_familys_checkpoint_names_its_model(harness, family):
-    from lmms_prune.families import UnsupportedModelError
+    from lmms_prune.errors import UnsupportedModelError
 
     other = next(name for name in harness.models if name != family)
     with pytest.raises(UnsupportedModelError) as error:

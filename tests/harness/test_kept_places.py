@@ -11,7 +11,7 @@ from PIL import Image
 
 from lmms_prune import prune
 from lmms_prune.harness.prompts import question_text
-from lmms_prune.places import decode, encode
+from lmms_prune.record.bitmaps import decode, encode
 
 # Cutting, merging (a token stands where it was merged into), pooling (at the middle of its cell), and nothing left.
 SCHEDULES = ("dart@2:0.44,random@5:0.07", "tome@2:0.5,fastv@4:0.2", "pool@3:0.3", "random@1:0.5,vtw@6", "none")

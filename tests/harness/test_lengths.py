@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from tiny import Family, noise
 
-from lmms_prune.families import ModelParts
 from lmms_prune.harness.lengths import visual_lengths
+from lmms_prune.models.families import ModelParts
 
 BOUNDS = (56 * 56, 280 * 280)
 

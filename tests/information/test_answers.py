@@ -11,7 +11,7 @@ import torch
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.answers import Answer, agreed, extended, find_answer, references
-from lmms_prune.measurements import InformationError
+from lmms_prune.record.information import InformationError
 
 
 @pytest.mark.parametrize(

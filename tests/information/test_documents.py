@@ -18,7 +18,7 @@ from lmms_prune.information.given import measured
 from lmms_prune.information.kept import kept_information
 from lmms_prune.information.run import measure_documents
 from lmms_prune.information.show import show
-from lmms_prune.measurements import InformationError, Store, token_information
+from lmms_prune.record.information import InformationError, Store, token_information
 from lmms_prune.schedule import Schedule
 
 LAYERS = [0, 5, 11]

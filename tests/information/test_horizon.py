@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lmms_prune.calibration.propose import candidates, loss
 from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.harness.calibrations import calibration_file, keep_calibration
 from lmms_prune.harness.wrappers import WRAPPERS
 from lmms_prune.information.depth import Evaluation, slug
 from lmms_prune.information.horizon import find_horizon, vanishes
 from lmms_prune.information.plots import draw_horizon
-from lmms_prune.information.propose import candidates, loss
 from lmms_prune.leaderboard.samples import Samples
-from lmms_prune.measurements import InformationError
+from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
 
 DEPTH = 6

@@ -14,7 +14,7 @@ import pytest
 from forking import Forking
 
 from lmms_prune.demo.run import MODELS, weights
-from lmms_prune.measurements import InformationError, Store
+from lmms_prune.record.information import InformationError, Store
 
 ROWS = pd.DataFrame({"sample": ["pope/test/0"], "p_k": [0.5], "p_text": [0.25]})
 

@@ -10,11 +10,11 @@ from tiny import LAYERS, Family, noise
 
 from lmms_prune import prune
 from lmms_prune.certificate.reference import masked_logits
+from lmms_prune.errors import ScheduleError
 from lmms_prune.information.measure import Unit, measure, units
-from lmms_prune.measurements import InformationError
 from lmms_prune.methods import MethodSpec
 from lmms_prune.methods.base import Method
-from lmms_prune.schedule import ScheduleError
+from lmms_prune.record.information import InformationError
 
 QUESTION = "What colour is it?"
 

@@ -11,12 +11,13 @@ import pytest
 from tiny import Family, noise
 
 from lmms_prune import prune
-from lmms_prune.families import ModelParts
+from lmms_prune.errors import ScheduleError
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.run import measure_documents
-from lmms_prune.measurements import InformationError, Store
-from lmms_prune.schedule import Schedule, ScheduleError
+from lmms_prune.models.families import ModelParts
+from lmms_prune.record.information import InformationError, Store
+from lmms_prune.schedule import Schedule
 
 
 @pytest.mark.parametrize("name", ["llava_pruned", "qwen2_5_vl_pruned"])

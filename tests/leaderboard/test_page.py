@@ -20,7 +20,7 @@ from lmms_prune.leaderboard.page import changes
 from lmms_prune.leaderboard.page.data import commands
 from lmms_prune.leaderboard.page.pictures import Pictured, PicturesError, Wanted, pictures, seen
 from lmms_prune.leaderboard.page.render import html
-from lmms_prune.places import decode, encode
+from lmms_prune.record.bitmaps import decode, encode
 
 TASKS = (
     *("mme", "scienceqa_img", "pope", "textvqa_val", "mmbench_en_dev_static", "mmbench_cn_dev_static"),

@@ -8,7 +8,7 @@ from lmms_prune.leaderboard.formats import FORMATS
 from lmms_prune.leaderboard.published import match, published
 from lmms_prune.leaderboard.reproduced import published_table
 from lmms_prune.leaderboard.rows import Row
-from lmms_prune.presets import PRESETS
+from lmms_prune.schedule.presets import PRESETS
 
 ROWS = [row for model in published_table().models for row in model.rows]
 # The printed scores of this row give 91.352, of which the table makes 91.3: the paper computed it from more digits.

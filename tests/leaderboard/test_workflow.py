@@ -19,7 +19,7 @@ from built import Mirror
 from forking import Forking
 from written import write_run
 
-from lmms_prune.places import decode
+from lmms_prune.record.bitmaps import decode
 
 README = Path(__file__).parents[2] / "README.md"
 WEIGHTS = Path(__file__).parents[2] / "lmms_prune/demo/weights"

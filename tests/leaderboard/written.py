@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lmms_prune.places import encode
+from lmms_prune.record.bitmaps import encode
 
 LAYERS = 4
 ORIGINAL = 100

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method
-from lmms_prune.tower import Asks, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import Asks, TowerShape
 
 # The eight batches have their own ratios and layers in every test; fewer inputs leave no setting out.
 BATCHES, FULL_BATCH, SHORT_BATCH = 8, 25, 7

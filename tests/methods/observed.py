@@ -18,7 +18,7 @@ from transformers import AutoProcessor
 
 from lmms_prune import Schedule, Trace, prune
 from lmms_prune.compat.transformers import filled_cache
-from lmms_prune.view import LayerInput, Tokens, TokenView
+from lmms_prune.methods.view import LayerInput, Tokens, TokenView
 
 FAMILIES = ("llava", "qwen2_5_vl")
 LAYERS = 8

@@ -18,11 +18,10 @@ from torch import Tensor
 import lmms_prune.methods
 from lmms_prune import Schedule, ScheduleError, Stage, prune
 from lmms_prune.demo.checkpoints import build_llava
-from lmms_prune.families import UnsupportedModelError
-from lmms_prune.methods import METHODS, MethodSpec, OptionError
+from lmms_prune.errors import OptionError, PruningError, UnsupportedModelError
+from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method, ScoreMethod
-from lmms_prune.refusals import PruningError
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
 
 ALL = list(METHODS.values())
 # What needs trained weights or measurements cannot be tried without them; its own tests do.

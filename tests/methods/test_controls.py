@@ -18,7 +18,7 @@ from lmms_prune.methods.keepfirst import KeepFirst
 from lmms_prune.methods.keeplast import KeepLast
 from lmms_prune.methods.pool import Pool
 from lmms_prune.methods.stride import Stride
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
 
 
 def view(*counts: int, **more: object) -> HandView:

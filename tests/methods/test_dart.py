@@ -15,7 +15,7 @@ from torch import Tensor
 from lmms_prune import Schedule, prune
 from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.methods.dart import DART
-from lmms_prune.view import LayerInput, TokenView
+from lmms_prune.methods.view import LayerInput, TokenView
 
 
 def reference(seen: Observed, place: Place, layer: int, asked: int, **options: object) -> tuple[set[int], float]:

@@ -14,7 +14,7 @@ from observed import HandView, Observed, Tiny, angles, assert_agree, chosen, ima
 
 from lmms_prune import Schedule
 from lmms_prune.methods.divprune import DivPrune
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
 
 
 def select(tokens: torch.Tensor, count: int) -> set[int]:

@@ -12,8 +12,8 @@ import torch
 from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, kept
 
 from lmms_prune.methods.fastervlm import FasterVLM
-from lmms_prune.tower import TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import TowerShape
 
 
 def hand(saliency: list[list[float]], counts: list[int]) -> HandView:

@@ -12,7 +12,7 @@ from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count
 
 from lmms_prune import Schedule, prune
 from lmms_prune.methods.fastv import FastV
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
 
 
 @pytest.fixture

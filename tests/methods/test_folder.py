@@ -14,10 +14,10 @@ from slow_merging import Token, assert_same_tokens, attended, fed, outcome, step
 from torch import Tensor
 
 from lmms_prune import Schedule, ScheduleError, prune
-from lmms_prune.families import UnsupportedModelError
+from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.folder import Folder, _fold
-from lmms_prune.tower import ClipTower
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import ClipTower
 
 
 def simplified(tokens: list[Token], count: int) -> tuple[list[Token], float]:

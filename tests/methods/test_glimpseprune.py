@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from lmms_prune import prune
-from lmms_prune.families import UnsupportedModelError
+from lmms_prune.errors import UnsupportedModelError
 
 
 class Selector(nn.Module):

@@ -12,8 +12,8 @@ from observed import Observed, Tiny, assert_agree, chosen, image_count, kept
 from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor, top
 
 from lmms_prune.methods.hiprune import HiPrune
-from lmms_prune.tower import Asks, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import Asks, TowerShape
 
 
 def reference(

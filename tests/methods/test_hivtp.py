@@ -13,8 +13,8 @@ from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor, t
 
 from lmms_prune import Schedule
 from lmms_prune.methods.hivtp import HIVTP
-from lmms_prune.tower import Asks
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import Asks
 
 Grid = tuple[int, int]
 

@@ -15,8 +15,8 @@ from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor
 
 from lmms_prune.methods import holov
 from lmms_prune.methods.holov import HoloV
-from lmms_prune.tower import Asks
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import Asks
 
 Vectors = Sequence[Sequence[float]]
 

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from lmms_prune import Schedule, Trace, prune
 from lmms_prune.methods.mustdrop import MustDrop
-from lmms_prune.presets import PRESETS
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.schedule.presets import PRESETS
 
 # Random images are less alike than real ones.
 SIMILARITY = {"llava": 0.1, "qwen2_5_vl": 0.28}

@@ -13,10 +13,10 @@ from observed import Tiny
 from test_contract import KEEPING, by_keeping_name, rows_in_turn, stage
 from torch import Tensor, nn
 
+from lmms_prune.errors import PruningError
 from lmms_prune.methods import MethodSpec
 from lmms_prune.methods.base import ScoreMethod
-from lmms_prune.refusals import PruningError
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
 
 NAMES = ["a", "b", "c"]
 WRONG = [float("nan"), float("inf"), float("-inf")]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lmms_prune import Schedule, prune
 from lmms_prune.methods.nuwa import Nuwa
-from lmms_prune.tower import TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import TowerShape
 
 CaptureView = Callable[..., TokenView]
 

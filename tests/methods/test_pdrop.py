@@ -12,7 +12,7 @@ from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count
 from lmms_prune import Schedule, prune
 from lmms_prune.methods.fastv import FastV
 from lmms_prune.methods.pdrop import PDrop
-from lmms_prune.presets import PRESETS
+from lmms_prune.schedule.presets import PRESETS
 
 
 def test_by_hand() -> None:

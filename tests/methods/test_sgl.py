@@ -15,8 +15,8 @@ from observed import FAMILIES, LAYERS, Place, Row, Tiny, assert_agree, eager_att
 from torch import Tensor
 
 from lmms_prune import prune
-from lmms_prune.families import UnsupportedModelError
-from lmms_prune.guide import answer_attention
+from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.pruning.guide import answer_attention
 
 TOKENS = 6
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from lmms_prune import Schedule, Trace, prune
 from lmms_prune.methods.sparsevlm import SparseVLM, _clusters
 from lmms_prune.methods.spec import sparsevlm_count
-from lmms_prune.presets import PRESETS
+from lmms_prune.schedule.presets import PRESETS
 
 # -- the slow reference ------------------------------------------------------------------------------------------------
 

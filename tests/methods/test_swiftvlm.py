@@ -16,7 +16,7 @@ from torch import Tensor
 from lmms_prune import Schedule, prune
 from lmms_prune.methods import swiftvlm
 from lmms_prune.methods.swiftvlm import SwiftVLM, _folded
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
 
 CaptureView = Callable[..., TokenView]
 

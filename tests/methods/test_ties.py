@@ -19,8 +19,8 @@ from lmms_prune.methods import MethodSpec
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.dart import DART
 from lmms_prune.methods.divprune import DivPrune
-from lmms_prune.tower import TowerRun
-from lmms_prune.view import LayerInput, Tokens, TokenView
+from lmms_prune.methods.view import LayerInput, Tokens, TokenView
+from lmms_prune.models.tower import TowerRun
 
 KINDS = ("flat", "checkered", "repeated", "rank-deficient", "few directions")
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from lmms_prune import Schedule
 from lmms_prune.methods.todre import ToDRE
-from lmms_prune.presets import PRESETS
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.schedule.presets import PRESETS
 
 
 def diverse(tokens: Sequence[slow.Vector], saliency: Sequence[float], count: int) -> tuple[set[int], float]:

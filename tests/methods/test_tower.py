@@ -11,9 +11,9 @@ from observed import Tiny
 from torch import Tensor
 
 from lmms_prune import prune
-from lmms_prune.hooks import PruningError
-from lmms_prune.tower import QwenTower, resized, tower_shape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import QwenTower, resized, tower_shape
+from lmms_prune.pruning.hooks import PruningError
 
 DEPTH = {"llava": 3, "qwen2_5_vl": 4}
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from lmms_prune import Schedule
 from lmms_prune.methods import vflowopt
 from lmms_prune.methods.vflowopt import VFlowOpt, _entropy
-from lmms_prune.tower import ClipTower, Tower, TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import ClipTower, Tower, TowerShape
 
 Matrix = list[list[float]]
 

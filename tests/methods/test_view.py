@@ -10,9 +10,9 @@ import torch
 from observed import Tiny, observe
 from torch import Tensor
 
-import lmms_prune.view
+import lmms_prune.methods.view
 from lmms_prune.compat.transformers import cache_of
-from lmms_prune.view import Tokens, TokenView
+from lmms_prune.methods.view import Tokens, TokenView
 
 
 def rows_of(tiny: Tiny, seed: int) -> list:
@@ -60,7 +60,9 @@ def test_chunks_are_the_whole(
 ) -> None:
     view = capture_view(tiny, tiny.batch(rows_of(tiny, 1)), 2)
     whole = view.attention(view.visual)
-    monkeypatch.setattr(lmms_prune.view, "_MOST", 7 * whole.shape[0] * whole.shape[1] * view.state.hidden.shape[1])
+    monkeypatch.setattr(
+        lmms_prune.methods.view, "_MOST", 7 * whole.shape[0] * whole.shape[1] * view.state.hidden.shape[1]
+    )
     pieces = list(view.attention_chunks(view.visual))
     assert len(pieces) == -(-whole.shape[2] // 7)
     torch.testing.assert_close(torch.cat([attention for _, attention in pieces], dim=2), whole)

@@ -15,9 +15,9 @@ from towers import CLIP, QWEN, half_even, hand_view, is_llava, tensor, top
 
 from lmms_prune import Schedule, ScheduleError, Trace, prune
 from lmms_prune.methods import visionzip
+from lmms_prune.methods.view import TokenView
 from lmms_prune.methods.visionzip import VisionZip
-from lmms_prune.tower import Asks
-from lmms_prune.view import TokenView
+from lmms_prune.models.tower import Asks
 
 Vectors = list[list[float]]
 

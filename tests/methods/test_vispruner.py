@@ -15,9 +15,9 @@ from observed import Observed, Tiny, angles, assert_agree, chosen, image_count, 
 from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava
 
 from lmms_prune.methods import vispruner
+from lmms_prune.methods.view import TokenView
 from lmms_prune.methods.vispruner import VisPruner
-from lmms_prune.tower import Asks
-from lmms_prune.view import TokenView
+from lmms_prune.models.tower import Asks
 
 
 def reference(

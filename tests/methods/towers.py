@@ -11,8 +11,8 @@ import torch
 from observed import HandView, Tiny, kept
 from torch import Tensor
 
-from lmms_prune.tower import TowerShape
-from lmms_prune.view import TokenView
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import TowerShape
 
 CLIP, QWEN = TowerShape(24, 22, True), TowerShape(32, 31, False)
 

@@ -21,8 +21,8 @@ from lmms_prune.configs.runs import ConfigError, read
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.results import read_results
 from lmms_prune.leaderboard.samples import read_samples as read_answers
-from lmms_prune.measurements import InformationError, Store
 from lmms_prune.record.files import FileError, find, read_image, read_text
+from lmms_prune.record.information import InformationError, Store
 
 KINDS = ("a named pipe", "a socket", "a folder", "a device", "Too many levels of symbolic links", "No such file")
 

@@ -12,12 +12,12 @@ import torch
 import typer
 from transformers import GenerationConfig
 
-from lmms_prune.console import plainly
 from lmms_prune.demo.checkpoints import Sizes
 from lmms_prune.demo.folders import new_folder
 from lmms_prune.demo.training.data import ask, some_content
 from lmms_prune.demo.training.families import Family, new_family, started_family, take_tower
 from lmms_prune.demo.training.loop import Stage, Trainer
+from lmms_prune.terminal.console import plainly
 
 SIZES = {
     "llava": Sizes(

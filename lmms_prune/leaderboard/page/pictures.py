@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmms_prune.leaderboard.flips import Flip
 from lmms_prune.leaderboard.records import RunRecord
-from lmms_prune.supported import SUPPORTED
+from lmms_prune.models.supported import SUPPORTED
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,7 +14,7 @@ from lmms_prune.leaderboard.page import changes, data
 from lmms_prune.leaderboard.page.pictures import pictures
 from lmms_prune.leaderboard.rows import Leaderboard
 from lmms_prune.leaderboard.sharing import shared
-from lmms_prune.redaction import redacted_values
+from lmms_prune.record.redaction import redacted_values
 
 _FOLDER = Path(__file__).parent
 

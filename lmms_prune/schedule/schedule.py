@@ -1,167 +1,34 @@
-"""Schedules: which method acts at which decoder layer and how many visual tokens it keeps.
+"""A schedule: a tuple of stages, what it keeps at each layer, and what a model must be to run it.
 
-The text form has its only home here::
-
-    schedule := stage ("," stage)*
-    stage    := method "@" layer [":" keep] (";" option "=" value)*
-    keep     := ratio in [0, 1] of the original visual tokens | a number of tokens "252t" | "?"
-                (left out where the method drops everything, or decides by itself how much it keeps)
-
-Nothing in this module needs torch, so a schedule can be checked in milliseconds.
+Nothing in this package needs torch, so a schedule can be checked in milliseconds.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
-from difflib import get_close_matches
+from decimal import Decimal
 from fractions import Fraction
 from math import ceil, floor
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any
 
-from lmms_prune.expected import (
+from lmms_prune.errors import (
     FROM_ONE,
-    FROM_ZERO,
     NUMBER,
-    PAIRS,
-    TEXT,
     TOKEN_COUNTS,
-    Kind,
+    ScheduleError,
+    did_you_mean,
     expect,
     optional,
     tuple_of,
 )
-from lmms_prune.methods import METHODS, MethodSpec, OptionError
-from lmms_prune.presets import PRESETS
+from lmms_prune.methods import METHODS
+from lmms_prune.schedule.presets import PRESETS
+from lmms_prune.schedule.stage import OWN, Stage, print_keep
+from lmms_prune.schedule.text import read_number, read_stages
 
-OWN: Final = "own"
-Keep: TypeAlias = Decimal | int | Literal["own"] | None
-"""How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``, OWN the method's own rule."""
-
-_KEEP = Kind(
-    "a ratio as a Decimal, a number of tokens as an int, None (the unknown) or OWN",
-    lambda keep: keep is None or keep == OWN or (isinstance(keep, (Decimal, int)) and not isinstance(keep, bool)),
-)
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # A ratio budget for images of any size is solved on an image of this many tokens, that is to four decimals.
 _FINE = 10_000
-# No model has so many layers or tokens, and no ratio so many decimals; what is longer is a mistake, and slow to compute with.
-_DIGITS = 28
-_WHOLE = re.compile(rf"[0-9]{{1,{_DIGITS}}}")
-
-
-class ScheduleError(ValueError):
-    """A schedule that cannot be run; the message points at the place in the text.
-
-    Args:
-        message: what is wrong.
-        text: the whole schedule.
-        span: where in `text`, from and up to; an empty span is where something is missing.
-    """
-
-    def __init__(self, message: str, text: str = "", span: tuple[int, int] | None = None):
-        self.text, self.span = text, span
-        lines = [f"schedule: {_printable(message)}"]
-        if span is not None:
-            start, end = span
-            lines += [f"    {_printable(text)}", "    " + " " * start + "^" * max(1, end - start)]
-        super().__init__("\n".join(lines))
-
-
-def _printable(text: str) -> str:
-    """`text` on one line, as long as it was: a line break or a tab would lead the pointer astray."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """The hint of an error about an unknown name: a suggestion if one is near, else all that is known."""
-    near = get_close_matches(name.lower(), known, n=1)
-    return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(sorted(known))}."
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One pruning step: `method` acts on the input of 0-based decoder layer `layer` and keeps `keep`.
-
-    Args:
-        method: a name of `METHODS`.
-        layer: the first `layer` decoder layers see the tokens as they were; 0 is before the decoder.
-        keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that `Schedule.solve` finds. Methods that drop everything take 0, methods with a count rule of their own may take OWN.
-        options: the method's own options as (name, value) pairs, defaults left out.
-    """
-
-    method: str
-    layer: int
-    keep: Keep
-    options: tuple[tuple[str, object], ...] = ()
-
-    def __post_init__(self) -> None:
-        if isinstance(self.keep, float):
-            raise ScheduleError(f"a ratio is a Decimal, so that it is exact: write Decimal('{self.keep}').")
-        expect(
-            method=(self.method, TEXT),
-            layer=(self.layer, FROM_ZERO),
-            keep=(self.keep, _KEEP),
-            options=(self.options, PAIRS),
-        )
-        if self.spec.drops_all and self.keep == 0:
-            object.__setattr__(self, "keep", 0)
-        if self.keep == OWN and self.spec.keep != "optional":
-            raise ScheduleError(f"{self.method} has no count rule of its own; say how much it keeps.")
-        names = [name for name, _ in self.options]
-        if len(set(names)) < len(names):
-            raise ScheduleError(f"stage '{self.method}@{self.layer}' names an option twice: {', '.join(names)}.")
-        for name, value in self.options:
-            self._check_option(name, value)
-        defaults = {option.name: option.default for option in self.spec.options}
-        kept = tuple(sorted((k, v) for k, v in self.options if defaults.get(k) != v))
-        object.__setattr__(self, "options", kept)
-
-    def _check_option(self, name: str, value: object) -> None:
-        """An option must be one that can be written, or the stage's text would say something else."""
-        try:
-            read = self.spec.option(name, _print_option(value))
-        except OptionError as error:
-            raise ScheduleError(str(error)) from None
-        if read != value or isinstance(read, bool) != isinstance(value, bool):
-            raise ScheduleError(f"{self.method}: the option {name}={value!r} is not what its text says: {read!r}.")
-
-    @property
-    def spec(self) -> MethodSpec:
-        if self.method not in METHODS:
-            raise ScheduleError(f"unknown method '{self.method}'.{did_you_mean(self.method, list(METHODS))}")
-        return METHODS[self.method]
-
-    def __str__(self) -> str:
-        text = f"{self.method}@{self.layer}"
-        if not self.spec.drops_all and self.keep != OWN:
-            text += f":{_print_keep(self.keep)}"
-        return text + "".join(f";{name}={_print_option(value)}" for name, value in self.options)
-
-    @property
-    def at_most(self) -> bool:
-        """Whether the stage may keep fewer tokens than planned; how many is known only when it has run."""
-        return self.keep == OWN or self.spec.at_most
-
-    def asked(self, images: Sequence[int]) -> list[int]:
-        """Tokens asked for in each image, given the images' original token counts; all where the method decides."""
-        if self.keep == OWN:
-            return list(images)
-        if self.keep is None:
-            raise ScheduleError(f"the unknown '?' of stage '{self}' was not solved. Give a budget, e.g. budget=192t.")
-        if isinstance(self.keep, int):
-            return share(min(self.keep, sum(images)), images)
-        return [int((self.keep * n).to_integral_value(ROUND_HALF_EVEN)) for n in images]
-
-    def kept(self, images: Sequence[int], present: Sequence[int]) -> list[int]:
-        """Tokens this stage leaves in each image, of the `present` ones, by the method's count rule (`at_most`: or fewer)."""
-        options = dict(self.options)
-        return [
-            n if asked >= n else min(n, self.spec.count(asked, n, options))
-            for asked, n in zip(self.asked(images), present, strict=True)
-        ]
 
 
 @dataclass(frozen=True)
@@ -205,7 +72,7 @@ class Schedule:
             raise ScheduleError(
                 f"'{text}' is neither a preset nor a stage such as 'dart@2:0.44'.{hint}", text, (0, len(text))
             )
-        return _Parser(text).schedule()
+        return cls(read_stages(text))
 
     @property
     def unknown(self) -> int | None:
@@ -448,27 +315,12 @@ class Schedule:
             raise self._error(i, message)
         comparable = {type(stage.keep), type(before.keep)} in ({int}, {Decimal})
         if comparable and stage.keep > before.keep:  # type: ignore[operator]
-            message = f"keeps never grow: stage {i + 1} keeps {_print_keep(stage.keep)}, stage {i} only "
-            raise self._error(i, message + f"{_print_keep(before.keep)}.")
+            message = f"keeps never grow: stage {i + 1} keeps {print_keep(stage.keep)}, stage {i} only "
+            raise self._error(i, message + f"{print_keep(before.keep)}.")
 
     def _error(self, i: int, message: str) -> ScheduleError:
         start = sum(len(str(stage)) + 1 for stage in self.stages[:i])
         return ScheduleError(message, str(self), (start, start + len(str(self.stages[i]))))
-
-
-def share(total: int, sizes: Sequence[int]) -> list[int]:
-    """Share `total` tokens out among images in proportion to their `sizes`: largest remainders first, then order.
-
-    As with any such rule, one token more in all can be one less for a small image.
-    """
-    if not sum(sizes):
-        return [0] * len(sizes)
-    exact = [Fraction(total * size, sum(sizes)) for size in sizes]
-    shares = [int(part) for part in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: (shares[i] - exact[i], i))
-    for i in by_remainder[: total - sum(shares)]:
-        shares[i] += 1
-    return shares
 
 
 def cannot_be_met(budget: str | float, fixed: int, verb: str, alone: str, smallest: str, largest: str) -> str:
@@ -486,34 +338,11 @@ def cannot_be_met(budget: str | float, fixed: int, verb: str, alone: str, smalle
     return f"the budget {budget} cannot be met: {layers}the smallest possible is {smallest}, the largest {largest}."
 
 
-def _number(text: str) -> Decimal | None:
-    """The number that `text` is, of at most _DIGITS digits before and behind the point; None if it is none."""
-    try:
-        value = Decimal(text if text.isascii() and "_" not in text else "")
-    except InvalidOperation:
-        return None
-    if not value:
-        return Decimal(0)  # whatever its sign and exponent
-    within = value.is_finite() and value.adjusted() < _DIGITS and int(value.as_tuple().exponent) >= -_DIGITS
-    return value if within else None
-
-
-def _print_keep(keep: Keep) -> str:
-    if keep is None:
-        return "?"
-    assert keep != OWN
-    return f"{keep}t" if isinstance(keep, int) else f"{keep.normalize():f}"
-
-
-def _print_option(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _parse_budget(budget: str | float, n: int, visual_tokens: int | None) -> tuple[Fraction, bool]:
     """The budget in average tokens of an image of `n`, and whether it was given in tokens."""
     text = str(budget).strip()
     above, slash, below = text.removesuffix("t").partition("/")
-    number, parts = _number(above), _number(below) if slash else Decimal(1)
+    number, parts = read_number(above), read_number(below) if slash else Decimal(1)
     if number is None or not parts:
         raise ScheduleError(f"budget '{text}' is neither tokens ('192t') nor a ratio of the original tokens ('0.5').")
     amount = Fraction(number) / Fraction(parts)
@@ -527,80 +356,3 @@ def _parse_budget(budget: str | float, n: int, visual_tokens: int | None) -> tup
     if not 0 <= amount <= 1:
         raise ScheduleError(f"budget '{text}' is a ratio and must lie in [0, 1]; for tokens write '{text}t'.")
     return amount * n, False
-
-
-class _Parser:
-    """Reads one schedule text, remembering where each piece stands so that errors can point."""
-
-    def __init__(self, text: str):
-        self.text = text
-
-    def schedule(self) -> Schedule:
-        stages, start = [], 0
-        for number, part in enumerate(self.text.split(","), 1):
-            stages.append(self.stage(part, start, number))
-            start += len(part) + 1
-        return Schedule(tuple(stages))
-
-    def error(self, message: str, start: int, piece: str) -> ScheduleError:
-        return ScheduleError(message, self.text, (start, start + len(piece)))
-
-    def stage(self, part: str, start: int, number: int) -> Stage:
-        start += len(part) - len(part.lstrip())
-        part = part.strip()
-        head, *options = part.split(";")
-        name, at, place = head.partition("@")
-        if not at or not _NAME.fullmatch(name):
-            raise self.error(f"stage {number} is '{part}'; a stage looks like 'dart@2:0.44'.", start, part)
-        if name not in METHODS:
-            hint = did_you_mean(name, list(METHODS))
-            raise self.error(f"unknown method '{name}' in stage {number}.{hint}", start, name)
-        layer, colon, keep = place.partition(":")
-        at_layer = start + len(name) + 1
-        if not _WHOLE.fullmatch(layer):
-            raise self.error(f"the layer '{layer}' in stage {number} must be a whole number.", at_layer, layer)
-        at_keep = at_layer + len(layer) + 1
-        value = self.keep(keep, METHODS[name], number, at_keep, bool(colon))
-        pairs: dict[str, object] = {}
-        at_option = start + len(head) + 1
-        for option in options:
-            named, said = self.option(option, METHODS[name], at_option)
-            if named in pairs:
-                raise self.error(f"stage {number} names the option '{named}' twice.", at_option, option)
-            pairs[named] = said
-            at_option += len(option) + 1
-        return Stage(name, int(layer), value, tuple(pairs.items()))
-
-    def keep(self, text: str, spec: MethodSpec, number: int, start: int, given: bool) -> Keep:
-        if not given:
-            if spec.drops_all:
-                return 0
-            if spec.keep == "optional":
-                return OWN
-            message = f"stage {number} does not say how much {spec.name} keeps; write e.g. '{spec.example}'."
-            raise self.error(message, start - 1, "")
-        if text == "?":
-            if spec.drops_all:
-                raise self.error(
-                    f"{spec.name} takes no keep, so there is nothing to solve; write '{spec.example}'.", start, text
-                )
-            return None
-        count = text.endswith("t") and _WHOLE.fullmatch(text[:-1])
-        value = int(text[:-1]) if count else _number(text)
-        if value is None:
-            message = f"the keep '{text}' in stage {number} is neither a ratio (0.44), a count (252t) nor '?'."
-            raise self.error(message, start, text)
-        if spec.drops_all and value != 0:
-            raise self.error(
-                f"{spec.name} drops every visual token and takes no keep; write '{spec.example}'.", start, text
-            )
-        return 0 if spec.drops_all else value
-
-    def option(self, text: str, spec: MethodSpec, start: int) -> tuple[str, object]:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        try:
-            if not equals:
-                raise OptionError(f"the option '{text}' of {spec.name} has no value; write name=value.")
-            return name, spec.option(name, value)
-        except OptionError as error:
-            raise self.error(str(error), start, text) from None

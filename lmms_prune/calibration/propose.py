@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from lmms_prune.errors import ScheduleError
 from lmms_prune.information.depth import Evaluation, acts_at, evaluate
 from lmms_prune.information.horizon import EPSILON
 from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.leaderboard.statistics import CONFIDENCE, mean_ratio, resampled
-from lmms_prune.measurements import InformationError
-from lmms_prune.schedule import Schedule, ScheduleError
+from lmms_prune.record.information import InformationError
+from lmms_prune.schedule import Schedule
 from lmms_prune.sweep.run import Outcome
 
 DEEP = (0.0, 0.05, 0.15)  # ratios kept past the horizon

@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lmms_prune.families import ModelParts
-from lmms_prune.ragged import finest, owners
-from lmms_prune.refusals import PruningError
-from lmms_prune.tower import ClipTower, Grid, QwenTower, Tower, TowerRun
+from lmms_prune.errors import PruningError
+from lmms_prune.methods.shared.tensors import finest, owners
+from lmms_prune.models.families import ModelParts
+from lmms_prune.models.tower import ClipTower, Grid, QwenTower, Tower, TowerRun
 
 # Attention weights that exist at once: 256 MiB in float32.
 _MOST = 2**26
@@ -258,7 +258,7 @@ class TokenView:
         return list(self.questions)
 
     def guided(self, checkpoint: str, new_tokens: int, last_visual: bool) -> Float[Tensor, "B N"]:
-        """Attention that a guide model's whole answer pays to each original visual token (see `lmms_prune.guide`)."""
+        """Attention that a guide model's whole answer pays to each original visual token (see `lmms_prune.pruning.guide`)."""
         assert self.guide is not None, "the method's row in METHODS does not say that it asks a guide"
         sums = [x.to(self.valid.device) for x in self.guide(self.tower, checkpoint, new_tokens, last_visual)]
         return torch.stack([pad(x, (0, max(self.sizes) - len(x))) for x in sums])

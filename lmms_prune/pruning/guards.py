@@ -9,12 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lmms_prune.calls import FORWARD, GENERATE
 from lmms_prune.compat.transformers import generation_settings, named_for_generate, watch_cache
-
-
-class PruningError(RuntimeError):
-    """A way of running the model in which the cut tokens, or their positions, would go wrong, or a prefill in which they did."""
+from lmms_prune.errors import PruningError
+from lmms_prune.pruning.calls import FORWARD, GENERATE
 
 
 class GenerateGuard:

@@ -15,24 +15,28 @@ from torch import Tensor, nn
 
 from lmms_prune.compat.torch import forward_pre_hooks
 from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, layer_keys, named
-from lmms_prune.expected import FLAG, TEXT, TEXTS, WHOLE, expect, optional
-from lmms_prune.families import BrokenImageError, ModelParts, UnsupportedModelError
-from lmms_prune.guide import answer_attention, check_guide, load_guide
-from lmms_prune.layout import Layout, read_rows
-from lmms_prune.methods.base import Method
-from lmms_prune.ragged import Packing, attention_mask, gather, gather_rotary, pack
-from lmms_prune.refusals import (
-    CacheGuard,
-    GenerateGuard,
+from lmms_prune.errors import (
+    FLAG,
+    TEXT,
+    TEXTS,
+    WHOLE,
+    BrokenImageError,
     PruningError,
-    refuse_arguments,
-    refuse_growing_prompt,
-    refuse_inputs,
+    UnsupportedModelError,
+    expect,
+    optional,
 )
+from lmms_prune.methods.base import Method
+from lmms_prune.methods.shared.tensors import gather
+from lmms_prune.methods.view import LayerInput, TokenView
+from lmms_prune.models.families import ModelParts
+from lmms_prune.models.tower import Asks, Tower, TowerRecorder, TowerRun, tower_shape
+from lmms_prune.pruning.guards import CacheGuard, GenerateGuard, refuse_arguments, refuse_growing_prompt, refuse_inputs
+from lmms_prune.pruning.guide import answer_attention, check_guide, load_guide
+from lmms_prune.pruning.layout import Layout, read_rows
+from lmms_prune.pruning.ragged import Packing, attention_mask, gather_rotary, pack
+from lmms_prune.pruning.trace import ProductCounter, RowTrace, Trace
 from lmms_prune.schedule import OWN, Schedule, Stage
-from lmms_prune.tower import Asks, Tower, TowerRecorder, TowerRun, tower_shape
-from lmms_prune.trace import ProductCounter, RowTrace, Trace
-from lmms_prune.view import LayerInput, TokenView
 
 POSITIONS = ("original", "compact")
 
@@ -71,7 +75,7 @@ def prune(
         TypeError: an argument is of another type; names it.
         ScheduleError: the schedule does not fit the model.
         UnsupportedModelError: the model, its attention kernel, or the position policy is not supported.
-        PruningError: an argument of ``forward`` or ``generate`` that `lmms_prune.calls` refuses or does not know, a cache
+        PruningError: an argument of ``forward`` or ``generate`` that `lmms_prune.pruning.calls` refuses or does not know, a cache
             that cannot hold layers of different lengths or is used outside of the block that filled it, right padding,
             video input, a prompt whose last token is visual and may be dropped, a model that is copied, or whose layers
             are replaced, inside the block, a block inside a block, a schedule that never got to act (an image with no

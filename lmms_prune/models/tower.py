@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from lmms_prune.families import ModelParts, UnsupportedModelError, rotated
+from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.models.families import ModelParts, rotated
 
 # Attention weights that exist at once: 256 MiB in float32.
 _MOST = 2**26

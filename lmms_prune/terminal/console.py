@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from lmms_prune.redaction import redacted
+from lmms_prune.record.redaction import redacted
 
 SECRETS: ContextVar[tuple[str, ...]] = ContextVar("secrets", default=())
 """Values that no file may hold: the command line sets those of its environment, commands hand them to whoever writes."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, CLIPModel
 
-from lmms_prune.families import UnsupportedModelError
+from lmms_prune.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)

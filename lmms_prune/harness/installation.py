@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from lmms_prune.compat.versions import VERSIONS, install_command, other_version
-from lmms_prune.supported import SUPPORTED
+from lmms_prune.models.supported import SUPPORTED
 
 LMMS_EVAL = Path(sys.executable).with_name("lmms-eval")
 """lmms-eval's command, which is installed beside this Python."""

@@ -1,13 +1,59 @@
-"""What the arguments of public functions must be, checked by name at the door. Free of torch."""
+"""The errors that several packages raise, and the checks of argument types at the public functions. Free of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from difflib import get_close_matches
 from numbers import Integral, Real
 from reprlib import repr as shortened
 from typing import Any
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot be run; the message points at the place in the text.
+
+    Args:
+        message: what is wrong.
+        text: the whole schedule.
+        span: where in `text`, from and up to; an empty span is where something is missing.
+    """
+
+    def __init__(self, message: str, text: str = "", span: tuple[int, int] | None = None):
+        self.text, self.span = text, span
+        lines = [f"schedule: {_printable(message)}"]
+        if span is not None:
+            start, end = span
+            lines += [f"    {_printable(text)}", "    " + " " * start + "^" * max(1, end - start)]
+        super().__init__("\n".join(lines))
+
+
+def _printable(text: str) -> str:
+    """`text` on one line, as long as it was: a line break or a tab would lead the pointer astray."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+class OptionError(ValueError):
+    """An option that a method does not have, or a value that it does not take."""
+
+
+class UnsupportedModelError(ValueError):
+    """A model, or a way of running it, that is not supported; the message says what is."""
+
+
+class BrokenImageError(ValueError):
+    """A prompt whose visual tokens are not whole images."""
+
+
+class PruningError(RuntimeError):
+    """A way of running the model in which the cut tokens, or their positions, would go wrong, or a prefill in which they did."""
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The hint of an error about an unknown name: a suggestion if one is near, else all that is known."""
+    near = get_close_matches(name.lower(), known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(sorted(known))}."
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lmms_prune.console import SECRETS, fail
+from lmms_prune.errors import ScheduleError
 from lmms_prune.information.given import (
     Include,
     Json,
@@ -27,10 +27,11 @@ from lmms_prune.information.given import (
     said_plainly,
     task_names,
 )
-from lmms_prune.schedule import Schedule, ScheduleError
+from lmms_prune.schedule import Schedule
+from lmms_prune.terminal.console import SECRETS, fail
 
 if TYPE_CHECKING:
-    from lmms_prune.information.propose import Proposal
+    from lmms_prune.calibration.propose import Proposal
 
 
 def calibrate(
@@ -62,11 +63,11 @@ def calibrate(
     """
     chosen = method_names(methods)
     with said_plainly():
+        from lmms_prune.calibration.propose import candidates, propose, removal_horizon
         from lmms_prune.harness.calibrations import calibration_file, keep_calibration
         from lmms_prune.information.aggregate import by_layer, by_sample
         from lmms_prune.information.depth import Evaluation
         from lmms_prune.information.horizon import vanishes
-        from lmms_prune.information.propose import candidates, propose, removal_horizon
 
         names = task_names(tasks)
         read = [Schedule.parse(text) for text in beside or []]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from lmms_prune.compat.transformers import cache_of, layer_keys
-from lmms_prune.families import ModelParts, UnsupportedModelError
-from lmms_prune.layout import Layout
-from lmms_prune.view import LayerInput, Tokens
+from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.methods.view import LayerInput, Tokens
+from lmms_prune.models.families import ModelParts
+from lmms_prune.pruning.layout import Layout
 
 
 @lru_cache(maxsize=1)

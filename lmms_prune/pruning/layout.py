@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.families import BrokenImageError, ModelParts
-from lmms_prune.ragged import Packing, gather, owners, pack
-from lmms_prune.refusals import PruningError
+from lmms_prune.errors import BrokenImageError, PruningError
+from lmms_prune.methods.shared.tensors import gather, owners
+from lmms_prune.methods.view import LayerInput, Tokens, TokenView
+from lmms_prune.models.families import ModelParts
+from lmms_prune.pruning.ragged import Packing, pack
+from lmms_prune.pruning.trace import RowTrace
 from lmms_prune.schedule import Stage
-from lmms_prune.trace import RowTrace
-from lmms_prune.view import LayerInput, Tokens, TokenView
 
 _MISCOUNTED = "a method kept another number of tokens than its row in METHODS says, tokens that were not there, or an index twice."
 

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import isqrt
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lmms_prune.compat.versions import refuse_other_versions
-from lmms_prune.ragged import MaskForm
-from lmms_prune.supported import SUPPORTED, Supported
+from lmms_prune.errors import BrokenImageError, UnsupportedModelError
+from lmms_prune.models.supported import SUPPORTED, Supported
 
 # Whatever touches a model comes by here; schedules can be read, and an installation examined, beside any version.
 refuse_other_versions()
+
+MaskForm = Literal["sdpa", "eager", "flash"]
+"""How an attention kernel takes its mask: boolean 4-D or none, additive 4-D, 2-D key mask or none."""
 
 _FORMS: dict[str, MaskForm] = {
     "sdpa": "sdpa",
@@ -25,14 +28,6 @@ _FORMS: dict[str, MaskForm] = {
     "flash_attention_2": "flash",
     "flash_attention_3": "flash",
 }
-
-
-class UnsupportedModelError(ValueError):
-    """A model, or a way of running it, that is not supported; the message says what is."""
-
-
-class BrokenImageError(ValueError):
-    """A prompt whose visual tokens are not whole images."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lmms_prune.families import UnsupportedModelError
-from lmms_prune.ragged import add_up, directions, gather, settled
-from lmms_prune.tower import ClipTower
-from lmms_prune.view import TokenView
+from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.methods.shared.tensors import add_up, directions, gather, settled
+from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tower import ClipTower
 
 # Rows of the similarity matrix that exist at once.
 _BLOCK = 1024

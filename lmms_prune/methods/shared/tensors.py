@@ -1,0 +1,62 @@
+"""Tensor functions that several methods share. Dimension letters: B rows, L entries before, N after, D features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def gather(x: Shaped[Tensor, "B L *D"], index: Int[Tensor, "B N"]) -> Shaped[Tensor, "B N *D"]:
+    """The entries of `x` at `index`, row by row."""
+    return x[torch.arange(len(x), device=x.device)[:, None], index.to(x.device)]
+
+
+def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], places: int) -> Shaped[Tensor, "B N *D"]:
+    """At each of `places` places the sum of the entries that go there, added in the same order in every run."""
+    sums = x.new_zeros(len(x), places, *x.shape[2:])
+    if x.is_cuda:
+        # Scattering adds in any order there, so that the last bits, and with them later choices, would vary.
+        rows = torch.arange(len(x), device=x.device)[:, None].expand_as(into)
+        return sums.index_put((rows, into), x, accumulate=True)
+    return sums.scatter_add(1, into.view(*into.shape, *(1,) * (x.dim() - 2)).expand_as(x), x)
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """The finest floating type of a device; Apple GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def directions(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """Each vector at length 1, in the finest type; zero stays zero."""
+    return normalize(x.to(finest(x.device)), dim=-1)
+
+
+def settled(products: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Products of `directions`, put (in place) on a grid that is finer than any choice and coarser than rounding.
+
+    A matrix product rounds differently from place to place, and from batch to batch: what is equal on paper becomes
+    equal here, so that ties are ties.
+    """
+    steps = 2.0**32 if products.dtype == torch.float64 else 2.0**20
+    return products.mul_(steps).round_().div_(steps)
+
+
+def owners(rows: Sequence[int], repeats: int) -> list[int]:
+    """For each image, given its row, the number of the image it repeats.
+
+    Args:
+        rows: the row of each image, in order.
+        repeats: rows come in groups of so many equal ones, as `generate` makes them for several answers.
+    """
+    numbers: list[int] = []
+    first = 0
+    for _, group in groupby(rows, key=lambda row: row // repeats):
+        images = len(list(group))
+        numbers += [first + i % (images // repeats) for i in range(images)]
+        first += images // repeats
+    return numbers

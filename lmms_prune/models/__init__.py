@@ -1,0 +1,1 @@
+"""The model families: what differs between architectures, and their sizes."""

@@ -1,0 +1,132 @@
+"""One stage of a schedule: which method acts, at the input of which decoder layer, keeping how many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
+from typing import Final, Literal, TypeAlias
+
+from lmms_prune.errors import FROM_ZERO, PAIRS, TEXT, Kind, OptionError, ScheduleError, did_you_mean, expect
+from lmms_prune.methods import METHODS, MethodSpec
+
+OWN: Final = "own"
+Keep: TypeAlias = Decimal | int | Literal["own"] | None
+"""How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``, OWN the method's own rule."""
+
+_KEEP = Kind(
+    "a ratio as a Decimal, a number of tokens as an int, None (the unknown) or OWN",
+    lambda keep: keep is None or keep == OWN or (isinstance(keep, (Decimal, int)) and not isinstance(keep, bool)),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pruning step: `method` acts on the input of 0-based decoder layer `layer` and keeps `keep`.
+
+    Args:
+        method: a name of `METHODS`.
+        layer: the first `layer` decoder layers see the tokens as they were; 0 is before the decoder.
+        keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that `Schedule.solve` finds. Methods that drop everything take 0, methods with a count rule of their own may take OWN.
+        options: the method's own options as (name, value) pairs, defaults left out.
+    """
+
+    method: str
+    layer: int
+    keep: Keep
+    options: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, float):
+            raise ScheduleError(f"a ratio is a Decimal, so that it is exact: write Decimal('{self.keep}').")
+        expect(
+            method=(self.method, TEXT),
+            layer=(self.layer, FROM_ZERO),
+            keep=(self.keep, _KEEP),
+            options=(self.options, PAIRS),
+        )
+        if self.spec.drops_all and self.keep == 0:
+            object.__setattr__(self, "keep", 0)
+        if self.keep == OWN and self.spec.keep != "optional":
+            raise ScheduleError(f"{self.method} has no count rule of its own; say how much it keeps.")
+        names = [name for name, _ in self.options]
+        if len(set(names)) < len(names):
+            raise ScheduleError(f"stage '{self.method}@{self.layer}' names an option twice: {', '.join(names)}.")
+        for name, value in self.options:
+            self._check_option(name, value)
+        defaults = {option.name: option.default for option in self.spec.options}
+        kept = tuple(sorted((k, v) for k, v in self.options if defaults.get(k) != v))
+        object.__setattr__(self, "options", kept)
+
+    def _check_option(self, name: str, value: object) -> None:
+        """An option must be one that can be written, or the stage's text would say something else."""
+        try:
+            read = self.spec.option(name, print_option(value))
+        except OptionError as error:
+            raise ScheduleError(str(error)) from None
+        if read != value or isinstance(read, bool) != isinstance(value, bool):
+            raise ScheduleError(f"{self.method}: the option {name}={value!r} is not what its text says: {read!r}.")
+
+    @property
+    def spec(self) -> MethodSpec:
+        if self.method not in METHODS:
+            raise ScheduleError(f"unknown method '{self.method}'.{did_you_mean(self.method, list(METHODS))}")
+        return METHODS[self.method]
+
+    def __str__(self) -> str:
+        text = f"{self.method}@{self.layer}"
+        if not self.spec.drops_all and self.keep != OWN:
+            text += f":{print_keep(self.keep)}"
+        return text + "".join(f";{name}={print_option(value)}" for name, value in self.options)
+
+    @property
+    def at_most(self) -> bool:
+        """Whether the stage may keep fewer tokens than planned; how many is known only when it has run."""
+        return self.keep == OWN or self.spec.at_most
+
+    def asked(self, images: Sequence[int]) -> list[int]:
+        """Tokens asked for in each image, given the images' original token counts; all where the method decides."""
+        if self.keep == OWN:
+            return list(images)
+        if self.keep is None:
+            raise ScheduleError(f"the unknown '?' of stage '{self}' was not solved. Give a budget, e.g. budget=192t.")
+        if isinstance(self.keep, int):
+            return share(min(self.keep, sum(images)), images)
+        return [int((self.keep * n).to_integral_value(ROUND_HALF_EVEN)) for n in images]
+
+    def kept(self, images: Sequence[int], present: Sequence[int]) -> list[int]:
+        """Tokens this stage leaves in each image, of the `present` ones, by the method's count rule (`at_most`: or fewer)."""
+        options = dict(self.options)
+        return [
+            n if asked >= n else min(n, self.spec.count(asked, n, options))
+            for asked, n in zip(self.asked(images), present, strict=True)
+        ]
+
+
+def share(total: int, sizes: Sequence[int]) -> list[int]:
+    """Share `total` tokens out among images in proportion to their `sizes`: largest remainders first, then order.
+
+    As with any such rule, one token more in all can be one less for a small image.
+    """
+    if not sum(sizes):
+        return [0] * len(sizes)
+    exact = [Fraction(total * size, sum(sizes)) for size in sizes]
+    shares = [int(part) for part in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (shares[i] - exact[i], i))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def print_keep(keep: Keep) -> str:
+    """A keep as a schedule text has it."""
+    if keep is None:
+        return "?"
+    assert keep != OWN
+    return f"{keep}t" if isinstance(keep, int) else f"{keep.normalize():f}"
+
+
+def print_option(value: object) -> str:
+    """An option's value as a schedule text has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,119 @@
+"""The text of a schedule, read: errors point at the place.
+
+schedule := stage ("," stage)*
+stage    := method "@" layer [":" keep] (";" option "=" value)*
+keep     := ratio in [0, 1] of the original visual tokens | a number of tokens "252t" | "?"
+            (left out where the method drops everything, or decides by itself how much it keeps)
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+
+from lmms_prune.errors import OptionError, ScheduleError, did_you_mean
+from lmms_prune.methods import METHODS, MethodSpec
+from lmms_prune.schedule.stage import OWN, Keep, Stage
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+# No model has so many layers or tokens, and no ratio so many decimals; what is longer is a mistake, and slow to compute with.
+_DIGITS = 28
+_WHOLE = re.compile(rf"[0-9]{{1,{_DIGITS}}}")
+
+
+def read_stages(text: str) -> tuple[Stage, ...]:
+    """The stages of a schedule text.
+
+    Raises:
+        ScheduleError: points at what is wrong.
+    """
+    return _Parser(text).stages()
+
+
+def read_number(text: str) -> Decimal | None:
+    """The number that `text` is, of at most _DIGITS digits before and behind the point; None if it is none."""
+    try:
+        value = Decimal(text if text.isascii() and "_" not in text else "")
+    except InvalidOperation:
+        return None
+    if not value:
+        return Decimal(0)  # whatever its sign and exponent
+    within = value.is_finite() and value.adjusted() < _DIGITS and int(value.as_tuple().exponent) >= -_DIGITS
+    return value if within else None
+
+
+class _Parser:
+    """Reads one schedule text, remembering where each piece stands so that errors can point."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def stages(self) -> tuple[Stage, ...]:
+        stages, start = [], 0
+        for number, part in enumerate(self.text.split(","), 1):
+            stages.append(self.stage(part, start, number))
+            start += len(part) + 1
+        return tuple(stages)
+
+    def error(self, message: str, start: int, piece: str) -> ScheduleError:
+        return ScheduleError(message, self.text, (start, start + len(piece)))
+
+    def stage(self, part: str, start: int, number: int) -> Stage:
+        start += len(part) - len(part.lstrip())
+        part = part.strip()
+        head, *options = part.split(";")
+        name, at, place = head.partition("@")
+        if not at or not _NAME.fullmatch(name):
+            raise self.error(f"stage {number} is '{part}'; a stage looks like 'dart@2:0.44'.", start, part)
+        if name not in METHODS:
+            hint = did_you_mean(name, list(METHODS))
+            raise self.error(f"unknown method '{name}' in stage {number}.{hint}", start, name)
+        layer, colon, keep = place.partition(":")
+        at_layer = start + len(name) + 1
+        if not _WHOLE.fullmatch(layer):
+            raise self.error(f"the layer '{layer}' in stage {number} must be a whole number.", at_layer, layer)
+        at_keep = at_layer + len(layer) + 1
+        value = self.keep(keep, METHODS[name], number, at_keep, bool(colon))
+        pairs: dict[str, object] = {}
+        at_option = start + len(head) + 1
+        for option in options:
+            named, said = self.option(option, METHODS[name], at_option)
+            if named in pairs:
+                raise self.error(f"stage {number} names the option '{named}' twice.", at_option, option)
+            pairs[named] = said
+            at_option += len(option) + 1
+        return Stage(name, int(layer), value, tuple(pairs.items()))
+
+    def keep(self, text: str, spec: MethodSpec, number: int, start: int, given: bool) -> Keep:
+        if not given:
+            if spec.drops_all:
+                return 0
+            if spec.keep == "optional":
+                return OWN
+            message = f"stage {number} does not say how much {spec.name} keeps; write e.g. '{spec.example}'."
+            raise self.error(message, start - 1, "")
+        if text == "?":
+            if spec.drops_all:
+                raise self.error(
+                    f"{spec.name} takes no keep, so there is nothing to solve; write '{spec.example}'.", start, text
+                )
+            return None
+        count = text.endswith("t") and _WHOLE.fullmatch(text[:-1])
+        value = int(text[:-1]) if count else read_number(text)
+        if value is None:
+            message = f"the keep '{text}' in stage {number} is neither a ratio (0.44), a count (252t) nor '?'."
+            raise self.error(message, start, text)
+        if spec.drops_all and value != 0:
+            raise self.error(
+                f"{spec.name} drops every visual token and takes no keep; write '{spec.example}'.", start, text
+            )
+        return 0 if spec.drops_all else value
+
+    def option(self, text: str, spec: MethodSpec, start: int) -> tuple[str, object]:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        try:
+            if not equals:
+                raise OptionError(f"the option '{text}' of {spec.name} has no value; write name=value.")
+            return name, spec.option(name, value)
+        except OptionError as error:
+            raise self.error(str(error), start, text) from None
