@@ -18,6 +18,7 @@ from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.terminal.console import SECRETS, fail, plainly
+from lmms_prune.terminal.options import DEFAULT_MODEL, Json
 
 # Where each command is, beside those of this file: a function, or a group of them.
 COMMANDS = {
@@ -81,7 +82,6 @@ class _Lazy(TyperGroup):
 app = typer.Typer(
     cls=_Lazy, no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
 )
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 def _version(asked: bool) -> bool:
@@ -121,13 +121,13 @@ def methods(
         return
     table = Table(box=box.SIMPLE_HEAD)
     # What a narrow terminal cannot hold is in each method's own view, and in the JSON.
-    more = ("families", "training-free", "arXiv") if Console().width >= 140 else ()
+    more = ("training-free", "arXiv") if Console().width >= 140 else ()
     for column in ("method", "class", "layers", "keeps", "reads", *more):
         table.add_column(column, no_wrap=column in ("method", "layers", "arXiv"), overflow="fold")
     for spec in METHODS.values():
         layers = spec.layers_text.replace("1 and deeper", "≥ 1")
         row = (spec.name, _class(spec), layers, spec.count_text, ", ".join(spec.reads) or "nothing")
-        wide = (", ".join(spec.families), "no" if spec.trained else "yes", spec.paper.rsplit("/", 1)[1])
+        wide = ("no" if spec.trained else "yes", spec.paper.rsplit("/", 1)[1])
         table.add_row(*row, *(wide if more else ()))
     Console().print(table)
     Console().print("lmms-prune methods NAME shows one with its options, its example and its paper.")
@@ -144,7 +144,6 @@ def _show_one(spec: MethodSpec) -> None:
         "reads": spec.reads_text,
         "layers": spec.layers_text,
         "keeps": spec.count_text,
-        "families": " and ".join(spec.families),
         "example": spec.example,
         "paper": spec.paper,
     }
@@ -166,7 +165,6 @@ def _described(spec: MethodSpec) -> dict[str, Any]:
         "keep": spec.keep,
         "count": spec.count_text,
         "rewrites": spec.rewrites,
-        "families": list(spec.families),
         "example": spec.example,
         "options": [{"name": o.name, "default": o.default, "allowed": o.allowed, "help": o.help} for o in spec.options],
     }
@@ -229,7 +227,7 @@ def demo(
                 highlight=False,
                 markup=False,
             )
-            console.print(f"On the real LLaVA-1.5:\n\n  {_FRONT_DOOR}\n", soft_wrap=True, highlight=False)
+            console.print(f"On a real checkpoint:\n\n  {_FRONT_DOOR}\n", soft_wrap=True, highlight=False)
     for failure in record["failures"]:
         typer.echo(f"lmms-prune: {failure['model']}, schedule {failure['schedule']}: {failure['error']}", err=True)
     if record["failures"]:
@@ -241,4 +239,4 @@ kept: the mean share of the unpruned scores that is left, in percent. random@1:1
 
 One of these runs, as you would type it (lmms-eval's own table has shares of 1, and OCRBench's points of 1000):
 """
-_FRONT_DOOR = "lmms-eval --model llava_pruned --model_args schedule=dart@2:0.44,random@20:0.07 --tasks textvqa_val"
+_FRONT_DOOR = f"lmms-eval --model {DEFAULT_MODEL} --model_args schedule=dart@2:0.44,random@20:0.07 --tasks textvqa_val"

@@ -131,7 +131,7 @@ MUTANTS = (
     ),
     Mutant(
         "the image's start and length are hard-coded",
-        "models/families.py",
+        "models/family.py",
         "spans.append((start, size))",
         "spans.append((5, size))",
         ("tests/test_families.py::test_runs_of_visual_tokens_are_cut_into_images", REFERENCE),

@@ -23,14 +23,14 @@ BELOW = {
     "models": {"compat", "errors"},
     "methods": {"errors", "models", "record"},
     "schedule": {"errors", "methods"},
-    "terminal": {"record"},
+    "terminal": {"models", "record"},
     "efficiency": {"errors", "models", "schedule", "terminal"},
     "pruning": {"compat", "errors", "methods", "models", "schedule"},
     "harness": {"compat", "efficiency", "errors", "models", "pruning", "record", "schedule"},
     "configs": {"efficiency", "errors", "harness", "models", "record", "schedule", "terminal"},
     "sweep": {"configs", "harness", "record", "terminal"},
     "leaderboard": {"errors", "harness", "methods", "models", "record", "schedule", "terminal"},
-    "demo": {"compat", "harness", "leaderboard", "record", "schedule", "terminal"},
+    "demo": {"compat", "harness", "leaderboard", "models", "record", "schedule", "terminal"},
     "certificate": {"compat", "demo", "errors", "harness", "methods", "models", "pruning", "schedule", "terminal"},
     "information": {
         "compat",
@@ -248,3 +248,31 @@ def test_importing_changes_nothing_elsewhere_and_needs_no_decord() -> None:
     The stock wrappers import decord unconditionally, and it has no wheel for some machines.
     """
     assert run(HEAVY) == {"same": True, "threads": True}
+
+
+# Tables whose subject is one model: the paper's runs, its schedules, the demo's checkpoints, and library names.
+ABOUT_ONE_MODEL = {"compat/transformers.py", "configs/table.py", "schedule/presets.py"}
+
+
+def told_of_one_family(path: Path) -> list[str]:
+    """Names of families, sizes of their images, and stand-ins for a family, outside of docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in texts:
+            value = node.value
+            named = isinstance(value, str) and re.search(r"llava|qwen2", value, re.IGNORECASE)
+            if named or (type(value) is int and value in (576, 1280)):
+                found.append(f"line {node.lineno}: {value!r}")
+        name = getattr(node, "id", getattr(node, "attr", ""))
+        if re.search(r"llava|qwen|mrope|class_token$", name, re.IGNORECASE):
+            found.append(f"line {node.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if part(p) not in ("demo", "models")], ids=lambda path: path.name)
+def test_nothing_outside_of_models_knows_a_family(path: Path) -> None:
+    """A family is asked, never told from another by its name, or by a stand-in such as "has M-RoPE"."""
+    if str(path.relative_to(PACKAGE)) not in ABOUT_ONE_MODEL:
+        assert told_of_one_family(path) == []

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmms_prune.harness.models import LlavaPruned, Qwen25VLPruned
-from lmms_prune.harness.pruned import PrunedModel
-from lmms_prune.harness.wrappers import WRAPPERS as ARGUMENTS
+from lmms_prune.harness.models import MODELS
 from lmms_prune.methods import METHODS
-from lmms_prune.models.families import FAMILIES
+from lmms_prune.models import FAMILIES
 
 ROOT = Path(__file__).parents[1]
-WRAPPERS: dict[str, type[PrunedModel]] = {"llava_pruned": LlavaPruned, "qwen2_5_vl_pruned": Qwen25VLPruned}
 
 
 def test_every_family_has_its_wrapper() -> None:
-    assert {wrapper.family.model_name: wrapper for wrapper in WRAPPERS.values()} == WRAPPERS
-    assert set(WRAPPERS) == set(ARGUMENTS) == {family.model_name for family in FAMILIES.values()}
+    assert {name: kind.family for name, kind in MODELS.items()} == {
+        family.model_name: family for family in FAMILIES.values()
+    }
 
 
 def test_the_readme_has_a_row_for_every_method() -> None:

@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConf
 
 from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.models.families import FAMILIES, ModelParts, family_of
+from lmms_prune.models import FAMILIES, family_of
+from lmms_prune.models.parts import ModelParts
 
 LLAVA, QWEN = FAMILIES["llava"], FAMILIES["qwen2_5_vl"]
 
@@ -37,16 +38,16 @@ def test_a_llava_with_another_vision_tower_is_refused() -> None:
 
 def test_runs_of_visual_tokens_are_cut_into_images() -> None:
     visual = [False, True, True, True, True, False, True, True]
-    assert LLAVA.image_spans(visual, 2, []) == [(1, 2), (3, 2), (6, 2)]
-    assert QWEN.image_spans(visual, None, [4, 2]) == [(1, 4), (6, 2)]
-    assert QWEN.image_spans(visual, None, [1, 3, 2]) == [(1, 1), (2, 3), (6, 2)]
-    assert QWEN.image_spans(visual, None, []) == [(1, 4), (6, 2)]
-    assert QWEN.image_spans([False], None, []) == []
+    assert LLAVA.spans(visual, 2, []) == [(1, 2), (3, 2), (6, 2)]
+    assert QWEN.spans(visual, None, [4, 2]) == [(1, 4), (6, 2)]
+    assert QWEN.spans(visual, None, [1, 3, 2]) == [(1, 1), (2, 3), (6, 2)]
+    assert QWEN.spans(visual, None, []) == [(1, 4), (6, 2)]
+    assert QWEN.spans([False], None, []) == []
 
 
 def test_a_run_that_is_no_whole_image_is_an_error() -> None:
     with pytest.raises(ValueError, match="a run of 3 visual tokens does not hold a whole image of 4"):
-        LLAVA.image_spans([True, True, True], 4, [])
+        LLAVA.spans([True, True, True], 4, [])
 
 
 @pytest.mark.parametrize("config", [LlavaNextConfig(), LlavaOnevisionConfig(), LlamaConfig()])

@@ -23,7 +23,7 @@ from lmms_prune.harness.installation import (
     reinstall,
     versions,
 )
-from lmms_prune.models.supported import SUPPORTED
+from lmms_prune.models import SUPPORTED
 
 NAMES = [family.model_name for family in SUPPORTED]
 

@@ -192,15 +192,14 @@ def test_a_checkpoints_code_runs_only_where_that_is_asked_for(
     stranger: tuple[Path, Path], trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lmms_prune.errors import UnsupportedModelError
-    from lmms_prune.harness.arguments import ArgumentError
+    from lmms_prune.harness.arguments import ArgumentError, ModelArguments
     from lmms_prune.harness.loading import read_config
-    from lmms_prune.harness.wrappers import WRAPPERS
-    from lmms_prune.models.families import FAMILIES
+    from lmms_prune.models import FAMILIES
 
     folder, mark = stranger
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     text = f"pretrained={folder},schedule=vtw@2" + (",trust_remote_code=true" if trusted else "")
-    arguments = WRAPPERS["llava_pruned"].read(text, None)
+    arguments = ModelArguments.read(text, None, FAMILIES["llava"])
     with pytest.raises(UnsupportedModelError if trusted else ArgumentError):
         read_config(arguments, FAMILIES["llava"])
     assert mark.exists() is trusted

@@ -16,20 +16,24 @@ from rich.table import Table
 
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS
-from lmms_prune.models.sizes import NAMED, ArchitectureError, of_checkpoint
+from lmms_prune.models import FAMILIES, MODEL_NAMES
+from lmms_prune.models.architectures import PUBLISHED, of_checkpoint
+from lmms_prune.models.sizes import ArchitectureError
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import fail, plainly
+from lmms_prune.terminal.options import Json
 
 HYBRID = "dart@2:0.44,random@20:0.07"
 Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or hub name.")]
-Arch = Annotated[str | None, typer.Option(help=f"Or random weights in the sizes of {', '.join(NAMED)}.")]
+Arch = Annotated[str | None, typer.Option(help=f"Or random weights in the sizes of {', '.join(PUBLISHED)}.")]
 Layers = Annotated[int | None, typer.Option(min=2, help="With --arch: fewer decoder layers than it has.")]
 Dtype = Annotated[
     str, typer.Option(help="float32, float16, bfloat16 (or fp32, fp16, bf16), or auto: the checkpoint's.")
 ]
-GridSides = Annotated[str, typer.Option("--grid", help="Qwen2.5-VL: rows x columns of an image's visual tokens.")]
+GridSides = Annotated[
+    str, typer.Option("--grid", help="Where images differ in size: rows x columns of an image's visual tokens.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 def bench(
@@ -84,7 +88,7 @@ def bench(
 
 def bench_methods(
     names: Annotated[str | None, typer.Option("--methods", help="Methods with commas; default: all.")] = None,
-    family: Annotated[str, typer.Option(help="llava (576 visual tokens) or qwen2_5_vl (2048).")] = "llava",
+    family: Annotated[str, typer.Option(help=f"{' or '.join(FAMILIES)}.")] = next(iter(FAMILIES)),
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
     keep: Annotated[float, typer.Option(min=0, max=1, help="The ratio of tokens to keep.")] = 0.33,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 5,
@@ -95,8 +99,8 @@ def bench_methods(
 
     Takes about 5 GB of memory for LLaVA and 9 GB for Qwen2.5-VL; float32 on a CPU, bfloat16 on a GPU.
     """
-    if family not in ("llava", "qwen2_5_vl"):
-        fail(f"--family {family}: use llava or qwen2_5_vl.")
+    if family not in FAMILIES:
+        fail(f"--family {family}: use {' or '.join(FAMILIES)}.")
     chosen = names.split(",") if names else list(METHODS)
     for name in chosen:
         if name not in METHODS:
@@ -128,7 +132,7 @@ def bench_methods(
 def bench_throughput(
     model_args: Annotated[str, typer.Option("--model_args", help="As for lmms-eval: pretrained=FOLDER,….")],
     task: Annotated[str, typer.Option(help="A task of lmms-eval whose answers are short.")] = "pope",
-    model: Annotated[str, typer.Option(help="llava_pruned or qwen2_5_vl_pruned.")] = "llava_pruned",
+    model: Annotated[str, typer.Option(help=f"{' or '.join(MODEL_NAMES)}.")] = next(iter(MODEL_NAMES)),
     schedules: Annotated[
         list[str] | None, typer.Option("--schedule", help="Repeatable. Default: none, and an average of a ninth.")
     ] = None,
@@ -210,9 +214,9 @@ def bench_information(
 
 def _one_model(command: str, model: str | None, arch: str | None, layers: int | None) -> None:
     if (model is None) == (arch is None):
-        fail(f"{command}: give --model FOLDER or --arch NAME, one of {', '.join(NAMED)}.")
-    if arch is not None and arch not in NAMED:
-        fail(f"--arch {arch}: unknown.{did_you_mean(arch, list(NAMED))} Use one of {', '.join(NAMED)}.")
+        fail(f"{command}: give --model FOLDER or --arch NAME, one of {', '.join(PUBLISHED)}.")
+    if arch is not None and arch not in PUBLISHED:
+        fail(f"--arch {arch}: unknown.{did_you_mean(arch, list(PUBLISHED))} Use one of {', '.join(PUBLISHED)}.")
     if layers is not None and arch is None:
         fail(f"--layers {layers}: a checkpoint has the layers that it has; leave --layers out, or use --arch.")
 
@@ -227,7 +231,7 @@ def _check(schedules: Sequence[Schedule], model: str, layers: int | None, sides:
     if sizes is None:
         return
     for one in schedules:
-        one.check(layers or sizes.layers, [sizes.tower.image_tokens or sides[0] * sides[1]])
+        one.check(layers or sizes.layers, [sizes.tokens_per_image or sides[0] * sides[1]])
 
 
 def _drawable(plot: Path) -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import AutoModelForImageTextToText
 
 from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.harness.loading import load_model, pick_device
-from lmms_prune.models.families import ModelParts
-from lmms_prune.models.sizes import NAMED
+from lmms_prune.models import FAMILIES
+from lmms_prune.models.architectures import PUBLISHED
+from lmms_prune.models.parts import ModelParts
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 _SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -54,7 +49,7 @@ def existing_device(name: str) -> torch.device:
         ArgumentError: this machine has none.
     """
     given = {"pretrained": "none", "schedule": "none", "device": name}
-    return pick_device(ModelArguments.read(given, None, {}, ()), 0, 1)
+    return pick_device(ModelArguments.read(given), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dt
     if dtype not in _DTYPES:
         raise BenchError(f"--dtype {dtype}: use {', '.join(_DTYPES)}.")
     given = {"pretrained": checkpoint or str(arch), "schedule": "none", "dtype": dtype, "device": device}
-    arguments = ModelArguments.read(given, None, {}, ())
+    arguments = ModelArguments.read(given)
     place = pick_device(arguments, 0, 1)
     with fits(f"with the weights of {checkpoint or arch} alone", "a 16-bit --dtype, with --arch fewer --layers,"):
         if checkpoint is not None:
@@ -94,33 +89,20 @@ def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dt
     name = checkpoint or f"{arch}, {len(parts.layers)} decoder layers of random weights"
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
     title = f"{name}, {str(model.dtype).removeprefix('torch.')}, {where}"
-    return Ready(model, title, parts.family.tokens_per_image(parts.config) is not None)
+    return Ready(model, title, parts.tokens_per_image is not None)
 
 
 def random_model(name: str, layers: int | None, device: torch.device, dtype: torch.dtype) -> Any:
     """A model of a named architecture with the library's random weights.
 
     Args:
-        name: one of `lmms_prune.models.sizes.NAMED`.
+        name: one of `lmms_prune.models.sizes.PUBLISHED`.
         layers: decoder layers, if fewer than the architecture has are enough.
         device, dtype: where and in what type the weights are made.
     """
-    sizes = deepcopy(NAMED[name])
-    text, vision = sizes["text_config"], sizes["vision_config"]
-    if layers is not None:
-        text["num_hidden_layers"] = layers
-    if sizes["model_type"] == "llava":
-        text["model_type"], vision["model_type"] = "llama", "clip_vision_model"
-        config: Any = LlavaConfig(text_config=text, vision_config=vision, image_token_index=32000)
-        kind: Any = LlavaForConditionalGeneration
-    else:
-        half = text["hidden_size"] // text["num_attention_heads"] // 2
-        sections = [half // 4, 3 * half // 8, 3 * half // 8]
-        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-        config = Qwen2_5_VLConfig(text_config=text, vision_config={"depth": 32, **vision})
-        kind = Qwen2_5_VLForConditionalGeneration
+    config = FAMILIES[PUBLISHED[name]["model_type"]].random_config(name, layers)
     with torch.device(device):
-        return kind._from_config(config, dtype=dtype).eval()
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
 
 
 def random_inputs(model: Any, batch: int, grid: tuple[int, int] | None, text_tokens: int) -> dict[str, Tensor]:
@@ -136,13 +118,11 @@ def random_inputs(model: Any, batch: int, grid: tuple[int, int] | None, text_tok
         BenchError: the model takes images of another size.
     """
     parts = ModelParts.of(model)
-    fixed = parts.family.tokens_per_image(parts.config)
-    if fixed:
-        side = int(fixed**0.5)
-        if grid not in (None, (side, side)):
-            raise BenchError(f"this model's images have {side} x {side} visual tokens, not {grid[0]} x {grid[1]}.")
-        grid = (side, side)
-    elif grid is None:
+    only = parts.family.only_grid(parts.config)
+    if only and grid not in (None, only):
+        raise BenchError(f"this model's images have {only[0]} x {only[1]} visual tokens, not {grid[0]} x {grid[1]}.")
+    grid = only or grid
+    if grid is None:
         raise BenchError("images of this model have any size: say their rows and columns of visual tokens.")
     rows, columns = grid
     generator = torch.Generator().manual_seed(0)
@@ -153,15 +133,13 @@ def random_inputs(model: Any, batch: int, grid: tuple[int, int] | None, text_tok
     before = min(_BEFORE, text_tokens // 2)
     image = torch.full((batch, rows * columns), parts.config.image_token_id)
     ids = torch.cat([text[:, :before], image, text[:, before:]], dim=1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    vision = parts.config.vision_config
-    if parts.family.mrope:
-        merge = vision.spatial_merge_size
-        wide = 3 * vision.temporal_patch_size * vision.patch_size**2
-        pixels = torch.randn(batch * merge**2 * rows * columns, wide, generator=generator)
-        inputs["image_grid_thw"] = torch.tensor([[1, merge * rows, merge * columns]] * batch)
-        inputs["mm_token_type_ids"] = (ids == parts.config.image_token_id).int()
-    else:
-        pixels = torch.randn(batch, 3, vision.image_size, vision.image_size, generator=generator)
     weight = parts.decoder.norm.weight
-    return {name: x.to(weight.device) for name, x in {**inputs, "pixel_values": pixels.to(weight.dtype)}.items()}
+
+    def noise(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    images = [parts.family.image_inputs(parts.config, grid, noise) for _ in range(batch)]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **parts.family.extra_inputs(parts.config, ids)}
+    inputs |= {name: torch.cat([image[name] for image in images]) for name in images[0]}
+    inputs["pixel_values"] = inputs["pixel_values"].to(weight.dtype)
+    return {name: x.to(weight.device) for name, x in inputs.items()}

@@ -14,9 +14,10 @@ from scipy import stats
 from torch import Tensor
 
 from lmms_prune.bench.models import fits, random_inputs
-from lmms_prune.efficiency.cost import decode_flops, prefill_flops, tower_flops
-from lmms_prune.models.families import ModelParts
-from lmms_prune.models.sizes import Architecture, from_config
+from lmms_prune.efficiency.cost import decode_flops, encoder_flops, prefill_flops
+from lmms_prune.models.architectures import from_config
+from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.sizes import Architecture
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.schedule import Schedule
 
@@ -41,7 +42,7 @@ class Measured:
         case: what was generated.
         seconds: median over the repeats, from the call of ``generate`` to the last token.
         low, high: 95 % bootstrap interval of that median.
-        parts: median seconds of the vision tower with its projector, of selecting and cutting, of the rest up to the
+        parts: median seconds of the vision encoder with its projector, of selecting and cutting, of the rest up to the
             first token, and of all further tokens.
         ideal_speedup: the unpruned model's FLOPs over this one's, tower and decode steps included, the selection's not:
             it is no promise of the schedule, but a price.
@@ -196,9 +197,9 @@ class _Marks:
         """Hooks around `prune`'s own: a stage's time is what passes between the hook before and the hook after."""
         parts = ModelParts.of(model)
         stages = [parts.layers[stage.layer] for stage in schedule.stages]
-        last = parts.tower if parts.family.mrope else parts.multimodal.multi_modal_projector
+        last = parts.family.last_of_vision(parts.multimodal)
         handles = [
-            parts.tower.register_forward_pre_hook(self._opens(self.tower)),
+            parts.encoder.register_forward_pre_hook(self._opens(self.tower)),
             last.register_forward_hook(self._closes(self.tower)),
             model.register_forward_hook(self._answered),
             *(layer.register_forward_pre_hook(self._opens(self.selection)) for layer in stages),
@@ -278,7 +279,7 @@ def _account(
     with prune(model, schedule, count_selection=True) as trace:
         _generate(model, inputs, case)
     grids = ModelParts.of(model).grids(inputs, [row.visual_tokens for row in trace.rows])
-    run.flops = sum(tower_flops(sizes.tower, grid) for grid in grids)
+    run.flops = sum(encoder_flops(sizes.encoder, grid) for grid in grids)
     for row in trace.rows:
         lengths = [row.text_tokens + visual for visual in row.visual]
         run.flops += int(prefill_flops(sizes, lengths) + decode_flops(sizes, lengths, case.new_tokens - 1))

@@ -14,15 +14,15 @@ from lmms_prune.bench.models import random_inputs, random_model
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.view import LayerInput, TokenView
-from lmms_prune.models.families import ModelParts
-from lmms_prune.models.tower import Asks, TowerRecorder, tower_shape
+from lmms_prune.models import FAMILIES
+from lmms_prune.models.architectures import architecture
+from lmms_prune.models.encoder import EncoderRecorder, Signals
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.schedule import Schedule
 
 TEXT = 95  # tokens of a prompt beside its image
-# Visual tokens: LLaVA's 24 × 24, and a Qwen2.5-VL image of 64 × 32.
-CASES = {"llava": ("llava-1.5-7b", (24, 24)), "qwen2_5_vl": ("qwen2.5-vl-7b", (64, 32))}
-DEPTH = {"llava": 32, "qwen2_5_vl": 28}
+GRID = (64, 32)  # of visual tokens, where images differ in size
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def time_selection(
     """Time methods on a model of the 7B widths with random weights and few layers.
 
     Args:
-        family: "llava" (576 visual tokens) or "qwen2_5_vl" (2048).
+        family: a ``model_type``. Images have its own grid, or `GRID` where they differ in size.
         names: methods; those that need trained weights or a second model's answer are left out.
         batch: images selected for at once.
         keep: ratio of tokens to keep.
@@ -61,9 +61,11 @@ def time_selection(
     Returns:
         the seconds of one unpruned decoder layer on the same batch, and one timing a method.
     """
-    chosen = [METHODS[name] for name in names if _timeable(METHODS[name], family)]
+    chosen = [METHODS[name] for name in names if _timeable(METHODS[name])]
     methods = [spec.build(dict(Schedule.parse(spec.example).stages[0].options)) for spec in chosen]
-    name, grid = CASES[family]
+    name = next(name for name in FAMILIES[family].published if name.endswith("7b"))
+    sizes = architecture(name)
+    grid = FAMILIES[family].example if sizes.tokens_per_image else GRID
     model = random_model(name, 2, device, dtype)
     parts = ModelParts.of(model)
     views, run_layer = _observe(model, parts, random_inputs(model, batch, grid, TEXT), methods)
@@ -74,12 +76,12 @@ def time_selection(
         stage = Schedule.parse(f"{spec.name}@{view.layer}" + ("" if spec.drops_all else f":{keep}")).stages[0]
         budget = torch.tensor(stage.kept(list(view.sizes), list(view.counts)))
         seconds = median_seconds(lambda: _select(method, spec, view, budget), repeats, device)  # noqa: B023
-        timings.append(Timing(spec.name, view.layer, seconds, seconds / layer, seconds / layer / DEPTH[family]))
+        timings.append(Timing(spec.name, view.layer, seconds, seconds / layer, seconds / layer / sizes.layers))
     return layer, timings
 
 
-def _timeable(spec: MethodSpec, family: str) -> bool:
-    return family in spec.families and spec.ready and "guide" not in spec.reads
+def _timeable(spec: MethodSpec) -> bool:
+    return spec.ready and "guide" not in spec.reads
 
 
 def _select(method: Method, spec: MethodSpec, view: TokenView, budget: Tensor) -> None:
@@ -94,10 +96,10 @@ def _observe(
     model: Any, parts: ModelParts, inputs: dict[str, Tensor], methods: Sequence[Method]
 ) -> tuple[dict[int, TokenView], Callable[[], Any]]:
     """Views at layers 0 and 1 of one unpruned prefill, and layer 1 itself ready to run again."""
-    asks = Asks(grids=True)
+    signals = Signals(grids=True)
     for method in methods:
-        asks |= method.asks(tower_shape(parts))
-    recorder = TowerRecorder(parts, asks)
+        signals |= method.signals(parts.encoder_shape)
+    recorder = EncoderRecorder(parts, signals)
     calls: list[tuple[Tensor, dict]] = []
 
     def look(module: Any, args: tuple, kwargs: dict) -> None:
@@ -113,7 +115,7 @@ def _observe(
     assert recorder.run is not None
     layout = Layout.of(parts, inputs, None, recorder.run.grids)
     states = [LayerInput(i, hidden, kwargs["position_embeddings"]) for i, (hidden, kwargs) in enumerate(calls)]
-    more = {"embedded": states[0].hidden, "uncut_rotary": states[0].rotary, "tower_run": recorder.run}
+    more = {"embedded": states[0].hidden, "uncut_rotary": states[0].rotary, "encoder_run": recorder.run}
     views = {
         layer: layout.view(parts, states[layer], states[layer - 1] if layer else None, 0, **more) for layer in (0, 1)
     }

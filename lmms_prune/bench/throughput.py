@@ -12,9 +12,10 @@ from statistics import median
 
 from lmms_prune.bench.models import BenchError
 from lmms_prune.harness.arguments import split
+from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.results import read_results_file, results_files
 
-STOCK = {"llava_pruned": "llava_hf", "qwen2_5_vl_pruned": "qwen2_5_vl"}
+STOCK = {name: family.stock_model for name, family in MODEL_NAMES.items()}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from lmms_prune.terminal.console import plainly
+from lmms_prune.terminal.options import Json, Model, ModelArgs
 
 
 class _Hybrid(TyperGroup):
@@ -33,19 +34,14 @@ app = typer.Typer(
     help="Find a schedule for a model: the best hybrid at a budget, or what a method's paper found for its own models.",
 )
 
-Model = Annotated[str, typer.Option(help="llava_pruned or qwen2_5_vl_pruned, as for lmms-eval.")]
-ModelArgs = Annotated[
-    str, typer.Option("--model_args", help="As for lmms-eval, without schedule and budget: pretrained=…,dtype=….")
-]
 Data = Annotated[
     Path,
-    typer.Option(help="JSONL or JSON file of samples: image and question, or image and conversations (LLaVA's form)."),
+    typer.Option(help="JSONL or JSON file of samples: image and question, or image and conversations."),
 ]
 Images = Annotated[
     Path | None, typer.Option(help="Folder to which the images' paths are relative. Default: the data file's.")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first samples.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from lmms_prune.record.files import read_image, read_text, regular
 
 _FORMS = (
-    'an entry is {"image": "a.jpg", "question": "…"} or LLaVA\'s {"image": "a.jpg", "conversations": '
+    'an entry is {"image": "a.jpg", "question": "…"} or {"image": "a.jpg", "conversations": '
     '[{"from": "human", "value": "<image>\\n…"}, …]}'
 )
 

@@ -22,7 +22,7 @@ from lmms_prune.calibration.data import CalibrationError
 from lmms_prune.methods.fitprune import measures
 from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import LayerInput
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.pruning.ragged import attention_mask, gather_rotary
 from lmms_prune.schedule import Schedule, Stage

@@ -16,9 +16,6 @@ from rich.table import Table
 from lmms_prune.errors import ScheduleError
 from lmms_prune.information.given import (
     Include,
-    Json,
-    Model,
-    ModelArgs,
     Ready,
     found_documents,
     load_unpruned,
@@ -29,6 +26,7 @@ from lmms_prune.information.given import (
 )
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail
+from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
 
 if TYPE_CHECKING:
     from lmms_prune.calibration.propose import Proposal
@@ -40,7 +38,7 @@ def calibrate(
     limit: Annotated[
         int, typer.Option(min=2, help="Documents of each task that choose, and as many that verify.")
     ] = 64,
-    model: Model = "llava_pruned",
+    model: Model = DEFAULT_MODEL,
     model_args: ModelArgs = "",
     methods: Annotated[str, typer.Option(help="Methods that may act early, with commas.")] = "dart,divprune",
     beside: Annotated[

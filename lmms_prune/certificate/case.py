@@ -14,7 +14,7 @@ from lmms_prune.certificate.observe import Observed, Rewritten, generate, observ
 from lmms_prune.certificate.prompts import BATCHES, Row, answer, batch
 from lmms_prune.certificate.reference import Masked, Standing, masked_run
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.schedule import Schedule
 
 STEPS = 16  # decode steps, after the token that the prefill answers

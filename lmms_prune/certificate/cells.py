@@ -9,7 +9,7 @@ from decimal import Decimal
 from itertools import combinations, product
 
 from lmms_prune.methods import METHODS
-from lmms_prune.models.supported import SUPPORTED
+from lmms_prune.models import FAMILIES
 from lmms_prune.schedule import Schedule, Stage
 
 PLACES = ("0", "1", "middle", "last")
@@ -69,9 +69,7 @@ def impossible(cell: Cell) -> str:
     spec, layer = METHODS[cell.method], PLACES.index(cell.place)
     if not spec.ready:
         return "needs weights that were trained for it" if spec.trained else "needs measurements that were made for it"
-    if cell.family not in spec.families:
-        return f"does not run on {cell.family}"
-    if cell.positions == "compact" and any(one.mrope for one in SUPPORTED if one.model_type == cell.family):
+    if cell.positions == "compact" and not FAMILIES[cell.family].renumbers:
         return "positions=compact is refused for M-RoPE"
     if layer < spec.lowest_layer:
         return f"reads {spec.reads_text}: its lowest layer is {spec.lowest_layer}"

@@ -15,6 +15,7 @@ from lmms_prune.certificate.cells import ATTENTIONS, covering, enumerate_cells
 from lmms_prune.errors import did_you_mean
 from lmms_prune.methods import METHODS
 from lmms_prune.terminal.console import fail, plainly
+from lmms_prune.terminal.options import Json
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 _KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
@@ -34,7 +35,7 @@ def doctor(
     installation: Annotated[
         bool, typer.Option("--installation", help="Examine what is installed instead, and say what mends it.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Certify that pruning a checkpoint does what it should: every method, in every way that it can be run.
 

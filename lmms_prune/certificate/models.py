@@ -10,11 +10,12 @@ from typing import Any
 
 from lmms_prune.certificate.case import LEAST, Subject
 from lmms_prune.certificate.cells import FEWEST_LAYERS
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
+from lmms_prune.demo.checkpoints import BUILDERS
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.harness.loading import any_config, load_model, pick_device
-from lmms_prune.models.families import ModelParts, family_of
+from lmms_prune.models import family_of
+from lmms_prune.models.parts import ModelParts
 
 
 @contextmanager
@@ -24,10 +25,7 @@ def random_checkpoints() -> Iterator[dict[str, str]]:
     Their weights are large enough that attention is sharp and every token counts, so that a wrong one shows.
     """
     with TemporaryDirectory() as root:
-        yield {
-            "llava": str(build_llava(Path(root) / "llava", layers=FEWEST_LAYERS)),
-            "qwen2_5_vl": str(build_qwen2_5_vl(Path(root) / "qwen2_5_vl", layers=FEWEST_LAYERS)),
-        }
+        yield {name: str(build(Path(root) / name, layers=FEWEST_LAYERS)) for name, build in BUILDERS.items()}
 
 
 class Models:
@@ -72,7 +70,7 @@ class Models:
 
     def _arguments(self, dtype: str) -> ModelArguments:
         given = {"pretrained": self.checkpoint, "schedule": "none", "dtype": dtype}
-        return ModelArguments.read({**given, **({"device": self.device} if self.device else {})}, None, {}, ())
+        return ModelArguments.read({**given, **({"device": self.device} if self.device else {})})
 
     def _load(self, dtype: str) -> Any:
         arguments = self._arguments(dtype)

@@ -17,7 +17,7 @@ from lmms_prune.certificate.reference import Tables
 from lmms_prune.compat.transformers import cached_lengths, filled_cache, with_cache
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.pruning.trace import Trace
 from lmms_prune.schedule import Schedule

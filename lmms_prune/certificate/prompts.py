@@ -12,7 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.family import Grid
+from lmms_prune.models.parts import ModelParts
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ BATCHES: dict[str, tuple[Row, ...]] = {
 def batch(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
     """A left-padded batch of prompts as a processor would give it, on the model's device."""
     parts = ModelParts.of(model)
-    ids, pixels, sizes = [], [], []
+    ids, images = [], []
     for row in rows:
         generator = _generator(row.name, "prompt")
-        made = [_image(parts, grid, generator) for grid in row.grids]
-        pixels += [noise for noise, _, _ in made]
-        sizes += [thw for _, _, thw in made if thw is not None]
-        ids.append(_text(parts, row, [tokens for _, tokens, _ in made], generator))
+        grids = [parts.family.only_grid(parts.config) or grid for grid in row.grids]
+        images += [_image(parts, grid, generator) for grid in grids]
+        tokens = [parts.tokens_per_image or grid[0] * grid[1] for grid in grids]
+        ids.append(_text(parts, row, tokens, generator))
     longest = max(map(len, ids))
     text = parts.config.get_text_config()
     padding = text.pad_token_id if isinstance(text.pad_token_id, int) else 0
@@ -56,12 +57,10 @@ def batch(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
     present = torch.stack([pad(torch.ones_like(row), (longest - len(row), 0)) for row in ids])
     weight = parts.decoder.norm.weight
     inputs = {"input_ids": stacked, "attention_mask": present}
-    if parts.family.mrope:
-        inputs["mm_token_type_ids"] = (stacked == parts.config.image_token_id).int()
-    if pixels:
-        inputs["pixel_values"] = torch.cat(pixels).to(weight.dtype)
-    if sizes:
-        inputs["image_grid_thw"] = torch.tensor(sizes)
+    inputs |= parts.family.extra_inputs(parts.config, stacked)
+    if images:
+        inputs |= {name: torch.cat([image[name] for image in images]) for name in images[0]}
+        inputs["pixel_values"] = inputs["pixel_values"].to(weight.dtype)
     return {name: tensor.to(weight.device) for name, tensor in inputs.items()}
 
 
@@ -86,8 +85,7 @@ def _draw(parts: ModelParts, count: int, generator: torch.Generator) -> Int[Tens
 def _text(parts: ModelParts, row: Row, images: list[int], generator: torch.Generator) -> Int[Tensor, " L"]:
     """The row's ids: text around the images' tokens, which stand between their markers where the family has such."""
     before, between, after = (_draw(parts, count, generator) for count in row.text)
-    marks = [getattr(parts.config, name, None) for name in ("vision_start_token_id", "vision_end_token_id")]
-    starts, ends = (torch.tensor([] if mark is None else [mark], dtype=torch.long) for mark in marks)
+    starts, ends = (torch.tensor(ids, dtype=torch.long) for ids in parts.family.markers(parts.config))
     pieces = [before]
     for number, tokens in enumerate(images):
         pieces += [between] if number else []
@@ -95,14 +93,6 @@ def _text(parts: ModelParts, row: Row, images: list[int], generator: torch.Gener
     return torch.cat([*pieces, after])
 
 
-def _image(
-    parts: ModelParts, grid: tuple[int, int], generator: torch.Generator
-) -> tuple[Tensor, int, tuple[int, int, int] | None]:
-    """The pixels of one image of noise, its number of visual tokens, and its size where the model must be told."""
-    vision, fixed = parts.config.vision_config, parts.family.tokens_per_image(parts.config)
-    if fixed:
-        return torch.randn(1, 3, vision.image_size, vision.image_size, generator=generator), fixed, None
-    merge = vision.spatial_merge_size
-    rows, columns = merge * grid[0], merge * grid[1]
-    wide = 3 * vision.temporal_patch_size * vision.patch_size**2
-    return torch.randn(rows * columns, wide, generator=generator), grid[0] * grid[1], (1, rows, columns)
+def _image(parts: ModelParts, grid: Grid, generator: torch.Generator) -> dict[str, Tensor]:
+    """The inputs of one image of noise."""
+    return parts.family.image_inputs(parts.config, grid, lambda shape: torch.randn(shape, generator=generator))

@@ -135,7 +135,7 @@ _HANDED_ON = "what the pruning hooks hand to a decoder layer"
 _SEEN = "finding token ids, positions, mask and cache of a call"
 _PROJECTIONS = ("q_proj", "k_proj", "head_dim", "scaling")
 _RECOMPUTED = "queries and keys that methods recompute"
-_TOWER = "signals of the vision tower"
+_TOWER = "signals of the vision encoder"
 _OUTPUT = "reading the cache that a call has filled"
 
 LIBRARY = Library(

@@ -11,8 +11,6 @@ from lmms_prune.schedule import Schedule
 
 TOLERANCE = Fraction(5, 100)
 """How far a schedule may be from its claim, as a share of the claim, before the file must say so."""
-EXAMPLE_IMAGE = 1280
-"""Visual tokens of an image where images differ in size, as for ``lmms-prune schedule``."""
 
 _LINE = re.compile(r"^\s*#\s*budget:(.*)$", re.MULTILINE)
 _CLAIM = re.compile(r"([0-9]+(?:\.[0-9]+)?)(t|%)(?:, really ([0-9]+(?:\.[0-9]+)?)(t|%))?")
@@ -88,9 +86,8 @@ def left(schedule: Schedule, model: Architecture, unit: str) -> Fraction:
     Raises:
         ClaimError: tokens, where images differ in size.
     """
-    fixed = model.tower.image_tokens
-    if unit == "t" and not fixed:
+    if unit == "t" and model.tokens_per_image is None:
         raise ClaimError(f"budget: images of {model.name} differ in size, so claim a share, such as 50%.")
-    tokens = fixed or EXAMPLE_IMAGE
+    tokens = model.example_tokens
     average = schedule.average(model.layers, [tokens])
     return average if unit == "t" else 100 * average / tokens

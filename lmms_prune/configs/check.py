@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from os.path import isdir
 from typing import Any
 
-from lmms_prune.configs.budget import EXAMPLE_IMAGE, ClaimError, left
+from lmms_prune.configs.budget import ClaimError, left
 from lmms_prune.configs.runs import Run, unknown_keys
 from lmms_prune.efficiency.estimate import estimate
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.tasks import known_tasks, single_tasks
-from lmms_prune.harness.wrappers import WRAPPERS, Wrapper
-from lmms_prune.models.sizes import Architecture, ArchitectureError, of_checkpoint
+from lmms_prune.models import MODEL_NAMES, Family
+from lmms_prune.models.architectures import of_checkpoint
+from lmms_prune.models.sizes import Architecture, ArchitectureError
 from lmms_prune.schedule import Schedule
 
 # lmms-eval's groups that hold a test split, whose answers only a server knows; and what of them can be scored here.
@@ -58,25 +59,25 @@ def check(run: Run) -> Checked:
     checked, settings = Checked(run, unknown_keys(run)), run.settings
     checked.problems += [*_outputs(settings), *_tasks(settings, checked.notes)]
     name = settings.get("model")
-    if not isinstance(name, str) or name not in WRAPPERS:
-        hint = did_you_mean(name, list(WRAPPERS)) if isinstance(name, str) else f" Use {' or '.join(WRAPPERS)}."
+    if not isinstance(name, str) or name not in MODEL_NAMES:
+        hint = did_you_mean(name, list(MODEL_NAMES)) if isinstance(name, str) else f" Use {' or '.join(MODEL_NAMES)}."
         checked.problems.append(f"model: {name!r} is none of this package's models.{hint}")
         return checked
-    wrapper = WRAPPERS[name]
+    family = MODEL_NAMES[name]
     try:
         # lmms-eval's own default of the batch size is the int 1, and gives way.
         outer = {"batch_size": settings.get("batch_size", 1), "device": settings.get("device")}
-        checked.arguments = wrapper.read(settings.get("model_args"), outer)
+        checked.arguments = ModelArguments.read(settings.get("model_args"), outer, family)
         if checked.arguments.trust_remote_code:
             checked.notes.append("trust_remote_code: the checkpoint's own code would run")
-        checked.arguments.refuse_combinations(wrapper.family.mrope)
-        _fits(checked, wrapper)
+        checked.arguments.refuse_combinations(family)
+        _fits(checked, family)
     except (ArgumentError, ScheduleError, ArchitectureError, ClaimError) as error:
         checked.problems.append(str(error))
     return checked
 
 
-def _fits(checked: Checked, wrapper: Wrapper) -> None:
+def _fits(checked: Checked, family: Family) -> None:
     """The schedule against the model's sizes, and the claim against the schedule."""
     arguments = checked.arguments
     assert arguments is not None
@@ -88,10 +89,10 @@ def _fits(checked: Checked, wrapper: Wrapper) -> None:
             raise ArgumentError(f"model_args: pretrained={arguments.pretrained}: there is no such folder.")
         checked.notes.append(f"layers and budget not checked: the sizes of {arguments.pretrained} are not known here")
         return
-    fixed = sizes.tower.image_tokens or None
-    if wrapper.family.mrope == bool(fixed):
+    fixed = sizes.tokens_per_image
+    if sizes.family != family:
         raise ArgumentError(
-            f"pretrained={arguments.pretrained} is a {sizes.name}, which {wrapper.family.model_name} cannot load."
+            f"pretrained={arguments.pretrained} is a {sizes.name}, which {family.model_name} cannot load."
         )
     if arguments.budget is not None:
         checked.schedule = arguments.schedule.solve(arguments.budget, sizes.layers, fixed)
@@ -102,7 +103,7 @@ def _fits(checked: Checked, wrapper: Wrapper) -> None:
 def _account(checked: Checked, schedule: Schedule, sizes: Architecture) -> None:
     """What the schedule leaves, held against the claim."""
     share = left(schedule, sizes, "%")
-    tokens = sizes.tower.image_tokens or EXAMPLE_IMAGE
+    tokens = sizes.example_tokens
     flops, whole = (estimate(sizes, one, tokens, TEXT_TOKENS).flops for one in (schedule, Schedule()))
     checked.percent, checked.flops = float(share), float(100 * flops / whole)
     if claim := checked.run.claim:
@@ -130,7 +131,7 @@ def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
     """Names of tasks: this package's groups know the paper's; others are lmms-eval's own business."""
     tasks, known = settings.get("tasks"), known_tasks()
     if not isinstance(tasks, str) or not tasks.strip():
-        return [f"tasks: {tasks!r} must be a text of names with commas, such as prune_llava or 'mme,pope'."]
+        return [f"tasks: {tasks!r} must be a text of names with commas, such as 'mme,pope'."]
     names = [name.strip() for name in tasks.split(",")]
     problems = [
         f"tasks: '{name}' is not known.{did_you_mean(name, sorted(known))}"

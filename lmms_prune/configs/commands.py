@@ -17,8 +17,7 @@ from lmms_prune.configs.render import write
 from lmms_prune.configs.runs import ConfigError, files, read
 from lmms_prune.harness.tasks import own_groups, own_tasks, task_configs
 from lmms_prune.terminal.console import fail, plainly
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+from lmms_prune.terminal.options import Json
 
 
 def check_files(

@@ -8,7 +8,7 @@ from textwrap import wrap
 
 from lmms_prune.configs.budget import claims, left
 from lmms_prune.configs.table import MODELS, PAPER, ROWS, Row
-from lmms_prune.models.sizes import architecture
+from lmms_prune.models.architectures import architecture
 from lmms_prune.schedule import Schedule
 
 BATCH_SIZE = 8  # fits beside either model on a GPU of 40 GiB
@@ -56,7 +56,7 @@ def _budget(row: Row, schedule: Schedule) -> str:
     """The comment that says what the row claims and what is left, as `lmms-prune check` reads it."""
     (claim,) = claims(f"# budget: {row.budget}")
     sizes = architecture(row.model)
-    if schedule.at_most and not sizes.tower.image_tokens:
+    if schedule.at_most and sizes.tokens_per_image is None:
         return f"budget: {claim}"  # by how much less each image's own size decides
     really = left(schedule, sizes, claim.unit)
     return f"budget: {replace(claim, really=really)}"

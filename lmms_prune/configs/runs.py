@@ -91,7 +91,7 @@ def read(path: Path) -> list[Run]:
     runs = content if many else [content]
     if not runs or not all(isinstance(run, dict) for run in runs):
         kind = "nothing" if content in (None, []) else type(content).__name__
-        raise ConfigError(f"holds {kind}; lmms-eval takes a mapping such as 'model: llava_pruned', or a list of them.")
+        raise ConfigError(f"holds {kind}; lmms-eval takes a mapping such as 'model: NAME', or a list of them.")
     for key in (key for run in runs for key in run if not isinstance(key, str)):
         raise ConfigError(f"has the key {key!r}, which is no text; quote it.")
     if len(budgets) not in (0, len(runs)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from lmms_prune.demo.language import (
     train_tokenizer,
 )
 
-PATCH = 14  # pixels, both vision towers
+PATCH = 14  # pixels, both vision encoders
 # Multiples of the variance-keeping scale that _draw gives to the matrices whose names hold these parts.
 GAINS = {"q_proj": 2.0, "k_proj": 2.0, "qkv": 1.5, "v_proj": 1.5, "o_proj": 1.5, "lm_head": 3.0}
 
@@ -151,7 +152,7 @@ def build_qwen2_5_vl(
         hidden: width of the decoder; `hidden / heads` must be a multiple of 4, for the three rotary sections.
         heads: query heads, a multiple of `kv_heads`.
         kv_heads: key and value heads.
-        depth: blocks of the vision tower, at least 2; the middle one and the last attend fully, the others in windows.
+        depth: blocks of the vision encoder, at least 2; the middle one and the last attend fully, the others in windows.
         dtype: type of the stored weights; the draws are the same for all types.
         seed: decides all weights; the global random state is neither read nor changed.
         max_pixels: the processor shrinks larger images to this many pixels.
@@ -367,3 +368,7 @@ def _template_as_json(folder: Path) -> None:
     jinja = folder / "chat_template.jinja"
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": jinja.read_text("utf-8")}), "utf-8")
     jinja.unlink()
+
+
+BUILDERS: dict[str, Callable[..., Path]] = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
+"""Writes a small checkpoint of random weights, by family."""

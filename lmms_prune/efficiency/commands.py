@@ -10,20 +10,25 @@ import typer
 
 from lmms_prune.efficiency.estimate import MIB, estimate, solved
 from lmms_prune.errors import ScheduleError
-from lmms_prune.models.sizes import Architecture, ArchitectureError, architecture
+from lmms_prune.models.architectures import DEFAULT, PUBLISHED, architecture
+from lmms_prune.models.sizes import Architecture, ArchitectureError
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import fail, plainly
+from lmms_prune.terminal.options import Json
 
 
 def schedule(
     text: Annotated[str, typer.Argument(help="A schedule such as 'dart@2:0.44,random@20:0.07', or a preset's name.")],
     model: Annotated[
-        str | None, typer.Option(help="Shows the cost too: llava-1.5-7b, qwen2.5-vl-7b, a config.json or a folder.")
+        str | None, typer.Option(help=f"Shows the cost too: {', '.join(PUBLISHED)}, a config.json or a folder.")
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Decoder layers; default: the model's, or 32.")] = None,
     visual_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Visual tokens of one image; default: LLaVA's own, Qwen2.5-VL 1280, or 576."),
+        typer.Option(
+            min=1,
+            help=f"Visual tokens of one image; default: the model's own or its example's, or {DEFAULT.example_tokens}.",
+        ),
     ] = None,
     text_tokens: Annotated[
         float, typer.Option(min=0, max=10**7, help="Text tokens of the prompt; may be an average.")
@@ -31,15 +36,15 @@ def schedule(
     budget: Annotated[
         str | None, typer.Option(help="Solves the one '?': 192t or 0.5; with --model flops=30%, kv=100MiB too.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check a schedule, solve its '?', and show what each stage keeps, the average over the layers, and the cost."""
     with plainly(ScheduleError, ArchitectureError):
         sizes = None if model is None else architecture(model)
         if sizes is not None and layers is not None and layers != sizes.layers:
             fail(f"--layers {layers}: {model} has {sizes.layers} decoder layers; leave --layers out.")
-        depth = sizes.layers if sizes else layers or 32
-        tokens = visual_tokens or (576 if sizes is None else sizes.tower.image_tokens or 1280)
+        depth = sizes.layers if sizes else layers or DEFAULT.layers
+        tokens = visual_tokens or (sizes or DEFAULT).example_tokens
         read = _solved(Schedule.parse(text), budget, sizes, depth, tokens, text_tokens)
         read.check(depth, [tokens])
     cost = {} if sizes is None else _cost(sizes, read, tokens, text_tokens)
@@ -58,7 +63,7 @@ def _solved(
     if sizes is not None:
         return solved(read, budget, sizes, tokens, text_tokens)
     if "=" in budget:
-        fail(f"--budget {budget}: a budget of cost needs a model, e.g. --model llava-1.5-7b.")
+        fail(f"--budget {budget}: a budget of cost needs a model, e.g. --model {DEFAULT.name}.")
     return read.solve(budget, depth, tokens)
 
 
@@ -84,7 +89,7 @@ def _cost(sizes: Architecture, read: Schedule, tokens: int, text_tokens: float) 
         "share_flops": said.flops / whole.flops,
         "kv_mib": said.kv_bytes / MIB,
         "share_kv": said.kv_bytes / whole.kv_bytes,
-        "tower_tflops": said.tower_flops / 1e12,
+        "encoder_tflops": said.encoder_flops / 1e12,
         "layer_visual_tokens": list(said.visual),
     }
 
@@ -110,7 +115,7 @@ def _show(read: Schedule, depth: int, tokens: int, cost: dict[str, Any]) -> None
         console.print(
             f"{cost['model']}, {cost['text_tokens']:g} text tokens: prefill of the decoder {most}"
             f"{_flops(cost['tflops'])} ({cost['share_flops']:.1%} of the unpruned), cache {most}{cost['kv_mib']:.1f} MiB "
-            f"({cost['share_kv']:.1%}); before it the vision tower, {_flops(cost['tower_tflops'])}."
+            f"({cost['share_kv']:.1%}); before it the vision encoder, {_flops(cost['encoder_tflops'])}."
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
-from lmms_prune.models.sizes import Architecture, Tower
+from lmms_prune.models.sizes import Architecture, EncoderSizes
 
 Number = int | float
 
@@ -39,18 +39,18 @@ def kv_bytes(model: Architecture, cached: Sequence[Number]) -> list[Number]:
     return [2 * n * model.kv_heads * model.head_dim * model.bytes_per_number for n in cached]
 
 
-def tower_flops(tower: Tower, grid: tuple[int, int]) -> int:
-    """FLOPs of the vision tower and the projector on one image of `grid` rows and columns of visual tokens."""
+def encoder_flops(encoder: EncoderSizes, grid: tuple[int, int]) -> int:
+    """FLOPs of the vision encoder and the projector on one image of `grid` rows and columns of visual tokens."""
     tokens = grid[0] * grid[1]
-    patches = tokens * tower.merge**2
-    sequence = patches + (tower.kind == "clip")  # CLIP puts a class token before the patches
-    embed = 2 * patches * tower.patch * tower.hidden
-    matrices = 4 * tower.hidden**2 + tower.matrices * tower.hidden * tower.intermediate
-    blocks = 2 * tower.layers * sequence * matrices
-    full = sum(layer in tower.full for layer in range(tower.layers))
-    pairs = full * sequence**2 + (tower.layers - full) * _windowed(tower, grid)
-    projector = sum(2 * tokens * wide * out for wide, out in tower.projector)
-    return embed + blocks + 4 * pairs * tower.hidden + projector
+    patches = tokens * encoder.merge**2
+    sequence = patches + encoder.class_tokens
+    embed = 2 * patches * encoder.patch * encoder.hidden
+    matrices = 4 * encoder.hidden**2 + encoder.matrices * encoder.hidden * encoder.intermediate
+    blocks = 2 * encoder.layers * sequence * matrices
+    full = sum(layer in encoder.full for layer in range(encoder.layers))
+    pairs = full * sequence**2 + (encoder.layers - full) * _windowed(encoder, grid)
+    projector = sum(2 * tokens * wide * out for wide, out in encoder.projector)
+    return embed + blocks + 4 * pairs * encoder.hidden + projector
 
 
 def _layer(model: Architecture, queries: Number, keys: Number) -> Number:
@@ -64,11 +64,12 @@ def _output(model: Architecture, positions: int) -> int:
     return 2 * positions * model.hidden * model.vocabulary
 
 
-def _windowed(tower: Tower, grid: tuple[int, int]) -> int:
+def _windowed(encoder: EncoderSizes, grid: tuple[int, int]) -> int:
     """Pairs of patches that attend to each other in windows; those at the right and the bottom may be smaller."""
-    if not tower.window:
+    if not encoder.window:
         return 0
     down, across = (
-        [min(tower.window, side - start * tower.window) for start in range(ceil(side / tower.window))] for side in grid
+        [min(encoder.window, side - start * encoder.window) for start in range(ceil(side / encoder.window))]
+        for side in grid
     )
-    return sum((rows * columns * tower.merge**2) ** 2 for rows in down for columns in across)
+    return sum((rows * columns * encoder.merge**2) ** 2 for rows in down for columns in across)

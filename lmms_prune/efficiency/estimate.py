@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, floor, isqrt, log10
 
-from lmms_prune.efficiency.cost import Number, kv_bytes, prefill_flops, tower_flops
+from lmms_prune.efficiency.cost import Number, encoder_flops, kv_bytes, prefill_flops
 from lmms_prune.errors import ScheduleError
 from lmms_prune.models.sizes import Architecture
 from lmms_prune.schedule import Schedule, cannot_be_met
@@ -23,14 +23,14 @@ class Estimate:
     Args:
         visual: visual tokens in each decoder layer.
         flops: of the decoder's prefill, with the output matrix at the last position.
-        tower_flops: of the vision tower and the projector, which no schedule changes; where images differ in size, of
+        encoder_flops: of the vision encoder and the projector, which no schedule changes; where images differ in size, of
             one that is as near to a square as its tokens allow, which decides where Qwen2.5-VL's windows are cut.
         kv_bytes: of the cache at the prefill's end.
     """
 
     visual: tuple[int, ...]
     flops: Number
-    tower_flops: int
+    encoder_flops: int
     kv_bytes: Number
 
 
@@ -38,12 +38,12 @@ def estimate(model: Architecture, schedule: Schedule, visual_tokens: int, text_t
     """What `schedule`, every ``?`` solved, costs on a prompt of `text_tokens` and one image of `visual_tokens`.
 
     Text tokens may be an average, 116.4 for one. What a method itself computes, a guide or a second pass through the
-    tower is not in it.
+    encoder is not in it.
     """
     visual = schedule.layer_counts(model.layers, [visual_tokens])
     lengths = [n + text_tokens for n in visual]
-    tower = tower_flops(model.tower, _grid(visual_tokens))
-    return Estimate(tuple(visual), prefill_flops(model, lengths), tower, sum(kv_bytes(model, lengths)))
+    encoder = encoder_flops(model.encoder, _grid(visual_tokens))
+    return Estimate(tuple(visual), prefill_flops(model, lengths), encoder, sum(kv_bytes(model, lengths)))
 
 
 def solved(schedule: Schedule, budget: str, model: Architecture, visual_tokens: int, text_tokens: Number) -> Schedule:

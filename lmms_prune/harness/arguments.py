@@ -14,6 +14,7 @@ from lmms_prune.compat.lmms_eval import under_the_command
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.harness.calibrations import CalibrationError, calibration_file, kept_schedule
 from lmms_prune.harness.failures import NOTES, OURS, Scope
+from lmms_prune.models import MODEL_NAMES, Family
 from lmms_prune.schedule import Schedule
 
 # An argument begins with "name="; any other piece between commas belongs to the value before it, so that the comma
@@ -82,19 +83,15 @@ class ModelArguments:
     def read(
         cls,
         given: Any,
-        additional: Mapping[str, Any] | None,
-        defaults: Mapping[str, Any],
-        refused: tuple[str, ...],
-        model: str = "llava_pruned",
+        additional: Mapping[str, Any] | None = None,
+        family: Family | None = None,
     ) -> ModelArguments:
         """Read --model_args and the harness's own --batch_size and --device.
 
         Args:
             given: the text or mapping after --model_args.
             additional: the harness's own options; its default batch size (the int 1) gives way to --model_args.
-            defaults: the model's own defaults.
-            refused: fields that mean nothing for the model.
-            model: its name in lmms-eval, for what a message says to type.
+            family: whose defaults hold, and which refuses what means nothing for it; None where only weights are loaded.
 
         Raises:
             ArgumentError, ScheduleError: see the message.
@@ -102,6 +99,7 @@ class ModelArguments:
         if given and not isinstance(given, (str, Mapping)):
             raise ArgumentError(f"model_args: {given!r} is neither a text nor a mapping.")
         values = split(given) if isinstance(given, str) else dict(given or {})
+        refused = () if family is None else family.refused
         known = [field.name for field in fields(cls) if field.name not in refused]
         for name in values:
             if name not in known:
@@ -119,26 +117,27 @@ class ModelArguments:
         if auto:
             del values["schedule"]
         read = {name: _read(name, value) for name, value in values.items() if value is not None}
+        defaults = {} if family is None else {"pretrained": family.checkpoint, **family.defaults}
         arguments = cls(**{**defaults, **read})
         if auto:
-            arguments = replace(arguments, schedule=_kept_schedule(arguments, model), budget=None)
+            arguments = replace(arguments, schedule=_kept_schedule(arguments, family), budget=None)
         low, high = arguments.min_pixels, arguments.max_pixels
         if low and high and low > high:
             raise ArgumentError(f"model_args: min_pixels={low} is more than max_pixels={high}; set both.")
         return arguments
 
-    def refuse_combinations(self, mrope: bool) -> None:
+    def refuse_combinations(self, family: Family) -> None:
         """Refuse arguments that cannot go together.
 
         Args:
-            mrope: whether the model's positions have three channels.
+            family: the model's.
 
         Raises:
             ArgumentError: says which, and what to do.
         """
         if self.schedule.stages and not self.use_cache:
             raise ArgumentError("use_cache=false prunes anew at every generated token; leave it out with a schedule.")
-        if self.positions == "compact" and mrope:
+        if self.positions == "compact" and not family.renumbers:
             message = "positions=compact would destroy the height and width channels of M-RoPE; use positions=original."
             raise ArgumentError(message)
         if self.chat_template is not None and self.prompt == "vicuna":
@@ -261,7 +260,7 @@ def _read(name: str, value: Any) -> Any:
     return text
 
 
-def _kept_schedule(arguments: ModelArguments, model: str) -> Schedule:
+def _kept_schedule(arguments: ModelArguments, family: Family | None) -> Schedule:
     """What ``schedule=auto`` stands for."""
     if arguments.budget is None:
         raise ArgumentError("model_args: schedule=auto needs a budget: schedule=auto,budget=192t or budget=0.5.")
@@ -276,9 +275,10 @@ def _kept_schedule(arguments: ModelArguments, model: str) -> Schedule:
     except CalibrationError as error:
         raise ArgumentError(f"model_args: schedule=auto: {error}") from None
     if text is None:
+        family = family or next(iter(MODEL_NAMES.values()))
         raise ArgumentError(
             f"model_args: schedule=auto: {arguments.pretrained} was not yet calibrated at budget {arguments.budget} (there "
-            f"is no {path}). Do it with:\n  lmms-prune calibrate --model {model} --model_args "
+            f"is no {path}). Do it with:\n  lmms-prune calibrate --model {family.model_name} --model_args "
             f"pretrained={arguments.pretrained} --tasks mme,textvqa_val --budget {arguments.budget}"
         )
     return Schedule.parse(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any, ClassVar
 
 from jinja2 import TemplateError
@@ -13,8 +12,7 @@ from PIL.Image import Image
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.loading import load_processor
 from lmms_prune.harness.prompts import VICUNA_TEMPLATE
-from lmms_prune.harness.wrappers import WRAPPERS
-from lmms_prune.models.families import Family
+from lmms_prune.models import Family
 
 
 class ChatModel(lmms):
@@ -57,7 +55,7 @@ class ChatModel(lmms):
         if self.arguments.prompt == "vicuna":
             return VICUNA_TEMPLATE
         if not self.processor.chat_template:
-            refused = WRAPPERS[self.family.model_name].refused
+            refused = self.family.refused
             hint = "use chat_template=FILE" if "prompt" in refused else "use prompt=vicuna or chat_template=FILE"
             raise ArgumentError(f"pretrained={self.arguments.pretrained} has no chat template; {hint}.")
         return None
@@ -73,15 +71,15 @@ class ChatModel(lmms):
         template = {"chat_template": self.template} if self.template else {}
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template)
 
-    def _load_processor(self, **options: Any) -> Any:
-        processor = load_processor(self.arguments, **options)
+    def _load_processor(self) -> Any:
+        processor = load_processor(self.arguments, **self.family.processor_options(self.arguments))
         processor.tokenizer.padding_side = "left"
         return processor
 
-    @abstractmethod
     def _inputs(self, messages: list[list[dict[str, Any]]]) -> Any:
         """The processor's output for a batch of messages, left-padded."""
+        return self.family.processed(self.processor, self._prompts(messages), messages, self.arguments)
 
-    @abstractmethod
     def decode(self, ids: list[int]) -> str:
         """The text of generated tokens, as the stock wrapper of the family decodes it."""
+        return self.family.decoded(self.processor.tokenizer, ids)

@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from lmms_prune.compat.versions import VERSIONS, install_command, other_version
-from lmms_prune.models.supported import SUPPORTED
+from lmms_prune.models import MODEL_NAMES
 
 LMMS_EVAL = Path(sys.executable).with_name("lmms-eval")
 """lmms-eval's command, which is installed beside this Python."""
@@ -91,7 +91,7 @@ def models_found(command: Sequence[str] = (sys.executable, "-c", _LIST)) -> Chec
         detail = f"lmms-eval itself fails: {last_words or f'exit code {done.returncode}'}"
         return Check(what, "failed", detail, mending(last_words, "lmms-eval"))
     known = json.loads(done.stdout.splitlines()[-1])
-    names = [family.model_name for family in SUPPORTED]
+    names = list(MODEL_NAMES)
     if missing := [name for name in names if name not in known]:
         detail = f"lmms-eval does not find {' and '.join(missing)}"
         return Check(what, "failed", f"{detail}: {last_words}" if last_words else detail, reinstall("lmms-prune"))

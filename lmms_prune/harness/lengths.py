@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from lmms_prune.models.families import Family
+from lmms_prune.models import Family
 
 CHARACTERS = 4  # of a text token, about
 
@@ -33,7 +33,7 @@ def visual_lengths(
     if family.tokens_per_image(config) is not None or not names:
         return {}
     raw = dataset.select_columns(names).with_format("arrow")
-    side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
+    side = family.pixel_side(config)
     made = {}
     for number in set(numbers):
         [row] = raw[[number]].to_pylist()

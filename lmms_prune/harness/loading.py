@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, CheckpointError, ModelArguments
-from lmms_prune.models.families import Family, family_of
+from lmms_prune.models import Family, family_of
 
 # inv_freq is computed, and stood in older files.
 _IN_A_LAYER = re.compile(r"\.(layers|blocks|h)\.\d+\.(?!.*inv_freq$)")

@@ -8,8 +8,6 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from lmms_prune.harness.arguments import ArgumentError
 
 # LLaVA-1.5's own evaluation prompt, for messages whose content is a list of parts; a system message replaces its
@@ -37,15 +35,6 @@ def text_or_file(name: str, value: str | None) -> str | None:
     if value is not None and re.fullmatch(r"(~|\.{0,2}/)\S*|\S+\.(txt|jinja2?|j2)", value):
         raise ArgumentError(f"{name}={value}: there is no such file.")
     return value
-
-
-def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """`image` in the middle of a square of the mean colour (0 to 1), as LLaVA-1.5's own evaluation pads."""
-    image = image.convert("RGB")
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
 
 
 def question_text(chat: Sequence[Mapping[str, Any]]) -> str:

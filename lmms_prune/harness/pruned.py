@@ -36,9 +36,8 @@ from lmms_prune.harness.memory import BatchSize, release, watched
 from lmms_prune.harness.prompts import question_text, text_or_file
 from lmms_prune.harness.records import Answer, PrunedTokenCounts, RunTotals, provenance
 from lmms_prune.harness.response_cache import hold_to
-from lmms_prune.harness.wrappers import WRAPPERS
-from lmms_prune.models.families import ModelParts
-from lmms_prune.models.sizes import from_config
+from lmms_prune.models.architectures import from_config
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.hooks import check, prune
 from lmms_prune.pruning.trace import masks_to_host
 from lmms_prune.record.information import InformationError
@@ -106,7 +105,7 @@ class PrunedModel(ChatModel):
             system_prompt=text_or_file("system_prompt", arguments.system_prompt),
             chat_template=text_or_file("chat_template", arguments.chat_template),
         )
-        self.arguments.refuse_combinations(self.family.mrope)
+        self.arguments.refuse_combinations(self.family)
         self.accelerator = Accelerator(
             cpu=arguments.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=1))]
         )
@@ -149,7 +148,7 @@ class PrunedModel(ChatModel):
                 it with exit code 2 and the message alone.
         """
         with plain_errors(InformationError, UnsupportedModelError):
-            model = cls(WRAPPERS[cls.family.model_name].read(arg_string, additional_config))
+            model = cls(ModelArguments.read(arg_string, additional_config, cls.family))
             if (cache := cache_in_use()) is not None:
                 hold_to(cache, cls.family.model_name, arg_string, redacted_values(model.made_from, cls.secrets))
             return model

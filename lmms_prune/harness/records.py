@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from lmms_eval.api.instance import TokenCounts
 from torch import Tensor
 
-from lmms_prune.efficiency.cost import decode_flops, kv_bytes, prefill_flops, tower_flops
+from lmms_prune.efficiency.cost import decode_flops, encoder_flops, kv_bytes, prefill_flops
 from lmms_prune.harness.checkout import code_state
 from lmms_prune.harness.fingerprint import code
 from lmms_prune.models.sizes import Architecture
@@ -39,7 +39,7 @@ class PrunedTokenCounts(TokenCounts):
         text_tokens: all other tokens of the prompt, padding excluded.
         kv_bytes: keys and values of the row's own tokens that the prefill left in the cache, all layers.
         layer_kv_bytes: the same of each layer.
-        tower_flops: of the vision tower and the projector on the sample's images.
+        tower_flops: of the vision encoder and the projector on the sample's images.
         selection_flops: of the methods that chose, their second models included: the sample's part of its batch,
             padding included.
         prefill_flops: of the decoder over the row's own tokens, padding excluded.
@@ -101,7 +101,7 @@ class PrunedTokenCounts(TokenCounts):
             row.text_tokens,
             sum(held),
             held,
-            sum(tower_flops(model.tower, grid) for grid in grids),
+            sum(encoder_flops(model.encoder, grid) for grid in grids),
             round(row.selection_flops or 0),
             int(prefill_flops(model, lengths)),
             # The prefill gives the first new token.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lmms_prune.harness.pruned import PrunedModel
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.record.information import InformationError
 
 SIDE = 28  # pixels of a visual token in a drawing
@@ -20,8 +20,7 @@ def grids_of(wrapper: PrunedModel, inputs: dict[str, Any]) -> list[tuple[int, in
     """Rows and columns of the visual tokens of each image of one prompt."""
     parts = ModelParts.of(wrapper.model)
     visual = (inputs["input_ids"][0] == parts.config.image_token_id).tolist()
-    fixed = parts.family.tokens_per_image(parts.config)
-    return parts.grids(inputs, [size for _, size in parts.family.image_spans(visual, fixed, parts.grid_sizes(inputs))])
+    return parts.grids(inputs, [size for _, size in parts.spans(visual, inputs)])
 
 
 def seen_images(

@@ -15,9 +15,6 @@ from rich.table import Table
 
 from lmms_prune.information.given import (
     Include,
-    Json,
-    Model,
-    ModelArgs,
     Tasks,
     found_documents,
     layer_numbers,
@@ -33,6 +30,7 @@ from lmms_prune.methods import METHODS
 from lmms_prune.record.files import read_image
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail
+from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +44,7 @@ if TYPE_CHECKING:
 def information(
     tasks: Tasks,
     out: Annotated[Path, typer.Option(help="Folder of the results; a run that was interrupted goes on there.")],
-    model: Model = "llava_pruned",
+    model: Model = DEFAULT_MODEL,
     model_args: ModelArgs = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
     layers: Annotated[str | None, typer.Option(help="Decoder layers: 0-31, or 0,8,16. Default: all.")] = None,
@@ -161,7 +159,7 @@ def _kept(
 def horizon(
     tasks: Tasks,
     out: Annotated[Path, typer.Option(help="Folder of the results; a run that was interrupted goes on there.")],
-    model: Model = "llava_pruned",
+    model: Model = DEFAULT_MODEL,
     model_args: ModelArgs = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
     block: Annotated[int, typer.Option(min=1, help="Side of a unit of information.")] = 2,
@@ -273,7 +271,7 @@ def show(
     question: Annotated[str, typer.Option(help="What to ask about them.")],
     schedule: Annotated[str, typer.Option(help="What prunes: dart@2:0.44,random@20:0.07, or a preset.")],
     out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")],
-    model: Model = "llava_pruned",
+    model: Model = DEFAULT_MODEL,
     model_args: ModelArgs = "",
     new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
     as_json: Json = False,

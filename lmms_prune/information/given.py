@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from lmms_prune.harness.pruned import PrunedModel
     from lmms_prune.record.information import Store
 
-Model = Annotated[str, typer.Option(help="llava_pruned or qwen2_5_vl_pruned, as for lmms-eval.")]
-ModelArgs = Annotated[
-    str, typer.Option("--model_args", help="As for lmms-eval, without schedule and budget: pretrained=…,dtype=….")
-]
 Tasks = Annotated[str, typer.Option(help="Tasks and groups of lmms-eval, with commas.")]
 Include = Annotated[
     Path | None,
@@ -38,7 +34,6 @@ Include = Annotated[
         help="A folder of further task YAMLs. Default: this package's own.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 _CHECKPOINT = {"commit": "checkpoint", "files": "files"}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lmms_prune.compat.transformers import filled_cache, with_cache
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.ragged import gather_rotary
 from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
@@ -178,9 +178,7 @@ class _Prompt:
         finally:
             for handle in handles:
                 handle.remove()
-        spans = parts.family.image_spans(
-            visual.tolist(), parts.family.tokens_per_image(parts.config), parts.grid_sizes(inputs)
-        )
+        spans = parts.spans(visual.tolist(), inputs)
         grids = parts.grids(inputs, [size for _, size in spans])
         for (rows, columns), (_, size) in zip(grids, spans, strict=True):
             if rows * columns != size:

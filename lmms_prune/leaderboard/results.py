@@ -13,10 +13,10 @@ from os.path import isdir, lexists
 from pathlib import Path
 from typing import Any
 
-from lmms_prune.harness.wrappers import WRAPPERS
 from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, documents, fault, score
 from lmms_prune.leaderboard.records import Problem, RunRecord, Source, TaskRecord
 from lmms_prune.leaderboard.samples import UNREADABLE, Ledger
+from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.results import SUFFIX, ResultsError, orphans, read_results_file, results_files
 
 # The harness's own options that change answers; they stand beside the model's settings.
@@ -112,7 +112,7 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
     run = next(
         (part for part in config.get("batch_sizes") or [] if isinstance(part, dict) and "identity" in part), None
     )
-    if run is None and config["model"] in WRAPPERS:
+    if run is None and config["model"] in MODEL_NAMES:
         raise ResultsError(f"damaged: a run of {config['model']} without its record in 'config.batch_sizes'.")
     throughput = content.get("throughput") or {}
     seconds, latency = throughput.get("total_elapsed_time") or 0.0, throughput.get("avg_latency") or 0.0

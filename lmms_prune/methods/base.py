@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.families import ModelParts
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.shape import EncoderShape
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Method(ABC):
             UnsupportedModelError: it cannot be had, or does not fit the model.
         """
 
-    def asks(self, tower: TowerShape) -> Asks:
-        """What must be recorded of the vision tower; by default nothing."""
-        return Asks()
+    def signals(self, encoder: EncoderShape) -> Signals:
+        """What must be recorded of the vision encoder; by default nothing."""
+        return Signals()
 
 
 class ScoreMethod(Method):

@@ -14,8 +14,9 @@ from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.auxiliary import load_clip
 from lmms_prune.methods.shared.tensors import directions, settled
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.families import ModelParts
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.shape import EncoderShape
 
 # Relevances that differ by less are equal but for rounding, and would become noise between 0 and 1.
 _EQUAL = 1e-6
@@ -32,7 +33,7 @@ class CDPruner(Method):
     tokens. Greedily the token joins that enlarges the determinant most. At any layer the embeddings count.
 
     Args:
-        clip: folder or hub name of the CLIP whose text tower and projections are read (LLaVA; its vision tower must be
+        clip: folder or hub name of the CLIP whose text encoder and projections are read (LLaVA; its vision encoder must be
             the one that the LLaVA has); "embeddings" needs no second model: relevance is then from the mean cosine of
             the decoder's own input embeddings of a token and of the text tokens after the image (any family).
         sign: whether a token unlike the question is relevant ("negative", as in the reference code), or one like it
@@ -52,13 +53,13 @@ class CDPruner(Method):
     def prepare(self, parts: ModelParts) -> None:
         if self.clip == "embeddings":
             return
-        if parts.family.mrope:
+        if not parts.encoder_shape.is_clip:
             raise UnsupportedModelError(_no_clip(self.clip))
         weight = parts.multimodal.multi_modal_projector.linear_1.weight
         self._check(load_clip(self.clip, weight.device, _fine(weight)).width, weight.shape[1])
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(features=self.clip != "embeddings")
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(features=self.clip != "embeddings")
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         relevance = self._by_embeddings(view) if self.clip == "embeddings" else self._by_clip(view)
@@ -68,10 +69,10 @@ class CDPruner(Method):
         return _greedy(unit * relevance.to(unit)[..., None], view.valid, budget)
 
     def _by_clip(self, view: TokenView) -> Float[Tensor, "B V"]:
-        questions, tower = view.question(), view.tower
-        if not tower.shape.has_class_token:
+        questions, encoder = view.question(), view.encoder
+        if not encoder.shape.is_clip:
             raise UnsupportedModelError(_no_clip(self.clip))
-        states = tower.features()
+        states = encoder.features()
         clip = load_clip(self.clip, states.device, _fine(states))
         self._check(clip.width, states.shape[-1])
         # Rows with several images, and several answers to one question, share a text.
@@ -89,12 +90,14 @@ class CDPruner(Method):
 
     def _check(self, width: int, own: int) -> None:
         if width != own:
-            message = f"clip={self.clip} projects a vision tower of width {width}, but the model's has {own}: give the "
-            raise UnsupportedModelError(message + "CLIP from which the model's tower was taken, or clip=embeddings.")
+            message = (
+                f"clip={self.clip} projects a vision encoder of width {width}, but the model's has {own}: give the "
+            )
+            raise UnsupportedModelError(message + "CLIP from which the model's encoder was taken, or clip=embeddings.")
 
 
 def _no_clip(name: str) -> str:
-    return f"clip={name} needs CLIP's vision tower, which this model does not have; use clip=embeddings."
+    return f"clip={name} needs CLIP's vision encoder, which this model does not have; use clip=embeddings."
 
 
 def _fine(x: Tensor) -> torch.dtype:

@@ -10,26 +10,27 @@ from torch import Tensor
 
 from lmms_prune.methods.base import Method, grid_within
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape, resized
+from lmms_prune.models.encoder import Signals, resized
+from lmms_prune.models.shape import EncoderShape
 
 
 class Downsample(Method):
-    """Resizes the image itself, so that the vision tower makes at most N tokens of it.
+    """Resizes the image itself, so that the vision encoder makes at most N tokens of it.
 
     The new size is the largest grid of the image's shape with at most N tokens (bicubic with antialiasing). LLaVA's
-    tower interpolates its position embeddings to the new grid. A token stands at the position of the middle of what it
+    encoder interpolates its position embeddings to the new grid. A token stands at the position of the middle of what it
     covers of the original grid. Before the decoder only. Keeps at most N.
 
     Paper: https://arxiv.org/abs/2512.07580 (the finding that simple baselines must be in every table).
-    Differs from the paper: a control of this project. The tower runs on the full image, too, as the prompt is laid out
+    Differs from the paper: a control of this project. The encoder runs on the full image, too, as the prompt is laid out
     for that; a deployment would resize first. Qwen2.5-VL: positions span the original grid, where a model that is given
     the small image counts them from 0 to the small grid's size.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2512.07580"
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(pixels=True)
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(pixels=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         grids = [grid_within(*grid, most) for grid, most in zip(view.grids, budget.tolist(), strict=True)]
@@ -41,11 +42,11 @@ class Downsample(Method):
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         grids = view.memory["downsample"]
         assert isinstance(grids, list)
-        index, images = view.index.clone(), view.tower.images()
+        index, images = view.index.clone(), view.encoder.images()
         made = []
         for image, ((rows, columns), (r, c)) in enumerate(zip(view.grids, grids, strict=True)):
-            original = images[view.tower.owner[image]]
-            [tokens] = view.tower.encode([resized(original, r, c, original.shape[1] // rows)])
+            original = images[view.encoder.owner[image]]
+            [tokens] = view.encoder.encode([resized(original, r, c, original.shape[1] // rows)])
             made.append(torch.nn.functional.pad(tokens.to(index.device), (0, 0, 0, index.shape[1] - r * c)))
             row = (2 * torch.arange(r) + 1) * rows // (2 * r)
             column = (2 * torch.arange(c) + 1) * columns // (2 * c)

@@ -1,4 +1,4 @@
-"""FasterVLM: keep what the vision tower's class token attended to."""
+"""FasterVLM: keep what the vision encoder's class token attended to."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from torch import Tensor
 
 from lmms_prune.methods.base import ScoreMethod
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 
 class FasterVLM(ScoreMethod):
-    """Keeps the visual tokens with the highest attention from the vision tower's class token.
+    """Keeps the visual tokens with the highest attention from the vision encoder's class token.
 
     The attention is that of the block whose output the decoder is given (CLIP's last but one), mean over heads. Published
     before the decoder; at a deeper layer the same scores rank what is still there.
 
     Paper: https://arxiv.org/abs/2412.01818.
-    Differs from the reference: Qwen2.5-VL's tower has no class token; there the attention counts that a token receives in
+    Differs from the reference: Qwen2.5-VL's encoder has no class token; there the attention counts that a token receives in
     the last block, mean over heads, queries and its four patches.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.01818"
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(attention=frozenset({tower.selected}))
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(attention=frozenset({encoder.selected}))
 
     def score(self, view: TokenView) -> Float[Tensor, "B V"]:
-        return view.of_image(view.tower.saliency())
+        return view.of_image(view.encoder.saliency())

@@ -16,15 +16,17 @@ from lmms_prune.methods.shared.merging import (
     Merged,
     averaged,
     evens_first,
-    inside_tower,
+    inside_encoder,
     no_clip,
     partners,
     summed,
 )
 from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.families import ModelParts
-from lmms_prune.models.tower import Asks, ClipTower, TowerShape
+from lmms_prune.models.clip_encoder import ClipEncoder
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.shape import EncoderShape
 
 # How much of the class token's attention (α = 5) counts against a cosine.
 _ATTENTION = 100 * 5
@@ -56,18 +58,18 @@ class Folder(Method):
     variant: Literal["simplified", "full"] = "simplified"
 
     def prepare(self, parts: ModelParts) -> None:
-        if self.variant == "full" and parts.family.mrope:
+        if self.variant == "full" and not parts.encoder_shape.is_clip:
             raise UnsupportedModelError(no_clip("variant=full"))
 
-    def asks(self, tower: TowerShape) -> Asks:
+    def signals(self, encoder: EncoderShape) -> Signals:
         if self.variant == "simplified":
-            return Asks()
-        before = tower.selected - 1
-        return Asks(outputs=frozenset({before})) if tower.selected else Asks(pixels=True)
+            return Signals()
+        before = encoder.selected - 1
+        return Signals(outputs=frozenset({before})) if encoder.selected else Signals(pixels=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         if self.variant == "full":
-            folded = inside_tower(view, budget, "variant=full", _folded)
+            folded = inside_encoder(view, budget, "variant=full", _folded)
         else:
             folded = self._simplified(view, budget)
         view.memory[f"folder at layer {view.layer}"] = folded
@@ -96,18 +98,18 @@ def _fold(tokens: int) -> int:
     return max((tokens - 1) // 2, int(tokens == 2))
 
 
-def _entering(tower: ClipTower) -> Float[Tensor, "B entries C"]:
+def _entering(encoder: ClipEncoder) -> Float[Tensor, "B entries C"]:
     """The selected block's input: the class token, then the patches."""
-    before = tower.shape.selected - 1
+    before = encoder.shape.selected - 1
     if before < 0:
-        return tower.embed(tower.inputs()["pixel_values"])
-    return torch.cat([tower.class_output(before)[:, None], tower.output(before)], dim=1)
+        return encoder.embed(encoder.inputs()["pixel_values"])
+    return torch.cat([encoder.class_output(before)[:, None], encoder.output(before)], dim=1)
 
 
-def _folded(tower: ClipTower, images: Int[Tensor, " b"], count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _folded(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` tokens left by folding inside the selected block: states, sizes and raster indices."""
-    entering, block = _entering(tower), tower.shape.selected
-    x, keys, attention = tower.attend(block, entering[images.to(entering.device)])
+    entering, block = _entering(encoder), encoder.shape.selected
+    x, keys, attention = encoder.attend(block, entering[images.to(entering.device)])
     coarse, fine = x.dtype, torch.promote_types(x.dtype, torch.float32)
     x, keys, salience = x.to(fine), keys.to(fine), attention[:, :, 0].mean(1).to(fine)
     size = torch.ones_like(salience)
@@ -120,4 +122,4 @@ def _folded(tower: ClipTower, images: Int[Tensor, " b"], count: int) -> tuple[Te
         salience = gather(averaged(salience, into, torch.ones_like(size)), order)
         x, keys = (gather(averaged(part, into, size), order) for part in (x, keys))
         size, index = gather(summed(size, into), order), gather(index, order)
-    return tower.project(tower.feed(block, x.to(coarse))[:, 1:]), size[:, 1:], index[:, 1:]
+    return encoder.project(encoder.feed(block, x.to(coarse))[:, 1:]), size[:, 1:], index[:, 1:]

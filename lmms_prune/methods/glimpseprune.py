@@ -15,7 +15,7 @@ from torch import Tensor
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 
 
 @dataclass(frozen=True)

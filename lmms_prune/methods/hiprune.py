@@ -1,4 +1,4 @@
-"""HiPrune: what the middle of the vision tower attends to with its surroundings, and what its end attends to."""
+"""HiPrune: what the middle of the vision encoder attends to with its surroundings, and what its end attends to."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 
 @dataclass(frozen=True)
 class HiPrune(Method):
-    """Keeps anchors and their neighbours by the vision tower's middle, and registers by its end.
+    """Keeps anchors and their neighbours by the vision encoder's middle, and registers by its end.
 
     A token's score in a block is the attention it receives, mean over heads and all queries. Anchors are the top
     round(alpha·N/5) of the object layer (block 8 of CLIP's 24, 15 of Qwen2.5-VL's 32, counted from 0); buffers are the
@@ -37,13 +38,13 @@ class HiPrune(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.00553"
     alpha: float = 0.1
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(attention=frozenset({_object_block(tower), tower.selected}), grids=True)
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(attention=frozenset({_object_block(encoder), encoder.selected}), grids=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        shape = view.tower.shape
-        objects = view.ranking(view.of_image(view.tower.received(_object_block(shape))))
-        registers = view.ranking(view.of_image(view.tower.received(shape.selected)))
+        shape = view.encoder.shape
+        objects = view.ranking(view.of_image(view.encoder.received(_object_block(shape))))
+        registers = view.ranking(view.of_image(view.encoder.received(shape.selected)))
         share = Fraction(str(self.alpha)) / 5
         anchors = highest(objects, view.valid, torch.tensor([round(share * n) for n in budget.tolist()]))
         near = anchors | (_neighbours(view, anchors) & view.valid)
@@ -51,8 +52,8 @@ class HiPrune(Method):
         return first | highest(registers, view.valid & ~near, budget.to(near.device) - first.sum(1))
 
 
-def _object_block(tower: TowerShape) -> int:
-    return tower.scaled(8, of=24) if tower.has_class_token else tower.scaled(15, of=32)
+def _object_block(encoder: EncoderShape) -> int:
+    return encoder.scaled(8, of=24) if encoder.class_tokens else encoder.scaled(15, of=32)
 
 
 def _neighbours(view: TokenView, anchors: Bool[Tensor, "B V"]) -> Bool[Tensor, "B V"]:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 _SHARE, _SIDE = 0.25, 2
 
 
 class HIVTP(Method):
-    """Keeps a share of each quadrant, then the best remaining token of each small window, by the tower's middle.
+    """Keeps a share of each quadrant, then the best remaining token of each small window, by the encoder's middle.
 
     A token's score is the attention it receives in CLIP's blocks 6, 7 and 8 of 24 (counted from 0), mean over blocks,
     heads and all queries. Without a keep, the published rule: of each quadrant the top 25 %, then of each 2×2 window
@@ -26,17 +27,17 @@ class HIVTP(Method):
 
     Paper: https://arxiv.org/abs/2509.23663.
     Differs from the reference: an exact N (there 145 to 288 of 576, as it falls); other grids than 24×24: the first
-    half of an odd side is the larger one, windows are cut at the border, shares round down; other towers: the distinct
+    half of an odd side is the larger one, windows are cut at the border, shares round down; other encoders: the distinct
     blocks at the same relative depth, which for Qwen2.5-VL are 8, 9 and 10 of 32; ties go to the lower index.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2509.23663"
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(attention=frozenset(_blocks(tower)), grids=True)
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(attention=frozenset(_blocks(encoder)), grids=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        received = [view.tower.received(block) for block in _blocks(view.tower.shape)]
+        received = [view.encoder.received(block) for block in _blocks(view.encoder.shape)]
         score = view.ranking(view.of_image(torch.stack(received).mean(0)))
         asked = budget.to(score.device)
         own = (asked == torch.tensor(view.counts, device=asked.device))[:, None]
@@ -54,8 +55,8 @@ class HIVTP(Method):
         return overall | highest(score, local, asked - overall.sum(1))
 
 
-def _blocks(tower: TowerShape) -> list[int]:
-    return sorted({tower.scaled(block, of=24) for block in (6, 7, 8)})
+def _blocks(encoder: EncoderShape) -> list[int]:
+    return sorted({encoder.scaled(block, of=24) for block in (6, 7, 8)})
 
 
 def _side(rows: int, columns: int, count: int) -> int:

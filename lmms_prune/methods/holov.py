@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 _CROPS = 16
 # Entries of the similarity matrices that exist at once: 256 MiB in float32.
@@ -25,7 +26,7 @@ class HoloV(Method):
     """Shares N out among stretches of the image and keeps of each the tokens attended to most.
 
     The raster sequence is cut into P crops of equal size (the first ones one longer). A token's score is its attention
-    from the tower's class token, times 1000, plus 0.09 times the variance of its cosines to the tokens of its crop, scaled
+    from the encoder's class token, times 1000, plus 0.09 times the variance of its cosines to the tokens of its crop, scaled
     to the attention's mean; a crop's weight is its tokens' mean score, by which N is shared out, rounding down; what is
     left goes, one each, to the largest weights. Inside a crop attention alone decides. At deeper layers crops are still
     those of the original image, of the tokens present.
@@ -45,11 +46,11 @@ class HoloV(Method):
     order: Literal["raster", "reference"] = "raster"
     crops: int = 0
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(attention=frozenset({tower.selected}))
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(attention=frozenset({encoder.selected}))
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        saliency = view.ranking(view.of_image(view.tower.saliency()))
+        saliency = view.ranking(view.of_image(view.encoder.saliency()))
         attention = saliency.to(torch.promote_types(saliency.dtype, torch.float32))
         crops = _lay_out(view, self._numbers(view, budget))
         weight = _weights(crops, crops.put(attention), crops.put(_unit(view.hidden)))
@@ -81,7 +82,7 @@ class HoloV(Method):
         """P of each image."""
         if self.crops:
             return [self.crops] * len(view.sizes)
-        if view.tower.shape.has_class_token:
+        if view.encoder.shape.class_tokens:
             return [_CROPS] * len(view.sizes)
         return [max(1, 16 * size // (9 * max(1, n))) for size, n in zip(view.sizes, budget.tolist(), strict=True)]
 

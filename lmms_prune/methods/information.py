@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmms_prune.methods.base import ScoreMethod
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.record.information import InformationError, Store, token_information
 
 

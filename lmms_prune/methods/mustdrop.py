@@ -1,4 +1,4 @@
-"""MustDrop: merge alike windows inside the vision tower, then drop what no text token attends to."""
+"""MustDrop: merge alike windows inside the vision encoder, then drop what no text token attends to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, ClipTower, TowerShape
+from lmms_prune.models.clip_encoder import ClipEncoder
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 _KEYS, _ORDER, _UNMERGED = "mustdrop keys", "mustdrop order", "mustdrop unmerged keys"
 # Tokens along a window's side, and the tokens that merging one takes away.
@@ -22,9 +24,9 @@ _SIDE, _SAVED = 3, 8
 class MustDrop(Method):
     """Merges 3×3 windows of alike tokens at layer 0; deeper drops tokens that the text looks at neither in sum nor once.
 
-    Layer 0: windows whose nine patches after the tower's block 0 have a mean pairwise cosine ≥ similarity become their
-    mean, and the rest of the tower runs on [windows, most alike first; other tokens]. The 8 % with the highest class
-    attention in the tower's last block are the key set. Deeper: with B the head mean of text to image attention in the
+    Layer 0: windows whose nine patches after the encoder's block 0 have a mean pairwise cosine ≥ similarity become their
+    mean, and the rest of the encoder runs on [windows, most alike first; other tokens]. The 8 % with the highest class
+    attention in the encoder's last block are the key set. Deeper: with B the head mean of text to image attention in the
     layer before, a token outside the key set goes if Σ_text B < theta_g·Σ_text,image B and max_text B < theta_i.
     Published as ``mustdrop@0,mustdrop@3,mustdrop@7,mustdrop@11,mustdrop@15`` (presets ``mustdrop-192``, -128, -64).
     What the deeper stages drop, generated tokens do not see in the layers before them either: from the layer before the
@@ -40,9 +42,9 @@ class MustDrop(Method):
     Paper: https://arxiv.org/abs/2411.10803.
     Differs from the reference: each image merges as many windows as it has, not the batch's minimum; rows and columns
     beyond whole windows are not merged; a merged window has its middle token's position; without a stage at layer 0 the
-    key set is that of the unmerged tower; no text after the image drops nothing; the tower runs in full first, and once
+    key set is that of the unmerged encoder; no text after the image drops nothing; the encoder runs in full first, and once
     more on the windows. Qwen2.5-VL, whose
-    tower has no class token and cannot run on merged windows: the merger's outputs are averaged, and received attention
+    encoder has no class token and cannot run on merged windows: the merger's outputs are averaged, and received attention
     (mean over the window) stands for the class token's.
     """
 
@@ -51,8 +53,8 @@ class MustDrop(Method):
     theta_i: float = 0.001
     similarity: float = 0.8
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(attention=frozenset({tower.depth - 1}), outputs=frozenset({0}))
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(attention=frozenset({encoder.depth - 1}), outputs=frozenset({0}))
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         # A stage with a keep is never asked about an image that keeps all: there the answer does not matter.
@@ -73,7 +75,7 @@ class MustDrop(Method):
         return torch.where(own[:, None], stays & view.valid, ranked)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
-        """At layer 0 the merged windows and the other tokens, encoded anew, in the tower's order."""
+        """At layer 0 the merged windows and the other tokens, encoded anew, in the encoder's order."""
         if view.layer:
             return view.hidden, view.index
         handed: Any = view.memory[_ORDER]
@@ -88,17 +90,17 @@ class MustDrop(Method):
         return states[rows, place], order.gather(1, place)
 
     def _merge(self, view: TokenView, budget: Int[Tensor, " B"], own: Bool[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        """Choose the windows, run the tower on what is left, and drop what exceeds the budget."""
-        patches = view.tower.output(0).to(view.valid.device)
+        """Choose the windows, run the encoder on what is left, and drop what exceeds the budget."""
+        patches = view.encoder.output(0).to(view.valid.device)
         members, exists = _windows(view)
         alike = _alike(patches, members)
         room = (view.valid.sum(1) - budget.to(own.device)).clamp(min=0) // _SAVED
         merged = torch.where(own[:, None], exists & (alike >= self.similarity), highest(alike, exists, room))
         order, length = _order(view.valid, members, merged, alike)
-        if isinstance(view.tower, ClipTower):
-            states, attention = _run_on(view.tower, _averaged(patches, members, merged), order, length)
+        if isinstance(view.encoder, ClipEncoder):
+            states, attention = _run_on(view.encoder, _averaged(patches, members, merged), order, length)
         else:
-            received = view.tower.received(view.tower.shape.depth - 1).to(order.device)
+            received = view.encoder.received(view.encoder.shape.depth - 1).to(order.device)
             states, attention = (_averaged(x, members, merged) for x in (view.hidden, received[..., None]))
             rows = torch.arange(len(order), device=order.device)[:, None]
             states, attention = states[rows, order], attention[rows, order, 0]
@@ -132,9 +134,9 @@ def _unmerged_keys(view: TokenView) -> Bool[Tensor, "B N"]:
 
 
 def _find_unmerged_keys(view: TokenView) -> Bool[Tensor, "B N"]:
-    tower = view.tower
-    last = tower.shape.depth - 1
-    attention = tower.class_attention(last).mean(1) if tower.shape.has_class_token else tower.received(last)
+    encoder = view.encoder
+    last = encoder.shape.depth - 1
+    attention = encoder.saliency(last)
     valid = view.original.valid
     return highest(attention.to(valid.device), valid, _eight_percent(valid.sum(1)))
 
@@ -176,7 +178,7 @@ def _alike(patches: Float[Tensor, "B N C"], members: Int[Tensor, "B W 9"]) -> Fl
 def _order(
     valid: Bool[Tensor, "B N"], members: Int[Tensor, "B W 9"], merged: Bool[Tensor, "B W"], alike: Float[Tensor, "B W"]
 ) -> tuple[Int[Tensor, "B N"], Int[Tensor, " B"]]:
-    """Raster indices in the order that the tower goes on with, and how many of them do: the rest is merged away."""
+    """Raster indices in the order that the encoder goes on with, and how many of them do: the rest is merged away."""
     best = alike.masked_fill(~merged, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(best).scatter_(1, best, torch.arange(best.shape[1], device=best.device).expand_as(best))
     windows, tokens = merged.shape[1], valid.shape[1]
@@ -200,18 +202,18 @@ def _averaged(
 
 
 def _run_on(
-    tower: ClipTower, patches: Float[Tensor, "B N C"], order: Int[Tensor, "B N"], length: Int[Tensor, " B"]
+    encoder: ClipEncoder, patches: Float[Tensor, "B N C"], order: Int[Tensor, "B N"], length: Int[Tensor, " B"]
 ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N"]]:
-    """The tower after block 0 on the first `length` patches in `order`: projected, and the last block's class attention."""
+    """The encoder after block 0 on the first `length` patches in `order`: projected, and the last block's class attention."""
     rows, view_device = torch.arange(len(order), device=order.device)[:, None], order.device
-    first = tower.class_output(0)
+    first = encoder.class_output(0)
     x = torch.cat([first[:, None], patches[rows, order].to(first)], dim=1)
     entries, length = torch.arange(x.shape[1], device=x.device), length.to(x.device)
     # What was merged away stays as padding that nobody sees, so that no shape waits for the device.
     bias = torch.zeros(x.shape[:2], device=x.device).masked_fill(entries > length[:, None], -torch.inf)
     features, attention = x, torch.zeros_like(x[..., 0])
-    for block in range(1, tower.shape.depth):
-        between, _, weights = tower.attend(block, x, bias)
-        x, attention = tower.feed(block, between), weights[:, :, 0].mean(1)
-        features = x if block == tower.shape.selected else features
-    return tower.project(features[:, 1:]).to(view_device), attention[:, 1:].to(view_device)
+    for block in range(1, encoder.shape.depth):
+        between, _, weights = encoder.attend(block, x, bias)
+        x, attention = encoder.feed(block, between), weights[:, :, 0].mean(1)
+        features = x if block == encoder.shape.selected else features
+    return encoder.project(features[:, 1:]).to(view_device), attention[:, 1:].to(view_device)

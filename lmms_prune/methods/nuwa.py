@@ -12,18 +12,20 @@ from torch.nn.functional import normalize
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 # Weights between tokens that exist at once: 256 MiB in float32.
+_PUBLISHED = 24 * 24  # visual tokens of the images for which the reach was given
 _MOST = 2**26
 
 
 class Nuwa(Method):
-    """Before the decoder, keeps the tower's most salient tokens of every 2×2 cell and adds to them what they resemble.
+    """Before the decoder, keeps the encoder's most salient tokens of every 2×2 cell and adds to them what they resemble.
 
     At layer 0 the k tokens of each cell with the highest class-token attention are candidates (the least k that gives
     enough), and the N highest are kept. Those below the 0.55 quantile of the kept scores become a sum over all tokens,
-    weighted by similarity (mean output of the tower's last third) and nearness, before they are projected. At a deeper
+    weighted by similarity (mean output of the encoder's last third) and nearness, before they are projected. At a deeper
     layer it is the published second stage: the N tokens with the highest attention from the last prompt token in the
     layer before. Presets ``nuwa-192``, ``nuwa-128`` and ``nuwa-64``.
 
@@ -36,13 +38,13 @@ class Nuwa(Method):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2602.02951"
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(attention=frozenset({tower.selected}), outputs=frozenset(_last_third(tower)), features=True)
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(attention=frozenset({encoder.selected}), outputs=frozenset(_last_third(encoder)), features=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         if view.layer:
             return highest(view.ranking(view.attention(view.last)[:, :, 0].mean(dim=1)), view.valid, budget)
-        score = view.ranking(view.of_image(view.tower.saliency()))
+        score = view.ranking(view.of_image(view.encoder.saliency()))
         rank = _ranks_in_cells(score, view)
         candidates, wanted = torch.zeros_like(view.valid), budget.to(view.valid.device)
         for most in range(1, 5):
@@ -53,13 +55,13 @@ class Nuwa(Method):
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         if view.layer:
             return view.hidden, view.index
-        alone = _salient(view.of_image(view.tower.saliency()), keep)
-        return view.tower.project(_gathered(view, alone)).to(view.hidden.device), view.index
+        alone = _salient(view.of_image(view.encoder.saliency()), keep)
+        return view.encoder.project(_gathered(view, alone)).to(view.hidden.device), view.index
 
 
-def _last_third(tower: TowerShape) -> range:
+def _last_third(encoder: EncoderShape) -> range:
     """Blocks whose mean output is compared: CLIP's hidden states 16 to 24, that is the outputs of its blocks 15 to 23."""
-    return range(tower.scaled(15, of=24), tower.depth)
+    return range(encoder.scaled(15, of=24), encoder.depth)
 
 
 def _ranks_in_cells(score: Float[Tensor, "B V"], view: TokenView) -> Int[Tensor, "B V"]:
@@ -90,17 +92,17 @@ def _salient(score: Float[Tensor, "B V"], keep: Bool[Tensor, "B V"]) -> Bool[Ten
 
 
 def _gathered(view: TokenView, alone: Bool[Tensor, "B V"]) -> Float[Tensor, "B V C"]:
-    """The tower's features, all but those that stay `alone` summed with what is like them and near them."""
-    tower = view.tower
-    features = view.of_image(tower.features())
+    """The encoder's features, all but those that stay `alone` summed with what is like them and near them."""
+    encoder = view.encoder
+    features = view.of_image(encoder.features())
     fine = torch.promote_types(features.dtype, torch.float32)
     # The direction of the sum is that of the mean.
-    total = sum(view.of_image(tower.output(block)).to(fine) for block in _last_third(tower.shape))
+    total = sum(view.of_image(encoder.output(block)).to(fine) for block in _last_third(encoder.shape))
     assert isinstance(total, Tensor)
     unit, rich = normalize(total, dim=-1), features.to(fine)
     width = torch.tensor([columns for _, columns in view.grids], device=unit.device)[:, None]
     place = torch.stack([view.index // width, view.index % width], dim=-1).to(fine)
-    reach = torch.tensor([sqrt(280 * h * w / 576) for h, w in view.grids], device=unit.device, dtype=fine)
+    reach = torch.tensor([sqrt(280 * h * w / _PUBLISHED) for h, w in view.grids], device=unit.device, dtype=fine)
     parts, column = [], torch.arange(unit.shape[1], device=unit.device)
     for piece in column.split(max(1, _MOST // max(1, unit.shape[0] * unit.shape[1]))):
         likeness = (unit[:, piece] @ unit.transpose(1, 2)).clamp(min=0)

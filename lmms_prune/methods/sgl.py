@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lmms_prune.methods.base import ScoreMethod
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class SGL(ScoreMethod):
     new_tokens: int = 128
     reference: bool = False
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(pixels=True)
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(pixels=True)
 
     def score(self, view: TokenView) -> Float[Tensor, "B V"]:
         return view.of_image(view.guided(self.guide, self.new_tokens, self.reference))

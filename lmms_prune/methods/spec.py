@@ -104,18 +104,18 @@ def all_layers(layer: int, options: Options) -> str:
 
 
 def tome_layers(layer: int, options: Options) -> str:
-    """Inside the tower ToMe precedes the decoder; keys are those of the layer before."""
+    """Inside the encoder ToMe precedes the decoder; keys are those of the layer before."""
     if options.get("place") == "tower" and layer:
-        return "place=tower merges inside the vision tower, so the stage must stand at layer 0"
+        return "place=tower merges inside the vision encoder, so the stage must stand at layer 0"
     if options.get("metric") == "keys" and not layer and options.get("place") != "tower":
         return "metric=keys reads the layer before, so the stage must stand at layer 1 or deeper"
     return ""
 
 
 def folder_layers(layer: int, options: Options) -> str:
-    """The full variant folds inside the tower."""
+    """The full variant folds inside the encoder."""
     if options.get("variant") == "full" and layer:
-        return "variant=full folds inside the vision tower, so the stage must stand at layer 0"
+        return "variant=full folds inside the vision encoder, so the stage must stand at layer 0"
     return ""
 
 
@@ -132,7 +132,7 @@ READS = {
     "keys": "keys of the layer before",
     "hidden": "hidden states",
     "embeddings": "input embeddings",
-    "tower": "signals from the vision tower",
+    "encoder": "signals from the vision encoder",
     "pixels": "the image's pixels",
     "grid": "the image's grid",
     "question": "the question as text",
@@ -163,7 +163,6 @@ class MethodSpec:
         crops_cache: once the prompt has run, layers that ran before what its stages dropped forget that, too: from the
             layer before its first stage (deeper than 0) to the layer before its last one.
         options: the options that may follow in the stage's text.
-        families: the model families on which it can run, by ``model_type``.
         trained: it needs weights that were trained for it.
     """
 
@@ -182,7 +181,6 @@ class MethodSpec:
     refuses: Callable[[int, Options], str] = all_layers
     crops_cache: bool = False
     options: tuple[Option, ...] = ()
-    families: tuple[str, ...] = ("llava", "qwen2_5_vl")
     trained: bool = False
 
     @property

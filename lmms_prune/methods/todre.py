@@ -12,14 +12,15 @@ from torch import Tensor
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.tensors import directions, settled
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 
 @dataclass(frozen=True)
 class ToDRE(Method):
     """Stage 1 keeps tokens unlike each other; stage 2, written without a keep, drops an image that text ignores.
 
-    With a keep, at any layer: from the token with the highest class-token attention in the tower's selected block, add one by one the token with the
+    With a keep, at any layer: from the token with the highest class-token attention in the encoder's selected block, add one by one the token with the
     smallest sum of cosines to all that are kept (on the layer's input). Without a keep: an image goes entirely if the
     attention that text pays to it in the layer before, mean over heads and text tokens, is less than tau. Published as
     ``todre@0:0.25,todre@28`` (⌊7L/8⌋ of L layers; presets ``todre-25``, ``todre-10``).
@@ -29,7 +30,7 @@ class ToDRE(Method):
 
     Paper: https://arxiv.org/abs/2505.18757 (version 2: sums of cosines, where version 1 took the farthest point).
     Differs from the paper: attention from the image to the text is 0 under a causal mask and is not computed; the
-    pivot's block is the one whose output is projected, as in other methods, not the tower's last; no text
+    pivot's block is the one whose output is projected, as in other methods, not the encoder's last; no text
     after the image keeps it; without a class token (Qwen2.5-VL) the pivot is the token that receives most attention, not
     a random one; at layer 0 stage 2 reads that layer's own attention; cosines in float64; ties go to the lower
     index, those of equal tokens too.
@@ -38,8 +39,8 @@ class ToDRE(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.18757"
     tau: float = 0.1
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(attention=frozenset({tower.selected}))
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(attention=frozenset({encoder.selected}))
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         # A stage with a keep is never asked about an image that keeps all: there the answer does not matter.
@@ -68,7 +69,7 @@ def _diverse(view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
     unit = directions(view.hidden)
     rows, limit = torch.arange(len(unit), device=unit.device), budget.to(unit.device)
     keep, sums = torch.zeros_like(view.valid), torch.zeros_like(unit[..., 0])
-    rank = -view.ranking(view.of_image(view.tower.saliency())).to(sums)
+    rank = -view.ranking(view.of_image(view.encoder.saliency())).to(sums)
     for step in range(int(budget.max()) if len(budget) else 0):
         pick = rank.masked_fill(keep | ~view.valid, torch.inf).argmin(dim=1)
         keep = keep.index_put((rows, pick), keep[rows, pick] | (step < limit))

@@ -17,15 +17,17 @@ from lmms_prune.methods.shared.merging import (
     Merged,
     averaged,
     evens_first,
-    inside_tower,
+    inside_encoder,
     no_clip,
     partners,
     summed,
 )
 from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.families import ModelParts
-from lmms_prune.models.tower import Asks, ClipTower, TowerShape
+from lmms_prune.models.clip_encoder import ClipEncoder
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.shape import EncoderShape
 
 _NO_KEYS = "metric=keys reads the layer before, so it cannot act at layer 0; use metric=hidden, or a deeper layer."
 
@@ -48,9 +50,9 @@ class ToMe(Method):
             even tokens stand before the odd ones in the next block, and what is left is projected, in raster order.
 
     Paper: https://arxiv.org/abs/2210.09461.
-    Differs from the reference: merging the decoder's input is this project's; in the tower every block merges as many
+    Differs from the reference: merging the decoder's input is this project's; in the encoder every block merges as many
     tokens as the others (earlier ones one more, or what half of the tokens left allows), so that exactly N are left,
-    where a constant r leaves any number; a tower too shallow for that repeats passes in the selected block; cosines in
+    where a constant r leaves any number; a encoder too shallow for that repeats passes in the selected block; cosines in
     float64, means in float32.
     """
 
@@ -59,15 +61,15 @@ class ToMe(Method):
     place: Literal["stage", "tower"] = "stage"
 
     def prepare(self, parts: ModelParts) -> None:
-        if self.place == "tower" and parts.family.mrope:
+        if self.place == "tower" and not parts.encoder_shape.is_clip:
             raise UnsupportedModelError(no_clip("place=tower"))
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(pixels=self.place == "tower")
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(pixels=self.place == "tower")
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         if self.place == "tower":
-            result = inside_tower(view, budget, "place=tower", _tower_tokens)
+            result = inside_encoder(view, budget, "place=tower", _encoder_tokens)
         else:
             result = self._at_stage(view, budget)
         view.memory[f"tome at layer {view.layer}"] = result
@@ -114,23 +116,23 @@ def rates(tokens: int, keep: int, blocks: int) -> list[list[int]]:
     return plan
 
 
-def _tower_tokens(tower: ClipTower, images: Int[Tensor, " b"], count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _encoder_tokens(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` tokens that are left, in raster order."""
-    pixels = tower.inputs()["pixel_values"]
-    x = tower.embed(pixels[images.to(pixels.device)])
+    pixels = encoder.inputs()["pixel_values"]
+    x = encoder.embed(pixels[images.to(pixels.device)])
     fine, n = torch.promote_types(x.dtype, torch.float32), x.shape[1] - 1
     size = torch.ones(x.shape[:2], dtype=fine, device=x.device)
     index = torch.arange(-1, n, device=x.device).expand(len(x), -1)
-    for block, passes in enumerate(rates(n, count, tower.shape.selected + 1)):
-        x, keys, _ = tower.attend(block, x, size.log() if block else None)
+    for block, passes in enumerate(rates(n, count, encoder.shape.selected + 1)):
+        x, keys, _ = encoder.attend(block, x, size.log() if block else None)
         for rate in passes:
             into = partners(keys, torch.ones_like(size, dtype=torch.bool), [rate] * len(x), protected=1)
             order = evens_first(into, x.shape[1] - rate)
             x, keys = (gather(averaged(part.to(fine), into, size), order).to(x.dtype) for part in (x, keys))
             size, index = gather(summed(size, into), order), gather(index, order)
-        x = tower.feed(block, x)
+        x = encoder.feed(block, x)
     order = index.argsort(dim=1)[:, 1:]
-    return tower.project(gather(x, order)), gather(size, order), gather(index, order)
+    return encoder.project(gather(x, order)), gather(size, order), gather(index, order)
 
 
 def _history(view: TokenView) -> dict[int, Tensor]:

@@ -1,4 +1,4 @@
-"""VFlowOpt: keep what the vision tower's few global tokens look at, and merge the rest cell by cell."""
+"""VFlowOpt: keep what the vision encoder's few global tokens look at, and merge the rest cell by cell."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from torch.nn.utils.rnn import pad_sequence
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.shared.tensors import add_up
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, Tower, TowerShape
+from lmms_prune.models.encoder import Encoder, Signals
+from lmms_prune.models.shape import EncoderShape
 
 
 @dataclass(frozen=True)
 class VFlowOpt(Method):
-    """Keeps the tokens that the tower's most attended tokens attend to; before the decoder it merges the others.
+    """Keeps the tokens that the encoder's most attended tokens attend to; before the decoder it merges the others.
 
     Importance is the mean attention row, in the block whose output the decoder is given, of the tokens whose received
     attention exceeds t times the mean of all. At layer 0 the least important tokens are merged, so many that N remain:
     those in one m×m cell of the grid become their mean, weighted by importance, at the place of the most important. At
     deeper layers the least important are dropped. Presets ``vflowopt-50``, ``vflowopt-25`` and ``vflowopt-10``, which
-    were tuned for LLaVA-OneVision: the depth of its decoder and its tower are others.
+    were tuned for LLaVA-OneVision: the depth of its decoder and its encoder are others.
 
     Args:
         t: the higher, the fewer tokens ask what is important; where none is left, the most attended one does.
@@ -44,8 +45,8 @@ class VFlowOpt(Method):
     m: float = 11.757
     alpha: float = 0.0
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(attention=frozenset({tower.selected}), pixels=self.alpha > 0, grids=True)
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(attention=frozenset({encoder.selected}), pixels=self.alpha > 0, grids=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         importance = view.ranking(self._importance(view))
@@ -72,12 +73,12 @@ class VFlowOpt(Method):
         """The same at every stage, so it is found once a prefill."""
         key = f"vflowopt t={self.t} alpha={self.alpha}"
         if key not in view.memory:
-            tower = view.tower
-            images = _looked_at(tower, self.t)
+            encoder = view.encoder
+            images = _looked_at(encoder, self.t)
             if self.alpha > 0:
-                pictures = zip(tower.images(), tower.grids, images, strict=True)
+                pictures = zip(encoder.images(), encoder.grids, images, strict=True)
                 images = [x + self.alpha * _entropy(image, *grid).softmax(0).to(x) for image, grid, x in pictures]
-            view.memory[key] = pad_sequence([images[i] for i in tower.owner], batch_first=True)
+            view.memory[key] = pad_sequence([images[i] for i in encoder.owner], batch_first=True)
         importance = view.memory[key]
         assert isinstance(importance, Tensor)
         return view.of_image(importance)
@@ -107,32 +108,27 @@ class VFlowOpt(Method):
         return low, low & (tops.gather(1, cell) == below), cell
 
 
-def _looked_at(tower: Tower, t: float) -> list[Tensor]:
+def _looked_at(encoder: Encoder, t: float) -> list[Tensor]:
     """The mean attention row of the tokens that are attended to most, for each image of the run."""
-    weights, before, patches = [], int(tower.shape.has_class_token), _patches(tower)
-    for received in _flow(tower, None):
+    weights, before, patches = [], encoder.shape.class_tokens, encoder.shape.patches_per_token
+    for received in _flow(encoder, None):
         asks = received > t * received.mean()
         asks |= ~asks.any() & (torch.arange(len(asks), device=asks.device) == received.argmax())
         weight = asks.to(received.dtype) / (asks.sum() * patches)
         weights.append(torch.nn.functional.pad(weight.repeat_interleave(patches), (before, 0)))
-    return _flow(tower, weights)
+    return _flow(encoder, weights)
 
 
-def _patches(tower: Tower) -> int:
-    """Patches of a visual token."""
-    return 1 if tower.shape.has_class_token else 4
-
-
-def _flow(tower: Tower, weights: list[Tensor] | None) -> list[Tensor]:
+def _flow(encoder: Encoder, weights: list[Tensor] | None) -> list[Tensor]:
     """Attention that each token receives in the selected block, head mean, summed over (weighted) rows but the class token's."""
-    before, patches, sums = int(tower.shape.has_class_token), _patches(tower), {}
-    for image, queries, keys, attention in tower.attention_chunks(tower.shape.selected):
+    before, patches, sums = encoder.shape.class_tokens, encoder.shape.patches_per_token, {}
+    for image, queries, keys, attention in encoder.attention_chunks(encoder.shape.selected):
         if image not in sums:
-            rows, columns = tower.grids[image]
+            rows, columns = encoder.grids[image]
             sums[image] = attention.new_zeros(before + patches * rows * columns)
         weight = (queries >= before).to(attention.dtype) if weights is None else weights[image][queries]
         sums[image][keys] += weight @ attention.mean(0)
-    return [sums[image][before:].unflatten(0, (-1, patches)).sum(-1) for image in range(len(tower.grids))]
+    return [sums[image][before:].unflatten(0, (-1, patches)).sum(-1) for image in range(len(encoder.grids))]
 
 
 def _entropy(image: Float[Tensor, "3 height width"], rows: int, columns: int) -> Float[Tensor, " n"]:

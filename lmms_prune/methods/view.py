@@ -19,8 +19,9 @@ from torch.nn.functional import pad
 
 from lmms_prune.errors import PruningError
 from lmms_prune.methods.shared.tensors import finest, owners
-from lmms_prune.models.families import ModelParts
-from lmms_prune.models.tower import ClipTower, Grid, QwenTower, Tower, TowerRun
+from lmms_prune.models.encoder import Encoder, EncoderRun
+from lmms_prune.models.family import Grid
+from lmms_prune.models.parts import ModelParts
 
 # Attention weights that exist at once: 256 MiB in float32.
 _MOST = 2**26
@@ -64,7 +65,7 @@ class TokenView:
         memory: lives for one prefill; carries state from stage to stage.
         questions: the question of each image's row as text, where `prune` was given them (private to the view).
         grid_list: rows and columns of each image's original tokens, where known (private to the view).
-        tower_run: what was recorded of the vision tower (private to the view).
+        encoder_run: what was recorded of the vision encoder (private to the view).
         guide: answers with a second model (private to the view).
         parts: the model (private to the view).
         state: the input of this layer (private to the view).
@@ -95,10 +96,10 @@ class TokenView:
     embedded: Float[Tensor, "R L0 D"] | None = None
     uncut_rotary: tuple[Tensor, Tensor] | None = None
     grid_list: Sequence[Grid] = ()
-    tower_run: TowerRun | None = None
+    encoder_run: EncoderRun | None = None
     questions: Sequence[str] | None = None
     asked: Sequence[int] | None = None
-    guide: Callable[[Tower, str, int, bool], Sequence[Tensor]] | None = None
+    guide: Callable[[Encoder, str, int, bool], Sequence[Tensor]] | None = None
     memory: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -229,23 +230,22 @@ class TokenView:
         return list(self.grid_list)
 
     @cached_property
-    def tower(self) -> Tower:
-        """Signals of the vision tower.
+    def encoder(self) -> Encoder:
+        """Signals of the vision encoder.
 
         Raises:
             PruningError: the images were encoded before pruning began.
         """
-        run, grids = self.tower_run, self.grids
+        run, grids = self.encoder_run, self.grids
         if run is None:
-            raise PruningError(_OUTSIDE.format("the vision tower"))
+            raise PruningError(_OUTSIDE.format("the vision encoder"))
         recorded = len(run.grids) if run.grids is not None else len(run.pixels) or self._recorded_images(run)
         repeats = len(grids) // recorded if recorded else 0
         if not repeats or recorded * repeats != len(grids):
-            raise PruningError(f"the vision tower saw {recorded} images, but the prompts hold {len(grids)}.")
+            raise PruningError(f"the vision encoder saw {recorded} images, but the prompts hold {len(grids)}.")
         owner = owners(self.owning_rows, repeats)
         own_grids = [grids[owner.index(i)] for i in range(recorded)]
-        kind = QwenTower if self.parts.family.mrope else ClipTower
-        return kind(self.parts, run, owner, own_grids)
+        return self.parts.family.signals_class()(self.parts, run, owner, own_grids)
 
     def question(self) -> list[str]:
         """The question of each image's row as text.
@@ -260,7 +260,7 @@ class TokenView:
     def guided(self, checkpoint: str, new_tokens: int, last_visual: bool) -> Float[Tensor, "B N"]:
         """Attention that a guide model's whole answer pays to each original visual token (see `lmms_prune.pruning.guide`)."""
         assert self.guide is not None, "the method's row in METHODS does not say that it asks a guide"
-        sums = [x.to(self.valid.device) for x in self.guide(self.tower, checkpoint, new_tokens, last_visual)]
+        sums = [x.to(self.valid.device) for x in self.guide(self.encoder, checkpoint, new_tokens, last_visual)]
         return torch.stack([pad(x, (0, max(self.sizes) - len(x))) for x in sums])
 
     def ranking(
@@ -334,7 +334,7 @@ class TokenView:
         return table[..., rows.to(table.device)[:, None], tokens.slots.to(table.device), :]
 
     @staticmethod
-    def _recorded_images(run: TowerRun) -> int:
+    def _recorded_images(run: EncoderRun) -> int:
         """Images of a LLaVA's run whose pixels were not kept."""
         tensors = [x for x, _ in run.inputs.values()] + list(run.outputs.values())
         return len(tensors[0]) if tensors else 0

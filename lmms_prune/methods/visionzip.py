@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 # Tokens that seek their target at once.
 _BLOCK = 1024
@@ -20,7 +21,7 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class VisionZip(Method):
-    """Keeps the tokens that the vision tower attends to most, and merges the others into evenly spaced targets.
+    """Keeps the tokens that the vision encoder attends to most, and merges the others into evenly spaced targets.
 
     N = D + C. Dominant: LLaVA's class token itself and the D-1 patches with its highest attention. Contextual: of the
     rest, in raster order, the first C of every ⌊rest/C⌋-th are targets; each other token goes to the target with the
@@ -42,17 +43,15 @@ class VisionZip(Method):
     contextual: int = -1
     merge: Literal["sum", "mean"] = "sum"
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(attention=frozenset({tower.selected}), features=True)
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(attention=frozenset({encoder.selected}), features=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        has_class_token = view.tower.shape.has_class_token
-        targets = torch.tensor([self._targets(n, has_class_token) for n in budget.tolist()])
+        class_tokens = view.encoder.shape.class_tokens
+        targets = torch.tensor([self._targets(n, class_tokens) for n in budget.tolist()])
         most = int(targets.max())
-        patches = budget - targets
-        if has_class_token:
-            patches = (patches - 1).clamp(min=0)
-        dominant = highest(view.ranking(view.of_image(view.tower.saliency())), view.valid, patches)
+        patches = (budget - targets - class_tokens).clamp(min=0)
+        dominant = highest(view.ranking(view.of_image(view.encoder.saliency())), view.valid, patches)
         rest = view.valid & ~dominant
         step = (torch.tensor(view.counts) - patches) // targets.clamp(min=1)
         step, targets = step.to(rest.device)[:, None].clamp(min=1), targets.to(rest.device)[:, None]
@@ -68,18 +67,18 @@ class VisionZip(Method):
         masks = view.memory["visionzip"]
         assert isinstance(masks, tuple)
         dominant, target, columns = masks
-        tower, device = view.tower, view.valid.device
-        features = tower.features().to(device)
+        encoder, device = view.encoder, view.valid.device
+        features = encoder.features().to(device)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         merged = self._merged(view, features, view.valid & ~dominant & ~target, target, columns)
         place = torch.arange(keep.shape[1], device=device)
-        index, has_class_token = view.index, tower.shape.has_class_token
+        index, class_tokens = view.index, encoder.shape.class_tokens
         # Without a class token merged tokens stay where they stood among the others.
-        later = len(place) if has_class_token else 0
+        later = len(place) if class_tokens else 0
         turn = torch.where(dominant, place, torch.where(target, later + place, 3 * len(place)))
-        if has_class_token:
-            class_token = tower.class_output(tower.shape.selected).to(merged)
-            merged = torch.cat([class_token[:, None], merged], dim=1)
+        if class_tokens:
+            gathered = encoder.class_output(encoder.shape.selected).to(merged)
+            merged = torch.cat([gathered[:, None], merged], dim=1)
             # Only the class token's place is kept for neither of the two; without one it comes last of all.
             lent = keep & ~dominant & ~target
             first = torch.where(lent.any(1), -1, 3 * len(place))
@@ -88,14 +87,14 @@ class VisionZip(Method):
         order = turn.argsort(dim=1, stable=True)[:, : keep.shape[1]]
         # What comes r-th goes to the r-th kept place.
         order = order.gather(1, (keep.cumsum(1) - 1).clamp(min=0))
-        tokens = tower.project(merged.gather(1, order[..., None].expand(-1, -1, merged.shape[2])))
+        tokens = encoder.project(merged.gather(1, order[..., None].expand(-1, -1, merged.shape[2])))
         return tokens.to(device), index.gather(1, order)
 
-    def _targets(self, count: int, has_class_token: bool) -> int:
+    def _targets(self, count: int, class_tokens: int) -> int:
         """C for N."""
         if self.contextual >= 0:
             return round(Fraction(count * self.contextual, 64))
-        if has_class_token:
+        if class_tokens:
             return round(Fraction(count * 10, 64))
         return min(count, max(1, count // 14))
 
@@ -110,7 +109,7 @@ class VisionZip(Method):
         """`features`, with what the targets become at their places; `columns` are the targets', then arbitrary ones."""
         if not columns.shape[1]:
             return features
-        keys = view.tower.keys(view.tower.shape.selected).to(features.device)
+        keys = view.encoder.keys(view.encoder.shape.selected).to(features.device)
         keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
         keys = torch.nn.functional.normalize(keys, dim=-1)
         goals, itself = _take(keys, columns).transpose(1, 2), _take(features, columns)

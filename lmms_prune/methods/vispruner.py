@@ -1,4 +1,4 @@
-"""VisPruner: what the vision tower attends to, and of the rest what is least duplicated."""
+"""VisPruner: what the vision encoder attends to, and of the rest what is least duplicated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.shared.tensors import directions, settled
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 _REMOVED = 8
 # Up to so many pairs, all images together, are compared once (1 GiB); more, in pieces and at every pass, which is slow.
@@ -43,11 +44,11 @@ class VisPruner(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.01818"
     important: float = 0.5
 
-    def asks(self, tower: TowerShape) -> Asks:
-        return Asks(attention=frozenset({tower.selected}), features=True)
+    def signals(self, encoder: EncoderShape) -> Signals:
+        return Signals(attention=frozenset({encoder.selected}), features=True)
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        saliency = view.ranking(view.of_image(view.tower.saliency()))
+        saliency = view.ranking(view.of_image(view.encoder.saliency()))
         best = [floor(Fraction(str(self.important)) * n) for n in budget.tolist()]
         important = highest(saliency, view.valid, torch.tensor(best))
         left = [count - n for count, n in zip(view.counts, best, strict=True)]
@@ -55,7 +56,7 @@ class VisPruner(Method):
         others = view.valid & ~important
         order = saliency.masked_fill(~others, -torch.inf).argsort(dim=1, descending=True, stable=True)
         order = order[:, : max(left, default=0)]
-        unit = directions(view.of_image(view.tower.features()))
+        unit = directions(view.of_image(view.encoder.features()))
         order = _thinned(unit, order, _passes(left, diverse) if any(diverse) else [])
         place = torch.arange(order.shape[1], device=order.device)
         stays = place < torch.tensor(diverse, device=order.device)[:, None]

@@ -1,1 +1,31 @@
-"""The model families: what differs between architectures, and their sizes."""
+"""The model families: what differs between architectures, and their sizes. The table is free of torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.models.family import Family
+from lmms_prune.models.llava import LLAVA
+from lmms_prune.models.qwen2_5_vl import QWEN2_5_VL
+
+__all__ = ["FAMILIES", "MODEL_NAMES", "Family", "family_of"]
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAVA, QWEN2_5_VL)}
+"""By ``config.model_type``."""
+MODEL_NAMES: dict[str, Family] = {family.model_name: family for family in FAMILIES.values()}
+"""By the name under which lmms-eval finds this package's model."""
+
+
+def family_of(config: Any) -> Family:
+    """The family of a checkpoint's configuration.
+
+    Raises:
+        UnsupportedModelError: no such family; names the ones there are.
+    """
+    model_type = getattr(config, "model_type", None)
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    known = ", ".join(f"{family.model_type} (--model {name})" for name, family in MODEL_NAMES.items())
+    what = "has no image input or" if not hasattr(config, "vision_config") else "is a vision-language model that"
+    raise UnsupportedModelError(f"model type '{model_type}' {what} is not supported yet. Supported: {known}.")

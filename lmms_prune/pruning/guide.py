@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 from lmms_prune.compat.transformers import cache_of, layer_keys
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.view import LayerInput, Tokens
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.layout import Layout
 
 

@@ -29,8 +29,8 @@ from lmms_prune.errors import (
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import LayerInput, TokenView
-from lmms_prune.models.families import ModelParts
-from lmms_prune.models.tower import Asks, Tower, TowerRecorder, TowerRun, tower_shape
+from lmms_prune.models.encoder import Encoder, EncoderRecorder, EncoderRun, Signals
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.guards import CacheGuard, GenerateGuard, refuse_arguments, refuse_growing_prompt, refuse_inputs
 from lmms_prune.pruning.guide import answer_attention, check_guide, load_guide
 from lmms_prune.pruning.layout import Layout, read_rows
@@ -93,7 +93,7 @@ def prune(
     trace, parts = Trace(schedule), _fitting(model, schedule)
     if positions not in POSITIONS:
         raise UnsupportedModelError(f"positions '{positions}' is unknown; use {' or '.join(POSITIONS)}.")
-    if positions == "compact" and parts.family.mrope:
+    if positions == "compact" and not parts.family.renumbers:
         message = "positions=compact would destroy the height and width channels of M-RoPE; use positions=original."
         raise UnsupportedModelError(message)
     hooked = [*forward_pre_hooks(parts.multimodal), *forward_pre_hooks(parts.decoder)]
@@ -126,7 +126,7 @@ def check(model: nn.Module, schedule: Schedule) -> None:
 def _fitting(model: nn.Module, schedule: Schedule) -> ModelParts:
     """The parts of a model whose depth and images the schedule fits."""
     parts = ModelParts.of(model)
-    fixed = parts.family.tokens_per_image(parts.config)
+    fixed = parts.tokens_per_image
     schedule.check(len(parts.layers), [fixed] if fixed else None)
     return parts
 
@@ -157,7 +157,7 @@ class _Prefill:
     next_position: Int[Tensor, "#B 1"]
     segments: list[_Segment | None]
     guard: CacheGuard
-    tower: TowerRun | None = None
+    encoder: EncoderRun | None = None
     embedded: Tensor | None = None
     before: LayerInput | None = None
     guided: dict[tuple[str, int, bool], list[Tensor]] = field(default_factory=dict)
@@ -247,19 +247,15 @@ class _Pruner(_Hooks):
         self.recorded = {s.layer - 1 for s in schedule.stages if s.layer and reading & set(s.spec.reads)}
         self.embedding = any("embeddings" in stage.spec.reads for stage in schedule.stages)
         for stage in schedule.stages:
-            if parts.family.model_type not in stage.spec.families:
-                known = " and ".join(stage.spec.families)
-                message = f"{stage.method} cannot run on {parts.family.model_type}, only on {known}."
-                raise UnsupportedModelError(message)
             self.stages[stage.layer][2].prepare(parts)
             if "guide" in stage.spec.reads:
                 self._guide_model(str(dict(stage.options).get("guide", "self")))
-        asks = Asks(grids=any("grid" in stage.spec.reads for stage in schedule.stages))
-        if any({"tower", "pixels"} & set(stage.spec.reads) for stage in schedule.stages):
-            shape = tower_shape(parts)
+        asks = Signals(grids=any("grid" in stage.spec.reads for stage in schedule.stages))
+        if any({"encoder", "pixels"} & set(stage.spec.reads) for stage in schedule.stages):
+            shape = parts.encoder_shape
             for _, _, method in self.stages.values():
-                asks |= method.asks(shape)
-        self.tower = TowerRecorder(parts, asks)
+                asks |= method.signals(shape)
+        self.encoder = EncoderRecorder(parts, asks)
         self.layers = list(parts.layers)
         self.guards: list[CacheGuard] = []
         self.inputs: dict[str, Any] | None = None
@@ -271,7 +267,7 @@ class _Pruner(_Hooks):
     def register(self) -> Iterator[Any]:
         """Put the hooks on, yielding each handle at once so that the caller can always take it off again."""
         parts = self.parts
-        yield from self.tower.register()
+        yield from self.encoder.register()
         if self.model is not parts.multimodal:
             yield self.model.register_forward_pre_hook(self.see_call, with_kwargs=True)
         if hasattr(self.model, "generate"):
@@ -324,14 +320,14 @@ class _Pruner(_Hooks):
         ids, layers = inputs["input_ids"], len(self.parts.layers)
         if cache is None and self.running is not None and self.running.cache is None:
             refuse_growing_prompt(self.running.ids, ids)
-        tower, self.tower.run = self.tower.run, None
-        # generate() gives the images' grids to the tower alone.
-        layout = Layout.of(self.parts, inputs, self.samples, tower.grids if tower else None)
+        encoder, self.encoder.run = self.encoder.run, None
+        # generate() gives the images' grids to the encoder alone.
+        layout = Layout.of(self.parts, inputs, self.samples, encoder.grids if encoder else None)
         for row in layout.traces:
             self.schedule.check(layers, row.images)
         self._refuse_dropped_ends(layout)
         following = _next_position(kwargs.get("position_ids"), layout.present)
-        self.running = _Prefill(ids, layout.present, layout, cache, following, [None] * layers, guard, tower)
+        self.running = _Prefill(ids, layout.present, layout, cache, following, [None] * layers, guard, encoder)
         self.decoding = False
 
     def _refuse_dropped_ends(self, layout: Layout) -> None:
@@ -403,7 +399,7 @@ class _Pruner(_Hooks):
             for row in layout.traces:
                 row.cached = cached_lengths(cache)
         self.trace.rows += layout.traces
-        running.before = running.embedded = running.tower = None
+        running.before = running.embedded = running.encoder = None
         layout.memory, layout.checks, layout.recycled = {}, [], []
 
     def _crop_caches(self, running: _Prefill) -> None:
@@ -494,7 +490,7 @@ class _Pruner(_Hooks):
             self.seed,
             embedded=running.embedded,
             uncut_rotary=original,
-            tower_run=running.tower,
+            encoder_run=running.encoder,
             questions=self._questions(layout),
             asked=[n for row in layout.traces for n in stage.asked(row.images)],
             # The view is not in it: as a cycle the two would hold the cache until the collector comes by.
@@ -524,8 +520,8 @@ class _Pruner(_Hooks):
         """Have it looked at, with the prefill's other checks, that a stage chose by numbers, in the images that it cuts."""
         number, stage, _ = self.stages[view.layer]
         checks = [("hidden states that enter it", (view.hidden.isfinite().all(-1) | ~view.valid).all(1))]
-        if "tower" in vars(view):
-            checks.insert(0, ("encoder features that it reads", view.tower.finite()))
+        if "encoder" in vars(view):
+            checks.insert(0, ("encoder features that it reads", view.encoder.finite()))
         checks += [(f"scores of {stage.method}", finite) for finite in view.finite_scores]
         for what, finite in checks:
             problem = (
@@ -542,13 +538,13 @@ class _Pruner(_Hooks):
         if budget == layout.counts and (stage.keep != OWN or not any(budget)):
             layout.record_all()
             return hidden, segment
-        self.tower.paused = True
+        self.encoder.paused = True
         counter = ProductCounter()
         try:
             with counter if self.count_selection else nullcontext():
                 hidden, keep, budget, recycled = self._select(running, state, budget, original)
         finally:
-            self.tower.paused = False
+            self.encoder.paused = False
         if self.count_selection:
             layout.add_selection(counter.flops)
         packing = layout.cut(keep, budget, recycled)
@@ -578,16 +574,15 @@ class _Pruner(_Hooks):
         return [self.questions[row // repeats] for row in layout.owning_rows]
 
     def _guide(
-        self, running: _Prefill, tower: Tower, checkpoint: str, new_tokens: int, last_visual: bool
+        self, running: _Prefill, encoder: Encoder, checkpoint: str, new_tokens: int, last_visual: bool
     ) -> list[Tensor]:
         """What a guide model's answer to this batch looks at; it is asked once a prefill."""
         asked = (checkpoint, new_tokens, last_visual)
         if asked not in running.guided:
             ids = running.ids
             # generate() hands on no mask where nothing is padded, but would miss it here.
-            inputs = {"input_ids": ids, "attention_mask": running.present.to(ids), **tower.inputs()}
-            if self.parts.family.mrope:
-                inputs["mm_token_type_ids"] = (ids == self.parts.config.image_token_id).int()
+            inputs = {"input_ids": ids, "attention_mask": running.present.to(ids), **encoder.inputs()}
+            inputs |= self.parts.family.extra_inputs(self.parts.config, ids)
             self.asleep = True
             try:
                 running.guided[asked] = answer_attention(self._guide_model(checkpoint), inputs, new_tokens, last_visual)

@@ -18,7 +18,7 @@ from torch import Tensor
 from lmms_prune.errors import BrokenImageError, PruningError
 from lmms_prune.methods.shared.tensors import gather, owners
 from lmms_prune.methods.view import LayerInput, Tokens, TokenView
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.ragged import Packing, pack
 from lmms_prune.pruning.trace import RowTrace
 from lmms_prune.schedule import Stage
@@ -74,7 +74,7 @@ class Layout:
             parts: the model.
             inputs: what the multimodal module was called with; ``input_ids`` (B, L) and ``attention_mask`` count.
             samples: one id a row, or one for each group of consecutive rows (several answers a sample).
-            encoded: the images' grids as the vision tower was given them, where it was seen.
+            encoded: the images' grids as the vision encoder was given them, where it was seen.
 
         Raises:
             PruningError: right padding, or a wrong number of samples.
@@ -273,11 +273,11 @@ def read_rows(
         PruningError: a wrong number of samples.
     """
     names = _sample_ids(ids, pads, samples)
-    fixed, grids = parts.family.tokens_per_image(parts.config), parts.grid_sizes(inputs)
+    fixed, grids = parts.tokens_per_image, parts.grid_sizes(inputs)
     image_token = parts.config.image_token_id  # read once: the library's configurations take microseconds a time
     traces, spans = [], []
     for b, (row, pad) in enumerate(zip(ids, pads, strict=True)):
-        found = parts.family.image_spans([token == image_token for token in row], fixed, grids)
+        found = parts.family.spans([token == image_token for token in row], fixed, grids)
         grids = grids[len(found) :]
         images = [size for _, size in found]
         traces.append(RowTrace(names[b], len(row) - pad - sum(images), images))

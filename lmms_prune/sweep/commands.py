@@ -19,6 +19,7 @@ from lmms_prune.sweep.results import damage, seconds_if_complete
 from lmms_prune.sweep.run import Outcome, run_sweep, time_left
 from lmms_prune.sweep.units import SweepError, Unit, plan
 from lmms_prune.terminal.console import SECRETS, fail, plainly, redacted_traces
+from lmms_prune.terminal.options import Json
 
 Paths = Annotated[
     list[Path], typer.Argument(metavar="CONFIGS", help="--config files of lmms-eval, or folders of them.")
@@ -43,7 +44,7 @@ def sweep(
         list[str] | None, typer.Option(help="name=value for submitit, such as slurm_partition=gpu; repeatable.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is complete and what would run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Evaluate many --config files with lmms-eval, task by task, each into a folder of its own.
 

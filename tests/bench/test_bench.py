@@ -28,7 +28,7 @@ from lmms_prune.bench.schedules import PARTS, Case, Measured, _Clock, _generate,
 from lmms_prune.cli import app
 from lmms_prune.compat.torch import forgotten_rules
 from lmms_prune.methods.dart import DART
-from lmms_prune.models.sizes import NAMED, architecture, from_config
+from lmms_prune.models.architectures import PUBLISHED, architecture, from_config
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.schedule import Schedule
 
@@ -41,7 +41,7 @@ def family(request: pytest.FixtureRequest, loaded: Callable[..., Family]) -> Fam
     return loaded(request.param, torch.float32)
 
 
-@pytest.mark.parametrize("name", sorted(NAMED))
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_random_models_have_the_named_sizes(name: str) -> None:
     made = random_model(name, None, torch.device("meta"), torch.bfloat16)
     assert from_config(made.config.to_dict(), name) == architecture(name)

@@ -65,9 +65,9 @@ def test_prompts_are_those_of_an_evaluation(
     all_searched: dict[str, Searched], shallow: dict[str, Path], family: str
 ) -> None:
     """The checkpoint's own chat template and processor, the image first."""
-    from lmms_prune.harness.models import LlavaPruned, Qwen25VLPruned
+    from lmms_prune.harness.models import MODELS as CLASSES
 
-    kind = {"llava": LlavaPruned, "qwen2_5_vl": Qwen25VLPruned}[family]
+    kind = CLASSES[MODELS[family]]
     given = {"pretrained": str(shallow[family]), "device": "cpu", "dtype": "float32"}
     pixels = {} if family == "llava" else {"min_pixels": 784, "max_pixels": 784 * 64}
     wrapper = kind.create_from_arg_string({**given, **pixels})

@@ -15,7 +15,7 @@ from lmms_prune import prune
 from lmms_prune.calibration.cost import LayerCost, saving
 from lmms_prune.calibration.data import CalibrationError
 from lmms_prune.calibration.fitprune import average_schedule, capture, delete, fit, search_fitprune, unpruned_totals
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.schedule.presets import _FITPRUNE
 
 LAYERS = 4

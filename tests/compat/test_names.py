@@ -103,7 +103,7 @@ sys.exit(pytest.main(options, plugins=[Moved()]))
 """
 
 
-@pytest.mark.parametrize("name", ["LlavaPruned", "Qwen25VLPruned"])
+@pytest.mark.parametrize("name", ["LlavaPruned", "Qwen25VlPruned"])
 def test_a_model_whose_libraries_moved_a_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where lmms-eval asks for its class, so before any weights are loaded."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer

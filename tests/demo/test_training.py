@@ -97,7 +97,7 @@ def test_questions_in_one_sequence_are_as_each_alone(family: Family, tmp_path: P
             if picture is not None:
                 images = [picture.image]
                 if not family.mrope:
-                    from lmms_prune.harness.prompts import pad_to_square
+                    from lmms_prune.models.images import pad_to_square
 
                     images = [pad_to_square(picture.image, family.processor.image_processor.image_mean)]
             inputs = family.processor(text=[text], images=images, return_tensors="pt")

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmms_prune import Schedule, prune
 from lmms_prune.compat.torch import forgotten_rules
 from lmms_prune.compat.transformers import filled_cache
-from lmms_prune.efficiency.cost import decode_flops, kv_bytes, prefill_flops, tower_flops
-from lmms_prune.models.sizes import ArchitectureError, architecture, from_config
+from lmms_prune.efficiency.cost import decode_flops, encoder_flops, kv_bytes, prefill_flops
+from lmms_prune.models.architectures import architecture, from_config
+from lmms_prune.models.sizes import ArchitectureError
 
 TABLES = json.loads((Path(__file__).parents[1] / "paper_table3.json").read_text(encoding="utf-8"))
 SIZES = {"llava": (112, 112), "qwen": (196, 140)}  # Qwen: 5 x 7 tokens, so that windows are cut at both edges
@@ -48,7 +49,7 @@ def test_prefill_equals_what_torch_counts(family: Family, schedule: str, batch: 
     with prune(family.model, schedule) as trace:
         total = counted(lambda: family.model(**inputs, logits_to_keep=1))
     rows = [[row.text_tokens + visual for visual in row.visual] for row in trace.rows]
-    expected = sum(prefill_flops(model, row) + tower_flops(model.tower, GRIDS[family.name]) for row in rows)
+    expected = sum(prefill_flops(model, row) + encoder_flops(model.encoder, GRIDS[family.name]) for row in rows)
     assert total == expected
 
 
@@ -101,8 +102,8 @@ def test_the_named_architectures_are_the_published_ones() -> None:
     llava, qwen = architecture("llava-1.5-7b"), architecture("qwen2.5-vl-7b")
     assert (llava.layers, llava.hidden, llava.heads, llava.kv_heads, llava.intermediate) == (32, 4096, 32, 32, 11008)
     assert (qwen.layers, qwen.hidden, qwen.heads, qwen.kv_heads, qwen.intermediate) == (28, 3584, 28, 4, 18944)
-    assert llava.tower.image_tokens == 576
-    assert (qwen.tower.window, qwen.tower.full, qwen.tower.layers) == (4, (7, 15, 23, 31), 32)
+    assert llava.tokens_per_image == 576
+    assert (qwen.encoder.window, qwen.encoder.full, qwen.encoder.layers) == (4, (7, 15, 23, 31), 32)
     assert sum(kv_bytes(llava, [1] * 32)) == 2**19  # half a MiB a token
 
 
@@ -110,7 +111,7 @@ def test_a_checkpoint_folder_and_its_config_file_are_read(family: Family) -> Non
     folder = family.folder
     one, two = architecture(str(folder)), architecture(str(folder / "config.json"))
     assert one.layers == two.layers == LAYERS
-    assert one.tower == two.tower == sizes(family).tower
+    assert one.encoder == two.encoder == sizes(family).encoder
 
 
 def test_an_older_qwen_config_keeps_the_decoders_sizes_at_the_top() -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from lmms_prune.cli import app
 from lmms_prune.efficiency.estimate import MIB, estimate, solved
 from lmms_prune.errors import ScheduleError
-from lmms_prune.models.sizes import NAMED, architecture
+from lmms_prune.models.architectures import PUBLISHED, architecture
 from lmms_prune.schedule import Schedule
 
 LLAVA = architecture("llava-1.5-7b")
@@ -42,7 +42,7 @@ def test_the_papers_rows_on_the_command_line() -> None:
     assert shown["layer_visual_tokens"] == [576] * 2 + [252] * 18 + [38] * 12
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_none_is_the_whole(name: str) -> None:
     shown = said("none", "--model", name)
     assert shown["share_flops"] == shown["share_kv"] == 1

@@ -16,8 +16,9 @@ from schedule_texts import mutated, valid
 from lmms_prune import Schedule, ScheduleError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.calibrations import CalibrationError, kept_schedule
-from lmms_prune.harness.wrappers import WRAPPERS
-from lmms_prune.models.sizes import NAMED, ArchitectureError, architecture
+from lmms_prune.models import MODEL_NAMES
+from lmms_prune.models.architectures import PUBLISHED, architecture
+from lmms_prune.models.sizes import ArchitectureError
 
 NAMES = list(ModelArguments.__dataclass_fields__)
 # Values that each argument takes.
@@ -31,17 +32,17 @@ TAKEN: dict[str, st.SearchStrategy[str]] = {
     "system_prompt": st.sampled_from(["Be brief, be right.", "One, two = three"]),
     "attn_implementation": st.sampled_from(["sdpa", "eager"]),
 }
-WRAPPER = st.sampled_from(list(WRAPPERS.values()))
+WRAPPER = st.sampled_from(list(MODEL_NAMES.values()))
 
 
 def read(wrapper: Any, given: Any, additional: Any = None) -> ModelArguments | None:
     """What is read; None where it is refused as it should be."""
     try:
-        arguments = wrapper.read(given, additional)
+        arguments = ModelArguments.read(given, additional, wrapper)
     except (ArgumentError, ScheduleError):
         return None
     try:
-        arguments.refuse_combinations(wrapper.family.mrope)
+        arguments.refuse_combinations(wrapper)
     except ArgumentError:
         return None
     return arguments
@@ -80,7 +81,7 @@ def test_a_text_says_what_the_same_mapping_says(wrapper: Any, taken: dict[str, s
     # A prompt may hold "name =" behind a comma, which unquoted would begin another argument.
     marks = {"system_prompt": '"'}
     text = ",".join(f"{name}={marks.get(name, '')}{arguments[name]}{marks.get(name, '')}" for name in names)
-    by_mapping, by_text = wrapper.read(arguments, None), wrapper.read(text, None)
+    by_mapping, by_text = (ModelArguments.read(given, None, wrapper) for given in (arguments, text))
     assert by_text == by_mapping
     assert by_text.schedule == Schedule.parse(schedule)
     assert by_text.trust_remote_code is (taken.get("trust_remote_code") == "true")
@@ -92,9 +93,9 @@ def config(tmp_path: Path) -> Path:
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(draw=st.randoms(use_true_random=False), name=st.sampled_from(sorted(NAMED)))
+@given(draw=st.randoms(use_true_random=False), name=st.sampled_from(sorted(PUBLISHED)))
 def test_any_config_json_is_read_or_refused_with_its_path(config: Path, draw: Random, name: str) -> None:
-    said = changed(draw, NAMED[name])
+    said = changed(draw, PUBLISHED[name])
     for _ in range(draw.randrange(3)):
         said = changed(draw, said)
     text = json.dumps(said)

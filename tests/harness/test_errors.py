@@ -131,11 +131,11 @@ def test_wrong_argument_texts(text, parts, harness):
 
 @pytest.mark.parametrize(("name", "inner", "outer"), [("batch_size", 2, "4"), ("device", "cpu", "cuda:0")])
 def test_contradicting_the_command_is_an_error(name, inner, outer, harness):
-    from lmms_prune.harness.models import LlavaPruned
+    from lmms_prune.harness.models import MODELS
 
     given = {"pretrained": str(harness.checkpoints["llava"]), name: inner}
     with pytest.raises(ArgumentError, match=f"{name}={inner} contradicts --{name} {outer}"):
-        LlavaPruned.create_from_arg_string(given, {name: outer})
+        MODELS["llava_pruned"].create_from_arg_string(given, {name: outer})
 
 
 def _text_only(folder: Path, harness) -> None:

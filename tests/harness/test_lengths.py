@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Image, Value
 from tiny import Family, noise
 
 from lmms_prune.harness.lengths import visual_lengths
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 
 BOUNDS = (56 * 56, 280 * 280)
 

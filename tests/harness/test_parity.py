@@ -66,7 +66,7 @@ def test_prompts_and_pixels_are_the_stock_models(pair, family):
         for call in run.calls:
             pixels = call.get("pixel_values")
             if family == "qwen2_5_vl" and pixels is not None:
-                # The vision tower casts to its own type; the stock Qwen wrapper leaves that to it.
+                # The vision encoder casts to its own type; the stock Qwen wrapper leaves that to it.
                 pixels = pixels.bfloat16()
             seen[tuple(map(digest, (call["input_ids"], call.get("image_grid_thw"), pixels)))] += 1
         return seen

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from lmms_prune.calibration.propose import candidates, loss
-from lmms_prune.harness.arguments import ArgumentError
+from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.calibrations import calibration_file, keep_calibration
-from lmms_prune.harness.wrappers import WRAPPERS
 from lmms_prune.information.depth import Evaluation, slug
 from lmms_prune.information.horizon import find_horizon, vanishes
 from lmms_prune.information.plots import draw_horizon
 from lmms_prune.leaderboard.samples import Samples
+from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
 
@@ -169,23 +169,26 @@ def test_the_options_of_an_evaluation() -> None:
 
 def test_auto_stands_for_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    read = WRAPPERS["llava_pruned"].read
+
+    def read(given: object, model: str = "llava_pruned") -> ModelArguments:
+        return ModelArguments.read(given, None, MODEL_NAMES[model])
+
     with pytest.raises(ArgumentError, match=r"--model llava_pruned .*pretrained=org/model --tasks .* --budget 192t"):
-        read("pretrained=org/model,schedule=auto,budget=192t", None)
+        read("pretrained=org/model,schedule=auto,budget=192t")
     with pytest.raises(ArgumentError, match=r"calibrate --model qwen2_5_vl_pruned --model_args pretrained=org/model"):
-        WRAPPERS["qwen2_5_vl_pruned"].read("pretrained=org/model,schedule=auto,budget=192t", None)
+        read("pretrained=org/model,schedule=auto,budget=192t", "qwen2_5_vl_pruned")
     with pytest.raises(ArgumentError, match="schedule=auto needs a budget"):
-        read("schedule=auto", None)
+        read("schedule=auto")
     with pytest.raises(ArgumentError, match=r"budget=flops=40%: .* is found for a budget of visual tokens"):
-        read({"schedule": "auto", "budget": "flops=40%"}, None)
+        read({"schedule": "auto", "budget": "flops=40%"})
     path = calibration_file("org/model", "192t")
     keep_calibration(path, {"schedule": "dart@2:0.4,random@20:0.05"})
-    found = read("pretrained=org/model,schedule=auto,budget=192t", None)
+    found = read("pretrained=org/model,schedule=auto,budget=192t")
     assert str(found.schedule) == "dart@2:0.4,random@20:0.05"
     assert found.budget is None
     assert "schedule=dart@2:0.4,random@20:0.05" in found.identity()
     with pytest.raises(ArgumentError, match="not yet calibrated at budget 64t"):
-        read({"pretrained": "org/model", "schedule": "auto", "budget": "64t"}, None)
+        read({"pretrained": "org/model", "schedule": "auto", "budget": "64t"})
     # A local checkpoint goes by its whole path, so that two folders of one name do not share a calibration.
     folders = [tmp_path / name / "model" for name in ("a", "b")]
     for folder in folders:

@@ -15,7 +15,7 @@ from lmms_prune.errors import ScheduleError
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.run import measure_documents
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.record.information import InformationError, Store
 from lmms_prune.schedule import Schedule
 

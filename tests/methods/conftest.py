@@ -17,7 +17,8 @@ from torch import Tensor
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 # The eight batches have their own ratios and layers in every test; fewer inputs leave no setting out.
 BATCHES, FULL_BATCH, SHORT_BATCH = 8, 25, 7
@@ -88,9 +89,9 @@ def capture_view(register: Callable[..., None]) -> Iterator[Callable[..., TokenV
     class Spy(Method):
         paper = "https://arxiv.org"
 
-        def asks(self, tower: TowerShape) -> Asks:
-            every = frozenset(range(tower.depth))
-            return Asks(attention=every, outputs=every, features=True, pixels=True)
+        def signals(self, encoder: EncoderShape) -> Signals:
+            every = frozenset(range(encoder.depth))
+            return Signals(attention=every, outputs=every, features=True, pixels=True)
 
         def select(self, view: TokenView, budget: Tensor) -> Tensor:
             views.append(view)
@@ -98,7 +99,7 @@ def capture_view(register: Callable[..., None]) -> Iterator[Callable[..., TokenV
             return view.valid & (rank < budget[:, None])
 
     def capture(tiny: Tiny, inputs: dict[str, Tensor], layer: int, before: str = "", **options: Any) -> TokenView:
-        reads = ("hidden", "embeddings", "tower", "pixels", *(("attention", "keys") if layer else ()))
+        reads = ("hidden", "embeddings", "encoder", "pixels", *(("attention", "keys") if layer else ()))
         options.setdefault("questions", [f"question {row}" for row in range(len(inputs["input_ids"]))])
         register(Spy, reads=reads, lowest_layer=min(layer, 1))
         tiny.run(inputs, f"{before}spy@{layer}:0.2", **options)
@@ -110,7 +111,7 @@ def capture_view(register: Callable[..., None]) -> Iterator[Callable[..., TokenV
 
 @pytest.fixture
 def tower_view(capture_view: Callable[..., TokenView]) -> Callable[[Tiny, Observed], TokenView]:
-    """A shared batch's view, to read the tower's signals of: taken once for all tests, none of which changes it."""
+    """A shared batch's view, to read the encoder's signals of: taken once for all tests, none of which changes it."""
 
     def of(tiny: Tiny, seen: Observed) -> TokenView:
         if seen.tower_view is None:

@@ -239,8 +239,8 @@ class HandView(TokenView):
 
     `hidden` (B, L, D) enters the layer, `keys` (B, L, K) are those of the layer before, and the final norm leaves
     directions alone. `queries` attend to the keys as to one KV head, unscaled: (B, H, 1, K) those of the last token,
-    or (B, H, L, K) those of every column. `embedded` (B, L, D) enters layer 0, by default the same as `hidden`. `tower`
-    stands for the vision tower: any object with the signals that the method reads. Grids default to one row.
+    or (B, H, L, K) those of every column. `embedded` (B, L, D) enters layer 0, by default the same as `hidden`. `encoder`
+    stands for the vision encoder: any object with the signals that the method reads. Grids default to one row.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class HandView(TokenView):
         queries: Tensor | None = None,
         seeds: Sequence[str] | None = None,
         embedded: Tensor | None = None,
-        tower: Any = None,
+        encoder: Any = None,
         grids: Sequence[tuple[int, int]] | None = None,
         layer: int = 1,
     ):
@@ -278,7 +278,6 @@ class HandView(TokenView):
             ),
             decoder=SimpleNamespace(config=SimpleNamespace(num_attention_heads=1)),
             layers=[SimpleNamespace(self_attn=SimpleNamespace(scaling=1.0))] * (layer + 1),
-            family=SimpleNamespace(mrope=False),
         )
         self.state = LayerInput(layer, hidden, rotary)
         self.before = LayerInput(layer - 1, hidden, rotary)
@@ -286,9 +285,9 @@ class HandView(TokenView):
         self.origin = torch.arange(length).expand(rows, -1)
         self.starts = torch.ones(rows, dtype=torch.long)
         self.grid_list = list(grids) if grids else [(1, count) for count in counts]
-        self.questions, self.guide, self.tower_run, self.asked = None, None, None, None
-        if tower is not None:
-            self.__dict__["tower"] = tower
+        self.questions, self.guide, self.encoder_run, self.asked = None, None, None, None
+        if encoder is not None:
+            self.__dict__["encoder"] = encoder
         self.present = torch.ones(rows, length, dtype=torch.bool)
         self.memory = {}
 

@@ -201,7 +201,7 @@ def test_after_an_earlier_stage(tiny: Tiny) -> None:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP whose vision tower is as wide as the tiny LLaVA's."""
+    """A random CLIP whose vision encoder is as wide as the tiny LLaVA's."""
     return make_clip(tmp_path_factory.mktemp("clip") / "clip", 64)
 
 
@@ -290,7 +290,7 @@ def test_clip_equals_slow_reference(
     for layer, (seen, ratio) in enumerate(zip(batches, ratios, strict=True)):
         questions = [rng.choice(["is it red", "how many people", LONG, "left or right", ""]) for _ in seen.places]
         got += kept(tiny.run(seen.inputs, f"cdpruner@{layer}:{ratio};clip={clip_folder}", questions=questions)[0])
-        features = tower_view(tiny, seen).tower.features()
+        features = tower_view(tiny, seen).encoder.features()
         for number, (place, text) in enumerate(zip(seen.places, questions, strict=True)):
             states, relevance = seen.states(place, 0), by_clip(clip_folder, features[number], text)
             want.append(reference([states[c] for c in place.visual], relevance, round(ratio * 64)))

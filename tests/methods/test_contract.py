@@ -440,7 +440,7 @@ def test_table_names_the_options(spec: MethodSpec) -> None:
 
 def test_table_holds_all_modules() -> None:
     [folder] = lmms_prune.methods.__path__
-    files = {file.stem for file in Path(folder).glob("*.py")} - {"__init__", "base", "spec"}
+    files = {file.stem for file in Path(folder).glob("*.py")} - {"__init__", "base", "spec", "view"}
     assert files == set(METHODS)
 
 
@@ -467,7 +467,7 @@ READS = {
     "keys": {"keys"},
     "hidden": {"hidden", "normed"},
     "embeddings": {"visual_embeddings", "text_embeddings"},
-    "tower": {"tower"},
+    "encoder": {"encoder"},
     "grid": {"grids"},
     "question": {"question"},
     "guide": {"guided"},
@@ -485,7 +485,7 @@ def test_reads_what_the_table_says(
 ) -> None:
     """At some layer or stage it reads all that its row says; its lowest layer follows from what it reads there.
 
-    A method may read the tower at layer 0 and attention at a deeper stage, or another thing at its second stage.
+    A method may read the encoder at layer 0 and attention at a deeper stage, or another thing at its second stage.
     """
     layers = some_layers(spec)
     views = [view_at(layer) for layer in layers]
@@ -500,7 +500,7 @@ def test_reads_what_the_table_says(
             return _real(self, *args, **named)
 
         monkeypatch.setattr(TokenView, name, call)
-    for name in ("hidden", "visual_embeddings", "text_embeddings", "tower", "grids"):
+    for name in ("hidden", "visual_embeddings", "text_embeddings", "encoder", "grids"):
         real = getattr(TokenView, name)
         real = real.func if hasattr(real, "func") else real.fget
 
@@ -524,9 +524,9 @@ def test_reads_what_the_table_says(
                 variant = spec.build(options)
                 mask = variant.select(view, torch.tensor([planned(spec, 4, size) for size in view.counts]))
                 variant.rewrite(view, mask)
-    # The tower asks for the grids by itself, and pixels are read through it; a guide has a view of its own.
-    implied = {"grid", "pixels"} if "tower" in read else set()
-    implied |= {"tower", "attention ahead", "pixels"} if "guided" in read else set()
+    # The encoder asks for the grids by itself, and pixels are read through it; a guide has a view of its own.
+    implied = {"grid", "pixels"} if "encoder" in read else set()
+    implied |= {"encoder", "attention ahead", "pixels"} if "guided" in read else set()
     found = {kind for kind, names in READS.items() if names & read}
     assert found - implied == set(spec.reads) - implied
 

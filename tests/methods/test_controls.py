@@ -171,7 +171,7 @@ def test_downsample_is_the_tower_on_a_smaller_image(tiny: Tiny, capture_view: Ca
     mean, std = (
         torch.tensor(x, dtype=torch.float64)[:, None, None] for x in (processor.image_mean, processor.image_std)
     )
-    [want] = view.tower.encode([(pixels - mean) / std])
+    [want] = view.encoder.encode([(pixels - mean) / std])
     # Pillow rounds to 256 levels, so the match is close but not exact; a shuffled raster is far off.
     error = (tokens[0, :count] - want).norm() / want.norm()
     shuffled = (tokens[0, :count].flip(0) - want).norm() / want.norm()

@@ -1,4 +1,4 @@
-"""FasterVLM against a hand-computed case and loops over the vision tower's attention."""
+"""FasterVLM against a hand-computed case and loops over the vision encoder's attention."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count
 
 from lmms_prune.methods.fastervlm import FasterVLM
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import TowerShape
+from lmms_prune.models.shape import EncoderShape
 
 
 def hand(saliency: list[list[float]], counts: list[int]) -> HandView:
     hidden = torch.randn(len(counts), max(counts) + 3, 2, dtype=torch.float64)
-    tower = SimpleNamespace(saliency=lambda: torch.tensor(saliency, dtype=torch.float64))
-    return HandView(hidden, counts, tower=tower)
+    encoder = SimpleNamespace(saliency=lambda: torch.tensor(saliency, dtype=torch.float64))
+    return HandView(hidden, counts, encoder=encoder)
 
 
 def test_by_hand() -> None:
@@ -37,7 +37,7 @@ def test_scores_follow_the_tokens_that_are_left() -> None:
 
 
 def test_it_asks_for_one_block() -> None:
-    asks = FasterVLM().asks(TowerShape(24, 22, True))
+    asks = FasterVLM().signals(EncoderShape(24, 22, 1))
     assert (asks.attention, asks.outputs, asks.features, asks.pixels) == (frozenset({22}), frozenset(), False, False)
 
 
@@ -46,8 +46,8 @@ def slow_fastervlm(tiny: Tiny, view: TokenView, ratio: float) -> list[tuple[set[
     patches = 1 if tiny.family == "llava" else 4
     totals = [torch.zeros(size * patches + (patches == 1), dtype=torch.float64) for size in view.sizes]
     rows = [0] * len(totals)
-    for owner, queries, keys, attention in view.tower.attention_chunks(view.tower.shape.selected):
-        image = view.tower.owner.index(owner)
+    for owner, queries, keys, attention in view.encoder.attention_chunks(view.encoder.shape.selected):
+        image = view.encoder.owner.index(owner)
         if patches == 1:
             attention = attention[:, queries == 0]
         rows[image] += attention.shape[0] * attention.shape[1]
@@ -87,7 +87,7 @@ def test_deeper_it_ranks_what_is_still_there(tiny: Tiny, capture_view: Callable[
     rng = random.Random(23)
     inputs = tiny.batch([tiny.row(rng) for _ in range(4)])
     view = capture_view(tiny, inputs, 0)
-    scores = view.tower.saliency()
+    scores = view.encoder.saliency()
     trace, _ = tiny.run(inputs, "random@1:0.5,fastervlm@3:0.2")
     for image, row in enumerate(trace.rows):
         [present], [later] = row.indices(0), row.indices(1)

@@ -17,7 +17,7 @@ from lmms_prune import Schedule, ScheduleError, prune
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.folder import Folder, _fold
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import ClipTower
+from lmms_prune.models.clip_encoder import ClipEncoder
 
 
 def simplified(tokens: list[Token], count: int) -> tuple[list[Token], float]:
@@ -32,10 +32,10 @@ def simplified(tokens: list[Token], count: int) -> tuple[list[Token], float]:
     return tokens, margin
 
 
-def full(tower: ClipTower, entering: Tensor, count: int) -> tuple[list[Token], float]:
+def full(encoder: ClipEncoder, entering: Tensor, count: int) -> tuple[list[Token], float]:
     """For one image, from what enters the selected block (class token first)."""
-    block = tower.shape.selected
-    module, heads = tower.parts.tower_blocks[block], tower.parts.config.vision_config.num_attention_heads
+    block = encoder.shape.selected
+    module, heads = encoder.parts.encoder_blocks[block], encoder.parts.config.vision_config.num_attention_heads
     tokens, looks = attended(module, [Token(i - 1, x, []) for i, x in enumerate(entering.tolist())], heads, False)
     tokens = [replace(token, salience=look) for token, look in zip(tokens, looks.tolist(), strict=True)]
     margin, removed = math.inf, len(tokens) - 1 - count
@@ -44,7 +44,9 @@ def full(tower: ClipTower, entering: Tensor, count: int) -> tuple[list[Token], f
         tokens, close = step(tokens, rate, order="evens first", penalty=500.0)
         margin, removed = min(margin, close), removed - rate
     tokens = [token for token in fed(module, tokens) if token.index >= 0]
-    states = tower.parts.multimodal.multi_modal_projector(torch.tensor([t.state for t in tokens], dtype=torch.float64))
+    states = encoder.parts.multimodal.multi_modal_projector(
+        torch.tensor([t.state for t in tokens], dtype=torch.float64)
+    )
     return [Token(t.index, s, [], t.size) for t, s in zip(tokens, states.tolist(), strict=True)], margin
 
 
@@ -126,12 +128,12 @@ def test_full_equals_slow_reference(
     ratios = (0.6, 0.55, 0.33, 0.2, 0.75, 0.1, 0.9, 0.02)
     for seen, ratio in zip(batches, ratios, strict=True):
         trace, states = outcome(tiny, seen, f"folder@0:{ratio};variant=full")
-        tower = tower_view(tiny, seen).tower
-        assert isinstance(tower, ClipTower)
-        before = tower.shape.selected - 1
-        entering = torch.cat([tower.class_output(before)[:, None], tower.output(before)], dim=1)
+        encoder = tower_view(tiny, seen).encoder
+        assert isinstance(encoder, ClipEncoder)
+        before = encoder.shape.selected - 1
+        entering = torch.cat([encoder.class_output(before)[:, None], encoder.output(before)], dim=1)
         with torch.no_grad():
-            want = [full(tower, x, round(ratio * 64)) for x in entering]
+            want = [full(encoder, x, round(ratio * 64)) for x in entering]
         # What stands first was unmerged at an even place: the order is not the raster's.
         assert any([t.index for t in tokens] != sorted(t.index for t in tokens) for tokens, _ in want) or ratio < 0.1
         assert_same_tokens(trace, states, want, order="published")
@@ -152,17 +154,17 @@ def test_full_takes_positions_along(all_tiny: dict[str, Tiny], capture_view: Cal
             places = index[image][mask[image]].tolist()
             assert len(set(places)) == count
             assert torch.isfinite(states[image]).all()
-            tower = view.tower
-            entering = torch.cat([tower.class_output(0)[:, None], tower.output(0)], dim=1)[image]
+            encoder = view.encoder
+            entering = torch.cat([encoder.class_output(0)[:, None], encoder.output(0)], dim=1)[image]
             if 0 < count < 64:
-                assert places == [token.index for token in full(tower, entering, count)[0]]
+                assert places == [token.index for token in full(encoder, entering, count)[0]]
 
 
 def test_attention_protects(all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]) -> None:
     """Cosines differ by 2 at most, so a token to which 2/500 more attention is paid never goes first."""
     tiny = all_tiny["llava"]
     view = capture_view(tiny, tiny.batch([tiny.row(random.Random(2))]), 0)
-    look = view.tower.saliency()[0].tolist()
+    look = view.encoder.saliency()[0].tolist()
     method = Folder(variant="full")
     mask = method.select(view, torch.tensor([48]))
     _, index = method.rewrite(view, mask)

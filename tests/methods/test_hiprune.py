@@ -13,7 +13,8 @@ from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor, t
 
 from lmms_prune.methods.hiprune import HiPrune
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks, TowerShape
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.shape import EncoderShape
 
 
 def reference(
@@ -72,7 +73,7 @@ DEEP = [0.0, 0.1, 0.6, 0.8, 0.1, 0.2, 0.1, 0.1, 0.7, 0.3, 0.1, 0.9]
         (5.0, 12, set(range(12))),
     ],
 )
-def test_by_hand(shape: TowerShape, alpha: float, count: int, expected: set[int]) -> None:
+def test_by_hand(shape: EncoderShape, alpha: float, count: int, expected: set[int]) -> None:
     assert select(OBJECTS, DEEP, (3, 4), count, alpha=alpha, shape=shape) == expected
     assert reference(OBJECTS, DEEP, 12, 4, count, alpha)[0] == expected
 
@@ -124,19 +125,19 @@ def test_smallest_images(n: int) -> None:
 
 
 def test_blocks_that_are_recorded() -> None:
-    assert HiPrune().asks(CLIP) == Asks(attention=frozenset({8, 22}), grids=True)
-    assert HiPrune().asks(QWEN) == Asks(attention=frozenset({15, 31}), grids=True)
+    assert HiPrune().signals(CLIP) == Signals(attention=frozenset({8, 22}), grids=True)
+    assert HiPrune().signals(QWEN) == Signals(attention=frozenset({15, 31}), grids=True)
 
 
 def blocks(tiny: Tiny) -> tuple[int, int]:
-    """Object and deep block of the small towers: 8/24 of 3 and 15/32 of 4 blocks."""
+    """Object and deep block of the small encoders: 8/24 of 3 and 15/32 of 4 blocks."""
     return (1, 1) if is_llava(tiny) else (1, 3)
 
 
 def wanted(
     tiny: Tiny, view: TokenView, ratio: float, alpha: float, present: Sequence[Collection[int]] | None = None
 ) -> list[tuple[set[int], float]]:
-    objects, deep = (view.tower.received(block).tolist() for block in blocks(tiny))
+    objects, deep = (view.encoder.received(block).tolist() for block in blocks(tiny))
     return [
         reference(
             objects[i], deep[i], size, view.grids[i][1], half_even(ratio * size), alpha, present[i] if present else None

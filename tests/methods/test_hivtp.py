@@ -14,7 +14,7 @@ from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor, t
 from lmms_prune import Schedule
 from lmms_prune.methods.hivtp import HIVTP
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks
+from lmms_prune.models.encoder import Signals
 
 Grid = tuple[int, int]
 
@@ -195,8 +195,8 @@ def test_small_grids(grid: Grid) -> None:
 
 def test_blocks_that_are_recorded() -> None:
     """Means over blocks: here they disagree, and only together say that token 1 is best."""
-    assert HIVTP().asks(CLIP) == Asks(attention=frozenset({6, 7, 8}), grids=True)
-    assert HIVTP().asks(QWEN) == Asks(attention=frozenset({8, 9, 10}), grids=True)
+    assert HIVTP().signals(CLIP) == Signals(attention=frozenset({6, 7, 8}), grids=True)
+    assert HIVTP().signals(QWEN) == Signals(attention=frozenset({8, 9, 10}), grids=True)
     received = {6: tensor([[0.5, 0.4, 0.1]]), 7: tensor([[0.1, 0.4, 0.2]]), 8: tensor([[0.1, 0.1, 0.4]])}
     view = hand_view(CLIP, grids=[(1, 3)], received=received)
     assert chosen(HIVTP().select(view, torch.tensor([1]))) == [{1}]
@@ -206,9 +206,9 @@ def wanted(
     tiny: Tiny, view: TokenView, ratio: float | None, present: Sequence[Collection[int]] | None = None
 ) -> list[tuple[set[int], float]]:
     # 6, 7, 8 of 24 are blocks 0, 0, 1 of 3 and 1, 1, 1 of 4.
-    scores = view.tower.received(1)
+    scores = view.encoder.received(1)
     if is_llava(tiny):
-        scores = (scores + view.tower.received(0)) / 2
+        scores = (scores + view.encoder.received(0)) / 2
     return [
         reference(
             scores[i].tolist(),

@@ -16,7 +16,7 @@ from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor
 from lmms_prune.methods import holov
 from lmms_prune.methods.holov import HoloV
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import Asks
+from lmms_prune.models.encoder import Signals
 
 Vectors = Sequence[Sequence[float]]
 
@@ -230,13 +230,13 @@ def test_tokens_that_are_gone_are_no_candidates() -> None:
 
 
 def test_what_is_recorded() -> None:
-    assert HoloV().asks(CLIP) == Asks(attention=frozenset({22}))
+    assert HoloV().signals(CLIP) == Signals(attention=frozenset({22}))
 
 
 def wanted(
     tiny: Tiny, view: TokenView, seen: Observed, layer: int, ratio: float, crops: int = 0
 ) -> list[tuple[list[int], float]]:
-    attention, made = view.tower.saliency().tolist(), []
+    attention, made = view.encoder.saliency().tolist(), []
     for i, place in enumerate(seen.places):
         size, states = len(place.visual), seen.states(place, layer)
         count = half_even(ratio * size)
@@ -305,7 +305,7 @@ def test_after_an_earlier_stage(tiny: Tiny, capture_view: Callable[..., TokenVie
     inputs = tiny.batch([tiny.row(rng) for _ in range(10)])
     present, found, _ = deeper(tiny, inputs, capture_view, f"holov@3:0.4;order={order}")
     cut = capture_view(tiny, inputs, 3, "divprune@0:0.7,")
-    attention = cut.tower.saliency().tolist()
+    attention = cut.encoder.saliency().tolist()
     want = []
     for i, size in enumerate(cut.sizes):
         count = half_even(0.4 * size)

@@ -1,4 +1,4 @@
-"""MustDrop against hand-computed cases and slow references: the tower's windows, the key set, and the text's look."""
+"""MustDrop against hand-computed cases and slow references: the encoder's windows, the key set, and the text's look."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def key_set(attention: dict[int, float]) -> set[int]:
 
 
 def clip_blocks(tiny: Tiny) -> torch.nn.ModuleList:
-    tower = tiny.model().model.vision_tower
-    return getattr(tower, "vision_model", tower).encoder.layers
+    encoder = tiny.model().model.vision_tower
+    return getattr(encoder, "vision_model", encoder).encoder.layers
 
 
 def after_block_0(tiny: Tiny, pixels: Tensor) -> Tensor:
@@ -130,10 +130,10 @@ def average_merger(
     view: TokenView, image: int, threshold: float, asked: int | None
 ) -> tuple[list, Tensor, dict, float]:
     """What Qwen2.5-VL's images are given instead: groups by block 0, means of the merger's outputs."""
-    size, depth = view.sizes[image], view.tower.shape.depth
-    groups, margin = merge(view.tower.output(0)[image, :size].tolist(), view.grids[image], threshold, asked)
+    size, depth = view.sizes[image], view.encoder.shape.depth
+    groups, margin = merge(view.encoder.output(0)[image, :size].tolist(), view.grids[image], threshold, asked)
     outputs = view.visual_embeddings[image, :size].tolist()
-    received = view.tower.received(depth - 1)[image, :size].tolist()
+    received = view.encoder.received(depth - 1)[image, :size].tolist()
     states = torch.tensor([mean([outputs[i] for i in group]) for group in groups], dtype=torch.float64)
     attention = {middle(group): sum(received[i] for i in group) / len(group) for group in groups}
     return groups, states, attention, margin
@@ -176,10 +176,11 @@ def prefill(
 
 
 def stub(patches: Tensor, received: Sequence[float]) -> SimpleNamespace:
-    """A tower without class token and with one block."""
+    """A encoder without class token and with one block."""
     return SimpleNamespace(
-        shape=SimpleNamespace(depth=1, has_class_token=False),
+        shape=SimpleNamespace(depth=1),
         output=lambda block: patches,
+        saliency=lambda block: torch.tensor([received], dtype=torch.float64),
         received=lambda block: torch.tensor([received], dtype=torch.float64),
     )
 
@@ -196,7 +197,7 @@ def test_windows_by_hand(odd: float, merges: bool) -> None:
     received = [0.1] * 12
     received[11] = 0.2
     hidden = torch.arange(28, dtype=torch.float64).reshape(1, 14, 2) ** 2
-    view = HandView(hidden, 12, tower=stub(directions, received), grids=[(3, 4)], layer=0)
+    view = HandView(hidden, 12, encoder=stub(directions, received), grids=[(3, 4)], layer=0)
     mask = MustDrop().select(view, torch.tensor([12]))
     states, index = MustDrop().rewrite(view, mask)
     if not merges:
@@ -223,7 +224,7 @@ def test_exact_count_by_hand() -> None:
     received = [0.5] * 21
     received[7] = 0.1
     view = HandView(
-        torch.randn(1, 23, 3, dtype=torch.float64), 21, tower=stub(patches, received), grids=[(3, 7)], layer=0
+        torch.randn(1, 23, 3, dtype=torch.float64), 21, encoder=stub(patches, received), grids=[(3, 7)], layer=0
     )
     for similarity in (0.99, 0.0):
         method = MustDrop(similarity=similarity)
@@ -240,12 +241,12 @@ def four_tokens() -> HandView:
 
     Of 10 and of 20:   t0 0.1  0.2 0.05  0.05      sum 0.15  0.3 0.075 0.075  (0.6 in all)
                        t1 0.05 0.1 0.025 0.025     max 0.1   0.2 0.05  0.05
-    The tower's attention makes v3 the key set (0.32 of a token, rounded up).
+    The encoder's attention makes v3 the key set (0.32 of a token, rounded up).
     """
     shares = torch.tensor([4, 1, 2, 0.5, 0.5, 2, 10], dtype=torch.float64)
     queries = torch.ones(1, 1, 7, 1, dtype=torch.float64)
-    tower = stub(torch.zeros(1, 4, 2), [0.1, 0.2, 0.1, 0.3])
-    return HandView(torch.randn(1, 7, 3, dtype=torch.float64), 4, shares.log()[None, :, None], queries, tower=tower)
+    encoder = stub(torch.zeros(1, 4, 2), [0.1, 0.2, 0.1, 0.3])
+    return HandView(torch.randn(1, 7, 3, dtype=torch.float64), 4, shares.log()[None, :, None], queries, encoder=encoder)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def test_no_text_drops_nothing() -> None:
         4,
         keys=torch.randn(1, 5, 1),
         queries=torch.ones(1, 1, 5, 1),
-        tower=stub(torch.zeros(1, 4, 2), [0.1] * 4),
+        encoder=stub(torch.zeros(1, 4, 2), [0.1] * 4),
     )
     assert chosen(MustDrop().select(view, torch.tensor([4]))) == [{0, 1, 2, 3}]
     assert chosen(MustDrop().select(view, torch.tensor([2]))) == [{0, 1}]
@@ -352,16 +353,16 @@ def text_rows(seen: Observed, attentions: list[Tensor], layer: int) -> list[list
 def test_prefill_equals_slow_reference(
     tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView], asked: float | None
 ) -> None:
-    """Without a stage at layer 0, the keys are those of the tower as it is."""
+    """Without a stage at layer 0, the keys are those of the encoder as it is."""
     g, i = {"llava": (0.012, 0.03), "qwen2_5_vl": (0.07, 0.12)}[tiny.family]
     got, want = [], []
     batches = batches if asked is None else batches[:3]
     for number, seen in enumerate(batches):
         layer = 1 + number % 7
         attentions = eager_attentions(tiny, seen.inputs, torch.float64)
-        tower = tower_view(tiny, seen).tower
-        last = tower.shape.depth - 1
-        saliency = tower.class_attention(last).mean(1) if tiny.family == "llava" else tower.received(last)
+        encoder = tower_view(tiny, seen).encoder
+        last = encoder.shape.depth - 1
+        saliency = encoder.class_attention(last).mean(1) if tiny.family == "llava" else encoder.received(last)
         keep = "" if asked is None else f":{asked}"
         trace, _ = tiny.run(seen.inputs, f"mustdrop@{layer}{keep};theta_g={g};theta_i={i}")
         got += kept(trace)

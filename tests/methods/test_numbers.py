@@ -85,9 +85,9 @@ def test_an_encoder_feature_that_is_no_number_is_named(tiny: Tiny, spec: MethodS
         else:
             states[-1, 2] = value
 
-    tower = tiny.model().model
-    block = tower.visual.blocks[0] if tiny.family == "qwen2_5_vl" else tower.vision_tower.encoder.layers[0]
-    reads = {"tower", "guide"} & set(spec.reads)
+    encoder = tiny.model().model
+    block = encoder.visual.blocks[0] if tiny.family == "qwen2_5_vl" else encoder.vision_tower.encoder.layers[0]
+    reads = {"encoder", "guide"} & set(spec.reads)
     what = "(encoder features that it reads|hidden states that enter it)" if reads else "hidden states that enter it"
     with (
         pytest.raises(PruningError, match=rf"^sample c: in stage 1 \('{spec.name}@.*'\) the {what} are not all finite"),
@@ -100,8 +100,8 @@ def test_an_encoder_feature_that_is_no_number_is_named(tiny: Tiny, spec: MethodS
 def test_the_encoder_is_named_before_what_comes_of_it(tiny: Tiny, name: str) -> None:
     [spec] = [spec for spec in KEEPING if spec.name == name]
     rows, inputs = three_rows(tiny)
-    tower = tiny.model().model
-    block = tower.visual.blocks[0] if tiny.family == "qwen2_5_vl" else tower.vision_tower.encoder.layers[0]
+    encoder = tiny.model().model
+    block = encoder.visual.blocks[0] if tiny.family == "qwen2_5_vl" else encoder.vision_tower.encoder.layers[0]
     with (
         pytest.raises(
             PruningError, match=r"^sample .*: in stage 1 .* the encoder features that it reads are not all finite"

@@ -1,4 +1,4 @@
-"""Nüwa against hand-computed cases and plain loops over the tower's signals, and its published keeps."""
+"""Nüwa against hand-computed cases and plain loops over the encoder's signals, and its published keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from lmms_prune import Schedule, prune
 from lmms_prune.methods.nuwa import Nuwa
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import TowerShape
+from lmms_prune.models.shape import EncoderShape
 
 CaptureView = Callable[..., TokenView]
 
@@ -72,7 +72,7 @@ def gathered(
 
 
 def eight_tokens(scores: Sequence[float], grid: tuple[int, int] = (2, 4)) -> HandView:
-    """A view whose tower says these scores; three blocks, of which the last two say how tokens resemble each other."""
+    """A view whose encoder says these scores; three blocks, of which the last two say how tokens resemble each other."""
     size = grid[0] * grid[1]
     # Token 3 has direction (1, 0) in the mean over blocks 1 and 2, token 2 (0.6, 0.8), token 7 (-1, 0), others (0, 1).
     mean = torch.tensor([[0.0, 1.0]]).repeat(size, 1)
@@ -81,14 +81,14 @@ def eight_tokens(scores: Sequence[float], grid: tuple[int, int] = (2, 4)) -> Han
     skew = torch.randn(size, 2, generator=torch.Generator().manual_seed(0))
     blocks = {0: torch.full((size, 2), math.nan), 1: 3 * mean + skew, 2: 3 * mean - skew}
     features = torch.arange(1.0, size + 1)[:, None] * torch.tensor([1.0, 10.0])
-    tower = SimpleNamespace(
+    encoder = SimpleNamespace(
         saliency=lambda: torch.tensor([scores], dtype=torch.float32),
         features=lambda: features[None],
         output=lambda block: blocks[block][None],
-        shape=TowerShape(depth=3, selected=1, has_class_token=True),
+        shape=EncoderShape(depth=3, selected=1, class_tokens=1),
         project=lambda x: torch.cat([x, -x], dim=-1),
     )
-    return HandView(torch.zeros(1, 2 + size, 4), size, tower=tower, grids=[grid], layer=0)
+    return HandView(torch.zeros(1, 2 + size, 4), size, encoder=encoder, grids=[grid], layer=0)
 
 
 # Two cells: tokens 0, 1, 4, 5 and tokens 2, 3, 6, 7.
@@ -135,7 +135,7 @@ def test_who_stays_alone(count: int) -> None:
     scores = [float(x) for x in rng.sample(range(1000), 64)]
     view = eight_tokens(scores, (8, 8))
     hidden, _ = Nuwa().rewrite(view, keep := Nuwa().select(view, torch.tensor([count])))
-    plain = view.tower.project(view.tower.features())
+    plain = view.encoder.project(view.encoder.features())
     alone = {t for t in chosen(keep)[0] if torch.equal(hidden[0, t], plain[0, t])}
     among = sorted((scores[t] for t in chosen(keep)[0]), reverse=True)
     assert alone == {
@@ -192,15 +192,15 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
     ratios = (0.26, 0.41, 0.05, 0.5, 0.75, 0.15, 0.33, 0.6)
     got, want = [], []
     for seen, ratio in zip(batches, ratios, strict=True):
-        tower = tower_view(tiny, seen).tower
-        depth = tower.shape.depth
+        encoder = tower_view(tiny, seen).encoder
+        depth = encoder.shape.depth
         third = range(15 * depth // 24, depth)
         assert 0 < third[0] < depth
-        scores, features = tower.saliency().tolist(), tower.features().tolist()
-        states = sum(tower.output(block) for block in third).tolist()
+        scores, features = encoder.saliency().tolist(), encoder.features().tolist()
+        states = sum(encoder.output(block) for block in third).tolist()
         tokens, hidden = entering(tiny, seen.inputs, f"nuwa@0:{ratio}")
         got += tokens
-        for image, (place, grid) in enumerate(zip(seen.places, tower.grids, strict=True)):
+        for image, (place, grid) in enumerate(zip(seen.places, encoder.grids, strict=True)):
             size = len(place.visual)
             count = round(ratio * size)
             want.append(elected(scores[image][:size], grid, count))
@@ -211,7 +211,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
                 gathered(t, tokens[image], scores[image][:size], grid, directions, features[image][:size])
                 for t in sorted(tokens[image])
             ]
-            expected = tower.project(torch.tensor([rich], dtype=torch.float64).view(1, count, len(features[0][0])))[0]
+            expected = encoder.project(torch.tensor([rich], dtype=torch.float64).view(1, count, len(features[0][0])))[0]
             torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-6)
     assert len(got) == image_count(batches)
     assert_agree(got, want)
@@ -241,23 +241,23 @@ def test_both_stages(tiny: Tiny) -> None:
 def test_several_images_each_by_itself(tiny: Tiny, capture_view: CaptureView) -> None:
     rng = random.Random(5)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)])
-    tower = capture_view(tiny, inputs, 0).tower
+    encoder = capture_view(tiny, inputs, 0).encoder
     places = observe(tiny, inputs).places
     sizes = [len(place.visual) for place in places]
     want = [
         elected(scores[:size], grid, round(0.4 * size))
-        for scores, size, grid in zip(tower.saliency().tolist(), sizes, tower.grids, strict=True)
+        for scores, size, grid in zip(encoder.saliency().tolist(), sizes, encoder.grids, strict=True)
     ]
     assert_agree(kept(tiny.run(inputs, "nuwa@0:0.4")[0]), want)
 
 
 def test_blocks_of_the_published_towers() -> None:
     """Hidden states 16 to 24 of CLIP are the outputs of its blocks 15 to 23."""
-    asks = Nuwa().asks(TowerShape(depth=24, selected=22, has_class_token=True))
+    asks = Nuwa().signals(EncoderShape(depth=24, selected=22, class_tokens=1))
     assert sorted(asks.outputs) == list(range(15, 24))
     assert asks.attention == {22}
     assert asks.features
-    assert sorted(Nuwa().asks(TowerShape(32, 31, has_class_token=False)).outputs) == list(range(20, 32))
+    assert sorted(Nuwa().signals(EncoderShape(32, 31)).outputs) == list(range(20, 32))
 
 
 @pytest.mark.parametrize(("budget", "first", "second"), [(192, 336, 48), (128, 224, 32), (64, 112, 16)])

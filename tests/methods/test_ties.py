@@ -20,7 +20,7 @@ from lmms_prune.methods.base import Method
 from lmms_prune.methods.dart import DART
 from lmms_prune.methods.divprune import DivPrune
 from lmms_prune.methods.view import LayerInput, Tokens, TokenView
-from lmms_prune.models.tower import TowerRun
+from lmms_prune.models.encoder import EncoderRun
 
 KINDS = ("flat", "checkered", "repeated", "rank-deficient", "few directions")
 
@@ -68,7 +68,7 @@ def spoken_for(view: TokenView, kind: str) -> TokenView:
         parts = states.split([n * (len(states) // sum(tokens)) for n in tokens])
         return torch.cat([alike(kind, part, generator) for part in parts])
 
-    run = view.tower_run
+    run = view.encoder_run
     assert run is not None
     run = dataclasses.replace(
         run,
@@ -78,7 +78,7 @@ def spoken_for(view: TokenView, kind: str) -> TokenView:
     state = dataclasses.replace(view.state, hidden=visual(view.state.hidden))
     before = view.before and dataclasses.replace(view.before, hidden=visual(view.before.hidden), keys=None)
     return dataclasses.replace(
-        view, state=state, before=before, embedded=visual(view.embedded), tower_run=run, memory={}
+        view, state=state, before=before, embedded=visual(view.embedded), encoder_run=run, memory={}
     )
 
 
@@ -114,13 +114,13 @@ def alone(view: TokenView, row: int) -> TokenView:
         grid_list=view.grid_list[pick],
         questions=view.questions and view.questions[pick],
         asked=view.asked and view.asked[pick],
-        tower_run=run_alone(view, row),
+        encoder_run=run_alone(view, row),
         memory={},
     )
 
 
-def run_alone(view: TokenView, row: int) -> TowerRun:
-    run, tokens = view.tower_run, [rows * columns for rows, columns in view.grid_list]
+def run_alone(view: TokenView, row: int) -> EncoderRun:
+    run, tokens = view.encoder_run, [rows * columns for rows, columns in view.grid_list]
     assert run is not None
     first, last = sum(tokens[:row]), sum(tokens[: row + 1])
 

@@ -65,14 +65,14 @@ def salient(*values: float) -> SimpleNamespace:
 
 
 def test_diverse_by_hand() -> None:
-    # Angles of v0 … v5: 0, 60, 90, 180, 200, 300 degrees; the tower looks most at v1 (60°), the pivot.
+    # Angles of v0 … v5: 0, 60, 90, 180, 200, 300 degrees; the encoder looks most at v1 (60°), the pivot.
     #   cosines to 60°:  v0 0.500, v2 0.866, v3 -0.500, v4 -0.766, v5 -0.500          v4 (200°) comes next;
     #   plus to 200°:    v0 -0.440, v2 0.524, v3 0.440, v5 -0.500 - 0.174 = -0.674     then v5 (300°);
     #   plus to 300°:    v0 -0.440 + 0.500 = 0.060, v2 0.524 - 0.866 = -0.342, v3 0.440 - 0.500 = -0.060      then v2.
     # A search for the farthest point (version 1) would take v0 after v1, v4, v5: its nearest kept token is at 60°.
     features = angles(0, 0, 60, 90, 180, 200, 300, 10, 20, length=[1, 5, 2, 3, 1, 2, 4, 1, 1])
     for count, expected in ((1, {1}), (2, {1, 4}), (3, {1, 4, 5}), (4, {1, 2, 4, 5}), (5, {1, 2, 3, 4, 5})):
-        view = HandView(features, visual=6, tower=salient(0.1, 0.5, 0.2, 0.1, 0.0, 0.1), layer=0)
+        view = HandView(features, visual=6, encoder=salient(0.1, 0.5, 0.2, 0.1, 0.0, 0.1), layer=0)
         assert chosen(ToDRE().select(view, torch.tensor([count]))) == [expected]
         assert diverse(features[0, 1:7].tolist(), [0.1, 0.5, 0.2, 0.1, 0.0, 0.1], count)[0] == expected
 
@@ -99,12 +99,12 @@ def test_withdrawal_by_hand() -> None:
 
 
 def test_ties_go_to_the_lower_index() -> None:
-    view = HandView(angles(0, *[30] * 5, 0), 5, tower=salient(*[1.0] * 5), layer=0)
+    view = HandView(angles(0, *[30] * 5, 0), 5, encoder=salient(*[1.0] * 5), layer=0)
     assert chosen(ToDRE().select(view, torch.tensor([3]))) == [{0, 1, 2}]
 
 
 def test_one_token() -> None:
-    view = HandView(angles(0, 30, 0), 1, tower=salient(1.0), layer=0)
+    view = HandView(angles(0, 30, 0), 1, encoder=salient(1.0), layer=0)
     assert chosen(ToDRE().select(view, torch.tensor([0]))) == [set()]
 
 
@@ -115,7 +115,7 @@ def test_stage_1_equals_slow_reference(
     ratios = (0.25, 0.1, 0.5, 0.3, 0.66, 0.05, 0.4, 0.35)
     got, want = [], []
     for seen, ratio in zip(batches, ratios, strict=True):
-        saliency = tower_view(tiny, seen).tower.saliency()
+        saliency = tower_view(tiny, seen).encoder.saliency()
         trace, _ = tiny.run(seen.inputs, f"todre@{layer}:{ratio}")
         got += kept(trace)
         for image, place in enumerate(seen.places):
@@ -130,7 +130,7 @@ def test_after_an_earlier_stage(tiny: Tiny, capture_view: Callable[..., TokenVie
     """The pivot is the most salient token that is still there."""
     rows = [tiny.row(random.Random(4)) for _ in range(4)]
     view = capture_view(tiny, tiny.batch(rows), 3, "random@1:0.5,")
-    saliency = view.of_image(view.tower.saliency())
+    saliency = view.of_image(view.encoder.saliency())
     budget = torch.tensor([count // 2 for count in view.counts])
     want = []
     for image, count in enumerate(view.counts):

@@ -17,7 +17,7 @@ from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.shared.merging import evens_first, partners
 from lmms_prune.methods.tome import ToMe, rates
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import ClipTower
+from lmms_prune.models.clip_encoder import ClipEncoder
 
 
 def tome(tokens: list[Token], count: int) -> tuple[list[Token], float]:
@@ -158,7 +158,7 @@ def test_one_column_is_enough_for_the_mean(tiny: Tiny) -> None:
         torch.testing.assert_close(found[0], everything.mean(0))
 
 
-# -- inside the tower --------------------------------------------------------------------------------------------------
+# -- inside the encoder --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -210,30 +210,32 @@ def test_step_in_the_tower_by_hand() -> None:
     assert into.tolist() == [[0, 1, 2, 3, 5, 5]]
 
 
-def tower_reference(tower: ClipTower, entering: Tensor, plan: list[list[int]]) -> tuple[list[Token], float]:
+def tower_reference(encoder: ClipEncoder, entering: Tensor, plan: list[list[int]]) -> tuple[list[Token], float]:
     """The published form for one image, from what enters block 0 (class token first)."""
     tokens = [Token(i - 1, state, []) for i, state in enumerate(entering.tolist())]
-    margin, heads = math.inf, tower.parts.config.vision_config.num_attention_heads
+    margin, heads = math.inf, encoder.parts.config.vision_config.num_attention_heads
     for block, passes in enumerate(plan):
-        module = tower.parts.tower_blocks[block]
+        module = encoder.parts.encoder_blocks[block]
         tokens, _ = attended(module, tokens, heads, proportional=True)
         for rate in passes:
             tokens, close = step(tokens, rate, order="evens first")
             margin = min(margin, close)
         tokens = fed(module, tokens)
     tokens = sorted((token for token in tokens if token.index >= 0), key=lambda token: token.index)
-    states = tower.parts.multimodal.multi_modal_projector(torch.tensor([t.state for t in tokens], dtype=torch.float64))
+    states = encoder.parts.multimodal.multi_modal_projector(
+        torch.tensor([t.state for t in tokens], dtype=torch.float64)
+    )
     return [Token(t.index, s, [], t.size) for t, s in zip(tokens, states.tolist(), strict=True)], margin
 
 
 def first_input(tiny: Tiny, inputs: dict[str, Tensor]) -> Tensor:
     seen: list[Tensor] = []
-    tower = tiny.model().model.vision_tower
-    block = getattr(tower, "vision_model", tower).encoder.layers[0]
+    encoder = tiny.model().model.vision_tower
+    block = getattr(encoder, "vision_model", encoder).encoder.layers[0]
     handle = block.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         with torch.no_grad():
-            tower(inputs["pixel_values"])
+            encoder(inputs["pixel_values"])
     finally:
         handle.remove()
     return seen[0]
@@ -247,11 +249,11 @@ def test_tower_equals_slow_reference(
     tiny, number, batches = all_tiny["llava"], 0, observed_batches("llava")
     for seen, ratio in zip(batches, (0.6, 0.5, 0.33, 0.27, 0.75, 0.1, 0.9, 0.02), strict=True):
         trace, states = outcome(tiny, seen, f"tome@0:{ratio};place=tower")
-        tower = tower_view(tiny, seen).tower
-        assert isinstance(tower, ClipTower)
+        encoder = tower_view(tiny, seen).encoder
+        assert isinstance(encoder, ClipEncoder)
         plan = rates(64, round(ratio * 64), 2)
         with torch.no_grad():
-            want = [tower_reference(tower, x, plan) for x in first_input(tiny, seen.inputs)]
+            want = [tower_reference(encoder, x, plan) for x in first_input(tiny, seen.inputs)]
         assert_same_tokens(trace, states, want)
         number += len(want)
     assert number == image_count(batches)
@@ -260,13 +262,13 @@ def test_tower_equals_slow_reference(
 def test_the_tower_by_itself_gives_the_model_s_tokens(
     all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]
 ) -> None:
-    """A rate of zero merges nothing: the tower in steps is the tower."""
+    """A rate of zero merges nothing: the encoder in steps is the encoder."""
     tiny = all_tiny["llava"]
     seen = observe(tiny, tiny.batch([tiny.row(random.Random(0))]))
     view = capture_view(tiny, seen.inputs, 0)
-    assert isinstance(view.tower, ClipTower)
+    assert isinstance(view.encoder, ClipEncoder)
     with torch.no_grad():
-        tokens, _ = tower_reference(view.tower, first_input(tiny, seen.inputs)[0], [[0], [0]])
+        tokens, _ = tower_reference(view.encoder, first_input(tiny, seen.inputs)[0], [[0], [0]])
     torch.testing.assert_close(torch.tensor([t.state for t in tokens], dtype=torch.float64), view.visual_embeddings[0])
 
 

@@ -1,4 +1,4 @@
-"""Signals of the vision tower against the library's own eager attentions and hidden states, on the right places."""
+"""Signals of the vision encoder against the library's own eager attentions and hidden states, on the right places."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lmms_prune import prune
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import QwenTower, resized, tower_shape
+from lmms_prune.models.encoder import resized
+from lmms_prune.models.qwen_encoder import QwenEncoder
 from lmms_prune.pruning.hooks import PruningError
 
 DEPTH = {"llava": 3, "qwen2_5_vl": 4}
@@ -29,22 +30,25 @@ def view(tiny: Tiny, capture_view: Callable[..., TokenView]) -> TokenView:
 
 
 def raw_tower(tiny: Tiny, inputs: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Attentions of every block and states after every block, from the library's eager tower."""
+    """Attentions of every block and states after every block, from the library's eager encoder."""
     model = tiny.model(torch.float64, "eager").model
     seen: list[Tensor] = []
     if tiny.family == "llava":
-        tower, arguments = model.vision_tower, {"pixel_values": inputs["pixel_values"]}
-        blocks = tower.encoder.layers if hasattr(tower, "encoder") else tower.vision_model.encoder.layers
+        encoder, arguments = model.vision_tower, {"pixel_values": inputs["pixel_values"]}
+        blocks = encoder.encoder.layers if hasattr(encoder, "encoder") else encoder.vision_model.encoder.layers
     else:
-        tower, arguments = model.visual, {"hidden_states": inputs["pixel_values"], "grid_thw": inputs["image_grid_thw"]}
-        blocks = tower.blocks
+        encoder, arguments = (
+            model.visual,
+            {"hidden_states": inputs["pixel_values"], "grid_thw": inputs["image_grid_thw"]},
+        )
+        blocks = encoder.blocks
     handles = [
         b.register_forward_hook(lambda m, a, out: seen.append(out if isinstance(out, Tensor) else out[0]))
         for b in blocks
     ]
     try:
         with torch.no_grad():
-            output = tower(**arguments, output_attentions=tiny.family == "llava")
+            output = encoder(**arguments, output_attentions=tiny.family == "llava")
     finally:
         for handle in handles:
             handle.remove()
@@ -54,47 +58,47 @@ def raw_tower(tiny: Tiny, inputs: dict[str, Tensor]) -> tuple[list[Tensor], list
 def test_clip_signals_equal_the_library(all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]) -> None:
     tiny = all_tiny["llava"]
     inputs = tiny.batch(rows_of(tiny))
-    tower = capture_view(tiny, inputs, 2).tower
+    encoder = capture_view(tiny, inputs, 2).encoder
     attentions, states = raw_tower(tiny, inputs)
-    blocks = tower.parts.tower_blocks
-    assert tower.shape == tower_shape(tower.parts)
-    assert (tower.shape.depth, tower.shape.selected) == (3, 1)
+    blocks = encoder.parts.encoder_blocks
+    assert encoder.shape == encoder.parts.encoder_shape
+    assert (encoder.shape.depth, encoder.shape.selected) == (3, 1)
     for block in range(3):
         # The library's softmax is float32 whatever the model's type is.
-        torch.testing.assert_close(tower.class_attention(block), attentions[block][:, :, 0, 1:], atol=1e-5, rtol=0)
-        torch.testing.assert_close(tower.received(block), attentions[block].mean((1, 2))[:, 1:], atol=1e-5, rtol=0)
-        torch.testing.assert_close(tower.output(block), states[block][:, 1:], atol=1e-5, rtol=0)
-        torch.testing.assert_close(tower.class_output(block), states[block][:, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoder.class_attention(block), attentions[block][:, :, 0, 1:], atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoder.received(block), attentions[block].mean((1, 2))[:, 1:], atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoder.output(block), states[block][:, 1:], atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoder.class_output(block), states[block][:, 0], atol=1e-5, rtol=0)
         with torch.no_grad():
-            keys = blocks[block].self_attn.k_proj(blocks[block].layer_norm1(tower.run.inputs[block][0]))
+            keys = blocks[block].self_attn.k_proj(blocks[block].layer_norm1(encoder.run.inputs[block][0]))
         by_head = keys[:, 1:].unflatten(-1, (attentions[block].shape[1], -1))
-        torch.testing.assert_close(tower.keys(block), sum(by_head.unbind(2)) / by_head.shape[2])
-    torch.testing.assert_close(tower.saliency(), attentions[1][:, :, 0, 1:].mean(1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoder.keys(block), sum(by_head.unbind(2)) / by_head.shape[2])
+    torch.testing.assert_close(encoder.saliency(), attentions[1][:, :, 0, 1:].mean(1), atol=1e-5, rtol=0)
 
 
 def test_qwen_signals_in_plain_loops(all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]) -> None:
     """Attention rebuilt image by image in raster order of patches, with windows found by their coordinates."""
     tiny = all_tiny["qwen2_5_vl"]
     inputs = tiny.batch(rows_of(tiny))
-    tower = capture_view(tiny, inputs, 2).tower
-    assert tower.shape.selected == 3
+    encoder = capture_view(tiny, inputs, 2).encoder
+    assert encoder.shape.selected == 3
     vision = tiny.model().config.vision_config
     full = set(vision.fullatt_block_indexes)
     assert len(full) < vision.depth, "some blocks attend in windows"
     _, states = raw_tower(tiny, inputs)
     window_index = library_window_index(tiny, inputs)
     start = 0
-    for image, (rows, columns) in enumerate(tower.grids):
+    for image, (rows, columns) in enumerate(encoder.grids):
         count = rows * columns
         mine = [i for i, token in enumerate(window_index) if start <= token < start + count]
         raster = sorted(mine, key=lambda i: window_index[i])
         for block in range(vision.depth):
             x = states[block].unflatten(0, (-1, 4))[raster].mean(1)
-            torch.testing.assert_close(tower.output(block)[image, :count], x, atol=1e-5, rtol=0)
+            torch.testing.assert_close(encoder.output(block)[image, :count], x, atol=1e-5, rtol=0)
             received, keys = window_received(tiny, states, inputs, block, raster, (rows, columns), block in full)
-            torch.testing.assert_close(tower.keys(block)[image, :count], keys, atol=1e-5, rtol=0)
-            torch.testing.assert_close(tower.received(block)[image, :count], received, atol=1e-5, rtol=0)
-            assert (tower.received(block)[image, count:] == 0).all()
+            torch.testing.assert_close(encoder.keys(block)[image, :count], keys, atol=1e-5, rtol=0)
+            torch.testing.assert_close(encoder.received(block)[image, :count], received, atol=1e-5, rtol=0)
+            assert (encoder.received(block)[image, count:] == 0).all()
         start += count
 
 
@@ -121,12 +125,12 @@ def window_received(
     is_full: bool,
 ) -> tuple[Tensor, Tensor]:
     """Mean attention that each token receives, and its mean key: all made anew from the block's input."""
-    tower = tiny.model().model.visual
+    encoder = tiny.model().model.visual
     if block:
         x = states[block - 1].unflatten(0, (-1, 4))[raster].flatten(0, 1)
     else:
         x = first_input(tiny, inputs).unflatten(0, (-1, 4))[raster].flatten(0, 1)
-    module = tower.blocks[block]
+    module = encoder.blocks[block]
     with torch.no_grad():
         q, k, _ = module.attn.qkv(module.norm1(x)).reshape(len(x), 3, 4, -1).unbind(1)
     size = q.shape[-1]
@@ -149,11 +153,11 @@ def window_received(
 
 def first_input(tiny: Tiny, inputs: dict[str, Tensor]) -> Tensor:
     seen: list[Tensor] = []
-    tower = tiny.model().model.visual
-    handle = tower.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    encoder = tiny.model().model.visual
+    handle = encoder.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         with torch.no_grad():
-            tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+            encoder(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
     finally:
         handle.remove()
     return seen[0]
@@ -162,7 +166,7 @@ def first_input(tiny: Tiny, inputs: dict[str, Tensor]) -> Tensor:
 def test_an_impulse_lands_at_its_raster_place(
     all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]
 ) -> None:
-    """One merged unit of a wide image is marked in the window order that the tower really uses, found by its pixels."""
+    """One merged unit of a wide image is marked in the window order that the encoder really uses, found by its pixels."""
     tiny, rng = all_tiny["qwen2_5_vl"], random.Random(1)
     image = tiny.image(rng, (6, 5))
     inputs = tiny.batch([([image], "what")])
@@ -174,31 +178,31 @@ def test_an_impulse_lands_at_its_raster_place(
         moved = first_input(tiny, {**inputs, "pixel_values": changed})
         impulse = (moved != plain).any(-1).double()[:, None].expand(-1, 3)
         view = capture_view(tiny, inputs, 2)
-        tower = view.tower
-        tower.run.outputs[1] = impulse
-        assert tower.output(1)[0, :, 0].nonzero().flatten().tolist() == [token]
+        encoder = view.encoder
+        encoder.run.outputs[1] = impulse
+        assert encoder.output(1)[0, :, 0].nonzero().flatten().tolist() == [token]
         # And through the view, for tokens that are no longer all there.
-        marked = view.of_image(tower.output(1))[0, :, 0]
+        marked = view.of_image(encoder.output(1))[0, :, 0]
         assert view.index[0, marked.bool()].tolist() == ([token] if token in view.index[0].tolist() else [])
 
 
 def test_features_are_what_the_decoder_is_given(view: TokenView) -> None:
-    projected = view.tower.project(view.tower.features())
+    projected = view.encoder.project(view.encoder.features())
     for image, size in enumerate(view.sizes):
         torch.testing.assert_close(projected[image, :size], view.visual_embeddings[image, :size])
 
 
 def test_images_encode_to_the_same_tokens(view: TokenView) -> None:
-    encoded = view.tower.encode(view.tower.images())
+    encoded = view.encoder.encode(view.encoder.images())
     for image, tokens in enumerate(encoded):
         assert len(tokens) == view.sizes[image]
         torch.testing.assert_close(tokens, view.visual_embeddings[image, : len(tokens)])
 
 
 def test_a_smaller_image_gives_fewer_tokens(view: TokenView) -> None:
-    side = 28 if isinstance(view.tower, QwenTower) else 14
-    images = [resized(image, 2, 2, side) for image in view.tower.images()]
-    assert [len(tokens) for tokens in view.tower.encode(images)] == [4] * len(images)
+    side = 28 if isinstance(view.encoder, QwenEncoder) else 14
+    images = [resized(image, 2, 2, side) for image in view.encoder.images()]
+    assert [len(tokens) for tokens in view.encoder.encode(images)] == [4] * len(images)
 
 
 @pytest.mark.parametrize("answers", [2, 3])
@@ -225,11 +229,11 @@ def test_images_encoded_outside_are_an_error(all_tiny: dict[str, Tiny]) -> None:
 
 
 def test_nothing_is_recorded_unless_asked(tiny: Tiny) -> None:
-    tower = tiny.model().model.vision_tower if tiny.family == "llava" else tiny.model().model.visual
+    encoder = tiny.model().model.vision_tower if tiny.family == "llava" else tiny.model().model.visual
     inputs = tiny.batch([tiny.row(random.Random(0))])
 
     def hooks() -> int:
-        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in tower.modules())
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in encoder.modules())
 
     with torch.no_grad():
         # The library puts on some of its own at the first call.
@@ -239,6 +243,6 @@ def test_nothing_is_recorded_unless_asked(tiny: Tiny) -> None:
             assert hooks() == before
             tiny.model()(**inputs)
         with prune(tiny.model(), "fastervlm@1:0.5"):
-            assert hooks() == before + 3, "before and after the tower, and before one block"
+            assert hooks() == before + 3, "before and after the encoder, and before one block"
             tiny.model()(**inputs)
         assert hooks() == before

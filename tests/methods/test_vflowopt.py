@@ -18,17 +18,19 @@ from lmms_prune import Schedule
 from lmms_prune.methods import vflowopt
 from lmms_prune.methods.vflowopt import VFlowOpt, _entropy
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import ClipTower, Tower, TowerShape
+from lmms_prune.models.clip_encoder import ClipEncoder
+from lmms_prune.models.encoder import Encoder
+from lmms_prune.models.shape import EncoderShape
 
 Matrix = list[list[float]]
 
 
-def attentions(tower: Tower) -> list[Matrix]:
+def attentions(encoder: Encoder) -> list[Matrix]:
     """Head-mean attention between the tokens of each image: mean over a token's rows, sum over its columns."""
-    first, patches = (1, 1) if tower.shape.has_class_token else (0, 4)
-    sizes = [first + patches * rows * columns for rows, columns in tower.grids]
+    first, patches = (encoder.shape.class_tokens, encoder.shape.patches_per_token)
+    sizes = [first + patches * rows * columns for rows, columns in encoder.grids]
     full = [torch.zeros(size, size, dtype=torch.float64) for size in sizes]
-    for image, queries, keys, attention in tower.attention_chunks(tower.shape.selected):
+    for image, queries, keys, attention in encoder.attention_chunks(encoder.shape.selected):
         full[image][queries[:, None], keys] = attention.mean(0).double()
     tokens = []
     for matrix in full:
@@ -81,11 +83,11 @@ def merged(
     return [tokens[place] for place in places], margin
 
 
-class FakeTower(ClipTower):
+class FakeTower(ClipEncoder):
     """One image, a token a patch, with the given attention of every head."""
 
     def __init__(self, attention: Tensor, grid: tuple[int, int], image: Tensor | None = None):
-        self.shape, self.grids, self.owner = TowerShape(1, 0, has_class_token=True), [grid], [0]
+        self.shape, self.grids, self.owner = EncoderShape(1, 0, class_tokens=1), [grid], [0]
         self.attention, self.image = attention, image
 
     def attention_chunks(self, block: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
@@ -119,10 +121,10 @@ def hand_tower(image: Tensor | None = None) -> FakeTower:
     return FakeTower(torch.stack([whole + change, whole - change]), (2, 2), image)
 
 
-def view_of(tower: FakeTower, states: Tensor, layer: int = 0) -> HandView:
+def view_of(encoder: FakeTower, states: Tensor, layer: int = 0) -> HandView:
     """One image of tokens with one feature each."""
     hidden = torch.nn.functional.pad(states, (1, 1))[None, :, None]
-    view = HandView(hidden, len(states), tower=tower, grids=tower.grids)
+    view = HandView(hidden, len(states), encoder=encoder, grids=encoder.grids)
     view.layer = layer
     return view
 
@@ -227,8 +229,8 @@ def test_entropy_adds_to_importance() -> None:
     expected = [x / 16 + 3 * e / sum(bits) for x, e in zip([6, 1, 2, 5], bits, strict=True)]
     found = VFlowOpt(t=2.0, alpha=3.0)._importance(view)[0]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-7)
-    assert VFlowOpt(alpha=0.5).asks(TowerShape(3, 1, True)).pixels
-    assert not VFlowOpt().asks(TowerShape(3, 1, True)).pixels
+    assert VFlowOpt(alpha=0.5).signals(EncoderShape(3, 1, 1)).pixels
+    assert not VFlowOpt().signals(EncoderShape(3, 1, 1)).pixels
 
 
 # Ratio, t, m: thresholds above and below what tokens reach, cells from one token to the whole image.
@@ -253,7 +255,7 @@ def test_equals_slow_reference(
     for seen, (ratio, t, m) in list(zip(batches, SETTINGS, strict=True))[::step]:
         text = f"vflowopt@{layer}:{ratio};t={t};m={m}"
         view = tower_view(tiny, seen)
-        scores = [importance(attention, t) for attention in attentions(view.tower)]
+        scores = [importance(attention, t) for attention in attentions(view.encoder)]
         asked_many += t < 2
         counts = [round(ratio * size) for size in view.sizes]
         if layer:
@@ -283,7 +285,7 @@ def test_importance_of_real_images(tiny: Tiny, capture_view: Callable[..., Token
     rows = [tiny.row(random.Random(i), images=n) for i, n in enumerate((1, 2))]
     view = capture_view(tiny, tiny.batch(rows), 0)
     found = VFlowOpt(t=1.5, alpha=0.7)._importance(view)
-    images = zip(view.tower.images(), attentions(view.tower), view.grids, strict=True)
+    images = zip(view.encoder.images(), attentions(view.encoder), view.grids, strict=True)
     for image, (pixels, attention, grid) in enumerate(images):
         bits = [math.exp(x) for x in entropy(pixels, *grid)]
         looked, _ = importance(attention, 1.5)

@@ -17,7 +17,7 @@ from lmms_prune import Schedule, ScheduleError, Trace, prune
 from lmms_prune.methods import visionzip
 from lmms_prune.methods.view import TokenView
 from lmms_prune.methods.visionzip import VisionZip
-from lmms_prune.models.tower import Asks
+from lmms_prune.models.encoder import Signals
 
 Vectors = list[list[float]]
 
@@ -235,8 +235,8 @@ def test_smallest_images(n: int, shape) -> None:
 
 
 def test_what_is_recorded() -> None:
-    assert VisionZip().asks(CLIP) == Asks(attention=frozenset({22}), features=True)
-    assert VisionZip().asks(QWEN) == Asks(attention=frozenset({31}), features=True)
+    assert VisionZip().signals(CLIP) == Signals(attention=frozenset({22}), features=True)
+    assert VisionZip().signals(QWEN) == Signals(attention=frozenset({31}), features=True)
 
 
 def split(tiny: Tiny, count: int, contextual: int) -> tuple[int, int]:
@@ -248,11 +248,11 @@ def split(tiny: Tiny, count: int, contextual: int) -> tuple[int, int]:
 
 
 def wanted(tiny: Tiny, view: TokenView, ratio: float, contextual: int, merge: str) -> list[Zipped]:
-    tower, made = view.tower, []
-    block = tower.shape.selected
-    saliency, keys, features = tower.saliency(), tower.keys(block), tower.features()
+    encoder, made = view.encoder, []
+    block = encoder.shape.selected
+    saliency, keys, features = encoder.saliency(), encoder.keys(block), encoder.features()
     for i, size in enumerate(view.sizes):
-        class_token = tower.class_output(block)[i].tolist() if is_llava(tiny) else None
+        class_token = encoder.class_output(block)[i].tolist() if is_llava(tiny) else None
         numbers = split(tiny, half_even(ratio * size), contextual)
         vectors = [x[i, :size].tolist() for x in (saliency, keys, features)]
         made.append(reference(*vectors, class_token, *numbers, merge))

@@ -17,7 +17,7 @@ from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava
 from lmms_prune.methods import vispruner
 from lmms_prune.methods.view import TokenView
 from lmms_prune.methods.vispruner import VisPruner
-from lmms_prune.models.tower import Asks
+from lmms_prune.models.encoder import Signals
 
 
 def reference(
@@ -155,7 +155,7 @@ def test_large_images_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_is_recorded() -> None:
-    assert VisPruner().asks(CLIP) == Asks(attention=frozenset({22}), features=True)
+    assert VisPruner().signals(CLIP) == Signals(attention=frozenset({22}), features=True)
 
 
 def test_float32_features_are_compared_in_float64() -> None:
@@ -170,7 +170,7 @@ def test_float32_features_are_compared_in_float64() -> None:
 def wanted(
     view: TokenView, ratio: float, important: float, present: Sequence[Collection[int]] | None = None
 ) -> list[tuple[set[int], float]]:
-    saliency, features = view.tower.saliency(), view.tower.features()
+    saliency, features = view.encoder.saliency(), view.encoder.features()
     return [
         reference(
             saliency[i, :size].tolist(),
@@ -219,7 +219,7 @@ def test_after_an_earlier_stage(tiny: Tiny, capture_view: Callable[..., TokenVie
 def test_features_are_those_before_the_projector(all_tiny: dict[str, Tiny], capture_view: Callable) -> None:
     for tiny in all_tiny.values():
         view = capture_view(tiny, tiny.batch([tiny.row(random.Random(5))]), 2)
-        after = tuple(view.visual_embeddings.shape) == tuple(view.tower.features().shape) and torch.allclose(
-            view.visual_embeddings, view.tower.features()
+        after = tuple(view.visual_embeddings.shape) == tuple(view.encoder.features().shape) and torch.allclose(
+            view.visual_embeddings, view.encoder.features()
         )
         assert after is not is_llava(tiny)

@@ -1,4 +1,4 @@
-"""What the tests of methods that read the vision tower share: a tower made by hand, and slow helpers."""
+"""What the tests of methods that read the vision encoder share: a encoder made by hand, and slow helpers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from observed import HandView, Tiny, kept
 from torch import Tensor
 
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import TowerShape
+from lmms_prune.models.shape import EncoderShape
 
-CLIP, QWEN = TowerShape(24, 22, True), TowerShape(32, 31, False)
+CLIP, QWEN = EncoderShape(24, 22, 1, is_clip=True), EncoderShape(32, 31, patches_per_token=4)
 
 
 def tensor(values: Sequence) -> Tensor:
@@ -22,7 +22,7 @@ def tensor(values: Sequence) -> Tensor:
 
 
 def hand_view(
-    shape: TowerShape = CLIP,
+    shape: EncoderShape = CLIP,
     *,
     grids: Sequence[tuple[int, int]],
     saliency: Tensor | None = None,
@@ -32,7 +32,7 @@ def hand_view(
     present: Sequence[int] | None = None,
     **signals: Tensor,
 ) -> HandView:
-    """A view on a tower whose signals (B, N, …) are given; `features` are projected to their double.
+    """A view on a encoder whose signals (B, N, …) are given; `features` are projected to their double.
 
     `hidden` (B, V, D) are the visual tokens; `present` the raster indices of those that are still there, in each image.
     """
@@ -40,14 +40,14 @@ def hand_view(
     counts = [len(present)] * len(sizes) if present is not None else sizes
     visual = torch.zeros(len(sizes), max(counts), 2, dtype=torch.float64) if hidden is None else hidden
     around = visual.new_full((len(sizes), 1, visual.shape[2]), 3.0)
-    tower = SimpleNamespace(
+    encoder = SimpleNamespace(
         shape=shape,
         saliency=lambda: saliency,
         received=lambda block: (received or {})[block],
         project=lambda features: 2 * features,
         **{name: (lambda *block, _value=value: _value) for name, value in signals.items()},
     )
-    view = HandView(torch.cat([around, visual, around], dim=1), counts, tower=tower, grids=grids, layer=layer)
+    view = HandView(torch.cat([around, visual, around], dim=1), counts, encoder=encoder, grids=grids, layer=layer)
     view.sizes = sizes
     if present is not None:
         view.index = torch.tensor(list(present)).expand(len(sizes), -1)
@@ -74,7 +74,7 @@ def half_even(number: float) -> int:
 
 
 def deeper(tiny: Tiny, inputs: dict[str, Tensor], capture_view: Callable[..., TokenView], schedule: str) -> tuple:
-    """A stage after `divprune@0:0.7`: what it was given and kept of each image, and a view on the tower."""
+    """A stage after `divprune@0:0.7`: what it was given and kept of each image, and a view on the encoder."""
     view = capture_view(tiny, inputs, 3)
     trace, _ = tiny.run(inputs, f"divprune@0:0.7,{schedule}")
     return kept(trace, 0), kept(trace, 1), view

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 from lmms_prune.demo.checkpoints import PATCH, Sizes, llava_model, qwen2_5_vl_model
 from lmms_prune.demo.language import LLAVA_SPECIALS, QWEN_SPECIALS, train_tokenizer
 from lmms_prune.demo.questions import CHINESE
-from lmms_prune.harness.prompts import pad_to_square
+from lmms_prune.models.images import pad_to_square
 
 Place = tuple[int, int, int]
 
@@ -43,7 +43,7 @@ class Family:
         raise NotImplementedError
 
     def pixels(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """What the vision tower takes."""
+        """What the vision encoder takes."""
         raise NotImplementedError
 
     def features(self, pixels: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -156,7 +156,7 @@ class Qwen(Family):
 
 
 def take_tower(family: Family, folder: Path) -> None:
-    """Put the vision tower and the projector of the model in `folder` into `family`.
+    """Put the vision encoder and the projector of the model in `folder` into `family`.
 
     Raises:
         OSError: there is no model in `folder`.

@@ -1,4 +1,4 @@
-"""The stages of training: the vision tower on what stands at each token, then everything on questions."""
+"""The stages of training: the vision encoder on what stands at each token, then everything on questions."""
 
 from __future__ import annotations
 

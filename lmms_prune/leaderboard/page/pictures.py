@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmms_prune.leaderboard.flips import Flip
 from lmms_prune.leaderboard.records import RunRecord
-from lmms_prune.models.supported import SUPPORTED
+from lmms_prune.models import MODEL_NAMES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 ROOM = 3_000_000  # letters of base64 for all images
 SIDE = 448  # pixels of the longer side
 QUALITY = 55  # of WebP
-_WHOLE = {family.model_name for family in SUPPORTED if family.mrope}
 # The mean colour of CLIP's processor, with which the padded evaluation fills.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 
@@ -48,8 +47,8 @@ class Wanted:
     @classmethod
     def of(cls, run: RunRecord, task: str) -> Wanted:
         """For the documents of one task of a run."""
-        whole = not run.ours or run.wrapper in _WHOLE
-        return cls(run.wrapper, "whole" if whole else run.settings.get("image_aspect", "crop"), task)
+        view = MODEL_NAMES[run.wrapper].view_of(run.settings) if run.ours else "whole"
+        return cls(run.wrapper, view, task)
 
     def at(self, flip: Flip) -> Wanted:
         """For one document."""
@@ -144,7 +143,7 @@ _OTHER = (
 
 def seen(image: Image, view: str) -> Image:
     """What a model sees of an image, as LLaVA-1.5's processor cuts it, its own evaluation pads it, or whole."""
-    from lmms_prune.harness.prompts import pad_to_square
+    from lmms_prune.models.images import pad_to_square
 
     if view == "pad":
         return pad_to_square(image, _MEAN)

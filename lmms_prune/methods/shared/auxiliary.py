@@ -1,6 +1,6 @@
 """Second models that some methods consult, loaded once and kept for the next prompt.
 
-Dimension letters: B images, N tokens, C width of the vision tower, P width of the shared space, S segments of a text.
+Dimension letters: B images, N tokens, C width of the vision encoder, P width of the shared space, S segments of a text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lmms_prune.errors import UnsupportedModelError
 
 @dataclass(frozen=True)
 class Clip:
-    """What CLIP adds to a vision tower that is already there: its text tower and both projections."""
+    """What CLIP adds to a vision encoder that is already there: its text encoder and both projections."""
 
     tokenizer: Any
     text_model: Any
@@ -31,18 +31,18 @@ class Clip:
 
     @property
     def width(self) -> int:
-        """The width of the vision tower to which the projection belongs."""
+        """The width of the vision encoder to which the projection belongs."""
         return self.image_projection.in_features
 
     @torch.no_grad()
     def images(self, states: Float[Tensor, "B N C"]) -> Float[Tensor, "B N P"]:
-        """Outputs of a block of CLIP's vision tower in the space shared with texts."""
+        """Outputs of a block of CLIP's vision encoder in the space shared with texts."""
         weight = self.image_projection.weight
         return self.image_projection(self.image_norm(states.to(weight.device, weight.dtype)))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> list[Float[Tensor, "S P"]]:
-        """The texts in the shared space, each as consecutive segments of at most the tower's length (77 tokens).
+        """The texts in the shared space, each as consecutive segments of at most the encoder's length (77 tokens).
 
         Every segment has a begin and an end token of its own.
         """
@@ -63,7 +63,7 @@ class Clip:
 
 @lru_cache(maxsize=2)
 def load_clip(checkpoint: str, device: torch.device, dtype: torch.dtype) -> Clip:
-    """The text tower and the projections of a CLIP checkpoint.
+    """The text encoder and the projections of a CLIP checkpoint.
 
     Args:
         checkpoint: a folder or a hub name.
@@ -85,5 +85,5 @@ def load_clip(checkpoint: str, device: torch.device, dtype: torch.dtype) -> Clip
         message = f"clip={checkpoint} has no weights for {missing[0]} and {len(missing) - 1} others: {fix}"
         raise UnsupportedModelError(message)
     parts = (model.text_model, model.text_projection, model.vision_model.post_layernorm, model.visual_projection)
-    # The blocks of its vision tower are left behind: the LLaVA has them already.
+    # The blocks of its vision encoder are left behind: the LLaVA has them already.
     return Clip(tokenizer, *(part.to(device).eval() for part in parts))

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.shared.tensors import add_up, directions, gather, settled
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.tower import ClipTower
+from lmms_prune.models.clip_encoder import ClipEncoder
 
 # Rows of the similarity matrix that exist at once.
 _BLOCK = 1024
@@ -135,17 +135,17 @@ def evens_first(into: Int[Tensor, "B n"], count: int) -> Int[Tensor, "B m"]:
 
 
 def no_clip(option: str) -> str:
-    """Why `option` cannot be had from a tower that is not CLIP's."""
-    return f"{option} merges inside CLIP's blocks, so it needs a LLaVA; leave the option out."
+    """Why `option` cannot be had from a encoder that is not CLIP's."""
+    return f"{option} merges inside CLIP's blocks, which this model does not have; leave the option out."
 
 
-def inside_tower(
+def inside_encoder(
     view: TokenView,
     budget: Int[Tensor, " B"],
     option: str,
-    run: Callable[[ClipTower, Int[Tensor, " b"], int], tuple[Tensor, Tensor, Tensor]],
+    run: Callable[[ClipEncoder, Int[Tensor, " b"], int], tuple[Tensor, Tensor, Tensor]],
 ) -> Merged:
-    """Tokens that were merged inside the tower, in the image's first places.
+    """Tokens that were merged inside the encoder, in the image's first places.
 
     Args:
         view: at layer 0.
@@ -156,14 +156,14 @@ def inside_tower(
     if view.layer:
         message = f"{option} encodes the image anew, so it can act at layer 0 only (is {view.layer}); leave it out."
         raise UnsupportedModelError(message)
-    if not isinstance(view.tower, ClipTower):
+    if not isinstance(view.encoder, ClipEncoder):
         raise UnsupportedModelError(no_clip(option))
     hidden, index, counts = view.hidden.clone(), view.index.clone(), budget.tolist()
     size = torch.ones_like(index, dtype=torch.float32)
     # Images of one batch differ in their budget only where a row has several of them.
     for count in sorted(set(counts) - {0, *view.sizes}):
         images = torch.tensor([image for image, n in enumerate(counts) if n == count], device=index.device)
-        states, sizes, raster = run(view.tower, images, count)
+        states, sizes, raster = run(view.encoder, images, count)
         hidden[images, :count] = states.to(hidden.device, hidden.dtype)
         size[images, :count] = sizes.to(size.device, size.dtype)
         index[images, :count] = raster.to(index.device)

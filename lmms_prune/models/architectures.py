@@ -1,0 +1,73 @@
+"""The sizes of a checkpoint, read from its ``config.json`` or known by name. Free of torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmms_prune.models import FAMILIES
+from lmms_prune.models.sizes import Architecture, ArchitectureError
+
+PUBLISHED: dict[str, Mapping[str, Any]] = {
+    name: config for family in FAMILIES.values() for name, config in family.published.items()
+}
+"""Configurations of published checkpoints by their short names, as far as they decide sizes."""
+
+
+def architecture(model: str) -> Architecture:
+    """The sizes of a named architecture, of a ``config.json``, or of a checkpoint's folder.
+
+    Raises:
+        ArchitectureError: no such name or file, no JSON, or a family that is not supported.
+    """
+    if model in PUBLISHED:
+        return from_config(PUBLISHED[model], model)
+    path = Path(model) / "config.json" if os.path.isdir(model) else Path(model)
+    if os.path.isdir(model) and not path.is_file():
+        raise ArchitectureError(f"the folder {model} holds no config.json, so it is no checkpoint's.")
+    if not os.path.isfile(path):  # as isdir, it also answers for what is too long to be a name
+        raise ArchitectureError(
+            f"unknown architecture '{model}'; use {', '.join(PUBLISHED)}, a config.json or a checkpoint's folder."
+        )
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArchitectureError(f"{path} is no JSON: {error}.") from None
+    if not isinstance(said, dict):
+        raise ArchitectureError(f"{path} holds a {type(said).__name__}; a configuration is an object.")
+    return from_config(said, str(model))
+
+
+def of_checkpoint(pretrained: str) -> Architecture | None:
+    """The sizes of a checkpoint as far as no download tells: of a local folder, or by an architecture's name in its own.
+
+    Returns:
+        None where only the hub would know.
+
+    Raises:
+        ArchitectureError: a folder without a ``config.json``, or of another family.
+    """
+    if os.path.isdir(pretrained):
+        return architecture(pretrained)
+    named = next((name for name in PUBLISHED if name in pretrained.lower()), None)
+    return None if named is None else architecture(named)
+
+
+def from_config(config: Mapping[str, Any], name: str) -> Architecture:
+    """The sizes that a configuration states, with the library's defaults for what it leaves out.
+
+    Raises:
+        ArchitectureError: the configuration is of another family, or states a size that is none.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        known = " and ".join(repr(name) for name in FAMILIES)
+        raise ArchitectureError(f"{name}: model_type is {kind!r}; FLOPs are known for {known}.")
+    return FAMILIES[kind].architecture(config, name)
+
+
+DEFAULT = architecture(next(iter(PUBLISHED)))
+"""Whose sizes are meant where no model is named: LLaVA-1.5-7B's, on which most methods were published."""

@@ -1,0 +1,133 @@
+"""CLIP as a vision encoder: a class token and a square grid of patches, one visual token each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lmms_prune.models.encoder import Encoder
+
+
+class ClipEncoder(Encoder):
+    """LLaVA's encoder: a class token and a square grid of patches, one visual token each."""
+
+    def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
+        query, key = self._queries_and_keys(block)
+        scores = (query[:, :, :1] @ key.transpose(-1, -2)).squeeze(2)
+        return self._owned(scores.softmax(-1)[..., 1:])
+
+    def class_output(self, block: int) -> Float[Tensor, "B C"]:
+        return self._owned(self.run.outputs[block][:, 0])
+
+    def attention_chunks(self, block: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        query, key = self._queries_and_keys(block)
+        entries = torch.arange(query.shape[2], device=query.device)
+        for image in range(len(query)):
+            yield image, entries, entries, (query[image] @ key[image].transpose(-1, -2)).softmax(-1)
+
+    def keys(self, block: int) -> Float[Tensor, "B N d"]:
+        x, module = self._input(block), self.parts.encoder_blocks[block]
+        keys = module.self_attn.k_proj(module.layer_norm1(x)).unflatten(-1, (self._heads, -1))
+        return self._owned(keys.to(torch.promote_types(keys.dtype, torch.float32)).mean(2)[:, 1:])
+
+    def output(self, block: int) -> Float[Tensor, "B N C"]:
+        return self._owned(self.run.outputs[block][:, 1:])
+
+    def features(self) -> Float[Tensor, "B N C"]:
+        return self.output(self.shape.selected)
+
+    def project(self, features: Float[Tensor, "B n C"]) -> Float[Tensor, "B n D"]:
+        projector = self.parts.multimodal.multi_modal_projector
+        weight = projector.linear_1.weight
+        return projector(features.to(weight.device, weight.dtype))
+
+    def images(self) -> list[Tensor]:
+        return list(self.run.pixels)
+
+    def inputs(self) -> dict[str, Tensor]:
+        return {"pixel_values": self._owned(self.run.pixels)}
+
+    def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
+        return [self.project(self.run_blocks(self.embed(image[None]))[:, 1:])[0] for image in images]
+
+    # -- the encoder in steps, for methods that merge inside it ------------------------------------------------------
+
+    def embed(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b entries C"]:
+        """Class token and patches as they enter block 0; positions are interpolated for images of another size."""
+        encoder = getattr(self.parts.encoder, "vision_model", self.parts.encoder)
+        weight = encoder.embeddings.patch_embedding.weight
+        pixels = pixels.to(weight.device, weight.dtype)
+        return encoder.pre_layrnorm(encoder.embeddings(pixels, interpolate_pos_encoding=True))
+
+    def run_blocks(self, x: Float[Tensor, "b entries C"], first: int = 0) -> Float[Tensor, "b entries C"]:
+        """`x` through the blocks from `first` to the selected one."""
+        for module in list(self.parts.encoder_blocks)[first : self.shape.selected + 1]:
+            x = module(x, None)
+            x = x[0] if isinstance(x, tuple) else x
+        return x
+
+    def attend(
+        self, block: int, x: Float[Tensor, "b entries C"], bias: Float[Tensor, "b entries"] | None = None
+    ) -> tuple[Float[Tensor, "b entries C"], Float[Tensor, "b entries d"], Float[Tensor, "b H entries entries"]]:
+        """The attention half of `block`.
+
+        Args:
+            block: 0-based.
+            x: the block's input.
+            bias: added to the attention logits of each key.
+
+        Returns:
+            the states between attention and MLP, the keys (mean over heads) and the attention.
+        """
+        module = self.parts.encoder_blocks[block]
+        attention, normed = module.self_attn, module.layer_norm1(x)
+        query, key, value = (
+            projection(normed).unflatten(-1, (self._heads, -1)).transpose(1, 2)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        if bias is not None:
+            scores = scores + bias[:, None, None].to(scores.dtype)
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        mixed = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        return x + attention.out_proj(mixed), key.to(weights.dtype).mean(1), weights
+
+    def feed(self, block: int, x: Float[Tensor, "b entries C"]) -> Float[Tensor, "b entries C"]:
+        """The MLP half of `block`."""
+        module = self.parts.encoder_blocks[block]
+        return x + module.mlp(module.layer_norm2(x))
+
+    @property
+    def _heads(self) -> int:
+        return self.parts.config.vision_config.num_attention_heads
+
+    def _input(self, block: int) -> Tensor:
+        return self.run.inputs[block][0]
+
+    def _queries_and_keys(self, block: int) -> tuple[Tensor, Tensor]:
+        """Scaled queries and keys (images, H, entries, d) of `block`, in float32 or finer."""
+        module = self.parts.encoder_blocks[block]
+        normed = module.layer_norm1(self._input(block))
+        query, key = (
+            projection(normed).unflatten(-1, (self._heads, -1)).transpose(1, 2)
+            for projection in (module.self_attn.q_proj, module.self_attn.k_proj)
+        )
+        fine = torch.promote_types(query.dtype, torch.float32)
+        return query.to(fine) * query.shape[-1] ** -0.5, key.to(fine)
+
+    def _by_image(self, recorded: Tensor) -> Sequence[Tensor]:
+        return recorded.unbind()
+
+    def _owned(self, x: Tensor) -> Tensor:
+        return x[torch.tensor(self.owner, device=x.device)]
+
+    def _sums(self) -> list[Tensor]:
+        x = next(iter(self.run.inputs.values()))[0]
+        fine = torch.promote_types(x.dtype, torch.float32)
+        return [torch.zeros(x.shape[1], dtype=fine, device=x.device) for _ in x]
+
+    def _pool(self, entries: Tensor) -> Tensor:
+        return entries[1:]

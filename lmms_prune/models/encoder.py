@@ -1,0 +1,232 @@
+"""The vision encoder: what a pruning method may read of it, recorded only where some stage asks.
+
+Signals come out one row an image, on the raster of the visual tokens that the decoder is given: CLIP's class token is
+left out, and for Qwen2.5-VL the window order and the 2×2 merge of patches are undone. Dimension letters: B images of
+the view, N original visual tokens (padded with zeros to the batch's longest), P patches, H heads, C width of the encoder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+
+from lmms_prune.models.family import Grid
+from lmms_prune.models.parts import ModelParts
+
+MOST = 2**26
+"""Attention weights that exist at once: 256 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a method wants recorded of the encoder.
+
+    Args:
+        attention: blocks whose attention or keys it reads.
+        outputs: blocks whose output it reads.
+        features: whether it reads the tokens before the projector (LLaVA) or after the merger (Qwen2.5-VL).
+        pixels: whether it reads the image itself.
+        grids: whether it must know how many rows and columns of visual tokens an image has.
+    """
+
+    attention: frozenset[int] = frozenset()
+    outputs: frozenset[int] = frozenset()
+    features: bool = False
+    pixels: bool = False
+    grids: bool = False
+
+    def __or__(self, other: Signals) -> Signals:
+        return Signals(
+            self.attention | other.attention,
+            self.outputs | other.outputs,
+            self.features or other.features,
+            self.pixels or other.pixels,
+            self.grids or other.grids,
+        )
+
+
+@dataclass
+class EncoderRun:
+    """What one run of the encoder left: its input and what the hooks saw at the blocks that were asked for."""
+
+    pixels: Tensor
+    grids: Tensor | None
+    inputs: dict[int, tuple[Tensor, dict[str, Any]]] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
+
+
+class EncoderRecorder:
+    """The hooks on the encoder; `run` is what its last run left."""
+
+    def __init__(self, parts: ModelParts, asks: Signals):
+        self.parts, self.signals = parts, asks
+        self.run: EncoderRun | None = None
+        self.paused = False
+        self._recording = False
+
+    def register(self) -> Iterator[Any]:
+        """Put the hooks on, one by one."""
+        if self.signals == Signals():
+            return
+        outputs, shape = set(self.signals.outputs), self.parts.encoder_shape
+        if self.signals.features and shape.projects_after:
+            outputs.add(shape.selected)
+        yield self.parts.encoder.register_forward_pre_hook(self._begin, with_kwargs=True)
+        for number, block in enumerate(self.parts.encoder_blocks):
+            if number in self.signals.attention:
+                yield block.register_forward_pre_hook(partial(self._before, number), with_kwargs=True)
+            if number in outputs:
+                yield block.register_forward_hook(partial(self._after, number))
+        yield self.parts.encoder.register_forward_hook(self._end)
+
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.paused:
+            return
+        self.run = EncoderRun(*self.parts.family.encoder_inputs(args, kwargs))
+        self._recording = True
+
+    def _before(self, number: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._recording and self.run is not None:
+            self.run.inputs[number] = (args[0] if args else kwargs["hidden_states"], kwargs)
+
+    def _after(self, number: int, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._recording and self.run is not None:
+            self.run.outputs[number] = output[0] if isinstance(output, tuple) else output
+
+    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not self._recording or self.run is None:
+            return
+        self._recording = False
+        if self.signals.features and not self.parts.encoder_shape.projects_after:
+            # Older libraries return the merged tokens alone.
+            self.run.features = output if isinstance(output, Tensor) else output.pooler_output
+        if not self.signals.pixels:
+            self.run.pixels = self.run.pixels[:0]
+
+
+class Encoder(ABC):
+    """Signals of the vision encoder for the images of one view.
+
+    Args:
+        parts: the model.
+        run: what was recorded.
+        owner: for each image of the view, its number in the run (an image is repeated for several answers).
+        grids: rows and columns of visual tokens of each image of the run.
+    """
+
+    def __init__(self, parts: ModelParts, run: EncoderRun, owner: Sequence[int], grids: Sequence[Grid]):
+        self.parts, self.run, self.owner, self.grids = parts, run, list(owner), list(grids)
+        self.shape = parts.encoder_shape
+
+    def finite(self) -> Bool[Tensor, " B"]:
+        """Whether all that was recorded of each image is finite; stays on the device."""
+        tensors = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())
+        tensors += [] if self.run.features is None else [self.run.features]
+        if not tensors:
+            return torch.ones(len(self.owner), dtype=torch.bool)
+        flags = [torch.stack([part.isfinite().all() for part in self._by_image(tensor)]) for tensor in tensors]
+        whole = torch.stack([flag.to(flags[0].device) for flag in flags]).all(0)
+        repeated = self.owner != list(range(len(whole)))
+        return whole[torch.tensor(self.owner, device=whole.device)] if repeated else whole
+
+    @torch.no_grad()
+    def saliency(self, block: int | None = None) -> Float[Tensor, "B N"]:
+        """How much the encoder itself attends to each token in the selected block, mean over heads.
+
+        CLIP: the class token's attention row. Qwen2.5-VL, which has none: the attention that the token receives.
+        """
+        block = self.shape.selected if block is None else block
+        return self.class_attention(block).mean(1) if self.shape.class_tokens else self.received(block)
+
+    @torch.no_grad()
+    def received(self, block: int) -> Float[Tensor, "B N"]:
+        """Mean attention that each token receives in `block`, over heads and all query rows (windows as they are)."""
+        sums, rows = self._sums(), [0] * len(self.grids)
+        for image, queries, keys, attention in self.attention_chunks(block):
+            sums[image][keys] += attention.sum(dim=(0, 1)) / len(attention)
+            rows[image] += len(queries)
+        return self._align([self._pool(total / count) for total, count in zip(sums, rows, strict=True)])
+
+    @abstractmethod
+    def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
+        """Attention of the class token to each token in `block`, normalised over all keys.
+
+        Raises:
+            UnsupportedModelError: the encoder has no class token.
+        """
+
+    @abstractmethod
+    def class_output(self, block: int) -> Float[Tensor, "B C"]:
+        """The class token after `block`; raises as `class_attention`."""
+
+    @abstractmethod
+    def attention_chunks(self, block: int) -> Iterator[tuple[int, Int[Tensor, " q"], Int[Tensor, " k"], Tensor]]:
+        """Attention of `block`, in pieces that fit into memory.
+
+        Yields:
+            the image of the run, the entries of the queries and of the keys, and the attention (H, q, k) between them.
+            Every query comes once, with all keys that it sees. Entries count CLIP's class token first, then patches in
+            raster order; for Qwen2.5-VL patches, the four of a visual token together, tokens in raster order.
+        """
+
+    @abstractmethod
+    def keys(self, block: int) -> Float[Tensor, "B N d"]:
+        """Attention keys of `block`, mean over heads; of a Qwen2.5-VL token after rotation, mean over its patches."""
+
+    @abstractmethod
+    def output(self, block: int) -> Float[Tensor, "B N C"]:
+        """Hidden states after `block`; of a Qwen2.5-VL token the mean over its patches."""
+
+    @abstractmethod
+    def features(self) -> Float[Tensor, "B N C"]:
+        """What is projected: the selected block's output (LLaVA), or the merger's output (Qwen2.5-VL)."""
+
+    @abstractmethod
+    def project(self, features: Float[Tensor, "B n C"]) -> Float[Tensor, "B n D"]:
+        """`features` as the decoder is given them; Qwen2.5-VL's have passed the merger already."""
+
+    @abstractmethod
+    def images(self) -> list[Tensor]:
+        """The normalised pixels (3, height, width) of each image of the run, as the encoder was given them."""
+
+    @abstractmethod
+    def inputs(self) -> dict[str, Tensor]:
+        """The view's images as a model's inputs: ``pixel_values``, and Qwen2.5-VL's ``image_grid_thw``."""
+
+    @abstractmethod
+    def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Other images (3, height, width) through encoder and projector: (n, D) each; sizes are multiples of a token's side."""
+
+    @abstractmethod
+    def _by_image(self, recorded: Tensor) -> Sequence[Tensor]:
+        """What was recorded of each image of the run."""
+
+    @abstractmethod
+    def _sums(self) -> list[Tensor]:
+        """A zero for every entry of each image of the run."""
+
+    @abstractmethod
+    def _pool(self, entries: Tensor) -> Tensor:
+        """Entries (P, …) as visual tokens (n, …)."""
+
+    def _align(self, images: Sequence[Tensor]) -> Tensor:
+        """Per-image tensors (n, …) of the run as one (B, N, …), padded with zeros."""
+        longest = max(len(images[i]) for i in self.owner)
+        chosen = [images[i] for i in self.owner]
+        return torch.stack([pad(x, (0, 0) * (x.dim() - 1) + (0, longest - len(x))) for x in chosen])
+
+
+def resized(image: Float[Tensor, "3 height width"], rows: int, columns: int, side: int) -> Tensor:
+    """`image` at `rows` × `columns` tokens of `side` pixels: bicubic with antialiasing, as the processors resize."""
+    fine = torch.promote_types(image.dtype, torch.float32)
+    size = (rows * side, columns * side)
+    return interpolate(image[None].to(fine), size=size, mode="bicubic", antialias=True, align_corners=False)[0]

@@ -1,0 +1,219 @@
+"""The contract of a model family: everything that differs between architectures, asked of one object. Free of torch.
+
+A new family is a subclass in a file of its own beside this one, with its vision encoder, and a row in `FAMILIES`.
+Dimension letters: B rows, L sequence, d rotary channels, I images of a batch, P patches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from lmms_prune.errors import BrokenImageError
+
+if TYPE_CHECKING:
+    from lmms_prune.models.shape import EncoderShape
+    from lmms_prune.models.sizes import Architecture
+
+Grid = tuple[int, int]
+"""Rows and columns of an image's visual tokens."""
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """One model architecture.
+
+    Args:
+        model_type: the checkpoint's ``config.model_type``.
+        model_name: the name under which lmms-eval finds this package's model.
+        title: as papers write it.
+        checkpoint: the checkpoint that is loaded when none is named.
+        stock_model: lmms-eval's own model of the same checkpoints.
+        renumbers: whether positions may be renumbered after a stage. With M-RoPE they may not: a token's height and
+            width are channels of its position.
+        example: rows and columns of the visual tokens of an image that stands for all in estimates of cost.
+        defaults: model arguments with a default of the family's own.
+        refused: model arguments that mean nothing for it.
+        published: published checkpoints as far as their ``config.json`` decides sizes, by short names.
+    """
+
+    model_type: str
+    model_name: str
+    title: str
+    checkpoint: str
+    stock_model: str
+    renumbers: bool
+    example: Grid
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    refused: tuple[str, ...] = ()
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False, repr=False)
+
+    # -- visual tokens in a prompt ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def tokens_per_image(self, config: Any) -> int | None:
+        """Visual tokens of every image, or None where images differ in size.
+
+        Raises:
+            UnsupportedModelError: a checkpoint with another vision encoder.
+        """
+
+    @abstractmethod
+    def grids(self, config: Any, inputs: Mapping[str, Any], sizes: Sequence[int]) -> list[Grid]:
+        """The grid of each image of a batch, as far as `inputs` or `sizes` tell; else nothing.
+
+        Args:
+            config: the checkpoint's configuration.
+            inputs: what the multimodal module was called with.
+            sizes: visual tokens of each image, where they are known already.
+        """
+
+    @abstractmethod
+    def grids_of_thw(self, config: Any, thw: Any) -> list[Grid]:
+        """The grids of what the vision encoder was told of its images, (I, 3); nothing where it is told nothing."""
+
+    def spans(self, visual: Sequence[bool], fixed: int | None, sizes: Sequence[int]) -> list[tuple[int, int]]:
+        """Start and length of each image's visual tokens in one row.
+
+        Args:
+            visual: whether each token of the row is visual.
+            fixed: visual tokens of an image where all images have the same, else None.
+            sizes: visual tokens of each of the row's images in order where they differ (taken from the front; may be
+                empty, then every run of visual tokens is one image).
+
+        Raises:
+            BrokenImageError: the runs of visual tokens cannot be cut into whole images.
+        """
+        spans, start, given = [], 0, iter(sizes)
+        for is_visual, run in groupby(visual):
+            length = len(list(run))
+            while is_visual and length:
+                size = fixed or next(given, length)
+                if size > length:
+                    raise BrokenImageError(f"a run of {length} visual tokens does not hold a whole image of {size}.")
+                spans.append((start, size))
+                start, length = start + size, length - size
+            start += length
+        return spans
+
+    # -- the vision encoder ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encoder(self, multimodal: Any) -> Any:
+        """The module that encodes the images."""
+
+    @abstractmethod
+    def encoder_blocks(self, encoder: Any) -> Any:
+        """Its transformer blocks, in order."""
+
+    @abstractmethod
+    def last_of_vision(self, multimodal: Any) -> Any:
+        """The module whose output enters the decoder: the projector, or the encoder that holds it."""
+
+    @abstractmethod
+    def encoder_shape(self, config: Any) -> EncoderShape:
+        """What a method must know of the encoder to say which of its blocks it reads.
+
+        Raises:
+            UnsupportedModelError: a checkpoint whose visual tokens are made in another way.
+        """
+
+    @abstractmethod
+    def encoder_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The pixels that the encoder is called with, and what it is told of the images' sizes (or None)."""
+
+    @abstractmethod
+    def signals_class(self) -> Any:
+        """The `lmms_prune.models.encoder.Encoder` that reads what was recorded of this family's encoder."""
+
+    # -- the decoder -----------------------------------------------------------------------------------------------
+
+    def query_projection(self, layer: Any) -> tuple[Any, Any]:
+        """The module of a decoder layer that makes queries, and the norm that is applied to each head (or None)."""
+        return layer.self_attn.q_proj, getattr(layer.self_attn, "q_norm", None)
+
+    def key_projection(self, layer: Any) -> tuple[Any, Any]:
+        """The module of a decoder layer that makes keys, and the norm that is applied to each head (or None)."""
+        return layer.self_attn.k_proj, getattr(layer.self_attn, "k_norm", None)
+
+    def rotary_table(self, decoder: Any, table: Any) -> Any:
+        """A cosine or sine table as attention uses it, (B or 1, L, d), of what the decoder's rotary module gives."""
+        return table
+
+    def between_layers(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the decoder is given to add to visual tokens between its layers, by the argument's name; most: nothing.
+
+        Each value is one tensor (tokens, D) a layer, in order, over the visual tokens of the batch. They are cut with the
+        tokens, so that every kept token gets its own.
+        """
+        return {}
+
+    # -- what a forward needs --------------------------------------------------------------------------------------
+
+    def extra_inputs(self, config: Any, ids: Any) -> dict[str, Any]:
+        """Further inputs that a forward on token ids (B, L) needs, as the processor makes them."""
+        return {}
+
+    @abstractmethod
+    def only_grid(self, config: Any) -> Grid | None:
+        """The grid of every image, or None where images differ in size."""
+
+    @abstractmethod
+    def image_inputs(self, config: Any, grid: Grid, noise: Any) -> dict[str, Any]:
+        """One image's inputs besides its tokens: pixels that `noise(shape)` makes, and their size where it is told."""
+
+    def pixel_side(self, config: Any) -> int:
+        """Pixels along one side of a visual token."""
+        return int(config.vision_config.patch_size)
+
+    def markers(self, config: Any) -> tuple[list[int], list[int]]:
+        """Token ids that stand before and after an image in a prompt."""
+        return [], []
+
+    # -- prompts and answers ---------------------------------------------------------------------------------------
+
+    def processor_options(self, arguments: Any) -> dict[str, Any]:
+        """Options with which the checkpoint's processor is loaded."""
+        return {}
+
+    @abstractmethod
+    def processed(
+        self, processor: Any, prompts: list[str], messages: list[list[dict[str, Any]]], arguments: Any
+    ) -> Any:
+        """The processor's output for a batch, left-padded.
+
+        Args:
+            processor: the checkpoint's.
+            prompts: the messages as texts, by the chat template.
+            messages: with the images.
+            arguments: the run's `lmms_prune.harness.arguments.ModelArguments`.
+        """
+
+    def decoded(self, tokenizer: Any, ids: list[int]) -> str:
+        """The text of generated tokens, as lmms-eval's own model of the family decodes it."""
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    def view_of(self, settings: Mapping[str, str]) -> str:
+        """What of an image a run with these settings saw: "crop", "pad" or "whole"."""
+        return "whole"
+
+    # -- sizes -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def architecture(self, config: Mapping[str, Any], name: str) -> Architecture:
+        """The sizes that a ``config.json`` states, with the library's defaults for what it leaves out.
+
+        Raises:
+            ArchitectureError: it states a size that is none.
+        """
+
+    @abstractmethod
+    def random_config(self, published: str, layers: int | None) -> Any:
+        """The configuration of a published checkpoint, with fewer decoder layers if `layers` says so.
+
+        Raises:
+            KeyError: no such name in `published`.
+        """

@@ -1,0 +1,159 @@
+"""Where things are in a loaded checkpoint: its decoder, its layers, its vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lmms_prune.compat.versions import refuse_other_versions
+from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.models import family_of
+from lmms_prune.models.family import Family, Grid
+from lmms_prune.models.shape import EncoderShape
+
+# Whatever touches a model comes by here; schedules can be read, and an installation examined, beside any version.
+refuse_other_versions()
+
+MaskForm = Literal["sdpa", "eager", "flash"]
+"""How an attention kernel takes its mask: boolean 4-D or none, additive 4-D, 2-D key mask or none."""
+
+_FORMS: dict[str, MaskForm] = {
+    "sdpa": "sdpa",
+    "eager": "eager",
+    "flash_attention_2": "flash",
+    "flash_attention_3": "flash",
+}
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """Where things are in one loaded model.
+
+    Args:
+        family: its family.
+        config: the checkpoint's configuration.
+        multimodal: the module that sees ``input_ids`` and splices the images in.
+        decoder: the language model; its inputs are embeddings, positions, mask and cache.
+        layers: the decoder's layers.
+        form: the mask form of the attention kernel in use.
+    """
+
+    family: Family
+    config: Any
+    multimodal: Any
+    decoder: Any
+    layers: Any
+    form: MaskForm
+
+    @classmethod
+    def of(cls, model: Any) -> ModelParts:
+        """Find the parts of `model`.
+
+        Raises:
+            UnsupportedModelError: another family, attention kernel, or a decoder with sliding windows.
+        """
+        config = getattr(model, "config", None)
+        family = family_of(config)
+        multimodal = model if hasattr(model, "language_model") else model.model
+        decoder = multimodal.language_model
+        kernel = decoder.config._attn_implementation
+        if kernel not in _FORMS:
+            raise UnsupportedModelError(
+                f"attn_implementation '{kernel}' is not supported. Use one of {', '.join(_FORMS)}."
+            )
+        window = getattr(decoder.config, "sliding_window", None)
+        kinds = set(
+            getattr(decoder.config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+        )
+        if kinds != {"full_attention"}:
+            raise UnsupportedModelError(
+                f"decoders with sliding windows are not supported (layer types: {', '.join(kinds)})."
+            )
+        return cls(family, config, multimodal, decoder, decoder.layers, _FORMS[kernel])
+
+    @property
+    def tokens_per_image(self) -> int | None:
+        """Visual tokens of every image, or None where images differ in size."""
+        return self.family.tokens_per_image(self.config)
+
+    @property
+    def encoder(self) -> Any:
+        """The vision encoder."""
+        return self.family.encoder(self.multimodal)
+
+    @property
+    def encoder_blocks(self) -> Any:
+        """Its transformer blocks."""
+        return self.family.encoder_blocks(self.encoder)
+
+    @property
+    def encoder_shape(self) -> EncoderShape:
+        """What methods must know of it; raises as `Family.encoder_shape`."""
+        return self.family.encoder_shape(self.config)
+
+    def grids(self, inputs: dict[str, Any], sizes: Sequence[int]) -> list[Grid]:
+        """Rows and columns of visual tokens of the batch's images, as far as sizes or inputs tell.
+
+        Args:
+            inputs: what the multimodal module was called with.
+            sizes: visual tokens of each image.
+        """
+        return self.family.grids(self.config, inputs, sizes)
+
+    def spans(self, visual: Sequence[bool], inputs: dict[str, Any]) -> list[tuple[int, int]]:
+        """Start and length of each image's visual tokens in the only row of a batch.
+
+        Args:
+            visual: whether each token of the row is visual.
+            inputs: what the multimodal module was called with.
+
+        Raises:
+            BrokenImageError: the runs of visual tokens cannot be cut into whole images.
+        """
+        return self.family.spans(visual, self.tokens_per_image, self.grid_sizes(inputs))
+
+    def grid_sizes(self, inputs: dict[str, Any]) -> list[int]:
+        """Visual tokens of each image of the batch in order, where the inputs tell."""
+        return [rows * columns for rows, columns in self.grids(inputs, ())]
+
+    def queries(self, layer: int, hidden: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotated queries (B, H, L, d) that decoder layer `layer` computes from its input `hidden`."""
+        return self._project(layer, *self.family.query_projection(self.layers[layer]), hidden, rotary)
+
+    def keys(self, layer: int, hidden: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotated keys (B, H_kv, L, d) that decoder layer `layer` computes from its input `hidden`."""
+        return self._project(layer, *self.family.key_projection(self.layers[layer]), hidden, rotary)
+
+    def final_norm(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """The decoder's last norm, wherever its weight lies."""
+        norm = self.decoder.norm
+        return norm(hidden.to(norm.weight.device)).to(hidden.device)
+
+    def rotary(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine tables of `position_ids`, on the device and in the dtype of `hidden`."""
+        cos, sin = self.decoder.rotary_emb(hidden, position_ids.to(hidden.device))
+        return cos, sin
+
+    def _project(self, layer: int, projection: Any, norm: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        module = self.layers[layer]
+        hidden = hidden.to(projection.weight.device)
+        states = projection(module.input_layernorm(hidden)).unflatten(-1, (-1, module.self_attn.head_dim))
+        states = (states if norm is None else norm(states)).transpose(1, 2)
+        cos, sin = (self.family.rotary_table(self.decoder, table)[:, None].to(states.device) for table in rotary)
+        return rotated(states, cos, sin)
+
+    def rotate(self, states: Float[Tensor, "B N d"], rotary: tuple[Tensor, Tensor]) -> Float[Tensor, "B N d"]:
+        """One head's vectors rotated by the tables of their positions."""
+        cos, sin = (self.family.rotary_table(self.decoder, table).to(states.device) for table in rotary)
+        return rotated(states, cos, sin)
+
+
+def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`states` (…, d) turned by rotary tables that broadcast to them."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin
