@@ -30,11 +30,12 @@ BELOW = {
     "configs": {"efficiency", "errors", "harness", "models", "record", "schedule", "terminal"},
     "sweep": {"configs", "harness", "record", "terminal"},
     "leaderboard": {"errors", "harness", "methods", "models", "record", "schedule", "terminal"},
-    "demo": {"compat", "harness", "leaderboard", "models", "record", "schedule", "terminal"},
+    "demo": {"compat", "efficiency", "harness", "leaderboard", "models", "record", "schedule", "terminal"},
     "certificate": {"compat", "demo", "errors", "harness", "methods", "models", "pruning", "schedule", "terminal"},
     "information": {
         "compat",
         "configs",
+        "efficiency",
         "errors",
         "harness",
         "leaderboard",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmms_prune import Schedule, ScheduleError, Stage
-from lmms_prune.schedule import share
+from lmms_prune.schedule import PromptSizes, share
 from lmms_prune.schedule.presets import PRESETS
 
 
@@ -159,7 +159,7 @@ def test_several_images_keep_the_ratio_each_or_share_the_count() -> None:
     ],
 )
 def test_a_budget_solves_the_unknown(text: str, budget: str, layers: int, tokens: int | None, solved: str) -> None:
-    found = Schedule.parse(text).solve(budget, layers, tokens)
+    found = Schedule.parse(text).solve(budget, PromptSizes(layers, tokens))
     assert str(found).startswith(solved)
     limit = float(str(budget).rstrip("t")) * (1 if str(budget).endswith("t") else (tokens or 10_000))
     assert found.average(layers, [tokens or 10_000]) <= limit
@@ -170,7 +170,7 @@ def test_a_solved_budget_is_the_largest_within_it(layers: int, tokens: int, rati
     budget = f"{ratio * tokens:.2f}t" if in_tokens else f"{ratio:.4f}"
     limit = Fraction(budget[:-1]) if in_tokens else Fraction(budget) * tokens
     try:
-        [stage] = Schedule.parse("random@1:?").solve(budget, layers, tokens).stages
+        [stage] = Schedule.parse("random@1:?").solve(budget, PromptSizes(layers, tokens)).stages
     except ScheduleError:
         # One layer sees every token before the stage, so less than that cannot be had.
         assert Fraction(tokens, layers) > limit
@@ -289,13 +289,13 @@ def test_the_error_is_shown_as_designed() -> None:
         ("dart@2:?,random@9:?", "192t", 576, "exactly one '?'"),
         ("dart@2:?", "2", 576, "for tokens write '2t'"),
         ("dart@2:?", "many", 576, "neither tokens ('192t') nor a ratio"),
-        ("dart@2:?", "flops=30%", 576, "neither tokens ('192t') nor a ratio"),
+        ("dart@2:?", "flops=30%", 576, "a budget of cost needs a model"),
         ("dart@2:?", "192t", None, "images differ in size"),
     ],
 )
 def test_wrong_budgets_are_refused(text: str, budget: str, tokens: int | None, message: str) -> None:
     with pytest.raises(ScheduleError) as caught:
-        Schedule.parse(text).solve(budget, 32, tokens)
+        Schedule.parse(text).solve(budget, PromptSizes(32, tokens))
     assert message in str(caught.value)
 
 

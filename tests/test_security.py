@@ -65,13 +65,13 @@ def unsafe(tree: ast.AST) -> Iterator[str]:
 
 TRUST = ("False", "arguments.trust_remote_code")
 # The trainer reads the folder that it has written itself.
-OWN = PACKAGE / "demo" / "training"
+ADAPTIVE = PACKAGE / "demo" / "training"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(path: Path) -> None:
     found = list(unsafe(ast.parse(path.read_text(encoding="utf-8"))))
-    if path.is_relative_to(OWN):
+    if path.is_relative_to(ADAPTIVE):
         found = [one for one in found if ".from_pretrained(" not in one]
     assert found == []
 

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 def calibrate(
     tasks: Annotated[str, typer.Option(help="Benchmarks whose documents decide, with commas.")],
-    budget: Annotated[str, typer.Option(help="Average visual tokens a layer: 192t, or a ratio: 0.5.")],
+    budget: Annotated[
+        str, typer.Option(help="Average visual tokens a layer (192t, 0.5), FLOPs (flops=40%) or cache (kv=100MiB).")
+    ],
     limit: Annotated[
         int, typer.Option(min=2, help="Documents of each task that choose, and as many that verify.")
     ] = 64,
@@ -80,7 +82,7 @@ def calibrate(
             bar = progress.add_task("evaluations", total=None)
             report = lambda outcome: progress.advance(bar)  # noqa: E731
             layer = removal_horizon(evaluation, first, ready.depth, out / "chosen", launch, report)
-            texts = candidates(chosen, sorted({first, layer}), budget, ready.depth, ready.visual_tokens)
+            texts = candidates(chosen, sorted({first, layer}), budget, ready.prompt_sizes)
             progress.update(bar, completed=0, total=(len(texts) + 3 + len(others)) * len(names))
             found = propose(evaluation, texts, layer, out, launch, report, others)
         checkpoint = ready.wrapper.arguments.pretrained
@@ -136,7 +138,7 @@ def _check_budget(budget: str, ready: Ready) -> None:
     """Refuse a budget that no schedule meets, before anything is measured."""
     try:
         # Before the decoder any number of tokens can be kept.
-        Schedule.parse("random@0:?").solve(budget, ready.depth, ready.visual_tokens)
+        Schedule.parse("random@0:?").solve(budget, ready.prompt_sizes)
     except ScheduleError as error:
         said = str(error).splitlines()[0].removeprefix("schedule: ")
         fail(f"--budget {budget}: {said}")
@@ -156,6 +158,6 @@ def _check_documents(names: list[str], ready: Ready, limit: int, include: Path |
 def _solved(schedule: Schedule, budget: str, ready: Ready) -> Schedule:
     """A schedule given for comparison, at the same budget where it leaves a ``?``."""
     if schedule.unknown is not None:
-        return schedule.solve(budget, ready.depth, ready.visual_tokens)
+        return schedule.solve(budget, ready.prompt_sizes)
     schedule.check(ready.depth)
     return schedule

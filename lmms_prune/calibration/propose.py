@@ -14,7 +14,7 @@ from lmms_prune.information.horizon import EPSILON
 from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.leaderboard.statistics import CONFIDENCE, mean_ratio, resampled
 from lmms_prune.record.information import InformationError
-from lmms_prune.schedule import Schedule
+from lmms_prune.schedule import Budget, PromptSizes, Schedule
 from lmms_prune.sweep.run import Outcome
 
 DEEP = (0.0, 0.05, 0.15)  # ratios kept past the horizon
@@ -51,9 +51,7 @@ class Proposal:
     beside: Mapping[str, Loss]
 
 
-def candidates(
-    methods: Sequence[str], horizons: Sequence[int], budget: str, depth: int, visual_tokens: int | None
-) -> list[str]:
+def candidates(methods: Sequence[str], horizons: Sequence[int], budget: Budget | str, sizes: PromptSizes) -> list[str]:
     """Hybrids that meet a budget, with their ``?`` solved.
 
     A method acts early (at the first layer it can, and at an eighth of the depth); at a horizon random tokens remain, or
@@ -62,13 +60,12 @@ def candidates(
     Args:
         methods: that act early.
         horizons: possible layers of the deep stage; at the depth or beyond there is none.
-        budget: as for `Schedule.solve`.
-        depth: layers of the model.
-        visual_tokens: of an image; None where images differ.
+        budget, sizes: as for `Schedule.solve`.
 
     Raises:
         InformationError: no candidate can meet the budget.
     """
+    depth = sizes.layers
     early = [
         (method, layer)
         for method in methods
@@ -85,21 +82,21 @@ def candidates(
         hybrids += [f"{method}@{layer}:?{rest}" for rest in late or [""]]
     ample = [f"random@{horizon}:?" for horizon in horizons if 0 < horizon < depth]
     ample += [f"{method}@{layer}:?" for method, layer in early]
-    made, problem = _solved(hybrids, budget, depth, visual_tokens)
+    made, problem = _solved(hybrids, budget, sizes)
     if not made:
-        made, _ = _solved(ample, budget, depth, visual_tokens)
+        made, _ = _solved(ample, budget, sizes)
     if not made:
         raise InformationError(f"--budget {budget}: no candidate meets it. The last one: {problem}")
     return made
 
 
-def _solved(texts: Sequence[str], budget: str, depth: int, visual_tokens: int | None) -> tuple[list[str], str]:
+def _solved(texts: Sequence[str], budget: Budget | str, sizes: PromptSizes) -> tuple[list[str], str]:
     """Those schedules that can meet a budget, once each, and why the last of the others cannot."""
     made: dict[str, None] = {}
     problem = ""
     for text in texts:
         try:
-            made[str(Schedule.parse(text).solve(budget, depth, visual_tokens))] = None
+            made[str(Schedule.parse(text).solve(budget, sizes))] = None
         except ScheduleError as error:
             problem = str(error)
     return list(made), problem

@@ -20,7 +20,7 @@ from lmms_prune.calibration.data import CalibrationError
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.pruning.layout import Layout
-from lmms_prune.schedule import Schedule, Stage
+from lmms_prune.schedule import PromptSizes, Schedule, Stage
 
 if TYPE_CHECKING:
     import optuna
@@ -83,7 +83,7 @@ class Space:
         stages.append(self._stage(self.layers[-1], None, t, m))
         reached = total - max(Fraction(0), left - keep * (self.depth - self.layers[-1]))
         budget = f"{reached / self.depth}t" if self.fixed else str(reached / self.depth / unit)
-        return Schedule(tuple(stages)).solve(budget, self.depth, self.fixed)
+        return Schedule(tuple(stages)).solve(budget, PromptSizes(self.depth, self.fixed))
 
     @staticmethod
     def _stage(layer: int, keep: Decimal | int | None, t: float, m: float) -> Stage:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmms_prune.configs.budget import ClaimError, left
 from lmms_prune.configs.runs import Run, unknown_keys
-from lmms_prune.efficiency.estimate import estimate
+from lmms_prune.efficiency.estimate import TEXT_TOKENS, estimate, prompt_sizes
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.tasks import known_tasks, single_tasks
@@ -28,7 +28,6 @@ _UNSCORED = {
     "mmbench_en": "mmbench_en_dev_static",
     "mmbench_cn": "prune_mmbench_cn",
 }
-TEXT_TOKENS = 64  # of the prompt whose FLOPs are told, as for `lmms-prune schedule`
 
 
 @dataclass
@@ -95,7 +94,7 @@ def _fits(checked: Checked, family: Family) -> None:
             f"pretrained={arguments.pretrained} is a {sizes.name}, which {family.model_name} cannot load."
         )
     if arguments.budget is not None:
-        checked.schedule = arguments.schedule.solve(arguments.budget, sizes.layers, fixed)
+        checked.schedule = arguments.schedule.solve(arguments.budget, prompt_sizes(sizes))
     checked.schedule.check(sizes.layers, [fixed] if fixed else None)
     _account(checked, checked.schedule, sizes)
 

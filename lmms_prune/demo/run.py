@@ -18,11 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
-from lmms_prune.demo.models import LAYERS, MODELS, VISUAL_TOKENS, DemoError, Model, model_arguments, weights
+from lmms_prune.demo.models import LAYERS, MODELS, DemoError, Model, model_arguments, weights
 from lmms_prune.demo.processes import Run, RunError, evaluate
+from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.leaderboard.benchmarks import rel, score
+from lmms_prune.models.architectures import architecture
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.schedule import Schedule
 
@@ -43,13 +45,9 @@ class Row:
         Raises:
             ScheduleError: the schedule or its budget is wrong, or does not fit the models.
         """
+        Schedule.parse(text, prompt_sizes(architecture(str(weights(MODELS[0]))))).check(LAYERS)
         schedule, _, budget = text.partition(",budget=")
-        row = cls(schedule, budget or None)
-        read = Schedule.parse(row.schedule)
-        if row.budget is not None:
-            read = read.solve(row.budget, LAYERS, VISUAL_TOKENS)
-        read.check(LAYERS)
-        return row
+        return cls(schedule, budget or None)
 
     def __str__(self) -> str:
         return self.schedule if self.budget is None else f"{self.schedule},budget={self.budget}"

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from lmms_prune.efficiency.estimate import MIB, estimate, solved
+from lmms_prune.efficiency.estimate import TEXT_TOKENS, estimate, prompt_sizes
 from lmms_prune.errors import ScheduleError
 from lmms_prune.models.architectures import DEFAULT, PUBLISHED, architecture
 from lmms_prune.models.sizes import Architecture, ArchitectureError
-from lmms_prune.schedule import Schedule
+from lmms_prune.schedule import PromptSizes, Schedule
+from lmms_prune.schedule.budgets import MIB
 from lmms_prune.terminal.console import fail, plainly
 from lmms_prune.terminal.options import Json
 
@@ -32,7 +33,7 @@ def schedule(
     ] = None,
     text_tokens: Annotated[
         float, typer.Option(min=0, max=10**7, help="Text tokens of the prompt; may be an average.")
-    ] = 64.0,
+    ] = float(TEXT_TOKENS),
     budget: Annotated[
         str | None, typer.Option(help="Solves the one '?': 192t or 0.5; with --model flops=30%, kv=100MiB too.")
     ] = None,
@@ -45,26 +46,15 @@ def schedule(
             fail(f"--layers {layers}: {model} has {sizes.layers} decoder layers; leave --layers out.")
         depth = sizes.layers if sizes else layers or DEFAULT.layers
         tokens = visual_tokens or (sizes or DEFAULT).example_tokens
-        read = _solved(Schedule.parse(text), budget, sizes, depth, tokens, text_tokens)
+        prompt = PromptSizes(depth, tokens) if sizes is None else prompt_sizes(sizes, tokens, text_tokens)
+        read = Schedule.parse(text, prompt)
+        read = read if budget is None else read.solve(budget, prompt)
         read.check(depth, [tokens])
     cost = {} if sizes is None else _cost(sizes, read, tokens, text_tokens)
     if as_json:
         typer.echo(json.dumps({**_described(read, depth, tokens), **cost}))
         return
     _show(read, depth, tokens, cost)
-
-
-def _solved(
-    read: Schedule, budget: str | None, sizes: Architecture | None, depth: int, tokens: int, text_tokens: float
-) -> Schedule:
-    """`read` with its ``?`` filled, if there is a budget."""
-    if budget is None:
-        return read
-    if sizes is not None:
-        return solved(read, budget, sizes, tokens, text_tokens)
-    if "=" in budget:
-        fail(f"--budget {budget}: a budget of cost needs a model, e.g. --model {DEFAULT.name}.")
-    return read.solve(budget, depth, tokens)
 
 
 def _described(read: Schedule, depth: int, tokens: int) -> dict[str, Any]:

@@ -1,19 +1,17 @@
-"""What a schedule will cost on a model, before anything runs; and schedules that fit a budget of cost."""
+"""What a schedule will cost on a model, before anything runs."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, floor, isqrt, log10
+from math import isqrt
 
 from lmms_prune.efficiency.cost import Number, encoder_flops, kv_bytes, prefill_flops
-from lmms_prune.errors import ScheduleError
 from lmms_prune.models.sizes import Architecture
-from lmms_prune.schedule import Schedule, cannot_be_met
+from lmms_prune.schedule import PromptSizes, Schedule
 
-MIB = 2**20
-_UNITS: dict[str, dict[str, float]] = {"flops": {"T": 1e12, "G": 1e9}, "kv": {"MiB": MIB, "GiB": 2**30}}
+TEXT_TOKENS = 64
+"""Of a prompt whose cost is estimated where nobody says how long it is."""
 
 
 @dataclass(frozen=True)
@@ -46,57 +44,26 @@ def estimate(model: Architecture, schedule: Schedule, visual_tokens: int, text_t
     return Estimate(tuple(visual), prefill_flops(model, lengths), encoder, sum(kv_bytes(model, lengths)))
 
 
-def solved(schedule: Schedule, budget: str, model: Architecture, visual_tokens: int, text_tokens: Number) -> Schedule:
-    """`schedule` with its ``?`` filled so that it costs at most `budget`.
+def prompt_sizes(
+    model: Architecture, visual_tokens: int | None = None, text_tokens: Number = TEXT_TOKENS
+) -> PromptSizes:
+    """What budgets of any kind are solved on, for one image in a prompt of `text_tokens`.
 
     Args:
-        schedule: with exactly one ``?``.
-        budget: ``192t`` or ``0.5`` (average visual tokens a layer), ``flops=30%`` or ``kv=30%`` (of the unpruned
-            decoder's prefill), ``flops=2.5T``, ``kv=100MiB``.
         model: whose cost is meant.
-        visual_tokens: of the image.
+        visual_tokens: of the image; by default every image's, or the family's example where images differ in size: then
+            solutions are ratios.
         text_tokens: of the prompt.
-
-    Raises:
-        ScheduleError: a budget that is not understood or cannot be met, no ``?`` or several.
     """
-    name, found, amount = budget.strip().partition("=")
-    if not found:
-        return schedule.solve(budget, model.layers, visual_tokens)
-    if name not in _UNITS:
-        raise ScheduleError(f"budget '{budget}': '{name}' is not known; use flops= or kv=, or tokens: 192t.")
 
-    def cost(filled: Schedule) -> Number:
-        said = estimate(model, filled, visual_tokens, text_tokens)
-        return said.flops if name == "flops" else said.kv_bytes
+    def flops(counts: Sequence[int]) -> Number:
+        return prefill_flops(model, [n + text_tokens for n in counts], logits=int(len(counts) == model.layers))
 
-    whole = cost(Schedule(()))
-    units = {"%": whole / 100, **_UNITS[name]}
-    read = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?)\s*({'|'.join(units)})", amount.strip())
-    if read is None:
-        example = "flops=30% or flops=2.5T" if name == "flops" else "kv=30% or kv=100MiB"
-        raise ScheduleError(f"budget '{budget}' is no amount with a unit; write {example}.")
-    unit = read[2]
+    def kv(counts: Sequence[int]) -> Number:
+        return sum(kv_bytes(model, [n + text_tokens for n in counts]))
 
-    limit = float(read[1]) * units[unit]
-
-    def unmet(smallest: Number, largest: Number) -> str:
-        before = [n + text_tokens for n in schedule.before_unknown(model.layers, visual_tokens)]
-        fixed = prefill_flops(model, before, logits=0) if name == "flops" else sum(kv_bytes(model, before))
-        # Rounded inwards, so that what is said to be possible is.
-        said = [
-            _rounded(amount / units[unit], to) + unit
-            for amount, to in ((fixed, round), (smallest, ceil), (largest, floor))
-        ]
-        return cannot_be_met(budget, len(before) if smallest > limit else 0, "take", *said)
-
-    return schedule.solve_for(cost, limit, model.layers, visual_tokens, unmet)
-
-
-def _rounded(value: Number, to: Callable[[float], int]) -> str:
-    """A number of four digits."""
-    step = 10.0 ** (floor(log10(value)) - 3) if value else 1.0
-    return f"{to(value / step) * step:.4g}"
+    fixed = visual_tokens or model.tokens_per_image
+    return PromptSizes(model.layers, fixed, fixed or model.example_tokens, {"flops": flops, "kv": kv})
 
 
 def _grid(tokens: int) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class ModelArguments:
         pretrained: a checkpoint's folder or hub name.
         schedule: what is pruned; texts, presets and lists of stages have been read. "auto" is what ``lmms-prune
             calibrate`` has found for the checkpoint at the budget. Default: nothing.
-        budget: solves the schedule's one ``?``: "192t" average visual tokens a layer, or a ratio such as "0.5".
+        budget: solves the schedule's one ``?``; see `lmms_prune.schedule.budgets`: 192t, 0.5, flops=40%, kv=100MiB.
         positions: "original" position ids, or "compact" (renumbered after every stage; LLaVA only).
         seed: of every random draw.
         batch_size: rows that are generated together; "auto" finds how many the GPU's memory holds.
@@ -233,7 +233,7 @@ _FLAGS = ("trust_remote_code", "use_cache")
 def _read(name: str, value: Any) -> Any:
     """The value of one argument in its own type."""
     if name == "schedule":
-        return _read_schedule(value)
+        return Schedule.parse(value)
     text = str(value).strip()
     if name in _CHOICES:
         if text not in _CHOICES[name]:
@@ -264,11 +264,6 @@ def _kept_schedule(arguments: ModelArguments, family: Family | None) -> Schedule
     """What ``schedule=auto`` stands for."""
     if arguments.budget is None:
         raise ArgumentError("model_args: schedule=auto needs a budget: schedule=auto,budget=192t or budget=0.5.")
-    if "=" in arguments.budget:
-        raise ArgumentError(
-            f"model_args: budget={arguments.budget}: what schedule=auto stands for is found for a budget of visual tokens; "
-            "use budget=192t or budget=0.5."
-        )
     path = calibration_file(arguments.pretrained, arguments.budget)
     try:
         text = kept_schedule(path)
@@ -282,13 +277,3 @@ def _kept_schedule(arguments: ModelArguments, family: Family | None) -> Schedule
             f"pretrained={arguments.pretrained} --tasks mme,textvqa_val --budget {arguments.budget}"
         )
     return Schedule.parse(text)
-
-
-def _read_schedule(value: Any) -> Schedule:
-    if isinstance(value, Schedule):
-        return value
-    if isinstance(value, str) and re.fullmatch(r"\[.*\]", value.strip()):
-        value = [stage.strip(" '\"") for stage in value.strip()[1:-1].split(",")]
-    if not isinstance(value, str) and not (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)):
-        raise ArgumentError(f"model_args: schedule={value!r} must be a text or a list of stages, e.g. [dart@2:0.44].")
-    return Schedule.parse(value)

@@ -21,6 +21,7 @@ from loguru import logger
 
 from lmms_prune.compat.lmms_eval import cache_in_use
 from lmms_prune.efficiency.cost import kv_bytes
+from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
 from lmms_prune.harness.batching import Batches
@@ -94,7 +95,8 @@ class PrunedModel(ChatModel):
         layers, fixed = config.text_config.num_hidden_layers, self.family.tokens_per_image(config)
         schedule = arguments.schedule
         if arguments.budget is not None:
-            schedule = schedule.solve(arguments.budget, layers, fixed)
+            sizes = from_config(config.to_dict(), arguments.pretrained)
+            schedule = schedule.solve(arguments.budget, prompt_sizes(sizes, fixed))
         schedule.check(layers, [fixed] if fixed else None)
         for stage in schedule.idle([fixed]) if fixed else ():
             logger.warning("stage '{}' prunes nothing of an image: all {} visual tokens stay.", stage, fixed)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lmms_prune.harness.documents import Document
     from lmms_prune.harness.pruned import PrunedModel
     from lmms_prune.record.information import Store
+    from lmms_prune.schedule import PromptSizes
 
 Tasks = Annotated[str, typer.Option(help="Tasks and groups of lmms-eval, with commas.")]
 Include = Annotated[
@@ -46,6 +47,13 @@ class Ready:
     wrapper: PrunedModel
     depth: int
     visual_tokens: int | None
+
+    @property
+    def prompt_sizes(self) -> PromptSizes:
+        """What budgets are solved on."""
+        from lmms_prune.efficiency.estimate import prompt_sizes
+
+        return prompt_sizes(self.wrapper.architecture, self.visual_tokens)
 
     @property
     def name(self) -> str:

@@ -36,7 +36,7 @@ from lmms_prune.pruning.guide import answer_attention, check_guide, load_guide
 from lmms_prune.pruning.layout import Layout, read_rows
 from lmms_prune.pruning.ragged import Packing, attention_mask, gather_rotary, pack
 from lmms_prune.pruning.trace import ProductCounter, RowTrace, Trace
-from lmms_prune.schedule import OWN, Schedule, Stage
+from lmms_prune.schedule import ADAPTIVE, PromptSizes, Schedule, Stage
 
 POSITIONS = ("original", "compact")
 
@@ -89,8 +89,10 @@ def prune(
         questions=(questions, optional(TEXTS)),
         count_selection=(count_selection, FLAG),
     )
-    schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
-    trace, parts = Trace(schedule), _fitting(model, schedule)
+    parts = ModelParts.of(model)
+    schedule = Schedule.parse(schedule, PromptSizes(len(parts.layers), parts.tokens_per_image))
+    _check_fit(parts, schedule)
+    trace = Trace(schedule)
     if positions not in POSITIONS:
         raise UnsupportedModelError(f"positions '{positions}' is unknown; use {' or '.join(POSITIONS)}.")
     if positions == "compact" and not parts.family.renumbers:
@@ -120,15 +122,15 @@ def check(model: nn.Module, schedule: Schedule) -> None:
     Raises:
         ScheduleError, UnsupportedModelError: as `prune`.
     """
-    _Pruner(model, _fitting(model, schedule), schedule, 0, POSITIONS[0], None, Trace(schedule), None)
-
-
-def _fitting(model: nn.Module, schedule: Schedule) -> ModelParts:
-    """The parts of a model whose depth and images the schedule fits."""
     parts = ModelParts.of(model)
+    _check_fit(parts, schedule)
+    _Pruner(model, parts, schedule, 0, POSITIONS[0], None, Trace(schedule), None)
+
+
+def _check_fit(parts: ModelParts, schedule: Schedule) -> None:
+    """Refuse a schedule that does not fit the model's depth and images."""
     fixed = parts.tokens_per_image
     schedule.check(len(parts.layers), [fixed] if fixed else None)
-    return parts
 
 
 @dataclass
@@ -337,7 +339,7 @@ class _Pruner(_Hooks):
             for row, ends in zip(layout.traces, layout.ends_in_image, strict=True)
             if ends
             and (
-                any(s.keep == OWN for s in self.schedule.stages)
+                any(s.keep == ADAPTIVE for s in self.schedule.stages)
                 or self.schedule.plan(row.images)[-1][-1] < row.images[-1]
             )
         ]
@@ -497,7 +499,7 @@ class _Pruner(_Hooks):
             guide=partial(self._guide, running),
         )
         # An image that keeps all its tokens is left alone, unless the method itself decides how many that is.
-        left_alone = [stage.keep != OWN and kept == n for kept, n in zip(budget, layout.counts, strict=True)]
+        left_alone = [stage.keep != ADAPTIVE and kept == n for kept, n in zip(budget, layout.counts, strict=True)]
         # In the others something is chosen, unless all goes. One copy to the device for both.
         chosen_from = [n > 0 and not alone for n, alone in zip(budget, left_alone, strict=True)]
         full, matters = torch.tensor([left_alone, chosen_from], device=view.valid.device)
@@ -535,7 +537,7 @@ class _Pruner(_Hooks):
         """Cut the sequence at a stage; returns the hidden states that go on and what its layers are given."""
         stage, layout, hidden = self.stages[state.layer][1], running.layout, state.hidden
         budget = layout.planned(stage)
-        if budget == layout.counts and (stage.keep != OWN or not any(budget)):
+        if budget == layout.counts and (stage.keep != ADAPTIVE or not any(budget)):
             layout.record_all()
             return hidden, segment
         self.encoder.paused = True

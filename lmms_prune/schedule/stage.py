@@ -11,13 +11,13 @@ from typing import Final, Literal, TypeAlias
 from lmms_prune.errors import FROM_ZERO, PAIRS, TEXT, Kind, OptionError, ScheduleError, did_you_mean, expect
 from lmms_prune.methods import METHODS, MethodSpec
 
-OWN: Final = "own"
-Keep: TypeAlias = Decimal | int | Literal["own"] | None
-"""How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``, OWN the method's own rule."""
+ADAPTIVE: Final = "adaptive"
+Keep: TypeAlias = Decimal | int | Literal["adaptive"] | None
+"""How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``, ADAPTIVE the method's own rule."""
 
 _KEEP = Kind(
-    "a ratio as a Decimal, a number of tokens as an int, None (the unknown) or OWN",
-    lambda keep: keep is None or keep == OWN or (isinstance(keep, (Decimal, int)) and not isinstance(keep, bool)),
+    "a ratio as a Decimal, a number of tokens as an int, None (the unknown) or ADAPTIVE",
+    lambda keep: keep is None or keep == ADAPTIVE or (isinstance(keep, (Decimal, int)) and not isinstance(keep, bool)),
 )
 
 
@@ -28,7 +28,7 @@ class Stage:
     Args:
         method: a name of `METHODS`.
         layer: the first `layer` decoder layers see the tokens as they were; 0 is before the decoder.
-        keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that `Schedule.solve` finds. Methods that drop everything take 0, methods with a count rule of their own may take OWN.
+        keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that `Schedule.solve` finds. Methods that drop everything take 0, methods with a count rule of their own may take ADAPTIVE.
         options: the method's own options as (name, value) pairs, defaults left out.
     """
 
@@ -48,7 +48,7 @@ class Stage:
         )
         if self.spec.drops_all and self.keep == 0:
             object.__setattr__(self, "keep", 0)
-        if self.keep == OWN and self.spec.keep != "optional":
+        if self.keep == ADAPTIVE and self.spec.keep != "optional":
             raise ScheduleError(f"{self.method} has no count rule of its own; say how much it keeps.")
         names = [name for name, _ in self.options]
         if len(set(names)) < len(names):
@@ -76,18 +76,18 @@ class Stage:
 
     def __str__(self) -> str:
         text = f"{self.method}@{self.layer}"
-        if not self.spec.drops_all and self.keep != OWN:
+        if not self.spec.drops_all and self.keep != ADAPTIVE:
             text += f":{print_keep(self.keep)}"
         return text + "".join(f";{name}={print_option(value)}" for name, value in self.options)
 
     @property
     def at_most(self) -> bool:
         """Whether the stage may keep fewer tokens than planned; how many is known only when it has run."""
-        return self.keep == OWN or self.spec.at_most
+        return self.keep == ADAPTIVE or self.spec.at_most
 
     def asked(self, images: Sequence[int]) -> list[int]:
         """Tokens asked for in each image, given the images' original token counts; all where the method decides."""
-        if self.keep == OWN:
+        if self.keep == ADAPTIVE:
             return list(images)
         if self.keep is None:
             raise ScheduleError(f"the unknown '?' of stage '{self}' was not solved. Give a budget, e.g. budget=192t.")
@@ -123,7 +123,7 @@ def print_keep(keep: Keep) -> str:
     """A keep as a schedule text has it."""
     if keep is None:
         return "?"
-    assert keep != OWN
+    assert keep != ADAPTIVE
     return f"{keep}t" if isinstance(keep, int) else f"{keep.normalize():f}"
 
 

@@ -9,11 +9,13 @@ keep     := ratio in [0, 1] of the original visual tokens | a number of tokens "
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from lmms_prune.errors import OptionError, ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS, MethodSpec
-from lmms_prune.schedule.stage import OWN, Keep, Stage
+from lmms_prune.schedule.stage import ADAPTIVE, Keep, Stage, print_option
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # No model has so many layers or tokens, and no ratio so many decimals; what is longer is a mistake, and slow to compute with.
@@ -28,6 +30,33 @@ def read_stages(text: str) -> tuple[Stage, ...]:
         ScheduleError: points at what is wrong.
     """
     return _Parser(text).stages()
+
+
+def text_of(given: Any) -> str:
+    """The text of whatever stands for a schedule in a command line or a YAML.
+
+    Raises:
+        ScheduleError: it is neither a text nor a list of stages.
+    """
+    if isinstance(given, str) and re.fullmatch(r"\[.*\]", given.strip()):
+        given = [stage.strip(" '\"") for stage in given.strip()[1:-1].split(",")]
+    if isinstance(given, Mapping):
+        given = [given]
+    if isinstance(given, (list, tuple)) and all(isinstance(stage, (str, Mapping)) for stage in given):
+        return ",".join(stage.strip() if isinstance(stage, str) else _stage_text(stage) for stage in given)
+    if not isinstance(given, str):
+        raise ScheduleError(f"{given!r} is neither a text nor a list of stages such as 'dart@2:0.44'.")
+    return given.strip()
+
+
+def _stage_text(stage: Mapping[Any, Any]) -> str:
+    """The text of a stage that a YAML says as a mapping."""
+    others = dict(stage)
+    method, layer, keep = (others.pop(name, None) for name in ("method", "layer", "keep"))
+    if method is None or layer is None:
+        raise ScheduleError(f"the stage {dict(stage)!r} lacks its method or its layer; write e.g. 'dart@2:0.44'.")
+    text = f"{method}@{layer}" + ("" if keep is None else f":{keep}")
+    return text + "".join(f";{name}={print_option(value)}" for name, value in others.items())
 
 
 def read_number(text: str) -> Decimal | None:
@@ -89,7 +118,7 @@ class _Parser:
             if spec.drops_all:
                 return 0
             if spec.keep == "optional":
-                return OWN
+                return ADAPTIVE
             message = f"stage {number} does not say how much {spec.name} keeps; write e.g. '{spec.example}'."
             raise self.error(message, start - 1, "")
         if text == "?":

@@ -22,7 +22,7 @@ from lmms_prune.demo.models import FILES, LAYERS, MODELS, VISUAL_TOKENS, DemoErr
 from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, Row, _progress, run_demo, tables, task_names
 from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
-from lmms_prune.schedule import Schedule
+from lmms_prune.schedule import PromptSizes, Schedule
 
 
 def scores(value: float) -> dict[str, float]:
@@ -38,7 +38,7 @@ def test_every_schedule_of_the_demo_fits_its_models() -> None:
     for row in (*QUICK, *FULL):
         read = Schedule.parse(row.schedule)
         if row.budget is not None:
-            read = read.solve(row.budget, LAYERS, VISUAL_TOKENS)
+            read = read.solve(row.budget, PromptSizes(LAYERS, VISUAL_TOKENS))
             # DART keeps in steps of 8, and pooling whole rows and columns.
             share = float(read.average(LAYERS, [VISUAL_TOKENS])) / VISUAL_TOKENS
             assert float(row.budget) - 0.04 < share <= float(row.budget)

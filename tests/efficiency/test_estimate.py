@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,12 +15,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lmms_prune.cli import app
-from lmms_prune.efficiency.estimate import MIB, estimate, solved
+from lmms_prune.efficiency.estimate import estimate, prompt_sizes
 from lmms_prune.errors import ScheduleError
 from lmms_prune.models.architectures import PUBLISHED, architecture
-from lmms_prune.schedule import Schedule
+from lmms_prune.schedule import PromptSizes, Schedule
+from lmms_prune.schedule.budgets import MIB
 
 LLAVA = architecture("llava-1.5-7b")
+SIZES = prompt_sizes(LLAVA, text_tokens=64)
 PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "FORCE_COLOR": None, "TTY_COMPATIBLE": None, "COLUMNS": "120"}
 
 
@@ -57,7 +61,7 @@ def test_none_is_the_whole(name: str) -> None:
 def test_a_budget_of_cost_is_met_by_the_largest_number_of_tokens(text: str, budget: str) -> None:
     """One more token, or with DART one more that counts, would be too much."""
     read = Schedule.parse(text)
-    found = solved(read, budget, LLAVA, 576, 64)
+    found = read.solve(budget, SIZES)
     index = read.unknown
     assert index is not None
     whole = estimate(LLAVA, Schedule(()), 576, 64)
@@ -86,7 +90,7 @@ def test_cost_never_falls_when_more_is_kept(layer: int, kept: int, text: int) ->
 
 def test_a_quota_below_the_next_stages_count_is_no_answer() -> None:
     """DART asked for 38 keeps 36; a schedule that says 36 before 38 would be refused."""
-    found = solved(Schedule.parse("dart@2:?,random@20:38t"), "72t", LLAVA, 576, 64)
+    found = Schedule.parse("dart@2:?,random@20:38t").solve("72t", SIZES)
     assert found.plan([576]) == [[36], [36]]
     assert Schedule.parse(str(found)) == found
 
@@ -94,8 +98,8 @@ def test_a_quota_below_the_next_stages_count_is_no_answer() -> None:
 def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
     read = Schedule.parse("dart@2:?,random@20:38t")
     for budget in ("192t", "0.4"):
-        assert solved(read, budget, LLAVA, 576, 64) == read.solve(budget, 32, 576)
-    assert Fraction(192) == solved(read, "192t", LLAVA, 576, 64).average(32, [576])
+        assert read.solve(budget, SIZES) == read.solve(budget, PromptSizes(32, 576))
+    assert Fraction(192) == read.solve("192t", SIZES).average(32, [576])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,7 @@ def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
 )
 def test_budgets_that_cannot_be(budget: str, message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
-        solved(Schedule.parse("dart@2:?,random@20:38t"), budget, LLAVA, 576, 64)
+        Schedule.parse("dart@2:?,random@20:38t").solve(budget, SIZES)
 
 
 @pytest.mark.parametrize("unit", ["flops=%", "flops=G", "kv=%", "kv=MiB", "t", ""])
@@ -123,12 +127,12 @@ def test_what_is_said_to_be_possible_is(text: str, unit: str) -> None:
     """The bounds of the message are taken as they are printed."""
     kind, unit = re.fullmatch("(.*=|)(.*)", unit).groups()
     with pytest.raises(ScheduleError) as error:
-        solved(Schedule.parse(text), f"{kind}0.001{unit}", LLAVA, 576, 64)
+        Schedule.parse(text).solve(f"{kind}0.001{unit}", SIZES)
     said = re.search(rf"smallest possible is (.+){unit}, the largest (.+){unit}\.\n", str(error.value))
     for amount in said.groups():
-        solved(Schedule.parse(text), f"{kind}{float(amount):f}{unit}", LLAVA, 576, 64)
+        Schedule.parse(text).solve(f"{kind}{float(amount):f}{unit}", SIZES)
     with pytest.raises(ScheduleError, match="cannot be met: layers 0 to 1 alone"):
-        solved(Schedule.parse(text), f"{kind}{0.98 * float(said[1]):f}{unit}", LLAVA, 576, 64)
+        Schedule.parse(text).solve(f"{kind}{0.98 * float(said[1]):f}{unit}", SIZES)
 
 
 @pytest.mark.parametrize(
@@ -184,3 +188,48 @@ def test_a_folders_name_is_shown_as_it_is(tmp_path: Path) -> None:
     output = call("none", "--model", str(folder)).output
     # A long path is broken at the console's width, wherever that falls.
     assert "/m[b]x[/b]y,64texttokens" in "".join(output.split())
+
+
+@pytest.mark.parametrize("budget", ["flops=40%", "kv=40%", "kv=30MiB", "flops=9T"])
+def test_where_images_differ_a_budget_of_cost_gives_a_ratio(budget: str) -> None:
+    """So that it means the same for every image; it holds for the family's example."""
+    model = architecture("qwen2.5-vl-7b")
+    sizes = prompt_sizes(model)
+    (early, late) = Schedule.parse("divprune@0:?,random@20:0.07").solve(budget, sizes).stages
+    assert isinstance(early.keep, Decimal)
+    assert str(late) == "random@20:0.07"
+    kind, amount = budget.split("=")
+    costs = {
+        n: sizes.costs[kind](Schedule((replace(early, keep=n), late)).layer_counts(28, [model.example_tokens]))
+        for n in (Decimal(1), early.keep, early.keep + Decimal("0.001"))
+    }
+    whole = sizes.costs[kind]([model.example_tokens] * 28)
+    limit = {"40%": 0.4 * whole, "30MiB": 30 * MIB, "9T": 9e12}[amount]
+    assert costs[early.keep] <= limit < costs[early.keep + Decimal("0.001")]
+
+
+def test_a_budget_of_cost_needs_the_models_sizes() -> None:
+    with pytest.raises(ScheduleError, match=r"budget 'flops=40%': a budget of cost needs a model"):
+        Schedule.parse("dart@2:?").solve("flops=40%", PromptSizes(32, 576))
+
+
+def test_every_spelling_is_read_by_one_reader() -> None:
+    expected = Schedule.parse("dart@2:0.44;order=reference,random@20:38t")
+    mapping = {"method": "dart", "layer": 2, "keep": 0.44, "order": "reference"}
+    for spelling in (
+        "[dart@2:0.44;order=reference, 'random@20:38t']",
+        ["dart@2:0.44;order=reference", "random@20:38t"],
+        [mapping, {"method": "random", "layer": 20, "keep": "38t"}],
+        [mapping, "random@20:38t"],
+        expected,
+    ):
+        assert Schedule.parse(spelling) == expected
+    assert Schedule.parse(mapping) == Schedule.parse("dart@2:0.44;order=reference")
+    assert Schedule.parse("dart@2:?,random@20:38t,budget=192t", SIZES) == Schedule.parse("dart@2:252t,random@20:38t")
+    assert Schedule.parse("dart@2:?,budget=flops=40%", SIZES) == Schedule.parse("dart@2:?").solve("flops=40%", SIZES)
+    with pytest.raises(ScheduleError, match=r"budget=0\.5: a budget can be solved only where the model is known"):
+        Schedule.parse("dart@2:?,budget=0.5")
+    with pytest.raises(ScheduleError, match="lacks its method or its layer"):
+        Schedule.parse([{"method": "dart", "keep": 0.4}])
+    with pytest.raises(ScheduleError, match="3 is neither a text nor a list of stages"):
+        Schedule.parse(3)

@@ -12,6 +12,7 @@ from million import main
 from schedule_texts import anything, mutated, read_or_refused, valid
 
 from lmms_prune import Schedule, ScheduleError
+from lmms_prune.schedule import PromptSizes
 
 
 @given(st.randoms(use_true_random=False))
@@ -40,7 +41,7 @@ def test_any_unicode_is_read_or_refused(text: str) -> None:
 @given(st.text(max_size=12) | st.sampled_from(["1e999999999t", "1e-999999999", "9" * 5000, "nan", "-1t", "1/0"]))
 def test_any_budget_is_solved_or_refused_at_once(budget: str) -> None:
     try:
-        solved = Schedule.parse("dart@2:?").solve(budget, 8, 100)
+        solved = Schedule.parse("dart@2:?").solve(budget, PromptSizes(8, 100))
     except ScheduleError:
         return
     assert solved.unknown is None

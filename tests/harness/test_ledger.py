@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from fractions import Fraction
 from functools import wraps
@@ -12,8 +13,10 @@ import torch
 
 from lmms_prune import Schedule
 from lmms_prune.compat.transformers import filled_cache
+from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.harness.checkout import code_state
 from lmms_prune.harness.fingerprint import code
+from lmms_prune.models.architectures import from_config
 
 LAYERS = 8
 TASKS = ("mme", "docvqa_val", "scienceqa")
@@ -206,6 +209,18 @@ def test_a_solved_budget_is_recorded_and_kept(budget, limit, harness):
     # DART's next larger choice has eight more.
     assert average <= limit < average + 3 * 8 / LAYERS
     assert all(row["avg_visual_tokens"] == average for row in run.ledger["pope"])
+
+
+@pytest.mark.parametrize(
+    ("family", "budget"), [("llava", "flops=70%"), ("qwen2_5_vl", "flops=70%"), ("llava", "kv=60%")]
+)
+def test_a_budget_of_cost_is_solved_for_the_checkpoint(family, budget, harness):
+    """As on the command line: of the checkpoint's own sizes, for a prompt of the length that estimates take."""
+    run = harness.pruned(family, ["pope"], schedule="random@1:?", budget=budget)
+    sizes = prompt_sizes(from_config(json.loads((harness.checkpoints[family] / "config.json").read_text()), family))
+    assert run.recorded["schedule"] == str(Schedule.parse("random@1:?").solve(budget, sizes))
+    assert run.recorded["schedule"].endswith("t") == (family == "llava")
+    assert all(row["avg_visual_tokens"] < row["visual_tokens"] for row in run.ledger["pope"])
 
 
 def test_output_tokens_end_with_the_answer_in_any_batch(harness):
