@@ -45,18 +45,18 @@ REFERENCE = "tests/test_hooks.py::test_pruned_equals_the_masked_reference"
 MUTANTS = (
     Mutant(
         "decode positions restart after pruning at layer 0",
-        "pruning/hooks.py",
-        'kwargs = {**kwargs, "position_ids": running.next_position + (running.steps - 1)}',
+        "pruning/prefill.py",
+        'kwargs = {**kwargs, "position_ids": self.next_position + (self.steps - 1)}',
         "kwargs = dict(kwargs)",
         ("tests/test_hooks.py::test_decode_without_position_ids_continues_where_the_prompt_ended",),
     ),
     Mutant(
         "a second stage reads the features of the first",
-        "pruning/hooks.py",
-        "        view = layout.view(\n            self.parts,\n            state,",
-        "        first = running.__dict__.setdefault('first', state.hidden)\n"
+        "pruning/prefill.py",
+        "        return layout.view(\n            block.parts,\n            state,",
+        "        first = self.__dict__.setdefault('first', state.hidden)\n"
         "        stale = replace(state, hidden=gather(first, layout.origin))\n"
-        "        view = layout.view(\n            self.parts,\n            stale,",
+        "        return layout.view(\n            block.parts,\n            stale,",
         ("tests/methods/test_view.py::test_a_later_stage_reads_what_its_own_layer_is_given",),
     ),
     Mutant(
@@ -78,13 +78,13 @@ MUTANTS = (
     ),
     Mutant(
         "a layer is run twice, so that its keys are cached twice",
-        "pruning/hooks.py",
-        "        if layer in self.stages:\n            state = LayerInput",
-        "        if running.before is not None and cache is not None and segment is None:\n"
-        "            self.asleep = True\n"
-        "            self.parts.layers[layer - 1](running.before.hidden, **kwargs)\n"
-        "            self.asleep = False\n"
-        "        if layer in self.stages:\n            state = LayerInput",
+        "pruning/prefill.py",
+        "        if acting := self.block.stages.get(layer):\n",
+        "        if self.before is not None and cache is not None and segment is None:\n"
+        "            self.block.guide.running = True\n"
+        "            self.block.parts.layers[layer - 1](self.before.hidden, **kwargs)\n"
+        "            self.block.guide.running = False\n"
+        "        if acting := self.block.stages.get(layer):\n",
         ("tests/test_hooks.py::test_cache_equals_trace_equals_plan",),
     ),
     Mutant(
@@ -124,9 +124,9 @@ MUTANTS = (
     ),
     Mutant(
         "the first token is right and later ones are wrong",
-        "pruning/hooks.py",
-        "valid = torch.nn.functional.pad(segment.valid, (0, step), value=True)",
-        "valid = torch.ones_like(torch.nn.functional.pad(segment.valid, (0, step)))",
+        "pruning/segment.py",
+        "valid = pad(self.valid, (0, step), value=True)",
+        "valid = torch.ones_like(pad(self.valid, (0, step)))",
         (REFERENCE,),
     ),
     Mutant(
@@ -145,9 +145,9 @@ MUTANTS = (
     ),
     Mutant(
         "state is left after an exception",
-        "pruning/hooks.py",
-        "    finally:\n        for handle in handles:\n            handle.remove()\n        hooks.close()\n    if schedule.stages",
-        "    except ZeroDivisionError:\n        pass\n    for handle in handles:\n        handle.remove()\n    if schedule.stages",
+        "models/hooked.py",
+        "    finally:\n        for handle in kept:\n            handle.remove()",
+        "    except ZeroDivisionError:\n        pass\n    for handle in kept:\n        handle.remove()",
         ("tests/test_hooks.py::test_no_hook_is_left_after_an_exception",),
     ),
 )

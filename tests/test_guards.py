@@ -24,7 +24,7 @@ from lmms_prune import prune
 from lmms_prune.compat.transformers import CACHE_NAMES, filled_cache, with_cache
 from lmms_prune.errors import PruningError
 from lmms_prune.pruning.calls import FORWARD, GENERATE
-from lmms_prune.pruning.hooks import _next_position
+from lmms_prune.pruning.prefill import next_position
 
 PLAIN = {"do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3}
 
@@ -403,7 +403,7 @@ def test_generate_goes_on_alike_from_a_prompt_that_ends_in_its_image(family: Fam
 )
 def test_the_next_position_is_the_largest_and_one_more(positions: Tensor | None, expected: list[list[int]]) -> None:
     present = torch.tensor([[False, False, True, True], [True] * 4])
-    assert _next_position(positions, present).tolist() == expected
+    assert next_position(positions, present).tolist() == expected
 
 
 @pytest.mark.parametrize("schedule", ["random@0:0.5", "random@3:0.5"])

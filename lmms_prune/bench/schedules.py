@@ -16,6 +16,7 @@ from torch import Tensor
 from lmms_prune.bench.models import fits, random_inputs
 from lmms_prune.efficiency.cost import decode_flops, encoder_flops, prefill_flops
 from lmms_prune.models.architectures import from_config
+from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.sizes import Architecture
 from lmms_prune.pruning.hooks import prune
@@ -204,14 +205,10 @@ class _Marks:
             model.register_forward_hook(self._answered),
             *(layer.register_forward_pre_hook(self._opens(self.selection)) for layer in stages),
         ]
-        try:
-            # What is compared with is the model as it is: an empty block would hook it to write down what it sees.
-            with prune(model, schedule) if stages else nullcontext():
-                handles += [layer.register_forward_pre_hook(self._closes(self.selection)) for layer in stages]
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        # What is compared with is the model as it is: an empty block would hook it to write down what it sees.
+        closes = (layer.register_forward_pre_hook(self._closes(self.selection)) for layer in stages)
+        with hooked(handles), prune(model, schedule) if stages else nullcontext(), hooked(closes):
+            yield
 
     def _opens(self, spans: list[list[Any]]) -> Callable[..., None]:
         def hook(*_: Any) -> None:

@@ -17,6 +17,7 @@ from lmms_prune.methods.view import LayerInput, TokenView
 from lmms_prune.models import FAMILIES
 from lmms_prune.models.architectures import architecture
 from lmms_prune.models.encoder import EncoderRecorder, Signals
+from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.schedule import Schedule
@@ -109,9 +110,8 @@ def _observe(
         *recorder.register(),
         *(layer.register_forward_pre_hook(look, with_kwargs=True) for layer in parts.layers),
     ]
-    model(**inputs, logits_to_keep=1, use_cache=False)
-    for handle in handles:
-        handle.remove()
+    with hooked(handles):
+        model(**inputs, logits_to_keep=1, use_cache=False)
     assert recorder.run is not None
     layout = Layout.of(parts, inputs, None, recorder.run.grids)
     states = [LayerInput(i, hidden, kwargs["position_embeddings"]) for i, (hidden, kwargs) in enumerate(calls)]

@@ -22,6 +22,7 @@ from lmms_prune.calibration.data import CalibrationError
 from lmms_prune.methods.fitprune import measures
 from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import LayerInput
+from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.pruning.ragged import attention_mask, gather_rotary
@@ -188,11 +189,8 @@ def capture(parts: ModelParts, inputs: Mapping[str, Any]) -> CapturedPrompt:
     def see(module: nn.Module, args: tuple, kwargs: dict) -> None:
         seen.append(LayerInput(0, args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"]))
 
-    handle = parts.layers[0].register_forward_pre_hook(see, with_kwargs=True)
-    try:
+    with hooked([parts.layers[0].register_forward_pre_hook(see, with_kwargs=True)]):
         parts.multimodal(**inputs, use_cache=False)
-    finally:
-        handle.remove()
     read = {name: inputs[name] for name in ("input_ids", "attention_mask", "image_grid_thw") if name in inputs}
     counts = Layout.of(parts, read, None, None).counts
     if len(counts) != 1:

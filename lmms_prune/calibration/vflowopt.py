@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lmms_prune.calibration.data import CalibrationError
+from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.pruning.layout import Layout
@@ -186,9 +187,6 @@ def _last_state(parts: ModelParts, prompt: Mapping[str, Any]) -> Float[Tensor, "
     def see(module: nn.Module, args: tuple, output: Tensor) -> None:
         seen.append(output[0, -1])
 
-    handle = parts.layers[-1].register_forward_hook(see)
-    try:
+    with hooked([parts.layers[-1].register_forward_hook(see)]):
         parts.multimodal(**prompt, use_cache=False)
-    finally:
-        handle.remove()
     return seen[0].to(torch.promote_types(seen[0].dtype, torch.float32))

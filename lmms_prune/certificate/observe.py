@@ -17,6 +17,7 @@ from lmms_prune.certificate.reference import Tables
 from lmms_prune.compat.transformers import cached_lengths, filled_cache, with_cache
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.view import TokenView
+from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.pruning.trace import Trace
@@ -137,7 +138,7 @@ class _Onlooker:
     def before(self) -> Iterator[None]:
         """Hooks that see what comes to a stage."""
         layers = [(layer, self.parts.layers[layer]) for layer in self.stages]
-        with _removed([module.register_forward_pre_hook(self._enters(n), with_kwargs=True) for n, module in layers]):
+        with hooked([module.register_forward_pre_hook(self._enters(n), with_kwargs=True) for n, module in layers]):
             yield
 
     @contextmanager
@@ -149,7 +150,7 @@ class _Onlooker:
         ]
         for layer, module in enumerate(self.parts.layers):
             handles.append(module.register_forward_pre_hook(self._is_given(layer), with_kwargs=True))
-        with _removed(handles):
+        with hooked(handles):
             yield
 
     def _begins(self, *_: Any) -> None:
@@ -178,15 +179,6 @@ class _Onlooker:
                     self.seen.standing[layer] = args[0]
 
         return hook
-
-
-@contextmanager
-def _removed(handles: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lmms_prune.compat.transformers import filled_cache, with_cache
 from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.ragged import gather_rotary
 from lmms_prune.record.information import InformationError
@@ -172,12 +173,8 @@ class _Prompt:
             states.append(args[0] if args else kwargs["hidden_states"])
             tables.append(kwargs["position_embeddings"])
 
-        handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in parts.layers]
-        try:
+        with hooked([layer.register_forward_pre_hook(look, with_kwargs=True) for layer in parts.layers]):
             out = model(**inputs, logits_to_keep=1, use_cache=True)
-        finally:
-            for handle in handles:
-                handle.remove()
         spans = parts.spans(visual.tolist(), inputs)
         grids = parts.grids(inputs, [size for _, size in spans])
         for (rows, columns), (_, size) in zip(grids, spans, strict=True):

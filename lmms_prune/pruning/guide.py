@@ -16,8 +16,59 @@ from transformers import AutoModelForImageTextToText
 from lmms_prune.compat.transformers import cache_of, layer_keys
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.view import LayerInput, Tokens
+from lmms_prune.models.encoder import Encoder
+from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.layout import Layout
+
+
+class Guide:
+    """Answers with a second model, or with the model itself, and sums what the answer attends to.
+
+    Args:
+        model: the pruned one, as `prune` was given it.
+        parts: of the model.
+    """
+
+    def __init__(self, model: Any, parts: ModelParts):
+        self._model, self._parts = model, parts
+        self._answers: dict[tuple[str, int, bool], list[Tensor]] = {}
+        self.running = False
+
+    def model(self, checkpoint: str) -> Any:
+        """The model that answers: of a checkpoint, or ``self``.
+
+        Raises:
+            UnsupportedModelError: it cannot be loaded, or does not read the same prompts; or ``self`` cannot generate.
+        """
+        if checkpoint != "self":
+            weight = self._parts.decoder.norm.weight
+            guide = load_guide(checkpoint, weight.device, weight.dtype)
+            check_guide(self._model, guide, checkpoint)
+            return guide
+        if not hasattr(self._model, "generate"):
+            raise UnsupportedModelError("guide=self needs a model that can generate; give prune() the whole model.")
+        return self._model
+
+    def answer(
+        self, ids: Tensor, present: Tensor, encoder: Encoder, checkpoint: str, new_tokens: int, last_visual: bool
+    ) -> list[Tensor]:
+        """What a guide model's answer to a batch attends to; it is asked once a prefill."""
+        asked = (checkpoint, new_tokens, last_visual)
+        if asked not in self._answers:
+            # generate() hands on no mask where nothing is padded, but would miss it here.
+            inputs = {"input_ids": ids, "attention_mask": present.to(ids), **encoder.inputs()}
+            inputs |= self._parts.family.extra_inputs(self._parts.config, ids)
+            self.running = True
+            try:
+                self._answers[asked] = answer_attention(self.model(checkpoint), inputs, new_tokens, last_visual)
+            finally:
+                self.running = False
+        return self._answers[asked]
+
+    def forget(self) -> None:
+        """After a prefill: the next prompt is asked about anew."""
+        self._answers = {}
 
 
 @lru_cache(maxsize=1)
@@ -140,13 +191,8 @@ def answer_attention(model: Any, inputs: dict[str, Any], new_tokens: int, last_v
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     watcher = AnswerAttention(parts, layout, last_visual)
-    handles: list[Any] = []
-    try:
-        handles += watcher.register(ends)
-        # Some checkpoints' own settings punish repetition, which is no greedy answer.
-        greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
+    # Some checkpoints' own settings punish repetition, which is no greedy answer.
+    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
+    with hooked(watcher.register(ends)):
         model.generate(**inputs, max_new_tokens=new_tokens, **greedy)
-    finally:
-        for handle in handles:
-            handle.remove()
     return watcher.sums

@@ -117,23 +117,28 @@ class TestADefectShows:
     """Each check fails where what it looks at is wrong."""
 
     def test_a_mask_that_is_left_out(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lmms_prune.pruning.hooks.attention_mask", lambda *_: None)
+        for module in ("prefill", "segment"):
+            monkeypatch.setattr(f"lmms_prune.pruning.{module}.attention_mask", lambda *_: None)
         assert {"reference", "alone"} <= failing(case_of(models, "random@1:0.5"))
 
     def test_rotary_tables_of_other_tokens(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
         def first_ones(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             return table[..., : index.shape[1], :].expand(*table.shape[:-3], len(index), -1, -1)
 
-        monkeypatch.setattr("lmms_prune.pruning.hooks.gather_rotary", first_ones)
+        monkeypatch.setattr("lmms_prune.pruning.prefill.gather_rotary", first_ones)
         assert "reference" in failing(case_of(models, "pool@2:0.5"))
 
     def test_positions_that_skip_one(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
-        from lmms_prune.pruning.hooks import _Pruner
+        from lmms_prune.pruning.segment import Segment
 
-        original = _Pruner._step_segment
-        monkeypatch.setattr(
-            _Pruner, "_step_segment", lambda self, segment, step: original(self, _longer(segment), step)
-        )
+        original = Segment.begin_step
+
+        def begin_step(self: Segment, *given: Any) -> None:
+            longer = _longer(self)
+            original(longer, *given)
+            self.decode_mask, self.decode_rotary = longer.decode_mask, longer.decode_rotary
+
+        monkeypatch.setattr(Segment, "begin_step", begin_step)
         assert {"reference", "positions"} <= failing(case_of(models, "random@1:0.5", positions="compact"))
 
     def test_another_order(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,17 +153,15 @@ class TestADefectShows:
         assert "order" in failing(case_of(models, "random@1:0.5"), "1")
 
     def test_a_cache_that_is_not_the_ledger(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lmms_prune.pruning.hooks._Pruner._crop_caches", lambda self, running: None)
+        monkeypatch.setattr("lmms_prune.pruning.prefill.crop_caches", lambda *_: None)
         assert "cache" in failing(case_of(models, "mustdrop@2:0.5"))
 
     def test_keeping_all_that_changes_something(
         self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from lmms_prune.pruning.hooks import _Pruner
+        from lmms_prune.pruning.prefill import Prefill
 
-        monkeypatch.setattr(
-            _Pruner, "_act", lambda self, running, state, segment, original: (state.hidden + 1, segment)
-        )
+        monkeypatch.setattr(Prefill, "_act", lambda self, acting, state, segment, original: (state.hidden + 1, segment))
         assert "keep-all" in failing(case_of(models, "random@1:0.5"))
 
     def test_draws_that_depend_on_the_batch(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +177,9 @@ class TestADefectShows:
     def test_what_is_said_to_be_pruned_and_is_not(
         self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from lmms_prune.pruning.hooks import _Pruner
+        from lmms_prune.pruning.prefill import Prefill
 
-        monkeypatch.setattr(_Pruner, "_act", lambda self, running, state, segment, original: (state.hidden, segment))
+        monkeypatch.setattr(Prefill, "_act", lambda self, acting, state, segment, original: (state.hidden, segment))
         assert "pruned" in failing(case_of(models, "random@1:0.5"))
 
 
@@ -249,7 +252,8 @@ class TestDoctor:
     def test_a_failure_is_shown_and_ends_with_1(
         self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("lmms_prune.pruning.hooks.attention_mask", lambda *_: None)
+        for module in ("prefill", "segment"):
+            monkeypatch.setattr(f"lmms_prune.pruning.{module}.attention_mask", lambda *_: None)
         done = self.run("--model", models["llava"].checkpoint, "--methods", "blind", "--attention", "eager")
         assert done.exit_code == 1
         assert "not certified: " in done.output

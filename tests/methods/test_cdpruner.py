@@ -19,11 +19,10 @@ from transformers import CLIPConfig, CLIPModel
 
 from lmms_prune import prune
 from lmms_prune.demo.language import LLAVA_SPECIALS, train_tokenizer
-from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.errors import PruningError, UnsupportedModelError
 from lmms_prune.methods.cdpruner import CDPruner, _greedy, _scaled
 from lmms_prune.methods.shared.auxiliary import load_clip
 from lmms_prune.methods.view import TokenView
-from lmms_prune.pruning.hooks import PruningError
 
 LONG = " ".join(["how many red people in this image", "what colour is the blue square left of the circle"] * 6)
 

@@ -11,10 +11,10 @@ from observed import Tiny
 from torch import Tensor
 
 from lmms_prune import prune
+from lmms_prune.errors import PruningError
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import resized
 from lmms_prune.models.qwen_encoder import QwenEncoder
-from lmms_prune.pruning.hooks import PruningError
 
 DEPTH = {"llava": 3, "qwen2_5_vl": 4}
 

@@ -1,0 +1,100 @@
+"""What one `prune` block was asked for, and what follows from it before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.methods.base import Method
+from lmms_prune.models.encoder import Signals
+from lmms_prune.models.parts import ModelParts
+from lmms_prune.pruning.guide import Guide
+from lmms_prune.schedule import Schedule, Stage
+
+POSITIONS = ("original", "compact")
+
+
+@dataclass(frozen=True)
+class Acting:
+    """One stage of a block: its number from 0, the stage, and the method with the stage's options."""
+
+    number: int
+    stage: Stage
+    method: Method
+
+
+@dataclass(frozen=True)
+class Block:
+    """What does not change from one prompt to the next.
+
+    Args:
+        model: as it was given.
+        parts: of the model.
+        schedule: every ``?`` solved.
+        stages: by the layer at whose input each acts.
+        signals: what must be recorded of the vision encoder.
+        guide: answers with a second model, where a method asks for one.
+        seed, positions, samples, questions, count_selection: as for `prune`.
+    """
+
+    model: Any
+    parts: ModelParts
+    schedule: Schedule
+    stages: Mapping[int, Acting]
+    signals: Signals
+    guide: Guide
+    seed: int = 0
+    positions: str = POSITIONS[0]
+    samples: Sequence[str] | None = None
+    questions: Sequence[str] | None = None
+    count_selection: bool = False
+
+    @classmethod
+    def of(cls, model: Any, parts: ModelParts, schedule: Schedule, **given: Any) -> Block:
+        """Build the stages' methods, with all that they need; `given` are further fields.
+
+        Raises:
+            ScheduleError, UnsupportedModelError: the model cannot run the schedule.
+        """
+        fixed = parts.tokens_per_image
+        schedule.check(len(parts.layers), [fixed] if fixed else None)
+        stages = {
+            stage.layer: Acting(i, stage, stage.spec.build(dict(stage.options)))
+            for i, stage in enumerate(schedule.stages)
+        }
+        guide = Guide(model, parts)
+        for acting in stages.values():
+            acting.method.prepare(parts)
+            if "guide" in acting.stage.spec.reads:
+                guide.model(str(dict(acting.stage.options).get("guide", "self")))
+        return cls(model, parts, schedule, stages, _signals(parts, stages), guide, **given)
+
+    def __post_init__(self) -> None:
+        if self.positions not in POSITIONS:
+            raise UnsupportedModelError(f"positions '{self.positions}' is unknown; use {' or '.join(POSITIONS)}.")
+        if self.positions == "compact" and not self.parts.family.renumbers:
+            raise UnsupportedModelError(
+                "positions=compact would destroy the height and width channels of M-RoPE; use positions=original."
+            )
+
+    def reads_before(self, layer: int) -> bool:
+        """Whether a stage at the next layer reads attention or keys of `layer`."""
+        acting = self.stages.get(layer + 1)
+        return acting is not None and bool({"attention", "keys"} & set(acting.stage.spec.reads))
+
+    @property
+    def reads_embeddings(self) -> bool:
+        """Whether a method reads the input of layer 0."""
+        return any("embeddings" in acting.stage.spec.reads for acting in self.stages.values())
+
+
+def _signals(parts: ModelParts, stages: Mapping[int, Acting]) -> Signals:
+    """What the methods must have recorded of the vision encoder."""
+    reads = {name for acting in stages.values() for name in acting.stage.spec.reads}
+    signals = Signals(grids="grid" in reads)
+    if reads & {"encoder", "pixels"}:
+        for acting in stages.values():
+            signals |= acting.method.signals(parts.encoder_shape)
+    return signals

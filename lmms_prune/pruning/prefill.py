@@ -1,0 +1,313 @@
+"""One prompt batch: its prefill, in which the stages act, and its decode steps.
+
+Dimension letters: B rows, L sequence, I images of the batch, V visual tokens of an image, D hidden.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, layer_keys
+from lmms_prune.errors import PruningError
+from lmms_prune.methods.shared.tensors import gather
+from lmms_prune.methods.view import LayerInput, TokenView
+from lmms_prune.models.encoder import EncoderRecorder, EncoderRun
+from lmms_prune.pruning.block import Acting, Block
+from lmms_prune.pruning.cropping import crop_caches
+from lmms_prune.pruning.guards import CacheGuard
+from lmms_prune.pruning.layout import Layout
+from lmms_prune.pruning.ragged import Packing, attention_mask, gather_rotary
+from lmms_prune.pruning.segment import Rotary, Segment
+from lmms_prune.pruning.trace import ProductCounter, RowTrace
+from lmms_prune.schedule import ADAPTIVE
+
+
+class Prefill:
+    """A prompt batch on its way through the decoder, from its prefill through its decode steps.
+
+    Args:
+        block: what was asked for.
+        inputs: what the multimodal module was called with.
+        cache: what it fills; None where it makes its own, or none.
+        positions: ``position_ids`` of the decoder, if it is given any.
+        recorder: of the vision encoder; its run is taken over.
+    """
+
+    def __init__(
+        self, block: Block, inputs: dict[str, Any], cache: Any, positions: Tensor | None, recorder: EncoderRecorder
+    ):
+        self.block, self.recorder, self.cache = block, recorder, cache
+        self.guard = CacheGuard()
+        if cache is not None:
+            self.guard.watch(cache)
+        block.guide.forget()
+        self.encoder_run: EncoderRun | None = recorder.run
+        recorder.run = None
+        self.ids: Tensor = inputs["input_ids"]
+        # generate() gives the images' grids to the vision encoder alone.
+        encoded = self.encoder_run.grids if self.encoder_run else None
+        self.layout = Layout.of(block.parts, inputs, block.samples, encoded)
+        layers = len(block.parts.layers)
+        for row in self.layout.traces:
+            block.schedule.check(layers, row.images)
+        self._refuse_dropped_ends()
+        self.present = self.layout.present
+        self.next_position = next_position(positions, self.present)
+        self.segments: list[Segment | None] = [None] * layers
+        self.embedded: Tensor | None = None
+        self.before: LayerInput | None = None
+        self.steps = self.entered = 0
+
+    def _refuse_dropped_ends(self) -> None:
+        """The logits of a prompt are those of its last token, so that none may be dropped that stands there."""
+        stages, plan = self.block.schedule.stages, self.block.schedule.plan
+        dropped = [
+            row.sample
+            for row, ends in zip(self.layout.traces, self.layout.ends_in_image, strict=True)
+            if ends and (any(s.keep == ADAPTIVE for s in stages) or plan(row.images)[-1][-1] < row.images[-1])
+        ]
+        if dropped:
+            raise PruningError(
+                f"sample {', '.join(dropped)}: the prompt ends in an image, whose last token answers it and may be "
+                "dropped; end the prompt with text (a chat template does), or keep all tokens."
+            )
+
+    # -- one layer of the prefill ----------------------------------------------------------------------------------
+
+    def enter(self, layer: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
+        """Before a decoder layer: let its stage act, and give the layer what is kept."""
+        self.entered += 1
+        segment = self.segments[layer - 1] if layer else None
+        original: Rotary = kwargs["position_embeddings"]
+        state = LayerInput(layer, hidden, segment.rotary if segment else original)
+        if layer == 0 and self.block.reads_embeddings:
+            self.embedded = hidden
+        cache = cache_of(kwargs)
+        if self.before is not None and cache is not None:
+            # The layer before has just stored them.
+            self.before = replace(self.before, keys=layer_keys(cache, layer - 1))
+        if acting := self.block.stages.get(layer):
+            hidden, segment = self._act(acting, state, segment, original)
+        self.segments[layer] = segment
+        if segment is not None:
+            self.guard.cut = True
+            kwargs = {**kwargs, **segment.prefill_arguments(hidden.device)}
+        self.layout.record_layer(hidden.shape[1])
+        rotary = segment.rotary if segment else original
+        self.before = LayerInput(layer, hidden, rotary) if self.block.reads_before(layer) else None
+        return hidden, kwargs
+
+    def _act(
+        self, acting: Acting, state: LayerInput, segment: Segment | None, original: Rotary
+    ) -> tuple[Tensor, Segment | None]:
+        """Prune at a stage; returns the kept hidden states and what the layers from here on are given."""
+        stage, layout = acting.stage, self.layout
+        budget = layout.planned(stage)
+        if budget == layout.counts and (stage.keep != ADAPTIVE or not any(budget)):
+            layout.record_all()
+            return state.hidden, segment
+        counter = ProductCounter()
+        self.recorder.paused = True
+        try:
+            with counter if self.block.count_selection else nullcontext():
+                hidden, keep, budget, recycled = self._select(acting, state, budget, original)
+        finally:
+            self.recorder.paused = False
+        if self.block.count_selection:
+            layout.add_selection(counter.flops)
+        packing = layout.cut(keep, budget, recycled)
+        hidden = gather(hidden, packing.index)
+        rotary = self._kept_rotary(hidden, original, packing)
+        form = self.block.parts.form
+        mask = attention_mask(packing.valid, hidden.shape[1], packing.padded, form, hidden.dtype)
+        lengths = packing.valid.sum(1)
+        return hidden, Segment(
+            packing.valid, packing.padded, mask, rotary, lengths, layout.origin, list(layout.lengths)
+        )
+
+    def _kept_rotary(self, hidden: Tensor, original: Rotary, packing: Packing) -> Rotary:
+        """Rotary tables after a stage: of the tokens' own positions, or of new ones."""
+        if self.block.positions == "compact":
+            return self.block.parts.rotary(hidden, (packing.valid.cumsum(1) - 1).clamp(min=0))
+        cos, sin = original
+        return gather_rotary(cos, self.layout.origin), gather_rotary(sin, self.layout.origin)
+
+    # -- one stage -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _select(
+        self, acting: Acting, state: LayerInput, budget: list[int], original: Rotary
+    ) -> tuple[Tensor, Bool[Tensor, "I V"], list[int], Tensor | None]:
+        """Ask the method of a stage.
+
+        Returns:
+            the batch's hidden states (merged ones written in), the mask, its counts, and how many tokens of each image
+            hold something of others now.
+        """
+        stage, method, layout = acting.stage, acting.method, self.layout
+        view = self._view(acting, state, original)
+        # An image that keeps all its tokens is left as it is, unless the method itself decides how many that is.
+        keeps_all = [stage.keep != ADAPTIVE and kept == n for kept, n in zip(budget, layout.counts, strict=True)]
+        # In the others something is chosen, unless all are dropped. One copy to the device for both.
+        chosen_from = [n > 0 and not whole for n, whole in zip(budget, keeps_all, strict=True)]
+        full, matters = torch.tensor([keeps_all, chosen_from], device=view.valid.device)
+        chosen = method.select(view, torch.tensor(budget)) if any(budget) else torch.zeros_like(view.valid)
+        keep = torch.where(full[:, None], view.valid, chosen)
+        if stage.at_most:
+            budget = keep.sum(1).tolist()
+        hidden, recycled = state.hidden, None
+        if stage.spec.rewrites and any(budget):
+            rewritten, index = method.rewrite(view, keep)
+            rewritten = torch.where(full[:, None, None], view.hidden, rewritten.to(view.hidden.dtype))
+            index = torch.where(full[:, None], view.index, index)
+            recycled = (keep & ((rewritten != view.hidden).any(-1) | (index != view.index))).sum(1)
+            hidden = layout.write(hidden, rewritten, index)
+        if any(chosen_from):
+            self._check_numbers(acting, view, matters)
+        return hidden, keep, budget, recycled
+
+    def _view(self, acting: Acting, state: LayerInput, original: Rotary) -> TokenView:
+        """What the method of a stage may read."""
+        block, layout = self.block, self.layout
+        # The view is not in the guide's arguments: as a cycle the two would hold the cache until the collector runs.
+        guide = partial(block.guide.answer, self.ids, self.present)
+        return layout.view(
+            block.parts,
+            state,
+            self.before,
+            block.seed,
+            embedded=self.embedded,
+            uncut_rotary=original,
+            encoder_run=self.encoder_run,
+            questions=self._questions(),
+            asked=[n for row in layout.traces for n in acting.stage.asked(row.images)],
+            guide=guide,
+        )
+
+    def _questions(self) -> list[str] | None:
+        """The question of each image's row."""
+        questions, rows = self.block.questions, len(self.layout.traces)
+        if questions is None:
+            return None
+        repeats, rest = divmod(rows, len(questions) or 1)
+        if not questions or rest:
+            raise PruningError(f"{len(questions)} questions were given for a batch of {rows} rows.")
+        return [questions[row // repeats] for row in self.layout.owning_rows]
+
+    def _check_numbers(self, acting: Acting, view: TokenView, matters: Bool[Tensor, " I"]) -> None:
+        """Have it checked, with the prefill's other checks, that a stage chose by numbers, in the images that it prunes."""
+        stage = acting.stage
+        checks = [("hidden states that enter it", (view.hidden.isfinite().all(-1) | ~view.valid).all(1))]
+        if "encoder" in vars(view):
+            checks.insert(0, ("encoder features that it reads", view.encoder.finite()))
+        checks += [(f"scores of {stage.method}", finite) for finite in view.finite_scores]
+        for what, finite in checks:
+            self.layout.check(
+                f"in stage {acting.number + 1} ('{stage}') the {what} are not all finite, so that its choice means "
+                "nothing; do they overflow the dtype?",
+                finite.to(matters.device) | ~matters,
+            )
+
+    # -- after the last layer --------------------------------------------------------------------------------------
+
+    def finish(self, output: Any) -> list[RowTrace]:
+        """After the prefill: what was done must be what was planned, down to the cache's real tensors.
+
+        Returns:
+            what happened to each row.
+
+        Raises:
+            PruningError: it is not; names the samples.
+        """
+        if self.cache is None and (cache := filled_cache(output)) is not None:
+            # The decoder has just made it itself, as it does when the caller brings none.
+            self.guard.watch(cache)
+            self.cache = cache
+        rows = self.layout.traces
+        self.layout.verify()
+        self._verify_plan(rows)
+        if self.cache is not None and rows:
+            self._verify_cache(rows)
+            crop_caches(self.block.schedule, self.cache, self.segments, self.present)
+            for row in rows:
+                row.cached = cached_lengths(self.cache)
+        self.before = self.embedded = self.encoder_run = None
+        self.layout.memory, self.layout.checks, self.layout.recycled = {}, [], []
+        return rows
+
+    def _verify_plan(self, rows: list[RowTrace]) -> None:
+        # Errors and no asserts: these guard figures, and must hold under python -O, too.
+        schedule, layers = self.block.schedule, len(self.block.parts.layers)
+        for row in rows:
+            if not schedule.at_most and row.kept != (plan := schedule.plan(row.images)):
+                raise PruningError(f"sample {row.sample}: {row.kept} tokens were kept, planned were {plan}.")
+            if len(row.computed) != layers:
+                raise PruningError(f"sample {row.sample}: {len(row.computed)} of {layers} decoder layers ran.")
+
+    def _verify_cache(self, rows: list[RowTrace]) -> None:
+        held, planned = cached_lengths(self.cache), rows[0].computed
+        if held != planned:
+            names = ", ".join(row.sample for row in rows)
+            raise PruningError(f"samples {names}: the cache holds {held} tokens, planned were {planned}.")
+
+    # -- decode steps ----------------------------------------------------------------------------------------------
+
+    def begin_step(self, inputs: dict[str, Any], cache: Any, kwargs: dict) -> dict:
+        """Prepare a decode step; returns what the decoder is called with.
+
+        Raises:
+            PruningError: it is none, or goes on from another cache.
+        """
+        ids = inputs["input_ids"]
+        if cache is not self.cache:
+            raise PruningError(OTHER_CACHE)
+        if ids.shape[1] != 1:
+            message = f"{ids.shape[1]} tokens at once after the prefill: chunked prefill, assisted decoding and "
+            raise PruningError(message + "continuing a conversation are not supported while pruning.")
+        self.steps, self.entered = self.steps + 1, 0
+        segments = {id(s): s for s in self.segments if s is not None}.values()
+        for segment in segments:
+            segment.begin_step(self.steps, self.block.parts, self.block.positions)
+        if segments and inputs.get("position_ids") is None:
+            # The library counts from the length of layer 0's cache, which a stage at layer 0 has shortened.
+            kwargs = {**kwargs, "position_ids": self.next_position + (self.steps - 1)}
+        return kwargs if self.segments[0] is None else {**kwargs, "attention_mask": None}
+
+    def enter_step(self, layer: int, hidden: Tensor, kwargs: dict) -> dict:
+        """What a layer is given in a decode step."""
+        self.entered += 1
+        segment = self.segments[layer]
+        return kwargs if segment is None else {**kwargs, **segment.step_arguments(hidden.device)}
+
+    def finish_step(self) -> None:
+        """After a decode step.
+
+        Raises:
+            PruningError: not all layers ran.
+        """
+        if self.entered != len(self.segments):
+            raise PruningError(f"{self.entered} of {len(self.segments)} decoder layers ran in a decode step.")
+
+
+OTHER_CACHE = "this cache was not filled inside the block by its latest prompt; start from the whole prompt."
+
+
+def next_position(positions: Tensor | None, present: Bool[Tensor, "B L"]) -> Int[Tensor, "#B 1"]:
+    """The position after a prompt: the largest of all its tokens, and with M-RoPE of all channels, and 1 more.
+
+    Args:
+        positions: (B or 1, L), (3, B or 1, L), or (4, B or 1, L) with the columns' numbers first; None where columns are positions.
+        present: which columns hold a token.
+    """
+    if positions is None:
+        return torch.full((1, 1), present.shape[1], device=present.device)
+    if positions.dim() == 3:
+        positions = positions[-3:].amax(0)
+    return torch.where(present, positions, 0).amax(1, keepdim=True) + 1
