@@ -47,9 +47,10 @@ def batch(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
     for row in rows:
         generator = _generator(row.name, "prompt")
         grids = [parts.family.only_grid(parts.config) or grid for grid in row.grids]
-        images += [_image(parts, grid, generator) for grid in grids]
-        tokens = [parts.tokens_per_image or grid[0] * grid[1] for grid in grids]
+        own = [_image(parts, grid, generator) for grid in grids]
+        tokens = [parts.tokens_per_image or sum(parts.family.image_sizes(parts.config, image)) for image in own]
         ids.append(_text(parts, row, tokens, generator))
+        images += own
     longest = max(map(len, ids))
     text = parts.config.get_text_config()
     padding = text.pad_token_id if isinstance(text.pad_token_id, int) else 0

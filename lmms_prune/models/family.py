@@ -37,6 +37,7 @@ class Family(ABC):
         example: rows and columns of the visual tokens of an image that stands for all in estimates of cost.
         defaults: model arguments with a default of the family's own.
         refused: model arguments that mean nothing for it.
+        image_arguments: arguments of ``forward`` about images beyond those of all families.
         published: published checkpoints as far as their ``config.json`` decides sizes, by short names.
     """
 
@@ -49,6 +50,7 @@ class Family(ABC):
     example: Grid
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
     refused: tuple[str, ...] = ()
+    image_arguments: tuple[str, ...] = ()
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False, repr=False)
 
     # -- visual tokens in a prompt ---------------------------------------------------------------------------------
@@ -70,6 +72,13 @@ class Family(ABC):
             inputs: what the multimodal module was called with.
             sizes: visual tokens of each image, where they are known already.
         """
+
+    def image_sizes(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
+        """Visual tokens of each image of a batch, as far as `inputs` tell; else nothing.
+
+        A family whose images hold tokens of no grid (newline tokens, thumbnails) counts them here.
+        """
+        return [rows * columns for rows, columns in self.grids(config, inputs, ())]
 
     @abstractmethod
     def grids_of_thw(self, config: Any, thw: Any) -> list[Grid]:
@@ -143,13 +152,23 @@ class Family(ABC):
         """A cosine or sine table as attention uses it, (B or 1, L, d), of what the decoder's rotary module gives."""
         return table
 
-    def between_layers(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the decoder is given to add to visual tokens between its layers, by the argument's name; most: nothing.
+    @property
+    def adds_between_layers(self) -> bool:
+        """Whether the decoder adds something to visual tokens between its layers."""
+        return type(self).between_layers is not Family.between_layers
 
-        Each value is one tensor (tokens, D) a layer, in order, over the visual tokens of the batch. They are cut with the
-        tokens, so that every kept token gets its own.
+    def between_layers(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Any]]:
+        """What the decoder adds to visual tokens between its layers (DeepStack); by default nothing.
+
+        Args:
+            kwargs: what the decoder is called with.
+
+        Returns:
+            what it is called with in their place, so that it adds nothing by itself; and for each layer from the first
+            on one tensor (tokens, D) over the visual tokens of the batch, which is added to the layer's output. Pruning
+            adds it, so that every kept token gets its own.
         """
-        return {}
+        return kwargs, ()
 
     # -- what a forward needs --------------------------------------------------------------------------------------
 

@@ -115,11 +115,11 @@ class ModelParts:
         Raises:
             BrokenImageError: the runs of visual tokens cannot be cut into whole images.
         """
-        return self.family.spans(visual, self.tokens_per_image, self.grid_sizes(inputs))
+        return self.family.spans(visual, self.tokens_per_image, self.image_sizes(inputs))
 
-    def grid_sizes(self, inputs: dict[str, Any]) -> list[int]:
+    def image_sizes(self, inputs: dict[str, Any]) -> list[int]:
         """Visual tokens of each image of the batch in order, where the inputs tell."""
-        return [rows * columns for rows, columns in self.grids(inputs, ())]
+        return self.family.image_sizes(self.config, inputs)
 
     def queries(self, layer: int, hidden: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Rotated queries (B, H, L, d) that decoder layer `layer` computes from its input `hidden`."""

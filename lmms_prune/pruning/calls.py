@@ -45,15 +45,16 @@ class Calls:
         """Whether the argument stands in the table."""
         return name in self.supported or name in self.irrelevant or name in self.refused
 
-    def refuses(self, arguments: Mapping[str, Any], defaults: Any = None) -> str | None:
+    def refuses(self, arguments: Mapping[str, Any], defaults: Any = None, more: Iterable[str] = ()) -> str | None:
         """What is wrong with a call, by the argument's name; None if nothing is.
 
         Args:
             arguments: those that were set, by name.
             defaults: an object whose attribute of an argument's name is the value that holds without it.
+            more: further arguments that are supported, those of the family's images.
         """
         for name, value in arguments.items():
-            if value is None or name in self.supported or name in self.irrelevant:
+            if value is None or name in self.supported or name in self.irrelevant or name in more:
                 continue
             refusal = self.refused.get(name, _UNKNOWN)
             plain = isinstance(value, (bool, int, float, str))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lmms_prune.compat.transformers import generation_settings, named_for_generate, watch_cache
 from lmms_prune.errors import PruningError
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.calls import FORWARD, GENERATE
 
 
@@ -20,14 +21,15 @@ class GenerateGuard:
     Only there is it known by which settings the model will be called: the hooks see one forward after the other.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, image_arguments: Sequence[str] = ()):
         self._model, self._before = model, vars(model).get("generate")
         generate = model.generate
 
         @wraps(generate)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             arguments = named_for_generate(model, args, kwargs)
-            if wrong := GENERATE.refuses(generation_settings(model, arguments, GENERATE.knows), model.config):
+            settings = generation_settings(model, arguments, GENERATE.knows)
+            if wrong := GENERATE.refuses(settings, model.config, image_arguments):
                 raise PruningError(wrong)
             return generate(*args, **kwargs)
 
@@ -42,9 +44,9 @@ class GenerateGuard:
             self._model.generate = self._before
 
 
-def refuse_arguments(arguments: Mapping[str, Any], config: Any) -> None:
-    """Only arguments that pruning knows of; `config` says which values hold anyway."""
-    if wrong := FORWARD.refuses(arguments, config):
+def refuse_arguments(arguments: Mapping[str, Any], parts: ModelParts) -> None:
+    """Only arguments that pruning knows of; the configuration says which values hold anyway."""
+    if wrong := FORWARD.refuses(arguments, parts.config, parts.family.image_arguments):
         raise PruningError(wrong)
 
 

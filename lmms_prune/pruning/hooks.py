@@ -199,11 +199,13 @@ class Pruner(Hooks):
         if model is not parts.multimodal:
             yield model.register_forward_pre_hook(self.see_call, with_kwargs=True)
         if hasattr(model, "generate"):
-            yield GenerateGuard(model)
+            yield GenerateGuard(model, parts.family.image_arguments)
         yield parts.multimodal.register_forward_pre_hook(self.see_inputs, with_kwargs=True)
         yield parts.decoder.register_forward_pre_hook(self.begin, with_kwargs=True)
         for layer, module in enumerate(self.layers):
             yield module.register_forward_pre_hook(partial(self.enter_layer, layer), with_kwargs=True)
+            if parts.family.adds_between_layers:
+                yield module.register_forward_hook(partial(self.leave_layer, layer))
         yield parts.decoder.register_forward_hook(self.end)
 
     def close(self) -> None:
@@ -219,13 +221,13 @@ class Pruner(Hooks):
     def see_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Look at the arguments that only the whole model sees."""
         if not self.asleep:
-            refuse_arguments(named(module, args, kwargs), self.parts.config)
+            refuse_arguments(named(module, args, kwargs), self.parts)
 
     def see_inputs(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Remember the token ids, which only the multimodal module sees."""
         if not self.asleep:
             self.inputs = named(module, args, kwargs)
-            refuse_arguments(self.inputs, self.parts.config)
+            refuse_arguments(self.inputs, self.parts)
             refuse_inputs(self.inputs)
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -248,6 +250,7 @@ class Pruner(Hooks):
             refuse_growing_prompt(self.running.ids, inputs["input_ids"])
         self.running = Prefill(self.block, inputs, cache, kwargs.get("position_ids"), self.recorder)
         self.guards.append(self.running.guard)
+        kwargs, self.running.between = self.parts.family.between_layers(kwargs)
         return args, kwargs
 
     def enter_layer(self, layer: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -263,6 +266,12 @@ class Pruner(Hooks):
         else:
             hidden, kwargs = running.enter(layer, hidden, kwargs)
         return (hidden, *args[1:]), kwargs
+
+    def leave_layer(self, layer: int, module: nn.Module, args: tuple, output: Any) -> Any:
+        """After a decoder layer of a prefill: add what the decoder itself would have added."""
+        if self.running is None or self.asleep or self.decoding:
+            return output
+        return self.running.leave(layer, output)
 
     def end(self, module: nn.Module, args: tuple, output: Any) -> None:
         """After the last layer: check what was done, and write it down."""

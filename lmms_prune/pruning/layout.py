@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -91,7 +92,9 @@ class Layout:
         rows = torch.tensor([b for b, _, _ in spans], dtype=torch.long, device=ids.device)
         origin = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         starts = torch.tensor([start for _, start, _ in spans], dtype=torch.long, device=ids.device)
-        grids = parts.grids(inputs if encoded is None else {"image_grid_thw": encoded}, counts)
+        grids = parts.grids(inputs, counts)
+        if encoded is not None:
+            grids = parts.family.grids_of_thw(parts.config, encoded)
         if grids and len(spans) > len(grids) and len(spans) % len(grids) == 0:
             # For several answers `generate` repeats the rows, but not the grids.
             grids = [grids[i] for i in owners([b for b, _, _ in spans], len(spans) // len(grids))]
@@ -158,6 +161,22 @@ class Layout:
         self.index = torch.where(self.visual.valid, index, self.index)
         self.origin = columns.index_put((rows, slots), self.starts[:, None] + index)[:, :-1]
         return spare.index_put((rows, slots), visual.to(hidden.dtype))[:, :-1]
+
+    def add(self, hidden: Float[Tensor, "B L D"], extra: Float[Tensor, "N D"]) -> Float[Tensor, "B L D"]:
+        """`hidden` with something added to each visual token that is present.
+
+        Args:
+            hidden: states of the sequence as it stands.
+            extra: for all original visual tokens of the batch, image by image.
+        """
+        self._follow(hidden.device)
+        firsts = torch.tensor([0, *accumulate(self.sizes)][:-1], device=hidden.device)[:, None]
+        tokens = extra.to(hidden)[torch.where(self.visual.valid, firsts + self.index, 0)]
+        rows = self.rows[:, None].expand_as(self.visual.slots)
+        # Padding entries write to a spare last column, which is then removed.
+        slots = torch.where(self.visual.valid, self.visual.slots, hidden.shape[1])
+        spare = torch.cat([hidden, hidden[:, :1]], dim=1)
+        return spare.index_put((rows, slots), spare[rows, slots] + tokens)[:, :-1]
 
     def cut(self, keep: Bool[Tensor, "I V"], counts: list[int], recycled: Int[Tensor, " I"] | None) -> Packing:
         """Remove all visual tokens but the kept ones; returns where the columns of the sequence go."""
@@ -273,7 +292,7 @@ def read_rows(
         PruningError: a wrong number of samples.
     """
     names = _sample_ids(ids, pads, samples)
-    fixed, grids = parts.tokens_per_image, parts.grid_sizes(inputs)
+    fixed, grids = parts.tokens_per_image, parts.image_sizes(inputs)
     image_token = parts.config.image_token_id  # read once: the library's configurations take microseconds a time
     traces, spans = [], []
     for b, (row, pad) in enumerate(zip(ids, pads, strict=True)):

@@ -5,6 +5,7 @@ Dimension letters: B rows, L sequence, I images of the batch, V visual tokens of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -61,6 +62,7 @@ class Prefill:
         self.present = self.layout.present
         self.next_position = next_position(positions, self.present)
         self.segments: list[Segment | None] = [None] * layers
+        self.between: Sequence[Tensor] = ()
         self.embedded: Tensor | None = None
         self.before: LayerInput | None = None
         self.steps = self.entered = 0
@@ -103,6 +105,10 @@ class Prefill:
         rotary = segment.rotary if segment else original
         self.before = LayerInput(layer, hidden, rotary) if self.block.reads_before(layer) else None
         return hidden, kwargs
+
+    def leave(self, layer: int, hidden: Tensor) -> Tensor:
+        """After a decoder layer: its output with what is added to it between the layers."""
+        return self.layout.add(hidden, self.between[layer]) if layer < len(self.between) else hidden
 
     def _act(
         self, acting: Acting, state: LayerInput, segment: Segment | None, original: Rotary
@@ -239,6 +245,7 @@ class Prefill:
             for row in rows:
                 row.cached = cached_lengths(self.cache)
         self.before = self.embedded = self.encoder_run = None
+        self.between = ()
         self.layout.memory, self.layout.checks, self.layout.recycled = {}, [], []
         return rows
 

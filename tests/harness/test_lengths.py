@@ -53,7 +53,7 @@ def test_they_are_those_of_the_processor(loaded: Callable[..., Family], dataset:
     family = loaded("qwen")
     parts = ModelParts.of(family.model)
     inputs = family.inputs(["?"], [[noise(1, 140, 84)]])
-    sizes = parts.grid_sizes(inputs)
+    sizes = parts.image_sizes(inputs)
     assert visual_lengths(parts.family, parts.config, BOUNDS, dataset, [0]) == {0: sizes[0]}
 
 
