@@ -1,40 +1,46 @@
-"""CLIP as a vision encoder: a class token and a square grid of patches, one visual token each."""
+"""CLIP and its kin as vision encoders: a class token and a square grid of patches.
+
+Each patch is a visual token, or each square of them where the features are shuffled into fewer tokens before they are
+projected (``patches_per_token``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isqrt
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmms_prune.models.encoder import Encoder
 
 
 class ClipEncoder(Encoder):
-    """LLaVA's encoder: a class token and a square grid of patches, one visual token each."""
+    """Class token first, then patches in raster order."""
 
     def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
         query, key = self._queries_and_keys(block)
         scores = (query[:, :, :1] @ key.transpose(-1, -2)).squeeze(2)
-        return self._owned(scores.softmax(-1)[..., 1:])
+        return self._owned(self._squares(scores.softmax(-1), 2).sum(-1))
 
     def class_output(self, block: int) -> Float[Tensor, "B C"]:
         return self._owned(self.run.outputs[block][:, 0])
 
     def attention_chunks(self, block: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         query, key = self._queries_and_keys(block)
-        entries = torch.arange(query.shape[2], device=query.device)
+        entries = self._places(query.shape[2]).to(query.device)
         for image in range(len(query)):
             yield image, entries, entries, (query[image] @ key[image].transpose(-1, -2)).softmax(-1)
 
     def keys(self, block: int) -> Float[Tensor, "B N d"]:
         x, module = self._input(block), self.parts.encoder_blocks[block]
         keys = module.self_attn.k_proj(module.layer_norm1(x)).unflatten(-1, (self._heads, -1))
-        return self._owned(keys.to(torch.promote_types(keys.dtype, torch.float32)).mean(2)[:, 1:])
+        keys = keys.to(torch.promote_types(keys.dtype, torch.float32)).mean(2)
+        return self._owned(self._squares(keys, 1).mean(2))
 
     def output(self, block: int) -> Float[Tensor, "B N C"]:
-        return self._owned(self.run.outputs[block][:, 1:])
+        return self._owned(self._squares(self.run.outputs[block], 1).mean(2))
 
     def features(self) -> Float[Tensor, "B N C"]:
         return self.output(self.shape.selected)
@@ -130,4 +136,19 @@ class ClipEncoder(Encoder):
         return [torch.zeros(x.shape[1], dtype=fine, device=x.device) for _ in x]
 
     def _pool(self, entries: Tensor) -> Tensor:
-        return entries[1:]
+        tokens = entries[self.shape.class_tokens :].unflatten(0, (-1, self.shape.patches_per_token))
+        return tokens.mean(1)
+
+    def _places(self, count: int) -> Int[Tensor, " entries"]:
+        """For each of the encoder's entries its number where the patches of a visual token stand together."""
+        first, places = self.shape.class_tokens, torch.arange(count)
+        grouped = self._squares(torch.arange(count), 0).flatten()
+        places[grouped] = torch.arange(first, count)
+        return places
+
+    def _squares(self, entries: Tensor, dim: int) -> Tensor:
+        """Entries along `dim` as two dimensions: visual tokens, and the patches of each; the class token is left out."""
+        patches = entries.narrow(dim, self.shape.class_tokens, entries.shape[dim] - self.shape.class_tokens)
+        merge, side = isqrt(self.shape.patches_per_token), isqrt(patches.shape[dim])
+        grid = patches.unflatten(dim, (side // merge, merge, side // merge, merge)).transpose(dim + 1, dim + 2)
+        return grid.flatten(dim + 2, dim + 3).flatten(dim, dim + 1)

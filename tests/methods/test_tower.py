@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,6 +76,27 @@ def test_clip_signals_equal_the_library(all_tiny: dict[str, Tiny], capture_view:
         by_head = keys[:, 1:].unflatten(-1, (attentions[block].shape[1], -1))
         torch.testing.assert_close(encoder.keys(block), sum(by_head.unbind(2)) / by_head.shape[2])
     torch.testing.assert_close(encoder.saliency(), attentions[1][:, :, 0, 1:].mean(1), atol=1e-5, rtol=0)
+
+
+def test_four_patches_a_token_beside_a_class_token(
+    all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where features are shuffled into fewer tokens: attention of a token's patches adds up, all else is their mean."""
+    tiny = all_tiny["llava"]
+    encoder = capture_view(tiny, tiny.batch(rows_of(tiny)), 2).encoder
+    names = ("keys", "output", "received")
+    one = {name: getattr(encoder, name)(1) for name in names} | {"class": encoder.class_attention(1).mean(1)}
+    monkeypatch.setattr(encoder, "shape", replace(encoder.shape, patches_per_token=4))
+    four = {name: getattr(encoder, name)(1) for name in names} | {"class": encoder.class_attention(1).mean(1)}
+    side = math.isqrt(one["keys"].shape[1])
+    for name, signal in four.items():
+        assert signal.shape[1] == (side // 2) ** 2
+        for token in range(signal.shape[1]):
+            row, column = divmod(token, side // 2)
+            corner = 2 * row * side + 2 * column
+            patches = one[name][:, [corner, corner + 1, corner + side, corner + side + 1]]
+            expected = patches.sum(1) if name == "class" else patches.mean(1)
+            torch.testing.assert_close(signal[:, token], expected)
 
 
 def test_qwen_signals_in_plain_loops(all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]) -> None:
