@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import directions, settled
+from lmms_prune.methods.shared.tensors import directions, gather, settled
 from lmms_prune.methods.view import Tokens, TokenView
 
 _PIVOTS = 4
@@ -50,12 +50,12 @@ class DART(Method):
         picks = budget.to(rank.device) - is_kept.sum(1)
 
         features = directions(view.normed(view.visual))
-        pivots = torch.cat([_take(features, visual), _take(directions(view.normed(view.text)), text)], dim=1)
+        pivots = torch.cat([gather(features, visual), gather(directions(view.normed(view.text)), text)], dim=1)
         exists = torch.cat([visual_exists, text_exists], dim=1)
         if self.order == "reference":
-            slots = torch.cat([_take(view.visual.slots, visual), _take(view.text.slots, text)], dim=1)
+            slots = torch.cat([gather(view.visual.slots, visual), gather(view.text.slots, text)], dim=1)
             turn = _set_order(slots - view.first_column[:, None], exists)
-            pivots, exists = _take(pivots, turn), exists.gather(1, turn)
+            pivots, exists = gather(pivots, turn), exists.gather(1, turn)
         similarity = settled(pivots @ features.transpose(1, 2))
         view.ranking(similarity.sum(1))
 
@@ -78,10 +78,6 @@ class DART(Method):
         )
         order = norm.argsort(dim=1, descending=True, stable=True)[:, :_PIVOTS]
         return order, tokens.valid.gather(1, order)
-
-
-def _take(x: Tensor, index: Int[Tensor, "B P"]) -> Tensor:
-    return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
 def _mark(

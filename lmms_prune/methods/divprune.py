@@ -11,12 +11,11 @@ from torch import Tensor
 
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.kernels import farthest
-from lmms_prune.methods.shared.tensors import directions, settled
+from lmms_prune.methods.shared.tensors import BLOCK, directions, settled
 from lmms_prune.methods.view import TokenView
 
 # The largest image whose similarities are all kept: 64 MiB. Of larger ones only blocks of so many rows exist at once.
 _WHOLE = 4096
-_BLOCK = 1024
 
 
 class DivPrune(Method):
@@ -39,8 +38,8 @@ class DivPrune(Method):
         # Coarser for what is stored: on the grid float32 tells apart all that the published code does.
         coarse = torch.promote_types(view.hidden.dtype, torch.float32)
         blocks = (
-            settled(unit[:, start : start + _BLOCK] @ unit.transpose(1, 2)).to(coarse)
-            for start in range(0, unit.shape[1], _BLOCK)
+            settled(unit[:, start : start + BLOCK] @ unit.transpose(1, 2)).to(coarse)
+            for start in range(0, unit.shape[1], BLOCK)
         )
         if unit.shape[1] <= _WHOLE:
             similarity = torch.cat(list(blocks), dim=1)

@@ -12,12 +12,11 @@ from torch.nn.functional import normalize
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.encoder import Signals
+from lmms_prune.models.encoder import MOST, Signals
 from lmms_prune.models.shape import EncoderShape
 
 # Weights between tokens that exist at once: 256 MiB in float32.
 _PUBLISHED = 24 * 24  # visual tokens of the images for which the reach was given
-_MOST = 2**26
 
 
 class Nuwa(Method):
@@ -104,7 +103,7 @@ def _gathered(view: TokenView, alone: Bool[Tensor, "B V"]) -> Float[Tensor, "B V
     place = torch.stack([view.index // width, view.index % width], dim=-1).to(fine)
     reach = torch.tensor([sqrt(280 * h * w / _PUBLISHED) for h, w in view.grids], device=unit.device, dtype=fine)
     parts, column = [], torch.arange(unit.shape[1], device=unit.device)
-    for piece in column.split(max(1, _MOST // max(1, unit.shape[0] * unit.shape[1]))):
+    for piece in column.split(max(1, MOST // max(1, unit.shape[0] * unit.shape[1]))):
         likeness = (unit[:, piece] @ unit.transpose(1, 2)).clamp(min=0)
         distance = torch.cdist(place[:, piece], place, compute_mode="donot_use_mm_for_euclid_dist")
         weight = likeness * (1 - (distance / reach[:, None, None]).clamp(max=1))

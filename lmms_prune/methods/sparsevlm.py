@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
+from lmms_prune.methods.shared.tensors import BLOCK
 from lmms_prune.methods.view import Tokens, TokenView
 
 # Rows of a distance matrix that exist at once.
-_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _peaks(
 ) -> Float[Tensor, "B Q"]:
     """Logarithm of density times distance to the nearest denser token (for the densest: the largest distance)."""
     place = torch.arange(features.shape[1], device=features.device)
-    blocks = [slice(start, start + _BLOCK) for start in range(0, features.shape[1], _BLOCK)]
+    blocks = [slice(start, start + BLOCK) for start in range(0, features.shape[1], BLOCK)]
     spread, farthest = [], []
     for block in blocks:
         distance = _distances(features[:, block], features).masked_fill(~valid[:, None], torch.inf)

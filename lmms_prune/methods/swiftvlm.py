@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lmms_prune.methods.base import Method, highest
+from lmms_prune.methods.shared.tensors import BLOCK, gather
 from lmms_prune.methods.view import TokenView
 
 # Rows of a similarity matrix that exist at once.
-_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SwiftVLM(Method):
         view.memory[f"swiftvlm {view.layer}"] = bypass if earlier is None else _unless(is_full, bypass, earlier)
         in_order = (~goes_on).to(torch.uint8).argsort(dim=1, stable=True)
         index = in_order.gather(1, (keep.cumsum(dim=1) - 1).clamp(min=0))
-        hidden = _take(then, index).to(view.hidden.dtype)
+        hidden = gather(then, index).to(view.hidden.dtype)
         return torch.where(keep[..., None], hidden, view.hidden), torch.where(keep, index, view.index)
 
 
@@ -132,7 +132,7 @@ def _restored(
     carried = carrier.clamp(min=0)
     exists = (carrier >= 0) & there.gather(1, carried)
     raster = torch.arange(exists.shape[1], device=device)
-    caught_up = states + _take(now, carried) - _take(then, carried)
+    caught_up = states + gather(now, carried) - gather(then, carried)
     # Another method may have put tokens of its own where nothing of ours stood: they are candidates as they are.
     known = torch.zeros_like(carrier).scatter_add_(1, carried, (carrier >= 0).long()) > 0
     own = there & (~known | ((carrier == raster) & ~merged))
@@ -151,7 +151,7 @@ def _folded(
     """
     rows, size = torch.arange(len(rest), device=rest.device)[:, None], rest.shape[1]
     order = (~rest).to(torch.uint8).argsort(dim=1, stable=True)
-    total, amount = _take(states, order), rest.gather(1, order).to(states.dtype)
+    total, amount = gather(states, order), rest.gather(1, order).to(states.dtype)
     total, alive = total * amount[..., None], rest.sum(dim=1)
     place = torch.arange(size, device=rest.device).expand_as(rest)
     belongs, largest = place, size
@@ -178,7 +178,7 @@ def _pairs(
     place = torch.arange(total.shape[1], device=total.device)
     odd = unit[:, 1::2].transpose(1, 2)
     is_odd = (place[1::2] < alive[:, None])[:, None]
-    found = [(unit[:, piece] @ odd).masked_fill(~is_odd, -torch.inf).max(dim=2) for piece in place[::2].split(_BLOCK)]
+    found = [(unit[:, piece] @ odd).masked_fill(~is_odd, -torch.inf).max(dim=2) for piece in place[::2].split(BLOCK)]
     likeness = torch.full_like(amount, -torch.inf)
     likeness[:, ::2] = torch.cat([x.values for x in found], dim=1)
     partner = torch.zeros_like(place).expand(amount.shape).clone()
@@ -190,9 +190,7 @@ def _pairs(
 def _joined(values: Float[Tensor, "B m D"], moved: Int[Tensor, "B m"], size: int) -> Float[Tensor, "B n D"]:
     """Sums of the values that move to the same place, by products, whose result does not change from run to run."""
     places = torch.arange(size, device=values.device)
-    return torch.cat(
-        [(moved[:, None] == piece[:, None]).to(values.dtype) @ values for piece in places.split(_BLOCK)], 1
-    )
+    return torch.cat([(moved[:, None] == piece[:, None]).to(values.dtype) @ values for piece in places.split(BLOCK)], 1)
 
 
 def _merged(
@@ -207,8 +205,4 @@ def _merged(
     middle = (group >= 0) & (rank == (size.gather(1, own) - 1) // 2)
     raster = torch.arange(group.shape[1], device=group.device)
     at = (member * (middle * raster)[..., None]).sum(dim=1)
-    return _take(mean, own), middle, torch.where(group >= 0, at.gather(1, own), -1)
-
-
-def _take(x: Tensor, index: Int[Tensor, "B P"]) -> Tensor:
-    return x[torch.arange(len(x), device=x.device)[:, None], index]
+    return gather(mean, own), middle, torch.where(group >= 0, at.gather(1, own), -1)

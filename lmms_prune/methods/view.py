@@ -19,12 +19,10 @@ from torch.nn.functional import pad
 
 from lmms_prune.errors import PruningError
 from lmms_prune.methods.shared.tensors import finest, owners
-from lmms_prune.models.encoder import Encoder, EncoderRun
+from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
 
-# Attention weights that exist at once: 256 MiB in float32.
-_MOST = 2**26
 _OUTSIDE = "the method reads {}, but the images were encoded outside the prune block; give pixel_values inside it."
 
 
@@ -58,23 +56,23 @@ class TokenView:
         index: raster index of each visual token in its image; arbitrary where padding.
         counts: visual tokens present in each image, known on the host.
         sizes: original visual tokens of each image, known on the host.
-        owning_rows: `rows` on the host (private to the view).
+        _owning_rows: `rows` on the host.
         seeds: one text an image; random draws are made from it alone.
         images: each image's sample, and its number in it.
         asked: tokens that the stage asks for in each image, before the method's count rule, where known on the host.
         memory: lives for one prefill; carries state from stage to stage.
-        questions: the question of each image's row as text, where `prune` was given them (private to the view).
-        grid_list: rows and columns of each image's original tokens, where known (private to the view).
-        encoder_run: what was recorded of the vision encoder (private to the view).
-        guide: answers with a second model (private to the view).
-        parts: the model (private to the view).
-        state: the input of this layer (private to the view).
-        before: the input of the layer before, where a method reads attention or keys (private to the view).
-        embedded: the input of layer 0, where a method reads embeddings (private to the view).
-        uncut_rotary: rotary tables of the uncut sequence (private to the view).
-        present: whether each column of the sequence holds a token (private to the view).
-        origin: the original column of each column of the sequence (private to the view).
-        starts: the original column of each image's first token (private to the view).
+        _questions: the question of each image's row as text, where `prune` was given them.
+        _grid_list: rows and columns of each image's original tokens, where known.
+        _encoder_run: what was recorded of the vision encoder.
+        _guide: answers with a second model.
+        _parts: the model.
+        _state: the input of this layer.
+        _before: the input of the layer before, where a method reads attention or keys.
+        _embedded: the input of layer 0, where a method reads embeddings.
+        _uncut_rotary: rotary tables of the uncut sequence.
+        _present: whether each column of the sequence holds a token.
+        _origin: the original column of each column of the sequence.
+        _starts: the original column of each image's first token.
     """
 
     layer: int
@@ -84,22 +82,22 @@ class TokenView:
     index: Int[Tensor, "B V"]
     counts: Sequence[int]
     sizes: Sequence[int]
-    owning_rows: Sequence[int]
+    _owning_rows: Sequence[int]
     seeds: Sequence[str]
-    parts: ModelParts
-    state: LayerInput
-    before: LayerInput | None
-    present: Bool[Tensor, "R L"]
-    origin: Int[Tensor, "R L"]
-    starts: Int[Tensor, " B"]
+    _parts: ModelParts
+    _state: LayerInput
+    _before: LayerInput | None
+    _present: Bool[Tensor, "R L"]
+    _origin: Int[Tensor, "R L"]
+    _starts: Int[Tensor, " B"]
     images: Sequence[tuple[str, int]] = ()
-    embedded: Float[Tensor, "R L0 D"] | None = None
-    uncut_rotary: tuple[Tensor, Tensor] | None = None
-    grid_list: Sequence[Grid] = ()
-    encoder_run: EncoderRun | None = None
-    questions: Sequence[str] | None = None
+    _embedded: Float[Tensor, "R L0 D"] | None = None
+    _uncut_rotary: tuple[Tensor, Tensor] | None = None
+    _grid_list: Sequence[Grid] = ()
+    _encoder_run: EncoderRun | None = None
+    _questions: Sequence[str] | None = None
     asked: Sequence[int] | None = None
-    guide: Callable[[Encoder, str, int, bool], Sequence[Tensor]] | None = None
+    _guide: Callable[[Encoder, str, int, bool], Sequence[Tensor]] | None = None
     memory: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -110,26 +108,26 @@ class TokenView:
     @property
     def first_column(self) -> Int[Tensor, " B"]:
         """The column at which each image's row begins, after its padding."""
-        return (~self.present).sum(1)[self.rows]
+        return (~self._present).sum(1)[self.rows]
 
     @cached_property
     def hidden(self) -> Float[Tensor, "B V D"]:
         """Hidden states of the visual tokens at the input of this layer; at layer 0 the projector's output."""
-        return self._of(self.state.hidden, self.visual)
+        return self._of(self._state.hidden, self.visual)
 
     def normed(self, tokens: Tokens) -> Float[Tensor, "B N D"]:
         """The decoder's final norm applied to this layer's input of `tokens`."""
-        return self.parts.final_norm(self._of(self.state.hidden, tokens))
+        return self._parts.final_norm(self._of(self._state.hidden, tokens))
 
     def keys(self, tokens: Tokens, *, head_mean: bool = False) -> Float[Tensor, "B N K"]:
         """Keys of `tokens` in the layer before, after rotation: its KV heads side by side, or their mean (float32)."""
-        keys = self._keys_of(self._before).transpose(1, 2)
+        keys = self._keys_of(self._layer_before).transpose(1, 2)
         return self._of(keys.to(_fine(keys)).mean(2) if head_mean else keys.flatten(2), tokens)
 
     @property
     def last(self) -> Tokens:
         """The row's last prompt token, once for each image: the query of FastV and its kin."""
-        column = torch.full_like(self.rows, self.state.hidden.shape[1] - 1)[:, None]
+        column = torch.full_like(self.rows, self._state.hidden.shape[1] - 1)[:, None]
         return Tokens(column, torch.ones_like(column, dtype=torch.bool))
 
     def attention(self, queries: Tokens, *, ahead: bool = False) -> Float[Tensor, "B H Q V"]:
@@ -141,15 +139,15 @@ class TokenView:
             queries: text or visual tokens of each image; padding entries get something finite.
             ahead: in this layer, on the tokens as they stand; otherwise in the layer before.
         """
-        at = self.state if ahead else self._before
+        at = self._state if ahead else self._layer_before
         key = self._keys_of(at)
         where = at.hidden.device
         hidden = at.hidden[self.rows.to(where)[:, None], queries.slots.to(where)]
         cos, sin = (self._at(table, queries) for table in at.rotary)
-        query = self.parts.queries(at.layer, hidden, (cos, sin))
+        query = self._parts.queries(at.layer, hidden, (cos, sin))
         column = torch.arange(key.shape[2], device=key.device)
         place = queries.slots.to(key.device)[..., None]
-        seen = self.present.to(key.device)[self.rows.to(key.device)][:, None] & (column <= place)
+        seen = self._present.to(key.device)[self.rows.to(key.device)][:, None] & (column <= place)
         # A padding entry sees itself, so that it is finite: not-a-number times zero would be no zero.
         weights = self._weights(at.layer, query, key[self.rows.to(key.device)], seen | (column == place))
         return weights.gather(-1, self.visual.slots[:, None, None].expand(-1, *weights.shape[1:3], -1))
@@ -167,29 +165,29 @@ class TokenView:
             index: the raster index whose position each candidate has.
             exists: which candidates count; the others get 0.
         """
-        assert self.uncut_rotary is not None
-        layer, hidden, (cos, sin) = self.state.layer, self.state.hidden[self.rows], self.uncut_rotary
-        columns = Tokens(torch.where(exists, self.starts[:, None] + index, 0), exists)
-        candidates = self.parts.keys(layer, states.to(hidden), (self._at(cos, columns), self._at(sin, columns)))
-        standing = Tokens(self.origin[self.rows], self.present[self.rows])
+        assert self._uncut_rotary is not None
+        layer, hidden, (cos, sin) = self._state.layer, self._state.hidden[self.rows], self._uncut_rotary
+        columns = Tokens(torch.where(exists, self._starts[:, None] + index, 0), exists)
+        candidates = self._parts.keys(layer, states.to(hidden), (self._at(cos, columns), self._at(sin, columns)))
+        standing = Tokens(self._origin[self.rows], self._present[self.rows])
         cos, sin = self._at(cos, standing), self._at(sin, standing)
-        key = torch.cat([self.parts.keys(layer, hidden, (cos, sin)), candidates], dim=2)
+        key = torch.cat([self._parts.keys(layer, hidden, (cos, sin)), candidates], dim=2)
         spare = torch.cat([standing.valid, standing.valid[:, :1]], dim=1)
         slots = torch.where(self.valid, self.visual.slots, spare.shape[1] - 1)
         others = spare.scatter(1, slots, False)[:, :-1]
         seen = torch.cat([others, exists], dim=1).to(key.device)[:, None]
-        query = self.parts.queries(layer, hidden[:, -1:], (cos[..., -1:, :], sin[..., -1:, :]))
+        query = self._parts.queries(layer, hidden[:, -1:], (cos[..., -1:, :], sin[..., -1:, :]))
         return self._weights(layer, query, key, seen)[:, :, 0, others.shape[1] :]
 
     def rotated_ones(self, tokens: Tokens) -> Float[Tensor, "B N d"]:
         """The all-ones vector of a head, rotated to each token's position (SparseVLM's positional bias)."""
-        cos, sin = (self._at(table, tokens) for table in self.state.rotary)
-        return self.parts.rotate(torch.ones_like(cos if cos.dim() == 3 else cos[0]), (cos, sin))
+        cos, sin = (self._at(table, tokens) for table in self._state.rotary)
+        return self._parts.rotate(torch.ones_like(cos if cos.dim() == 3 else cos[0]), (cos, sin))
 
     def attention_chunks(self, queries: Tokens, *, ahead: bool = False) -> Iterator[tuple[slice, Tensor]]:
         """`attention` of many queries in pieces that fit into memory: which queries, and their (B, H, q, V)."""
-        heads = self.parts.decoder.config.num_attention_heads
-        size = max(1, _MOST // max(1, len(self.rows) * heads * self.state.hidden.shape[1]))
+        heads = self._parts.decoder.config.num_attention_heads
+        size = max(1, MOST // max(1, len(self.rows) * heads * self._state.hidden.shape[1]))
         for start in range(0, queries.slots.shape[1], size):
             piece = slice(start, min(start + size, queries.slots.shape[1]))
             yield piece, self.attention(Tokens(queries.slots[:, piece], queries.valid[:, piece]), ahead=ahead)
@@ -200,18 +198,18 @@ class TokenView:
         sizes = torch.tensor(self.sizes, device=self.valid.device)
         column = torch.arange(max(self.sizes, default=0), device=self.valid.device)
         valid = column < sizes[:, None]
-        return Tokens(torch.where(valid, self.starts[:, None] + column, 0), valid)
+        return Tokens(torch.where(valid, self._starts[:, None] + column, 0), valid)
 
     @cached_property
     def visual_embeddings(self) -> Float[Tensor, "B N D"]:
         """What the decoder was given for `original`, all of them: the projector's (or merger's) output."""
-        return self._of(self._embedded, self.original)
+        return self._of(self._input_embeddings, self.original)
 
     @cached_property
     def text_embeddings(self) -> Float[Tensor, "B T D"]:
         """Input embeddings of `text`."""
-        slots = self.origin[self.rows[:, None], self.text.slots]
-        return self._of(self._embedded, Tokens(slots, self.text.valid))
+        slots = self._origin[self.rows[:, None], self.text.slots]
+        return self._of(self._input_embeddings, Tokens(slots, self.text.valid))
 
     def of_image(self, signal: Shaped[Tensor, "B N *D"]) -> Shaped[Tensor, "B V *D"]:
         """A signal over all original visual tokens, for those that are present."""
@@ -225,9 +223,9 @@ class TokenView:
         Raises:
             PruningError: the images were encoded before pruning began.
         """
-        if len(self.grid_list) < len(self.sizes):
+        if len(self._grid_list) < len(self.sizes):
             raise PruningError(_OUTSIDE.format("the images' grids"))
-        return list(self.grid_list)
+        return list(self._grid_list)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -236,16 +234,16 @@ class TokenView:
         Raises:
             PruningError: the images were encoded before pruning began.
         """
-        run, grids = self.encoder_run, self.grids
+        run, grids = self._encoder_run, self.grids
         if run is None:
             raise PruningError(_OUTSIDE.format("the vision encoder"))
         recorded = len(run.grids) if run.grids is not None else len(run.pixels) or self._recorded_images(run)
         repeats = len(grids) // recorded if recorded else 0
         if not repeats or recorded * repeats != len(grids):
             raise PruningError(f"the vision encoder saw {recorded} images, but the prompts hold {len(grids)}.")
-        owner = owners(self.owning_rows, repeats)
+        owner = owners(self._owning_rows, repeats)
         own_grids = [grids[owner.index(i)] for i in range(recorded)]
-        return self.parts.family.signals_class()(self.parts, run, owner, own_grids)
+        return self._parts.family.signals_class()(self._parts, run, owner, own_grids)
 
     def question(self) -> list[str]:
         """The question of each image's row as text.
@@ -253,14 +251,14 @@ class TokenView:
         Raises:
             PruningError: `prune` was not given the questions.
         """
-        if self.questions is None:
+        if self._questions is None:
             raise PruningError("the method reads the question as text: give prune(…, questions=[…]), one a row.")
-        return list(self.questions)
+        return list(self._questions)
 
     def guided(self, checkpoint: str, new_tokens: int, last_visual: bool) -> Float[Tensor, "B N"]:
         """Attention that a guide model's whole answer pays to each original visual token (see `lmms_prune.pruning.guide`)."""
-        assert self.guide is not None, "the method's row in METHODS does not say that it asks a guide"
-        sums = [x.to(self.valid.device) for x in self.guide(self.encoder, checkpoint, new_tokens, last_visual)]
+        assert self._guide is not None, "the method's row in METHODS does not say that it asks a guide"
+        sums = [x.to(self.valid.device) for x in self._guide(self.encoder, checkpoint, new_tokens, last_visual)]
         return torch.stack([pad(x, (0, max(self.sizes) - len(x))) for x in sums])
 
     def ranking(
@@ -300,19 +298,19 @@ class TokenView:
 
     def _keys_of(self, at: LayerInput) -> Float[Tensor, "R H L d"]:
         if at.layer not in self._key_cache:
-            found = at.keys if at.keys is not None else self.parts.keys(at.layer, at.hidden, at.rotary)
+            found = at.keys if at.keys is not None else self._parts.keys(at.layer, at.hidden, at.rotary)
             self._key_cache[at.layer] = found
         return self._key_cache[at.layer]
 
     @property
-    def _before(self) -> LayerInput:
-        assert self.before is not None, "the method's row in METHODS does not say that it reads the layer before"
-        return self.before
+    def _layer_before(self) -> LayerInput:
+        assert self._before is not None, "the method's row in METHODS does not say that it reads the layer before"
+        return self._before
 
     @property
-    def _embedded(self) -> Float[Tensor, "R L0 D"]:
-        assert self.embedded is not None, "the method's row in METHODS does not say that it reads embeddings"
-        return self.embedded
+    def _input_embeddings(self) -> Float[Tensor, "R L0 D"]:
+        assert self._embedded is not None, "the method's row in METHODS does not say that it reads embeddings"
+        return self._embedded
 
     def _weights(
         self, layer: int, query: Float[Tensor, "B H Q d"], key: Float[Tensor, "B G L d"], seen: Bool[Tensor, "B Q L"]
@@ -320,7 +318,7 @@ class TokenView:
         """Softmax over the keys that each query sees, in float32 or finer."""
         fine = _fine(key)
         # Grouped heads share their keys: the query heads of a group stand side by side.
-        grouped = query.to(fine).unflatten(1, (key.shape[1], -1)) * self.parts.layers[layer].self_attn.scaling
+        grouped = query.to(fine).unflatten(1, (key.shape[1], -1)) * self._parts.layers[layer].self_attn.scaling
         scores = grouped @ key.to(fine)[:, :, None].transpose(-1, -2)
         weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1).flatten(1, 2)
         return weights.to(self.valid.device)

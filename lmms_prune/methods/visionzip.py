@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
+from lmms_prune.methods.shared.tensors import BLOCK, gather
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
 
 # Tokens that seek their target at once.
-_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ class VisionZip(Method):
         keys = view.encoder.keys(view.encoder.shape.selected).to(features.device)
         keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
         keys = torch.nn.functional.normalize(keys, dim=-1)
-        goals, itself = _take(keys, columns).transpose(1, 2), _take(features, columns)
+        goals, itself = gather(keys, columns).transpose(1, 2), gather(features, columns)
         total, count = torch.zeros_like(itself), torch.zeros_like(itself[..., :1])
-        for start in range(0, features.shape[1], _BLOCK):
-            piece = slice(start, start + _BLOCK)
+        for start in range(0, features.shape[1], BLOCK):
+            piece = slice(start, start + BLOCK)
             cosine = (keys[:, piece] @ goals).masked_fill(~target.gather(1, columns)[:, None], -torch.inf)
             # A product with zeros and ones adds up in the same order every time, where scattering does not.
             goes = torch.nn.functional.one_hot(cosine.argmax(2), columns.shape[1]) * others[:, piece, None]
@@ -125,7 +125,3 @@ class VisionZip(Method):
         made = (itself + total) / (1 + count) if mean else itself + total / count.clamp(min=1)
         made = torch.zeros_like(features).scatter(1, columns[..., None].expand_as(made), made)
         return torch.where(target[..., None], made, features)
-
-
-def _take(x: Float[Tensor, "B V C"], columns: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
-    return x.gather(1, columns[..., None].expand(-1, -1, x.shape[2]))

@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import directions, settled
+from lmms_prune.methods.shared.tensors import BLOCK, directions, settled
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
 
 _REMOVED = 8
 # Up to so many pairs, all images together, are compared once (1 GiB); more, in pieces and at every pass, which is slow.
-_MOST, _BLOCK = 2**27, 1024
+_MOST = 2**27
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def _most_alike(
     if not odd.shape[1]:
         return unit.new_zeros(even.shape)
     found = []
-    for start in range(0, even.shape[1], _BLOCK):
-        some = even[:, start : start + _BLOCK]
+    for start in range(0, even.shape[1], BLOCK):
+        some = even[:, start : start + BLOCK]
         if pairs is not None:
             cosine = pairs[rows[..., None], some[..., None], odd[:, None]]
         else:

@@ -189,12 +189,12 @@ class Prefill:
             state,
             self.before,
             block.seed,
-            embedded=self.embedded,
-            uncut_rotary=original,
-            encoder_run=self.encoder_run,
-            questions=self._questions(),
+            _embedded=self.embedded,
+            _uncut_rotary=original,
+            _encoder_run=self.encoder_run,
+            _questions=self._questions(),
             asked=[n for row in layout.traces for n in acting.stage.asked(row.images)],
-            guide=guide,
+            _guide=guide,
         )
 
     def _questions(self) -> list[str] | None:

@@ -263,12 +263,12 @@ class HandView(TokenView):
         # Where a table's cosine would stand, the column: so the queries of any columns can be looked up.
         rotary = (torch.arange(length).view(1, length, 1).expand(1, length, 2), torch.zeros(1, length, 2))
         self.layer, self.rows, self.counts, self.sizes = layer, torch.arange(rows), counts, counts
-        self.owning_rows = list(range(rows))
+        self._owning_rows = list(range(rows))
         self.visual = Tokens(torch.where(valid, 1 + columns, 0), valid)
         self.text = Tokens(after, torch.ones_like(after, dtype=torch.bool))
         self.index = columns.expand(rows, -1)
         self.seeds = seeds or [f"image {row}" for row in range(rows)]
-        self.parts = SimpleNamespace(
+        self._parts = SimpleNamespace(
             final_norm=lambda x: x / x.square().mean(-1, keepdim=True).add(1e-12).sqrt(),
             keys=lambda layer, hidden, rotary: keys[:, None],
             queries=lambda layer, hidden, rotary: (
@@ -279,16 +279,16 @@ class HandView(TokenView):
             decoder=SimpleNamespace(config=SimpleNamespace(num_attention_heads=1)),
             layers=[SimpleNamespace(self_attn=SimpleNamespace(scaling=1.0))] * (layer + 1),
         )
-        self.state = LayerInput(layer, hidden, rotary)
-        self.before = LayerInput(layer - 1, hidden, rotary)
-        self.embedded = hidden if embedded is None else embedded
-        self.origin = torch.arange(length).expand(rows, -1)
-        self.starts = torch.ones(rows, dtype=torch.long)
-        self.grid_list = list(grids) if grids else [(1, count) for count in counts]
-        self.questions, self.guide, self.encoder_run, self.asked = None, None, None, None
+        self._state = LayerInput(layer, hidden, rotary)
+        self._before = LayerInput(layer - 1, hidden, rotary)
+        self._embedded = hidden if embedded is None else embedded
+        self._origin = torch.arange(length).expand(rows, -1)
+        self._starts = torch.ones(rows, dtype=torch.long)
+        self._grid_list = list(grids) if grids else [(1, count) for count in counts]
+        self._questions, self._guide, self._encoder_run, self.asked = None, None, None, None
         if encoder is not None:
             self.__dict__["encoder"] = encoder
-        self.present = torch.ones(rows, length, dtype=torch.bool)
+        self._present = torch.ones(rows, length, dtype=torch.bool)
         self.memory = {}
 
 

@@ -172,9 +172,9 @@ def test_quota_beyond_the_image_keeps_all(tiny: Tiny, asked: int) -> None:
 
 
 def scaled(view: TokenView, factor: float) -> TokenView:
-    assert view.before is not None
-    state = LayerInput(view.layer, view.state.hidden * factor, view.state.rotary)
-    return replace(view, state=state, memory={})
+    assert view._before is not None
+    state = LayerInput(view.layer, view._state.hidden * factor, view._state.rotary)
+    return replace(view, _state=state, memory={})
 
 
 @pytest.mark.parametrize("factor", [0.5, 8.0, 1000.0])

@@ -82,7 +82,7 @@ def test_by_hand(three_tokens: HandView) -> None:
 
 def test_pieces_add_up(three_tokens: HandView, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measures(three_tokens)
-    monkeypatch.setattr(lmms_prune.methods.view, "_MOST", 1)
+    monkeypatch.setattr(lmms_prune.methods.view, "MOST", 1)
     assert len(list(three_tokens.attention_chunks(three_tokens.text))) == 2
     for once, piecewise in zip(whole, measures(three_tokens), strict=True):
         torch.testing.assert_close(piecewise, once)

@@ -37,8 +37,8 @@ def test_it_looks_ahead() -> None:
     hidden = torch.randn(1, 7, 3, dtype=torch.float64)
     view = HandView(hidden, 4, keys=torch.zeros(1, 7, 1), queries=torch.zeros(1, 1, 1, 1))
     by_layer = {0: torch.arange(7.0), 1: -torch.arange(7.0)}
-    view.parts.keys = lambda layer, hidden, rotary: by_layer[layer].view(1, 1, 7, 1)
-    view.parts.queries = lambda layer, hidden, rotary: torch.ones(1, 1, 1, 1)
+    view._parts.keys = lambda layer, hidden, rotary: by_layer[layer].view(1, 1, 7, 1)
+    view._parts.queries = lambda layer, hidden, rotary: torch.ones(1, 1, 1, 1)
     assert chosen(FastV().select(view, torch.tensor([2]))) == [{2, 3}]
     assert chosen(PDrop().select(view, torch.tensor([2]))) == [{0, 1}]
 

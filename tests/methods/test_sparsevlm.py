@@ -188,9 +188,9 @@ def test_merged_tokens_come_last_by_hand() -> None:
     # As above with N = 1: v0 stays; D = 5, q = 2: v2 and v4, merged at v2. Without v0 as the first the order would tell:
     # scores of v5 and v0 exchanged, v5 stays and v2 stands behind it although it was before it.
     view = six_tokens()
-    keys = view.parts.keys(0, view.state.hidden, view.state.rotary)
+    keys = view._parts.keys(0, view._state.hidden, view._state.rotary)
     turned = keys[:, :, [0, 6, 2, 3, 4, 5, 1, 7, 8]]
-    view.parts.keys = lambda layer, hidden, rotary: turned
+    view._parts.keys = lambda layer, hidden, rotary: turned
     mask = SparseVLM().select(view, torch.tensor([2]))
     hidden, index = SparseVLM().rewrite(view, mask)
     assert chosen(mask) == [{2, 5}]
@@ -256,7 +256,7 @@ def test_distances_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> Non
     view = HandView(torch.randn(1, 203, 3), 200, keys=torch.randn(1, 203, 1), queries=torch.ones(1, 1, 203, 1))
     mask = SparseVLM().select(view, torch.tensor([26]))
     states, index = SparseVLM().rewrite(view, mask)
-    monkeypatch.setattr("lmms_prune.methods.sparsevlm._BLOCK", block)
+    monkeypatch.setattr("lmms_prune.methods.sparsevlm.BLOCK", block)
     assert torch.equal(SparseVLM().select(view, torch.tensor([26])), mask)
     again, same = SparseVLM().rewrite(view, mask)
     assert torch.equal(again[mask], states[mask])
@@ -272,7 +272,7 @@ def test_debiased_by_hand() -> None:
     shares = torch.tensor([[0.5, 6, 2, 3, 0.5], [0.5, 1, 5, 9, 0.5]], dtype=torch.float64)
     queries = torch.eye(2, dtype=torch.float64)[None, :, None].expand(-1, -1, 5, -1)
     view = HandView(torch.ones(1, 5, 3, dtype=torch.float64), 3, keys=shares.log().T[None], queries=queries)
-    view.parts.rotate = lambda states, rotary: states.double() * rotary[0]
+    view._parts.rotate = lambda states, rotary: states.double() * rotary[0]
     expected = torch.tensor([[6.0, 1, 1]], dtype=torch.float64) / 12 / (2 * 4 / math.sqrt(2))
     torch.testing.assert_close(SparseVLM(version="v2.0")._score(view), expected)
     attention = [[[x / sum(row) for x in row]] for row in shares.tolist()]

@@ -125,11 +125,11 @@ def test_second_stage_by_hand() -> None:
     view, method = first_view(), SwiftVLM()
     method.rewrite(view, method.select(view, torch.tensor([3])))
     later = HandView(torch.zeros(1, 6, 2, dtype=torch.float64), 3, queries=torch.eye(2)[None, None, 1:], layer=10)
-    later.state.hidden[0, 1:4] = torch.tensor([[1.0, 1], [4, 3], [10, 20]])
+    later._state.hidden[0, 1:4] = torch.tensor([[1.0, 1], [4, 3], [10, 20]])
     later.index, later.sizes, later.memory = torch.tensor([[0, 2, 3]]), [6], view.memory
-    later.origin = torch.tensor([[0, 1, 3, 4, 7, 8]])
-    later.parts.keys = lambda layer, hidden, rotary: hidden[:, None].float()
-    later.uncut_rotary = (torch.zeros(1, 9, 2), torch.zeros(1, 9, 2))
+    later._origin = torch.tensor([[0, 1, 3, 4, 7, 8]])
+    later._parts.keys = lambda layer, hidden, rotary: hidden[:, None].float()
+    later._uncut_rotary = (torch.zeros(1, 9, 2), torch.zeros(1, 9, 2))
     keep = method.select(later, torch.tensor([2]))
     hidden, index = method.rewrite(later, keep)
     # The query reads the second entry: 24, 22, 20, 14, 3, 1 for tokens 3, 1, 4, 5, 2, 0. Token 3 comes back; the mean

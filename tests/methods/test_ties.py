@@ -64,21 +64,21 @@ def spoken_for(view: TokenView, kind: str) -> TokenView:
     def patches(states: Tensor) -> Tensor:
         if states.dim() == 3:  # LLaVA: a class token first
             return torch.stack([torch.cat([x[:1], alike(kind, x[1:], generator)]) for x in states])
-        tokens = [rows * columns for rows, columns in view.grid_list]
+        tokens = [rows * columns for rows, columns in view._grid_list]
         parts = states.split([n * (len(states) // sum(tokens)) for n in tokens])
         return torch.cat([alike(kind, part, generator) for part in parts])
 
-    run = view.encoder_run
+    run = view._encoder_run
     assert run is not None
     run = dataclasses.replace(
         run,
         outputs={block: patches(states) for block, states in run.outputs.items()},
         features=None if run.features is None else patches(run.features),
     )
-    state = dataclasses.replace(view.state, hidden=visual(view.state.hidden))
-    before = view.before and dataclasses.replace(view.before, hidden=visual(view.before.hidden), keys=None)
+    state = dataclasses.replace(view._state, hidden=visual(view._state.hidden))
+    before = view._before and dataclasses.replace(view._before, hidden=visual(view._before.hidden), keys=None)
     return dataclasses.replace(
-        view, state=state, before=before, embedded=visual(view.embedded), encoder_run=run, memory={}
+        view, _state=state, _before=before, _embedded=visual(view._embedded), _encoder_run=run, memory={}
     )
 
 
@@ -101,26 +101,26 @@ def alone(view: TokenView, row: int) -> TokenView:
         index=view.index[pick, :count],
         counts=view.counts[pick],
         sizes=view.sizes[pick],
-        owning_rows=[0],
+        _owning_rows=[0],
         seeds=view.seeds[pick],
         images=view.images[pick],
-        state=layer(view.state),
-        before=layer(view.before),
-        embedded=view.embedded[pick],
-        uncut_rotary=rotary(view.uncut_rotary),
-        present=view.present[pick],
-        origin=view.origin[pick],
-        starts=view.starts[pick],
-        grid_list=view.grid_list[pick],
-        questions=view.questions and view.questions[pick],
+        _state=layer(view._state),
+        _before=layer(view._before),
+        _embedded=view._embedded[pick],
+        _uncut_rotary=rotary(view._uncut_rotary),
+        _present=view._present[pick],
+        _origin=view._origin[pick],
+        _starts=view._starts[pick],
+        _grid_list=view._grid_list[pick],
+        _questions=view._questions and view._questions[pick],
         asked=view.asked and view.asked[pick],
-        encoder_run=run_alone(view, row),
+        _encoder_run=run_alone(view, row),
         memory={},
     )
 
 
 def run_alone(view: TokenView, row: int) -> EncoderRun:
-    run, tokens = view.encoder_run, [rows * columns for rows, columns in view.grid_list]
+    run, tokens = view._encoder_run, [rows * columns for rows, columns in view._grid_list]
     assert run is not None
     first, last = sum(tokens[:row]), sum(tokens[: row + 1])
 

@@ -32,7 +32,7 @@ def test_rows_of_text_and_image_equal_eager(
     """
     inputs = tiny.batch(rows_of(tiny, layer), torch.float32)
     view = capture_view(tiny, inputs, layer, dtype=torch.float32)
-    at = view.state if ahead else view.before
+    at = view._state if ahead else view._before
     assert at is not None
     module = tiny.model(torch.float32, "eager").model.language_model.layers[at.layer]
     real = inputs["attention_mask"].bool()
@@ -61,7 +61,7 @@ def test_chunks_are_the_whole(
     view = capture_view(tiny, tiny.batch(rows_of(tiny, 1)), 2)
     whole = view.attention(view.visual)
     monkeypatch.setattr(
-        lmms_prune.methods.view, "_MOST", 7 * whole.shape[0] * whole.shape[1] * view.state.hidden.shape[1]
+        lmms_prune.methods.view, "MOST", 7 * whole.shape[0] * whole.shape[1] * view._state.hidden.shape[1]
     )
     pieces = list(view.attention_chunks(view.visual))
     assert len(pieces) == -(-whole.shape[2] // 7)
@@ -72,11 +72,11 @@ def test_keys_come_from_the_cache_where_there_is_one(tiny: Tiny, capture_view: C
     """Stored by the layer itself or computed again: the same keys, and so the same rows."""
     inputs = tiny.batch(rows_of(tiny, 2))
     cached = capture_view(tiny, {**inputs, "use_cache": True}, 3)
-    assert cached.before is not None
-    assert cached.before.keys is not None
+    assert cached._before is not None
+    assert cached._before.keys is not None
     fresh = capture_view(tiny, {**inputs, "use_cache": False}, 3)
-    assert fresh.before is not None
-    assert fresh.before.keys is None
+    assert fresh._before is not None
+    assert fresh._before.keys is None
     torch.testing.assert_close(cached.keys(cached.visual), fresh.keys(fresh.visual))
     torch.testing.assert_close(cached.attention(cached.last), fresh.attention(fresh.last))
 
@@ -107,7 +107,7 @@ def test_a_later_stage_reads_what_its_own_layer_is_given(tiny: Tiny, capture_vie
     finally:
         handle.remove()
     assert view.counts != view.sizes
-    assert came["hidden"].shape[1] < view.origin.max(), "the stage before has cut"
+    assert came["hidden"].shape[1] < view._origin.max(), "the stage before has cut"
     slots, rows = view.visual.slots, view.rows[:, None]
     assert torch.equal(view.hidden[view.valid], came["hidden"][rows, slots][view.valid])
     keys = came["keys"].transpose(1, 2).flatten(2)

@@ -321,7 +321,7 @@ def test_several_images_each_by_itself(tiny: Tiny, capture_view: Callable[..., T
 
 def test_merging_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = zipped(VisionZip(contextual=26), by_hand(), 5)
-    monkeypatch.setattr(visionzip, "_BLOCK", 3)
+    monkeypatch.setattr(visionzip, "BLOCK", 3)
     pieces = zipped(VisionZip(contextual=26), by_hand(), 5)
     assert pieces.index == whole.index
     assert pieces.tokens == [pytest.approx(x) for x in whole.tokens]

@@ -150,7 +150,7 @@ def test_large_images_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
     features = torch.randn(1, 60, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     whole = select(falling(60), features, 20)
     monkeypatch.setattr(vispruner, "_MOST", 50)
-    monkeypatch.setattr(vispruner, "_BLOCK", 7)
+    monkeypatch.setattr(vispruner, "BLOCK", 7)
     assert select(falling(60), features, 20) == whole
 
 

@@ -14,12 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.methods.shared.tensors import add_up, directions, gather, settled
+from lmms_prune.methods.shared.tensors import BLOCK, add_up, directions, gather, settled
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
-
-# Rows of the similarity matrix that exist at once.
-_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,8 @@ def partners(
     unit = directions(metric)
     even, odd = unit[:, ::2], unit[:, 1::2].transpose(1, 2)
     found = [
-        settled(even[:, start : start + _BLOCK] @ odd).masked_fill(~valid[:, None, 1::2], -torch.inf).max(dim=-1)
-        for start in range(0, even.shape[1], _BLOCK)
+        settled(even[:, start : start + BLOCK] @ odd).masked_fill(~valid[:, None, 1::2], -torch.inf).max(dim=-1)
+        for start in range(0, even.shape[1], BLOCK)
     ]
     score, partner = (torch.cat([part[i] for part in found], dim=1) for i in (0, 1))
     if penalty is not None:

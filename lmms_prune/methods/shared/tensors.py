@@ -10,6 +10,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
+BLOCK = 1024
+"""Rows of a matrix between all pairs of tokens that exist at once."""
+
 
 def gather(x: Shaped[Tensor, "B L *D"], index: Int[Tensor, "B N"]) -> Shaped[Tensor, "B N *D"]:
     """The entries of `x` at `index`, row by row."""
