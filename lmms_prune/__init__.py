@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lmms_prune.pruning.hooks import prune
     from lmms_prune.pruning.trace import Trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Schedule", "ScheduleError", "Stage", "Trace", "prune"]
 
 

@@ -39,6 +39,8 @@ COMMANDS = {
     "bench-throughput": "lmms_prune.bench.commands:bench_throughput",
     "doctor": "lmms_prune.certificate.commands:doctor",
 }
+# The order in which the README's table has the kinds of methods.
+KINDS = ("importance", "diversity", "hybrid", "merging", "control", "oracle")
 # What a group takes from another part.
 INSIDE = {"calibrate": {"hybrid": "lmms_prune.calibration.hybrid:calibrate"}}
 
@@ -104,18 +106,26 @@ def main(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None, as_json: Json = False
+    name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table of the README.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List every method: its class, where it can act, how it counts, and what it reads; or all about one."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    if as_json:
-        typer.echo(json.dumps({"methods": [_described(spec) for spec in METHODS.values()]}))
-        return
     if name is not None and name not in METHODS:
         fail(f"methods {name}: unknown method.{did_you_mean(name, list(METHODS))}")
+    if markdown and (as_json or name is not None):
+        fail(f"methods --markdown prints the table of all methods; leave out {'--json' if as_json else name}.")
+    if as_json:
+        shown = METHODS.values() if name is None else [METHODS[name]]
+        typer.echo(json.dumps({"methods": [_described(spec) for spec in shown]}))
+        return
+    if markdown:
+        typer.echo(markdown_table())
+        return
     if name is not None:
         _show_one(METHODS[name])
         return
@@ -127,10 +137,23 @@ def methods(
     for spec in METHODS.values():
         layers = spec.layers_text.replace("1 and deeper", "≥ 1")
         row = (spec.name, _class(spec), layers, spec.count_text, ", ".join(spec.reads) or "nothing")
-        wide = ("no" if spec.trained else "yes", spec.paper.rsplit("/", 1)[1])
+        wide = ("no" if spec.trained else "yes", _arxiv(spec))
         table.add_row(*row, *(wide if more else ()))
     Console().print(table)
     Console().print("lmms-prune methods NAME shows one with its options, its example and its paper.")
+
+
+def markdown_table() -> str:
+    """The README's table of methods: name, kind, layers and paper, a row each, those of one kind together."""
+    rows = [
+        f"| `{spec.name}` | {spec.kind} | {spec.layers_text.replace('1 and deeper', '≥ 1')} | [{_arxiv(spec)}]({spec.paper}) |"
+        for spec in sorted(METHODS.values(), key=lambda spec: KINDS.index(spec.kind))
+    ]
+    return "\n".join(["| method | kind | acts at layers | paper |", "|---|---|---|---|", *rows])
+
+
+def _arxiv(spec: MethodSpec) -> str:
+    return spec.paper.rsplit("/", 1)[1]
 
 
 def _class(spec: MethodSpec) -> str:

@@ -76,6 +76,9 @@ def test_schedule_json_is_the_last_line(args: list[str], schedule: str, kept: li
         (["demo", "--schedule", "fastvv@2:0.25"], "Did you mean 'fastv'?"),
         (["demo", "--schedule", "random@20:0.25"], "layers are 0 to 11"),
         (["methods", "fastvv"], "Did you mean 'fastv'?"),
+        (["methods", "fastvv", "--json"], "Did you mean 'fastv'?"),
+        (["methods", "fastv", "--markdown"], "leave out fastv"),
+        (["methods", "--markdown", "--json"], "leave out --json"),
         (["bench-methods", "--methods", "fastvv"], "Did you mean 'fastv'?"),
         (["bench-methods", "--family", "clip"], "use llava or qwen2_5_vl"),
         (["bench"], "give --model FOLDER or --arch NAME"),
@@ -131,7 +134,16 @@ def test_methods_lists_every_method() -> None:
         assert [option["name"] for option in method["options"]] == [option.name for option in spec.options]
 
 
+def test_methods_prints_a_table_for_the_readme() -> None:
+    lines = call("methods", "--markdown").output.strip().splitlines()
+    assert lines[:2] == ["| method | kind | acts at layers | paper |", "|---|---|---|---|"]
+    assert sorted(line.split("`")[1] for line in lines[2:]) == sorted(METHODS)
+    assert "| `fastv` | importance | ≥ 1 | [2403.06764](https://arxiv.org/abs/2403.06764) |" in lines
+
+
 def test_methods_shows_one_with_its_options() -> None:
+    (alone,) = json.loads(call("methods", "fastv", "--json").output.strip().splitlines()[-1])["methods"]
+    assert alone["name"] == "fastv"
     output = call("methods", "sparsevlm").output
     for text in ("importance", "1 and deeper", "N + ⌊q/10⌋+1", ";version=", "v1.5 and v2.0", "2410.04417"):
         assert text in output

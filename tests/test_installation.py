@@ -23,9 +23,9 @@ from lmms_prune.harness.installation import (
     reinstall,
     versions,
 )
-from lmms_prune.models import SUPPORTED
+from lmms_prune.models import MODEL_NAMES
 
-NAMES = [family.model_name for family in SUPPORTED]
+NAMES = list(MODEL_NAMES)
 
 
 def printed(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The table of methods, written out by hand and free of torch.
 
-Adding a method is its file in this folder, one row here, and one row in the README. The schedule text, the command
-line and the leaderboard read only this table; a test holds it against the classes.
+Adding a method is its file in this folder, one row here, and its rows in the README and docs/methods.md. The schedule
+text, the command line and the leaderboard read only this table; a test holds it against the classes.
 """
 
 from __future__ import annotations

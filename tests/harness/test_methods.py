@@ -17,13 +17,13 @@ KEEPS = {0: "0.6", 3: "0.3", 6: "0.1"}
 """By the layers of the three stages."""
 
 
-def packed(family: str) -> list[str]:
-    """Schedules of three stages in which each of the family's methods that can run stands once.
+def packed() -> list[str]:
+    """Schedules of three stages in which each method that can run stands once.
 
     What a method does by itself the contract's tests prove; here all of them go through the harness, and mix.
     """
-    ready = [spec for spec in METHODS.values() if spec.ready and family in spec.families and spec.highest_layer != 0]
-    first = [spec for spec in METHODS.values() if spec.ready and family in spec.families and spec.highest_layer == 0]
+    ready = [spec for spec in METHODS.values() if spec.ready and spec.highest_layer != 0]
+    first = [spec for spec in METHODS.values() if spec.ready and spec.highest_layer == 0]
     # One that cannot act at layer 0 stands later, and one after which nothing is left stands last.
     ready.sort(key=lambda spec: (spec.drops_all, spec.lowest_layer))
     alone = [spec for spec in first if spec.drops_all]
@@ -61,24 +61,20 @@ def check(run, schedule: str) -> None:
         assert run.results["results"][task]
 
 
-@pytest.mark.parametrize("number", range(len(packed("llava"))))
+@pytest.mark.parametrize("number", range(len(packed())))
 def test_every_method_runs_and_mixes(harness, family: str, number: int) -> None:
-    schedule = packed(family)[number]
+    schedule = packed()[number]
     check(harness.pruned(family, TASKS, schedule=schedule, batch_size=3), schedule)
 
 
 def test_every_method_is_among_them() -> None:
-    for family in ("llava", "qwen2_5_vl"):
-        stages = [stage.method for schedule in packed(family) for stage in Schedule.parse(schedule).stages]
-        assert sorted(stages) == sorted(s.name for s in METHODS.values() if s.ready and family in s.families)
-        assert len(packed(family)) == len(packed("llava"))
+    stages = [stage.method for schedule in packed() for stage in Schedule.parse(schedule).stages]
+    assert sorted(stages) == sorted(spec.name for spec in METHODS.values() if spec.ready)
 
 
 @pytest.mark.parametrize("name", [n for n, s in METHODS.items() if s.keep == "optional" and s.ready])
 def test_a_method_decides_by_itself(harness, family: str, name: str) -> None:
     """Without a keep the method's own rule counts; a later stage goes on from what is really left."""
-    if family not in METHODS[name].families:
-        pytest.skip(f"{name} is not for {family}")
     [stage] = Schedule.parse(METHODS[name].example).stages
     schedule = f"{name}@{max(1, min(stage.layer, 3))},random@6:0.1"
     run = harness.pruned(family, TASKS, schedule=schedule, batch_size=4)

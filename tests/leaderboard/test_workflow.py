@@ -1,4 +1,4 @@
-"""The README's workflow for CI, by its own lines; and from a small sweep of both families to the page."""
+"""The workflow for CI in docs/leaderboard.md, by its own lines; and from a small sweep of both families to the page."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from written import write_run
 
 from lmms_prune.record.bitmaps import decode
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/leaderboard.md"
 WEIGHTS = Path(__file__).parents[2] / "lmms_prune/demo/weights"
 
 
 def workflow() -> dict[Any, Any]:
-    (text,) = re.findall(r"```yaml\n(# \.github/workflows/.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (text,) = re.findall(r"```yaml\n(# \.github/workflows/.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     return yaml.safe_load(text)
 
 
