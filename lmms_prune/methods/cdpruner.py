@@ -14,7 +14,7 @@ from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.auxiliary import load_clip
 from lmms_prune.methods.shared.tensors import directions, settled
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.families import ModelParts
+from lmms_prune.models.families import ModelParts, device_of
 from lmms_prune.models.tower import Asks, TowerShape
 
 # Relevances that differ by less are equal but for rounding, and would become noise between 0 and 1.
@@ -54,8 +54,10 @@ class CDPruner(Method):
             return
         if parts.family.mrope:
             raise UnsupportedModelError(_no_clip(self.clip))
-        weight = parts.multimodal.multi_modal_projector.linear_1.weight
-        self._check(load_clip(self.clip, weight.device, _fine(weight)).width, weight.shape[1])
+        # Not the projector's weight: a quantised one says neither its type nor its width.
+        device = device_of(parts.multimodal.multi_modal_projector, parts.decoder.norm.weight.device)
+        width = parts.config.vision_config.hidden_size
+        self._check(load_clip(self.clip, device, _fine(parts.decoder.norm.weight)).width, width)
 
     def asks(self, tower: TowerShape) -> Asks:
         return Asks(features=self.clip != "embeddings")

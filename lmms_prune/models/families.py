@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from math import isqrt
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmms_prune.compat.versions import refuse_other_versions
 from lmms_prune.errors import BrokenImageError, UnsupportedModelError
@@ -87,6 +87,25 @@ def family_of(config: Any) -> Family:
     raise UnsupportedModelError(f"model type '{model_type}' {what} is not supported yet. Supported: {known}.")
 
 
+def refuse_wrapper(model: Any) -> None:
+    """Only the model itself: a wrapper hands on some attributes, but hooks and what stands in for `generate` go astray on it.
+
+    Raises:
+        UnsupportedModelError: `model` is a module around a supported one; says how to get at that.
+    """
+    if not isinstance(model, nn.Module):
+        return
+    own = [model, model._modules.get("model")]
+    if any(isinstance(part, nn.Module) and "language_model" in part._modules for part in own):
+        return
+    configs = (getattr(module, "config", None) for module in model.modules() if module is not model)
+    if any(getattr(config, "model_type", None) in FAMILIES for config in configs):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is a wrapper around a model; give the model inside it (PEFT: get_base_model(), "
+            "torch.compile: _orig_mod, or use model.compile(), DistributedDataParallel: module)."
+        )
+
+
 @dataclass(frozen=True)
 class ModelParts:
     """Where things are in one loaded model.
@@ -112,8 +131,9 @@ class ModelParts:
         """Find the parts of `model`.
 
         Raises:
-            UnsupportedModelError: another family, attention kernel, or a decoder with sliding windows.
+            UnsupportedModelError: another family, a wrapper, another attention kernel, or a decoder with sliding windows.
         """
+        refuse_wrapper(model)
         config = getattr(model, "config", None)
         family = family_of(config)
         multimodal = model if hasattr(model, "language_model") else model.model
@@ -187,7 +207,7 @@ class ModelParts:
 
     def _project(self, layer: int, projection: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         module = self.layers[layer]
-        hidden = hidden.to(projection.weight.device)
+        hidden = hidden.to(device_of(projection, hidden.device))
         states = (
             projection(module.input_layernorm(hidden)).unflatten(-1, (-1, module.self_attn.head_dim)).transpose(1, 2)
         )
@@ -205,6 +225,14 @@ class ModelParts:
             return table
         sections = self.decoder.config.rope_parameters["mrope_section"] * 2
         return torch.cat([part[i % 3] for i, part in enumerate(table.split(sections, dim=-1))], dim=-1)
+
+
+def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where `module` computes; `otherwise` if it shows no tensor.
+
+    Of no one weight: a quantised module has it under another name or packed, and so has one with an adapter around it.
+    """
+    return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), otherwise)
 
 
 def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

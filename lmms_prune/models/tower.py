@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.models.families import ModelParts, rotated
+from lmms_prune.models.families import ModelParts, device_of, rotated
 
 # Attention weights that exist at once: 256 MiB in float32.
 _MOST = 2**26
@@ -299,8 +299,8 @@ class ClipTower(Tower):
 
     def project(self, features: Float[Tensor, "B n C"]) -> Float[Tensor, "B n D"]:
         projector = self.parts.multimodal.multi_modal_projector
-        weight = projector.linear_1.weight
-        return projector(features.to(weight.device, weight.dtype))
+        # The encoder's type, not that of the projector's weights: quantised ones are integers.
+        return projector(features.to(device_of(projector, features.device), self._patch_weight.dtype))
 
     def images(self) -> list[Tensor]:
         return list(self.run.pixels)
@@ -315,10 +315,18 @@ class ClipTower(Tower):
 
     def embed(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b entries C"]:
         """Class token and patches as they enter block 0; positions are interpolated for images of another size."""
-        tower = getattr(self.parts.tower, "vision_model", self.parts.tower)
-        weight = tower.embeddings.patch_embedding.weight
+        tower, weight = self._clip, self._patch_weight
         pixels = pixels.to(weight.device, weight.dtype)
         return tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=True))
+
+    @property
+    def _clip(self) -> Any:
+        return getattr(self.parts.tower, "vision_model", self.parts.tower)
+
+    @property
+    def _patch_weight(self) -> Tensor:
+        """Of the convolution, which no quantisation packs."""
+        return self._clip.embeddings.patch_embedding.weight
 
     def run_blocks(self, x: Float[Tensor, "b entries C"], first: int = 0) -> Float[Tensor, "b entries C"]:
         """`x` through the blocks from `first` to the selected one."""
