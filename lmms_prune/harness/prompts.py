@@ -39,6 +39,15 @@ def text_or_file(name: str, value: str | None) -> str | None:
     return value
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    """`image` in RGB as qwen-vl-utils hands it on: what of an RGBA image is transparent is white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     """`image` in the middle of a square of the mean colour (0 to 1), as LLaVA-1.5's own evaluation pads."""
     image = image.convert("RGB")
