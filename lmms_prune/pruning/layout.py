@@ -303,6 +303,12 @@ def _sample_ids(ids: list[list[int]], pads: Sequence[int], samples: Sequence[str
     if not samples or len(ids) % len(samples):
         raise PruningError(f"{len(samples)} samples were named for a batch of {len(ids)} rows; name one for each row.")
     repeats = len(ids) // len(samples)
+    prompts = [row[pad:] for row, pad in zip(ids, pads, strict=True)] if repeats > 1 else []
+    if any(prompt != prompts[row - row % repeats] for row, prompt in enumerate(prompts)):
+        raise PruningError(
+            f"{len(samples)} samples were named for a batch of {len(ids)} rows, which are not {repeats} answers to each of them; "
+            "name one for each row."
+        )
     return [sample for sample in samples for _ in range(repeats)]
 
 
