@@ -598,3 +598,24 @@ def test_recycled_tokens_are_those_whose_states_were_changed(
                 assert not traced.images or sum(recycled) > 0
             else:
                 assert sum(recycled) == 0
+
+
+def test_one_name_for_two_prompts_is_refused(family: Family) -> None:
+    """Several answers to one prompt share its name; different prompts would share their random draws."""
+    inputs = family.inputs(QUESTIONS[:2], [[noise(1)], [noise(2)]])
+    with (
+        pytest.raises(PruningError, match="1 samples were named for a batch of 2 rows, which are not 2 answers"),
+        prune(family.model, "random@0:0.5", samples=["a"]),
+    ):
+        family.model.generate(**inputs, max_new_tokens=1)
+    with prune(family.model, "random@0:0.5", samples=["a", "b"]) as trace:
+        family.model.generate(**inputs, max_new_tokens=2, do_sample=True, num_return_sequences=2)
+    assert [row.sample for row in trace.rows] == ["a", "a", "b", "b"]
+
+
+@pytest.mark.parametrize("schedule", ["sparsevlm@2:0.5", "fastv@2:0.5", "dart@2:0.5", "visionzip@0:0.5", "hivtp@2:0.4"])
+def test_a_method_chooses_under_autocast_too(loaded, schedule: str) -> None:
+    family = loaded("llava", torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16), prune(family.model, schedule) as trace:
+        family.model.generate(**family.inputs(QUESTIONS[:1], [[noise(1)]]), max_new_tokens=2, do_sample=False)
+    assert trace.rows[0].visual[-1] < trace.rows[0].visual_tokens

@@ -38,7 +38,7 @@ class Sample:
     question: str
 
     def picture(self) -> Image.Image:
-        """The image in RGB.
+        """The image, upright and in its own mode.
 
         Raises:
             CalibrationError: the file is no image, or a broken one.

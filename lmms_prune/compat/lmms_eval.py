@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from lmms_prune.compat.names import Library, Names
 
@@ -26,13 +27,18 @@ def under_the_command() -> bool:
 
 def cache_in_use() -> Path | None:
     """The folder of the evaluation that is being set up, which the harness tells no model."""
+    named = evaluation_options(("use_cache",)).get("use_cache")
+    return None if named is None else Path(named).absolute()
+
+
+def evaluation_options(names: tuple[str, ...]) -> dict[str, Any]:
+    """Options of the evaluation that is at work, which the harness tells no model; none outside of one."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "lmms_eval.evaluator" and frame.f_code.co_name == "simple_evaluate":
-            named = frame.f_locals.get("use_cache")
-            return None if named is None else Path(named).absolute()
+            return {name: frame.f_locals[name] for name in names if name in frame.f_locals}
         frame = frame.f_back
-    return None
+    return {}
 
 
 _SINCE = "0.7.3"
@@ -64,6 +70,13 @@ LIBRARY = Library(
             ("use_cache",),
             _SINCE,
             "holding the response cache to its origin",
+        ),
+        Names(
+            "lmms_eval.evaluator:simple_evaluate",
+            "locals",
+            ("num_fewshot", "system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
+            _SINCE,
+            "refusing options of which a chat model is shown nothing",
         ),
         Names(
             "lmms_eval.models.registry_v2:ModelManifest",

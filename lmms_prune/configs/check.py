@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from os.path import isdir
 from typing import Any
 
@@ -14,6 +15,7 @@ from lmms_prune.efficiency.estimate import TEXT_TOKENS, estimate, prompt_sizes
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.tasks import known_tasks, single_tasks
+from lmms_prune.harness.unseen import refuse_unseen
 from lmms_prune.models import MODEL_NAMES, Family
 from lmms_prune.models.architectures import of_checkpoint
 from lmms_prune.models.sizes import Architecture, ArchitectureError
@@ -64,6 +66,7 @@ def check(run: Run) -> Checked:
         return checked
     family = MODEL_NAMES[name]
     try:
+        refuse_unseen(settings)
         # lmms-eval's own default of the batch size is the int 1, and gives way.
         outer = {"batch_size": settings.get("batch_size", 1), "device": settings.get("device")}
         checked.arguments = ModelArguments.read(settings.get("model_args"), outer, family)
@@ -117,9 +120,11 @@ def _outputs(settings: Mapping[str, Any]) -> list[str]:
     if settings.get("log_samples") and path is None:
         problems.append("log_samples: needs an output_path.")
     limit = settings.get("limit")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0):
-        problems.append(f"limit: {limit!r} must be a number of documents, or a share below 1.")
-    elif limit is not None and limit % 2 == 1 and "mme" in single_tasks(str(settings.get("tasks"))):
+    if limit is None or limit == -1:
+        return problems
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < inf:
+        problems.append(f"limit: {limit!r} must be a number of documents, a share below 1, or -1 for all.")
+    elif limit % 2 == 1 and "mme" in single_tasks(str(settings.get("tasks"))):
         problems.append(
             f"limit: {limit} cuts one of MME's pairs of questions, which its scorer refuses; use an even number."
         )

@@ -46,8 +46,17 @@ class ChatModel(lmms):
         return [part["image"] for turn in self.chat(messages) for part in turn["content"] if "image" in part]
 
     def inputs_of(self, messages: list[dict[str, Any]]) -> Any:
-        """The model's inputs for one chat, as a task of the harness builds it."""
-        return self._inputs([self.chat(messages)]).to(self.model.device, dtype=self.model.dtype)
+        """The model's inputs for one chat, as a task of the harness builds it.
+
+        Raises:
+            ArgumentError: the family's own reader of images refuses one; says why.
+        """
+        chat = self.chat(messages)
+        try:
+            inputs = self._inputs([chat])
+        except ValueError as error:
+            raise ArgumentError(f"the sample cannot be made the model's input: {error}.") from error
+        return inputs.to(self.model.device, dtype=self.model.dtype)
 
     def _chat_template(self) -> str | None:
         if self.arguments.chat_template is not None:

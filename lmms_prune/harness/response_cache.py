@@ -35,7 +35,7 @@ def hold_to(cache: Path, model: str, given: Any, made_from: Mapping[str, str]) -
     """
     folder = cache.parent if cache.suffix == ".db" else cache
     arguments = split(given) if isinstance(given, str) else {name: str(value) for name, value in (given or {}).items()}
-    key = digest({"model": model, **arguments})
+    key = digest({"model": model, **{name: _as_the_harness_reads(value) for name, value in arguments.items()}})
     # The number of rows is no more of an answer's origin than the harness takes it for.
     said = {name: value for name, value in made_from.items() if name != "batch_size"}
     try:
@@ -54,6 +54,14 @@ def hold_to(cache: Path, model: str, given: Any, made_from: Mapping[str, str]) -
             f"--use_cache {cache} holds answers to these arguments from another {', '.join(changed)} ({name}: "
             f"{before.get(name)}, now {said.get(name)}), and lmms-eval would give them out again; use a new folder."
         )
+
+
+def _as_the_harness_reads(value: str) -> str:
+    """lmms-eval takes 007 for 7, 1e3 for 1000.0 and TRUE for true, whatever they name, before it makes its key of them."""
+    try:
+        return str(float(value))
+    except ValueError:
+        return value.lower() if value.lower() in ("true", "false") else value
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.models.parts import ModelParts
-from lmms_prune.record.information import InformationError
 
 SIDE = 28  # pixels of a visual token in a drawing
 
@@ -23,30 +23,38 @@ def grids_of(wrapper: PrunedModel, inputs: dict[str, Any]) -> list[tuple[int, in
     return parts.grids(inputs, [size for _, size in parts.spans(visual, inputs)])
 
 
-def seen_images(
-    wrapper: PrunedModel, messages: Any, inputs: dict[str, Any], grids: Sequence[tuple[int, int]]
-) -> list[Image.Image]:
-    """Each image as the model sees it: cropped or padded (LLaVA), resized (Qwen2.5-VL), SIDE pixels a visual token.
+def seen_images(wrapper: PrunedModel, inputs: dict[str, Any], grids: Sequence[tuple[int, int]]) -> list[Image.Image]:
+    """Each image as the model sees it, out of its own pixels, SIDE pixels a visual token.
 
     Args:
         wrapper: the model.
-        messages: the prompt as the harness builds it.
-        inputs: what the processor made of it.
+        inputs: what the processor made of a prompt.
         grids: rows and columns of each image's visual tokens.
     """
-    sizes = [(columns * SIDE, rows * SIDE) for rows, columns in grids]
-    pixels = inputs["pixel_values"]
-    if pixels.ndim == 4:
-        # What the crop or the padding left; a processor's normalisation is undone.
-        processor = wrapper.processor.image_processor
-        mean, deviation = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
+    processor = wrapper.processor.image_processor
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
+    seen = []
+    for pixels, (rows, columns) in zip(_pictures(wrapper, inputs["pixel_values"], grids), grids, strict=True):
         plain = (pixels.float().cpu() * deviation + mean).clamp(0, 1)
-        arrays = [(image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for image in plain]
-        return [Image.fromarray(array).resize(size) for array, size in zip(arrays, sizes, strict=True)]
-    images = wrapper.images_of(messages)
-    if len(images) != len(sizes):
-        raise InformationError(f"the prompt shows {len(images)} images, but its tokens are those of {len(sizes)}.")
-    return [image.convert("RGB").resize(size) for image, size in zip(images, sizes, strict=True)]
+        array = (plain.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        seen.append(Image.fromarray(array).resize((columns * SIDE, rows * SIDE)))
+    return seen
+
+
+def _pictures(wrapper: PrunedModel, pixels: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """The normalised (3, height, width) of each image; Qwen2.5-VL's lie there patch by patch, token by token."""
+    if pixels.ndim == 4:
+        return list(pixels)
+    vision = wrapper.model.config.vision_config
+    side, merge = vision.patch_size, vision.spatial_merge_size
+    pictures = []
+    for (rows, columns), patches in zip(grids, pixels.split([merge**2 * r * c for r, c in grids]), strict=True):
+        # token row, token column, patch row, patch column, colour, the first of equal frames, pixel row, pixel column
+        cells = patches.reshape(rows, columns, merge, merge, -1, vision.temporal_patch_size, side, side)[
+            :, :, :, :, :, 0
+        ]
+        pictures.append(cells.permute(4, 0, 2, 5, 1, 3, 6).reshape(-1, rows * merge * side, columns * merge * side))
+    return pictures
 
 
 def dimmed(image: Image.Image, kept: np.ndarray) -> Image.Image:

@@ -129,7 +129,7 @@ def _heatmaps(
         rows = store.read([document.sample])
         inputs = dict(wrapper.inputs_of(document.messages))
         grids = grids_of(wrapper, inputs)
-        for image, picture in enumerate(seen_images(wrapper, document.messages, inputs, grids)):
+        for image, picture in enumerate(seen_images(wrapper, inputs, grids)):
             maps = [(n, token_information(rows[rows.layer == n], image, grids[image], block)) for n in layers]
             line = rows.iloc[0]
             title = f"{document.sample}: the right answer is '{line.answer}', unpruned {line.p_full:.1%} probable\n"

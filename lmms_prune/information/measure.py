@@ -23,7 +23,7 @@ from torch import Tensor
 from lmms_prune.compat.transformers import filled_cache, with_cache
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.hooked import hooked
-from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.parts import ModelParts, device_of
 from lmms_prune.pruning.ragged import gather_rotary
 from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
@@ -124,7 +124,7 @@ def measure(
         Schedule.parse(f"vtw@{layer}").check(len(parts.layers))
     with torch.no_grad():
         prompt = _Prompt.of(model, parts, inputs)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = model.get_output_embeddings().out_features
     if not 0 <= answer < vocabulary:
         raise InformationError(f"the answer's token {answer} is not one of the vocabulary's {vocabulary}.")
     for rows, columns in prompt.grids:
@@ -252,7 +252,8 @@ def _next_tokens(
         )
         hidden = out[0] if isinstance(out, tuple) else out
     last = parts.final_norm(hidden[:, -1])
-    return _log_probabilities(model.get_output_embeddings()(last.to(model.get_output_embeddings().weight.device)))
+    head = model.get_output_embeddings()
+    return _log_probabilities(head(last.to(device_of(head, last.device))))
 
 
 def _log_probabilities(logits: Float[Tensor, "*U W"]) -> Float[Tensor, "*U W"]:

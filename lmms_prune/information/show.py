@@ -62,7 +62,7 @@ def show(
     kept = [
         [mask.cpu().numpy().reshape(grid) for mask, grid in zip(masks, grids, strict=True)] for masks in trace.masks
     ]
-    seen = seen_images(wrapper, messages, inputs, grids)
+    seen = seen_images(wrapper, inputs, grids)
     return Shown(question, schedule, seen, kept, answer, unpruned, trace)
 
 

@@ -15,7 +15,7 @@ from lmms_prune.methods.shared.auxiliary import load_clip
 from lmms_prune.methods.shared.tensors import directions, settled
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
-from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.parts import ModelParts, device_of
 from lmms_prune.models.shape import EncoderShape
 
 # Relevances that differ by less are equal but for rounding, and would become noise between 0 and 1.
@@ -55,8 +55,10 @@ class CDPruner(Method):
             return
         if not parts.encoder_shape.is_clip:
             raise UnsupportedModelError(_no_clip(self.clip))
-        weight = parts.multimodal.multi_modal_projector.linear_1.weight
-        self._check(load_clip(self.clip, weight.device, _fine(weight)).width, weight.shape[1])
+        # Not the projector's weight: a quantised one says neither its type nor its width.
+        device = device_of(parts.multimodal.multi_modal_projector, parts.decoder.norm.weight.device)
+        width = parts.config.vision_config.hidden_size
+        self._check(load_clip(self.clip, device, _fine(parts.decoder.norm.weight)).width, width)
 
     def signals(self, encoder: EncoderShape) -> Signals:
         return Signals(features=self.clip != "embeddings")

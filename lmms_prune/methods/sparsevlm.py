@@ -131,7 +131,7 @@ def _raters(view: TokenView) -> Bool[Tensor, "B T"]:
     text, exists = view.text_embeddings.to(fine), view.text.valid
     likeness = view.visual_embeddings.to(fine) @ text.transpose(1, 2)
     # A text that is all padding has no softmax; it is masked out again below.
-    likeness = likeness.masked_fill(~exists[:, None], torch.finfo(fine).min).softmax(-1)
+    likeness = likeness.masked_fill(~exists[:, None], torch.finfo(likeness.dtype).min).softmax(-1)
     valid = view.original.valid[..., None]
     share = torch.where(valid, likeness, 0).sum(1) / valid.sum(1)
     mean = torch.where(exists, share, 0).sum(1, keepdim=True) / exists.sum(1, keepdim=True).clamp(min=1)

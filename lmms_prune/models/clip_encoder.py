@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import isqrt
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmms_prune.models.encoder import Encoder
+from lmms_prune.models.parts import device_of
 
 
 class ClipEncoder(Encoder):
@@ -47,8 +49,8 @@ class ClipEncoder(Encoder):
 
     def project(self, features: Float[Tensor, "B n C"]) -> Float[Tensor, "B n D"]:
         projector = self.parts.multimodal.multi_modal_projector
-        weight = projector.linear_1.weight
-        return projector(features.to(weight.device, weight.dtype))
+        # The encoder's type, not that of the projector's weights: quantised ones are integers.
+        return projector(features.to(device_of(projector, features.device), self._patch_weight.dtype))
 
     def images(self) -> list[Tensor]:
         return list(self.run.pixels)
@@ -63,10 +65,18 @@ class ClipEncoder(Encoder):
 
     def embed(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b entries C"]:
         """Class token and patches as they enter block 0; positions are interpolated for images of another size."""
-        encoder = getattr(self.parts.encoder, "vision_model", self.parts.encoder)
-        weight = encoder.embeddings.patch_embedding.weight
+        encoder, weight = self._clip, self._patch_weight
         pixels = pixels.to(weight.device, weight.dtype)
         return encoder.pre_layrnorm(encoder.embeddings(pixels, interpolate_pos_encoding=True))
+
+    @property
+    def _clip(self) -> Any:
+        return getattr(self.parts.encoder, "vision_model", self.parts.encoder)
+
+    @property
+    def _patch_weight(self) -> Tensor:
+        """Of the convolution, which no quantisation packs."""
+        return self._clip.embeddings.patch_embedding.weight
 
     def run_blocks(self, x: Float[Tensor, "b entries C"], first: int = 0) -> Float[Tensor, "b entries C"]:
         """`x` through the blocks from `first` to the selected one."""

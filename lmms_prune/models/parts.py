@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmms_prune.compat.versions import refuse_other_versions
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.models import family_of
+from lmms_prune.models import FAMILIES, family_of
 from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.shape import EncoderShape
 
@@ -28,6 +29,25 @@ _FORMS: dict[str, MaskForm] = {
     "flash_attention_2": "flash",
     "flash_attention_3": "flash",
 }
+
+
+def refuse_wrapper(model: Any) -> None:
+    """Only the model itself: a wrapper hands on some attributes, but hooks and what stands in for `generate` go astray on it.
+
+    Raises:
+        UnsupportedModelError: `model` is a module around a supported one; says how to get at that.
+    """
+    if not isinstance(model, nn.Module):
+        return
+    own = [model, model._modules.get("model")]
+    if any(isinstance(part, nn.Module) and "language_model" in part._modules for part in own):
+        return
+    configs = (getattr(module, "config", None) for module in model.modules() if module is not model)
+    if any(getattr(config, "model_type", None) in FAMILIES for config in configs):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is a wrapper around a model; give the model inside it (PEFT: get_base_model(), "
+            "torch.compile: _orig_mod, or use model.compile(), DistributedDataParallel: module)."
+        )
 
 
 @dataclass(frozen=True)
@@ -55,8 +75,9 @@ class ModelParts:
         """Find the parts of `model`.
 
         Raises:
-            UnsupportedModelError: another family, attention kernel, or a decoder with sliding windows.
+            UnsupportedModelError: another family, a wrapper, another attention kernel, or a decoder with sliding windows.
         """
+        refuse_wrapper(model)
         config = getattr(model, "config", None)
         family = family_of(config)
         multimodal = model if hasattr(model, "language_model") else model.model
@@ -141,7 +162,7 @@ class ModelParts:
 
     def _project(self, layer: int, projection: Any, norm: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         module = self.layers[layer]
-        hidden = hidden.to(projection.weight.device)
+        hidden = hidden.to(device_of(projection, hidden.device))
         states = projection(module.input_layernorm(hidden)).unflatten(-1, (-1, module.self_attn.head_dim))
         states = (states if norm is None else norm(states)).transpose(1, 2)
         cos, sin = (self.family.rotary_table(self.decoder, table)[:, None].to(states.device) for table in rotary)
@@ -151,6 +172,14 @@ class ModelParts:
         """One head's vectors rotated by the tables of their positions."""
         cos, sin = (self.family.rotary_table(self.decoder, table).to(states.device) for table in rotary)
         return rotated(states, cos, sin)
+
+
+def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where `module` computes; `otherwise` if it shows no tensor.
+
+    Of no one weight: a quantised module has it under another name or packed, and so has one with an adapter around it.
+    """
+    return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), otherwise)
 
 
 def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

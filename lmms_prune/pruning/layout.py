@@ -86,6 +86,7 @@ class Layout:
         pads = [0] * len(ids) if mask is None else _left_pads(present)
         host_ids = ids.tolist()
         traces, spans = read_rows(parts, inputs, host_ids, pads, samples)
+        _refuse_shared_names(host_ids, pads, samples)
         visual, text = _token_sets(host_ids, spans, parts.config.image_token_id, ids.device)
         counts = [size for _, _, size in spans]
         index = torch.arange(max(counts, default=0), device=ids.device).expand(len(spans), -1)
@@ -311,6 +312,19 @@ def _left_pads(present: Bool[Tensor, "B L"]) -> list[int]:
     if not torch.equal(present, torch.arange(present.shape[1], device=present.device) >= pads[:, None]):
         raise PruningError("pruning needs left padding: set tokenizer.padding_side = 'left'.")
     return pads.tolist()
+
+
+def _refuse_shared_names(ids: list[list[int]], pads: Sequence[int], samples: Sequence[str] | None) -> None:
+    """Only answers to one prompt share a name, and with it their random draws."""
+    if samples is None or len(samples) == len(ids):
+        return
+    repeats = len(ids) // len(samples)
+    prompts = [row[pad:] for row, pad in zip(ids, pads, strict=True)]
+    if any(prompt != prompts[row - row % repeats] for row, prompt in enumerate(prompts)):
+        raise PruningError(
+            f"{len(samples)} samples were named for a batch of {len(ids)} rows, which are not {repeats} answers to each of them; "
+            "name one for each row."
+        )
 
 
 def _sample_ids(ids: list[list[int]], pads: Sequence[int], samples: Sequence[str] | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -77,24 +78,28 @@ def _walk(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[Path]
         folders.sort(key=lambda name: os.path.islink(os.path.join(place, name)))
 
 
+_BROKEN = (ArithmeticError, EOFError, LookupError, MemoryError, SyntaxError, TypeError, ValueError, struct.error)
+
+
 def read_image(path: Path) -> Image:
-    """An image file in RGB, decoded whole.
+    """An image file as `datasets` decodes it, and evaluations so see it: whole, its first frame, upright, in its own mode.
 
     Raises:
         FileError: no regular file, no image, cut short, or larger than Pillow decodes.
         OSError: it does not exist or cannot be read.
     """
-    from PIL import Image, ImageFile
+    from PIL import Image, ImageFile, ImageOps
 
     # The harness, once imported, lets Pillow fill what a truncated file lacks with grey.
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with Image.open(regular(path)) as image:
-            return image.convert("RGB")
+            image.load()
+            return ImageOps.exif_transpose(image)
     except FileError:
         raise
     # All that Pillow's readers say of broken files, and of images that would fill the memory.
-    except (ArithmeticError, EOFError, LookupError, MemoryError, SyntaxError, TypeError, ValueError) as error:
+    except _BROKEN as error:
         raise FileError(path, str(error)) from error
     except (Image.DecompressionBombError, Image.UnidentifiedImageError) as error:
         raise FileError(path, str(error).rstrip(".")) from error

@@ -94,6 +94,21 @@ def test_a_cache_that_no_longer_says_what_it_is_made_from_is_refused(content, tm
         hold_to(tmp_path, "llava_pruned", "schedule=vtw@2", {"code": "a"})
 
 
+@pytest.mark.parametrize(("one", "other"), [("007", "7"), ("1e3", "1000.0"), ("True", "true"), ("0.50", "0.5")])
+def test_names_that_lmms_eval_takes_for_one_number_are_told_apart(one, other, tmp_path):
+    from lmms_eval.utils import simple_parse_args_string
+
+    from lmms_prune.harness.arguments import ArgumentError
+    from lmms_prune.harness.response_cache import hold_to
+
+    texts = [f"pretrained={name}" for name in (one, other)]
+    assert simple_parse_args_string(texts[0]) == simple_parse_args_string(texts[1])
+    for model in ("llava_pruned", "qwen2_5_vl_pruned"):
+        hold_to(tmp_path, model, texts[0], {"pretrained": one})
+    with pytest.raises(ArgumentError, match=f"another pretrained .pretrained: {one}, now {other}"):
+        hold_to(tmp_path, "llava_pruned", texts[1], {"pretrained": other})
+
+
 def test_a_budget_shares_with_the_schedule_it_solves_to_and_with_no_other(harness):
     solved = harness.create("llava", schedule="dart@2:?", budget="24t")
     schedule = str(solved.arguments.schedule)

@@ -56,7 +56,7 @@ def _holds(message: str, parts: tuple[str, ...]) -> None:
         ({"schedule": "fastv@3:?", "budget": "1.5"}, ("budget '1.5'", "[0, 1]")),
         ({"schedule": "fastv@3:?", "budget": "many"}, ("budget 'many'", "192t", "0.5")),
         ({"schedule": "fastv@3:0.2", "budget": "30t"}, ("exactly one '?'", "fastv@3:0.2")),
-        ({"schedule": 3}, ("schedule=3", "text or a list of stages")),
+        ({"schedule": 3}, ("3 is neither a text", "a list of stages")),
         ({"shedule": "dart@2:0.44"}, ("unknown argument 'shedule'", "Did you mean 'schedule'?")),
         ({"min_pixels": 1000}, ("unknown argument 'min_pixels'", "other model family")),
         ({"device": "cuda:7"}, ("device=cuda:7", "CUDA devices", "cpu")),
@@ -345,3 +345,44 @@ def test_wrong_texts(text, message, harness):
 def test_what_is_neither_text_nor_mapping(given, harness):
     with pytest.raises(ArgumentError, match=r"neither a text nor a mapping|unknown argument '1'"):
         harness.create("llava", given)
+
+
+UNSEEN = {
+    "num_fewshot": (2, "--num_fewshot 2: lmms-eval shows no examples to chat models"),
+    "system_instruction": (
+        "Answer in German.",
+        "--system_instruction Answer in German.: .* use --model_args system_prompt=",
+    ),
+    "apply_chat_template": (
+        True,
+        "--apply_chat_template: the checkpoint's chat template is applied anyway; leave it out",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+@pytest.mark.parametrize("as_object", [False, True], ids=["arguments", "object"])
+def test_an_option_of_which_the_model_is_shown_nothing_is_refused(name, as_object, harness):
+    """lmms-eval answers as without it, and writes it into the results; of a few it ends in an error of its own."""
+    value, message = UNSEEN[name]
+    given = {"pretrained": str(harness.checkpoints["llava"])}
+    if not as_object:
+        with pytest.raises(ArgumentError, match=message):
+            harness.evaluate("llava_pruned", ["pope"], given, **{name: value})
+    elif name == "system_instruction":  # the others' own errors come first
+        with pytest.raises(ArgumentError, match=message):
+            harness.evaluate(harness.create("llava", given), ["pope"], **{name: value})
+
+
+def test_an_option_that_is_set_to_nothing_is_not_refused(harness):
+    nothing = {"num_fewshot": 0, "system_instruction": "", "apply_chat_template": False, "fewshot_as_multiturn": False}
+    run = harness.evaluate("llava_pruned", ["pope"], {"pretrained": str(harness.checkpoints["llava"])}, **nothing)
+    assert len(run.calls) == 4
+
+
+def test_an_image_that_the_family_s_reader_refuses_is_told(harness):
+    from PIL import Image
+
+    model = harness.create("qwen2_5_vl")
+    with pytest.raises(ArgumentError, match="cannot be made the model's input: absolute aspect ratio must be smaller"):
+        model.inputs(Image.new("RGB", (10, 3000)), "what?")

@@ -58,6 +58,13 @@ FAILURES = {
         r"(?s)schedule: .*unknown method 'fastvv'.*\^\^\^\^\^\^.*",
     ),
     "generation option": ("sound", {}, ("--gen_kwargs", "num_beams=2"), 2, r"num_beams=2: beam search .*num_beams=1\."),
+    "examples": (
+        "sound",
+        {},
+        ("--num_fewshot", "2"),
+        2,
+        r"--num_fewshot 2: lmms-eval shows no examples .*leave it out\.",
+    ),
     "method": ("failing_method", {}, (), 2, SAMPLE.replace("TASK", "failing_method") + ": ZeroDivisionError: no norm"),
     "defect of ours": ("failing_record", {}, (), 1, "KeyError: 'averages'"),
     "journal is a file": (

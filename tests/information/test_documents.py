@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 from lmms_prune import prune
 from lmms_prune.harness.documents import Document
@@ -157,7 +159,7 @@ def test_what_a_model_sees_is_drawn_token_by_token(
     wrapper, one = wrappers[name], document(2)
     inputs = dict(wrapper.inputs_of(one.messages))
     grids = grids_of(wrapper, inputs)
-    [picture] = seen_images(wrapper, one.messages, inputs, grids)
+    [picture] = seen_images(wrapper, inputs, grids)
     rows, columns = grids[0]
     assert picture.size == (columns * SIDE, rows * SIDE)
     image = one.fields["image"]
@@ -175,6 +177,32 @@ def test_what_a_model_sees_is_drawn_token_by_token(
     pale = np.asarray(dimmed(picture, mask))
     assert (pale[:SIDE, :SIDE] == np.asarray(picture)[:SIDE, :SIDE]).all()
     assert pale[SIDE:].min() > 200
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "I;16", "1"])
+def test_the_picture_is_the_model_s_own_also_of_odd_images(
+    name: str, mode: str, wrappers: dict[str, PrunedModel]
+) -> None:
+    """Each visual token's square has the colours of that token's pixels, as the model is given them."""
+    wrapper = wrappers[name]
+    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (150, 190, 4), dtype=np.uint8), "RGBA")
+    image = image.resize((19, 15)).resize((190, 150), Image.Resampling.NEAREST)
+    image = image.quantize(8) if mode == "P" else image.convert("I" if mode == "I;16" else mode).convert(mode)
+    shown = show(wrapper, [image], "What is this?", Schedule.parse("stride@2:0.5"), 2)
+    [picture] = shown.images
+    pixels = wrapper.inputs(image, "What is this?")["pixel_values"].float()
+    processor = wrapper.processor.image_processor
+    rows, columns = shown.kept[0][0].shape
+    assert picture.size == (columns * SIDE, rows * SIDE)
+    squares = np.asarray(picture, float).reshape(rows, SIDE, columns, SIDE, 3).mean((1, 3)) / 255
+    if name == "llava_pruned":
+        own = pixels[0].unflatten(1, (rows, -1)).unflatten(3, (columns, -1)).mean((2, 4)).permute(1, 2, 0)
+    else:
+        # Four patches a token, one after the other; each has colour, frame and pixels.
+        own = pixels.reshape(rows, columns, 4, 3, -1).mean((2, 4))
+    own = own * torch.tensor(processor.image_std) + torch.tensor(processor.image_mean)
+    assert np.abs(squares - own.numpy()).max() < 0.05
 
 
 @pytest.mark.parametrize("name", NAMES)

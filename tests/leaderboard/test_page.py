@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pages import HOSTILE, board, give_images, rewrite, write_small
 from PIL import Image
+from qwen_vl_utils.vision_process import to_rgb
 from typer.testing import CliRunner
 from written import write_run
 
@@ -156,6 +157,15 @@ def test_images_are_those_that_the_model_sees(view: str, size: tuple[int, int]) 
     assert made.size == size
     assert made.getpixel((size[0] // 2, size[1] // 2)) == (0, 0, 255)
     assert made.getpixel((0, size[1] // 2)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "PA", "P", "CMYK", "I;16", "L", "1"])
+def test_transparent_pixels_are_white_where_they_are_for_the_model(mode: str) -> None:
+    image = Image.new("RGBA", (6, 4), (200, 10, 30, 255))
+    image.paste((0, 0, 255, 60), (0, 0, 3, 2))
+    image = image.quantize(4) if mode in ("P", "PA") else image.convert("I" if mode == "I;16" else mode)
+    image = image.convert(mode)
+    assert seen(image, "whole").tobytes() == to_rgb(image).tobytes()
 
 
 def call(*args: object):

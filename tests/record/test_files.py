@@ -10,7 +10,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import datasets
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -137,11 +139,20 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
 
 
+def turned_with_a_width_of_letters(path: Path) -> None:
+    """A JPEG whose EXIF says that it is turned, and of the width nothing that Pillow can write again."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "x" * 20
+    Image.new("RGB", (5, 3)).save(path, "JPEG", exif=exif)
+    path.write_bytes(path.read_bytes().replace(b"\x01\x0f\x00\x02", b"\x01\x00\x00\x02"))
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "huge": (lambda path: path.write_bytes(png(30_000, 30_000)), "900000000 pixels"),
     "no image": (lambda path: path.write_text("no image", encoding="utf-8"), "cannot identify image file"),
     "cut short": (cut, "truncated"),
     "damaged": (lambda path: path.write_bytes(png(10, 10)[:-20] + b"x" * 20), "Truncated File Read"),
+    "wrong EXIF": (turned_with_a_width_of_letters, "required argument is not an integer"),
 }
 
 
@@ -159,10 +170,43 @@ def test_show_refuses_what_is_no_image(tmp_path: Path, kind: str) -> None:
         read_image(path)
 
 
-def test_an_image_is_read_in_rgb(tmp_path: Path) -> None:
-    Image.new("P", (3, 2), 5).save(tmp_path / "a.png")
-    image = read_image(tmp_path / "a.png")
-    assert (image.mode, image.size) == ("RGB", (3, 2))
+def drawn(mode: str) -> Image.Image:
+    image = Image.new("RGBA", (5, 3), (200, 10, 30, 255))
+    image.paste((0, 0, 255, 0), (0, 0, 2, 2))
+    return image.quantize(4) if mode == "P" else image.convert(mode)
+
+
+def oriented(turn: int) -> dict[str, Any]:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    return {"exif": exif}
+
+
+ODD_IMAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **{f"turned {turn}": ("a.jpg", "RGB", oriented(turn)) for turn in range(1, 9)},
+    "turned PNG": ("a.png", "RGBA", oriented(6)),
+    "turned TIFF": ("a.tiff", "RGB", oriented(8)),
+    "turned WebP": ("a.webp", "RGBA", oriented(3) | {"lossless": True}),
+    "transparent": ("a.png", "RGBA", {}),
+    "transparent palette": ("a.png", "P", {}),
+    "printer's colours": ("a.jpg", "CMYK", {}),
+    "16 bits": ("a.png", "I;16", {}),
+    "black and white": ("a.png", "1", {}),
+    "animation": ("a.gif", "P", {"save_all": True, "append_images": [Image.new("RGB", (5, 3), "green")]}),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_IMAGES)
+def test_an_image_is_read_as_evaluations_see_it(kind: str, tmp_path: Path) -> None:
+    """Upright, its first frame, in its own mode: each family makes RGB of it in its own way."""
+    name, mode, options = ODD_IMAGES[kind]
+    drawn(mode if mode != "I;16" else "I").convert(mode).save(tmp_path / name, **options)
+    image = read_image(tmp_path / name)
+    expected = datasets.Image().decode_example({"path": None, "bytes": (tmp_path / name).read_bytes()})
+    assert (image.mode, image.size) == (expected.mode, expected.size)
+    assert image.tobytes() == expected.tobytes()
+    assert image.convert("RGBA").tobytes() == expected.convert("RGBA").tobytes()
+    assert image.size == ((3, 5) if options.get("exif", {}).get(0x0112, 1) >= 5 else (5, 3))
 
 
 def test_links_to_folders_are_followed_and_a_loop_of_them_ends(tmp_path: Path) -> None:

@@ -143,15 +143,15 @@ _OTHER = (
 
 def seen(image: Image, view: str) -> Image:
     """What a model sees of an image, as LLaVA-1.5's processor cuts it, its own evaluation pads it, or whole."""
-    from lmms_prune.models.images import pad_to_square
+    from lmms_prune.models.images import on_white, pad_to_square
 
     if view == "pad":
         return pad_to_square(image, _MEAN)
     if view == "crop":
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return image.convert("RGB")
+        return image.crop((left, top, left + side, top + side)).convert("RGB")
+    return on_white(image)
 
 
 def _encoded(image: Image) -> bytes:
