@@ -223,7 +223,6 @@ def _walk(parts: ModelParts, prompt: CapturedPrompt, decide: Decide) -> None:
         keep = decide(layer, cross[0], within[0])
         mask = attention_mask(layout.present, hidden.shape[1], False, parts.form, hidden.dtype)
         hidden = module(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=None)
-        packing = layout.cut(keep[None], [int(keep.sum())], None)
+        packing = layout.prune(keep[None], [int(keep.sum())])
         hidden = gather(hidden, packing.index)
         rotary = gather_rotary(cos, layout.origin), gather_rotary(sin, layout.origin)
-    layout.verify()

@@ -24,15 +24,13 @@ from lmms_prune.pruning.ragged import Packing, pack
 from lmms_prune.pruning.trace import RowTrace
 from lmms_prune.schedule import Stage
 
-_MISCOUNTED = "a method kept another number of tokens than its row in METHODS says, tokens that were not there, or an index twice."
-
 
 @dataclass
 class Layout:
     """The tokens of one batch as they stand now.
 
     Args:
-        traces: one record a row, in which the plan stands and what happens is written.
+        traces: one record a row: its name and its images.
         rows: the row of each image.
         present: which columns of the sequence hold a token.
         visual: the visual tokens still present of each image.
@@ -45,8 +43,6 @@ class Layout:
         counts: visual tokens present in each image (host).
         lengths: tokens present in each row (host).
         memory: of the methods, for one prefill.
-        checks: what `verify` looks at once the prefill is done: what is wrong with an image, and whether it is right.
-        recycled: how many tokens of each image each stage has changed; None if it changes none.
     """
 
     traces: list[RowTrace]
@@ -62,8 +58,6 @@ class Layout:
     counts: list[int]
     lengths: list[int]
     memory: dict[str, object] = field(default_factory=dict)
-    checks: list[tuple[str, Bool[Tensor, " I"]]] = field(default_factory=list)
-    recycled: list[Int[Tensor, " I"] | None] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -179,10 +173,8 @@ class Layout:
         spare = torch.cat([hidden, hidden[:, :1]], dim=1)
         return spare.index_put((rows, slots), spare[rows, slots] + tokens)[:, :-1]
 
-    def cut(self, keep: Bool[Tensor, "I V"], counts: list[int], recycled: Int[Tensor, " I"] | None) -> Packing:
-        """Remove all visual tokens but the kept ones; returns where the columns of the sequence go."""
-        self.check(_MISCOUNTED, (keep <= self.visual.valid).all(1))
-        self.check(_MISCOUNTED, keep.sum(1) == torch.tensor(counts, device=keep.device))
+    def prune(self, keep: Bool[Tensor, "I V"], counts: list[int]) -> Packing:
+        """Remove all visual tokens but the kept ones, `counts` in each image; returns where the columns of the sequence go."""
         keep = keep & self.visual.valid
         dropped = self.visual.valid & ~keep
         # A column is dropped if any image drops it there; padding entries point at column 0 and drop nothing.
@@ -199,62 +191,7 @@ class Layout:
         self.index = gather(self.index, images.index)
         self.origin = gather(self.origin, packing.index)
         self.present, self.counts = packing.valid, list(counts)
-        self.record_all(recycled)
         return packing
-
-    def record_layer(self, length: int) -> None:
-        """Write down what the next layer is given: the row's visual tokens, and the sequence's length with its padding."""
-        first = 0
-        for row in self.traces:
-            row.visual.append(sum(self.counts[first : first + len(row.images)]))
-            row.computed.append(length)
-            first += len(row.images)
-
-    def add_selection(self, flops: int) -> None:
-        """Share what a stage's method multiplied among the rows, by their images."""
-        for row in self.traces:
-            row.selection_flops = (row.selection_flops or 0) + flops * len(row.images) / max(1, len(self.sizes))
-
-    def record_all(self, recycled: Int[Tensor, " I"] | None = None) -> None:
-        """Write down which original visual tokens are present now, as the outcome of a stage."""
-        self.recycled.append(recycled)
-        image, whole = 0, []
-        for row in self.traces:
-            masks = []
-            for size in row.images:
-                mask = torch.zeros(size, dtype=torch.bool, device=self.index.device)
-                mask[self.index[image, : self.counts[image]]] = True
-                whole.append(mask.sum() == self.counts[image])
-                masks.append(mask)
-                image += 1
-            row.masks.append(masks)
-            row.kept.append([int(n) for n in self.counts[image - len(masks) : image]])
-        if whole:
-            self.check(_MISCOUNTED, torch.stack(whole))
-
-    def check(self, problem: str, right: Bool[Tensor, " I"]) -> None:
-        """Have `verify` look whether each image is `right`, which stays on the device until then."""
-        self.checks.append((problem, right))
-
-    def verify(self) -> None:
-        """One look at the device after a prefill: every method chose by numbers, and kept what was planned, of what was there.
-
-        Raises:
-            PruningError: one did not; the message says which and names the samples.
-        """
-        if self.checks:
-            device = self.checks[0][1].device
-            # In the order of the stages: what comes later may have come of what was wrong before.
-            for (problem, _), right in zip(
-                self.checks, torch.stack([flags.to(device) for _, flags in self.checks]).tolist(), strict=True
-            ):
-                wrong = [self.traces[row].sample for row, held in zip(self.owning_rows, right, strict=True) if not held]
-                if wrong:
-                    raise PruningError(f"sample {', '.join(dict.fromkeys(wrong))}: {problem}")
-        for recycled in self.recycled:
-            counts = iter([0] * len(self.counts) if recycled is None else recycled.tolist())
-            for row in self.traces:
-                row.recycled.append([next(counts) for _ in row.images])
 
     def _follow(self, device: torch.device) -> None:
         """Move to the device of the layer that is about to run (the layers of a large model may be spread)."""

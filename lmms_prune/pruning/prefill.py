@@ -26,7 +26,7 @@ from lmms_prune.pruning.guards import CacheGuard
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.pruning.ragged import Packing, attention_mask, gather_rotary
 from lmms_prune.pruning.segment import Rotary, Segment
-from lmms_prune.pruning.trace import ProductCounter, RowTrace
+from lmms_prune.pruning.trace import MISCOUNTED, PrefillTrace, ProductCounter, RowTrace
 from lmms_prune.schedule import ADAPTIVE
 
 
@@ -55,6 +55,7 @@ class Prefill:
         # generate() gives the images' grids to the vision encoder alone.
         encoded = self.encoder_run.grids if self.encoder_run else None
         self.layout = Layout.of(block.parts, inputs, block.samples, encoded)
+        self.record = PrefillTrace(self.layout.traces)
         layers = len(block.parts.layers)
         for row in self.layout.traces:
             block.schedule.check(layers, row.images)
@@ -101,7 +102,7 @@ class Prefill:
         if segment is not None:
             self.guard.cut = True
             kwargs = {**kwargs, **segment.prefill_arguments(hidden.device)}
-        self.layout.record_layer(hidden.shape[1])
+        self.record.layer(self.layout.counts, hidden.shape[1])
         rotary = segment.rotary if segment else original
         self.before = LayerInput(layer, hidden, rotary) if self.block.reads_before(layer) else None
         return hidden, kwargs
@@ -117,7 +118,7 @@ class Prefill:
         stage, layout = acting.stage, self.layout
         budget = layout.planned(stage)
         if budget == layout.counts and (stage.keep != ADAPTIVE or not any(budget)):
-            layout.record_all()
+            self.record.stage(layout.index, layout.counts)
             return state.hidden, segment
         counter = ProductCounter()
         self.recorder.paused = True
@@ -127,8 +128,11 @@ class Prefill:
         finally:
             self.recorder.paused = False
         if self.block.count_selection:
-            layout.add_selection(counter.flops)
-        packing = layout.cut(keep, budget, recycled)
+            self.record.selection(counter.flops)
+        self.record.check(MISCOUNTED, (keep <= layout.visual.valid).all(1))
+        self.record.check(MISCOUNTED, keep.sum(1) == torch.tensor(budget, device=keep.device))
+        packing = layout.prune(keep, budget)
+        self.record.stage(layout.index, layout.counts, recycled)
         hidden = gather(hidden, packing.index)
         rotary = self._kept_rotary(hidden, original, packing)
         form = self.block.parts.form
@@ -215,7 +219,7 @@ class Prefill:
             checks.insert(0, ("encoder features that it reads", view.encoder.finite()))
         checks += [(f"scores of {stage.method}", finite) for finite in view.finite_scores]
         for what, finite in checks:
-            self.layout.check(
+            self.record.check(
                 f"in stage {acting.number + 1} ('{stage}') the {what} are not all finite, so that its choice means "
                 "nothing; do they overflow the dtype?",
                 finite.to(matters.device) | ~matters,
@@ -236,8 +240,8 @@ class Prefill:
             # The decoder has just made it itself, as it does when the caller brings none.
             self.guard.watch(cache)
             self.cache = cache
-        rows = self.layout.traces
-        self.layout.verify()
+        rows = self.record.rows
+        self.record.finish()
         self._verify_plan(rows)
         if self.cache is not None and rows:
             self._verify_cache(rows)
@@ -246,7 +250,7 @@ class Prefill:
                 row.cached = cached_lengths(self.cache)
         self.before = self.embedded = self.encoder_run = None
         self.between = ()
-        self.layout.memory, self.layout.checks, self.layout.recycled = {}, [], []
+        self.layout.memory = {}
         return rows
 
     def _verify_plan(self, rows: list[RowTrace]) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmms_prune.compat.torch import flop_rules, refuse_uncounted
+from lmms_prune.errors import PruningError
 from lmms_prune.schedule import Schedule
 
 
@@ -79,6 +80,89 @@ class Trace:
         if not self.rows:
             raise ValueError("the trace is empty: no prompt has run inside the block yet.")
         return sum(row.avg_visual_tokens for row in rows) / len(rows) if rows else 0.0
+
+
+MISCOUNTED = "a method kept another number of tokens than its row in METHODS says, tokens that were not there, or an index twice."
+
+
+class PrefillTrace:
+    """Writes down what happens to the rows of one prefill, and what is to be checked once it is done.
+
+    Dimension letters: I images of the batch, V visual tokens of an image.
+
+    Args:
+        rows: one record a row, in which the names and the images stand.
+    """
+
+    def __init__(self, rows: list[RowTrace]):
+        self.rows = rows
+        self._owners = [number for number, row in enumerate(rows) for _ in row.images]
+        self._checks: list[tuple[str, Bool[Tensor, " I"]]] = []
+        self._recycled: list[Int[Tensor, " I"] | None] = []
+
+    def layer(self, counts: Sequence[int], length: int) -> None:
+        """A layer is given these visual tokens of each image, in a sequence of `length` with its padding."""
+        for row, visual in zip(self.rows, self._by_row(counts), strict=True):
+            row.visual.append(sum(visual))
+            row.computed.append(length)
+
+    def selection(self, flops: int) -> None:
+        """A stage's method multiplied so much: shared among the rows, by their images."""
+        for row in self.rows:
+            row.selection_flops = (row.selection_flops or 0) + flops * len(row.images) / max(1, len(self._owners))
+
+    def stage(
+        self, index: Int[Tensor, "I V"], counts: Sequence[int], recycled: Int[Tensor, " I"] | None = None
+    ) -> None:
+        """The outcome of a stage.
+
+        Args:
+            index: raster indices of the tokens that are present, padded on the right.
+            counts: how many of each image are.
+            recycled: how many of them hold something of others now, on the device; None if none does.
+        """
+        self._recycled.append(recycled)
+        masks = []
+        sizes = [size for row in self.rows for size in row.images]
+        for image, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+            mask = torch.zeros(size, dtype=torch.bool, device=index.device)
+            mask[index[image, :count]] = True
+            masks.append(mask)
+        for row, own, kept in zip(self.rows, self._by_row(masks), self._by_row(counts), strict=True):
+            row.masks.append(own)
+            row.kept.append([int(n) for n in kept])
+        if masks:
+            whole = torch.stack([mask.sum() == count for mask, count in zip(masks, counts, strict=True)])
+            self.check(MISCOUNTED, whole)
+
+    def check(self, problem: str, right: Bool[Tensor, " I"]) -> None:
+        """Have `finish` look whether each image is `right`, which stays on the device until then."""
+        self._checks.append((problem, right))
+
+    def finish(self) -> None:
+        """One look at the device after a prefill: each method chose by numbers, and kept what was planned, of what was there.
+
+        Raises:
+            PruningError: one did not; the message says which and names the samples.
+        """
+        if self._checks:
+            device = self._checks[0][1].device
+            flags = torch.stack([right.to(device) for _, right in self._checks]).tolist()
+            # In the order of the stages: what comes later may have come of what was wrong before.
+            for (problem, _), right in zip(self._checks, flags, strict=True):
+                wrong = [self.rows[row].sample for row, held in zip(self._owners, right, strict=True) if not held]
+                if wrong:
+                    raise PruningError(f"sample {', '.join(dict.fromkeys(wrong))}: {problem}")
+        for recycled in self._recycled:
+            counts = [0] * len(self._owners) if recycled is None else recycled.tolist()
+            for row, own in zip(self.rows, self._by_row(counts), strict=True):
+                row.recycled.append(own)
+        self._checks, self._recycled = [], []
+
+    def _by_row(self, values: Sequence[Any]) -> list[list[Any]]:
+        """One value an image, as a list a row."""
+        rest = iter(values)
+        return [[next(rest) for _ in row.images] for row in self.rows]
 
 
 class ProductCounter(TorchDispatchMode):
