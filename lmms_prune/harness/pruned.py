@@ -19,7 +19,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.models.model_utils.progress import make_progress
 from loguru import logger
 
-from lmms_prune.compat.lmms_eval import cache_in_use
+from lmms_prune.compat.lmms_eval import cache_in_use, tracker_in_use, under_the_command
 from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
@@ -36,6 +36,7 @@ from lmms_prune.harness.memory import BatchSize, release, watched
 from lmms_prune.harness.prompts import question_text, text_or_file
 from lmms_prune.harness.records import Answer, PrunedTokenCounts, RunTotals, provenance
 from lmms_prune.harness.response_cache import hold_to
+from lmms_prune.harness.saving import read_back, refuse_unwritable
 from lmms_prune.harness.wrappers import WRAPPERS
 from lmms_prune.models.families import ModelParts
 from lmms_prune.models.sizes import from_config
@@ -149,9 +150,14 @@ class PrunedModel(ChatModel):
                 it with exit code 2 and the message alone.
         """
         with plain_errors(InformationError, UnsupportedModelError):
+            tracker = tracker_in_use() if under_the_command() else None
+            if tracker is not None:
+                refuse_unwritable(tracker)
             model = cls(WRAPPERS[cls.family.model_name].read(arg_string, additional_config))
             if (cache := cache_in_use()) is not None:
                 hold_to(cache, cls.family.model_name, arg_string, redacted_values(model.made_from, cls.secrets))
+            if tracker is not None:
+                read_back(tracker)
             return model
 
     def __repr__(self) -> str:

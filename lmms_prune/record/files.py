@@ -67,6 +67,18 @@ def write(path: Path, content: str | bytes) -> None:
         raise WriteError(path, error) from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        WriteError: that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
 def _stream(path: Path) -> bool:
     """Whether a name stands for something that is open or has no content of its own, and so cannot be replaced."""
     return os.path.lexists(path) and (

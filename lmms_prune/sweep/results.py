@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.harness.fingerprint import code, digest, versions
-from lmms_prune.record.files import read_text, regular, write
+from lmms_prune.record.files import make_folder, read_text, regular, write
 from lmms_prune.record.redaction import redacted, redacted_values
 from lmms_prune.record.results import SUFFIX, ResultsError, read_results_file, results_files
 from lmms_prune.sweep.units import Unit
@@ -131,12 +131,15 @@ def publish(unit: Unit, seconds: float, secrets: Collection[str]) -> str | None:
         write(unit.partial / STAMP, json.dumps(stamp, indent=2))
     except OSError as error:
         return f"its files cannot be completed: {error}"
-    unit.folder.parent.mkdir(parents=True, exist_ok=True)
     older = unit.partial.with_name(f"{unit.partial.name}.older")
     shutil.rmtree(older, ignore_errors=True)
-    if unit.folder.exists():
-        os.replace(unit.folder, older)
-    os.replace(unit.partial, unit.folder)
+    try:
+        make_folder(unit.folder.parent)
+        if unit.folder.exists():
+            os.replace(unit.folder, older)
+        os.replace(unit.partial, unit.folder)
+    except OSError as error:
+        return f"its files cannot be moved to {unit.folder}: {error.strerror}"
     shutil.rmtree(older, ignore_errors=True)
     return None
 
