@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from lmms_prune import __version__
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS, MethodSpec
+from lmms_prune.record.files import WriteError
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.terminal.console import SECRETS, fail, plainly
 from lmms_prune.terminal.options import DEFAULT_MODEL, Json
@@ -79,6 +80,11 @@ class _Lazy(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = _Commands({**self.commands, **COMMANDS})
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Any of them may write, and meet a full or read-only disk."""
+        with plainly(WriteError):
+            return super().invoke(ctx)
 
 
 app = typer.Typer(

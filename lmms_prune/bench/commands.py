@@ -77,13 +77,14 @@ def bench(
         rows = None if ready.fixed else sides
         progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
         measured = time_schedules(ready.model, wanted, cases, rows, repeats, progress)
-        if plot is not None:
-            chart(measured, plot, ready.title)
     if as_json:
         typer.echo(json.dumps({"model": ready.title, "repeats": repeats, **described(measured)}))
-        return
-    for table in tables(measured, ready.title):
-        Console(markup=False).print(table)
+    else:
+        for table in tables(measured, ready.title):
+            Console(markup=False).print(table)
+    # Last, so that what took long to measure is not lost where there is no room for a picture.
+    if plot is not None:
+        chart(measured, plot, ready.title)
 
 
 def bench_methods(

@@ -61,7 +61,7 @@ def described(measured: Sequence[Measured]) -> dict[str, Any]:
 
 def chart(measured: Sequence[Measured], path: Path, title: str) -> None:
     """Draw each schedule's time as a bar of its parts, with its interval: a panel for each case."""
-    from lmms_prune.terminal.drawing import pyplot
+    from lmms_prune.terminal.drawing import pyplot, save
 
     cases = list(dict.fromkeys(one.case for one in measured))
     names = list(dict.fromkeys(one.schedule for one in measured))
@@ -89,8 +89,7 @@ def chart(measured: Sequence[Measured], path: Path, title: str) -> None:
     panels[-1, 0].set_xlabel("milliseconds")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(PARTS))
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save(figure, path, dpi=120)
 
 
 def _line(one: Measured) -> tuple[str, int, int]:

@@ -24,6 +24,7 @@ from lmms_prune.information.given import (
     said_plainly,
     task_names,
 )
+from lmms_prune.record.files import write
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail
 from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
@@ -114,7 +115,7 @@ def _write_config(path: Path, model: str, model_args: str, tasks: list[str]) -> 
 
     settings: dict[str, Any] = {"model": model, "model_args": model_args, "tasks": ",".join(tasks)}
     settings |= {"log_samples": True, "output_path": f"results/{path.stem}"}
-    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    write(path, yaml.safe_dump(settings, sort_keys=False))
 
 
 def _print(found: Proposal, title: str, limit: int) -> None:

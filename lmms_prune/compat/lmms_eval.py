@@ -1,7 +1,7 @@
 """What we touch of lmms-eval 0.7.3 beside the interface that it documents for models.
 
-`LIBRARY` lists all of it. It tells a model neither what ``--use_cache`` names nor whether its own command runs it, so both are
-read from the frames of its functions.
+`LIBRARY` lists all of it. It tells a model neither what ``--use_cache`` names, nor what saves the results, nor whether its own
+command runs it, so these are read from the frames of its functions.
 """
 
 from __future__ import annotations
@@ -31,6 +31,23 @@ def cache_in_use() -> Path | None:
     return None if named is None else Path(named).absolute()
 
 
+def tracker_in_use() -> Any:
+    """What will save the results of the evaluation that is being set up; None if nothing will."""
+    return evaluation_options(("evaluation_tracker",)).get("evaluation_tracker")
+
+
+def saved_below(tracker: Any) -> Path | None:
+    """The folder that ``--output_path`` names; None if nothing is to be saved."""
+    return Path(tracker.output_path) if tracker.output_path else None
+
+
+def saved_file(tracker: Any, rest: str) -> Path:
+    """A file that the tracker writes: `rest` is what follows the stamp of the run in its name."""
+    folder = Path(tracker.output_path, tracker.general_config_tracker.model_name_sanitized)
+    stamp = getattr(tracker, "date_id", None)  # not there before the folder is
+    return folder if stamp is None else folder / f"{stamp}_{rest}"
+
+
 def evaluation_options(names: tuple[str, ...]) -> dict[str, Any]:
     """Options of the evaluation that is at work, which the harness tells no model; none outside of one."""
     frame: FrameType | None = sys._getframe()
@@ -53,6 +70,7 @@ def through_a_task(traceback: str) -> bool:
 
 
 _COMMAND = "running evaluations for a sweep, and ending a failed one with an exit code"
+_SAVED = "telling when results could not be saved"
 
 LIBRARY = Library(
     "lmms-eval",
@@ -70,6 +88,35 @@ LIBRARY = Library(
             ("use_cache",),
             _SINCE,
             "holding the response cache to its origin",
+        ),
+        Names("lmms_eval.evaluator:simple_evaluate", "locals", ("evaluation_tracker",), _SINCE, _SAVED),
+        Names(
+            "lmms_eval.loggers.evaluation_tracker:EvaluationTracker.save_results_aggregated",
+            "leading parameters",
+            ("results", "samples", "datetime_str"),
+            _SINCE,
+            _SAVED,
+        ),
+        Names(
+            "lmms_eval.loggers.evaluation_tracker:EvaluationTracker.save_results_samples",
+            "leading parameters",
+            ("task_name", "samples"),
+            _SINCE,
+            _SAVED,
+        ),
+        Names(
+            "lmms_eval.loggers.evaluation_tracker:EvaluationTracker.__init__",
+            "parameters",
+            ("output_path",),
+            _SINCE,
+            _SAVED,
+        ),
+        Names(
+            "lmms_eval.loggers.evaluation_tracker:GeneralConfigTracker",
+            "attributes",
+            ("model_name_sanitized",),
+            _SINCE,
+            _SAVED,
         ),
         Names(
             "lmms_eval.evaluator:simple_evaluate",

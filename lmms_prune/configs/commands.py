@@ -16,7 +16,7 @@ from lmms_prune.configs.check import Checked, check
 from lmms_prune.configs.render import write
 from lmms_prune.configs.runs import ConfigError, files, read
 from lmms_prune.harness.tasks import own_groups, own_tasks, task_configs
-from lmms_prune.terminal.console import fail, plainly
+from lmms_prune.terminal.console import plainly
 from lmms_prune.terminal.options import Json
 
 
@@ -61,10 +61,7 @@ def write_configs(
     """Write a --config file for every row of the paper's Tables 1 and 2, and for the controls beside them."""
     # A checkout's own files name its folder of tasks, so that they are the same everywhere.
     include = task_configs().name if task_configs().resolve() == Path("task_configs").resolve() else str(task_configs())
-    try:
-        written = write(folder, include)
-    except OSError as error:
-        fail(f"{folder}: {error.strerror or error}")
+    written = write(folder, include)
     typer.echo(f"{len(written)} files in {folder}, with include_path: {include}")
 
 

@@ -9,6 +9,7 @@ from textwrap import wrap
 from lmms_prune.configs.budget import claims, left
 from lmms_prune.configs.table import MODELS, PAPER, ROWS, Row
 from lmms_prune.models.architectures import architecture
+from lmms_prune.record.files import write as write_file
 from lmms_prune.schedule import Schedule
 
 BATCH_SIZE = 8  # fits beside either model on a GPU of 40 GiB
@@ -39,12 +40,15 @@ def render(row: Row, folder: Path, include_path: str) -> str:
 
 
 def write(folder: Path, include_path: str) -> list[Path]:
-    """Write every row's file below `folder`, and return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write every row's file below `folder`, and return the files.
+
+    Raises:
+        WriteError: one cannot be written.
+    """
     written = []
     for row in ROWS.values():
         written.append(folder / f"{row.stem}.yaml")
-        written[-1].write_text(render(row, folder, include_path), encoding="utf-8")
+        write_file(written[-1], render(row, folder, include_path))
     return written
 
 

@@ -17,6 +17,7 @@ import yaml
 from lmms_prune.compat.lmms_eval import RUN_FAILED
 from lmms_prune.harness.failures import OURS, Failure, read_failure, read_log
 from lmms_prune.harness.installation import DOCTOR, LMMS_EVAL
+from lmms_prune.record.files import write
 from lmms_prune.record.redaction import printed, redacted_lines
 from lmms_prune.record.results import results_files
 
@@ -196,7 +197,7 @@ def _job(runs: Sequence[Run], file: Path) -> tuple[list[str], Path]:
     """The command of one process and its log; for several runs `file` is written to hold them."""
     if len(runs) == 1:
         return runs[0].command, runs[0].log
-    file.write_text(yaml.safe_dump([run.configuration for run in runs]), encoding="utf-8")
+    write(file, yaml.safe_dump([run.configuration for run in runs]))
     return [_program(), "--config", str(file)], file.with_suffix(".log")
 
 

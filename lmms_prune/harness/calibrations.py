@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lmms_prune.record.files import write
+
 
 class CalibrationError(ValueError):
     """A calibration's file that cannot be used; the message names it."""
@@ -28,11 +30,12 @@ def calibration_file(pretrained: str, budget: str, home: Path | None = None) -> 
 
 
 def keep_calibration(path: Path, found: Mapping[str, Any]) -> None:
-    """Write a calibration in one move; `found` has at least the key ``schedule``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    """Write a calibration; `found` has at least the key ``schedule``.
+
+    Raises:
+        WriteError: that is not possible.
+    """
+    write(path, json.dumps(found, indent=1))
 
 
 def kept_schedule(path: Path) -> str | None:

@@ -24,7 +24,7 @@ from PIL.Image import Image
 from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.harness.fingerprint import digest
 from lmms_prune.harness.records import Answer, PrunedTokenCounts
-from lmms_prune.record.files import regular
+from lmms_prune.record.files import regular, write
 from lmms_prune.record.redaction import redacted, redacted_values
 
 
@@ -52,7 +52,7 @@ class Journal:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             clean = json.dumps(redacted_values(run, secrets), indent=1)
-            (self._folder / "run.json").write_text(clean, encoding="utf-8")
+            write(self._folder / "run.json", clean)
         except OSError as error:
             raise ArgumentError(f"model_args: journal={folder} cannot be written to: {error.strerror}.") from error
         for path in sorted(self._folder.glob("*.jsonl")):

@@ -19,7 +19,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.models.model_utils.progress import make_progress
 from loguru import logger
 
-from lmms_prune.compat.lmms_eval import cache_in_use, evaluation_options
+from lmms_prune.compat.lmms_eval import cache_in_use, evaluation_options, tracker_in_use, under_the_command
 from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.errors import UnsupportedModelError
@@ -37,6 +37,7 @@ from lmms_prune.harness.memory import BatchSize, release, watched
 from lmms_prune.harness.prompts import question_text, text_or_file
 from lmms_prune.harness.records import Answer, PrunedTokenCounts, RunTotals, provenance
 from lmms_prune.harness.response_cache import hold_to
+from lmms_prune.harness.saving import read_back, refuse_unwritable
 from lmms_prune.harness.unseen import UNSEEN, refuse_unseen
 from lmms_prune.models.architectures import from_config
 from lmms_prune.models.parts import ModelParts
@@ -152,9 +153,14 @@ class PrunedModel(ChatModel):
         """
         with plain_errors(InformationError, UnsupportedModelError):
             refuse_unseen(evaluation_options(tuple(UNSEEN)))
+            tracker = tracker_in_use() if under_the_command() else None
+            if tracker is not None:
+                refuse_unwritable(tracker)
             model = cls(ModelArguments.read(arg_string, additional_config, cls.family))
             if (cache := cache_in_use()) is not None:
                 hold_to(cache, cls.family.model_name, arg_string, redacted_values(model.made_from, cls.secrets))
+            if tracker is not None:
+                read_back(tracker)
             return model
 
     def __repr__(self) -> str:

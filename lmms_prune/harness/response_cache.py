@@ -7,7 +7,6 @@ tell two runs apart, so a file in the cache's folder says what each of our runs 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from filelock import FileLock
 
 from lmms_prune.harness.arguments import ArgumentError, split
 from lmms_prune.harness.fingerprint import digest
-from lmms_prune.record.files import read_text
+from lmms_prune.record.files import read_text, write
 
 _STAMPS = "lmms-prune.json"
 
@@ -43,9 +42,7 @@ def hold_to(cache: Path, model: str, given: Any, made_from: Mapping[str, str]) -
         with FileLock(folder / f"{_STAMPS}.lock"):
             stamps = _read(folder / _STAMPS)
             before = stamps.setdefault(key, said)
-            partial = folder / f"{_STAMPS}.partial"
-            partial.write_text(json.dumps(stamps), encoding="utf-8")
-            os.replace(partial, folder / _STAMPS)
+            write(folder / _STAMPS, json.dumps(stamps))
     except OSError as error:
         raise ArgumentError(f"--use_cache {cache} cannot be written to: {error.strerror}.") from error
     if changed := [name for name in said | before if before.get(name) != said.get(name)]:

@@ -27,7 +27,7 @@ from lmms_prune.information.given import (
     task_names,
 )
 from lmms_prune.methods import METHODS
-from lmms_prune.record.files import read_image
+from lmms_prune.record.files import read_image, write
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail
 from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
@@ -75,7 +75,7 @@ def information(
         store = measured(wrapper, found, numbers, block, out)
         rows = store.read([document.sample for document in found])
         averages = by_layer(by_sample(rows))
-        averages.to_csv(out / "layers.csv", index=False)
+        write(out / "layers.csv", averages.to_csv(index=False))
         draw_layers(
             averages, f"{Path(wrapper.arguments.pretrained).name}: information of visual tokens", out / "layers"
         )
@@ -151,7 +151,7 @@ def _kept(
     from lmms_prune.information.plots import draw_kept
 
     kept = kept_information(wrapper, found, store, methods, ratios, numbers, block)
-    kept.to_csv(store.folder / "kept.csv", index=False)
+    write(store.folder / "kept.csv", kept.to_csv(index=False))
     for task, lines in kept.groupby("task", sort=False):
         draw_kept(lines, f"{Path(wrapper.arguments.pretrained).name}, {task}", store.folder / f"kept-{task}")
 
@@ -216,10 +216,10 @@ def horizon(
             _write_horizon(found[-1], f"{about}, {task}", out)
             if chosen:
                 lines = _method_lines(task, alone, scores)
-                lines.to_csv(out / f"methods-{task}.csv", index=False)
+                write(out / f"methods-{task}.csv", lines.to_csv(index=False))
                 draw_methods(lines, scores["none"][task].score, f"{about}, {task}", out / f"methods-{task}")
     said = [{k: v for k, v in vars(one).items() if k != "layers"} for one in found]
-    (out / "horizon.json").write_text(json.dumps({"model": about, "depth": depth, "tasks": said}, indent=1))
+    write(out / "horizon.json", json.dumps({"model": about, "depth": depth, "tasks": said}, indent=1))
     if as_json:
         typer.echo(json.dumps({"out": str(out), "depth": depth, "tasks": said}))
         return
@@ -232,7 +232,7 @@ def _write_horizon(found: Horizon, title: str, out: Path) -> None:
     from lmms_prune.information.plots import draw_horizon
 
     draw_horizon(found, title, out / f"horizon-{found.task}")
-    found.layers.to_csv(out / f"horizon-{found.task}.csv", index=False)
+    write(out / f"horizon-{found.task}.csv", found.layers.to_csv(index=False))
 
 
 def _horizons(found: Sequence[Horizon], title: str) -> Table:
@@ -298,11 +298,7 @@ def show(
         read.check(wrapper.model.config.text_config.num_hidden_layers)
         check(wrapper.model, read)
         shown = ask(wrapper, opened, question, read, new_tokens)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            draw_shown(shown, out)
-        except OSError as error:
-            fail(f"--out {out} cannot be written: {error.strerror or error}.")
+        draw_shown(shown, out)
     said: dict[str, Any] = {"unpruned": shown.unpruned, "pruned": shown.answer, "schedule": str(read), "out": str(out)}
     said |= {"kept": shown.trace.kept, "avg_visual_tokens": shown.trace.avg_visual_tokens}
     if as_json:

@@ -14,6 +14,7 @@ from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.results import TaskRecord, read_results
 from lmms_prune.leaderboard.samples import Samples, read_samples
 from lmms_prune.methods import METHODS
+from lmms_prune.record.files import write
 from lmms_prune.record.information import InformationError
 from lmms_prune.sweep.run import Outcome, run_sweep
 from lmms_prune.sweep.units import plan
@@ -76,11 +77,10 @@ def evaluate(
         ConfigError, SweepError: see there.
     """
     configs = out / "configs"
-    configs.mkdir(parents=True, exist_ok=True)
     paths = []
     for schedule in schedules:
         paths.append(configs / f"{slug(schedule)}.yaml")
-        paths[-1].write_text(yaml.safe_dump(evaluation.settings(schedule), sort_keys=False), encoding="utf-8")
+        write(paths[-1], yaml.safe_dump(evaluation.settings(schedule), sort_keys=False))
     for outcome in run_sweep(plan(paths, out / "runs"), launch, evaluation.secrets):
         report(outcome)
         if outcome.state == "failed":

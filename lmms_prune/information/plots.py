@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lmms_prune.information.horizon import LITTLE, Horizon
+from lmms_prune.terminal import drawing
 from lmms_prune.terminal.drawing import mpl, pyplot, wrapped
 
 # What stands for no method in a picture of kept information, and the control: names and styles.
@@ -25,12 +26,10 @@ KEPT: dict[str, tuple[str, dict[str, str]]] = {
 def save(figure: Any, path: Path) -> list[Path]:
     """Write a figure beside `path` as PNG and SVG."""
     made = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Without a date and with names by content, the same numbers give the same files.
     with mpl.rc_context({"svg.hashsalt": path.name}):
-        figure.savefig(made[0], dpi=130)
-        figure.savefig(made[1], dpi=130, metadata={"Date": None})
-    pyplot.close(figure)
+        drawing.save(figure, made[0], dpi=130)
+        drawing.save(figure, made[1], dpi=130, metadata={"Date": None})
     return made
 
 

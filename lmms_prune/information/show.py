@@ -83,7 +83,7 @@ def _answer(
 
 def draw_shown(shown: Shown, path: Path) -> None:
     """Draw each image whole and after each stage, with both answers below; `path` ends with .png, .svg or .pdf."""
-    from lmms_prune.terminal.drawing import pyplot, wrapped
+    from lmms_prune.terminal.drawing import pyplot, save, wrapped
 
     columns = 1 + len(shown.kept)
     heights = [3.2 * image.height / image.width for image in shown.images]
@@ -106,5 +106,4 @@ def draw_shown(shown: Shown, path: Path) -> None:
             panel.axis("off")
     figure.suptitle(wrapped(shown.question, figure, 10), fontsize=10)
     figure.supxlabel(wrapped(f"unpruned: {shown.unpruned}\npruned: {shown.answer}", figure, 10), fontsize=10)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    save(figure, path, dpi=130)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS, TASKS, named
+from lmms_prune.record.files import write
 from lmms_prune.record.redaction import redacted
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail, plainly
@@ -86,10 +87,7 @@ def leaderboard(
         if out is None:
             typer.echo(text, nl=False)
         else:
-            try:
-                out.write_text(text, encoding="utf-8")
-            except OSError as error:
-                fail(f"--out {out}: {error.strerror}.")
+            write(out, text)
     for problem in board.problems:
         typer.echo(f"lmms-prune: {problem}", err=True)
     if strict:

@@ -67,6 +67,8 @@ def _control(run: RunRecord) -> bool:
 
 
 def _beside(entry: Entry, baseline: Entry) -> Iterator[str]:
+    if alone := [TASKS[task].name for task in entry.tasks if task not in baseline.tasks]:
+        yield f"its baseline was not evaluated on {', '.join(alone)}: not in Rel"
     if STOCK in (entry.kind, baseline.kind):
         if baseline.kind == STOCK:
             yield "its baseline is not a run of this plugin: their circumstances cannot be compared"

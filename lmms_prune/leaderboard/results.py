@@ -221,7 +221,9 @@ def _merged(same: list[RunRecord], problems: list[Problem]) -> RunRecord:
                     f"{later.score}; the number is left out. Remove one of them."
                 )
                 problems.append(Problem(str(earlier.source.path), message))
-            tasks[task] = later
+            # The date is what a clock said, which may have gone back: what can be checked comes before what is newer.
+            if earlier is None or later.samples is not None or earlier.samples is None:
+                tasks[task] = later
     kept = {task: tasks[task] for task in sorted(tasks, key=ORDER.__getitem__) if task not in clashes}
     first = same[0]
     return RunRecord(first.wrapper, first.settings, first.ours, kept)

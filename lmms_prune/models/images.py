@@ -6,11 +6,26 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+_MOST_PADDED = 2**29  # pixels: 1.6 GB as they are, and several times that while the processor is at work
+
+
+class ImageTooLongError(ValueError):
+    """An image whose square would not fit any memory."""
+
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """`image` in the middle of a square of the mean colour (0 to 1), as LLaVA-1.5's own evaluation pads."""
-    image = image.convert("RGB")
+    """`image` in the middle of a square of the mean colour (0 to 1), as LLaVA-1.5's own evaluation pads.
+
+    Raises:
+        ImageTooLongError: the square would not fit any memory: a line of 60,000 pixels makes one of 11 GB.
+    """
     side = max(image.size)
+    if side**2 > _MOST_PADDED:
+        raise ImageTooLongError(
+            f"image_aspect=pad: an image of {image.width} x {image.height} pixels would be padded to {side} x {side}, more "
+            f"than {_MOST_PADDED:,} pixels; make it smaller, or use image_aspect=crop."
+        )
+    image = image.convert("RGB")
     square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square

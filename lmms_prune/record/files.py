@@ -1,11 +1,16 @@
-"""Files that somebody else named: what is no regular file is refused before it is opened, since opening a pipe may hang."""
+"""Files that somebody else named, read and written.
+
+What is no regular file is refused before it is opened, since opening a pipe may hang. What is written appears whole or not at all.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import struct
+import uuid
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,11 +28,84 @@ _KINDS = {
 }
 
 
+PARTIAL = ".partial"
+"""How the names of files end that a killed process left half-written; they begin with a dot."""
+
+
 class FileError(OSError):
     """A name of something else than a regular file, or a file that is no image; `strerror` says what it is."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(errno.EINVAL, what, str(path))
+
+
+class WriteError(OSError):
+    """A file or folder that cannot be written; the message names it and says why."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror or str(error), str(path))
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}."
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file, and the folders above it, in one move: whatever ends it early, there is the old content or the new.
+
+    A link stays a link to the file that is written; what is no regular file (``/dev/stdout``, a pipe) is written into.
+
+    Raises:
+        WriteError: it cannot be written; what was there stays.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        if _stream(path):
+            with open(path, "wb") as stream:
+                stream.write(data)
+        else:
+            _replace(Path(os.path.realpath(path)), data)
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        WriteError: that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+def _stream(path: Path) -> bool:
+    """Whether a name stands for something that is open or has no content of its own, and so cannot be replaced."""
+    return os.path.lexists(path) and (
+        path.absolute().is_relative_to("/dev") or path.absolute().is_relative_to("/proc") or _no_file(path)
+    )
+
+
+def _no_file(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        with open(partial, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            # Else the name may be on the disk before the content is.
+            os.fsync(stream.fileno())
+        if path.exists():
+            shutil.copymode(path, partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def regular(path: Path) -> Path:

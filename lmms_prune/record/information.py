@@ -9,9 +9,9 @@ Columns: sample, task, answer (the reference), p_full, layer, p_text, divergence
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from pyarrow import ArrowInvalid
 
-from lmms_prune.record.files import find, read_text, regular
+from lmms_prune.record.files import WriteError, find, read_text, regular, write
 
 ABOUT = "information.json"
 
@@ -46,7 +46,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             # The settings of a run that measured nothing bind no one.
             if not about.exists() or next(folder.rglob("*.parquet"), None) is None:
-                _replace(about, json.dumps(settings, indent=1).encode())
+                write(about, json.dumps(settings, indent=1))
         except OSError as error:
             raise InformationError(
                 f"{folder} cannot be the folder of the results ({error.strerror}); give another --out."
@@ -86,21 +86,13 @@ class Store:
         Raises:
             InformationError: it cannot be written.
         """
-        path = self.path(sample)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
+        stream = BytesIO()
+        rows.to_parquet(stream, index=False)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                rows.to_parquet(file, index=False)
-                file.flush()
-                # Else the name may be on the disk before the lines are.
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
+            write(self.path(sample), stream.getvalue())
+        except WriteError as error:
             raise InformationError(
-                f"{path} cannot be written: {error.strerror or error}. What was measured before is kept: when that is "
-                "mended, call the same command again."
+                f"{error} What was measured before is kept: when that is mended, call the same command again."
             ) from error
 
     def samples(self) -> list[str]:
@@ -165,9 +157,3 @@ def token_information(rows: pd.DataFrame, image: int, grid: tuple[int, int], blo
     if np.isnan(made).any():
         raise InformationError(f"the measurements do not cover an image of {grid[0]} x {grid[1]} visual tokens.")
     return made
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

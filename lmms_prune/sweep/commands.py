@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lmms_prune.configs.runs import ConfigError
 from lmms_prune.harness.installation import DOCTOR, InstallationError, refuse_broken
+from lmms_prune.record.files import WriteError
 from lmms_prune.sweep.results import damage, seconds_if_complete
 from lmms_prune.sweep.run import Outcome, run_sweep, time_left
 from lmms_prune.sweep.units import SweepError, Unit, plan
@@ -53,7 +54,7 @@ def sweep(
     library that cannot be imported). Interrupt it whenever you like: started again, it goes on. Weights are
     loaded once for all configurations that share them. Several sweeps of one folder share the work.
     """
-    with redacted_traces(SECRETS.get()), plainly(ConfigError, SweepError, InstallationError):
+    with redacted_traces(SECRETS.get()), plainly(ConfigError, SweepError, InstallationError, WriteError):
         units = plan(paths, out, tasks, limit, shard)
         if dry_run:
             return _foresee(units, as_json)

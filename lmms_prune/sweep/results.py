@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.harness.fingerprint import code, digest, versions
-from lmms_prune.record.files import read_text, regular
+from lmms_prune.record.files import make_folder, read_text, regular, write
 from lmms_prune.record.redaction import redacted, redacted_values
 from lmms_prune.record.results import SUFFIX, ResultsError, read_results_file, results_files
 from lmms_prune.sweep.units import Unit
@@ -61,21 +61,25 @@ def _damaged(unit: Unit, stamp: dict[str, Any]) -> str | None:
 
 
 def redact_files(folder: Path, secrets: Collection[str]) -> str | None:
-    """Take the secrets out of the files that lmms-eval has written below `folder`.
+    """Take the secrets out of the files that lmms-eval has written below `folder`; one that keeps them is removed.
 
     Returns:
         None, or why that was not possible.
     """
-    try:
-        for path in folder.rglob("*"):
+    problem = None
+    for path in folder.rglob("*"):
+        try:
             if path.is_file() and not path.is_symlink():
                 content = path.read_bytes()
                 clean = _redacted_file(content, path.suffix, secrets)
                 if clean != content:
-                    path.write_bytes(clean)
-    except OSError as error:
-        return f"its files cannot be freed of secrets: {error.strerror}"
-    return None
+                    write(path, clean)
+        except OSError as error:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            removed = "" if path.exists() else "; it was removed"
+            problem = f"{path} cannot be freed of secrets: {error.strerror}{removed}"
+    return problem
 
 
 def _redacted_file(content: bytes, suffix: str, secrets: Collection[str]) -> bytes:
@@ -121,18 +125,21 @@ def publish(unit: Unit, seconds: float, secrets: Collection[str]) -> str | None:
     resolved["model_args"] = said["config"]["model_args"] = unit.settings.get("model_args", "")
     try:
         clean = json.dumps(redacted_values(said, secrets), indent=2, ensure_ascii=False)
-        results.write_text(clean, encoding="utf-8")
+        write(results, clean)
         sizes = {str(path.relative_to(unit.partial)): path.stat().st_size for path in (results, *samples)}
         stamp = {**_made_from(unit), "seconds": seconds, "files": sizes}
-        (unit.partial / STAMP).write_text(json.dumps(stamp, indent=2), encoding="utf-8")
+        write(unit.partial / STAMP, json.dumps(stamp, indent=2))
     except OSError as error:
-        return f"its files cannot be completed: {error.strerror}"
-    unit.folder.parent.mkdir(parents=True, exist_ok=True)
+        return f"its files cannot be completed: {error}"
     older = unit.partial.with_name(f"{unit.partial.name}.older")
     shutil.rmtree(older, ignore_errors=True)
-    if unit.folder.exists():
-        os.replace(unit.folder, older)
-    os.replace(unit.partial, unit.folder)
+    try:
+        make_folder(unit.folder.parent)
+        if unit.folder.exists():
+            os.replace(unit.folder, older)
+        os.replace(unit.partial, unit.folder)
+    except OSError as error:
+        return f"its files cannot be moved to {unit.folder}: {error.strerror}"
     shutil.rmtree(older, ignore_errors=True)
     return None
 

@@ -14,6 +14,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from lmms_prune.harness.failures import Failure, Scope
+from lmms_prune.record.files import WriteError, make_folder
 from lmms_prune.sweep.results import publish, redact_files, seconds_if_complete
 from lmms_prune.sweep.units import Unit
 from lmms_prune.sweep.worker import Worker
@@ -52,6 +53,7 @@ def run_sweep(units: Sequence[Unit], launch: str, secrets: Collection[str]) -> G
 
     Raises:
         SweepError: there is no such launcher.
+        WriteError: the sweep's folder cannot be written to.
     """
     hopeless = succeeded = False
     for _, same in groupby(units, key=lambda unit: unit.weights):
@@ -110,7 +112,7 @@ def _worker(launch: str, secrets: Collection[str]) -> Iterator[_Workers]:
 @contextmanager
 def _locked(unit: Unit) -> Iterator[bool]:
     """Whether no other sweep is at work on the unit; the lock goes with the process that holds it."""
-    unit.partial.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(unit.partial.parent)
     path = unit.partial.with_name(f"{unit.partial.name}.lock")
     lock = FileLock(path)
     try:
@@ -118,11 +120,14 @@ def _locked(unit: Unit) -> Iterator[bool]:
     except Timeout:
         yield False
         return
+    except OSError as error:
+        raise WriteError(path, error) from error
     try:
         yield True
     finally:
         # Whoever opened it a moment ago and gets its lock now finds the unit complete.
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that is read-only since
+            path.unlink(missing_ok=True)
         lock.release()
 
 
@@ -133,7 +138,7 @@ def _outcome(unit: Unit, workers: _Workers, secrets: Collection[str]) -> Outcome
         return Outcome(unit, "skipped", before)
     # What was interrupted goes on from its journal, which stands beside.
     shutil.rmtree(unit.partial, ignore_errors=True)
-    unit.partial.mkdir(parents=True)
+    make_folder(unit.partial)
     start = time.monotonic()
     failure = workers.evaluate(unit)
     seconds = time.monotonic() - start

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+
+from lmms_prune.record.files import write
 
 mpl.use("Agg")
 mpl.rcParams["text.parse_math"] = False
@@ -21,7 +25,26 @@ _CHINESE = (
 _installed = {font.name for font in font_manager.fontManager.ttflist}
 mpl.rcParams["font.family"] = ["DejaVu Sans", *(name for name in _CHINESE if name in _installed)]
 
-__all__ = ["mpl", "pyplot", "wrapped"]
+__all__ = ["mpl", "pyplot", "save", "wrapped"]
+
+
+def save(figure: Any, path: Path, **options: Any) -> None:
+    """Draw a figure into a file, whose name's ending says in which form.
+
+    Args:
+        figure: is closed afterwards.
+        path: of the file.
+        options: of matplotlib's `savefig`.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    stream = BytesIO()
+    try:
+        figure.savefig(stream, format=path.suffix.removeprefix(".").lower(), **options)
+    finally:
+        pyplot.close(figure)
+    write(path, stream.getvalue())
 
 
 def wrapped(text: str, figure: Any, size: int) -> str:

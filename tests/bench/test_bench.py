@@ -328,3 +328,12 @@ def test_the_command_prints_json_and_draws_a_plot(folders: dict[str, Path], tmp_
     assert all(run["realised_fraction"] > 0 for run in said["runs"])
     panels = [group.get("id") for group in drawn.iter() if str(group.get("id")).startswith("axes_")]
     assert panels == [f"axes_{number}" for number in range(1, 5)]
+
+
+def test_what_was_measured_is_told_where_the_plot_cannot_be_written(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "times.svg").mkdir()
+    given = ["--model", str(folders["qwen"]), "--grid", "4x6", "--new-tokens", "1", "--repeats", "2", "--json"]
+    done = CliRunner().invoke(app, ["bench", "vtw@4", *given, "--plot", str(tmp_path / "times.svg")])
+    assert done.exit_code == 2
+    assert done.stderr.endswith(f"lmms-prune: {tmp_path}/times.svg cannot be written: Is a directory.\n")
+    assert [run["schedule"] for run in json.loads(done.stdout.splitlines()[-1])["runs"]] == ["none", "vtw@4"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from lmms_prune.models.images import ImageTooLongError, pad_to_square
+
 QUESTION = "What is written\non the sign?"
 TEMPLATE = "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}[{{ part['text'] }}]{% endif %}{% endfor %}{% endfor %}Answer, please:"
 
@@ -71,6 +73,14 @@ def test_padding_keeps_the_edges_that_a_crop_loses(size, harness):
     assert differs("pad")
     # A tenth of the long side lies outside the square in the middle only if the picture is long enough.
     assert differs("crop") == (max(size) < 1.2 * min(size))
+
+
+def test_a_line_that_no_memory_holds_as_a_square_is_refused() -> None:
+    message = (
+        r"image_aspect=pad: an image of 1 x 60000 pixels would be padded to 60000 x 60000, .* use image_aspect=crop"
+    )
+    with pytest.raises(ImageTooLongError, match=message):
+        pad_to_square(Image.new("RGB", (1, 60000)), [0.0, 0.0, 0.0])
 
 
 def test_padding_is_centred_and_of_the_mean_colour(harness):

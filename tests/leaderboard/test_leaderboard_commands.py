@@ -218,6 +218,17 @@ def test_what_is_not_distinguishable_fails_unless_significance_is_asked_for(tmp_
     assert call("gate", tmp_path, "--max-drop", "gqa=0.4", "--significant").exit_code == 1
 
 
+def test_the_gate_says_on_what_the_baseline_was_not_evaluated(tmp_path: Path) -> None:
+    """A loss on it would else be passed over without a word."""
+    write_run(tmp_path / "a", {"gqa": answers(160)})
+    write_run(tmp_path / "b", {"gqa": answers(160), "textvqa_val": answers(0)}, HYBRID, tokens=33)
+    alone = "its baseline was not evaluated on TextVQA: not in Rel"
+    done = call("gate", tmp_path, "--min-rel", "99")
+    assert f"* Note: tiny-llava, `{HYBRID}`: {alone}." in done.stdout
+    assert call("gate", tmp_path, "--min-rel", "99", "--strict").exit_code == 1
+    assert alone not in call("leaderboard", tmp_path, "--format", "csv", "--benchmarks", "GQA").stdout
+
+
 def test_the_gate_says_what_rel_does_not_count(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"gqa": answers(160), "textvqa_val": answers(0)})
     write_run(tmp_path / "b", {"gqa": answers(160), "textvqa_val": answers(0)}, HYBRID, tokens=33)

@@ -51,6 +51,17 @@ def test_a_run_that_was_repeated_with_the_same_numbers_counts_once(tmp_path: Pat
     assert not results.problems
 
 
+def test_a_run_with_samples_comes_before_a_newer_one_without(tmp_path: Path) -> None:
+    """A clock may go back, and a full disk may leave results without samples: the repeated run is then the older one."""
+    whole = write_run(tmp_path / "a", {"gqa": HALF}, date="20260101_000000")
+    bare = write_run(tmp_path / "b", {"gqa": HALF}, date="20270101_000000")
+    next(bare.parent.glob("*_samples_*")).unlink()
+    (record,) = read_results([tmp_path]).records
+    assert record.tasks["gqa"].source.path == whole
+    (record,) = read_results([tmp_path / "b"]).records
+    assert record.tasks["gqa"].source.path == bare
+
+
 def test_the_same_settings_with_other_numbers_are_named_with_both_paths(tmp_path: Path) -> None:
     one = write_run(tmp_path / "a", {"gqa": HALF, "pope": HALF}, date="20260101_000000")
     other = write_run(tmp_path / "b", {"gqa": [1.0, 1, 1, 0]}, date="20260101_000001")

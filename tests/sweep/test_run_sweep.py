@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sweeps import Processes, config, leave_results
 
 from lmms_prune.harness import fingerprint
 from lmms_prune.harness.arguments import split
-from lmms_prune.sweep.results import STAMP, damage, publish, seconds_if_complete
+from lmms_prune.record.files import WriteError, write
+from lmms_prune.sweep.results import STAMP, damage, publish, redact_files, seconds_if_complete
 from lmms_prune.sweep.run import Outcome, run_sweep, time_left
 from lmms_prune.sweep.units import PARTIAL, SweepError, Unit, plan
 from lmms_prune.sweep.worker import with_journal
@@ -305,20 +305,34 @@ def test_a_journal_of_the_configurations_own_is_refused(tmp_path: Path) -> None:
         plan([path], tmp_path / "out")
 
 
+def test_a_file_that_cannot_be_freed_of_secrets_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {"a.json": '{"token": "secret-word"}', "b.txt": "secret-word", "c.txt": "none"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+    def full(path: Path, content: bytes) -> None:
+        raise WriteError(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    monkeypatch.setattr("lmms_prune.sweep.results.write", full)
+    problem = redact_files(tmp_path, ("secret-word",))
+    assert problem is not None
+    assert "cannot be freed of secrets: No space left on device; it was removed" in problem
+    assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
+
+
 def test_a_full_disk_fails_the_unit_and_publishes_nothing(
     units: list[Unit], processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Path.write_text
-
-    def full(path: Path, *args: Any, **options: Any) -> int:
+    def full(path: Path, content: str | bytes) -> None:
         if path.name == STAMP:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return original(path, *args, **options)
+            raise WriteError(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr("lmms_prune.sweep.results.write", full)
         [outcome] = run_sweep(units[:1], "", ())
     assert outcome.state == "failed"
-    assert "its files cannot be completed: No space left on device" in outcome.reason
+    assert (
+        f"its files cannot be completed: {units[0].partial / STAMP} cannot be written: No space left" in outcome.reason
+    )
     assert not units[0].folder.exists()
     assert states(units[:1]) == ["done"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 from lmms_prune.cli import app
 from lmms_prune.sweep import commands
 from lmms_prune.sweep.run import Outcome
+from lmms_prune.sweep.units import PARTIAL
 
 
 def sweep(*options: str | Path) -> Result:
@@ -121,3 +124,14 @@ def test_the_stack_trace_of_a_sweep_holds_no_secret(
     assert done.exit_code == 1
     assert done.stderr.rstrip().endswith("KeyError: '[REDACTED]'")
     assert "Traceback" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    path = config(tmp_path, "a", "none", "pope")
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    done = sweep(path, "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert done.output.endswith(f"lmms-prune: {tmp_path}/out/{PARTIAL} cannot be written: Read-only file system.\n")
