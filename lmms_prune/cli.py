@@ -18,12 +18,12 @@ from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.record.files import WriteError
 from lmms_prune.record.redaction import secret_values
-from lmms_prune.terminal.console import SECRETS, fail, plainly
+from lmms_prune.terminal.console import SECRETS, ended_by_sigterm, fail, plainly
 from lmms_prune.terminal.options import DEFAULT_MODEL, Json
 
 # Where each command is, beside those of this file: a function, or a group of them.
 COMMANDS = {
-    "schedule": "lmms_prune.efficiency.commands:schedule",
+    "schedule": "lmms_prune.configs.schedule_command:schedule",
     "check": "lmms_prune.configs.commands:check_files",
     "configs": "lmms_prune.configs.commands:write_configs",
     "tasks": "lmms_prune.configs.commands:list_tasks",
@@ -238,7 +238,8 @@ def demo(
     try:
         rows = tuple(map(Row.parse, schedules)) if schedules else QUICK if quick else FULL
         names = task_names(tasks)
-        record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console)
+        with ended_by_sigterm():
+            record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console)
     except (ScheduleError, DemoError, RunError) as error:
         fail(str(error))
     except OSError as error:

@@ -24,7 +24,7 @@ BELOW = {
     "methods": {"errors", "models", "record"},
     "schedule": {"errors", "methods"},
     "terminal": {"models", "record"},
-    "efficiency": {"errors", "models", "schedule", "terminal"},
+    "efficiency": {"models", "schedule"},
     "pruning": {"compat", "errors", "methods", "models", "schedule"},
     "harness": {"compat", "efficiency", "errors", "models", "pruning", "record", "schedule"},
     "configs": {"efficiency", "errors", "harness", "models", "record", "schedule", "terminal"},
@@ -102,7 +102,6 @@ ONLY_IN = {
         "cli",
         "configs",
         "demo",
-        "efficiency",
         "information",
         "leaderboard",
         "sweep",
@@ -187,7 +186,7 @@ from lmms_prune.cli import app
 note("the command line", "numpy")
 words = ["schedule", "dart@2:?", "--model", "llava-1.5-7b", "--budget", "flops=40%", "--json"]
 app(words, standalone_mode=False)
-note("the command schedule", "numpy", *(n for n in sys.modules if n.startswith("lmms_prune.") and n.endswith("commands")))
+note("the command schedule", "numpy", *(n for n in sys.modules if n.startswith("lmms_prune.") and n.endswith(("commands", "command"))))
 app(words[:-1], standalone_mode=False)
 heavy = {"torch", "transformers", "lmms_eval"}
 report["its table"] = sorted((heavy | {"numpy"}) & set(sys.modules))
@@ -220,7 +219,7 @@ def test_what_needs_no_weights_imports_no_torch(tmp_path: Path) -> None:
     config.write_text(CONFIG, encoding="utf-8")
     report = run(LIGHT, config)
     assert report.pop("models") == ["llava_pruned", "qwen2_5_vl_pruned"]
-    assert report.pop("the command schedule") == ["lmms_prune.efficiency.commands"]
+    assert report.pop("the command schedule") == ["lmms_prune.configs.schedule_command"]
     assert len(report) == 11
     assert {step: names for step, names in report.items() if names} == {}
 

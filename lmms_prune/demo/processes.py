@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import yaml
@@ -124,13 +125,16 @@ def _finish(
 ) -> None:
     """Let each job's process end, as many at a time as there are cores.
 
+    Whatever ends the wait, an interruption too, ends the processes.
+
     Raises:
         RunError: see `evaluate`.
     """
     shared: list[tuple[Failure, Path]] = []
+    ended = Event()
 
     def start(command: list[str], log: Path) -> None:
-        if shared:
+        if shared or ended.is_set():
             return
         pipe, both = subprocess.PIPE, subprocess.STDOUT
         log.touch()
@@ -140,7 +144,7 @@ def _finish(
         ):
             written = writer.submit(_write_log, process, log, secrets)
             code = None
-            while code is None and not shared:
+            while code is None and not shared and not ended.is_set():
                 with suppress(subprocess.TimeoutExpired):
                     code = process.wait(_EVERY)
                 if code is not None:
@@ -155,8 +159,12 @@ def _finish(
 
     with ThreadPoolExecutor(max(1, min(len(jobs), os.cpu_count() or 1))) as pool:
         futures = [pool.submit(start, *job) for job in jobs]
-        while wait(futures, timeout=_EVERY).not_done:
-            progressed(finished())
+        try:
+            while wait(futures, timeout=_EVERY).not_done:
+                progressed(finished())
+        except BaseException:
+            ended.set()
+            raise
         for future in futures:
             future.result()
     if shared:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -41,3 +43,13 @@ def redacted_traces(secrets: Collection[str]) -> Iterator[None]:
     except Exception:
         typer.echo(redacted(traceback.format_exc(), secrets), err=True)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the command as an interruption does, so that it ends the processes that it has started."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from lmms_prune.demo import processes
 from lmms_prune.demo.processes import Run, RunError, evaluate
 from lmms_prune.record.redaction import secret_values
+from lmms_prune.terminal.console import ended_by_sigterm
 
 # Writes its process into the results, and a submission of the same name; "refused" ends the process, "broken" only a run.
 # "unusable" is what an import error of lmms-eval's own leaves, "other" what a version that is not supported does, "early" an
@@ -60,13 +64,16 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "mirror").mkdir()
     (tmp_path / "results").mkdir()
 
-    def make(names: Sequence[str], cores: int) -> tuple[list[dict[str, Any] | RunError], list[int]]:
+    def make(
+        names: Sequence[str], cores: int, interrupted: Any = None
+    ) -> tuple[list[dict[str, Any] | RunError], list[int]]:
         monkeypatch.setattr("os.cpu_count", lambda: cores)
         told: list[int] = []
         folder = tmp_path / "results"
         runs = [Run({"model": "m", "model_args": name, "tasks": "a,b"}, folder / name.split("=")[0]) for name in names]
         environment = {"TOLD": "yes", "HF_TOKEN": "hf_SECRET"}
-        return evaluate(runs, folder, tmp_path / "mirror", environment, secret_values(environment), told.append), told
+        progressed = told.append if interrupted is None else interrupted
+        return evaluate(runs, folder, tmp_path / "mirror", environment, secret_values(environment), progressed), told
 
     return make
 
@@ -142,3 +149,25 @@ def test_the_command_makes_the_same_run_as_the_configuration(tmp_path: Path) -> 
     assert flag == "--log_samples"
     named = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
     assert {**named, "log_samples": True} == run.configuration
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_ends_the_processes(made: Any, tmp_path: Path, kind: type[BaseException]) -> None:
+    """Ctrl-C of the command alone, or SIGTERM: nobody would wait for what they do."""
+
+    def interrupted(_: int) -> None:
+        if all("starts" in log.read_text("utf-8") for log in (tmp_path / "results").rglob("log.txt")):
+            raise kind
+
+    begun = time.monotonic()
+    with pytest.raises(kind):
+        made(["slow=1", "slow=2"], 2, interrupted)
+    assert time.monotonic() - begun < 40, "each would have gone on for a minute"
+
+
+def test_sigterm_ends_a_command_as_an_interruption_does() -> None:
+    with pytest.raises(SystemExit) as ended, ended_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

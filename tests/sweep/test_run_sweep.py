@@ -253,7 +253,7 @@ def test_the_codes_digest_is_of_what_evaluations_run_through() -> None:
         new = {below for part in new for below in BELOW[part]} - reached
         reached |= new
     assert not reached & set(fingerprint.ASIDE)
-    assert {"hooks", "methods", "schedule"} <= reached
+    assert {"pruning", "methods", "models", "schedule"} <= reached
     assert fingerprint.code() == fingerprint.code.__wrapped__()
 
 
