@@ -105,9 +105,10 @@ def _run(job: dict[str, Any], streams: list[int]) -> None:
     code: Any = 0
     try:
         if sys.argv[0] == "-m":
-            sys.argv = sys.argv[1:]
+            sys.argv, sys.path[0] = sys.argv[1:], job["cwd"]
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         else:
+            sys.path[0] = os.path.dirname(os.path.realpath(sys.argv[0]))
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code
