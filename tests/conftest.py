@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import checked  # noqa: F401  (before the package, whose calls it checks)
 import pytest
 import torch
 from built import Built, Checkpoint, Mirror, shared_folder

@@ -1,6 +1,7 @@
 """Arguments of public functions of another type, or beyond what is allowed, are refused by their names.
 
-The tests' own type checks would be first, so that a process without them makes the calls.
+The tests' own type checks would be first, so that a process without them makes the calls: a forked one, in which the package
+was imported as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forking import Forking
 from tiny import load, noise
 
 from lmms_prune import Schedule, ScheduleError, Stage, prune
@@ -108,11 +110,9 @@ def main(folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(folders: dict[str, Path]) -> dict[str, Any]:
-    code = f"import test_expected; test_expected.main({str(folders['llava'])!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-    )
+def found(folders: dict[str, Path], forking: Forking) -> dict[str, Any]:
+    command, environment = [*forking.prefix, __file__, str(folders["llava"])], forking.environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -166,3 +166,7 @@ def test_digits_of_other_scripts_are_no_digits(text: str) -> None:
     with pytest.raises(ScheduleError):
         Schedule.parse(text)
     Schedule.parse(text.translate(str.maketrans("０２５", "025")).replace("_", ""))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from forking import Forking
 from tiny import LAYERS, Family, noise
 from torch import nn
 from transformers import DynamicCache, StaticCache
@@ -483,14 +483,33 @@ def test_a_layer_that_ran_twice_is_caught(family: Family) -> None:
         handle.remove()
 
 
+# ``python -O`` would also compile all of torch and transformers without their assertions, for half a minute.
 OPTIMISED = """
 import sys
+from importlib.machinery import PathFinder, SourceFileLoader
+
+class Optimised(SourceFileLoader):
+    def get_code(self, name):
+        path = self.get_filename(name)
+        return compile(self.get_data(path), path, "exec", dont_inherit=True, optimize=1)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lmms_prune", "asserting"):
+            spec = PathFinder.find_spec(name, path, target)
+            spec.loader = Optimised(spec.loader.name, spec.loader.path)
+            return spec
+
+for name in [name for name in sys.modules if name.partition(".")[0] == "lmms_prune"]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Finder())
+sys.path.append(sys.argv[2])
+import asserting
 import torch
 from tiny import load, noise
 from lmms_prune import prune
 from lmms_prune.methods.random import Random
 from lmms_prune.errors import PruningError
-assert False, "asserts are on"
 family = load("llava", sys.argv[1], torch.float32, "sdpa")
 Random.select = lambda self, view, budget: view.valid
 try:
@@ -502,9 +521,14 @@ except PruningError as error:
 
 
 @pytest.mark.slow
-def test_what_guards_figures_guards_them_under_python_o_too(folders) -> None:
-    command = [sys.executable, "-O", "-c", OPTIMISED, str(folders["llava"])]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+def test_what_guards_figures_guards_them_under_python_o_too(folders, forking: Forking, tmp_path: Path) -> None:
+    """In a process that has the package as ``-O`` compiles it."""
+    script = tmp_path / "optimised.py"
+    script.write_text(OPTIMISED, encoding="utf-8")
+    (tmp_path / "asserting.py").write_text("assert False, 'asserts are on'\n", encoding="utf-8")
+    words = [str(script), str(folders["llava"]), str(Path(__file__).parent)]
+    command, environment = [*forking.prefix, *words], forking.environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("sample a: a method kept another number"), done.stderr[-2000:]
 
 

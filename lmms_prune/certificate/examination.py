@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from rich.table import Table
 
 from lmms_prune import __version__
 from lmms_prune.certificate.libraries import libraries
-from lmms_prune.certificate.trial import two_documents
+from lmms_prune.certificate.trial import not_tried, two_documents
 from lmms_prune.harness.installation import Check, models_found, versions
 
 _COLOURS = {"ok": "green", "failed": "bold red", "not there": "dim"}
@@ -23,11 +25,17 @@ def examine() -> Iterator[Check]:
     """Every check, in the order of the table.
 
     Importing the libraries takes most of the time, so they are looked at in the process that evaluates, and in another one
-    only where it did not come so far.
+    only where it did not come so far. Beside a version that is not supported every model is refused: none is tried.
     """
-    checks = [*versions(), models_found()]
+    checks = list(versions())
     yield from checks
-    *examined, evaluation = two_documents()
+    unsupported = [check for check in checks if check.state == "failed"]
+    with ThreadPoolExecutor(1) as pool:
+        # Beside it, for it is what takes long.
+        trial = None if unsupported else pool.submit(copy_context().run, two_documents)
+        checks.append(found := models_found())
+        yield found
+        *examined, evaluation = trial.result() if trial else [not_tried(unsupported)]
     checks += (looked_at := examined or libraries())
     yield from looked_at
     # What else fails is the likely cause, and mended first.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,6 +52,12 @@ def two_documents() -> list[Check]:
         return [*examined, refused(outcome.failure)]
     planned = float(_SCHEDULE.average(LAYERS, [VISUAL_TOKENS]))
     return [*examined, judged(outcome, planned, time.monotonic() - start)]
+
+
+def not_tried(unsupported: Sequence[Check]) -> Check:
+    """Beside versions that are not supported, which every model refuses."""
+    reasons = [f"{check.what} {check.detail}: {check.mend}" for check in unsupported]
+    return Check(_WHAT, "failed", "\n".join(["is not tried, as every model is refused.", *reasons]))
 
 
 def refused(failure: Failure) -> Check:

@@ -277,13 +277,33 @@ def test_what_cannot_be_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 def checked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs the command with checks that need no process."""
 
-    def run(evaluation: Check, *options: str, looked_at: list[Check] | None = None) -> Any:
+    failing = [Check("import of torch", "failed", "no", "pip x")]
+
+    def run(
+        evaluation: Check, *options: str, looked_at: list[Check] | None = None, found: list[Check] = failing
+    ) -> Any:
         monkeypatch.setattr(examination, "models_found", lambda: Check("models", "ok", "both"))
         monkeypatch.setattr(examination, "two_documents", lambda: [*(looked_at or []), evaluation])
-        monkeypatch.setattr(examination, "libraries", lambda: [Check("import of torch", "failed", "no", "pip x")])
+        monkeypatch.setattr(examination, "libraries", lambda: found)
         return CliRunner().invoke(app, ["doctor", "--installation", *options])
 
     return run
+
+
+def test_beside_an_unsupported_version_nothing_is_tried(
+    checked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every model would be refused, after ten seconds of imports."""
+    wrong = Check("torch", "failed", "9.0 is installed, which is not supported; use one of <9", "pip install 'torch<9'")
+    monkeypatch.setattr(examination, "versions", lambda: iter([Check("numpy", "ok", "2.0"), wrong]))
+    done = checked(Check("evaluation", "ok", "2 answered"), "--json", found=[Check("import of torch", "ok", "")])
+    assert done.exit_code == 1
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["commands"] == ["pip install 'torch<9'"]
+    assert [check["what"] for check in record["checks"]] == [
+        *("numpy", "torch", "models", "import of torch", "evaluation of two documents")
+    ]
+    assert "is not tried" in record["checks"][-1]["detail"]
 
 
 def test_a_healthy_installation_exits_with_0(checked: Callable[..., Any]) -> None:
@@ -326,23 +346,30 @@ def test_this_installation_is_healthy(tmp_path: Path) -> None:
     assert [check["what"] for check in record["checks"]] == CHECKS
 
 
+OTHERS = {"transformers": "5.40.0", "filelock": "4.3.1"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "installed"), [("transformers", "5.40.0"), ("filelock", "4.3.1")])
-def test_an_unsupported_version_is_named_with_its_range_and_the_command(
-    name: str, installed: str, tmp_path: Path
-) -> None:
-    metadata = tmp_path / f"{name}-{installed}.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {installed}\n", "utf-8")
+def test_unsupported_versions_are_named_with_their_ranges_and_commands(tmp_path: Path) -> None:
+    for name, installed in OTHERS.items():
+        metadata = tmp_path / f"{name}-{installed}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {installed}\n", "utf-8")
     code, record = doctor(tmp_path)
     assert code == 1
     checks = {check["what"]: check for check in record["checks"]}
     assert list(checks) == CHECKS
-    wrong = f"{installed} is installed, which is not supported; use one of {VERSIONS[name]}"
-    assert (checks[name]["state"], checks[name]["detail"]) == ("failed", wrong)
-    command = f"pip install '{name}{VERSIONS[name]}'"
-    assert record["commands"] == [command]
-    assert checks["evaluation of two documents"]["detail"] == f"{name} {wrong}: {command}"
+    refused = ["is not tried, as every model is refused."]
+    commands = []
+    for name in (name for name in VERSIONS if name in OTHERS):
+        wrong = f"{OTHERS[name]} is installed, which is not supported; use one of {VERSIONS[name]}"
+        assert (checks[name]["state"], checks[name]["detail"]) == ("failed", wrong)
+        commands.append(f"pip install '{name}{VERSIONS[name]}'")
+        refused.append(f"{name} {wrong}: {commands[-1]}")
+    assert record["failed"] == len(OTHERS) + 1
+    assert record["commands"] == commands
+    # That lmms-eval then exits with such words: tests/compat/test_versions.py.
+    assert checks["evaluation of two documents"]["detail"] == "\n".join(refused)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from forking import Forking
 from packaging.requirements import Requirement
 
 from lmms_prune.compat.versions import VERSIONS, UnsupportedVersionError, refuse_other_versions
@@ -108,13 +109,22 @@ def test_a_schedule_is_read_beside_any_version(tmp_path: Path) -> None:
     assert done.stdout == "dart@2:0.44\n"
 
 
-def test_the_front_door_beside_another_version_exits_with_2_and_the_message(tmp_path: Path) -> None:
+FRONT_DOOR = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+sys.argv[0] = "lmms-eval"
+from lmms_eval.__main__ import cli_evaluate
+cli_evaluate()
+"""
+
+
+def test_the_front_door_beside_another_version_exits_with_2_and_the_message(forking: Forking, tmp_path: Path) -> None:
     """lmms-eval itself goes on to exit with 0 whatever a model raises."""
-    folder = pretended(tmp_path, "transformers", "5.40.0")
-    code = f"import sys; sys.path.insert(0, {str(folder)!r}); sys.argv[0] = 'lmms-eval'; from lmms_eval.__main__ import cli_evaluate; cli_evaluate()"
+    script = tmp_path / "front_door.py"
+    script.write_text(FRONT_DOOR, encoding="utf-8")
     words = ["--model", "llava_pruned", "--model_args", "schedule=dart@2:0.44", "--tasks", "mme"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    command = [*forking.prefix, str(script), str(pretended(tmp_path, "transformers", "5.40.0")), *words]
+    environment = forking.environment
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2, done.stderr[-2000:]
     assert done.stderr.rstrip().splitlines()[-1] == f"lmms-prune: error: {message('transformers', '5.40.0')}"

@@ -145,10 +145,11 @@ def test_of_two_runs_in_a_config_either_may_fail(first, harness, include, tmp_pa
 
 @pytest.mark.slow
 def test_of_two_processes_both_end_when_a_sample_of_either_fails(harness, include):
-    """The other one waits for it at the end; torchrun ends both."""
+    """The other one waits for it at the end; torchrun ends both. (It starts real processes in test_ranks.py.)"""
     line = ("--model", "llava_pruned", "--model_args", harness.text("llava", schedule=SCHEDULE))
-    torchrun = ("torchrun", "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval")
-    run = harness.run(*line, "--tasks", "broken_image", "--include_path", str(include), command=torchrun)
+    torchrun = ("torchrun", "--standalone", "--nproc_per_node", "2", "--no-python", *harness.forking.prefix)
+    command = (*torchrun, "-m", "lmms_eval")
+    run = harness.fork(*line, "--tasks", "broken_image", "--include_path", str(include), command=command)
     assert run.returncode == 1
     assert re.search(f"lmms-prune: error: {FAILURES['sample'][-1]}\n", run.stderr)
     assert run.results is None
