@@ -320,7 +320,7 @@ def test_the_command_prints_json_and_draws_a_plot(folders: dict[str, Path], tmp_
     assert [(run["schedule"], run["case"]["batch"], run["case"]["new_tokens"]) for run in said["runs"]] == [
         (name, batch, new) for batch in (1, 2) for new in (1, 3) for name in ("none", "vtw@4")
     ]
-    assert {run["visual_tokens"] for run in said["runs"]} == {24.0, 12.0}
+    assert {run["avg_visual_tokens"] for run in said["runs"]} == {24.0, 12.0}
     assert [end["batch"] for end in said["break_even"]] == [1, 2]
     drawn = ElementTree.parse(tmp_path / "times.svg").getroot()
     assert drawn.tag.endswith("svg")

@@ -58,7 +58,7 @@ def test_scores_ratios_costs_and_retention_above_blind(tmp_path: Path) -> None:
     assert one.p == one.mcnemar == pytest.approx(2 * 0.5**20)
     assert one.verdict == "worse than unpruned"
     cost = pruned.cost
-    assert (cost.tokens, cost.share_tokens, cost.share_kv, cost.share_flops) == pytest.approx(
+    assert (cost.avg_visual_tokens, cost.share_tokens, cost.share_kv, cost.share_flops) == pytest.approx(
         (30, 30, 30, 30), rel=1e-4
     )
     assert (cost.samples_per_second, cost.share_speed) == (2, 100)
