@@ -98,7 +98,7 @@ class Journal:
                 logger.warning("journal: a batch in {} was cut short; it is answered again.", path)
                 continue
             for entry in json.loads(text):
-                self._finished[entry.pop("key")] = Answer.read(entry)
+                self._finished[entry["key"]] = Answer.read(entry)
 
 
 def check_folder(folder: str) -> None:

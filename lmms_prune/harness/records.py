@@ -86,9 +86,8 @@ class Answer:
     def read(cls, entry: Mapping[str, Any]) -> Answer:
         """What `to_dict` has written."""
         accounting = TokenAccounting.read(entry["accounting"])
-        if accounting is None:
-            raise KeyError("avg_visual_tokens")
-        return cls(**{**entry, "accounting": accounting})
+        assert accounting is not None  # `to_dict` has written it
+        return cls(**{one.name: entry[one.name] for one in fields(cls)} | {"accounting": accounting})
 
 
 @dataclass

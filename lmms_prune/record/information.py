@@ -174,7 +174,7 @@ def _differences(asked: dict[str, Any], known: dict[str, Any], path: Path) -> It
     Among them are the model's settings, each by itself; folders of before have all of them as one text.
     """
     if "identity" in known and "settings" in asked:
-        asked = {**asked, "identity": settings_text(asked.pop("settings"))}
+        asked = {"identity": settings_text(asked["settings"]), **_rest(asked)}
     try:
         mine, others = (
             {f"setting {name}": value for name, value in read_settings(about).items()}
@@ -184,11 +184,14 @@ def _differences(asked: dict[str, Any], known: dict[str, Any], path: Path) -> It
         )
     except ResultsError as error:
         raise InformationError(f"{path}: {error}") from None
-    rest = {name: value for name, value in asked.items() if name not in ("settings", "identity")}
-    for name, value in {**mine, **rest}.items():
+    for name, value in {**mine, **_rest(asked)}.items():
         other = {**known, **others}.get(name)
         if other != value:
             yield name, value, other
+
+
+def _rest(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in about.items() if name not in ("settings", "identity")}
 
 
 def _replace(path: Path, content: bytes) -> None:
