@@ -39,7 +39,7 @@ ANSWERED = {
 
 
 def _unpadded(results) -> list[tuple]:
-    """Answers and ledgers, without what a method computes on the padding of a batch."""
+    """Answers and token accounting, without what a method computes on the padding of a batch."""
     return [
         (text, {name: one for name, one in counts.items() if name != "selection_flops"})
         for text, counts in _plain(results)

@@ -94,7 +94,7 @@ const letters = (row) => row.marks.map((mark) => el("abbr", { title: mark }, dat
 const relColumn = numeric("Rel", "Mean of the benchmarks' shares of the unpruned scores, in percent; 95 % interval", (row) => row.rel);
 relColumn.cell = (row) => [strongest(row, (one) => one.rel), known(row.rel_sd) ? small(`±${number(row.rel_sd)}`) : null,
   row.rel_interval ? small(between(...row.rel_interval)) : null];
-const tokensColumn = numeric("tokens", "Visual tokens, measured, average over the decoder's layers",
+const tokensColumn = numeric("tokens", "avg_visual_tokens: visual tokens, measured, average over the decoder's layers",
   (row) => row.cost.avg_visual_tokens, (x) => number(x, 0));
 
 // ---- the table -------------------------------------------------------------------------------------------------------
