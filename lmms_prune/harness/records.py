@@ -18,7 +18,8 @@ from lmms_prune.harness.checkout import code_state
 from lmms_prune.harness.fingerprint import code
 from lmms_prune.models.sizes import Architecture
 from lmms_prune.pruning.trace import RowTrace
-from lmms_prune.record.accounting import Averages, TaskAverages, TokenAccounting
+from lmms_prune.record.accounting import TokenAccounting
+from lmms_prune.record.averages import Averages, TaskAverages
 from lmms_prune.record.bitmaps import encode
 from lmms_prune.record.run import VERSIONS, Provenance
 

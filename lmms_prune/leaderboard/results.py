@@ -17,7 +17,6 @@ from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, documents, fault, sc
 from lmms_prune.leaderboard.records import Problem, RunRecord, Source, TaskRecord
 from lmms_prune.leaderboard.samples import UNREADABLE
 from lmms_prune.models import MODEL_NAMES
-from lmms_prune.record.accounting import TokenTotals
 from lmms_prune.record.results import SUFFIX, ResultsError, orphans, read_results_file, results_files
 from lmms_prune.record.run import RunReport
 
@@ -157,7 +156,7 @@ def _task(said: Mapping[str, Any], task: str, run: RunReport | None, source: Sou
         answered=answered,
         documents=whole,
         samples=samples if lexists(samples) else None,
-        accounting=TokenTotals.of_averages(averages) if averages and averages.samples else None,
+        accounting=averages.totals if averages and averages.samples else None,
         asked=blake2b(asked.encode(), digest_size=8).hexdigest(),
         source=source,
         target=""

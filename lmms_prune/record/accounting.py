@@ -1,13 +1,12 @@
-"""Token accounting: what one sample cost in tokens, bytes and FLOPs, and what samples cost on average. Without torch.
+"""Token accounting: what one sample cost in tokens, bytes and FLOPs. Without torch.
 
-Each line of a samples file holds one `TokenAccounting` in ``token_counts[0]``; the results hold `Averages` of the run and
-`TaskAverages` of each task (`lmms_prune.record.run`). Whoever writes or reads these files does so here.
+Each line of a samples file holds one `TokenAccounting` in ``token_counts[0]``; whoever writes or reads it does so here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from math import inf
 from typing import Any
 
@@ -93,16 +92,16 @@ class TokenAccounting:
         grids, bitmaps = entry.get("visual_grids", ()), _field(entry, "token_bitmaps", ())
         names = ("kept_visual_tokens", "recycled_visual_tokens", "layer_visual_tokens", "layer_kv_bytes")
         counts: dict[str, Any] = {name: tuple(map(int, entry.get(name, ()))) for name in names}
-        counts |= {f"{part}_flops": _count(entry, f"{part}_flops", 0) for part in PARTS}
+        counts |= {f"{part}_flops": count(entry, f"{part}_flops", 0) for part in PARTS}
         return cls(
-            input_tokens=_count(entry, "input_tokens", 0),
-            output_tokens=_count(entry, "output_tokens", 0),
-            visual_tokens=_count(entry, "visual_tokens"),
-            avg_visual_tokens=_number(entry, "avg_visual_tokens"),
-            text_tokens=_count(entry, "text_tokens", 0),
+            input_tokens=count(entry, "input_tokens", 0),
+            output_tokens=count(entry, "output_tokens", 0),
+            visual_tokens=count(entry, "visual_tokens"),
+            avg_visual_tokens=number(entry, "avg_visual_tokens"),
+            text_tokens=count(entry, "text_tokens", 0),
             visual_grids=tuple((int(rows), int(columns)) for rows, columns in grids),
             token_bitmaps=tuple(tuple(str(text) for text in images) for images in bitmaps),
-            kv_bytes=_count(entry, "kv_bytes"),
+            kv_bytes=count(entry, "kv_bytes"),
             **counts,
         )
 
@@ -163,131 +162,6 @@ class TokenTotals:
         ]
         return cls(*np.array(rows, float).sum(axis=0).tolist()) if rows else cls()
 
-    @classmethod
-    def of_averages(cls, task: TaskAverages) -> TokenTotals:
-        """The sums behind a task's averages, for where no samples were logged."""
-        many, pictured = float(task.samples), float(task.with_image)
-        return cls(
-            many,
-            pictured,
-            task.original_visual_tokens * pictured,
-            task.avg_visual_tokens * pictured,
-            task.kv_mib * 2**20 * many,
-            *(getattr(task, f"{part}_tflops") * 1e12 * many for part in PARTS),
-        )
-
-
-@dataclass(frozen=True)
-class Averages:
-    """What a sample cost on average.
-
-    Args:
-        original_visual_tokens: over the samples with an image.
-        avg_visual_tokens: visual tokens, average over the decoder's layers and the samples with an image.
-        input_tokens: over all samples, as the rest.
-        kv_mib: the cache that the prefill left.
-        encoder_tflops, selection_tflops, prefill_tflops, decode_tflops: see `TokenAccounting`.
-    """
-
-    original_visual_tokens: float
-    avg_visual_tokens: float
-    input_tokens: float
-    kv_mib: float
-    encoder_tflops: float
-    selection_tflops: float
-    prefill_tflops: float
-    decode_tflops: float
-
-    @classmethod
-    def of(cls, samples: Sequence[TokenAccounting]) -> Averages:
-        """The averages of some samples."""
-        totals = TokenTotals.of(samples)
-        inputs = sum(one.input_tokens for one in samples) / max(1, len(samples))
-        return cls(totals.original_visual_tokens, totals.avg_visual_tokens, inputs, **totals.costs())
-
-    @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> Averages:
-        """What `written` has made of it, now or before; what was not counted then is 0."""
-        return cls(**{one.name: _number(entry, one.name, 0.0) for one in fields(cls)})
-
-
-@dataclass(frozen=True)
-class TaskAverages(Averages):
-    """What a sample of one task cost on average, and layer by layer.
-
-    Args:
-        samples: how many were answered. with_image: how many of them have visual tokens.
-        text_tokens: of the prompt, over all samples, as all that follows.
-        layer_visual_tokens: in each decoder layer. layer_tokens: with the text.
-        recycled_visual_tokens: after each stage.
-        layer_kv_mib: of each layer.
-        computed_tokens: that a layer processed, padding included.
-        padding: the share of the executed tokens that were no sample's own.
-        cache_mib: the cache as it was, padding included.
-    """
-
-    samples: int
-    with_image: int
-    text_tokens: float
-    layer_visual_tokens: tuple[float, ...]
-    layer_tokens: tuple[float, ...]
-    recycled_visual_tokens: tuple[float, ...]
-    layer_kv_mib: tuple[float, ...]
-    computed_tokens: float
-    padding: float
-    cache_mib: float
-
-    @classmethod
-    def of_task(
-        cls, samples: Sequence[TokenAccounting], computed: Sequence[int], cached: Sequence[int]
-    ) -> TaskAverages:
-        """The averages of one task's samples.
-
-        Args:
-            samples: at least one.
-            computed: tokens that were executed for each, over all layers, padding included.
-            cached: bytes that the prefill left in the cache for each, padding included.
-        """
-        many, executed = len(samples), sum(computed)
-        text = sum(one.text_tokens for one in samples) / many
-        visual = _means([one.layer_visual_tokens for one in samples])
-        return cls(
-            **asdict(Averages.of(samples)),
-            samples=many,
-            with_image=sum(one.visual_tokens > 0 for one in samples),
-            text_tokens=text,
-            layer_visual_tokens=visual,
-            layer_tokens=tuple(text + tokens for tokens in visual),
-            recycled_visual_tokens=_means([one.recycled_visual_tokens for one in samples]),
-            layer_kv_mib=tuple(size / 2**20 for size in _means([one.layer_kv_bytes for one in samples])),
-            computed_tokens=executed / many / len(visual),
-            padding=1 - (text * len(visual) + sum(visual)) * many / executed,
-            cache_mib=sum(cached) / many / 2**20,
-        )
-
-    @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> TaskAverages:
-        """What `written` has made of it, now or before.
-
-        Records of before do not say how many samples had an image, nor what these had before the first layer: there
-        every sample counts, and the first layer stands for the original.
-        """
-        samples, visual = _count(entry, "samples"), _floats(entry, "layer_visual_tokens")
-        with_image = _count(entry, "with_image", samples)
-        if "with_image" not in entry:
-            entry = {**entry, "original_visual_tokens": visual[0], "avg_visual_tokens": sum(visual) / len(visual)}
-        _number(entry, "kv_mib")  # which all have had
-        lists = ("layer_tokens", "recycled_visual_tokens", "layer_kv_mib")
-        rest: dict[str, Any] = {name: _floats(entry, name) for name in lists}
-        rest |= {name: _number(entry, name, 0.0) for name in ("text_tokens", "computed_tokens", "padding", "cache_mib")}
-        return cls(
-            **asdict(Averages.read(entry)),
-            samples=samples,
-            with_image=with_image,
-            layer_visual_tokens=visual,
-            **rest,
-        )
-
 
 def written(value: Any) -> Any:
     """A record in JSON's types: a mapping of its fields, and lists in the place of tuples."""
@@ -296,26 +170,22 @@ def written(value: Any) -> Any:
     return [written(part) for part in value] if isinstance(value, tuple) else value
 
 
-def _means(samples: Sequence[Sequence[int]]) -> tuple[float, ...]:
-    """Averages over the samples' lists, entry by entry."""
-    return tuple(sum(values) / len(samples) for values in zip(*samples, strict=True))
-
-
 def _field(entry: Mapping[str, Any], name: str, default: Any = None) -> Any:
     """A field under its name, or under the one that it had before."""
     return entry[name] if name in entry else entry.get(OLD_NAMES.get(name, name), default)
 
 
-def _count(entry: Mapping[str, Any], name: str, default: Any = None) -> int:
+def count(entry: Mapping[str, Any], name: str, default: Any = None) -> int:
+    """A field of a record that is a whole number from 0 on; without a default it must be there."""
     return int(_checked(entry, name, default))
 
 
-def _number(entry: Mapping[str, Any], name: str, default: Any = None) -> float:
+def number(entry: Mapping[str, Any], name: str, default: Any = None) -> float:
+    """A field of a record that is a number from 0 on; without a default it must be there."""
     return float(_checked(entry, name, default))
 
 
 def _checked(entry: Mapping[str, Any], name: str, default: Any) -> Any:
-    """A finite number from 0 on; without a default it must be there."""
     value = _field(entry, name, default)
     if value is None:
         raise KeyError(name)
@@ -324,7 +194,3 @@ def _checked(entry: Mapping[str, Any], name: str, default: Any) -> Any:
     if not 0 <= float(value) < inf:
         raise ValueError(f"{name}: {float(value):g}, where finite numbers from 0 on are possible")
     return value
-
-
-def _floats(entry: Mapping[str, Any], name: str) -> tuple[float, ...]:
-    return tuple(map(float, entry.get(name, ())))

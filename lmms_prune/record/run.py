@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lmms_prune.record.accounting import Averages, TaskAverages, written
+from lmms_prune.record.accounting import written
+from lmms_prune.record.averages import Averages, TaskAverages
 from lmms_prune.record.results import ResultsError
 
 VERSIONS = ("lmms-prune", "lmms-eval", "torch", "transformers")

@@ -15,7 +15,8 @@ from lmms_prune.leaderboard.flips import flips, read_answers
 from lmms_prune.leaderboard.formats import described
 from lmms_prune.leaderboard.results import read_results
 from lmms_prune.leaderboard.table import leaderboard
-from lmms_prune.record.accounting import OLD_NAMES, TaskAverages, TokenAccounting, TokenTotals
+from lmms_prune.record.accounting import OLD_NAMES, TokenAccounting, TokenTotals
+from lmms_prune.record.averages import TaskAverages
 from lmms_prune.record.bitmaps import decode
 from lmms_prune.record.information import InformationError, Store
 from lmms_prune.record.results import ResultsError, read_results_file
@@ -192,6 +193,6 @@ def test_a_tasks_sums_are_those_of_its_samples() -> None:
     some = [pictured, replace(pictured, recycled_visual_tokens=(0,), encoder_flops=0, **nothing)]
     task = TaskAverages.of_task(some, [1000, 1000], [10, 10])
     assert (task.samples, task.with_image, task.avg_visual_tokens) == (2, 1, pictured.avg_visual_tokens)
-    sums, expected = TokenTotals.of_averages(task), TokenTotals.of(some)
+    sums, expected = task.totals, TokenTotals.of(some)
     for name in vars(expected):
         assert getattr(sums, name) == pytest.approx(getattr(expected, name)), name
