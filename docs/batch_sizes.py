@@ -21,6 +21,7 @@ import typer
 
 from lmms_prune.demo.benchmarks import build_mirror
 from lmms_prune.demo.models import MODELS, weights
+from lmms_prune.leaderboard.samples import sample_accounting
 
 SCHEDULES = ("none", "dart@1:0.44,random@8:0.07")
 TASK = "pope"
@@ -40,8 +41,9 @@ def samples(schedule: str, dtype: str, batch_size: int, mirror: Path, out: Path)
 
 def kept_tokens(row: dict[str, Any]) -> Any:
     """The tokens that each stage kept of a sample's images."""
-    [counts] = row["token_counts"] if isinstance(row["token_counts"], list) else [row["token_counts"]]
-    return counts["kept_places"]
+    accounting = sample_accounting(row)
+    assert accounting is not None, "a run of ours"
+    return accounting.token_bitmaps
 
 
 def main(

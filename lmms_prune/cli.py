@@ -264,7 +264,7 @@ def demo(
         raise typer.Exit(1)
 
 
-_AFTERWARDS = """tokens: visual tokens, average over the decoder's layers. MME: total of 1600; POPE: F1 score; all but MME in percent.
+_AFTERWARDS = """tokens: visual tokens, average over the decoder's layers (avg_visual_tokens). MME: total of 1600; POPE: F1 score; all but MME in percent.
 kept: the mean share of the unpruned scores that is left, in percent. random@1:1.0 keeps every token: it must equal none.
 
 One of these runs, as you would type it (lmms-eval's own table has shares of 1, and OCRBench's points of 1000):

@@ -31,7 +31,18 @@ BELOW = {
     "sweep": {"configs", "harness", "record", "terminal"},
     "leaderboard": {"errors", "harness", "methods", "models", "record", "schedule", "terminal"},
     "demo": {"compat", "efficiency", "harness", "leaderboard", "models", "record", "schedule", "terminal"},
-    "certificate": {"compat", "demo", "errors", "harness", "methods", "models", "pruning", "schedule", "terminal"},
+    "certificate": {
+        "compat",
+        "demo",
+        "errors",
+        "harness",
+        "methods",
+        "models",
+        "pruning",
+        "record",
+        "schedule",
+        "terminal",
+    },
     "information": {
         "compat",
         "configs",
@@ -147,6 +158,11 @@ def test_imports_go_down_only(path: Path) -> None:
         assert mine in ONLY_IN.get(top, {mine}), f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if part(path) == "record"], ids=lambda path: path.name)
+def test_what_is_on_disk_is_read_without_torch(path: Path) -> None:
+    assert not {"torch", "transformers", "lmms_eval"} & {name.split(".")[0] for name in imports(path)}
+
+
 # Where our command begins, and where lmms-eval's comes to us.
 COMMAND_LINES = {"cli.py", "harness/plugin.py"}
 
@@ -198,7 +214,7 @@ from lmms_prune.configs.runs import read
 report["problems"] = check(run).problems
 report["a check"] = sorted(heavy & set(sys.modules))
 from importlib import import_module
-for name in ("record.bitmaps", "leaderboard.table", "leaderboard.formats", "leaderboard.gate", "leaderboard.page.render"):
+for name in ("record.run", "record.information", "record.bitmaps", "leaderboard.table", "leaderboard.formats", "leaderboard.gate", "leaderboard.page.render"):
     import_module(f"lmms_prune.{name}")
     report[name] = sorted(heavy & set(sys.modules))
 from importlib.metadata import entry_points
@@ -220,7 +236,7 @@ def test_what_needs_no_weights_imports_no_torch(tmp_path: Path) -> None:
     report = run(LIGHT, config)
     assert report.pop("models") == ["llava_pruned", "qwen2_5_vl_pruned"]
     assert report.pop("the command schedule") == ["lmms_prune.configs.schedule_command"]
-    assert len(report) == 11
+    assert len(report) == 13
     assert {step: names for step, names in report.items() if names} == {}
 
 

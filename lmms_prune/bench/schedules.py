@@ -51,7 +51,7 @@ class Measured:
         realised_low, realised_high: 95 % bootstrap interval of that ratio; the repeats of both are drawn in pairs.
         realised_fraction: the realised over the ideal speed-up; a schedule that keeps everything has what its hooks leave.
         selection_flops: matrix products of the selection for the whole batch, as torch counts them.
-        visual_tokens: average a layer and row.
+        avg_visual_tokens: average over the layers and rows.
         peak_bytes: most memory that was allocated on the GPU; None on a CPU.
     """
 
@@ -67,7 +67,7 @@ class Measured:
     realised_high: float
     realised_fraction: float
     selection_flops: int
-    visual_tokens: float
+    avg_visual_tokens: float
     peak_bytes: int | None
 
 
@@ -80,7 +80,7 @@ class _Runs:
     peak: int | None = None
     flops: int = 0
     selection_flops: int = 0
-    visual_tokens: float = 0.0
+    avg_visual_tokens: float = 0.0
 
 
 @torch.inference_mode()
@@ -145,7 +145,7 @@ def _summary(name: str, case: Case, run: _Runs, whole: _Runs) -> Measured:
         realised_high=fastest,
         realised_fraction=realised / ideal,
         selection_flops=run.selection_flops,
-        visual_tokens=run.visual_tokens,
+        avg_visual_tokens=run.avg_visual_tokens,
         peak_bytes=run.peak,
     )
 
@@ -280,5 +280,5 @@ def _account(
     for row in trace.rows:
         lengths = [row.text_tokens + visual for visual in row.visual]
         run.flops += int(prefill_flops(sizes, lengths) + decode_flops(sizes, lengths, case.new_tokens - 1))
-    run.visual_tokens = trace.avg_visual_tokens
+    run.avg_visual_tokens = trace.avg_visual_tokens
     run.selection_flops = round(sum(row.selection_flops or 0 for row in trace.rows))

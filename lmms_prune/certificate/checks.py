@@ -60,7 +60,7 @@ def equals_reference(case: Case, rows: Rows, name: str) -> Result:
     return _within("reference", deviation, case, "logits are off the masked reference by")
 
 
-def cache_is_the_ledger(case: Case, rows: Rows, name: str) -> Result:
+def cache_is_the_trace(case: Case, rows: Rows, name: str) -> Result:
     """Each layer's cache, the trace and the plan hold the same number of tokens."""
     seen, layers = case.run(rows), len(case.parts.layers)
     longest = [0] * layers
@@ -79,7 +79,7 @@ def cache_is_the_ledger(case: Case, rows: Rows, name: str) -> Result:
         if not case.schedule.at_most and record.kept != case.schedule.plan(record.images):
             return Result("cache", f"row {number} keeps {record.kept}, planned: {case.schedule.plan(record.images)}")
         if record.cached != seen.cached:
-            return Result("cache", f"row {number}: the ledger says {record.cached}, the cache holds {seen.cached}")
+            return Result("cache", f"row {number}: the trace says {record.cached}, the cache holds {seen.cached}")
     if seen.cached != longest:
         return Result("cache", f"the cache holds {seen.cached}, what is left is {longest}")
     return Result("cache", deviation=0.0)
@@ -213,7 +213,7 @@ Check = Callable[[Case, Rows, str], Result]
 CHECKS: dict[str, Check] = {
     "keep-all": keeps_all,
     "reference": equals_reference,
-    "cache": cache_is_the_ledger,
+    "cache": cache_is_the_trace,
     "positions": positions_continue,
     "order": order_is_kept,
     "alone": row_equals_batch,

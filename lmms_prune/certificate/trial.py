@@ -11,6 +11,7 @@ from typing import Any
 from lmms_prune.certificate.libraries import printed
 from lmms_prune.harness.failures import Failure
 from lmms_prune.harness.installation import Check, mending, reinstall
+from lmms_prune.record.run import RunReport
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS
 
@@ -77,7 +78,11 @@ def judged(results: Mapping[str, Any], planned: float, seconds: float) -> Check:
         seconds: that it took.
     """
     answered = round(results["results"][_TASK]["answered,none"] * results["n-samples"][_TASK]["effective"])
-    kept = results["config"]["batch_sizes"][0]["averages"]["visual_tokens_per_layer"]
+    report = RunReport.of_results(results)
+    averages = None if report is None else report.averages
+    if averages is None:
+        return Check(_WHAT, "failed", "its results hold no averages of ours", reinstall("lmms-prune"))
+    kept = averages.avg_visual_tokens
     detail = f"{answered} answered in {seconds:.0f} seconds, with {kept:.2f} visual tokens a layer"
     if answered != 2 or abs(kept - planned) > 1e-6:
         wrong = f"{detail}; 2 and {planned:.2f} were to be expected"

@@ -25,7 +25,9 @@ from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.leaderboard.benchmarks import rel, score
 from lmms_prune.models.architectures import architecture
+from lmms_prune.record.accounting import written
 from lmms_prune.record.redaction import secret_values
+from lmms_prune.record.run import RunReport
 from lmms_prune.schedule import Schedule
 
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
@@ -163,7 +165,7 @@ def tables(record: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
             scores = ["" if (value := run["scores"][name]) is None else f"{value:.0f}" for name in names]
             kept = rel(run["scores"], whole["scores"]) if whole else None
             label = "\n".join(run["schedule"].split(","))
-            tokens = f"{run['averages']['visual_tokens_per_layer']:.0f}"
+            tokens = f"{run['averages']['avg_visual_tokens']:.0f}"
             table.add_row(label, tokens, *scores, "" if kept is None else f"{kept:.0f}")
         made.append(table)
     return made
@@ -202,7 +204,13 @@ def _run(model: Model, checkpoint: Path, row: Row, tasks: Sequence[str], results
 
 
 def _record(model: Model, row: Row, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
-    run = results["config"]["batch_sizes"][0]
+    report = RunReport.of_results(results)
+    assert report is not None, "a model of ours"
     scores = {task: score(results, task) for task in tasks}
-    said = {"model": model.wrapper, "schedule": str(row), "solved": run["schedule"], "averages": run["averages"]}
+    said = {
+        "model": model.wrapper,
+        "schedule": str(row),
+        "solved": report.schedule,
+        "averages": written(report.averages),
+    }
     return {**said, "scores": scores}

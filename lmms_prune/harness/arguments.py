@@ -149,13 +149,9 @@ class ModelArguments:
         return tuple(str(getattr(self, name)) for name in names)
 
     def settings(self) -> dict[str, str]:
-        """All that can change an answer, as texts by their names."""
+        """All that can change an answer, as texts by their names; equal settings give equal answers."""
         aside = ("budget", "journal")
         return {field.name: str(getattr(self, field.name)) for field in fields(self) if field.name not in aside}
-
-    def identity(self) -> str:
-        """All that can change an answer, as text; equal identities give equal answers."""
-        return ", ".join(f"{name}={value}" for name, value in self.settings().items())
 
 
 def split(text: str) -> dict[str, str]:

@@ -9,15 +9,18 @@ from pathlib import Path
 import psutil
 import torch
 
+from lmms_prune.record.run import Circumstances
 
-def circumstances(processes: int) -> dict[str, str]:
-    """The processor with the number of its cores that may be used, torch's threads, and the processes of the evaluation."""
+
+def circumstances(batch_size: int | str, processes: int) -> Circumstances:
+    """What is known before the first sample: the batch size that was asked for, machine, threads and processes."""
     cores = len(_cores())
-    return {
-        "machine": f"{_processor()}, {cores} core{'s' * (cores != 1)}",
-        "threads": str(torch.get_num_threads()),
-        "processes": str(processes),
-    }
+    return Circumstances(
+        batch_size=batch_size,
+        machine=f"{_processor()}, {cores} core{'s' * (cores != 1)}",
+        threads=str(torch.get_num_threads()),
+        processes=str(processes),
+    )
 
 
 class OtherLoad:

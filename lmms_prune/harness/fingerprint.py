@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.harness.tasks import task_configs
+from lmms_prune.record.run import Provenance
 
 PACKAGE = Path(__file__).parents[1]
 # Parts that no evaluation runs through. All else counts, also where it does not matter to a given run.
@@ -63,17 +64,17 @@ def _files(arguments: ModelArguments) -> Iterator[Path]:
             yield from (file for file in (sorted(path.glob(below)) if isdir(path) else [path]) if isfile(file))
 
 
-def made_from(arguments: ModelArguments, executed: Mapping[str, str], commit: str | None) -> dict[str, str]:
+def made_from(arguments: ModelArguments, executed: Provenance, commit: str | None) -> dict[str, str]:
     """All that a run's answers depend on beside its documents, as texts.
 
     Args:
         arguments: as executed, with what their files say.
-        executed: device, attention kernel and dtype of the loaded model; other names are left out.
+        executed: of which device, attention kernel and dtype of the loaded model are taken.
         commit: of a checkpoint from the hub.
     """
     return {
         **arguments.settings(),
-        **{name: executed[name] for name in ("device", "attention", "dtype")},
+        **{name: str(getattr(executed, name)) for name in ("device", "attention", "dtype")},
         "checkpoint": commit or "",
         "files": digest(inputs(arguments)),
         "code": code(),

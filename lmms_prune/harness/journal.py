@@ -11,7 +11,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from PIL.Image import Image
 
 from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.harness.fingerprint import digest
-from lmms_prune.harness.records import Answer, PrunedTokenCounts
+from lmms_prune.harness.records import Answer
 from lmms_prune.record.files import regular, write
 from lmms_prune.record.redaction import redacted, redacted_values
 
@@ -76,7 +75,7 @@ class Journal:
         kept = {key: one for key, one in answers.items() if redacted(one.text, self._secrets) == one.text}
         if not kept:
             return
-        batch = [{"key": key, **asdict(answer)} for key, answer in kept.items()]
+        batch = [{"key": key, **answer.to_dict()} for key, answer in kept.items()]
         text = json.dumps(batch).encode()
         try:
             new = not self._file.exists()
@@ -99,8 +98,7 @@ class Journal:
                 logger.warning("journal: a batch in {} was cut short; it is answered again.", path)
                 continue
             for entry in json.loads(text):
-                key, counts = entry.pop("key"), PrunedTokenCounts(**entry.pop("counts"))
-                self._finished[key] = Answer(counts=counts, **entry)
+                self._finished[entry["key"]] = Answer.read(entry)
 
 
 def check_folder(folder: str) -> None:

@@ -35,7 +35,7 @@ from lmms_prune.harness.lengths import CHARACTERS, visual_lengths
 from lmms_prune.harness.loading import load_model, pick_device, read_config
 from lmms_prune.harness.memory import BatchSize, release, watched
 from lmms_prune.harness.prompts import question_text, text_or_file
-from lmms_prune.harness.records import Answer, PrunedTokenCounts, RunTotals, provenance
+from lmms_prune.harness.records import Answer, Answered, provenance, token_accounting
 from lmms_prune.harness.response_cache import hold_to
 from lmms_prune.harness.saving import read_back, refuse_unwritable
 from lmms_prune.harness.unseen import UNSEEN, refuse_unseen
@@ -43,8 +43,10 @@ from lmms_prune.models.architectures import from_config
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.hooks import check, prune
 from lmms_prune.pruning.trace import masks_to_host
+from lmms_prune.record.accounting import TokenAccounting, written
 from lmms_prune.record.information import InformationError
 from lmms_prune.record.redaction import redacted_values
+from lmms_prune.record.run import RunReport, settings_text
 
 
 class SampleError(Exception):
@@ -128,20 +130,16 @@ class PrunedModel(ChatModel):
         commit = getattr(self.model.config, "_commit_hash", None)
         self.made_from = made_from(self.arguments, executed, commit)
         self._journal = None if arguments.journal is None else Journal(arguments.journal, self.made_from, self.secrets)
-        # The harness copies the values of `batch_sizes` into the results' config: the one place for what it does not
-        # record by itself (its throughput section takes numbers only).
-        self.batch_sizes: dict[str, dict[str, Any]] = {
-            "run": redacted_values(
-                {
-                    "batch_size": self.batch_size,
-                    "schedule": str(schedule),
-                    "identity": self.arguments.identity(),
-                    **executed,
-                    **circumstances(self._world_size),
-                },
-                self.secrets,
-            )
-        }
+        self.report = RunReport(
+            settings=self.arguments.settings(),
+            provenance=executed,
+            circumstances=circumstances(self.batch_size, self._world_size),
+        )
+
+    @property
+    def batch_sizes(self) -> dict[str, dict[str, Any]]:
+        """The run's report, where lmms-eval looks for what it copies into the results' config."""
+        return {"run": redacted_values(self.report.to_dict(), self.secrets)}
 
     @classmethod
     def create_from_arg_string(cls, arg_string: Any, additional_config: Mapping[str, Any] | None = None) -> PrunedModel:
@@ -165,7 +163,7 @@ class PrunedModel(ChatModel):
 
     def __repr__(self) -> str:
         # The response cache's key for a model object is its repr.
-        return f"{type(self).__name__}({self.arguments.identity()}, made_from={digest(self.made_from)})"
+        return f"{type(self).__name__}({settings_text(self.report.settings)}, made_from={digest(self.made_from)})"
 
     @property
     def device(self) -> torch.device:
@@ -200,7 +198,7 @@ class PrunedModel(ChatModel):
     def _generate(self, requests: list[Instance]) -> list[GenerationResult]:
         answers: dict[int, Answer] = {}
         load = OtherLoad()
-        record, again, self._cut = RunTotals(), repeats(requests), set[str]()
+        answered, again, self._cut = Answered(), repeats(requests), set[str]()
         progress = make_progress(total=len(requests), desc="Model Responding", disable=self.rank != 0)
         batches = Batches(self._groups(requests), self._size, lambda places: self._prepare(requests, places, again))
         for places, prepared in batches:
@@ -212,15 +210,15 @@ class PrunedModel(ChatModel):
             self._write_down(prepared.rows, new)
             done = prepared.finished | {row.place: one for row, one in zip(prepared.rows, new, strict=True)}
             for place, answer in done.items():
-                record.add(requests[place].args[4], answer)
-            record.resumed += len(prepared.finished)
+                answered.add(requests[place].args[4], answer)
+            answered.resumed += len(prepared.finished)
             answers |= done
             progress.update(len(places))
         progress.close()
-        self._refuse_no_pruning(record)
-        self._log(record, load.share())
-        self._warn([answers[i].counts for i in range(len(requests))], requests)
-        return [GenerationResult(answers[i].text, answers[i].counts) for i in range(len(requests))]
+        self._report(answered, load.share())
+        self._warn([answers[i].accounting for i in range(len(requests))], requests)
+        # The harness asks the accounting for its `to_dict`, and for nothing else of its own class.
+        return [GenerationResult(answers[i].text, answers[i].accounting) for i in range(len(requests))]
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
@@ -281,10 +279,10 @@ class PrunedModel(ChatModel):
         for ids, sample, length in zip(new, samples, lengths, strict=True):
             own = own_tokens(ids, tokenizer)
             shapes = list(islice(grids, len(rows[sample].images)))
-            counts = PrunedTokenCounts.of(rows[sample], shapes, self.architecture, length, len(own))
+            accounting = token_accounting(rows[sample], shapes, self.architecture, length, len(own))
             computed, cached = sum(rows[sample].computed), int(sum(kv_bytes(self.architecture, rows[sample].cached)))
             text, share = clean(self.decode(own), stops), seconds / len(samples)
-            results.append(Answer(text, counts, computed, cached, len(samples), share))
+            results.append(Answer(text, accounting, computed, cached, len(samples), share))
         return results
 
     def _write_down(self, rows: Sequence[_Row], answers: Sequence[Answer]) -> None:
@@ -341,30 +339,39 @@ class PrunedModel(ChatModel):
         if ignored:
             logger.warning("generation options without a meaning here are ignored: {}", ", ".join(ignored))
 
-    def _refuse_no_pruning(self, record: RunTotals) -> None:
-        """Count the samples that lost no token; a schedule that pruned none of them was not evaluated."""
+    def _unpruned_samples(self, answered: Answered) -> int:
+        """How many samples lost no token, of all processes; a schedule that pruned none of them was not evaluated."""
         schedule = self.arguments.schedule
-        counts = torch.tensor([record.unpruned, record.with_image], device=self.device)
+        pictured = [one.accounting for one in answered.answers if one.accounting.visual_tokens]
+        counts = torch.tensor([sum(one.unpruned for one in pictured), len(pictured)], device=self.device)
         unpruned, images = self.accelerator.reduce(counts).tolist() if schedule.stages else (0, 0)
-        self.batch_sizes["run"]["unpruned_samples"] = unpruned
         if images and unpruned == images and not schedule.keeps_all:
-            average = record.visual_tokens / max(1, record.with_image)
+            average = sum(one.visual_tokens for one in pictured) / max(1, len(pictured))
             raise ArgumentError(
                 f"model_args: schedule={schedule} pruned nothing: in all {images} samples with an image every visual token "
                 f"stayed ({average:.0f} on average). Keep fewer: give a ratio, or a number of tokens below that."
             )
+        return unpruned
 
-    def _log(self, record: RunTotals, other_load: float | None) -> None:
-        speed = record.output_tokens / record.seconds if record.seconds else 0.0
-        numbers = {"total_requests": record.samples, **record.averages()}
-        log_metrics(record.seconds, record.output_tokens, speed, numbers)
-        said = {"averages": record.averages(), "tasks": record.by_task(), "largest_batch": record.largest_batch}
-        said |= {"resumed": record.resumed, "other_load": other_load}
-        self.batch_sizes["run"] |= said
+    def _report(self, answered: Answered, other_load: float | None) -> None:
+        """What the results say of the run: the harness's throughput, and our report."""
+        answers, averages = answered.answers, answered.averages()
+        largest = max((one.rows for one in answers), default=0)
+        self.report = replace(
+            self.report,
+            circumstances=replace(self.report.circumstances, largest_batch=largest, other_load=other_load),
+            averages=averages,
+            tasks=answered.by_task(),
+            unpruned_samples=self._unpruned_samples(answered),
+            resumed=answered.resumed,
+        )
+        seconds, tokens = sum(one.seconds for one in answers), sum(one.accounting.output_tokens for one in answers)
+        # The harness writes "avg_" before each of them.
+        numbers = {name.removeprefix("avg_"): value for name, value in written(averages).items()}
+        log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, {"total_requests": len(answers), **numbers})
 
-    def _warn(self, counts: Sequence[PrunedTokenCounts], requests: Sequence[Instance]) -> None:
+    def _warn(self, samples: Sequence[TokenAccounting], requests: Sequence[Instance]) -> None:
         """Count what the harness's own wrappers answer, too, but whose answers say little: cut images, long prompts."""
-        self.batch_sizes["run"]["cut_images"] = len(self._cut)
         if self._cut:
             logger.warning(
                 "{} samples have an image whose file is cut short or damaged; the rest of it is grey: {}. The results count them "
@@ -372,8 +379,7 @@ class PrunedModel(ChatModel):
                 *(len(self._cut), ", ".join(sorted(self._cut)[:3])),
             )
         most = self.model.config.text_config.max_position_embeddings
-        long = [i for i, one in enumerate(counts) if (one.input_tokens or 0) + (one.output_tokens or 0) > most]
-        self.batch_sizes["run"]["beyond_positions"] = len(long)
+        long = [i for i, one in enumerate(samples) if one.input_tokens + one.output_tokens > most]
         if long:
             _, _, _, doc, task, _ = requests[long[0]].args
             logger.warning(
@@ -381,6 +387,7 @@ class PrunedModel(ChatModel):
                 "what it answers to them says little. The results count them as beyond_positions.",
                 *(len(long), most, task, doc),
             )
+        self.report = replace(self.report, cut_images=len(self._cut), beyond_positions=len(long))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -83,10 +83,10 @@ def measured(wrapper: PrunedModel, found: list[Document], numbers: list[int], bl
     from lmms_prune.information.run import measure_documents
     from lmms_prune.record.information import Store
 
-    settings = {"model": wrapper.family.model_name, "identity": wrapper.arguments.identity()}
+    about: dict[str, Any] = {"model": wrapper.family.model_name, "settings": wrapper.arguments.settings()}
     # Weights that have changed under the same name are another model.
-    settings |= {f"{name} of the checkpoint": wrapper.made_from[kind] for name, kind in _CHECKPOINT.items()}
-    store = Store.open(out, {**settings, "layers": numbers, "block": block})
+    about |= {f"{name} of the checkpoint": wrapper.made_from[kind] for name, kind in _CHECKPOINT.items()}
+    store = Store.open(out, {**about, "layers": numbers, "block": block})
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("information", total=len(found))
         measure_documents(wrapper, found, store, numbers, block, lambda document: progress.advance(bar))

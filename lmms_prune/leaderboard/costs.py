@@ -34,7 +34,7 @@ def cost(entry: Entry, baseline: Entry | None) -> Cost:
 
     return replace(
         mine,
-        share_tokens=share(mine.tokens, mine.original_tokens),
+        share_tokens=share(mine.avg_visual_tokens, mine.original_tokens),
         share_kv=share(mine.kv_mib, whole.kv_mib),
         share_flops=share(mine.prefill_tflops, whole.prefill_tflops),
         share_speed=None if unlike else share(mine.samples_per_second, whole.samples_per_second),
@@ -68,9 +68,16 @@ def _measured(entry: Entry) -> Cost:
     seconds = sum(source.seconds for source in sources)
     speed = sum(source.requests for source in sources) / seconds if seconds else None
     device = " and ".join(sorted({source.facts.get("device", "") for source in sources}))
-    if (ledger := entry.ledger) is None:
+    if (totals := entry.accounting) is None:
         return Cost(samples_per_second=speed, device=device)
-    parts = ("tower", "selection", "prefill", "decode")
-    tower, selection, prefill, decode = (ledger.mean(f"{part}_flops") / 1e12 for part in parts)
-    kv = ledger.mean("kv_bytes") / 2**20
-    return Cost(ledger.tokens, ledger.original_tokens, kv, selection + prefill, tower, decode, speed, device)
+    costs = totals.costs()
+    return Cost(
+        avg_visual_tokens=totals.avg_visual_tokens,
+        original_tokens=totals.original_visual_tokens,
+        kv_mib=costs["kv_mib"],
+        prefill_tflops=costs["selection_tflops"] + costs["prefill_tflops"],
+        encoder_tflops=costs["encoder_tflops"],
+        decode_tflops=costs["decode_tflops"],
+        samples_per_second=speed,
+        device=device,
+    )

@@ -11,8 +11,9 @@ from statistics import fmean, stdev
 from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import JUDGED, ORDER, TASKS
 from lmms_prune.leaderboard.records import Problem, RunRecord, TaskRecord
-from lmms_prune.leaderboard.samples import Ledger, Samples, SamplesError, read_samples
+from lmms_prune.leaderboard.samples import Samples, SamplesError, read_samples
 from lmms_prune.methods import METHODS
+from lmms_prune.record.accounting import TokenTotals
 from lmms_prune.schedule import Schedule
 
 UNPRUNED, CONTROL, ORACLE, PRUNED, STOCK = "unpruned", "control", "oracle", "pruned", "stock"
@@ -28,7 +29,7 @@ class Entry:
         kind: UNPRUNED, CONTROL (only methods of that class), ORACLE (some method is told the answers), PRUNED or STOCK (not
             a run of ours).
         samples: by task, of each run; only where all could be read and their scores are those recorded.
-        ledger: what the documents of all tasks cost; None if a part was not measured.
+        accounting: what the documents of all tasks cost; None if a part was not measured.
         flaws: what its samples lack.
         faults: what cannot be: scores that its samples contradict, or that no such benchmark can have.
     """
@@ -37,7 +38,7 @@ class Entry:
     label: str
     kind: str
     samples: Mapping[str, tuple[Samples, ...]]
-    ledger: Ledger | None
+    accounting: TokenTotals | None
     flaws: tuple[str, ...]
     faults: tuple[str, ...]
 
@@ -69,21 +70,26 @@ class Entry:
         return {task: fmean(self.each(task)) for task in self.tasks}
 
     @property
-    def tokens(self) -> float | None:
+    def avg_visual_tokens(self) -> float | None:
         """The measured budget: visual tokens, average over the decoder's layers."""
-        return None if self.ledger is None else self.ledger.tokens
+        return None if self.accounting is None else self.accounting.avg_visual_tokens
+
+    @property
+    def loses_tokens(self) -> bool:
+        """Whether it was measured, and some visual tokens were dropped."""
+        totals = self.accounting
+        return totals is not None and totals.avg_visual_tokens < totals.original_visual_tokens
 
     @property
     def is_random(self) -> bool:
         """Whether nothing but random draws decides what stays, and something goes."""
         stages = methods_of(self.schedule)
-        pruned = self.ledger is not None and self.ledger.tokens < self.ledger.original_tokens
-        return bool(stages) and set(stages) == {"random"} and pruned
+        return bool(stages) and set(stages) == {"random"} and self.loses_tokens
 
     @property
     def is_blind(self) -> bool:
         """Whether the decoder saw no image."""
-        return self.kind == CONTROL and self.tokens == 0
+        return self.kind == CONTROL and self.avg_visual_tokens == 0
 
 
 def deviation(values: Sequence[float]) -> float | None:
@@ -105,11 +111,11 @@ def _entry(pool: list[RunRecord], label: str, problems: list[Problem]) -> Entry:
     runs = tuple(sorted(pool, key=lambda run: run.seed))
     usable: dict[str, list[Samples]] = {}
     flaws, faults = _Remarks(), _Remarks()
-    ledgers: list[Ledger | None] = []
+    accounted: list[TokenTotals | None] = []
     for run in runs:
         for name, task in run.tasks.items():
             column = TASKS[name].name
-            ledgers.append(task.ledger)
+            accounted.append(task.accounting)
             if task.fault:
                 faults.add("a score that the benchmark cannot have", f"{column} ({task.fault})")
             if task.samples is None:
@@ -122,14 +128,14 @@ def _entry(pool: list[RunRecord], label: str, problems: list[Problem]) -> Entry:
                 problems.append(Problem(str(task.samples), reason))
                 flaws.add("samples cannot be used", column)
                 continue
-            ledgers[-1] = samples.ledger
+            accounted[-1] = samples.accounting
             if _agree(task, samples, column, flaws, faults):
                 usable.setdefault(name, []).append(samples)
             if samples.empty and not run.ours:
                 flaws.add("empty answers, which may be failures", f"{column} ({samples.empty})")
     whole = {name: tuple(some) for name, some in usable.items() if len(some) == len(runs)}
-    measured = [ledger for ledger in ledgers if ledger is not None]
-    total = reduce(add, measured) if runs[0].ours and len(measured) == len(ledgers) else None
+    measured = [totals for totals in accounted if totals is not None]
+    total = reduce(add, measured) if runs[0].ours and len(measured) == len(accounted) else None
     return Entry(runs, label, _kind(runs[0]), whole, total, flaws.texts(), faults.texts())
 
 

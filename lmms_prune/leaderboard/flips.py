@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
-from lmms_prune.leaderboard.samples import Samples, SamplesError, answer_text, lines, read_samples
+from lmms_prune.leaderboard.samples import Samples, SamplesError, answer_text, lines, read_samples, sample_accounting
 from lmms_prune.record.bitmaps import decode
 
 
@@ -26,7 +26,7 @@ class Flip:
         kept: visual tokens left after each stage of the second run.
         visual_tokens: those of its images.
         grids: rows and columns of the visual tokens of each image; empty where the run did not log them.
-        places: for each stage and image, which of them are left, as `lmms_prune.record.bitmaps` writes them.
+        bitmaps: for each stage and image, which of them are kept, as `lmms_prune.record.bitmaps` writes them.
     """
 
     doc_id: int
@@ -38,7 +38,7 @@ class Flip:
     kept: tuple[int, ...]
     visual_tokens: int
     grids: tuple[tuple[int, int], ...] = ()
-    places: tuple[tuple[str, ...], ...] = ()
+    bitmaps: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +78,10 @@ def flips(before: Answers, after: Answers) -> list[Flip]:
 
 def _flip(old: Mapping[str, Any], after: Answers, document: int, worse: bool) -> Flip:
     new = after.lines[document]
-    counts = (new.get("token_counts") or [None])[0] or {}
-    grids = tuple((int(rows), int(columns)) for rows, columns in counts.get("visual_grids", ()))
-    places = tuple(tuple(stage) for stage in counts.get("kept_places", ()))
+    cost = sample_accounting(new)
+    grids, bitmaps = ((), ()) if cost is None else (cost.visual_grids, cost.token_bitmaps)
     try:
-        for stage in places:
+        for stage in bitmaps:
             for text, grid in zip(stage, grids, strict=True):
                 decode(text, grid)
     except ValueError as error:
@@ -94,8 +93,8 @@ def _flip(old: Mapping[str, Any], after: Answers, document: int, worse: bool) ->
         target=str(new["target"]),
         before=answer_text(old),
         after=answer_text(new),
-        kept=tuple(counts.get("kept_visual_tokens", ())),
-        visual_tokens=int(counts.get("visual_tokens", 0)),
+        kept=() if cost is None else cost.kept_visual_tokens,
+        visual_tokens=0 if cost is None else cost.visual_tokens,
         grids=grids,
-        places=places,
+        bitmaps=bitmaps,
     )

@@ -102,7 +102,7 @@ def scores(model: ModelTable) -> Grid:
         lines.append(Line(heading=budget.title))
         best = _best(budget, model.tasks)
         for row in budget.rows:
-            cells = [label(row), number(row.cost.tokens, 0)]
+            cells = [label(row), number(row.cost.avg_visual_tokens, 0)]
             for task in model.tasks:
                 spread = row.cells[task].sd if task in row.cells else None
                 cells.append(_with_spread(row.score(task), spread, digits(task)))
@@ -143,7 +143,8 @@ def cost(model: ModelTable) -> Grid:
         lines.append(Line(heading=budget.title))
         for row in budget.rows:
             one = row.cost
-            cells = [number(one.tokens, 0), number(one.share_tokens, 0), _three(one.kv_mib), number(one.share_kv, 0)]
+            cells = [number(one.avg_visual_tokens, 0), number(one.share_tokens, 0)]
+            cells += [_three(one.kv_mib), number(one.share_kv, 0)]
             cells += [_three(one.prefill_tflops), number(one.share_flops, 0)]
             cells += [_three(one.samples_per_second), number(one.share_speed, 0) or one.unlike]
             if one.no_share_speed:

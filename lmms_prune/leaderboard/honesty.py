@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.entries import ORACLE, STOCK, Entry, methods_of
-from lmms_prune.leaderboard.records import VERSIONS, RunRecord
+from lmms_prune.leaderboard.records import RunRecord
 from lmms_prune.methods import METHODS
+from lmms_prune.record.run import VERSIONS
 from lmms_prune.schedule import Schedule
 
 FACTS = ("attention", "dtype", "device", *VERSIONS, "code")
@@ -33,8 +34,8 @@ def distance(entry: Entry, other: Entry) -> int:
 def _own(entry: Entry) -> Iterator[str]:
     if entry.kind == STOCK:
         yield "not a run of this plugin: no measured budget, and its circumstances are not recorded"
-    elif entry.ledger is None:
-        yield "no measured budget (answers from a cache carry no ledger)"
+    elif entry.accounting is None:
+        yield "no measured budget (answers from a cache carry no token accounting)"
     if entry.kind == ORACLE:
         oracles = {name for run in entry.runs for name in methods_of(run.schedule) if METHODS[name].kind == "oracle"}
         yield f"{', '.join(sorted(oracles))} is told the right answers: a bound, not a method"

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmms_prune.leaderboard.samples import Ledger
-
-VERSIONS = ("lmms-prune", "lmms-eval", "torch", "transformers")
+from lmms_prune.record.accounting import TokenTotals
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class TaskRecord:
         fault: why what was recorded can be no score of the benchmark; "" if it can.
         answered, documents: how many documents were answered, of how many.
         samples: the samples file; None if none was logged.
-        ledger: the run's own averages; None for a model without our record.
+        accounting: what the run's own averages say; None for a model without our record.
         asked: equal for the same prompts, data and generation settings.
         source: where it stands.
         target: the field that the task names as its target; "" where a function finds it.
@@ -67,7 +65,7 @@ class TaskRecord:
     answered: int
     documents: int
     samples: Path | None
-    ledger: Ledger | None
+    accounting: TokenTotals | None
     asked: str
     source: Source
     target: str = ""

@@ -15,9 +15,10 @@ from typing import Any
 
 from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, documents, fault, score
 from lmms_prune.leaderboard.records import Problem, RunRecord, Source, TaskRecord
-from lmms_prune.leaderboard.samples import UNREADABLE, Ledger
+from lmms_prune.leaderboard.samples import UNREADABLE
 from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.results import SUFFIX, ResultsError, orphans, read_results_file, results_files
+from lmms_prune.record.run import RunReport
 
 # The harness's own options that change answers; they stand beside the model's settings.
 _HARNESS = ("limit", "offset", "gen_kwargs", "num_fewshot", "system_instruction")
@@ -109,23 +110,20 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
     if content is None:
         return None
     config = content["config"]
-    run = next(
-        (part for part in config.get("batch_sizes") or [] if isinstance(part, dict) and "identity" in part), None
-    )
+    run = RunReport.of_results(content)
     if run is None and config["model"] in MODEL_NAMES:
-        raise ResultsError(f"damaged: a run of {config['model']} without its record in 'config.batch_sizes'.")
+        raise ResultsError(f"damaged: a run of {config['model']} without its report in 'config.batch_sizes'.")
     throughput = content.get("throughput") or {}
     seconds, latency = throughput.get("total_elapsed_time") or 0.0, throughput.get("avg_latency") or 0.0
     source = Source(
         path=file,
         date=str(content.get("date", "")),
         command=_command(config, content["results"]),
-        facts={name: value for name, value in (run or {}).items() if isinstance(value, str)}
-        | _batch(config, run or {}),
+        facts=_facts(config, run),
         requests=float(round(seconds / latency)) if latency else 0.0,
         seconds=float(seconds),
-        other_load=None if (load := (run or {}).get("other_load")) is None else float(load),
-        unpruned=int((run or {}).get("unpruned_samples") or 0),
+        other_load=None if run is None else run.circumstances.other_load,
+        unpruned=0 if run is None else run.unpruned_samples,
     )
     tasks = {}
     for task in content["results"]:
@@ -133,26 +131,22 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
             tasks[task] = _task(content, task, run, source)
         elif not content.get("group_subtasks", {}).get(task):
             ignored.add(task)
-    settings = _identity(run["identity"]) if run else _stock_settings(content)
+    settings = dict(run.settings) if run else _stock_settings(content)
     settings |= {name: str(config[name]) for name in _HARNESS if config.get(name)}
     settings |= {name: str(content[name]) for name in _HARNESS if content.get(name)}
-    if run is not None and ("pretrained" not in settings or not settings.get("seed", "0").isdigit()):
-        raise ResultsError(f"damaged: its identity is {run['identity']!r}.")
     return RunRecord(str(config["model"]), settings, run is not None, tasks)
 
 
-def _batch(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
-    """The batch size that was asked for; with that which it came to, where the memory decided."""
-    size = run.get("batch_size", config.get("batch_size"))
-    if size is None:
-        return {}
-    return {"batch_size": f"{size}, at most {run.get('largest_batch')}" if size == "auto" else str(size)}
+def _facts(config: Mapping[str, Any], run: RunReport | None) -> dict[str, str]:
+    """What a run's report says; of a model that is not ours, the batch size that was asked for."""
+    size = config.get("batch_size")
+    return {**({} if size is None else {"batch_size": str(size)}), **({} if run is None else run.facts)}
 
 
-def _task(said: Mapping[str, Any], task: str, run: Mapping[str, Any] | None, source: Source) -> TaskRecord:
+def _task(said: Mapping[str, Any], task: str, run: RunReport | None, source: Source) -> TaskRecord:
     answered, whole = documents(said, task)
     samples = source.path.with_name(source.path.name.removesuffix(SUFFIX) + f"_samples_{task}.jsonl")
-    ledger = (run or {}).get("tasks", {}).get(task)
+    averages = None if run is None else run.tasks.get(task)
     # Functions are written with their addresses, which differ from process to process.
     asked = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(said["configs"].get(task), sort_keys=True, default=str))
     return TaskRecord(
@@ -162,22 +156,13 @@ def _task(said: Mapping[str, Any], task: str, run: Mapping[str, Any] | None, sou
         answered=answered,
         documents=whole,
         samples=samples if lexists(samples) else None,
-        ledger=Ledger.recorded(ledger) if ledger and ledger["samples"] else None,
+        accounting=averages.totals if averages and averages.samples else None,
         asked=blake2b(asked.encode(), digest_size=8).hexdigest(),
         source=source,
         target=""
         if str(named := (said["configs"].get(task) or {}).get("doc_to_target", "")).startswith("<")
         else str(named),
     )
-
-
-def _identity(text: str) -> dict[str, str]:
-    """The settings in a run's ``identity``; a template at its end may hold commas, so the first of a name counts."""
-    settings: dict[str, str] = {}
-    for piece in re.split(r", (?=[a-z_]+=)", text):
-        name, _, value = piece.partition("=")
-        settings.setdefault(name, value)
-    return settings
 
 
 def _stock_settings(said: Mapping[str, Any]) -> dict[str, str]:

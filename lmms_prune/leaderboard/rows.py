@@ -88,18 +88,18 @@ class Cost:
     """Measured, per document; the shares are of the row's baseline.
 
     Args:
-        tokens: visual tokens, average over the decoder's layers and the documents with an image.
+        avg_visual_tokens: visual tokens, average over the decoder's layers and the documents with an image: the measured budget.
         original_tokens: visual tokens of these images.
-        kv_mib: the prefill's cache. prefill_tflops: of the decoder, with selecting. tower_tflops, decode_tflops: before and after it.
+        kv_mib: the prefill's cache. prefill_tflops: of the decoder, with selecting. encoder_tflops, decode_tflops: before and after it.
         samples_per_second: as the harness recorded: generation alone, at the run's batch size, of its first process.
         share_speed: None, with `no_share_speed` as the reason and `unlike` in a word, unless all that changes times is the same.
     """
 
-    tokens: float | None = None
+    avg_visual_tokens: float | None = None
     original_tokens: float | None = None
     kv_mib: float | None = None
     prefill_tflops: float | None = None
-    tower_tflops: float | None = None
+    encoder_tflops: float | None = None
     decode_tflops: float | None = None
     samples_per_second: float | None = None
     device: str = ""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from hashlib import blake2b
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
 from lmms_prune.leaderboard.mmbench import chosen
+from lmms_prune.record.accounting import TokenAccounting, TokenTotals
 from lmms_prune.record.files import regular
 
 RIGHT = 0.5  # a partial score (TextVQA, ANLS) from here on counts as right where answers are counted
@@ -27,54 +27,6 @@ UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, Type
 
 class SamplesError(ValueError):
     """A samples file that cannot be used; the message names it."""
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What documents cost, as sums, so that tasks can be added. The fields are those of a sample's ``token_counts``."""
-
-    documents: float = 0.0
-    with_image: float = 0.0
-    visual_tokens: float = 0.0
-    avg_visual_tokens: float = 0.0
-    kv_bytes: float = 0.0
-    tower_flops: float = 0.0
-    selection_flops: float = 0.0
-    prefill_flops: float = 0.0
-    decode_flops: float = 0.0
-
-    def __add__(self, other: Ledger) -> Ledger:
-        return Ledger(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Ledger)))
-
-    @property
-    def original_tokens(self) -> float:
-        """Visual tokens of a document with an image."""
-        return self.visual_tokens / max(1.0, self.with_image)
-
-    @property
-    def tokens(self) -> float:
-        """What is left of them, average over the decoder's layers: the measured budget."""
-        return self.avg_visual_tokens / max(1.0, self.with_image)
-
-    def mean(self, name: str) -> float:
-        """The average of one field over all documents."""
-        return float(getattr(self, name)) / max(1.0, self.documents)
-
-    @classmethod
-    def recorded(cls, said: Mapping[str, Any]) -> Ledger:
-        """That of a run's own record of a task, for where no samples were logged."""
-        many, layers = float(said["samples"]), said["layer_visual_tokens"]
-        parts = ("tower", "selection", "prefill", "decode")
-        # Runs of before selections were counted say nothing of them.
-        sums = {f"{part}_flops": said.get(f"{part}_tflops", 0.0) * 1e12 * many for part in parts}
-        return cls(
-            documents=many,
-            with_image=many,
-            visual_tokens=layers[0] * many,
-            avg_visual_tokens=sum(layers) / len(layers) * many,
-            kv_bytes=said["kv_mib"] * 2**20 * many,
-            **sums,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +45,7 @@ class Samples:
         score: the score that follows, on the paper's scale.
         logged: documents in the file; a copy of MMBench's whose own question is not there is one of them.
         empty: documents that were answered with nothing.
-        ledger: None where a document has no token counts of ours.
+        accounting: of all documents; None where one has no token accounting.
         extras: POPE's accuracy, precision, recall and yes-rate, in percent.
     """
 
@@ -108,7 +60,7 @@ class Samples:
     score: float
     logged: int
     empty: int
-    ledger: Ledger | None
+    accounting: TokenTotals | None
     extras: Mapping[str, float]
 
 
@@ -133,16 +85,15 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
         OSError: the file cannot be read.
     """
     documents: list[_Document] = []
-    costs: list[tuple[float, ...]] = []
+    accounted: list[TokenAccounting] = []
     for number, line in enumerate(lines(path), 1):
         try:
             said = json.loads(line)
             documents.append(_document(said, benchmark))
             if not 0 <= documents[-1].score <= 1:
                 raise ValueError(f"a score of {documents[-1].score:g}, where 0 to 1 is possible")
-            counts = (said.get("token_counts") or [None])[0] or {}
-            if "avg_visual_tokens" in counts:
-                costs.append(_cost(counts))
+            if (accounting := sample_accounting(said)) is not None:
+                accounted.append(accounting)
         except (*UNREADABLE, StopIteration) as error:
             reason = f"{type(error).__name__}: {error}"
             raise SamplesError(f"{path}, line {number}: no sample of {benchmark.name} ({reason}).") from error
@@ -154,11 +105,11 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
         )
     if not documents:
         raise SamplesError(f"{path}: no samples.")
-    ledger = Ledger(*np.sum(np.array(costs, float), axis=0).tolist()) if len(costs) == len(documents) else None
+    totals = TokenTotals.of(accounted) if len(accounted) == len(documents) else None
     # As the harness, which scores no turned copy whose own question is not there.
     main = {one.key for one in documents if one.main}
     scored = sorted(one for one in documents if one.key in main)
-    return _assemble(path, benchmark, scored, ledger, len(documents))
+    return _assemble(path, benchmark, scored, totals, len(documents))
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -171,6 +122,11 @@ def lines(path: Path) -> Iterator[str]:
         for line in stream:
             if line.strip():
                 yield line
+
+
+def sample_accounting(said: Mapping[str, Any]) -> TokenAccounting | None:
+    """The token accounting of one line of a samples file; None if it has none of ours."""
+    return TokenAccounting.read((said.get("token_counts") or [None])[0])
 
 
 def answer_text(said: Mapping[str, Any]) -> str:
@@ -199,20 +155,8 @@ def _document(said: Mapping[str, Any], benchmark: Benchmark) -> _Document:
     return _Document(doc_id, (doc_id,), "", value, answer, asked)
 
 
-def _cost(counts: Mapping[str, Any]) -> tuple[float, ...]:
-    """In the order of the ledger's fields."""
-    visual, average = counts["visual_tokens"], counts["avg_visual_tokens"]
-    flops = [counts.get(f"{part}_flops", 0) for part in ("tower", "selection", "prefill", "decode")]
-    costs = tuple(map(float, (1, visual > 0, visual, average if visual else 0, counts["kv_bytes"], *flops)))
-    if not all(0 <= value < inf for value in costs):
-        raise ValueError(
-            f"token_counts of {min(costs):g} to {max(costs):g}, where finite numbers from 0 on are possible"
-        )
-    return costs
-
-
 def _assemble(
-    path: Path, benchmark: Benchmark, documents: Sequence[_Document], ledger: Ledger | None, logged: int
+    path: Path, benchmark: Benchmark, documents: Sequence[_Document], totals: TokenTotals | None, logged: int
 ) -> Samples:
     keys = sorted({one.key for one in documents})
     place = {key: i for i, key in enumerate(keys)}
@@ -250,7 +194,7 @@ def _assemble(
         score=float(ratios(np.bincount(stratum, num), np.bincount(stratum, den)).sum()),
         logged=logged,
         empty=sum(not one.answer for one in documents),
-        ledger=ledger,
+        accounting=totals,
         extras=_pope_extras([one.pope for one in documents]) if benchmark.kind == "pope" else {},
     )
 

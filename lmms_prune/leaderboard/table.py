@@ -180,21 +180,21 @@ def _beside(row: Row, entry: Entry, baseline: Entry, found: Sequence[Entry], dra
 
 def _control(entry: Entry, found: Sequence[Entry]) -> Entry | None:
     """The random control at the measured budget of `entry`: the most alike, then the nearest, then that of most seeds."""
-    if (
-        entry.is_random
-        or not entry.tokens
-        or entry.ledger is None
-        or entry.ledger.tokens >= entry.ledger.original_tokens
-    ):
+    if entry.is_random or not entry.avg_visual_tokens or not entry.loses_tokens:
         return None
-    budget, positions = entry.tokens, entry.runs[0].settings.get("positions")
+    budget, positions = entry.avg_visual_tokens, entry.runs[0].settings.get("positions")
 
     def order(one: Entry) -> tuple[bool, int, float, int, str]:
         other = one.runs[0].settings.get("positions") != positions
-        return other, distance(entry, one), abs((one.tokens or 0) - budget), -len(one.runs), one.label
+        return other, distance(entry, one), _missed(one, budget), -len(one.runs), one.label
 
-    near = [one for one in found if one.is_random and abs((one.tokens or 0) - budget) <= SAME_BUDGET * budget]
+    near = [one for one in found if one.is_random and _missed(one, budget) <= SAME_BUDGET * budget]
     return min(near, key=order, default=None)
+
+
+def _missed(entry: Entry, budget: float) -> float:
+    """By how many tokens a row's measured budget is another one."""
+    return abs((entry.avg_visual_tokens or 0.0) - budget)
 
 
 def _above_blind(entry: Entry, baseline: Entry, found: Sequence[Entry], draws: Draws) -> dict[str, tuple[float, bool]]:
@@ -215,9 +215,11 @@ def _above_blind(entry: Entry, baseline: Entry, found: Sequence[Entry], draws: D
 def _budgets(rows: Sequence[Row]) -> tuple[Budget, ...]:
     """Unpruned rows, then those of about the same measured tokens, then those without a measurement."""
     whole = [row for row in rows if row.kind == UNPRUNED]
-    unmeasured = [row for row in rows if row.kind != UNPRUNED and row.cost.tokens is None]
+    unmeasured = [row for row in rows if row.kind != UNPRUNED and row.cost.avg_visual_tokens is None]
     rest = sorted(
-        (row for row in rows if row.kind != UNPRUNED and row.cost.tokens is not None), key=_tokens, reverse=True
+        (row for row in rows if row.kind != UNPRUNED and row.cost.avg_visual_tokens is not None),
+        key=_tokens,
+        reverse=True,
     )
     groups: list[list[Row]] = []
     for row in rest:
@@ -238,7 +240,7 @@ def _budgets(rows: Sequence[Row]) -> tuple[Budget, ...]:
 
 
 def _tokens(row: Row) -> float:
-    return row.cost.tokens or 0.0
+    return row.cost.avg_visual_tokens or 0.0
 
 
 def _best_first(row: Row) -> tuple[float, str]:

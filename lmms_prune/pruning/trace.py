@@ -1,4 +1,4 @@
-"""Trace: what really happened to every row, from which budgets, FLOPs and ledgers are computed."""
+"""Trace: what really happened to every row, from which budgets, FLOPs and token accounting are computed."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ Columns: sample, task, answer (the reference), p_full, layer, p_text, divergence
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +20,8 @@ import pandas as pd
 from pyarrow import ArrowInvalid
 
 from lmms_prune.record.files import WriteError, find, read_text, regular, write
+from lmms_prune.record.results import ResultsError
+from lmms_prune.record.run import read_settings, settings_text
 
 ABOUT = "information.json"
 
@@ -51,13 +53,12 @@ class Store:
             raise InformationError(
                 f"{folder} cannot be the folder of the results ({error.strerror}); give another --out."
             ) from error
-        known = cls(folder).settings()
-        for name, value in json.loads(json.dumps(settings)).items():
-            if known.get(name) != value:
-                raise InformationError(
-                    f"{folder} holds measurements with {name} {known.get(name)!r}, not {value!r}; give another --out."
-                )
-        return cls(folder)
+        store = cls(folder)
+        for name, value, other in _differences(json.loads(json.dumps(settings)), store.settings(), about):
+            raise InformationError(
+                f"{folder} holds measurements with {name} {other!r}, not {value!r}; give another --out."
+            )
+        return store
 
     def settings(self) -> dict[str, Any]:
         """How its samples were measured.
@@ -157,3 +158,29 @@ def token_information(rows: pd.DataFrame, image: int, grid: tuple[int, int], blo
     if np.isnan(made).any():
         raise InformationError(f"the measurements do not cover an image of {grid[0]} x {grid[1]} visual tokens.")
     return made
+
+
+def _differences(asked: dict[str, Any], known: dict[str, Any], path: Path) -> Iterator[tuple[str, Any, Any]]:
+    """The names under which a folder says something else than what is asked for, with both values.
+
+    Among them are the model's settings, each by itself; folders of before have all of them as one text.
+    """
+    if "identity" in known and "settings" in asked:
+        asked = {"identity": settings_text(asked["settings"]), **_rest(asked)}
+    try:
+        mine, others = (
+            {f"setting {name}": value for name, value in read_settings(about).items()}
+            if {"settings", "identity"} & set(about)
+            else {}
+            for about in (asked, known)
+        )
+    except ResultsError as error:
+        raise InformationError(f"{path}: {error}") from None
+    for name, value in {**mine, **_rest(asked)}.items():
+        other = {**known, **others}.get(name)
+        if other != value:
+            yield name, value, other
+
+
+def _rest(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in about.items() if name not in ("settings", "identity")}

@@ -91,10 +91,10 @@ def test_what_was_measured_is_what_ran(family: Family) -> None:
         assert (one.parts["selection"] > 0) == (one.schedule != "none")
         assert one.parts["tower"] > 0
         if one.schedule == str(HYBRID):
-            assert one.visual_tokens == HYBRID.average(LAYERS, [visual])
+            assert one.avg_visual_tokens == HYBRID.average(LAYERS, [visual])
             assert one.ideal_speedup > 1
         else:
-            assert one.visual_tokens == visual
+            assert one.avg_visual_tokens == visual
             assert one.ideal_speedup == 1.0
     assert not family.model.model.language_model.layers[2]._forward_pre_hooks
 
@@ -104,7 +104,7 @@ def test_a_speed_up_is_of_what_ran_and_not_of_the_schedule(loaded: Callable[...,
     family, pooled = loaded("qwen", torch.float32), Schedule.parse("pool@2:0.5")
     case = Case(1, 21, 3)
     _, measured = time_schedules(family.model, [pooled], [case], (6, 5), 1)
-    assert measured.visual_tokens == (2 * 30 + (LAYERS - 2) * 12) / LAYERS < pooled.average(LAYERS, [30])
+    assert measured.avg_visual_tokens == (2 * 30 + (LAYERS - 2) * 12) / LAYERS < pooled.average(LAYERS, [30])
     counted, inputs = [], random_inputs(family.model, 1, (6, 5), 21)
     for schedule in (Schedule(()), pooled):
         with (
@@ -320,7 +320,7 @@ def test_the_command_prints_json_and_draws_a_plot(folders: dict[str, Path], tmp_
     assert [(run["schedule"], run["case"]["batch"], run["case"]["new_tokens"]) for run in said["runs"]] == [
         (name, batch, new) for batch in (1, 2) for new in (1, 3) for name in ("none", "vtw@4")
     ]
-    assert {run["visual_tokens"] for run in said["runs"]} == {24.0, 12.0}
+    assert {run["avg_visual_tokens"] for run in said["runs"]} == {24.0, 12.0}
     assert [end["batch"] for end in said["break_even"]] == [1, 2]
     drawn = ElementTree.parse(tmp_path / "times.svg").getroot()
     assert drawn.tag.endswith("svg")

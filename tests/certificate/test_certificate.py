@@ -152,7 +152,7 @@ class TestADefectShows:
         monkeypatch.setattr(lmms_prune.pruning.layout, "pack", reversed_pack)
         assert "order" in failing(case_of(models, "random@1:0.5"), "1")
 
-    def test_a_cache_that_is_not_the_ledger(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_cache_that_is_not_the_trace(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lmms_prune.pruning.prefill.crop_caches", lambda *_: None)
         assert "cache" in failing(case_of(models, "mustdrop@2:0.5"))
 

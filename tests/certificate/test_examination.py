@@ -196,7 +196,7 @@ def test_a_library_that_ends_the_process_leaves_what_was_known() -> None:
 
 def results(answered: float = 1.0, kept: float = 155 / 3, documents: int = 2) -> dict[str, Any]:
     task = "lmms_prune_two_documents"
-    run = {"averages": {"visual_tokens_per_layer": kept}}
+    run = {"settings": {"pretrained": "x"}, "averages": {"avg_visual_tokens": kept}}
     scores, counts = {task: {"answered,none": answered}}, {task: {"effective": documents}}
     return {"results": scores, "n-samples": counts, "config": {"batch_sizes": [run]}}
 

@@ -45,7 +45,7 @@ class Run:
         return {task: [_only(row["filtered_resps"]).strip() for row in rows] for task, rows in self.samples.items()}
 
     @property
-    def ledger(self) -> dict[str, list[dict[str, Any]]]:
+    def accounting(self) -> dict[str, list[dict[str, Any]]]:
         return {task: [_only(row["token_counts"]) for row in rows] for task, rows in self.samples.items()}
 
     @property

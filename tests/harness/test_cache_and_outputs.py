@@ -131,7 +131,7 @@ def test_the_same_object_can_be_evaluated_twice(harness, family):
     first, second = (harness.evaluate(model, TASKS) for _ in range(2))
     assert len(first.calls) == len(second.calls) == 8
     assert second.answers == first.answers
-    assert second.ledger == first.ledger
+    assert second.accounting == first.accounting
     assert second.metrics == first.metrics
     for run in (first, second):
         assert 0 <= run.recorded.pop("other_load") <= 1  # of other programs

@@ -48,10 +48,11 @@ def test_the_load_is_what_others_take_of_the_cores(
 
 def test_machine_threads_and_processes_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_cores", lambda: [3])
-    recorded = circumstances(2)
-    assert recorded["machine"].endswith(", 1 core")
-    assert len(recorded["machine"]) > len(", 1 core")
-    assert (recorded["threads"], recorded["processes"]) == (str(torch.get_num_threads()), "2")
+    recorded = circumstances("auto", 2)
+    assert recorded.machine.endswith(", 1 core")
+    assert len(recorded.machine) > len(", 1 core")
+    assert (recorded.threads, recorded.processes) == (str(torch.get_num_threads()), "2")
+    assert (recorded.batch_size, recorded.largest_batch, recorded.other_load) == ("auto", None, None)
 
 
 def test_a_load_is_measured_on_this_machine() -> None:

@@ -29,7 +29,7 @@ FAILING_RECORD = """
 from lmms_prune.harness.pruned import PrunedModel
 def log(self, *_):
     raise KeyError("averages")
-PrunedModel._log = log
+PrunedModel._report = log
 """
 FULL_DISK = """
 import errno

@@ -39,7 +39,7 @@ ANSWERED = {
 
 
 def _unpadded(results) -> list[tuple]:
-    """Answers and ledgers, without what a method computes on the padding of a batch."""
+    """Answers and token accounting, without what a method computes on the padding of a batch."""
     return [
         (text, {name: one for name, one in counts.items() if name != "selection_flops"})
         for text, counts in _plain(results)
@@ -47,7 +47,7 @@ def _unpadded(results) -> list[tuple]:
 
 
 def test_odd_documents_are_answered_as_they_are(harness, family):
-    """Alone and with all the others in one batch, with the ledger of what they hold."""
+    """Alone and with all the others in one batch, with the accounting of what they hold."""
     docs = [doc for doc, _, _ in ANSWERED.values()]
     together = harness.create(family, schedule=SCHEDULE, batch_size=len(docs), **SIZES[family])
     alone = harness.create(family, schedule=SCHEDULE, **SIZES[family])

@@ -11,9 +11,10 @@ import pytest
 
 from lmms_prune.harness import fingerprint
 from lmms_prune.harness.arguments import ModelArguments
+from lmms_prune.record.run import Provenance
 from lmms_prune.schedule import Schedule
 
-EXECUTED = {"device": "cpu (x86_64)", "attention": "sdpa", "dtype": "float32", "code": "1-dirty", "torch": "1"}
+EXECUTED = Provenance({"torch": "1"}, code="1-dirty", device="cpu (x86_64)", attention="sdpa", dtype="float32")
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def arguments(tmp_path):
 
 
 def digest(arguments, commit=None, **executed):
-    return fingerprint.digest(fingerprint.made_from(arguments, {**EXECUTED, **executed}, commit))
+    return fingerprint.digest(fingerprint.made_from(arguments, replace(EXECUTED, **executed), commit))
 
 
 CHANGES = {

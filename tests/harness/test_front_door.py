@@ -86,10 +86,10 @@ def test_every_spelling_in_a_config_gives_the_same_run(spelling, configured, ref
     run = configured[spelling]
     assert run.results is not None, run.stderr[-3000:]
     assert run.recorded["schedule"] == SCHEDULE
-    assert f"seed={SEED}," in run.recorded["identity"]
+    assert run.recorded["settings"]["seed"] == str(SEED)
     assert set(run.answers) == {"textvqa_val", "textvqa_test"}
     assert run.answers == reference.answers
-    assert run.ledger == reference.ledger
+    assert run.accounting == reference.accounting
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_python_entry_takes_text_and_mapping(given, harness, reference):
     run = harness.evaluate("llava_pruned", ["textvqa"], given)
     assert run.recorded["schedule"] == SCHEDULE
     assert run.answers == reference.answers
-    assert run.ledger == reference.ledger
+    assert run.accounting == reference.accounting
 
 
 def test_a_model_object_gives_the_same_run(harness, reference):
@@ -157,10 +157,10 @@ def test_all_benchmarks_on_the_command_line(family, commands, everything):
     run = commands[family]
     assert run.results is not None, run.stderr[-3000:]
     assert run.recorded["schedule"] == SCHEDULE
-    assert f"seed={SEED}," in run.recorded["identity"]
+    assert run.recorded["settings"]["seed"] == str(SEED)
     assert _numbers(run) == _numbers(everything)
     assert run.answers == everything.answers
-    assert run.ledger == everything.ledger
+    assert run.accounting == everything.accounting
 
 
 def test_models_are_found_by_name():
@@ -187,6 +187,6 @@ def test_the_front_door_verbatim(harness):
     run = harness.run(*command, cwd=folder, environment=environment)
     assert run.results is not None, run.stderr[-3000:]
     assert run.recorded["schedule"] == "dart@2:0.44,random@20:0.07"
-    assert "pretrained=llava-hf/llava-1.5-7b-hf," in run.recorded["identity"]
-    [counts] = {tuple(row["kept_visual_tokens"]) for rows in run.ledger.values() for row in rows}
+    assert run.recorded["settings"]["pretrained"] == "llava-hf/llava-1.5-7b-hf"
+    [counts] = {tuple(row["kept_visual_tokens"]) for rows in run.accounting.values() for row in rows}
     assert counts == (28, 4)

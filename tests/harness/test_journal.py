@@ -274,7 +274,8 @@ def test_no_file_of_ours_holds_a_secret(harness, rows, tmp_path, monkeypatch):
     def answered() -> list:
         model = harness.create("llava", **given, journal=str(tmp_path / "journal"))
         assert secret not in repr(model.batch_sizes)
-        assert "system_prompt=The password is [REDACTED], the token [REDACTED]." in model.batch_sizes["run"]["identity"]
+        recorded = model.batch_sizes["run"]["settings"]
+        assert recorded["system_prompt"] == "The password is [REDACTED], the token [REDACTED]."
         decode = model.decode
         # Batches of two: the second one holds a secret in one of its answers.
         count = iter(range(99))

@@ -45,7 +45,7 @@ def staged(spec: MethodSpec, layer: int, keep: str) -> Stage:
 
 def check(run, schedule: str) -> None:
     parsed = Schedule.parse(schedule)
-    rows = [row for task in TASKS for row in run.ledger[task]]
+    rows = [row for task in TASKS for row in run.accounting[task]]
     assert len(rows) == 4 * len(TASKS)
     for row in rows:
         planned = [sum(images) for images in parsed.plan([row["visual_tokens"]])]
@@ -78,7 +78,7 @@ def test_a_method_decides_by_itself(harness, family: str, name: str) -> None:
     [stage] = Schedule.parse(METHODS[name].example).stages
     schedule = f"{name}@{max(1, min(stage.layer, 3))},random@6:0.1"
     run = harness.pruned(family, TASKS, schedule=schedule, batch_size=4)
-    for row in [row for task in TASKS for row in run.ledger[task]]:
+    for row in [row for task in TASKS for row in run.accounting[task]]:
         own, later = row["kept_visual_tokens"]
         assert later == min(own, round(Decimal("0.1") * row["visual_tokens"]))
 

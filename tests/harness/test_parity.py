@@ -52,8 +52,8 @@ def test_answers_are_the_stock_models(pair, family):
 def test_scores_and_output_counts_are_the_stock_models(pair):
     stock, ours = pair
     assert ours.metrics == stock.metrics
-    for task, rows in stock.ledger.items():
-        assert [row["output_tokens"] for row in rows] == [row["output_tokens"] for row in ours.ledger[task]]
+    for task, rows in stock.accounting.items():
+        assert [row["output_tokens"] for row in rows] == [row["output_tokens"] for row in ours.accounting[task]]
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_a_batch_of_eight_is_eight_batches_of_one(schedule, harness, family):
     without = [
         {
             task: [{k: v for k, v in row.items() if k != "selection_flops"} for row in rows]
-            for task, rows in run.ledger.items()
+            for task, rows in run.accounting.items()
         }
         for run in (one, eight)
     ]

@@ -49,12 +49,13 @@ def test_a_system_prompt_replaces_llavas_sentence(harness):
 
 def test_vicuna_runs_and_changes_the_prompt_only(harness):
     plain, vicuna = (harness.pruned("llava", ["pope"], prompt=prompt) for prompt in ("hf", "vicuna"))
-    longer = [v["input_tokens"] - p["input_tokens"] for p, v in zip(plain.ledger["pope"], vicuna.ledger["pope"])]  # noqa: B905
+    pairs = zip(plain.accounting["pope"], vicuna.accounting["pope"], strict=True)
+    longer = [other["input_tokens"] - one["input_tokens"] for one, other in pairs]
     assert len(set(longer)) == 1
     assert longer[0] > 10
     for one, two in zip(plain.calls, vicuna.calls, strict=True):
         assert one["pixel_values"].equal(two["pixel_values"])
-    assert "prompt=vicuna" in vicuna.recorded["identity"]
+    assert vicuna.recorded["settings"]["prompt"] == "vicuna"
 
 
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (150, 149)])

@@ -33,7 +33,7 @@ def test_two_processes_give_what_one_gives(launcher, limit, processes, harness):
     for task in TASKS:
         assert [row["doc_id"] for row in run.samples[task]] == list(range(int(limit or 4)))
     assert run.answers == one.answers
-    assert run.ledger == one.ledger
+    assert run.accounting == one.accounting
     assert run.recorded["schedule"] == SCHEDULE
     scores = {
         task: {name: run.metrics[task][name] for name in run.metrics[task] if "stderr" not in name} for task in TASKS
@@ -47,5 +47,5 @@ def test_the_processes_share_the_documents_out(launcher, limit, processes):
     # The throughput section is rank 0's alone: with three documents a task two of them, padded shares included.
     run = processes[launcher, limit]
     assert run.results is not None, run.stderr[-3000:]
-    everything = sum(row["output_tokens"] for rows in run.ledger.values() for row in rows)
+    everything = sum(row["output_tokens"] for rows in run.accounting.values() for row in rows)
     assert 0 < run.results["throughput"]["total_gen_tokens"] < everything

@@ -38,7 +38,7 @@ def scored(right: list[int], signature: str = "same") -> Samples:
         score=float(100 * num.mean()),
         logged=count,
         empty=0,
-        ledger=None,
+        accounting=None,
         extras={},
     )
 
@@ -188,7 +188,7 @@ def test_auto_stands_for_what_was_found(tmp_path: Path, monkeypatch: pytest.Monk
     found = read("pretrained=org/model,schedule=auto,budget=192t")
     assert str(found.schedule) == "dart@2:0.4,random@20:0.05"
     assert found.budget is None
-    assert "schedule=dart@2:0.4,random@20:0.05" in found.identity()
+    assert found.settings()["schedule"] == "dart@2:0.4,random@20:0.05"
     with pytest.raises(ArgumentError, match="not yet calibrated at budget 64t"):
         read({"pretrained": "org/model", "schedule": "auto", "budget": "64t"})
     # A local checkpoint goes by its whole path, so that two folders of one name do not share a calibration.

@@ -26,8 +26,8 @@ def test_one_run(tmp_path: Path) -> None:
     assert (gqa.score, gqa.answered, gqa.documents, gqa.source.path) == (50, 4, 4, path)
     assert gqa.samples is not None
     assert gqa.samples.is_file()
-    assert gqa.ledger is not None
-    assert gqa.ledger.mean("kv_bytes") == pytest.approx(0.3 * 2**20)
+    assert gqa.accounting is not None
+    assert gqa.accounting.costs()["kv_mib"] == pytest.approx(0.3)
     assert record.facts("attention") == {"sdpa"}
     command = shlex.split(gqa.source.command)
     assert command[:3] == ["lmms-eval", "--model", "llava_pruned"]
@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path: Path) -> No
     said = json.loads(odd.read_text())
     odd.write_text(json.dumps({**said, "n-samples": {}}))
     strange = write_run(tmp_path / "strange", {"gqa": HALF}, "stride@0:0.4")
-    strange.write_text(strange.read_text().replace("pretrained=", "checkpoint="))
+    strange.write_text(strange.read_text().replace('"pretrained":', '"checkpoint":'))
     (tmp_path / "failed").mkdir()
     (tmp_path / "failed" / "log.txt").write_text("out of memory")
     # The harness's own details of MMBench end like its results.
@@ -115,7 +115,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path: Path) -> No
     assert set(said) == {str(cut), str(odd), str(strange), str(tmp_path / "failed"), str(tmp_path / "nowhere")}
     assert "cut short" in said[str(cut)]
     assert "n-samples" in said[str(odd)] or "gqa" in said[str(odd)]
-    assert "its identity is 'checkpoint=" in said[str(strange)]
+    assert "its settings are {'checkpoint': " in said[str(strange)]
     assert "no results" in said[str(tmp_path / "failed")]
     assert "no such file" in said[str(tmp_path / "nowhere")]
 

@@ -35,7 +35,7 @@ def samples(num: np.ndarray, den: np.ndarray | None = None, stratum: np.ndarray 
         score=0.0,
         logged=many,
         empty=0,
-        ledger=None,
+        accounting=None,
         extras={},
     )
 

@@ -58,7 +58,7 @@ def test_scores_ratios_costs_and_retention_above_blind(tmp_path: Path) -> None:
     assert one.p == one.mcnemar == pytest.approx(2 * 0.5**20)
     assert one.verdict == "worse than unpruned"
     cost = pruned.cost
-    assert (cost.tokens, cost.share_tokens, cost.share_kv, cost.share_flops) == pytest.approx(
+    assert (cost.avg_visual_tokens, cost.share_tokens, cost.share_kv, cost.share_flops) == pytest.approx(
         (30, 30, 30, 30), rel=1e-4
     )
     assert (cost.samples_per_second, cost.share_speed) == (2, 100)
@@ -197,6 +197,16 @@ def test_a_row_of_runs_at_two_batch_sizes_has_no_share(tmp_path: Path) -> None:
         write_run(tmp_path / str(seed), values(0.8), "random@1:0.3", tokens=30, seed=seed, batch_size=size)
     cost = row(made(tmp_path), "random@1:0.3").cost
     assert (cost.share_speed, cost.no_share_speed) == (None, "batch size: 16 and 8; its baseline: 8")
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_original_tokens_are_known_where_the_first_layer_has_fewer(tmp_path: Path, samples: bool) -> None:
+    """Without logged samples the record of the task alone says how many there were."""
+    write_run(tmp_path / "none", values(0.9), samples=samples)
+    write_run(tmp_path / "divprune", values(0.8), "divprune@0:0.3", tokens=30, samples=samples)
+    costs = [row(made(tmp_path), label).cost for label in ("none", "divprune@0:0.3")]
+    assert [cost.original_tokens for cost in costs] == [100, 100]
+    assert [cost.share_tokens for cost in costs] == pytest.approx([100, 30])
 
 
 def test_missing_samples_and_cached_answers_are_marked(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_change_has_question_answers_reference_and_kept_tokens(tmp_path: Path)
     found = {(said["changes"]["documents"][one["document"]]["task"], one["worse"]) for one in cards}
     assert found == {("mme", True), ("gqa", True)}
     card = next(one for one in cards if said["changes"]["documents"][one["document"]]["id"] == 0)
-    assert (decode(card["places"][0][0], tuple(card["grids"][0])) == (np.arange(100).reshape(10, 10) < 33)).all()
+    assert (decode(card["bitmaps"][0][0], tuple(card["grids"][0])) == (np.arange(100).reshape(10, 10) < 33)).all()
     assert not said["changes"]["pictured"]
 
 
@@ -117,7 +117,7 @@ def test_a_page_of_forty_rows_and_ten_benchmarks_is_below_6_mb(tmp_path: Path, m
                 if schedule != "none":
                     said["token_counts"][0] |= {
                         "visual_grids": [[24, 24]],
-                        "kept_places": places[: schedule.count("@")],
+                        "token_bitmaps": places[: schedule.count("@")],
                     }
             samples.write_text("".join(json.dumps(said) + "\n" for said in lines), encoding="utf-8")
     give_images(monkeypatch)

@@ -104,8 +104,8 @@ def test_from_a_small_sweep_of_both_families_to_the_page(
         assert all(said["images"][number].startswith("data:image/webp;base64,") for number in document["images"])
         # TextVQA's samples hold no reference; the data do.
         assert document["reference"] != "answer"
-        ((grid,), ((places,),)) = one["grids"], one["places"]
-        assert 0 < decode(places, tuple(grid)).mean() < 0.2
+        ((grid,), ((bitmap,),)) = one["grids"], one["bitmaps"]
+        assert 0 < decode(bitmap, tuple(grid)).mean() < 0.2
     for model in said["models"]:
         (command,) = model["rows"][1]["commands"]
         assert command.endswith(f"--tasks textvqa_val,ocrbench --output_path results/{model['title']}-pruned")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lmms_prune.record.accounting import PARTS
 from lmms_prune.record.bitmaps import encode
 
 LAYERS = 4
@@ -97,7 +98,7 @@ def write_run(
         folder: the output folder.
         tasks: the score of each document of each task.
         schedule: as executed; an average of `tokens` of ORIGINAL visual tokens, all where it is "none".
-        model, seed, settings: of the run's identity.
+        model, seed, settings: all that can change an answer.
         date: of the files' names.
         facts: changes of the recorded circumstances; None takes one away.
         documents: that each task has; default: those that were answered.
@@ -110,21 +111,24 @@ def write_run(
         scores: other numbers than the samples give, by task, in the harness's scale (a single metric).
     """
     kept = float(ORIGINAL) if schedule == "none" else tokens
-    identity = {
+    said_settings = {
         "pretrained": model,
         "schedule": schedule,
         "positions": "original",
         "seed": str(seed),
         "revision": "main",
     }
-    identity |= {"prompt": "hf", "image_aspect": "crop", **(settings or {})}
+    said_settings |= {"prompt": "hf", "image_aspect": "crop", **(settings or {})}
     recorded = {name: value for name, value in {**FACTS, **(facts or {})}.items() if value is not None}
     per_task = {
         task: {
             "samples": len(values),
+            "with_image": len(values),
+            "original_visual_tokens": float(ORIGINAL),
+            "avg_visual_tokens": kept,
             "layer_visual_tokens": [2.0 * kept - ORIGINAL if kept > 50 else 0.0] + [kept] * (LAYERS - 1),
             "kv_mib": kept / 100,
-            **{f"{part}_tflops": kept / 1000 for part in ("tower", "selection", "prefill", "decode")},
+            **{f"{part}_tflops": kept / 1000 for part in PARTS},
         }
         for task, values in tasks.items()
     }
@@ -133,7 +137,7 @@ def write_run(
         "largest_batch": 32 if batch_size == "auto" else batch_size,
         "schedule": schedule,
         "unpruned_samples": unpruned,
-        "identity": ", ".join(f"{k}={v}" for k, v in identity.items()),
+        "settings": said_settings,
     }
     run |= {} if other_load is None else {"other_load": other_load}
     arguments = f"pretrained={model},schedule={schedule},seed={seed}" if ours else f"pretrained={model}"
@@ -171,13 +175,13 @@ def write_run(
 
 
 def line(task: str, number: int, value: float, kept: float | None) -> str:
-    """One line of a samples file; without our ledger where `kept` is None."""
+    """One line of a samples file; without our token accounting where `kept` is None."""
     counts: dict[str, Any] = {"input_tokens": 130, "output_tokens": 2}
     if kept is not None:
         counts |= {"visual_tokens": ORIGINAL, "avg_visual_tokens": kept, "kept_visual_tokens": [int(kept)]}
         mask = np.arange(ORIGINAL).reshape(10, 10) < kept
-        counts |= {"visual_grids": [[10, 10]], "kept_places": [[encode(mask)]] if kept < ORIGINAL else []}
+        counts |= {"visual_grids": [[10, 10]], "token_bitmaps": [[encode(mask)]] if kept < ORIGINAL else []}
         counts |= {"kv_bytes": int(kept * 2**20 / 100)}
-        counts |= {f"{part}_flops": kept * 1e9 for part in ("tower", "selection", "prefill", "decode")}
+        counts |= {f"{part}_flops": kept * 1e9 for part in PARTS}
     said = {"doc_id": number, "input": f"{task} {number}?", "token_counts": [counts], **sample(task, number, value)}
     return json.dumps(said) + "\n"

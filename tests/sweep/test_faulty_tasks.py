@@ -73,7 +73,7 @@ def test_a_task_that_prints_crashes_or_kills(place: Place, tmp_path: Path) -> No
     assert json.loads(run.read_text(encoding="utf-8"))["system_prompt"] == "My password is [REDACTED]."
     (results,) = out.glob("a/printing/*_results.json")
     said = json.loads(results.read_text(encoding="utf-8"))["config"]["batch_sizes"][0]
-    assert "system_prompt=My password is [REDACTED]." in said["identity"]
+    assert said["settings"]["system_prompt"] == "My password is [REDACTED]."
     # It knows the result again.
     again = place.sweep(path, "--out", out, "--tasks", "printing")
     assert (again.returncode, "1 complete before" in again.stdout) == (0, True), again.stderr

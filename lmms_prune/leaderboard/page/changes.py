@@ -97,7 +97,7 @@ def _document(one: Change) -> dict[str, Any]:
 def _card(one: Change) -> dict[str, Any]:
     flip = one.flip
     said = {"model": one.model, "row": one.row, "worse": flip.worse, "after": plain_text(flip.after, LONGEST)}
-    return {**said, "grids": flip.grids, "places": flip.places}
+    return {**said, "grids": flip.grids, "bitmaps": flip.bitmaps}
 
 
 def _turned(model: ModelTable, task: str) -> dict[int, list[Flip]]:

@@ -12,12 +12,20 @@ from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.grids import digits, label, letters
 from lmms_prune.leaderboard.notes import explanations
-from lmms_prune.leaderboard.records import VERSIONS
 from lmms_prune.leaderboard.rows import Against, Cell, Cost, Leaderboard, ModelTable, Row
 from lmms_prune.leaderboard.statistics import Interval
+from lmms_prune.record.run import VERSIONS
 from lmms_prune.schedule import Schedule
 
-_COSTS = ("tokens", "share_tokens", "kv_mib", "share_kv", "prefill_tflops", "share_flops", "samples_per_second")
+_COSTS = (
+    "avg_visual_tokens",
+    "share_tokens",
+    "kv_mib",
+    "share_kv",
+    "prefill_tflops",
+    "share_flops",
+    "samples_per_second",
+)
 
 
 def described(board: Leaderboard) -> dict[str, Any]:

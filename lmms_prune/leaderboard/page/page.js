@@ -94,8 +94,8 @@ const letters = (row) => row.marks.map((mark) => el("abbr", { title: mark }, dat
 const relColumn = numeric("Rel", "Mean of the benchmarks' shares of the unpruned scores, in percent; 95 % interval", (row) => row.rel);
 relColumn.cell = (row) => [strongest(row, (one) => one.rel), known(row.rel_sd) ? small(`±${number(row.rel_sd)}`) : null,
   row.rel_interval ? small(between(...row.rel_interval)) : null];
-const tokensColumn = numeric("tokens", "Visual tokens, measured, average over the decoder's layers",
-  (row) => row.cost.tokens, (x) => number(x, 0));
+const tokensColumn = numeric("tokens", "avg_visual_tokens: visual tokens, measured, average over the decoder's layers",
+  (row) => row.cost.avg_visual_tokens, (x) => number(x, 0));
 
 // ---- the table -------------------------------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ function choice(name, key, options, changed) {
 // ---- accuracy against cost -------------------------------------------------------------------------------------------
 
 const AXES = {
-  tokens: ["visual tokens a layer", (row) => row.cost.tokens],
+  tokens: ["visual tokens a layer", (row) => row.cost.avg_visual_tokens],
   flops: ["prefill TFLOPs of the decoder", (row) => row.cost.prefill_tflops],
   kv: ["KV cache, MiB", (row) => row.cost.kv_mib],
   seconds: ["seconds a document", (row) => (known(row.cost.share_speed) || !row.baseline ? row.cost.seconds : null)],
@@ -360,7 +360,7 @@ function pictures(card, row) {
   const found = data.changes.documents[card.document];
   const many = Math.max(found.images?.length || 0, card.grids.length);
   if (!many) return null;
-  const masks = card.places.map((stage) => stage.map((text, i) => bits(text, card.grids[i][0] * card.grids[i][1])));
+  const masks = card.bitmaps.map((stage) => stage.map((text, i) => bits(text, card.grids[i][0] * card.grids[i][1])));
   const holder = el("div", { class: "pictures" });
   const counted = masks.map((stage) => stage.flat().reduce((sum, one) => sum + one, 0));
   const whole = card.grids.reduce((sum, [rows, columns]) => sum + rows * columns, 0);
@@ -439,7 +439,7 @@ function command(text) {
 
 function openRow(row) {
   const dialog = document.getElementById("dialog");
-  const pairs = [["measured tokens", [number(row.cost.tokens, 0), row.cost.share_tokens, "%"]],
+  const pairs = [["measured tokens", [number(row.cost.avg_visual_tokens, 0), row.cost.share_tokens, "%"]],
     ["Rel", [number(row.rel), null, row.rel_interval ? `(${between(...row.rel_interval)})` : ""]],
     ["Acc", [number(row.acc), null, ""]], ["KV cache", [`${three(row.cost.kv_mib)} MiB`, row.cost.share_kv, "%"]],
     ["prefill", [`${three(row.cost.prefill_tflops)} TFLOPs`, row.cost.share_flops, "%"]],

@@ -53,7 +53,7 @@ def _messages(doc: dict) -> list[dict]:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_places_are_those_of_each_rows_own_trace(schedule: str, harness, family: str) -> None:
+def test_token_bitmaps_are_those_of_each_rows_own_trace(schedule: str, harness, family: str) -> None:
     """A ragged batch with no, one and several images, beside every row by itself."""
     from lmms_eval.api.instance import Instance
 
@@ -84,8 +84,8 @@ def test_places_are_those_of_each_rows_own_trace(schedule: str, harness, family:
         assert [rows * columns for rows, columns in grids] == row.images
         if family == "qwen2_5_vl" and len(grids) == 2:
             assert grids[0] != grids[1]
-        assert len(said["kept_places"]) == len(model.arguments.schedule.stages)
-        for stage, texts in enumerate(said["kept_places"]):
+        assert len(said["token_bitmaps"]) == len(model.arguments.schedule.stages)
+        for stage, texts in enumerate(said["token_bitmaps"]):
             masks = [decode(text, grid) for text, grid in zip(texts, grids, strict=True)]
             assert [np.flatnonzero(mask).tolist() for mask in masks] == row.indices(stage)
             assert sum(int(mask.sum()) for mask in masks) == said["kept_visual_tokens"][stage]

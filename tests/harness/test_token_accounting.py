@@ -56,7 +56,7 @@ def _images(run, family: str) -> list[int]:
 def test_every_sample_has_its_tokens(case, family):
     schedule, run = case
     kept, spans = CASES[schedule]
-    rows = [row for task in TASKS for row in run.ledger[task]]
+    rows = [row for task in TASKS for row in run.accounting[task]]
     assert len(rows) == 12
     for row in rows:
         n = row["visual_tokens"]
@@ -72,31 +72,31 @@ def test_every_sample_has_its_tokens(case, family):
         assert n < row["input_tokens"]
         assert row["output_tokens"] >= 1
     assert sorted(row["visual_tokens"] for row in rows if row["visual_tokens"]) == sorted(_images(run, family))
-    assert [row["visual_tokens"] == 0 for row in run.ledger["scienceqa"]] == [False, True] * 2
+    assert [row["visual_tokens"] == 0 for row in run.accounting["scienceqa"]] == [False, True] * 2
 
 
 def test_input_tokens_are_the_prompts(case):
     _, run = case
-    rows = [row["input_tokens"] for task in TASKS for row in run.ledger[task]]
+    rows = [row["input_tokens"] for task in TASKS for row in run.accounting[task]]
     assert sorted(rows) == sorted(call["input_ids"].shape[1] for call in run.calls)
 
 
 def test_averages_are_in_the_throughput_section(case):
     schedule, run = case
-    rows = [row for task in TASKS for row in run.ledger[task]]
+    rows = [row for task in TASKS for row in run.accounting[task]]
     pictured = [row for row in rows if row["visual_tokens"]]
     averages = {
         "original_visual_tokens": sum(row["visual_tokens"] for row in pictured) / len(pictured),
-        "visual_tokens_per_layer": sum(row["avg_visual_tokens"] for row in pictured) / len(pictured),
+        "avg_visual_tokens": sum(row["avg_visual_tokens"] for row in pictured) / len(pictured),
         "input_tokens": sum(row["input_tokens"] for row in rows) / len(rows),
         "kv_mib": sum(row["kv_bytes"] for row in rows) / len(rows) / 2**20,
         **{
             f"{part}_tflops": sum(row[f"{part}_flops"] for row in rows) / len(rows) / 1e12
-            for part in ("tower", "selection", "prefill", "decode")
+            for part in ("encoder", "selection", "prefill", "decode")
         },
     }
     throughput = run.results["throughput"]
-    assert {name: throughput[f"avg_{name}"] for name in averages} == pytest.approx(averages)
+    assert {name: throughput[f"avg_{name.removeprefix('avg_')}"] for name in averages} == pytest.approx(averages)
     assert throughput["total_gen_tokens"] == sum(row["output_tokens"] for row in rows)
     assert throughput["total_elapsed_time"] > 0
     assert run.recorded["averages"] == pytest.approx(averages)
@@ -107,14 +107,19 @@ def test_every_task_has_its_averages_layer_by_layer(case):
     run = case[1]
     assert set(run.recorded["tasks"]) == set(TASKS)
     for task, said in run.recorded["tasks"].items():
-        rows = run.ledger[task]
+        rows = run.accounting[task]
         layers = [sum(some) / len(rows) for some in zip(*(row["layer_visual_tokens"] for row in rows), strict=True)]
         text = sum(row["text_tokens"] for row in rows) / len(rows)
         assert said["samples"] == len(rows)
         assert said["text_tokens"] == pytest.approx(text)
         assert said["layer_visual_tokens"] == pytest.approx(layers)
         assert said["layer_tokens"] == pytest.approx([text + visual for visual in layers])
-        assert said["avg_visual_tokens"] == pytest.approx(sum(layers) / LAYERS)
+        # Over the samples with an image, as in all other averages of visual tokens.
+        pictured = [row for row in rows if row["visual_tokens"]]
+        assert said["with_image"] == len(pictured)
+        for name, source in (("avg_visual_tokens", "avg_visual_tokens"), ("original_visual_tokens", "visual_tokens")):
+            assert said[name] == pytest.approx(sum(row[source] for row in pictured) / len(pictured))
+        assert said["avg_visual_tokens"] * len(pictured) / len(rows) == pytest.approx(sum(layers) / LAYERS)
         recycled = [sum(some) for some in zip(*(row["recycled_visual_tokens"] for row in rows), strict=True)]
         assert said["recycled_visual_tokens"] == pytest.approx([some / len(rows) for some in recycled])
         held = [sum(some) / len(rows) for some in zip(*(row["layer_kv_bytes"] for row in rows), strict=True)]
@@ -144,9 +149,9 @@ def test_flops_and_bytes_are_those_of_the_executed_passes(schedule, harness, fam
 
     with FlopCounterMode(display=False, custom_mapping=forgotten_rules()) as counter:
         run = harness.pruned(family, ["docvqa_val"], schedule=schedule)
-    rows = run.ledger["docvqa_val"]
+    rows = run.accounting["docvqa_val"]
     # generate() computes the output matrix once in the prefill, and once for each further token.
-    expected = sum(row["tower_flops"] + row["prefill_flops"] + row["decode_flops"] for row in rows)
+    expected = sum(row["encoder_flops"] + row["prefill_flops"] + row["decode_flops"] for row in rows)
     selection = sum(row["selection_flops"] for row in rows)
     assert counter.get_total_flops() == expected + selection
     assert (selection > 0) == (not schedule.startswith("random"))
@@ -176,7 +181,7 @@ def test_a_layers_bytes_are_those_of_the_caches_real_tensors(schedule, layers, h
 
     monkeypatch.setattr(GenerationMixin, "generate", generate)
     run = harness.pruned(family, ["docvqa_val"], schedule=schedule)
-    said = [row["layer_kv_bytes"] for row in run.ledger["docvqa_val"]]
+    said = [row["layer_kv_bytes"] for row in run.accounting["docvqa_val"]]
     assert [len(set(sample)) for sample in said] == [layers] * len(said)
     assert sorted(said) == sorted(real)
 
@@ -200,7 +205,7 @@ def test_provenance_is_recorded(case):
 def test_a_solved_budget_is_recorded_and_kept(budget, limit, harness):
     run = harness.pruned("llava", ["pope"], schedule="dart@2:?,random@5:4t", budget=budget)
     assert "?" not in run.recorded["schedule"]
-    first = run.ledger["pope"][0]["kept_visual_tokens"][0]
+    first = run.accounting["pope"][0]["kept_visual_tokens"][0]
     if budget.endswith("t"):
         assert run.recorded["schedule"] == f"dart@2:{first}t,random@5:4t"
     else:
@@ -208,7 +213,7 @@ def test_a_solved_budget_is_recorded_and_kept(budget, limit, harness):
     average = (2 * 64 + 3 * first + 3 * 4) / LAYERS
     # DART's next larger choice has eight more.
     assert average <= limit < average + 3 * 8 / LAYERS
-    assert all(row["avg_visual_tokens"] == average for row in run.ledger["pope"])
+    assert all(row["avg_visual_tokens"] == average for row in run.accounting["pope"])
 
 
 @pytest.mark.parametrize(
@@ -227,6 +232,6 @@ def test_output_tokens_end_with_the_answer_in_any_batch(harness):
     """A row that meets its stop text waits, padded, for the others: padding is no output."""
     options = {"gen_kwargs": "until=o,max_new_tokens=12,min_new_tokens=12"}
     one, four = (harness.pruned("llava", ["pope", "gqa"], options, batch_size=size) for size in (1, 8))
-    assert len({row["output_tokens"] for row in one.ledger["gqa"]}) > 1
+    assert len({row["output_tokens"] for row in one.accounting["gqa"]}) > 1
     assert four.answers == one.answers
-    assert four.ledger == one.ledger
+    assert four.accounting == one.accounting

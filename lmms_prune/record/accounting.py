@@ -1,0 +1,196 @@
+"""Token accounting: what one sample cost in tokens, bytes and FLOPs. Without torch.
+
+Each line of a samples file holds one `TokenAccounting` in ``token_counts[0]``; whoever writes or reads it does so here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+
+PARTS = ("encoder", "selection", "prefill", "decode")
+"""What FLOPs are counted for: each has a field ``PART_flops`` of a sample and ``PART_tflops`` of an average."""
+
+OLD_NAMES = {
+    "encoder_flops": "tower_flops",
+    "encoder_tflops": "tower_tflops",
+    "token_bitmaps": "kept_places",
+    "avg_visual_tokens": "visual_tokens_per_layer",  # in the averages of a run
+}
+"""What fields were called in files of before: they are read, and no longer written."""
+
+
+@dataclass(frozen=True)
+class TokenAccounting:
+    """What one sample cost, as executed, of its own tokens: padding is in none of it but `selection_flops`.
+
+    Args:
+        input_tokens, output_tokens: of the prompt and of the answer, as lmms-eval has them.
+        visual_tokens: original visual tokens of the sample's images.
+        avg_visual_tokens: visual tokens, average over the decoder's layers.
+        text_tokens: all other tokens of the prompt.
+        kept_visual_tokens: visual tokens that are kept after each stage.
+        recycled_visual_tokens: those of them that hold what the stage's method took from others.
+        layer_visual_tokens: visual tokens in each decoder layer.
+        visual_grids: rows and columns of each image's visual tokens.
+        token_bitmaps: for each stage and image, which of the original visual tokens are kept, as
+            `lmms_prune.record.bitmaps` writes them. A token into which others were merged, pooled or resized counts
+            where it stands; a class token, which stands nowhere in the image, is left out.
+        kv_bytes: keys and values that the prefill left in the cache, all layers.
+        layer_kv_bytes: the same of each layer.
+        encoder_flops: of the vision encoder and the projector.
+        selection_flops: of the methods that chose, their auxiliary models included: the sample's part of its batch.
+        prefill_flops: of the decoder.
+        decode_flops: of the passes after the prefill.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    visual_tokens: int
+    avg_visual_tokens: float
+    text_tokens: int
+    kept_visual_tokens: tuple[int, ...]
+    recycled_visual_tokens: tuple[int, ...]
+    layer_visual_tokens: tuple[int, ...]
+    visual_grids: tuple[tuple[int, int], ...]
+    token_bitmaps: tuple[tuple[str, ...], ...]
+    kv_bytes: int
+    layer_kv_bytes: tuple[int, ...]
+    encoder_flops: int
+    selection_flops: int
+    prefill_flops: int
+    decode_flops: int
+
+    @property
+    def unpruned(self) -> bool:
+        """Whether the sample has an image and every visual token went through all stages as it was."""
+        kept = self.kept_visual_tokens
+        everything = bool(self.visual_tokens and kept) and kept[-1] == self.visual_tokens
+        return everything and not any(self.recycled_visual_tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a samples file holds it; lmms-eval calls it by this name."""
+        return written(self)
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any] | None) -> TokenAccounting | None:
+        """What `to_dict` has written, or a version of before with `OLD_NAMES`; what was not counted then is 0 or empty.
+
+        Returns:
+            None where there is none of ours: the answer came from a cache, or from another model.
+
+        Raises:
+            ValueError: a number that is negative or not finite.
+            LookupError, OverflowError, TypeError: a field that is missing or of another type.
+        """
+        if not entry or "avg_visual_tokens" not in entry:
+            return None
+        grids, bitmaps = entry.get("visual_grids", ()), _field(entry, "token_bitmaps", ())
+        names = ("kept_visual_tokens", "recycled_visual_tokens", "layer_visual_tokens", "layer_kv_bytes")
+        counts: dict[str, Any] = {name: tuple(map(int, entry.get(name, ()))) for name in names}
+        counts |= {f"{part}_flops": count(entry, f"{part}_flops", 0) for part in PARTS}
+        return cls(
+            input_tokens=count(entry, "input_tokens", 0),
+            output_tokens=count(entry, "output_tokens", 0),
+            visual_tokens=count(entry, "visual_tokens"),
+            avg_visual_tokens=number(entry, "avg_visual_tokens"),
+            text_tokens=count(entry, "text_tokens", 0),
+            visual_grids=tuple((int(rows), int(columns)) for rows, columns in grids),
+            token_bitmaps=tuple(tuple(str(text) for text in images) for images in bitmaps),
+            kv_bytes=count(entry, "kv_bytes"),
+            **counts,
+        )
+
+
+@dataclass(frozen=True)
+class TokenTotals:
+    """Token accounting summed over samples, so that tasks and seeds can be added.
+
+    Args:
+        samples: how many. with_image: how many of them have visual tokens.
+        visual_tokens: original ones.
+        layer_averages: the sum of each sample's average over the layers.
+        kv_bytes, encoder_flops, selection_flops, prefill_flops, decode_flops: as of a sample.
+    """
+
+    samples: float = 0.0
+    with_image: float = 0.0
+    visual_tokens: float = 0.0
+    layer_averages: float = 0.0
+    kv_bytes: float = 0.0
+    encoder_flops: float = 0.0
+    selection_flops: float = 0.0
+    prefill_flops: float = 0.0
+    decode_flops: float = 0.0
+
+    def __add__(self, other: TokenTotals) -> TokenTotals:
+        return TokenTotals(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(TokenTotals)))
+
+    @property
+    def original_visual_tokens(self) -> float:
+        """Visual tokens of a sample with an image."""
+        return self.visual_tokens / max(1.0, self.with_image)
+
+    @property
+    def avg_visual_tokens(self) -> float:
+        """Visual tokens, average over the decoder's layers and the samples with an image: the measured budget."""
+        return self.layer_averages / max(1.0, self.with_image)
+
+    def costs(self) -> dict[str, float]:
+        """Average bytes and FLOPs of a sample, by the names of `Averages`."""
+        many = max(1.0, self.samples)
+        flops = {f"{part}_tflops": getattr(self, f"{part}_flops") / many / 1e12 for part in PARTS}
+        return {"kv_mib": self.kv_bytes / many / 2**20, **flops}
+
+    @classmethod
+    def of(cls, samples: Iterable[TokenAccounting]) -> TokenTotals:
+        """The sums of some samples' accounting."""
+        rows = [
+            (
+                1.0,
+                float(one.visual_tokens > 0),
+                one.visual_tokens,
+                one.avg_visual_tokens if one.visual_tokens else 0.0,
+                one.kv_bytes,
+                *(getattr(one, f"{part}_flops") for part in PARTS),
+            )
+            for one in samples
+        ]
+        return cls(*np.array(rows, float).sum(axis=0).tolist()) if rows else cls()
+
+
+def written(value: Any) -> Any:
+    """A record in JSON's types: a mapping of its fields, and lists in the place of tuples."""
+    if is_dataclass(value):
+        return {one.name: written(getattr(value, one.name)) for one in fields(value)}
+    return [written(part) for part in value] if isinstance(value, tuple) else value
+
+
+def _field(entry: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """A field under its name, or under the one that it had before."""
+    return entry[name] if name in entry else entry.get(OLD_NAMES.get(name, name), default)
+
+
+def count(entry: Mapping[str, Any], name: str, default: Any = None) -> int:
+    """A field of a record that is a whole number from 0 on; without a default it must be there."""
+    return int(_checked(entry, name, default))
+
+
+def number(entry: Mapping[str, Any], name: str, default: Any = None) -> float:
+    """A field of a record that is a number from 0 on; without a default it must be there."""
+    return float(_checked(entry, name, default))
+
+
+def _checked(entry: Mapping[str, Any], name: str, default: Any) -> Any:
+    value = _field(entry, name, default)
+    if value is None:
+        raise KeyError(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: {value!r} is no number")
+    if not 0 <= float(value) < inf:
+        raise ValueError(f"{name}: {float(value):g}, where finite numbers from 0 on are possible")
+    return value
