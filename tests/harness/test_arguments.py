@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lmms_prune.harness.arguments import ModelArguments, split
+from lmms_prune.models.llava import LLAVA
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_the_identity_holds_what_a_file_says(harness, tmp_path) -> None:
 
 
 def test_defaults_give_way_and_the_command_line_joins_in() -> None:
-    read = ModelArguments.read("seed=1", {"batch_size": "4", "device": "cpu"}, {"pretrained": "x"}, ())
-    assert (read.seed, read.batch_size, read.device, read.pretrained) == (1, 4, "cpu", "x")
+    read = ModelArguments.read("seed=1", {"batch_size": "4", "device": "cpu"}, LLAVA)
+    assert (read.seed, read.batch_size, read.device, read.pretrained) == (1, 4, "cpu", LLAVA.checkpoint)
     # 1 is what the harness passes on when nobody asked for a batch size.
-    assert ModelArguments.read("batch_size=8", {"batch_size": 1}, {"pretrained": "x"}, ()).batch_size == 8
+    assert ModelArguments.read("batch_size=8", {"batch_size": 1}, LLAVA).batch_size == 8
