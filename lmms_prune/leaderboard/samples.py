@@ -89,6 +89,8 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     for number, line in enumerate(lines(path), 1):
         try:
             said = json.loads(line)
+            if not isinstance(said, Mapping):
+                raise TypeError(f"a {type(said).__name__}, where an object is expected")
             documents.append(_document(said, benchmark))
             if not 0 <= documents[-1].score <= 1:
                 raise ValueError(f"a score of {documents[-1].score:g}, where 0 to 1 is possible")

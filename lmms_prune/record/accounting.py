@@ -77,7 +77,7 @@ class TokenAccounting:
         return written(self)
 
     @classmethod
-    def read(cls, entry: Mapping[str, Any] | None) -> TokenAccounting | None:
+    def read(cls, entry: Any) -> TokenAccounting | None:
         """What `to_dict` has written, or a version of before with `OLD_NAMES`; what was not counted then is 0 or empty.
 
         Returns:
@@ -87,6 +87,8 @@ class TokenAccounting:
             ValueError: a number that is negative or not finite.
             LookupError, OverflowError, TypeError: a field that is missing or of another type.
         """
+        if entry is not None and not isinstance(entry, Mapping):
+            raise TypeError(f"token_counts has a {type(entry).__name__}, where an object is expected")
         if not entry or "avg_visual_tokens" not in entry:
             return None
         grids, bitmaps = entry.get("visual_grids", ()), _field(entry, "token_bitmaps", ())

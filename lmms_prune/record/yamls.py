@@ -19,9 +19,10 @@ class YamlError(ValueError):
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice, of which PyYAML would take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
-        for key_node, _ in node.value:
+        # A scalar may claim to be a set: then PyYAML names it.
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
@@ -30,7 +31,7 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"the key '{key}' is given twice", key_node.start_mark
                 )
             seen.add(key if isinstance(key, str) else id(key))
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(node, deep)  # type: ignore[arg-type]
 
 
 class _TaskLoader(_Loader):

@@ -143,6 +143,7 @@ def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:
     [
         ("model: [a\n", "is no YAML: line 2, column 1"),
         ("model: a\nmodel: b\n", "is no YAML: line 2, column 1: the key 'model' is given twice."),
+        ("!!set ab", "is no YAML: line 1, column 1: expected a mapping node"),
         ("model_args: {seed: 1, seed: 2}\n", "the key 'seed' is given twice"),
         ("", "holds nothing; lmms-eval takes a mapping"),
         ("- 3\n", "holds list; lmms-eval takes a mapping"),
