@@ -85,6 +85,7 @@ def _fits(checked: Checked, family: Family) -> None:
     assert arguments is not None
     checked.schedule = arguments.schedule
     sizes = of_checkpoint(arguments.pretrained)
+    sizes = sizes and sizes.in_dtype(arguments.dtype)
     if sizes is None:
         # A hub's name is "name" or "owner/name".
         if arguments.pretrained.startswith((".", "/", "~")) or arguments.pretrained.count("/") > 1:

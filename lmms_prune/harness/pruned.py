@@ -99,7 +99,7 @@ class PrunedModel(ChatModel):
         layers, fixed = config.text_config.num_hidden_layers, self.family.tokens_per_image(config)
         schedule = arguments.schedule
         if arguments.budget is not None:
-            sizes = from_config(config.to_dict(), arguments.pretrained)
+            sizes = from_config(config.to_dict(), arguments.pretrained).in_dtype(arguments.dtype)
             schedule = schedule.solve(arguments.budget, prompt_sizes(sizes, fixed))
         schedule.check(layers, [fixed] if fixed else None)
         for stage in schedule.idle([fixed]) if fixed else ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ class Architecture:
     encoder: EncoderSizes
     tokens_per_image: int | None
     bytes_per_number: int = 2
+
+    def in_dtype(self, dtype: str) -> Architecture:
+        """The same where the model is loaded in `dtype`: "float32", "float16", "bfloat16", or "auto", the checkpoint's."""
+        return self if dtype == "auto" else replace(self, bytes_per_number=4 if dtype == "float32" else 2)
 
     @property
     def example_tokens(self) -> int:

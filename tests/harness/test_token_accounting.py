@@ -225,7 +225,16 @@ def test_a_budget_of_cost_is_solved_for_the_checkpoint(family, budget, harness):
     sizes = prompt_sizes(from_config(json.loads((harness.checkpoints[family] / "config.json").read_text()), family))
     assert run.recorded["schedule"] == str(Schedule.parse("random@1:?").solve(budget, sizes))
     assert run.recorded["schedule"].endswith("t") == (family == "llava")
-    assert all(row["avg_visual_tokens"] < row["visual_tokens"] for row in run.ledger["pope"])
+    assert all(row["avg_visual_tokens"] < row["visual_tokens"] for row in run.accounting["pope"])
+
+
+def test_bytes_of_the_cache_are_those_of_the_type_that_is_loaded(harness):
+    """A checkpoint in float32, loaded in bfloat16, takes half as much a token."""
+    solved = [
+        harness.create("llava", schedule="random@1:?", budget=f"kv={mib}MiB", dtype=dtype).arguments.schedule
+        for dtype, mib in (("float32", 0.4), ("bfloat16", 0.2))
+    ]
+    assert solved[0] == solved[1]
 
 
 def test_output_tokens_end_with_the_answer_in_any_batch(harness):
