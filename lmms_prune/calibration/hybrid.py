@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lmms_prune.errors import ScheduleError
-from lmms_prune.information.given import (
+from lmms_prune.information.options import (
     Include,
     Ready,
     found_documents,
@@ -67,8 +67,8 @@ def calibrate(
         from lmms_prune.calibration.propose import candidates, propose, removal_horizon
         from lmms_prune.harness.calibrations import calibration_file, keep_calibration
         from lmms_prune.information.aggregate import by_layer, by_sample
-        from lmms_prune.information.depth import Evaluation
         from lmms_prune.information.horizon import vanishes
+        from lmms_prune.information.layer_sweep import Evaluation
 
         names = task_names(tasks)
         read = [Schedule.parse(text) for text in beside or []]

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from lmms_prune.errors import ScheduleError
-from lmms_prune.information.depth import Evaluation, acts_at, evaluate
 from lmms_prune.information.horizon import EPSILON
+from lmms_prune.information.layer_sweep import Evaluation, acts_at, evaluate
 from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.leaderboard.statistics import CONFIDENCE, mean_ratio, resampled
 from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Budget, PromptSizes, Schedule
-from lmms_prune.sweep.run import Outcome
+from lmms_prune.sweep.run import JobOutcome
 
 DEEP = (0.0, 0.05, 0.15)  # ratios kept past the horizon
 TRIED = 8  # layers at which removal is tried
@@ -103,7 +103,7 @@ def _solved(texts: Sequence[str], budget: Budget | str, sizes: PromptSizes) -> t
 
 
 def removal_horizon(
-    evaluation: Evaluation, first: int, depth: int, out: Path, launch: str, report: Callable[[Outcome], None]
+    evaluation: Evaluation, first: int, depth: int, out: Path, launch: str, report: Callable[[JobOutcome], None]
 ) -> int:
     """The layer from which on removing all visual tokens loses at most EPSILON, among TRIED layers from `first` on.
 
@@ -127,7 +127,7 @@ def propose(
     horizon: int,
     out: Path,
     launch: str,
-    report: Callable[[Outcome], None],
+    report: Callable[[JobOutcome], None],
     beside: Sequence[str] = (),
     resamples: int = 1000,
     seed: int = 0,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lmms_prune.information.given import (
+from lmms_prune.information.options import (
     Include,
     Tasks,
     found_documents,
@@ -186,8 +186,8 @@ def horizon(
         fail(f"--epsilon {epsilon}: write a share from 0 to below 1, such as 0.01.")
     with said_plainly():
         from lmms_prune.information.aggregate import by_sample
-        from lmms_prune.information.depth import Evaluation, acts_at, evaluate
         from lmms_prune.information.horizon import find_horizon
+        from lmms_prune.information.layer_sweep import Evaluation, acts_at, evaluate
         from lmms_prune.information.plots import draw_methods
 
         names = task_names(tasks)

@@ -12,7 +12,7 @@ from lmms_prune.harness.documents import Document
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.canvas import grids_of
-from lmms_prune.information.depth import acts_at
+from lmms_prune.information.layer_sweep import acts_at
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.record.information import Store, token_information
 

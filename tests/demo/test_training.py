@@ -22,6 +22,8 @@ from lmms_prune.demo.content import Chart, Content, Form, Grid, Scene, Sign, Thi
 from lmms_prune.demo.models import WEIGHTS
 from lmms_prune.demo.pictures import draw
 from lmms_prune.demo.training.__main__ import SIZES, export, main
+from lmms_prune.demo.training.attention_supervision import Gaze, watch
+from lmms_prune.demo.training.attention_targets import grounds, named
 from lmms_prune.demo.training.data import (
     LABELS,
     Batches,
@@ -33,8 +35,6 @@ from lmms_prune.demo.training.data import (
     some_content,
 )
 from lmms_prune.demo.training.families import Family, new_family, take_tower
-from lmms_prune.demo.training.gaze import Gaze, watch
-from lmms_prune.demo.training.grounds import grounds, named
 from lmms_prune.demo.training.loop import Stage, Trainer
 
 COMMAND = typer.Typer()

@@ -16,8 +16,8 @@ from lmms_prune.harness.documents import Document
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.aggregate import by_layer, by_sample
 from lmms_prune.information.canvas import SIDE, dimmed, grids_of, seen_images
-from lmms_prune.information.given import measured
 from lmms_prune.information.kept import kept_information
+from lmms_prune.information.options import measured
 from lmms_prune.information.run import measure_documents
 from lmms_prune.information.show import show
 from lmms_prune.record.information import InformationError, Store, token_information

@@ -11,8 +11,8 @@ import pytest
 from lmms_prune.calibration.propose import candidates, loss
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.calibrations import calibration_file, keep_calibration
-from lmms_prune.information.depth import Evaluation, slug
 from lmms_prune.information.horizon import find_horizon, vanishes
+from lmms_prune.information.layer_sweep import Evaluation, slug
 from lmms_prune.information.plots import draw_horizon
 from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.models import MODEL_NAMES

@@ -22,8 +22,8 @@ from lmms_prune.demo import content, prompts, questions
 from lmms_prune.demo.content import COLOURS, HEADS, KEYS, KINDS, SYMBOLS, Content, Scene, Sign, Split
 from lmms_prune.demo.content import LABELS as ENTRIES
 from lmms_prune.demo.pictures import ACROSS, DOWN, Mark, Picture, draw
+from lmms_prune.demo.training.attention_targets import grounds, named
 from lmms_prune.demo.training.families import Family
-from lmms_prune.demo.training.grounds import grounds, named
 
 # The dense labels of a visual token; 0 is "nothing of that sort". A letter of a value also has the entry and the column
 # that it is looked up by, and its place in the value or on the sign.

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from lmms_prune.demo.training.attention_supervision import Gaze, watch
 from lmms_prune.demo.training.data import LABELS, Batch, Batches
 from lmms_prune.demo.training.families import Family
-from lmms_prune.demo.training.gaze import Gaze, watch
 
 PLACES = ("place",)  # the dense labels that no word is near to
 WARMUP = 100  # steps until the learning rate is full

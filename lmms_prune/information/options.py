@@ -158,7 +158,7 @@ def said_plainly() -> Iterator[None]:
     from lmms_prune.errors import PruningError, ScheduleError, UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
     from lmms_prune.record.information import InformationError
-    from lmms_prune.sweep.units import SweepError
+    from lmms_prune.sweep.jobs import SweepError
 
     mendable = (ArgumentError, ConfigError, InformationError, PruningError, ScheduleError, SweepError)
     with plainly(*mendable, UnsupportedModelError):

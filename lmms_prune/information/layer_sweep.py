@@ -16,8 +16,8 @@ from lmms_prune.leaderboard.samples import Samples, read_samples
 from lmms_prune.methods import METHODS
 from lmms_prune.record.files import write
 from lmms_prune.record.information import InformationError
-from lmms_prune.sweep.run import Outcome, run_sweep
-from lmms_prune.sweep.units import plan
+from lmms_prune.sweep.jobs import plan
+from lmms_prune.sweep.run import JobOutcome, run_sweep
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Evaluation:
 
 
 def evaluate(
-    evaluation: Evaluation, schedules: Sequence[str], out: Path, launch: str, report: Callable[[Outcome], None]
+    evaluation: Evaluation, schedules: Sequence[str], out: Path, launch: str, report: Callable[[JobOutcome], None]
 ) -> dict[str, dict[str, Samples]]:
     """Evaluate every schedule on every task; what `out` holds complete is not done again.
 
@@ -84,7 +84,7 @@ def evaluate(
     for outcome in run_sweep(plan(paths, out / "runs"), launch, evaluation.secrets):
         report(outcome)
         if outcome.state == "failed":
-            raise InformationError(f"the evaluation of {outcome.unit} failed: {outcome.reason}")
+            raise InformationError(f"the evaluation of {outcome.job} failed: {outcome.reason}")
     return {schedule: _scores(out / "runs" / slug(schedule), evaluation.tasks) for schedule in schedules}
 
 
