@@ -1,4 +1,4 @@
-"""A loss that tells attention where an answer stands, but neither which layer nor which head should look there."""
+"""Attention supervision: a training loss that asks for attention to where an answer is, from no particular layer or head."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+_NAME = "attention_supervision"  # of the attention implementation, as transformers registers it
 
-class Gaze:
-    """Collects, from a decoder's forward pass, how much the asking places attend to where their answers stand."""
 
-    _current: ContextVar[Gaze | None] = ContextVar("gaze", default=None)
+class AttentionSupervision:
+    """Collects in a decoder's forward pass how much attention supervised tokens give to their targets.
 
-    def __init__(self, asking: Int[Tensor, "B G"], grounds: Bool[Tensor, "B G T"]) -> None:
-        self.asking, self.grounds = asking, grounds
+    Args:
+        supervised: columns of the supervised tokens in each row, padded with 0.
+        targets: for each of them, the columns that it should attend to; none for padding.
+    """
+
+    _current: ContextVar[AttentionSupervision | None] = ContextVar("attention_supervision", default=None)
+
+    def __init__(self, supervised: Int[Tensor, "B G"], targets: Bool[Tensor, "B G T"]) -> None:
+        self.supervised, self.targets = supervised, targets
         self.shares: list[Float[Tensor, "B H G"]] = []
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Within, every layer of a decoder that `watch` prepared adds its shares."""
+        """Within this context, every layer of a decoder prepared by `supervise_attention` adds its shares."""
         token = self._current.set(self)
         try:
             yield
@@ -34,37 +41,41 @@ class Gaze:
             self._current.reset(token)
 
     def loss(self, among: Bool[Tensor, "B G"]) -> Float[Tensor, ""]:
-        """Minus the log of the attention to the grounds `among` all, as all layers and heads have it on average.
+        """Minus the log of the attention to the targets, averaged over all layers and heads.
 
-        The best head's share would not do: heads that stare at one place each, whatever is asked, would reach it.
+        Only supervised tokens `among` which are true count. The best head's share would not do as a loss: heads that
+        always attend to one fixed position each would minimise it.
         """
         shares = torch.cat(self.shares, 1).mean(1)  # (B, G)
-        asked = self.grounds.any(-1) & among
-        return -shares[asked].clamp_min(1e-12).log().mean() if asked.any() else shares.sum() * 0
+        counted = self.targets.any(-1) & among  # padding has no target
+        # A zero that depends on the shares keeps the loss differentiable in batches without targets.
+        return -shares[counted].clamp_min(1e-12).log().mean() if counted.any() else shares.sum() * 0
 
     def add(self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> None:
-        """One layer's shares, from its queries (B, H, T, d), keys (B, K, T, d) and mask (B, 1, T, T)."""
-        asking = self.asking[:, None, :, None]
-        query = query.gather(2, asking.expand(-1, query.shape[1], -1, query.shape[3])) * scaling
+        """Add one layer's shares, from its queries (B, H, T, d), keys (B, K, T, d) and mask (B, 1, T, T)."""
+        # Only the supervised tokens' rows of the attention matrix are computed.
+        columns = self.supervised[:, None, :, None]
+        query = query.gather(2, columns.expand(-1, query.shape[1], -1, query.shape[3])) * scaling
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-        seen = mask.gather(2, asking.expand(-1, 1, -1, mask.shape[3]))
+        # Grouped heads share keys.
+        seen = mask.gather(2, columns.expand(-1, 1, -1, mask.shape[3]))
         weights = (query @ key.mT).float().masked_fill(~seen, -torch.inf).softmax(-1)
-        self.shares.append((weights * self.grounds[:, None]).sum(-1))
+        self.shares.append((weights * self.targets[:, None]).sum(-1))
 
 
-def watch(decoder: Any) -> None:
-    """Let a decoder's layers report to the `Gaze` that is collecting; without one they attend as with SDPA."""
-    decoder.config._attn_implementation = "gaze"
+def supervise_attention(decoder: Any) -> None:
+    """Let a decoder's layers report to the `AttentionSupervision` that is collecting; without one, they use plain SDPA."""
+    decoder.config._attn_implementation = _NAME
 
 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    if (gaze := Gaze._current.get()) is not None:
-        assert attention_mask is not None, "a gaze needs the batch's own mask"
-        gaze.add(module, query, key, attention_mask, options["scaling"])
+    if (supervision := AttentionSupervision._current.get()) is not None:
+        assert attention_mask is not None, "attention supervision needs the batch's mask"
+        supervision.add(module, query, key, attention_mask, options["scaling"])
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
-AttentionInterface.register("gaze", _attention)
-AttentionMaskInterface.register("gaze", sdpa_mask)
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, sdpa_mask)

@@ -1,4 +1,4 @@
-"""Where in a picture each token of an answer can be read, and what a question's words name there."""
+"""The parts of a picture that attention supervision points to: where an answer can be read, and what a question names."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ from lmms_prune.demo.pictures import Mark, Picture
 from lmms_prune.demo.questions import CHINESE
 
 
-def named(picture: Picture, question: str, part: tuple[str, str]) -> dict[str, list[Mark]]:
-    """The words of a question, in English, that name some of a picture's marks.
+def named_marks(picture: Picture, question: str, part: tuple[str, str]) -> dict[str, list[Mark]]:
+    """The words of a question that name marks of a picture, in English, each with these marks.
 
     Args:
-        picture: what is asked about.
-        question: the bare question, without options and instructions.
-        part: the entry and the column of a page that hold the answer; empty if the question is not about one entry.
+        picture: the picture that the question is about.
+        question: the question without options and instructions.
+        part: the entry and the column of a page that contain the answer; empty if the question is not about one entry.
     """
-    found: dict[str, list[Mark]] = {}
+    marks_of: dict[str, list[Mark]] = {}
     if isinstance(picture.content, Scene):
         for name in (*COLOURS, *KINDS):
             if name in question or CHINESE[name] in question:
-                found[name] = [mark for mark in picture.marks if name in (mark.colour, mark.kind)]
-        return found
+                marks_of[name] = [mark for mark in picture.marks if name in (mark.colour, mark.kind)]
+        return marks_of
     entry, column = part
     if entry:
-        found[entry] = [mark for mark in picture.marks if mark.entry == entry]
+        marks_of[entry] = [mark for mark in picture.marks if mark.entry == entry]
     if column:
-        found[column] = [mark for mark in picture.marks if mark.column == column]
-    return found
+        marks_of[column] = [mark for mark in picture.marks if mark.column == column]
+    return marks_of
 
 
-def grounds(picture: Picture, question: str, part: tuple[str, str], answer: Sequence[str]) -> list[list[Mark]]:
-    """For each token of an answer, given as texts, the marks that tell it; an empty list where none does.
+def answer_marks(picture: Picture, question: str, part: tuple[str, str], answer: Sequence[str]) -> list[list[Mark]]:
+    """For each token of an answer, the marks from which it can be read; an empty list if there are none.
 
     Args:
-        picture, question, part: as `named`.
-        answer: the answer's tokens. Written text is spelled, so that each token has one letter at most.
+        picture, question, part: as for `named_marks`.
+        answer: the answer's tokens, as texts. Written text is spelled, so each token has at most one letter.
     """
     if isinstance(picture.content, Scene):
-        names = named(picture, question, part)
-        told = [mark for marks in names.values() for mark in marks] if names else list(picture.marks)
-        return [told] * len(answer)
+        names = named_marks(picture, question, part)
+        # A question that names no shape, such as one for their number, is about all of them.
+        shapes = [mark for marks in names.values() for mark in marks] if names else list(picture.marks)
+        return [shapes] * len(answer)
     letters = [mark for mark in picture.marks if mark.letter and (not any(part) or (mark.entry, mark.column) == part)]
     if "".join(mark.letter for mark in letters) == "".join(answer).replace(" ", ""):
-        left = iter(letters)
-        return [[next(left)] if token.strip() else [] for token in answer]
+        remaining = iter(letters)
+        return [[next(remaining)] if token.strip() else [] for token in answer]
     board = [mark for mark in picture.marks if mark.colour]
     return [board if question.startswith("What colour") else letters] * len(answer)
