@@ -17,14 +17,14 @@ import typer
 
 from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.demo.training.families import started_family
-from lmms_prune.demo.training.loop import Stage, Trainer
+from lmms_prune.demo.training.loop import Trainer, TrainingStage
 
 PICTURES, EACH = 8, 8  # a batch: pictures, and questions about each
 
 
 def held_out(folder: Path, batches: int) -> pd.Series:
     """Percent of right answers of the model in `folder`, by sort of question."""
-    stage = Stage("questions", 1, PICTURES, EACH, 0.0)
+    stage = TrainingStage("questions", 1, PICTURES, EACH, 0.0)
     # Nothing is trained, so nothing is written to the trainer's folder.
     trainer = Trainer(started_family(folder), Path("unused"), [stage], seed=77, device=torch.device("cpu"))
     shares = trainer.held_out(stage, batches)

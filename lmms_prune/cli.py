@@ -231,12 +231,12 @@ def demo(
         refuse_broken()
     from lmms_prune.demo.models import DemoError
     from lmms_prune.demo.processes import RunError
-    from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, ROWS, Row, run_demo, tables, task_names
+    from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, ROWS, DemoRow, run_demo, tables, task_names
 
     console = Console(stderr=as_json)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.absolute() / "huggingface")}
     try:
-        rows = tuple(map(Row.parse, schedules)) if schedules else QUICK if quick else FULL
+        rows = tuple(map(DemoRow.parse, schedules)) if schedules else QUICK if quick else FULL
         names = task_names(tasks)
         with ended_by_sigterm():
             record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import lmms_prune
 from lmms_prune.cli import app
 from lmms_prune.record import yamls
-from lmms_prune.sweep.units import SweepError, plan
+from lmms_prune.sweep.jobs import SweepError, plan
 
 PACKAGE = Path(lmms_prune.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,1 +1,1 @@
-"""Searches that some methods need once for every model: on samples, offline (``lmms-prune calibrate …``)."""
+"""Offline searches on samples, which some methods need once for each model (``lmms-prune calibrate …``)."""

@@ -1,4 +1,4 @@
-"""``lmms-prune calibrate …``: one command a search. Heavy modules are imported only by the commands that run."""
+"""``lmms-prune calibrate …``: one command for each search. Heavy modules are imported only by the command that runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lmms_prune.terminal.console import plainly
 from lmms_prune.terminal.options import Json, Model, ModelArgs
 
 
-class _Hybrid(TyperGroup):
-    """Options without a command are those of ``hybrid``."""
+class _HybridByDefault(TyperGroup):
+    """A group of commands in which options without a command belong to ``hybrid``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0].startswith("--") and args[0] != "--help":
@@ -28,18 +28,18 @@ class _Hybrid(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Hybrid,
+    cls=_HybridByDefault,
     no_args_is_help=True,
     add_completion=False,
-    help="Find a schedule for a model: the best hybrid at a budget, or what a method's paper found for its own models.",
+    help="Find a schedule for a model: the best hybrid at a budget, or one by the search of a method's paper.",
 )
 
 Data = Annotated[
     Path,
-    typer.Option(help="JSONL or JSON file of samples: image and question, or image and conversations."),
+    typer.Option(help="JSONL or JSON file of samples, each with an image and a question or conversations."),
 ]
 Images = Annotated[
-    Path | None, typer.Option(help="Folder to which the images' paths are relative. Default: the data file's.")
+    Path | None, typer.Option(help="Folder that image paths are relative to. Default: the data file's folder.")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first samples.")]
 
@@ -48,37 +48,37 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first samples."
 def fitprune(
     model: Model,
     data: Data,
-    reduction: Annotated[float, typer.Option(help="Percent of the visual tokens' FLOPs to save.")],
+    reduction: Annotated[float, typer.Option(help="Share of the visual tokens' FLOPs to save, in percent.")],
     model_args: ModelArgs = "",
     images: Images = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Find FitPrune's deletions: the most tokens that each layer can lose without changing its attention much."""
-    with _plainly():
+    """Find FitPrune's schedule: how many tokens each layer can drop without changing its attention much."""
+    with _user_errors():
         from lmms_prune.calibration.fitprune import search_fitprune
 
-        ready = _Ready.of(model, model_args, data, images, limit)
-        found = search_fitprune(ready.model, ready.prompts(), reduction=reduction / 100, report=_report)
+        search = _SearchInputs.of(model, model_args, data, images, limit)
+        result = search_fitprune(search.model, search.prompts(), reduction=reduction / 100, report=_report)
     if as_json:
-        said = {
-            "schedule": str(found.schedule),
-            "alpha": found.alpha,
-            "reduction": found.reduction,
-            "schedule_reduction": found.schedule_reduction,
-            "deletions": found.deletions,
-            "samples": len(ready.samples),
+        fields = {
+            "schedule": str(result.schedule),
+            "alpha": result.alpha,
+            "reduction": result.reduction,
+            "schedule_reduction": result.schedule_reduction,
+            "deletions": result.deletions,
+            "samples": len(search.samples),
         }
-        typer.echo(json.dumps(said))
+        typer.echo(json.dumps(fields))
         return
-    table = Table("layer", "deleted inside it", title=f"FitPrune, alpha {found.alpha:.4f}")
-    for layer, count in enumerate(found.deletions):
+    table = Table("layer", "deleted inside it", title=f"FitPrune, alpha {result.alpha:.4f}")
+    for layer, count in enumerate(result.deletions):
         if count:
             table.add_row(str(layer), f"{count:g}")
     Console().print(table)
     typer.echo(
-        f"Saves {found.reduction:.1%} of the visual tokens' FLOPs on {len(ready.samples)} samples, as the search counts;\n"
-        f"rounded down, and deleted before the next layer, {found.schedule_reduction:.1%}:\n{found.schedule}"
+        f"Saves {result.reduction:.1%} of the visual tokens' FLOPs on {len(search.samples)} samples, as the search counts;\n"
+        f"rounded down, and deleted before the next layer, {result.schedule_reduction:.1%}:\n{result.schedule}"
     )
 
 
@@ -90,33 +90,39 @@ def vflowopt(
     model_args: ModelArgs = "",
     images: Images = None,
     layers: Annotated[str, typer.Option(help="Decoder layers at which tokens are dropped.")] = "9,18",
-    trials: Annotated[int, typer.Option(min=1, help="Schedules to try, the first 27 of them at random.")] = 327,
-    seed: Annotated[int, typer.Option(min=0, help="Decides all draws.")] = 42,
+    trials: Annotated[int, typer.Option(min=1, help="Number of schedules to try; the first 27 are random.")] = 327,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 42,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Tune VFlowOpt's options and keeps to a budget (needs optuna, of the extra 'calibrate')."""
-    with _plainly():
+    """Tune VFlowOpt's options and keeps for a budget (needs optuna: the extra 'calibrate')."""
+    with _user_errors():
         from lmms_prune.calibration.vflowopt import search_vflowopt
 
-        where = _layers(layers)
-        ready = _Ready.of(model, model_args, data, images, limit)
-        found = search_vflowopt(
-            ready.model, ready.prompts(), budget=budget, layers=where, trials=trials, seed=seed, report=_report
+        layer_numbers = _layers(layers)
+        search = _SearchInputs.of(model, model_args, data, images, limit)
+        result = search_vflowopt(
+            search.model,
+            search.prompts(),
+            budget=budget,
+            layers=layer_numbers,
+            trials=trials,
+            seed=seed,
+            report=_report,
         )
     if as_json:
-        said = {
-            "schedule": str(found.schedule),
-            "similarity": found.similarity,
-            "random_similarity": found.start,
+        fields = {
+            "schedule": str(result.schedule),
+            "similarity": result.similarity,
+            "random_similarity": result.start,
             "trials": trials,
-            "samples": len(ready.samples),
+            "samples": len(search.samples),
         }
-        typer.echo(json.dumps(said))
+        typer.echo(json.dumps(fields))
         return
     typer.echo(
-        f"Mean cosine of the last state on {len(ready.samples)} samples: {found.similarity:.6f} "
-        f"(the random start's best: {found.start:.6f})\n{found.schedule}"
+        f"Mean cosine of the last state on {len(search.samples)} samples: {result.similarity:.6f} "
+        f"(the random start's best: {result.start:.6f})\n{result.schedule}"
     )
 
 
@@ -126,45 +132,45 @@ def vtw(
     data: Data,
     model_args: ModelArgs = "",
     images: Images = None,
-    eta: Annotated[float, typer.Option(help="Divergence, in nats, that is small enough.")] = 0.003,
+    eta: Annotated[float, typer.Option(help="Largest accepted divergence, in nats.")] = 0.003,
     lowest: Annotated[int, typer.Option(min=0, help="The first layer to try.")] = 5,
     limit: Limit = 20,
     as_json: Json = False,
 ) -> None:
-    """Find the first layer at which VTW's withdrawal of the image leaves the next token as it was."""
-    with _plainly():
+    """Find the first layer at which VTW's withdrawal of the image hardly changes the next token."""
+    with _user_errors():
         from lmms_prune.calibration.vtw import search_vtw
 
-        ready = _Ready.of(model, model_args, data, images, limit)
-        found = search_vtw(ready.model, ready.prompts(), eta=eta, lowest=lowest, report=_report)
+        search = _SearchInputs.of(model, model_args, data, images, limit)
+        result = search_vtw(search.model, search.prompts(), eta=eta, lowest=lowest, report=_report)
     if as_json:
-        said = {
-            "schedule": None if found.schedule is None else str(found.schedule),
-            "divergences": {str(layer): value for layer, value in found.divergences.items()},
-            "samples": len(ready.samples),
+        fields = {
+            "schedule": None if result.schedule is None else str(result.schedule),
+            "divergences": {str(layer): value for layer, value in result.divergences.items()},
+            "samples": len(search.samples),
         }
-        typer.echo(json.dumps(said))
+        typer.echo(json.dumps(fields))
     else:
-        table = Table("layer", "mean KL(pruned || unpruned)", title=f"VTW, {len(ready.samples)} samples")
-        for layer, value in found.divergences.items():
+        table = Table("layer", "mean KL(pruned || unpruned)", title=f"VTW, {len(search.samples)} samples")
+        for layer, value in result.divergences.items():
             table.add_row(str(layer), f"{value:.6g}")
         Console().print(table)
-        typer.echo(f"The first layer at or below {eta:g}: {found.schedule}" if found.schedule else "")
-    if found.schedule is None:
+        typer.echo(f"The first layer at or below {eta:g}: {result.schedule}" if result.schedule else "")
+    if result.schedule is None:
         typer.echo(f"lmms-prune: no layer's divergence is at or below --eta {eta:g}.", err=True)
         raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A loaded model with the samples to search on."""
+class _SearchInputs:
+    """A loaded model, and the samples to search on."""
 
     wrapper: Any
     samples: list[Any]
 
     @classmethod
-    def of(cls, model: str, model_args: str, data: Path, images: Path | None, limit: int | None) -> _Ready:
-        """Read the samples first: what is wrong with them is known before the weights are loaded."""
+    def of(cls, model: str, model_args: str, data: Path, images: Path | None, limit: int | None) -> _SearchInputs:
+        """Read the samples, then load the model: mistakes in the samples must be reported before the slow part."""
         from lmms_prune.calibration.data import read_samples
         from lmms_prune.harness.models import unpruned
 
@@ -173,7 +179,7 @@ class _Ready:
 
     @property
     def model(self) -> Any:
-        """The checkpoint itself."""
+        """The loaded checkpoint, without its wrapper."""
         return self.wrapper.model
 
     def prompts(self) -> list[Any]:
@@ -182,23 +188,24 @@ class _Ready:
 
 
 def _layers(text: str) -> list[int]:
-    from lmms_prune.calibration.data import CalibrationError
+    """The numbers in ``--layers``."""
+    from lmms_prune.calibration.data import SearchError
 
     try:
         return [int(layer) for layer in text.split(",")]
     except ValueError as error:
-        raise CalibrationError(f"--layers {text} must be whole numbers with commas: 9,18.") from error
+        raise SearchError(f"--layers {text} must be whole numbers with commas: 9,18.") from error
 
 
 _report: Callable[[str], None] = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
-    """What a user can put right ends the command with exit code 2 and one message."""
-    from lmms_prune.calibration.data import CalibrationError
+def _user_errors() -> Iterator[None]:
+    """Turn errors that a user can fix into one message and exit code 2."""
+    from lmms_prune.calibration.data import SearchError
     from lmms_prune.errors import PruningError, ScheduleError, UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
 
-    with plainly(ArgumentError, CalibrationError, PruningError, ScheduleError, UnsupportedModelError):
+    with plainly(ArgumentError, SearchError, PruningError, ScheduleError, UnsupportedModelError):
         yield

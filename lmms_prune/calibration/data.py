@@ -1,4 +1,4 @@
-"""Samples for a search: an image and a question each, from a JSON or JSONL file."""
+"""Reads the samples of a search, each an image with a question, from a JSON or JSONL file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FORMS = (
 )
 
 
-class CalibrationError(ValueError):
-    """A search that cannot be made; the message says of what, and what is allowed."""
+class SearchError(ValueError):
+    """A search cannot run; the message says why, and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,26 @@ class Sample:
     """One image with its question.
 
     Args:
-        place: where it stands in which file, for messages.
+        origin: file and line (or entry) of the sample, for messages.
         image: the image's file, which exists.
-        question: without the placeholder of the image.
+        question: the question without the image's placeholder.
     """
 
-    place: str
+    origin: str
     image: Path
     question: str
 
     def picture(self) -> Image.Image:
-        """The image, upright and in its own mode.
+        """The image, rotated upright and in the file's mode.
 
         Raises:
-            CalibrationError: the file is no image, or a broken one.
+            SearchError: the file is not an image, or a damaged one.
         """
         try:
             return read_image(self.image)
         except OSError as error:
-            raise CalibrationError(
-                f"{self.place}: 'image' {self.image} cannot be read as an image: {error.strerror or error}."
+            raise SearchError(
+                f"{self.origin}: 'image' {self.image} cannot be read as an image: {error.strerror or error}."
             ) from error
 
 
@@ -55,35 +55,35 @@ def read_samples(file: Path, images: Path | None = None, limit: int | None = Non
     """The samples of a file, in its order.
 
     Args:
-        file: one JSON object a line, or one JSON list of objects.
-        images: the folder to which the paths of images are relative; by default the file's own.
-        limit: only so many, the first ones; what comes after them is not looked at.
+        file: one JSON object per line, or one JSON list of objects.
+        images: the folder that image paths are relative to; by default the file's folder.
+        limit: only the first samples; later ones are not checked.
 
     Raises:
-        CalibrationError: what is wrong, in which file, at which line (or entry of a list) and key.
+        SearchError: a mistake; the message names the file, the line (or the entry of a list) and the key.
     """
     try:
         text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"--data {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise SearchError(f"--data {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     folder = file.parent if images is None else images
     if not folder.is_dir():
-        raise CalibrationError(f"--images {folder} is no folder.")
+        raise SearchError(f"--images {folder} is no folder.")
     entries = islice(_entries(file, text), limit)
-    samples = [_sample(f"{file}, {place}", entry, folder) for place, entry in entries]
+    samples = [_sample(f"{file}, {line}", entry, folder) for line, entry in entries]
     if not samples:
-        raise CalibrationError(f"--data {file} holds no sample; {_FORMS}.")
+        raise SearchError(f"--data {file} holds no sample; {_FORMS}.")
     return samples
 
 
 def _entries(file: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Where each entry stands, and what it says."""
+    """The line or number of each entry, and its content."""
     if text.lstrip().startswith("["):
         try:
-            whole = json.loads(text)
+            listed = json.loads(text)
         except json.JSONDecodeError as error:
-            raise CalibrationError(f"{file}, line {error.lineno}: no JSON: {error.msg}; {_FORMS}.") from error
-        for number, entry in enumerate(whole, 1):
+            raise SearchError(f"{file}, line {error.lineno}: no JSON: {error.msg}; {_FORMS}.") from error
+        for number, entry in enumerate(listed, 1):
             yield f"entry {number}", entry
         return
     for number, line in enumerate(text.splitlines(), 1):
@@ -92,45 +92,46 @@ def _entries(file: Path, text: str) -> Iterator[tuple[str, Any]]:
         try:
             yield f"line {number}", json.loads(line)
         except json.JSONDecodeError as error:
-            raise CalibrationError(f"{file}, line {number}: no JSON: {error.msg}; {_FORMS}.") from error
+            raise SearchError(f"{file}, line {number}: no JSON: {error.msg}; {_FORMS}.") from error
 
 
-def _sample(place: str, entry: Any, folder: Path) -> Sample:
+def _sample(origin: str, entry: Any, folder: Path) -> Sample:
+    """One entry as a sample, checked."""
     if not isinstance(entry, dict):
-        raise CalibrationError(f"{place}: {json.dumps(entry)[:60]} is no JSON object; {_FORMS}.")
-    asked = [key for key in ("question", "conversations") if key in entry]
-    for key, there in (("image", "image" in entry), ("question' or 'conversations", bool(asked))):
-        if not there:
+        raise SearchError(f"{origin}: {json.dumps(entry)[:60]} is no JSON object; {_FORMS}.")
+    asking = [key for key in ("question", "conversations") if key in entry]
+    for key, present in (("image", "image" in entry), ("question' or 'conversations", bool(asking))):
+        if not present:
             has = ", ".join(f"'{name}'" for name in entry) or "nothing"
-            raise CalibrationError(f"{place}: '{key}' is missing, there is {has}; {_FORMS}.")
-    if len(asked) > 1:
-        raise CalibrationError(f"{place}: 'question' and 'conversations' both ask; give one of them.")
+            raise SearchError(f"{origin}: '{key}' is missing, there is {has}; {_FORMS}.")
+    if len(asking) > 1:
+        raise SearchError(f"{origin}: 'question' and 'conversations' are both given; give one of them.")
     name, question = entry["image"], entry.get("question")
     if not isinstance(name, str) or not name:
-        raise CalibrationError(f"{place}: 'image' is {json.dumps(name)[:60]}; it must be a file's name.")
-    if asked == ["conversations"]:
-        question = _first_turn(place, entry["conversations"])
+        raise SearchError(f"{origin}: 'image' is {json.dumps(name)[:60]}; it must be a file's name.")
+    if asking == ["conversations"]:
+        question = _first_turn(origin, entry["conversations"])
     elif not isinstance(question, str):
-        raise CalibrationError(f"{place}: 'question' is {json.dumps(question)[:60]}; it must be a text.")
+        raise SearchError(f"{origin}: 'question' is {json.dumps(question)[:60]}; it must be a text.")
     assert isinstance(question, str)
     path = folder / name
     try:
         regular(path)
     except FileNotFoundError:
-        message = f"{place}: 'image' {path} does not exist; --images FOLDER says where the images are."
-        raise CalibrationError(message) from None
+        message = f"{origin}: 'image' {path} does not exist; --images FOLDER says where the images are."
+        raise SearchError(message) from None
     except OSError as error:
-        raise CalibrationError(f"{place}: 'image' {path} cannot be read as an image: {error.strerror}.") from error
-    return Sample(place, path, question.strip())
+        raise SearchError(f"{origin}: 'image' {path} cannot be read as an image: {error.strerror}.") from error
+    return Sample(origin, path, question.strip())
 
 
-def _first_turn(place: str, turns: Any) -> str:
-    """The first thing that the human says, without the image's placeholder."""
-    said = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    human = next((turn.get("value") for turn in said if turn.get("from") == "human"), None)
+def _first_turn(origin: str, turns: Any) -> str:
+    """The first message of the human, without the image's placeholder."""
+    messages = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    human = next((turn.get("value") for turn in messages if turn.get("from") == "human"), None)
     if not isinstance(human, str):
-        message = f'{place}: \'conversations\' has no turn {{"from": "human", "value": "…"}}; {_FORMS}.'
-        raise CalibrationError(message)
+        message = f'{origin}: \'conversations\' has no turn {{"from": "human", "value": "…"}}; {_FORMS}.'
+        raise SearchError(message)
     if human.count("<image>") > 1:
-        raise CalibrationError(f"{place}: 'conversations' shows {human.count('<image>')} images; a sample has one.")
+        raise SearchError(f"{origin}: 'conversations' shows {human.count('<image>')} images; a sample has one.")
     return human.replace("<image>", "").strip()

@@ -1,4 +1,4 @@
-"""FitPrune's search: how many visual tokens each layer can lose before its attention changes too much.
+"""FitPrune's search: how many visual tokens each layer can drop before its attention changes too much.
 
 Paper: https://arxiv.org/abs/2409.10197. Dimension letters: B rows (one), L sequence, D hidden, V visual tokens.
 """
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lmms_prune.calibration.cost import LayerCost, saving
-from lmms_prune.calibration.data import CalibrationError
+from lmms_prune.calibration.data import SearchError
 from lmms_prune.methods.fitprune import measures
 from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import LayerInput
@@ -28,24 +28,24 @@ from lmms_prune.pruning.layout import Layout
 from lmms_prune.pruning.ragged import attention_mask, gather_rotary
 from lmms_prune.schedule import Schedule, Stage
 
-_STEP = 0.01
-_FINE = 10_000
+_STEP = 0.01  # resolution of alpha
+_FINE = 10_000  # shares have four decimals
 
 Decide = Callable[[int, Tensor, Tensor], Tensor]
-"""Which visual tokens go on, from the layer and its two measures of every token that is present."""
+"""Chooses the kept visual tokens, from the layer and its two measures of every token still present."""
 
 
 @dataclass(frozen=True)
 class FoundDeletions:
-    """What the search found.
+    """The result of FitPrune's search.
 
     Args:
-        schedule: what to run.
+        schedule: the schedule to run.
         alpha: the share of a layer's attention that may be lost.
-        reduction: the share of the FLOPs saved with `alpha`, mean over the samples, as the search counts them.
-        schedule_reduction: the share that `schedule` really saves: deletions are rounded down, and what goes inside a
-            layer there goes before the next one here.
-        deletions: visual tokens that go in each layer; where images differ in size, the share of the original ones.
+        reduction: the share of the FLOPs saved with `alpha`, averaged over the samples, as the search counts FLOPs.
+        schedule_reduction: the share that `schedule` actually saves. It is smaller: deletions are rounded down, and the
+            schedule drops before the next layer what the search drops inside a layer.
+        deletions: visual tokens deleted in each layer; if images differ in size, shares of the original tokens.
     """
 
     schedule: Schedule
@@ -57,7 +57,13 @@ class FoundDeletions:
 
 @dataclass(frozen=True)
 class CapturedPrompt:
-    """The input of layer 0 of one prompt, and what its layout is read from."""
+    """The input of layer 0 of one prompt.
+
+    Args:
+        inputs: the model inputs that the layout of visual tokens is read from.
+        state: hidden states and rotary tables at layer 0.
+        size: visual tokens of the image.
+    """
 
     inputs: dict[str, Any]
     state: LayerInput
@@ -72,35 +78,35 @@ def search_fitprune(
     reduction: float,
     report: Callable[[str], None] = lambda line: None,
 ) -> FoundDeletions:
-    """The deletions that save a share of the visual tokens' FLOPs and leave the most of every layer's attention.
+    """Find the deletions that save a share of the visual tokens' FLOPs and keep the most of every layer's attention.
 
-    For the smallest alpha (bisected to 0.01) that saves enough on average over the prompts: at each layer a token goes
-    if it is among the least attended to by the text, and among those by the image, that together hold less than what
-    may be lost, so that 1 - alpha of what the layer holds unpruned remains. As in the reference's code both
-    sets are one token smaller than the largest possible, and a prompt loses nothing more once, with the tokens that it
-    has then, it saves enough. Where all images have as many tokens, a layer's deletions are the mean over the prompts,
-    rounded down; else their shares are averaged, and rounded down to four decimals.
+    Finds the smallest alpha (by bisection, to 0.01) that saves enough on average over the prompts. At each layer a token
+    is deleted if it belongs to two sets: the tokens least attended to by the text, and those least attended to by the
+    image. Each set is chosen so that 1 - alpha of the layer's unpruned attention remains. As in the reference's code, both
+    sets are one token smaller than the largest possible, and a prompt loses no more tokens once those already deleted save
+    enough. If all images have the same number of tokens, a layer's deletions are the mean over the prompts, rounded down.
+    Otherwise the shares are averaged, and rounded down to four decimals.
 
     Args:
         model: a loaded checkpoint.
-        prompts: inputs of the model, one row with one image each.
-        reduction: the share of the visual tokens' FLOPs (`LayerCost`) to save; attention sees the tokens that enter a
-            layer, the MLP those that its deletions leave.
-        report: is told each alpha that is tried.
+        prompts: model inputs, each of one row with one image.
+        reduction: the share of the visual tokens' FLOPs (`LayerCost`) to save. Attention is counted for the tokens that
+            enter a layer, the MLP for those that remain after the layer's deletions.
+        report: called with a line for each alpha that is tried.
 
     Raises:
-        CalibrationError: no alpha saves as much.
+        SearchError: no alpha saves as much.
     """
     if not 0 < reduction < 1:
-        raise CalibrationError(f"--reduction {100 * reduction:g} must lie between 0 and 100 percent.")
+        raise SearchError(f"--reduction {100 * reduction:g} must lie between 0 and 100 percent.")
     parts = ModelParts.of(model)
     cost, captured = LayerCost.of(parts), [capture(parts, prompt) for prompt in prompts]
-    whole = [unpruned_totals(parts, prompt) for prompt in captured]
+    unpruned = [unpruned_totals(parts, prompt) for prompt in captured]
 
     def run(alpha: float) -> tuple[list[list[int]], float]:
         deleted = [
             delete(parts, prompt, totals, alpha, reduction, cost)
-            for prompt, totals in zip(captured, whole, strict=True)
+            for prompt, totals in zip(captured, unpruned, strict=True)
         ]
         saved = fmean(saving(cost, p.size, counts) for p, counts in zip(captured, deleted, strict=True))
         report(f"alpha {alpha:.4f}: {saved:.1%} saved")
@@ -109,9 +115,7 @@ def search_fitprune(
     low, high = 0.0, 1.0
     deleted, saved = run(high)
     if saved < reduction:
-        raise CalibrationError(
-            f"--reduction {100 * reduction:g}: of this model at most {100 * saved:.1f} % can be saved."
-        )
+        raise SearchError(f"--reduction {100 * reduction:g}: of this model at most {100 * saved:.1f} % can be saved.")
     while high - low > _STEP:
         middle = (low + high) / 2
         tried, share = run(middle)
@@ -121,38 +125,41 @@ def search_fitprune(
             low = middle
     fixed, sizes = parts.family.tokens_per_image(parts.config), [prompt.size for prompt in captured]
     schedule, deletions = average_schedule(deleted, sizes, fixed)
-    real = [sum(map(cost.layer, schedule.layer_counts(len(parts.layers), [n]))) for n in sizes]
-    full = [len(parts.layers) * cost.layer(n) for n in sizes]
-    kept = fmean(part / all_of_it for part, all_of_it in zip(real, full, strict=True))
-    return FoundDeletions(schedule, high, saved, 1 - kept, deletions)
+    pruned_cost = [sum(map(cost.layer, schedule.layer_counts(len(parts.layers), [n]))) for n in sizes]
+    full_cost = [len(parts.layers) * cost.layer(n) for n in sizes]
+    share = fmean(pruned / full for pruned, full in zip(pruned_cost, full_cost, strict=True))
+    return FoundDeletions(schedule, high, saved, 1 - share, deletions)
 
 
 def average_schedule(
     deleted: Sequence[Sequence[int]], sizes: Sequence[int], fixed: int | None
 ) -> tuple[Schedule, list[int] | list[float]]:
-    """The schedule of the mean deletions, and these, one a layer.
+    """The schedule of the mean deletions, and the mean deletions themselves, one per layer.
 
     Args:
-        deleted: of each prompt, tokens that go in each layer.
-        sizes: of each prompt, its image's tokens.
-        fixed: tokens of every image, or None where they differ and shares are averaged.
+        deleted: for each prompt, the tokens deleted in each layer.
+        sizes: for each prompt, its image's tokens.
+        fixed: tokens of every image; None if images differ in size, and shares are averaged.
     """
     unit = fixed or _FINE
     means = [
         floor(sum(Fraction(count * unit, size) for count, size in zip(layer, sizes, strict=True)) / len(sizes))
         for layer in zip(*deleted, strict=True)
     ]
-    stages, left = [], unit
-    # What the last layer deletes is gone after the decoder only.
+    stages, kept = [], unit
+    # Deletions in the last layer act only after the decoder, so no stage can express them.
     for layer, count in enumerate(means[:-1], 1):
-        left -= count
+        kept -= count
         if count:
-            stages.append(Stage("fitprune", layer, left if fixed else Decimal(left) / _FINE))
+            stages.append(Stage("fitprune", layer, kept if fixed else Decimal(kept) / _FINE))
     return Schedule(tuple(stages)), means if fixed else [count / _FINE for count in means]
 
 
 def fit(measure: Float[Tensor, " V"], remains: float) -> Bool[Tensor, " V"]:
-    """All but the lowest tokens of `measure` whose loss leaves at least `remains`, and one more, as in the reference."""
+    """The tokens to keep: the highest of `measure`, so that their sum is at least `remains`, and one more.
+
+    The extra token is the reference's.
+    """
     order = measure.argsort(descending=True, stable=True)
     sums = torch.nn.functional.pad(measure[order].cpu().double().cumsum(0), (1, 0))
     count = int((sums < remains).sum()) + 1
@@ -167,7 +174,16 @@ def delete(
     reduction: float,
     cost: LayerCost,
 ) -> list[int]:
-    """Visual tokens that one prompt loses in each layer, given what each layer's measures add up to unpruned."""
+    """The number of visual tokens that one prompt loses in each layer.
+
+    Args:
+        parts: the model.
+        prompt: the input of layer 0.
+        totals: the unpruned sums of each layer's two measures.
+        alpha: the share of them that may be lost.
+        reduction: the saving after which nothing more is deleted.
+        cost: the cost of a layer.
+    """
     lost = [0] * len(parts.layers)
 
     def decide(layer: int, cross: Tensor, within: Tensor) -> Tensor:
@@ -183,23 +199,27 @@ def delete(
 
 
 def capture(parts: ModelParts, inputs: Mapping[str, Any]) -> CapturedPrompt:
-    """What an unpruned run of one prompt gives to layer 0."""
-    seen: list[LayerInput] = []
+    """Record the input of layer 0 in an unpruned run of one prompt.
 
-    def see(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.append(LayerInput(0, args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"]))
+    Raises:
+        SearchError: the prompt has no image, or several.
+    """
+    states: list[LayerInput] = []
 
-    with hooked([parts.layers[0].register_forward_pre_hook(see, with_kwargs=True)]):
+    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        states.append(LayerInput(0, args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"]))
+
+    with hooked([parts.layers[0].register_forward_pre_hook(record, with_kwargs=True)]):
         parts.multimodal(**inputs, use_cache=False)
-    read = {name: inputs[name] for name in ("input_ids", "attention_mask", "image_grid_thw") if name in inputs}
-    counts = Layout.of(parts, read, None, None).counts
+    layout_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "image_grid_thw") if name in inputs}
+    counts = Layout.of(parts, layout_inputs, None, None).counts
     if len(counts) != 1:
-        raise CalibrationError(f"a sample of the search holds {len(counts)} images; it takes one a prompt.")
-    return CapturedPrompt(read, seen[0], counts[0])
+        raise SearchError(f"a sample of the search holds {len(counts)} images; it takes one a prompt.")
+    return CapturedPrompt(layout_inputs, states[0], counts[0])
 
 
 def unpruned_totals(parts: ModelParts, prompt: CapturedPrompt) -> list[tuple[float, float]]:
-    """What the two measures of each layer add up to, unpruned."""
+    """The sums of each layer's two measures over all visual tokens, unpruned."""
     totals: list[tuple[float, float]] = []
 
     def decide(layer: int, cross: Tensor, within: Tensor) -> Tensor:
@@ -213,7 +233,8 @@ def unpruned_totals(parts: ModelParts, prompt: CapturedPrompt) -> list[tuple[flo
 def _walk(parts: ModelParts, prompt: CapturedPrompt, decide: Decide) -> None:
     """Run the decoder's layers on one prompt, deleting visual tokens between the layers.
 
-    What goes between a layer's attention and its MLP may as well go after the MLP, which mixes no tokens.
+    The paper deletes between a layer's attention and its MLP. Deleting after the MLP gives the same result, because the
+    MLP mixes no tokens.
     """
     layout, hidden = Layout.of(parts, prompt.inputs, None, None), prompt.state.hidden
     cos, sin = rotary = prompt.state.rotary

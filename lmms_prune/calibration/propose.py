@@ -1,4 +1,4 @@
-"""From the finding to a schedule: which hybrid loses least at a budget, chosen on some documents, checked on others."""
+"""Finds the hybrid schedule that loses least at a budget: chosen on some documents, verified on others."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from lmms_prune.errors import ScheduleError
-from lmms_prune.information.depth import Evaluation, acts_at, evaluate
 from lmms_prune.information.horizon import EPSILON
+from lmms_prune.information.layer_sweep import Evaluation, acts_at, evaluate
 from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.leaderboard.statistics import CONFIDENCE, mean_ratio, resampled
 from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Budget, PromptSizes, Schedule
-from lmms_prune.sweep.run import Outcome
+from lmms_prune.sweep.run import JobOutcome
 
-DEEP = (0.0, 0.05, 0.15)  # ratios kept past the horizon
+DEEP = (0.0, 0.05, 0.15)  # keep ratios from the horizon on
 TRIED = 8  # layers at which removal is tried
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a schedule loses of the unpruned scores, in percent: the mean over tasks, with its 95 % bootstrap interval."""
+    """The relative loss of the unpruned scores, in percent: the mean over tasks, with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -37,10 +37,10 @@ class Proposal:
     Args:
         schedule: with every ``?`` solved.
         horizon: the layer from which removing all visual tokens costs next to nothing.
-        chosen: its loss on the documents it was chosen on: too good, because it was chosen by it.
-        verified: its loss on other documents; what to expect.
+        chosen: its loss on the documents that it was chosen on; biased downwards by the choice.
+        verified: its loss on other documents; an unbiased estimate.
         tried: each candidate and its loss, the best first.
-        beside: schedules that were given for comparison, with their loss on the same other documents.
+        compared: schedules given for comparison, with their loss on the same documents as `verified`.
     """
 
     schedule: str
@@ -48,18 +48,19 @@ class Proposal:
     chosen: Loss
     verified: Loss
     tried: Mapping[str, Loss]
-    beside: Mapping[str, Loss]
+    compared: Mapping[str, Loss]
 
 
 def candidates(methods: Sequence[str], horizons: Sequence[int], budget: Budget | str, sizes: PromptSizes) -> list[str]:
     """Hybrids that meet a budget, with their ``?`` solved.
 
-    A method acts early (at the first layer it can, and at an eighth of the depth); at a horizon random tokens remain, or
-    none. Where a budget is more than all of these need, all tokens stay until a horizon, or one method prunes alone.
+    A method prunes early (at the first layers it can, and at an eighth of the depth). From a horizon on, random tokens are
+    kept, or none. If the budget is larger than all of these need, the candidates keep all tokens until a horizon, or have
+    one method as the only stage.
 
     Args:
-        methods: that act early.
-        horizons: possible layers of the deep stage; at the depth or beyond there is none.
+        methods: the methods that prune early.
+        horizons: possible layers of the deep stage; layers at or beyond the depth give no deep stage.
         budget, sizes: as for `Schedule.solve`.
 
     Raises:
@@ -82,43 +83,43 @@ def candidates(methods: Sequence[str], horizons: Sequence[int], budget: Budget |
         hybrids += [f"{method}@{layer}:?{rest}" for rest in late or [""]]
     ample = [f"random@{horizon}:?" for horizon in horizons if 0 < horizon < depth]
     ample += [f"{method}@{layer}:?" for method, layer in early]
-    made, problem = _solved(hybrids, budget, sizes)
-    if not made:
-        made, _ = _solved(ample, budget, sizes)
-    if not made:
+    solved, problem = _solved(hybrids, budget, sizes)
+    if not solved:
+        solved, _ = _solved(ample, budget, sizes)
+    if not solved:
         raise InformationError(f"--budget {budget}: no candidate meets it. The last one: {problem}")
-    return made
+    return solved
 
 
 def _solved(texts: Sequence[str], budget: Budget | str, sizes: PromptSizes) -> tuple[list[str], str]:
-    """Those schedules that can meet a budget, once each, and why the last of the others cannot."""
-    made: dict[str, None] = {}
+    """The schedules that can meet a budget, without duplicates, and why the last of the others cannot."""
+    solved: dict[str, None] = {}
     problem = ""
     for text in texts:
         try:
-            made[str(Schedule.parse(text).solve(budget, sizes))] = None
+            solved[str(Schedule.parse(text).solve(budget, sizes))] = None
         except ScheduleError as error:
             problem = str(error)
-    return list(made), problem
+    return list(solved), problem
 
 
 def removal_horizon(
-    evaluation: Evaluation, first: int, depth: int, out: Path, launch: str, report: Callable[[Outcome], None]
+    evaluation: Evaluation, first: int, depth: int, out: Path, launch: str, report: Callable[[JobOutcome], None]
 ) -> int:
-    """The layer from which on removing all visual tokens loses at most EPSILON, among TRIED layers from `first` on.
+    """The layer from which on removing all visual tokens loses at most EPSILON.
 
-    The depth, if even the deepest of them loses more.
+    Tries TRIED layers from `first` to the last. If even the deepest of them loses more, returns the depth.
     """
     layers = sorted({round(float(n)) for n in np.linspace(first, depth - 1, TRIED)}) if first < depth else []
     if not layers:
         return depth
     scores = evaluate(evaluation, ["none", *(f"vtw@{n}" for n in layers)], out, launch, report)
-    found = depth
+    horizon = depth
     for layer in reversed(layers):
         if loss(scores["none"], scores[f"vtw@{layer}"], 100, 0).value > 100 * EPSILON:
             break
-        found = layer
-    return found
+        horizon = layer
+    return horizon
 
 
 def propose(
@@ -127,21 +128,21 @@ def propose(
     horizon: int,
     out: Path,
     launch: str,
-    report: Callable[[Outcome], None],
-    beside: Sequence[str] = (),
+    report: Callable[[JobOutcome], None],
+    compared: Sequence[str] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> Proposal:
-    """Evaluate candidates on the first documents of each task, and the best one on the next as many.
+    """Evaluate candidates on the first documents of each task, and the best one on as many next documents.
 
     Args:
-        evaluation: with a limit; as many documents after these must be there.
-        texts: as `candidates` makes them.
-        horizon: as `removal_horizon` finds it, for the record.
-        out: folder of the runs; complete ones are not done again.
+        evaluation: the model and the documents, with a limit; each task must have twice as many documents.
+        texts: the schedules to try, from `candidates`.
+        horizon: from `removal_horizon`; only recorded.
+        out: folder of the runs; complete ones are reused.
         launch, report: as for `evaluate`.
-        beside: further schedules to evaluate on the next documents.
-        resamples, seed: of the bootstrap.
+        compared: further schedules to evaluate on the next documents.
+        resamples, seed: number of bootstrap resamples, and their seed.
     """
     assert evaluation.limit is not None
     scores = evaluate(evaluation, ["none", *texts], out / "chosen", launch, report)
@@ -149,23 +150,25 @@ def propose(
     tried = dict(sorted(tried.items(), key=lambda item: item[1].value))
     best = next(iter(tried))
     others = replace(evaluation, offset=evaluation.offset + evaluation.limit)
-    again = evaluate(others, list(dict.fromkeys(["none", best, *beside])), out / "verified", launch, report)
-    there = {text: loss(again["none"], again[text], resamples, seed) for text in dict.fromkeys([best, *beside])}
-    return Proposal(best, horizon, tried[best], there[best], tried, {text: there[text] for text in beside})
+    verifying = evaluate(others, list(dict.fromkeys(["none", best, *compared])), out / "verified", launch, report)
+    verified = {
+        text: loss(verifying["none"], verifying[text], resamples, seed) for text in dict.fromkeys([best, *compared])
+    }
+    return Proposal(best, horizon, tried[best], verified[best], tried, {text: verified[text] for text in compared})
 
 
 def loss(unpruned: Mapping[str, Samples], pruned: Mapping[str, Samples], resamples: int, seed: int) -> Loss:
-    """What is lost of the unpruned scores; tasks on which the unpruned model scores nothing do not count.
+    """The relative loss of the unpruned scores; tasks on which the unpruned model scores 0 are left out.
 
     Raises:
-        InformationError: it scores nothing on any.
+        InformationError: the unpruned model scores 0 on every task.
     """
     random = np.random.default_rng(seed)
     draws = {task: resampled([samples, pruned[task]], resamples, random) for task, samples in unpruned.items()}
-    many = mean_ratio({t: d[:, 1] for t, d in draws.items()}, {t: d[:, 0] for t, d in draws.items()})
-    whole = {task: np.array([samples.score]) for task, samples in unpruned.items()}
-    if not any(score[0] > 0 for score in whole.values()):
+    resampled_ratios = mean_ratio({t: d[:, 1] for t, d in draws.items()}, {t: d[:, 0] for t, d in draws.items()})
+    full_scores = {task: np.array([samples.score]) for task, samples in unpruned.items()}
+    if not any(score[0] > 0 for score in full_scores.values()):
         raise InformationError("the unpruned model scores nothing on any of the tasks, so no loss can be measured.")
-    value = mean_ratio({task: np.array([samples.score]) for task, samples in pruned.items()}, whole)
-    low, high = np.nanquantile(100 - many, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    value = mean_ratio({task: np.array([samples.score]) for task, samples in pruned.items()}, full_scores)
+    low, high = np.nanquantile(100 - resampled_ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Loss(float(100 - value[0]), float(low), float(high))

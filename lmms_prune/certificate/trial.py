@@ -28,7 +28,7 @@ def two_documents() -> list[Check]:
     """
     try:
         from lmms_prune.demo.models import LAYERS, MODELS, VISUAL_TOKENS, DemoError, model_arguments, weights
-        from lmms_prune.demo.processes import Run, RunError, evaluate
+        from lmms_prune.demo.processes import DemoRun, RunError, evaluate
     except ImportError as error:
         return [Check(_WHAT, "failed", f"cannot be started: {error}", mending(str(error), "lmms-prune"))]
     start = time.monotonic()
@@ -40,7 +40,7 @@ def two_documents() -> list[Check]:
                 "tasks": _TASK,
                 "include_path": str(Path(__file__).with_name("task")),
             }
-            run = Run(options, Path(folder) / "results")
+            run = DemoRun(options, Path(folder) / "results")
             [outcome] = evaluate([run], Path(folder), Path(folder), None, SECRETS.get(), lambda done: None)
         except DemoError as error:
             return [Check(_WHAT, "failed", str(error), reinstall("lmms-prune"))]

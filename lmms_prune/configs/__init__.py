@@ -1,1 +1,1 @@
-"""The ``--config`` files of lmms-eval: one for each published row, written from a table, and checked without torch."""
+"""Writes and checks ``--config`` files of lmms-eval, without torch. There is one file for each row of the paper's tables."""

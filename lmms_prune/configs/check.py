@@ -1,4 +1,4 @@
-"""Whether a ``--config`` file can be run, told in milliseconds: no torch, no GPU, no download."""
+"""Checks in milliseconds whether a ``--config`` file can run: without torch, GPU or download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import inf
 from os.path import isdir
 from typing import Any
 
-from lmms_prune.configs.budget import ClaimError, left
+from lmms_prune.configs.budget import ClaimError, kept_average
 from lmms_prune.configs.runs import Run, unknown_keys
 from lmms_prune.efficiency.estimate import TEXT_TOKENS, estimate, prompt_sizes
 from lmms_prune.errors import ScheduleError, did_you_mean
@@ -21,7 +21,7 @@ from lmms_prune.models.architectures import of_checkpoint
 from lmms_prune.models.sizes import Architecture, ArchitectureError
 from lmms_prune.schedule import Schedule
 
-# lmms-eval's groups that hold a test split, whose answers only a server knows; and what of them can be scored here.
+# lmms-eval's groups with a test split, whose answers only a server knows -> tasks that can be scored locally instead.
 _UNSCORED = {
     "textvqa": "textvqa_val or prune_textvqa_ocr",
     "docvqa": "docvqa_val",
@@ -34,16 +34,16 @@ _UNSCORED = {
 
 @dataclass
 class Checked:
-    """What is known of one run.
+    """The result of checking one run.
 
     Args:
-        run: as read.
-        problems: what must be changed.
-        notes: what could not be checked.
-        arguments: what ``model_args`` says; None if that is wrong.
-        schedule: with a budget's ``?`` solved, where the model's sizes are known.
-        percent: average of the visual tokens a layer that it leaves; None if the sizes are not known.
-        flops: the decoder's, in percent of the unpruned.
+        run: the run, as read.
+        problems: mistakes that must be changed.
+        notes: things that could not be checked.
+        arguments: the parsed ``model_args``; None if they are wrong.
+        schedule: the schedule; its ``?`` is solved if the model's sizes are known.
+        percent: kept visual tokens, averaged over the layers, in percent; None if the sizes are not known.
+        flops: the decoder's FLOPs, in percent of the unpruned model's; None if the sizes are not known.
     """
 
     run: Run
@@ -56,7 +56,7 @@ class Checked:
 
 
 def check(run: Run) -> Checked:
-    """All that can be said of a run without its model; never raises for what the file says."""
+    """Check all of a run that can be checked without its model. Mistakes in the file are returned, never raised."""
     checked, settings = Checked(run, unknown_keys(run)), run.settings
     checked.problems += [*_outputs(settings), *_tasks(settings, checked.notes)]
     name = settings.get("model")
@@ -67,27 +67,27 @@ def check(run: Run) -> Checked:
     family = MODEL_NAMES[name]
     try:
         refuse_unseen(settings)
-        # lmms-eval's own default of the batch size is the int 1, and gives way.
-        outer = {"batch_size": settings.get("batch_size", 1), "device": settings.get("device")}
-        checked.arguments = ModelArguments.read(settings.get("model_args"), outer, family)
+        # lmms-eval's default batch size is the int 1; one in `model_args` overrides it.
+        harness = {"batch_size": settings.get("batch_size", 1), "device": settings.get("device")}
+        checked.arguments = ModelArguments.read(settings.get("model_args"), harness, family)
         if checked.arguments.trust_remote_code:
             checked.notes.append("trust_remote_code: the checkpoint's own code would run")
         checked.arguments.refuse_combinations(family)
-        _fits(checked, family)
+        _check_sizes(checked, family)
     except (ArgumentError, ScheduleError, ArchitectureError, ClaimError) as error:
         checked.problems.append(str(error))
     return checked
 
 
-def _fits(checked: Checked, family: Family) -> None:
-    """The schedule against the model's sizes, and the claim against the schedule."""
+def _check_sizes(checked: Checked, family: Family) -> None:
+    """Check the schedule against the model's sizes, and the claimed budget against the schedule."""
     arguments = checked.arguments
     assert arguments is not None
     checked.schedule = arguments.schedule
     sizes = of_checkpoint(arguments.pretrained)
     sizes = sizes and sizes.in_dtype(arguments.dtype)
     if sizes is None:
-        # A hub's name is "name" or "owner/name".
+        # A name on the hub is "name" or "owner/name"; anything else must be a folder.
         if arguments.pretrained.startswith((".", "/", "~")) or arguments.pretrained.count("/") > 1:
             raise ArgumentError(f"model_args: pretrained={arguments.pretrained}: there is no such folder.")
         checked.notes.append(f"layers and budget not checked: the sizes of {arguments.pretrained} are not known here")
@@ -100,21 +100,20 @@ def _fits(checked: Checked, family: Family) -> None:
     if arguments.budget is not None:
         checked.schedule = arguments.schedule.solve(arguments.budget, prompt_sizes(sizes))
     checked.schedule.check(sizes.layers, [fixed] if fixed else None)
-    _account(checked, checked.schedule, sizes)
+    _check_claim(checked, checked.schedule, sizes)
 
 
-def _account(checked: Checked, schedule: Schedule, sizes: Architecture) -> None:
-    """What the schedule leaves, held against the claim."""
-    share = left(schedule, sizes, "%")
-    tokens = sizes.example_tokens
-    flops, whole = (estimate(sizes, one, tokens, TEXT_TOKENS).flops for one in (schedule, Schedule()))
-    checked.percent, checked.flops = float(share), float(100 * flops / whole)
+def _check_claim(checked: Checked, schedule: Schedule, sizes: Architecture) -> None:
+    """Record what the schedule keeps and costs, and check the claimed budget."""
+    share = kept_average(schedule, sizes, "%")
+    pruned, unpruned = (estimate(sizes, s, sizes.example_tokens, TEXT_TOKENS).flops for s in (schedule, Schedule()))
+    checked.percent, checked.flops = float(share), float(100 * pruned / unpruned)
     if claim := checked.run.claim:
-        claim.hold_against(left(schedule, sizes, claim.unit), schedule.at_most)
+        claim.check(kept_average(schedule, sizes, claim.unit), schedule.at_most)
 
 
 def _outputs(settings: Mapping[str, Any]) -> list[str]:
-    """What lmms-eval would trip over after the model has been loaded."""
+    """Mistakes in outputs and limit, which lmms-eval would only find after loading the model."""
     problems, path = [], settings.get("output_path")
     if path is not None and (not isinstance(path, str) or "," in path):
         problems.append(f"output_path: {path!r} must be a text without commas, at which lmms-eval would cut it.")
@@ -133,7 +132,7 @@ def _outputs(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
-    """Names of tasks: this package's groups know the paper's; others are lmms-eval's own business."""
+    """Mistakes in task names. Only this package's tasks are known here; lmms-eval checks all others."""
     tasks, known = settings.get("tasks"), known_tasks()
     if not isinstance(tasks, str) or not tasks.strip():
         return [f"tasks: {tasks!r} must be a text of names with commas, such as 'mme,pope'."]
@@ -148,7 +147,7 @@ def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
         for name in names
         if name in _UNSCORED
     ]
-    # Results lie in folders of these names, so that none may lead out of its place.
+    # Results go to folders with these names, so a name must not lead out of the results folder.
     problems += [
         f"tasks: {name!r} is no name of a task: it has a slash or begins with a dot."
         for name in names

@@ -1,4 +1,4 @@
-"""``lmms-prune check``, ``configs`` and ``tasks``: the files around an evaluation. None of them needs torch."""
+"""``lmms-prune check``, ``configs`` and ``tasks``: configuration and task files. None of them needs torch."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ def check_files(
 ) -> None:
     """Check --config files of lmms-eval without loading a model: keys, arguments, schedule, layers, budget, tasks.
 
-    A comment '# budget: 192t' (visual tokens a layer) or '# budget: 50%' in a file is held against what its schedule
-    leaves; more than 5 % beside it is an error unless the comment says so: '# budget: 192t, really 206.53t'.
+    A file may claim a budget in a comment: '# budget: 192t' (visual tokens per layer) or '# budget: 50%'. If the schedule
+    misses it by more than 5 %, the comment must state the actual value: '# budget: 192t, really 206.53t'.
     """
     with plainly(ConfigError):
-        found = files(paths)
-    wrong, described = 0, []
-    for path in found:
+        checked_files = files(paths)
+    wrong, reports = 0, []
+    for path in checked_files:
         try:
-            reports = [check(run) for run in read(path)]
+            results = [check(run) for run in read(path)]
         except ConfigError as error:
             wrong += 1
-            described.append({"file": str(path), "problems": [str(error)]})
+            reports.append({"file": str(path), "problems": [str(error)]})
             typer.echo(f"{path}: {error}", err=True)
             continue
-        for checked in reports:
+        for checked in results:
             wrong += bool(checked.problems)
-            described.append(_described(checked))
+            reports.append(_as_dict(checked))
             for problem in checked.problems:
                 typer.echo(f"{checked.run}: {problem}", err=True)
             if not checked.problems and not as_json:
-                typer.echo(f"{checked.run}: {_said(checked)}")
+                typer.echo(f"{checked.run}: {_summary(checked)}")
     if as_json:
-        typer.echo(json.dumps({"files": len(found), "wrong": wrong, "runs": described}))
+        typer.echo(json.dumps({"files": len(checked_files), "wrong": wrong, "runs": reports}))
     if wrong:
         raise typer.Exit(2)
 
 
 def write_configs(
-    folder: Annotated[Path, typer.Argument(help="Where the files go.")] = Path("model_configs"),
+    folder: Annotated[Path, typer.Argument(help="Folder to write the files to.")] = Path("model_configs"),
 ) -> None:
-    """Write a --config file for every row of the paper's Tables 1 and 2, and for the controls beside them."""
-    # A checkout's own files name its folder of tasks, so that they are the same everywhere.
+    """Write a --config file for every row of the paper's Tables 1 and 2, and for the controls."""
+    # In a checkout, name the task folder relatively, so that the files do not depend on the checkout's path.
     include = task_configs().name if task_configs().resolve() == Path("task_configs").resolve() else str(task_configs())
     written = write(folder, include)
     typer.echo(f"{len(written)} files in {folder}, with include_path: {include}")
@@ -86,29 +86,31 @@ def list_tasks(
     for name, members in groups.items():
         table.add_row(name, ", ".join(members))
     for name, file in tasks.items():
-        # A file begins with a comment, whose first sentence says what the task is.
+        # Each file starts with a comment, and its first sentence describes the task.
         text = " ".join(file.read_text(encoding="utf-8").replace("#", "").split())
         table.add_row(name, re.split(r"[.:] ", text, maxsplit=1)[0])
     Console().print(table)
     Console().print(f"They are in {task_configs()}", soft_wrap=True, highlight=False)
 
 
-def _said(checked: Checked) -> str:
+def _summary(checked: Checked) -> str:
+    """One line on a run without problems."""
     parts = [str(checked.schedule)]
     if checked.percent is not None and checked.schedule is not None:
-        most = "at most " if checked.schedule.at_most else ""
+        bound = "at most " if checked.schedule.at_most else ""
         parts.append(
-            f"{most}{checked.percent:.1f}% of the visual tokens a layer, {most}{checked.flops:.1f}% of the FLOPs"
+            f"{bound}{checked.percent:.1f}% of the visual tokens a layer, {bound}{checked.flops:.1f}% of the FLOPs"
         )
     if checked.run.claim:
         parts.append(f"budget {checked.run.claim}")
     return "; ".join([*parts, *checked.notes])
 
 
-def _described(checked: Checked) -> dict[str, Any]:
+def _as_dict(checked: Checked) -> dict[str, Any]:
+    """One run as the JSON output lists it."""
     run = checked.run
-    said = {"file": str(run.path), "run": run.number, "problems": checked.problems, "notes": checked.notes}
+    findings = {"file": str(run.path), "run": run.number, "problems": checked.problems, "notes": checked.notes}
     schedule = None if checked.schedule is None else str(checked.schedule)
     budget = None if run.claim is None else str(run.claim)
     numbers = {"percent_visual_tokens": checked.percent, "percent_flops": checked.flops}
-    return {**said, "schedule": schedule, "budget": budget, **numbers}
+    return {**findings, "schedule": schedule, "budget": budget, **numbers}

@@ -1,4 +1,4 @@
-"""A row of the table as the text of a ``--config`` file."""
+"""Renders rows of `table` as ``--config`` files."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import wrap
 
-from lmms_prune.configs.budget import claims, left
-from lmms_prune.configs.table import MODELS, PAPER, ROWS, Row
+from lmms_prune.configs.budget import claims, kept_average
+from lmms_prune.configs.table import MODELS, PAPER, ROWS, PaperRow
 from lmms_prune.models.architectures import architecture
 from lmms_prune.record.files import write as write_file
 from lmms_prune.schedule import Schedule
 
-BATCH_SIZE = 8  # fits beside either model on a GPU of 40 GiB
+BATCH_SIZE = 8  # fits on a GPU of 40 GiB with either model
 
 
-def render(row: Row, folder: Path, include_path: str) -> str:
+def render(row: PaperRow, folder: Path, include_path: str) -> str:
     """The text of a row's file.
 
     Args:
-        row: of `ROWS`.
-        folder: where the file will stand.
-        include_path: the folder of this package's tasks, as the file names it.
+        row: a row of `ROWS`.
+        folder: the folder that the file will be in.
+        include_path: this package's task folder, as the file is to name it.
     """
     model, schedule = MODELS[row.model], Schedule.parse(row.text)
-    what = f"beside Table {model.table}" if row.control else f"Table {model.table}"
-    title = f"{model.title}, {row.name} at {_in_words(row.budget)}: {PAPER}, {what}."
+    source = f"beside Table {model.table}" if row.control else f"Table {model.table}"
+    title = f"{model.title}, {row.name} at {_in_words(row.budget)}: {PAPER}, {source}."
     comments = [title, f"Settings: {row.settings}.", _budget(row, schedule)]
     comments.append(f"Written by `lmms-prune configs`. To run: lmms-eval --config {folder / row.stem}.yaml")
     stages = "none" if not schedule.stages else f"[{', '.join(map(str, schedule.stages))}]"
@@ -40,10 +40,10 @@ def render(row: Row, folder: Path, include_path: str) -> str:
 
 
 def write(folder: Path, include_path: str) -> list[Path]:
-    """Write every row's file below `folder`, and return the files.
+    """Write every row's file to `folder`, and return the paths.
 
     Raises:
-        WriteError: one cannot be written.
+        WriteError: a file cannot be written.
     """
     written = []
     for row in ROWS.values():
@@ -53,14 +53,15 @@ def write(folder: Path, include_path: str) -> list[Path]:
 
 
 def _in_words(budget: str) -> str:
+    """A row's budget as part of a sentence."""
     return budget.replace("t", " visual tokens a layer").replace("%", " % of the visual tokens a layer")
 
 
-def _budget(row: Row, schedule: Schedule) -> str:
-    """The comment that says what the row claims and what is left, as `lmms-prune check` reads it."""
+def _budget(row: PaperRow, schedule: Schedule) -> str:
+    """The comment with the claimed and the actual budget, as `lmms-prune check` reads it."""
     (claim,) = claims(f"# budget: {row.budget}")
     sizes = architecture(row.model)
     if schedule.at_most and sizes.tokens_per_image is None:
-        return f"budget: {claim}"  # by how much less each image's own size decides
-    really = left(schedule, sizes, claim.unit)
+        return f"budget: {claim}"  # how much lower the actual value is depends on each image's size
+    really = kept_average(schedule, sizes, claim.unit)
     return f"budget: {replace(claim, really=really)}"

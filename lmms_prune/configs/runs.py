@@ -1,4 +1,4 @@
-"""Reading ``--config`` files as lmms-eval does: a mapping of its options, or a list of such mappings."""
+"""Reads ``--config`` files as lmms-eval does: a mapping of its options, or a list of such mappings."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ KEYS = frozenset(
     wandb_log_samples write_out
     """.split()  # noqa: SIM905
 )
-"""The keys that lmms-eval 0.7.3 takes; importing its parser takes seconds, and a test holds them equal."""
+"""The keys that lmms-eval 0.7.3 accepts. They are listed here because importing its parser takes seconds; a test compares."""
 
 
 class ConfigError(ValueError):
-    """A file that is no configuration of lmms-eval."""
+    """A file is not a configuration of lmms-eval."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Run:
 
     Args:
         path: the file.
-        number: its place, from 1, where the file lists several runs; else 0.
+        number: the run's number in the file, from 1; 0 if the file holds only one mapping.
         settings: lmms-eval's options.
-        claim: the budget that the file's comment claims.
+        claim: the budget claimed by the file's comment; None without one.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name: its file's stem, with the number where there are several."""
+        """The run's name: its file's stem, with the number if the file lists runs."""
         return f"{self.path.stem}-{self.number}" if self.number else self.path.stem
 
     def __str__(self) -> str:
@@ -56,27 +56,27 @@ class Run:
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The YAML files among `paths`, folders replaced by what they hold, each once.
+    """The YAML files that `paths` name; a folder stands for its files. Without duplicates.
 
     Raises:
-        ConfigError: a path that is not there, or a folder without YAML files.
+        ConfigError: a path does not exist, or a folder has no YAML files.
     """
-    found: dict[Path, None] = {}
+    yamls: dict[Path, None] = {}
     for path in paths:
         if not lexists(path):
             raise ConfigError(f"{path}: there is no such file or folder.")
         inside = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if isdir(path) else [path]
         if not inside:
             raise ConfigError(f"{path}: this folder holds no .yaml files.")
-        found |= dict.fromkeys(inside)
-    return list(found)
+        yamls |= dict.fromkeys(inside)
+    return list(yamls)
 
 
 def read(path: Path) -> list[Run]:
     """The runs of one file.
 
     Raises:
-        ConfigError: not readable, no YAML, or neither a mapping nor a list of mappings.
+        ConfigError: the file is not readable, not YAML, or neither a mapping nor a list of mappings.
     """
     try:
         text = read_text(path)
@@ -87,8 +87,8 @@ def read(path: Path) -> list[Run]:
         raise ConfigError(str(error)) from None
     except YamlError as error:
         raise ConfigError(f"is no YAML: {error}") from None
-    many = isinstance(content, list)
-    runs = content if many else [content]
+    is_list = isinstance(content, list)
+    runs = content if is_list else [content]
     if not runs or not all(isinstance(run, dict) for run in runs):
         kind = "nothing" if content in (None, []) else type(content).__name__
         raise ConfigError(f"holds {kind}; lmms-eval takes a mapping such as 'model: NAME', or a list of them.")
@@ -99,10 +99,10 @@ def read(path: Path) -> list[Run]:
             f"has {len(budgets)} comments '# budget: …' for {len(runs)} runs; give one for each run, in order."
         )
     return [
-        Run(path, i + 1 if many else 0, settings, budgets[i] if budgets else None) for i, settings in enumerate(runs)
+        Run(path, i + 1 if is_list else 0, settings, budgets[i] if budgets else None) for i, settings in enumerate(runs)
     ]
 
 
 def unknown_keys(run: Run) -> list[str]:
-    """A message for each key that lmms-eval does not take."""
+    """A message for each key that lmms-eval does not accept."""
     return [f"unknown key '{key}'.{did_you_mean(str(key), sorted(KEYS))}" for key in run.settings if key not in KEYS]

@@ -1,4 +1,4 @@
-"""``lmms-prune schedule``: what a schedule keeps and costs, before anything runs. Answers without torch."""
+"""``lmms-prune schedule``: shows what a schedule keeps and costs, without running a model or importing torch."""
 
 from __future__ import annotations
 
@@ -47,64 +47,64 @@ def schedule(
         depth = sizes.layers if sizes else layers or DEFAULT.layers
         tokens = visual_tokens or (sizes or DEFAULT).example_tokens
         prompt = PromptSizes(depth, tokens) if sizes is None else prompt_sizes(sizes, tokens, text_tokens)
-        read = Schedule.parse(text, prompt)
-        read = read if budget is None else read.solve(budget, prompt)
-        read.check(depth, [tokens])
-    cost = {} if sizes is None else _cost(sizes, read, tokens, text_tokens)
+        parsed = Schedule.parse(text, prompt)
+        parsed = parsed if budget is None else parsed.solve(budget, prompt)
+        parsed.check(depth, [tokens])
+    cost = {} if sizes is None else _cost(sizes, parsed, tokens, text_tokens)
     if as_json:
-        typer.echo(json.dumps({**_described(read, depth, tokens), **cost}))
+        typer.echo(json.dumps({**_kept(parsed, depth, tokens), **cost}))
         return
-    _show(read, depth, tokens, cost)
+    _show(parsed, depth, tokens, cost)
 
 
-def _described(read: Schedule, depth: int, tokens: int) -> dict[str, Any]:
-    """What is kept, for ``--json``."""
-    kept = [sum(images) for images in read.plan([tokens])]
+def _kept(parsed: Schedule, depth: int, tokens: int) -> dict[str, Any]:
+    """The kept tokens of each stage and on average, for ``--json``."""
+    kept = [sum(images) for images in parsed.plan([tokens])]
     stages = [
         {"method": s.method, "layer": s.layer, "kept_tokens": n, "at_most": s.at_most, "options": dict(s.options)}
-        for s, n in zip(read.stages, kept, strict=True)
+        for s, n in zip(parsed.stages, kept, strict=True)
     ]
-    average = float(read.average(depth, [tokens]))
-    return {"schedule": str(read), "stages": stages, "avg_visual_tokens": average, "at_most": read.at_most}
+    average = float(parsed.average(depth, [tokens]))
+    return {"schedule": str(parsed), "stages": stages, "avg_visual_tokens": average, "at_most": parsed.at_most}
 
 
-def _cost(sizes: Architecture, read: Schedule, tokens: int, text_tokens: float) -> dict[str, Any]:
-    """What it costs, for ``--json``."""
-    said, whole = (estimate(sizes, one, tokens, text_tokens) for one in (read, Schedule(())))
+def _cost(sizes: Architecture, parsed: Schedule, tokens: int, text_tokens: float) -> dict[str, Any]:
+    """The cost, absolute and relative to the unpruned model, for ``--json``."""
+    pruned, unpruned = (estimate(sizes, s, tokens, text_tokens) for s in (parsed, Schedule(())))
     return {
         "model": sizes.name,
         "visual_tokens": tokens,
         "text_tokens": text_tokens,
-        "tflops": said.flops / 1e12,
-        "share_flops": said.flops / whole.flops,
-        "kv_mib": said.kv_bytes / MIB,
-        "share_kv": said.kv_bytes / whole.kv_bytes,
-        "encoder_tflops": said.encoder_flops / 1e12,
-        "layer_visual_tokens": list(said.visual),
+        "tflops": pruned.flops / 1e12,
+        "share_flops": pruned.flops / unpruned.flops,
+        "kv_mib": pruned.kv_bytes / MIB,
+        "share_kv": pruned.kv_bytes / unpruned.kv_bytes,
+        "encoder_tflops": pruned.encoder_flops / 1e12,
+        "layer_visual_tokens": list(pruned.visual),
     }
 
 
-def _show(read: Schedule, depth: int, tokens: int, cost: dict[str, Any]) -> None:
-    """The stages, the average over the layers and, where it is known, the cost."""
+def _show(parsed: Schedule, depth: int, tokens: int, cost: dict[str, Any]) -> None:
+    """Print the stages, the average over the layers and, if it is known, the cost."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("stage", "method", "at the input of layer", "kept tokens", "of the original", title=str(read))
-    for number, (stage, images) in enumerate(zip(read.stages, read.plan([tokens]), strict=True), 1):
-        count, most = sum(images), "≤ " if stage.at_most else ""
-        share = f"{most}{count / tokens:.1%}"
-        table.add_row(str(number), stage.method, str(stage.layer), f"{most}{count}", share)
-    console = Console(markup=False)  # a folder may be called [b]
-    console.print(table if read.stages else "The empty schedule prunes nothing.")
-    average, most = float(read.average(depth, [tokens])), "at most " if read.at_most else ""
+    table = Table("stage", "method", "at the input of layer", "kept tokens", "of the original", title=str(parsed))
+    for number, (stage, images) in enumerate(zip(parsed.stages, parsed.plan([tokens]), strict=True), 1):
+        count, bound = sum(images), "≤ " if stage.at_most else ""
+        share = f"{bound}{count / tokens:.1%}"
+        table.add_row(str(number), stage.method, str(stage.layer), f"{bound}{count}", share)
+    console = Console(markup=False)  # a folder's name may look like markup: [b]
+    console.print(table if parsed.stages else "The empty schedule prunes nothing.")
+    average, bound = float(parsed.average(depth, [tokens])), "at most " if parsed.at_most else ""
     console.print(
-        f"Average over {depth} layers: {most}{average:.2f} of {tokens} visual tokens ({average / tokens:.1%})."
+        f"Average over {depth} layers: {bound}{average:.2f} of {tokens} visual tokens ({average / tokens:.1%})."
     )
     if cost:
         console.print("\n".join(_curve(cost["layer_visual_tokens"], tokens, console.width)), highlight=False)
         console.print(
-            f"{cost['model']}, {cost['text_tokens']:g} text tokens: prefill of the decoder {most}"
-            f"{_flops(cost['tflops'])} ({cost['share_flops']:.1%} of the unpruned), cache {most}{cost['kv_mib']:.1f} MiB "
+            f"{cost['model']}, {cost['text_tokens']:g} text tokens: prefill of the decoder {bound}"
+            f"{_flops(cost['tflops'])} ({cost['share_flops']:.1%} of the unpruned), cache {bound}{cost['kv_mib']:.1f} MiB "
             f"({cost['share_kv']:.1%}); before it the vision encoder, {_flops(cost['encoder_tflops'])}."
         )
 
@@ -113,14 +113,21 @@ def _flops(tera: float) -> str:
     return f"{tera:.2f} TFLOPs" if tera >= 0.1 else f"{tera * 1000:.2f} GFLOPs"
 
 
-def _curve(counts: Sequence[int], whole: int, width: int, height: int = 6) -> list[str]:
-    """Visual tokens over the layers as lines of text: two characters a layer, or as many as the width has room for."""
+def _curve(counts: Sequence[int], total: int, width: int, height: int = 6) -> list[str]:
+    """A chart of visual tokens over the layers, as lines of text.
+
+    A layer is two characters wide, or one if the width is too small for two. If even that is too wide, only every n-th
+    layer is drawn.
+    """
     blocks, room = " ▁▂▃▄▅▆▇█", max(8, width - 7)
-    wide = 2 if 2 * len(counts) <= room else 1
-    step = -(-wide * len(counts) // room)  # layers of one column
+    characters = 2 if 2 * len(counts) <= room else 1
+    step = -(-characters * len(counts) // room)  # layers per column
     lines = []
     for row in reversed(range(height)):
-        eighths = [min(8, max(0, round(8 * (count / whole * height - row)))) for count in counts[::step]]
-        scale = f"{whole * (row + 1) / height:6.0f} " if row in (0, height - 1) else " " * 7
-        lines.append(scale + "".join(blocks[n] * wide for n in eighths))
-    return [*lines, " " * 7 + "".join(f"{layer:<8}" for layer in range(0, len(counts), 8 // wide * step)).rstrip()]
+        eighths = [min(8, max(0, round(8 * (count / total * height - row)))) for count in counts[::step]]
+        scale = f"{total * (row + 1) / height:6.0f} " if row in (0, height - 1) else " " * 7
+        lines.append(scale + "".join(blocks[n] * characters for n in eighths))
+    return [
+        *lines,
+        " " * 7 + "".join(f"{layer:<8}" for layer in range(0, len(counts), 8 // characters * step)).rstrip(),
+    ]

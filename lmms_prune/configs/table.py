@@ -1,4 +1,4 @@
-"""The rows of arXiv 2512.07580, Tables 1 and 2, and the controls beside them: what ``model_configs/`` is written from."""
+"""The rows of arXiv 2512.07580, Tables 1 and 2, and this project's controls: the source of ``model_configs/``."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ RANDOM_SEEDS = range(5)
 
 
 @dataclass(frozen=True)
-class Model:
-    """One of the paper's two models, evaluated as the paper did.
+class PaperModel:
+    """One of the paper's two models, with the settings of the paper's evaluation.
 
     Args:
-        title: as papers write it.
+        title: the model's name, as papers write it.
         wrapper, pretrained: lmms-eval's ``model``, and the checkpoint.
-        table: of the paper, with this model's rows.
+        table: the number of the paper's table with this model's rows.
         tasks: this package's group of the table's benchmarks.
-        whole: the unpruned model's budget.
+        unpruned: the unpruned model's budget.
         arguments: further ``model_args`` of every row.
-        about: what these arguments are there for.
+        about: why these arguments are needed; a comment in the files.
     """
 
     title: str
@@ -31,13 +31,13 @@ class Model:
     pretrained: str
     table: int
     tasks: str
-    whole: str
+    unpruned: str
     arguments: Mapping[str, str] = field(default_factory=dict)
     about: str = ""
 
 
 MODELS = {
-    "llava-1.5-7b": Model(
+    "llava-1.5-7b": PaperModel(
         "LLaVA-1.5-7B",
         "llava_pruned",
         "llava-hf/llava-1.5-7b-hf",
@@ -47,24 +47,24 @@ MODELS = {
         {"positions": "compact", "prompt": "vicuna", "image_aspect": "pad"},
         "The paper evaluated LLaVA with renumbered positions, its own prompt, and images padded to squares.",
     ),
-    "qwen2.5-vl-7b": Model(
+    "qwen2.5-vl-7b": PaperModel(
         "Qwen2.5-VL-7B", "qwen2_5_vl_pruned", "Qwen/Qwen2.5-VL-7B-Instruct", 1, "prune_qwen", "100%"
     ),
 }
 
 
 @dataclass(frozen=True)
-class Row:
-    """One configuration.
+class PaperRow:
+    """One configuration: a row of the paper, or a control.
 
     Args:
         model: a name of `MODELS`.
-        name: of the row; with the model and the budget it names the file.
-        budget: what the row claims: visual tokens a layer ("192t"), or their share ("50%").
+        name: the row's name; with the model and the budget, it names the file.
+        budget: the claimed budget: visual tokens per layer ("192t") or their share ("50%").
         schedule: a preset's name, or the text.
-        settings: where the schedule comes from; for a control, what it is for.
-        control: whether it is a control of this project and no row of the paper.
-        seed: of the draws.
+        settings: where the schedule comes from; for a control, its purpose.
+        control: whether the row is a control of this project instead of a row of the paper.
+        seed: the seed of random draws.
     """
 
     model: str
@@ -82,13 +82,13 @@ class Row:
 
     @property
     def stem(self) -> str:
-        """The file's name without its ending; models, budgets and rows sort by it."""
+        """The file's name without its ending. It sorts by model, budget and row."""
         size = self.budget.rstrip("t%").zfill(3) + ("pct" if self.budget.endswith("%") else "")
         return f"{self.model}_{size}_{'control-' if self.control else ''}{self.name}"
 
 
 def _cost(schedule: str) -> str:
-    """What a schedule really leaves of LLaVA's tokens, for a comment."""
+    """LLaVA's tokens that a schedule actually keeps, on average, for a comment."""
     return f"{schedule}: {float(Schedule.parse(schedule).average(32, [576])):.2f} a layer"
 
 
@@ -136,8 +136,8 @@ _LLAVA = {
 }
 _QWEN = ("dart", "divprune", "dart+vtw", "divprune+vtw", "dart+random", "divprune+random")
 
-# What a control keeps before the decoder. Pooling and downsampling keep whole grids: of 24 x 24 tokens the 14 x 14 that come
-# nearest to 192. Of Qwen2.5-VL's images, which differ in size, they keep the largest grid within the share.
+# The controls' keeps; all act before the decoder. Pooling and downsampling keep whole grids: of 24 x 24 tokens, 14 x 14,
+# which is nearest to 192. For Qwen2.5-VL, whose images differ in size, they keep the largest grid within the share.
 _CONTROLS = {
     ("llava-1.5-7b", "192t"): {"random": "192t", "stride": "192t", "pool": "196t", "downsample": "196t"},
     ("llava-1.5-7b", "64t"): {"random": "64t", "stride": "64t", "pool": "64t", "downsample": "64t"},
@@ -151,27 +151,28 @@ _ABOUT = {
 }
 
 
-def _rows() -> Iterator[Row]:
+def _rows() -> Iterator[PaperRow]:
+    """All rows and controls of both models."""
     for name, model in MODELS.items():
         settings = "the unpruned model, which every other row is compared with"
-        yield Row(name, "unpruned", model.whole, "none", settings)
-        nothing = "0" + model.whole[-1]
-        yield Row(name, "blind", nothing, "blind@0", "a control: no image at all, what the text alone gives", True)
+        yield PaperRow(name, "unpruned", model.unpruned, "none", settings)
+        zero = "0" + model.unpruned[-1]
+        yield PaperRow(name, "blind", zero, "blind@0", "a control: no image at all, what the text alone gives", True)
     for budget, rows in _LLAVA.items():
         for name, preset, settings in rows:
             printed = PRESETS[preset.removesuffix("-release")]
-            yield Row("llava-1.5-7b", name, f"{budget}t", preset, settings.format(printed=printed))
+            yield PaperRow("llava-1.5-7b", name, f"{budget}t", preset, settings.format(printed=printed))
     for name in _QWEN:
-        yield Row("qwen2.5-vl-7b", name, "50%", f"{name}-50pct", _PRINTED.format(table=4))
+        yield PaperRow("qwen2.5-vl-7b", name, "50%", f"{name}-50pct", _PRINTED.format(table=4))
     for (model_name, budget), keeps in _CONTROLS.items():
         for method, keep in keeps.items():
             schedule, about = f"{method}@0:{keep}", _ABOUT[method]
             if method != "random":
-                yield Row(model_name, method, budget, schedule, about, True)
+                yield PaperRow(model_name, method, budget, schedule, about, True)
                 continue
             for seed in RANDOM_SEEDS:
-                yield Row(model_name, f"random-{seed}", budget, schedule, about, True, seed)
+                yield PaperRow(model_name, f"random-{seed}", budget, schedule, about, True, seed)
 
 
-ROWS: dict[str, Row] = {row.stem: row for row in sorted(_rows(), key=lambda row: row.stem)}
+ROWS: dict[str, PaperRow] = {row.stem: row for row in sorted(_rows(), key=lambda row: row.stem)}
 """Every configuration by its file's stem, in the files' order."""

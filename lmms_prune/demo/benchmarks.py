@@ -1,7 +1,7 @@
 """Miniature stand-ins for the ten benchmarks of the leaderboard, in the files and columns that lmms-eval reads.
 
-`datasets` prefers a local folder to the hub's set of the same name. So lmms-eval, started inside the folder that
-`build_mirror` writes, runs its own unchanged tasks on these rows, with its own scorers, without network or login.
+`datasets` prefers a local folder to a dataset of the same name on the hub. So lmms-eval, started inside the folder that
+`build_mirror` writes, runs its unchanged tasks and scorers on these rows, without network or login.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ TASKS: tuple[str, ...] = (
 def build_mirror(folder: str | os.PathLike[str], *, rows: int = 4, seed: int = 0) -> Path:
     """Write all ten benchmarks below `folder`, which must be new, and return its path.
 
-    The same arguments give the same files. File names bear a digest of the content: `datasets` recognises a folder by
-    its README alone, and would otherwise serve rows that it cached from an earlier folder.
+    The same arguments give the same files. File names contain a digest of the content: `datasets` recognises a folder only
+    by its README, and would otherwise serve rows cached from an earlier folder.
 
     Args:
-        folder: where to write; it appears only when complete.
+        folder: the folder to write; it appears only when complete.
         rows: rows per benchmark and split, even and at least 4 (MME counts pairs, MMBench rotated twins).
-        seed: decides all drawings, questions and options.
+        seed: the seed of all drawings, questions and options.
 
     Raises:
         FileExistsError: `folder` exists.
@@ -59,14 +59,14 @@ def build_mirror(folder: str | os.PathLike[str], *, rows: int = 4, seed: int = 0
 
 
 def drawn_by() -> str:
-    """A digest of the code that draws: what another version of it has drawn is other data."""
+    """A digest of the drawing code: another version of it draws different data."""
     sources = (Path(__file__), *(Path(str(module.__file__)) for module in (content, pictures, questions)))
     rows = (Path(str(module.__file__)) for module in (scene_rows, tables, text_rows))
     return hashlib.sha256(b"".join(source.read_bytes() for source in (*sources, *rows))).hexdigest()[:8]
 
 
 def damaged_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """The files of a folder that `build_mirror` wrote that are gone or have changed."""
+    """The files in a folder written by `build_mirror` that are missing or have changed."""
     for repository in _BUILDERS:
         readme = Path(folder) / repository / "README.md"
         if not readme.is_file():
@@ -79,6 +79,7 @@ def damaged_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _digest(file: Path) -> str:
+    """A digest of the file's content, as in its name."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
@@ -89,10 +90,10 @@ def _write(folder: Path, configs: Configs) -> None:
         lines += [f"- config_name: {config}", "  data_files:"]
         (folder / config).mkdir(parents=True)
         for split, (rows, features) in splits.items():
-            plain = folder / config / f"{split}.parquet"
-            Dataset.from_list(rows, features=features).to_parquet(plain)
-            named = plain.with_name(f"{split}-{_digest(plain)}.parquet")
-            plain.rename(named)
+            unnamed = folder / config / f"{split}.parquet"
+            Dataset.from_list(rows, features=features).to_parquet(unnamed)
+            named = unnamed.with_name(f"{split}-{_digest(unnamed)}.parquet")
+            unnamed.rename(named)
             lines += [f"  - split: {split}", f"    path: {config}/{named.name}"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
 

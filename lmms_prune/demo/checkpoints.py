@@ -1,6 +1,6 @@
-"""Random-weight LLaVA-1.5 and Qwen2.5-VL checkpoints, small enough for a CPU, with real processors.
+"""Builds LLaVA-1.5 and Qwen2.5-VL checkpoints with random weights, small enough for a CPU, and with real processors.
 
-They answer nonsense, but it depends on the image and the question, and uses words that benchmarks can score.
+Their answers are nonsense, but depend on the image and the question, and use words that benchmarks can score.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from lmms_prune.demo.language import (
     train_tokenizer,
 )
 
-PATCH = 14  # pixels, both vision encoders
-# Multiples of the variance-keeping scale that _draw gives to the matrices whose names hold these parts.
+PATCH = 14  # side in pixels, for both vision encoders
+# Factors on the variance-preserving scale of `_draw`, for matrices whose names contain these parts.
 GAINS = {"q_proj": 2.0, "k_proj": 2.0, "qkv": 1.5, "v_proj": 1.5, "o_proj": 1.5, "lm_head": 3.0}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a model is; `mrope_section` (half a head in all) and `kv_heads` are Qwen's, `image_size` LLaVA's."""
+    """The sizes of a model. `mrope_section` (its sum is half a head) and `kv_heads` are for Qwen, `image_size` for LLaVA."""
 
     layers: int
     hidden: int
@@ -67,13 +67,13 @@ class Sizes:
     rope_theta: float = 10_000.0
     mrope_section: tuple[int, ...] = ()
     max_pixels: int = 256 * 28 * 28
-    tied: bool = False  # whether the output matrix is the embedding
+    tied: bool = False  # whether the output matrix is the embedding matrix
 
 
 def llava_model(
     tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA-1.5 in float32 to be trained, drawn from `seed`, and its processor."""
+    """An untrained LLaVA-1.5 in float32, with weights drawn from `seed`, and its processor."""
     return _to_train(LlavaForConditionalGeneration, _llava_config(tokenizer, sizes), seed), _llava_processor(
         tokenizer, sizes.image_size
     )
@@ -82,7 +82,7 @@ def llava_model(
 def qwen2_5_vl_model(
     tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """A Qwen2.5-VL in float32 to be trained, drawn from `seed`, and its processor."""
+    """An untrained Qwen2.5-VL in float32, with weights drawn from `seed`, and its processor."""
     model = _to_train(Qwen2_5_VLForConditionalGeneration, _qwen_config(tokenizer, sizes), seed)
     return model, _qwen_processor(tokenizer, sizes.max_pixels)
 
@@ -103,13 +103,13 @@ def build_llava(
     An image gives (image_size / 14)² visual tokens: 64 at the default 112 pixels, 576 at 336.
 
     Args:
-        folder: where to write; it appears only when complete.
+        folder: the folder to write; it appears only when complete.
         layers: decoder layers.
         image_size: side of the square centre crop, in pixels, a multiple of 14.
         hidden: width of the decoder, a multiple of `heads`.
-        heads: attention heads, each with its own keys.
-        dtype: type of the stored weights; the draws are the same for all types.
-        seed: decides all weights; the global random state is neither read nor changed.
+        heads: attention heads; each has its own keys.
+        dtype: dtype of the stored weights; the random draws are the same for all dtypes.
+        seed: the seed of all weights; the global random state is neither read nor changed.
         template: "jinja" saves the chat template as `chat_template.jinja`, "json" as the older `chat_template.json`.
 
     Raises:
@@ -144,17 +144,18 @@ def build_qwen2_5_vl(
 ) -> Path:
     """Write a Qwen2.5-VL checkpoint with its processor to `folder`, which must be new, and return its path.
 
-    An image gives about one visual token per 28 x 28 pixels, of at least 4 tokens' and at most `max_pixels` pixels.
+    An image gives about one visual token per 28 x 28 pixels, after resizing to at least 4 tokens' and at most `max_pixels`
+    pixels.
 
     Args:
-        folder: where to write; it appears only when complete.
+        folder: the folder to write; it appears only when complete.
         layers: decoder layers.
         hidden: width of the decoder; `hidden / heads` must be a multiple of 4, for the three rotary sections.
         heads: query heads, a multiple of `kv_heads`.
         kv_heads: key and value heads.
-        depth: blocks of the vision encoder, at least 2; the middle one and the last attend fully, the others in windows.
-        dtype: type of the stored weights; the draws are the same for all types.
-        seed: decides all weights; the global random state is neither read nor changed.
+        depth: blocks of the vision encoder, at least 2; the middle and the last use full attention, the others windows.
+        dtype: dtype of the stored weights; the random draws are the same for all dtypes.
+        seed: the seed of all weights; the global random state is neither read nor changed.
         max_pixels: the processor shrinks larger images to this many pixels.
 
     Raises:
@@ -180,6 +181,7 @@ def build_qwen2_5_vl(
 
 
 def _check(holds: bool, message: str) -> None:
+    """Raise ValueError with `message` unless `holds`."""
     if not holds:
         raise ValueError(message)
 
@@ -281,7 +283,10 @@ def _qwen_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> Qwen2_5_VL
 
 
 def _to_train(kind: type[PreTrainedModel], config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """Draw each parameter at the scale that keeps variances, the branches' last matrices smaller, as depth grows."""
+    """Build a model and draw its parameters for training, at a scale that preserves variances.
+
+    The last matrix of each residual branch is scaled down with the depth, so that the sum of the branches stays bounded.
+    """
     with torch.random.fork_rng(devices=[]):
         model = kind(config)
     generator = torch.Generator().manual_seed(seed)
@@ -298,16 +303,16 @@ def _to_train(kind: type[PreTrainedModel], config: PretrainedConfig, seed: int) 
             last = any(part in name for part in ("o_proj", "out_proj", "down_proj", "fc2", "attn.proj"))
             parameter.copy_(noise * (shrink if last else 1.0) / math.sqrt(parameter[0].numel()))
         for layer in model.model.language_model.layers:
-            _look_alike(layer.self_attn)
+            _attend_to_similar(layer.self_attn)
     return model
 
 
-def _look_alike(attention: Any) -> None:
-    """Let each head at first attend to what resembles the asking token, and copy it.
+def _attend_to_similar(attention: Any) -> None:
+    """Initialise each head to attend to tokens similar to the query's token, and to copy them.
 
-    "Mimetic initialization of self-attention layers", https://arxiv.org/abs/2305.09828: keys are drawn as the queries,
-    and the output as the transposed values. A word then finds the patches that look like it, which a small model else
-    takes most of its training to discover.
+    "Mimetic initialization of self-attention layers", https://arxiv.org/abs/2305.09828: queries get the weights of the
+    keys, and the output those of the transposed values. A word then finds the patches that resemble it. Without this, a
+    small model needs most of its training to discover it.
     """
     dim = attention.head_dim
     keys, values = (module.weight.unflatten(0, (-1, dim)) for module in (attention.k_proj, attention.v_proj))
@@ -319,7 +324,7 @@ def _look_alike(attention: Any) -> None:
 def _random_model(
     kind: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype, seed: int
 ) -> PreTrainedModel:
-    """Build the model and draw each parameter anew from a generator of its own, in an order that names decide."""
+    """Build a model and draw all parameters from a separate generator, in the order of their names."""
     with torch.random.fork_rng(devices=[]):
         model = kind(config)
     generator = torch.Generator().manual_seed(seed)
@@ -344,6 +349,7 @@ def _draw(name: str, parameter: nn.Parameter, generator: torch.Generator) -> tor
 
 
 def _save(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, eos: list[int]) -> None:
+    """Save a model, with generation settings that give short answers from ANSWERS, and its processor."""
     tokenizer = processor.tokenizer
     answers = [tokenizer.encode(word, add_special_tokens=False) for word in ANSWERS]
     assert all(len(answer) == 1 for answer in answers), "each answer must be a single token"
@@ -354,10 +360,10 @@ def _save(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, eos: 
         eos_token_id=eos if len(eos) > 1 else eos[0],
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[token for token in range(len(tokenizer)) if token not in allowed],
-        # An answer is never empty, and ends after a few words: random weights would go on for ever.
+        # An answer must not be empty, and must end after a few words: random weights would never stop.
         begin_suppress_tokens=eos,
         exponential_decay_length_penalty=(0, 16.0),
-        # Most benchmarks ask for yes, no or an option's letter: these come more often than by chance, yet not always.
+        # Most benchmarks ask for yes, no or an option's letter, so these get a bias, but not one that always wins.
         sequence_bias=[[answer, 3.0] for answer, word in zip(answers, ANSWERS, strict=True) if word in LIKELY],
     )
     model.save_pretrained(folder)
@@ -365,10 +371,11 @@ def _save(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, eos: 
 
 
 def _template_as_json(folder: Path) -> None:
+    """Replace the chat template's file by the older JSON form."""
     jinja = folder / "chat_template.jinja"
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": jinja.read_text("utf-8")}), "utf-8")
     jinja.unlink()
 
 
 BUILDERS: dict[str, Callable[..., Path]] = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
-"""Writes a small checkpoint of random weights, by family."""
+"""Functions that write a small checkpoint with random weights, by family."""

@@ -1,4 +1,4 @@
-"""Folders that appear complete or not at all."""
+"""Creates folders that appear only when they are complete."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 @contextmanager
 def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty sibling of `folder` to fill; it takes the name `folder` when the block ends without an error.
+    """Yield an empty temporary folder to fill; it is renamed to `folder` when the block ends without an error.
 
-    An interrupted or failing block leaves no `folder` behind, so whatever bears that name is complete.
+    An interrupted or failing block leaves no `folder` behind, so an existing `folder` is always complete.
 
     Raises:
         FileExistsError: `folder` exists, before the block or by the time it ends.
@@ -34,6 +34,7 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _rename(partial: Path, target: Path) -> None:
+    """Rename a folder, and name the cause if `target` exists by now."""
     try:
         os.rename(partial, target)
     except OSError as error:

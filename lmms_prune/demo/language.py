@@ -1,4 +1,4 @@
-"""What the demonstration checkpoints read and write: chat templates, a trained vocabulary and the permitted answers."""
+"""The text side of the demo checkpoints: chat templates, a trained tokenizer and the allowed answers."""
 
 from __future__ import annotations
 
@@ -78,12 +78,19 @@ def train_tokenizer(
     texts: Sequence[str] = (*CORPUS, *ANSWERS) * 4,
     words: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level tokenizer on `texts` in which `specials` have the ids 0, 1, 2, …
+    """Train a byte-level tokenizer.
 
-    With the default texts each of ANSWERS is one token: letters are merged only where they meet more than once, so each
-    text comes more than once, and the answers stand on lines of their own, with and without a space before them.
-    `bos`, `eos`, `pad` and `unk` name the roles among `specials`; None leaves a role empty. Padding goes on the left.
-    Each of `words` is one token wherever it stands, also within a text without spaces.
+    With the default texts, each of ANSWERS is one token. For this, each text occurs several times, since only pairs that
+    occur more than once are merged, and the answers are on separate lines, with and without a space before them.
+
+    Args:
+        specials: special tokens, with the ids 0, 1, 2, …
+        bos, eos, pad, unk: the special tokens with these roles; None leaves a role empty.
+        texts: the training texts.
+        words: each becomes one token everywhere, also within a text without spaces.
+
+    Returns:
+        the tokenizer; it pads on the left.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

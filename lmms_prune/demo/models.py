@@ -1,4 +1,4 @@
-"""The demo's two trained models: where they are, and how lmms-eval is to load them."""
+"""The demo's two trained models: their folders, and the arguments with which lmms-eval loads them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 LAYERS = 12  # decoder layers of both models
-VISUAL_TOKENS = 144  # of a square picture, in both
+VISUAL_TOKENS = 144  # of a square picture, in both models
 WEIGHTS = Path(__file__).with_name("weights")
-FILES = (  # of each model
+FILES = (  # that each model's folder must have
     *("model.safetensors", "config.json", "generation_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 )
-_MEND = "install lmms-prune again, or train it anew."
+_FIX = "install lmms-prune again, or train it anew."
 
 
 @dataclass(frozen=True)
-class Model:
-    """One of the two models: lmms-eval's name for its wrapper, its folder below WEIGHTS, and arguments of its own."""
+class DemoModel:
+    """One of the two models.
+
+    Args:
+        wrapper: lmms-eval's name of its wrapper.
+        folder: its folder below WEIGHTS.
+        arguments: its model arguments.
+    """
 
     wrapper: str
     folder: str
@@ -27,40 +33,40 @@ class Model:
 
 
 MODELS = (
-    # Pictures that are not square keep their edges, and small ones their size.
-    Model("llava_pruned", "tiny-llava", "image_aspect=pad"),
-    Model("qwen2_5_vl_pruned", "tiny-qwen2.5-vl", "min_pixels=3136,max_pixels=200704"),
+    # Padding keeps the edges of pictures that are not square; min_pixels keeps the size of small ones.
+    DemoModel("llava_pruned", "tiny-llava", "image_aspect=pad"),
+    DemoModel("qwen2_5_vl_pruned", "tiny-qwen2.5-vl", "min_pixels=3136,max_pixels=200704"),
 )
 
 
 class DemoError(RuntimeError):
-    """A task that the demo does not have, a model or data that are not there, or a folder that will not do."""
+    """The demo lacks a task, a model or data, or cannot use a folder."""
 
 
-def weights(model: Model, root: Path = WEIGHTS) -> Path:
+def weights(model: DemoModel, root: Path = WEIGHTS) -> Path:
     """The folder of a trained model.
 
     Raises:
-        DemoError: a file of it is missing, or its weights are cut short.
+        DemoError: a file is missing, or the weights are truncated.
     """
     folder = root / model.folder
-    # Without some of them transformers loads all the same, with another end token or another picture size.
+    # transformers also loads without some of these files, but with a wrong end token or picture size.
     for name in FILES:
         if not (folder / name).is_file():
-            raise DemoError(f"the demo's model lacks {folder / name}: {_MEND}")
-    # As NumPy's: torch takes seconds to import, and may be what is broken.
+            raise DemoError(f"the demo's model lacks {folder / name}: {_FIX}")
+    # Opened with NumPy: torch takes seconds to import, and a broken torch must not hide the message.
     try:
         with safe_open(folder / "model.safetensors", "numpy"):
             pass
     except SafetensorError as error:
         raise DemoError(
-            f"the demo's model has damaged weights, {folder / 'model.safetensors'} ({error}): {_MEND}"
+            f"the demo's model has damaged weights, {folder / 'model.safetensors'} ({error}): {_FIX}"
         ) from error
     return folder
 
 
-def model_arguments(model: Model, checkpoint: Path) -> str:
-    """What lmms-eval's --model_args says of `model`, apart from a schedule."""
-    # bfloat16, which the weights are in, takes a CPU without instructions for it four times as long as float32, and
-    # CPUs round it in different ways.
+def model_arguments(model: DemoModel, checkpoint: Path) -> str:
+    """The value of lmms-eval's --model_args for `model`, without a schedule."""
+    # The weights are stored in bfloat16. On a CPU without bfloat16 instructions it is four times slower than float32, and
+    # CPUs differ in how they round it.
     return f"pretrained={checkpoint},dtype=float32,batch_size=8,{model.arguments}"

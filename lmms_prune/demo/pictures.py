@@ -1,8 +1,8 @@
-"""Drawings with known content: shapes, signs, forms and charts, and what stands in every part of them.
+"""Draws pictures with known content: shapes, signs, forms, tables and charts, and records what is where.
 
-Letters stand in the cells of a lattice of 28 x 28 pixels, in pictures of 336 pixels on the longer side. Each cell is one
-visual token of both models, as tokens of 28 x 28 pixels (Qwen) and as a 12 x 12 grid over the square around the picture
-(LLaVA): a tower of this size would need far more training to read letters that lie across the borders of tokens.
+Letters are drawn in cells of 28 x 28 pixels, in pictures of 336 pixels on the longer side. Each cell is one visual token
+of both models: Qwen's tokens are 28 x 28 pixels, and LLaVA's a 12 x 12 grid over the square around the picture. A vision
+encoder of this size would need far more training to read letters that cross the borders of tokens.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from lmms_prune.demo.content import COLOURS, HEADS, Chart, Content, Form, Grid, Scene, Sign
+from lmms_prune.demo.content import COLOURS, HEADS, Chart, Content, Form, NumberTable, Scene, Sign
 
 CELL = 28  # pixels
 CELLS = 12  # along the longer side of a picture with letters
 Pixels = int | float
-ACROSS, DOWN = ("left", "", "right"), ("above", "", "below")  # in the words of questions; none for the middle
+ACROSS, DOWN = ("left", "", "right"), ("above", "", "below")  # as questions word them; empty for the middle
 SCENE_SIZES = ((224, 224), (252, 196), (196, 252), (252, 252))  # width, height in pixels, multiples of 28
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What stands in a `box` (left, top, right, bottom, in pixels) of a picture; an empty text says nothing."""
+    """The content of a `box` (left, top, right, bottom, in pixels) of a picture; an empty text means nothing."""
 
     box: tuple[Pixels, Pixels, Pixels, Pixels]
     kind: str = ""
     colour: str = ""
     letter: str = ""
-    place: int = 0  # of a letter of a value or on a sign: the first, second, … of it
-    entry: str = ""  # of a letter of a value: the key or label that it is looked up by
-    column: str = ""  # and the heading it stands below
-    size: str = ""  # of a shape: large or small
-    across: str = ""  # the outer third of the picture where a shape stands: left or right
-    down: str = ""  # above or below
+    place: int = 0  # a letter's number in its value or on its sign, from 1
+    entry: str = ""  # for a letter of a value: the key or label that the value belongs to
+    column: str = ""  # for a letter in a table: the heading of its column
+    size: str = ""  # a shape's size: large or small
+    across: str = ""  # the outer third of the picture that a shape is in: left or right
+    down: str = ""  # the same vertically: above or below
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, what it shows, and where."""
+    """An image, its content, and the marks that say what is where."""
 
     image: Image.Image
     content: Content
@@ -48,7 +48,7 @@ class Picture:
 
 
 class _Pen:
-    """Draws on one image and notes what it drew."""
+    """Draws on one image, and records a mark for everything drawn."""
 
     def __init__(self, image: Image.Image) -> None:
         self.image, self.marks, self.draw = image, [], ImageDraw.Draw(image)  # type: ignore[var-annotated]
@@ -56,30 +56,35 @@ class _Pen:
     def text(
         self, text: str, left: int, top: int, fill: str = "black", size: int = 31, first: int = 0, **part: str
     ) -> None:
-        """One letter a cell, the first in column `left` and row `top`; `first` is its `place`, if any, `size` the font's."""
+        """Write one letter per cell, starting in column `left` and row `top`.
+
+        `first` is the first letter's `Mark.place`, or 0 for none; `size` is the font size; `part` sets further fields.
+        """
         font = _font(size)
-        for place, letter in enumerate(text):
-            x, y = (left + place + 0.5) * CELL, (top + 0.5) * CELL
+        for index, letter in enumerate(text):
+            x, y = (left + index + 0.5) * CELL, (top + 0.5) * CELL
             if letter != " ":
                 self.draw.text((x, y), letter, fill=fill, font=font, anchor="mm")
-                self.marks.append(Mark((x, y, x, y), letter=letter, place=first + place if first else 0, **part))
+                self.marks.append(Mark((x, y, x, y), letter=letter, place=first + index if first else 0, **part))
 
     def box(self, box: tuple[Pixels, Pixels, Pixels, Pixels], kind: str, colour: str) -> None:
+        """Draw a filled box."""
         self.draw.rounded_rectangle(box, radius=4, fill=COLOURS[colour], outline=(60, 60, 60))
         self.marks.append(Mark(box, kind=kind, colour=colour))
 
     def done(self, content: Content) -> Picture:
+        """The finished picture."""
         return Picture(self.image, content, tuple(self.marks))
 
 
 def draw(rng: random.Random, content: Content) -> Picture:
-    """Draw `content`; `rng` decides what it leaves open: sizes, places and the ground."""
+    """Draw `content`; `rng` decides the rest: sizes, positions and the background."""
     if isinstance(content, Scene):
         return _scene(rng, content)
     if isinstance(content, Sign):
         return _sign(rng, content)
-    if isinstance(content, Grid):
-        return _grid(rng, content)
+    if isinstance(content, NumberTable):
+        return _number_table(rng, content)
     return _form(rng, content) if isinstance(content, Form) else _chart(rng, content)
 
 
@@ -121,14 +126,14 @@ def _sign(rng: random.Random, sign: Sign) -> Picture:
 
 
 def _form(rng: random.Random, form: Form) -> Picture:
-    """A key and its value a line: one below the other as far as there is room, else with every line at a distance."""
-    many = len(form.fields)
-    step = rng.choice((1, 2)) if 2 * many <= CELLS else 1
-    rows = _rows(many * step)
+    """Draw one line per key and value; lines are one or two cells apart, if there is room for two."""
+    count = len(form.fields)
+    step = rng.choice((1, 2)) if 2 * count <= CELLS else 1
+    rows = _rows(count * step)
     pen = _Pen(_paper(rng, rows))
     gap = max(len(key) for key, _ in form.fields) + 1
     values = gap + rng.randint(0, CELLS - gap - max(len(value) for _, value in form.fields))
-    above = rng.randint(0, rows - many * step)
+    above = rng.randint(0, rows - count * step)
     for number, (key, value) in enumerate(form.fields):
         row = above + number * step
         pen.text(key, 0, row)
@@ -136,9 +141,9 @@ def _form(rng: random.Random, form: Form) -> Picture:
     return pen.done(form)
 
 
-def _grid(rng: random.Random, grid: Grid) -> Picture:
-    """Labels on the left; each number stands below its heading, between ruled lines."""
-    lines = [("", HEADS), *((label, tuple(map(str, numbers))) for label, numbers in grid.rows)]
+def _number_table(rng: random.Random, table: NumberTable) -> Picture:
+    """Draw labels on the left and each number below its heading, between ruled lines."""
+    lines = [("", HEADS), *((label, tuple(map(str, numbers))) for label, numbers in table.rows)]
     step = rng.choice((1, 2))
     rows = _rows(len(lines) * step)
     pen = _Pen(_paper(rng, rows))
@@ -148,11 +153,11 @@ def _grid(rng: random.Random, grid: Grid) -> Picture:
         pen.text(label, 0, number * step)
         for left, head, cell in zip((5, 9), HEADS, cells, strict=True):
             pen.text(cell, left, number * step, first=int(bool(label)), entry=label, column=head if label else "")
-    return pen.done(grid)
+    return pen.done(table)
 
 
 def _chart(rng: random.Random, chart: Chart) -> Picture:
-    """Tall: a label, and below it the number and a bar beside it. Wide: columns, the number over the label."""
+    """Draw a tall chart (below each label its number, with a bar to the right) or a wide one (columns above labels)."""
     colours = rng.sample(sorted(COLOURS), len(chart.bars))
     step = CELLS // len(chart.bars)
     if chart.tall:
@@ -167,7 +172,7 @@ def _chart(rng: random.Random, chart: Chart) -> Picture:
     pen = _Pen(_ground(rng, CELLS * CELL, 6 * CELL))
     for number, ((label, value), colour) in enumerate(zip(chart.bars, colours, strict=True)):
         column, bottom = number * step, 5 * CELL - 4
-        over = 3 - value // 25  # the number stands in the cell above its bar
+        over = 3 - value // 25  # the row of the cell above the bar, for the number
         pen.box((column * CELL + 4, bottom - 0.96 * value, (column + 2) * CELL - 4, bottom), "bar", colour)
         pen.text(label, column, 5)
         pen.text(str(value), column, over, first=1, entry=label)
@@ -175,7 +180,7 @@ def _chart(rng: random.Random, chart: Chart) -> Picture:
 
 
 def _rows(least: int) -> int:
-    """Rows of a page: an even number, so that its margins in the square around it are whole cells."""
+    """The number of rows of a page: even, so that the margins in the square around it are whole cells."""
     return min(CELLS, least + 2 - least % 2)
 
 

@@ -1,4 +1,4 @@
-"""What the ten benchmarks ask about a picture, and the true answers."""
+"""Questions about pictures as the ten benchmarks ask them, with the true answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmms_prune.demo.content import (
     Chart,
     Content,
     Form,
-    Grid,
+    NumberTable,
     Scene,
     Sign,
     Split,
@@ -31,10 +31,15 @@ CHINESE = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question with its answer, and other answers of the same sort (wrong ones, most alike first).
+class Question:
+    """A question with its answer.
 
-    `part` names the entry and the column of a page that hold the answer, as its marks do (`pictures.Mark`).
+    Args:
+        question: the question, without options or instructions.
+        answer: the true answer.
+        wrong: wrong answers of the same sort, the most similar first.
+        category: the sort of question.
+        part: the entry and the column of the page that contain the answer, as in its marks (`pictures.Mark`).
     """
 
     question: str
@@ -49,7 +54,7 @@ def number_names(count: int) -> tuple[str, tuple[str, ...]]:
     return str(count), tuple(str(other) for other in range(1, 5) if other != count)
 
 
-def about(rng: random.Random, content: Content, split: Split) -> Asked:
+def about(rng: random.Random, content: Content, split: Split) -> Question:
     """An open question about a picture, with wrong answers to choose from."""
     if isinstance(content, Scene):
         return rng.choice((_colour, _kind, _colour, _kind, _count, _size))(rng, content)
@@ -58,49 +63,52 @@ def about(rng: random.Random, content: Content, split: Split) -> Asked:
     return looked_up(rng, content)
 
 
-def in_chinese(rng: random.Random, scene: Scene) -> Asked:
+def in_chinese(rng: random.Random, scene: Scene) -> Question:
     """A question about a scene, with its answers, in Chinese."""
     thing = rng.choice(scene.things)
     turn = rng.randrange(3)
     if turn == 0:
         answer, wrong = number_names(len(scene.things))
-        return Asked("图中有几个图形？", answer, wrong, "object_counting")
+        return Question("图中有几个图形？", answer, wrong, "object_counting")
     asked = _colour_of(rng, thing) if turn == 1 else _kind_of(rng, thing)
     known, text = (thing.kind, "是什么颜色？") if turn == 1 else (thing.colour, "的是什么形状？")
     question = f"图中{CHINESE[known]}{text}"
-    return Asked(question, CHINESE[asked.answer], tuple(CHINESE[name] for name in asked.wrong), asked.category)
+    return Question(question, CHINESE[asked.answer], tuple(CHINESE[name] for name in asked.wrong), asked.category)
 
 
-def _colour_of(rng: random.Random, thing: Thing) -> Asked:
+def _colour_of(rng: random.Random, thing: Thing) -> Question:
     wrong = rng.sample([colour for colour in COLOURS if colour != thing.colour], len(COLOURS) - 1)
-    return Asked(f"What colour is the {thing.kind}?", thing.colour, tuple(wrong), "attribute_recognition")
+    return Question(f"What colour is the {thing.kind}?", thing.colour, tuple(wrong), "attribute_recognition")
 
 
-def _kind_of(rng: random.Random, thing: Thing) -> Asked:
+def _kind_of(rng: random.Random, thing: Thing) -> Question:
     wrong = rng.sample([kind for kind in KINDS if kind != thing.kind], len(KINDS) - 1)
-    return Asked(f"What shape is the {thing.colour} thing?", thing.kind, tuple(wrong), "object_recognition")
+    return Question(f"What shape is the {thing.colour} thing?", thing.kind, tuple(wrong), "object_recognition")
 
 
-def _colour(rng: random.Random, scene: Scene) -> Asked:
+def _colour(rng: random.Random, scene: Scene) -> Question:
     return _colour_of(rng, rng.choice(scene.things))
 
 
-def _kind(rng: random.Random, scene: Scene) -> Asked:
+def _kind(rng: random.Random, scene: Scene) -> Question:
     return _kind_of(rng, rng.choice(scene.things))
 
 
-def _count(rng: random.Random, scene: Scene) -> Asked:
-    return Asked("How many shapes are there?", *number_names(len(scene.things)), "object_counting")
+def _count(rng: random.Random, scene: Scene) -> Question:
+    return Question("How many shapes are there?", *number_names(len(scene.things)), "object_counting")
 
 
-def _size(rng: random.Random, scene: Scene) -> Asked:
+def _size(rng: random.Random, scene: Scene) -> Question:
     thing = rng.choice(scene.things)
     names = ("large", "small") if thing.large else ("small", "large")
-    return Asked(f"Is the {thing.kind} large or small?", names[0], names[1:], "attribute_comparison")
+    return Question(f"Is the {thing.kind} large or small?", names[0], names[1:], "attribute_comparison")
 
 
-def where(rng: random.Random, scene: Scene) -> Asked:
-    """In which third of the picture a shape stands: no benchmark asks so openly, but who tells it can say yes or no."""
+def where(rng: random.Random, scene: Scene) -> Question:
+    """Ask in which third of the picture a shape is.
+
+    No benchmark asks this openly, but a model that can answer it can also answer the benchmarks' yes/no questions.
+    """
     thing = rng.choice(scene.things)
     if rng.random() < 0.5:
         names, place = ("left", "middle", "right"), thing.column
@@ -108,13 +116,14 @@ def where(rng: random.Random, scene: Scene) -> Asked:
     else:
         names, place = ("above", "middle", "below"), thing.row
         question = f"Is the {thing.kind} above, in the middle or below?"
-    return Asked(question, names[place], tuple(name for name in names if name != names[place]), "place")
+    return Question(question, names[place], tuple(name for name in names if name != names[place]), "place")
 
 
 def position(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
-    """On which side of the picture a shape stands: a question to answer with yes, and one with no.
+    """Two questions about the side of the picture that a shape is on: the answer is yes to the first, no to the second.
 
-    None where the only shape stands in the middle.
+    Returns:
+        the two questions; None if the only shape is in the middle.
     """
     across = [(thing, ("on the left", "on the right"), thing.column) for thing in scene.things if thing.column != 1]
     down = [(thing, ("above the middle", "below the middle"), thing.row) for thing in scene.things if thing.row != 1]
@@ -125,8 +134,11 @@ def position(rng: random.Random, scene: Scene) -> tuple[str, str] | None:
     return _both(f"Is the {thing.kind} {{}} of the image?", right, wrong)
 
 
-def present(rng: random.Random, scene: Scene, truth: bool, category: str) -> Asked:
-    """A yes/no question about what is there; where it is not, `adversarial` mixes two shapes that are."""
+def present(rng: random.Random, scene: Scene, truth: bool, category: str) -> Question:
+    """A yes/no question about the presence of a shape.
+
+    For no, the category `adversarial` combines the colour and kind of two shapes that are present.
+    """
     kinds = [thing.kind for thing in scene.things]
     thing = rng.choice(scene.things)
     if category == "adversarial":
@@ -137,20 +149,22 @@ def present(rng: random.Random, scene: Scene, truth: bool, category: str) -> Ask
     else:
         absent = [kind for kind in (KINDS[:3] if category == "popular" else KINDS) if kind not in kinds]
         named = thing.kind if truth else rng.choice(absent or [kind for kind in KINDS if kind not in kinds])
-    return Asked(f"Is there a {named} in the image?", "yes" if truth else "no", category=category)
+    return Question(f"Is there a {named} in the image?", "yes" if truth else "no", category=category)
 
 
-def _written(rng: random.Random, sign: Sign, split: Split) -> Asked:
+def _written(rng: random.Random, sign: Sign, split: Split) -> Question:
     if rng.random() < 0.2:
         wrong = rng.sample([colour for colour in COLOURS if colour != sign.colour], len(COLOURS) - 1)
-        return Asked("What colour is the sign?", sign.colour, tuple(wrong), "attribute_recognition")
+        return Question("What colour is the sign?", sign.colour, tuple(wrong), "attribute_recognition")
     if sign.kind == "sum":
         total = sum_of(sign)
-        return Asked("What is the sum?", str(total), tuple(str(total + by) for by in (1, -1, 2)), "calculation")
+        return Question("What is the sum?", str(total), tuple(str(total + by) for by in (1, -1, 2)), "calculation")
     if sign.kind == "number":
         others = tuple(changed(rng, sign.lines[0], "0123456789") for _ in range(3))
-        return Asked("What number is on the sign?", sign.lines[0], others, "ocr")
-    return Asked("What is written on the sign?", " ".join(sign.lines), tuple(word(rng, split) for _ in range(3)), "ocr")
+        return Question("What number is on the sign?", sign.lines[0], others, "ocr")
+    return Question(
+        "What is written on the sign?", " ".join(sign.lines), tuple(word(rng, split) for _ in range(3)), "ocr"
+    )
 
 
 def sum_of(sign: Sign) -> int:
@@ -164,31 +178,31 @@ def changed(rng: random.Random, text: str, letters: str) -> str:
     return text[:place] + rng.choice([letter for letter in letters if letter != text[place]]) + text[place + 1 :]
 
 
-def read_out(content: Content) -> Asked:
+def read_out(content: Content) -> Question:
     """A question whose answer is all the text of a picture, line by line."""
     if isinstance(content, Sign):
         lines = list(content.lines)
     elif isinstance(content, Form):
         lines = [f"{key} {value}" for key, value in content.fields]
-    elif isinstance(content, Grid):
-        lines = [" ".join(HEADS), *(f"{label} {one} {two}" for label, (one, two) in content.rows)]
+    elif isinstance(content, NumberTable):
+        lines = [" ".join(HEADS), *(f"{label} {first} {second}" for label, (first, second) in content.rows)]
     else:
         assert isinstance(content, Chart)
         lines = [f"{label} {value}" for label, value in content.bars]
-    return Asked("Read all the text.", " ".join(lines), category="ocr")
+    return Question("Read all the text.", " ".join(lines), category="ocr")
 
 
-def looked_up(rng: random.Random, content: Content) -> Asked:
+def looked_up(rng: random.Random, content: Content) -> Question:
     """A question for one entry of a form, a table or a chart."""
     if isinstance(content, Form):
         key, value = rng.choice(content.fields)
         others = tuple(other for name, other in content.fields if name != key)
-        return Asked(f"What is the {key.lower()} mentioned in the document?", value, others, "form", (key, ""))
-    if isinstance(content, Grid):
+        return Question(f"What is the {key.lower()} mentioned in the document?", value, others, "form", (key, ""))
+    if isinstance(content, NumberTable):
         label, numbers = rng.choice(content.rows)
         column = rng.randrange(2)
         others = tuple(str(n) for name, both in content.rows for n in both if (name, n) != (label, numbers[column]))
-        return Asked(
+        return Question(
             f"What is the {HEADS[column].lower()} of {label.lower()} in the table?",
             str(numbers[column]),
             others,
@@ -198,14 +212,14 @@ def looked_up(rng: random.Random, content: Content) -> Asked:
     assert isinstance(content, Chart)
     label, height = rng.choice(content.bars)
     others = tuple(str(other) for name, other in content.bars if name != label)
-    return Asked(f"What is the number of {label.lower()} in the chart?", str(height), others, "chart", (label, ""))
+    return Question(f"What is the number of {label.lower()} in the chart?", str(height), others, "chart", (label, ""))
 
 
 SCENE_PAIRS = ("existence", "count", "position", "color", "commonsense_reasoning")
 
 
 class Pair(NamedTuple):
-    """MME's category, and two questions about one picture: one to answer with yes, one with no."""
+    """Two questions about one picture with the answers yes and no, and MME's category."""
 
     category: str
     yes: str
@@ -213,9 +227,10 @@ class Pair(NamedTuple):
 
 
 def pair(rng: random.Random, content: Content, split: Split, category: str | None = None) -> Pair | None:
-    """Two questions about a scene (of `category`, one of SCENE_PAIRS) or a sign.
+    """Two questions about a sign, or about a scene in `category` (one of SCENE_PAIRS).
 
-    None where `category` cannot be asked: the position of a single shape in the middle.
+    Returns:
+        the questions; None if they cannot be asked: the position of a single shape in the middle.
     """
     if isinstance(content, Scene):
         return _scene_pair(rng, content, category or rng.choice(SCENE_PAIRS))
@@ -251,8 +266,10 @@ def _scene_pair(rng: random.Random, scene: Scene, category: str) -> Pair | None:
         right, others = number_names(len(scene.things))
         yes, no = _both("Is the number of shapes in this image {}?", right, rng.choice(others))
     elif category == "color":
-        there = [other.colour for other in scene.things if other is not thing]
-        wrong = rng.choice(there if there and rng.random() < 0.5 else [c for c in COLOURS if c != thing.colour])
+        present_colours = [other.colour for other in scene.things if other is not thing]
+        wrong = rng.choice(
+            present_colours if present_colours and rng.random() < 0.5 else [c for c in COLOURS if c != thing.colour]
+        )
         yes, no = _both(f"Is the {thing.kind} {{}}?", thing.colour, wrong)
     elif category == "position":
         if (both := position(rng, scene)) is None:
@@ -265,16 +282,18 @@ def _scene_pair(rng: random.Random, scene: Scene, category: str) -> Pair | None:
     return Pair(category, yes, no)
 
 
-def without_image(rng: random.Random, split: Split) -> Asked:
+def without_image(rng: random.Random, split: Split) -> Question:
     """A question that needs no picture: which of these is a colour, a shape or a vehicle?
 
-    It is held out by its answer together with its wrong options.
+    Its answer and wrong options together decide whether it is held out.
     """
     sorts = {"colour": tuple(COLOURS), "shape": KINDS, "vehicle": tuple(label.lower() for label in LABELS)}
 
-    def one() -> Asked:
+    def draw_question() -> Question:
         asked = rng.choice(sorted(sorts))
         wrong = [name for sort, names in sorts.items() if sort != asked for name in names]
-        return Asked(f"Which of these is a {asked}?", rng.choice(sorts[asked]), tuple(rng.sample(wrong, 3)), "naming")
+        return Question(
+            f"Which of these is a {asked}?", rng.choice(sorts[asked]), tuple(rng.sample(wrong, 3)), "naming"
+        )
 
-    return of_split(split, one, lambda made: (f"{made.answer}, not {', '.join(sorted(made.wrong))}",))
+    return of_split(split, draw_question, lambda drawn: (f"{drawn.answer}, not {', '.join(sorted(drawn.wrong))}",))

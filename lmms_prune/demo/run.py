@@ -1,4 +1,4 @@
-"""Run the demo: real lmms-eval processes over local data, for both of the trained models."""
+"""Runs the demo: real lmms-eval processes on local data, for both trained models."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
-from lmms_prune.demo.models import LAYERS, MODELS, DemoError, Model, model_arguments, weights
-from lmms_prune.demo.processes import Run, RunError, evaluate
+from lmms_prune.demo.models import LAYERS, MODELS, DemoError, DemoModel, model_arguments, weights
+from lmms_prune.demo.processes import DemoRun, RunError, evaluate
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
@@ -34,18 +34,18 @@ ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
 
 
 @dataclass(frozen=True)
-class Row:
-    """One schedule of the table, with the budget that solves its "?"."""
+class DemoRow:
+    """One row of the demo's table: a schedule, with the budget that solves its ``?``."""
 
     schedule: str
     budget: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Row:
-        """A row from its text, as in --model_args: a schedule, then maybe ",budget=…".
+    def parse(cls, text: str) -> DemoRow:
+        """A row from its text, as in --model_args: a schedule, optionally followed by ",budget=…".
 
         Raises:
-            ScheduleError: the schedule or its budget is wrong, or does not fit the models.
+            ScheduleError: the schedule or its budget is invalid, or does not fit the models.
         """
         Schedule.parse(text, prompt_sizes(architecture(str(weights(MODELS[0]))))).check(LAYERS)
         schedule, _, budget = text.partition(",budget=")
@@ -55,33 +55,33 @@ class Row:
         return self.schedule if self.budget is None else f"{self.schedule},budget={self.budget}"
 
 
-# The paper's hybrids act before layers 2 and 20 of 32; here before 1 and 8 of 12.
+# The paper's hybrids act at the input of layers 2 and 20 of 32; scaled to 12 layers: 1 and 8.
 _HYBRID = "dart@1:?,random@8:{late}"
 QUICK = (
-    Row("none"),
-    Row("random@1:1.0"),
-    Row(_HYBRID.format(late=0.1), "0.5"),
-    Row(_HYBRID.format(late=0.03), "0.25"),
-    Row("blind@0"),
+    DemoRow("none"),
+    DemoRow("random@1:1.0"),
+    DemoRow(_HYBRID.format(late=0.1), "0.5"),
+    DemoRow(_HYBRID.format(late=0.03), "0.25"),
+    DemoRow("blind@0"),
 )
 _SINGLE = ("dart@1:?", "divprune@1:?", "fastv@1:?", "random@1:?", "stride@1:?", "pool@1:?")
 FULL = (
-    Row("none"),
+    DemoRow("none"),
     *(
-        Row(text, budget)
+        DemoRow(text, budget)
         for budget, late in (("0.5", 0.1), ("0.25", 0.03))
         for text in (_HYBRID.format(late=late), f"divprune@1:?,random@8:{late}", *_SINGLE)
     ),
-    Row("vtw@8"),
-    Row("blind@0"),
+    DemoRow("vtw@8"),
+    DemoRow("blind@0"),
 )
 
 
 def task_names(text: str | None) -> list[str]:
-    """The tasks of `text`, names with commas; all ten for None.
+    """The comma-separated tasks in `text`; all ten for None.
 
     Raises:
-        DemoError: a task that the demo does not have, or none at all.
+        DemoError: the demo does not have a task, or the text names none.
     """
     names = list(TASKS) if text is None else [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in TASKS]:
@@ -93,30 +93,30 @@ def task_names(text: str | None) -> list[str]:
 
 def run_demo(
     folder: Path,
-    rows: Sequence[Row],
+    rows: Sequence[DemoRow],
     count: int,
     tasks: Sequence[str],
     environment: Mapping[str, str],
     console: Console,
 ) -> dict[str, Any]:
-    """Build the data if it is not there, run both models with every schedule, and return the results.
+    """Build the data if it does not exist, evaluate both models with every schedule, and return the results.
 
     Args:
-        folder: absolute; data that is there already is used as it is, results of earlier runs stay beside the new.
+        folder: an absolute path. Existing data in it is reused, and results of earlier runs are kept.
         rows: the schedules.
-        count: questions of each benchmark, even.
+        count: questions of each benchmark; even.
         tasks: some of `TASKS`.
-        environment: of the child processes.
-        console: for progress.
+        environment: the environment of the child processes.
+        console: shows the progress.
 
     Returns:
-        keys ``mirror`` (the folder to start lmms-eval in), ``command`` (of a run that went well, with a budget if one
-        has it), ``runs``
-        (model, schedule, scores, averages) and ``failures`` (model, schedule, error).
+        keys ``mirror`` (the folder to start lmms-eval in), ``command`` (the command line of a successful run, if possible
+        of one with a budget), ``runs`` (model, schedule, solved, averages, scores) and ``failures`` (model, schedule,
+        error).
 
     Raises:
-        DemoError: a missing model, damaged data, or a folder whose name lmms-eval cannot take.
-        RunError: a run failed for a reason that all of them share.
+        DemoError: a model is missing, data is damaged, or lmms-eval cannot use the folder's name.
+        RunError: a run failed for a reason that all runs share.
         OSError: `folder` cannot be written.
     """
     if "," in str(folder):
@@ -130,28 +130,28 @@ def run_demo(
             build_mirror(mirror, rows=count)
     elif damaged := next(damaged_files(mirror), None):
         raise DemoError(f"the data has changed since it was drawn: {damaged}. Delete {mirror} to have it drawn again.")
-    jobs = [(model, row) for model in MODELS for row in rows]
+    pairs = [(model, row) for model in MODELS for row in rows]
     results = folder / f"results-{count}"
-    runs = [_run(model, checkpoints[model], row, tasks, results / model.folder) for model, row in jobs]
+    runs = [_run(model, checkpoints[model], row, tasks, results / model.folder) for model, row in pairs]
     one_thread = {**environment, "OMP_NUM_THREADS": "1"}
     with _progress(console, f"{len(runs)} runs of lmms-eval, {len(tasks)} tasks each", len(runs)) as progressed:
         outcomes = evaluate(runs, results, mirror, one_thread, secret_values(environment), progressed)
     record: dict[str, Any] = {"mirror": str(mirror), "runs": [], "failures": []}
     commands: list[tuple[bool, str]] = []
-    for (model, row), run, outcome in zip(jobs, runs, outcomes, strict=True):
+    for (model, row), run, outcome in zip(pairs, runs, outcomes, strict=True):
         if isinstance(outcome, RunError):
             record["failures"].append({"model": model.wrapper, "schedule": str(row), "error": str(outcome)})
         else:
             record["runs"].append(_record(model, row, outcome, tasks))
             commands.append((row.budget is None, shlex.join(run.command)))
-    # The first hybrid says more about pruning than the unpruned model does.
+    # A command with a budget is the first hybrid's, which shows more of pruning than the unpruned model's.
     record["command"] = min(commands, key=itemgetter(0), default=(True, ""))[1]
     return record
 
 
 def tables(record: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
-    """One table a model: a schedule a row, a benchmark of `names` a column, and what is left of the unpruned scores."""
-    made = []
+    """One table per model: a row per schedule, a column per benchmark, and the kept share of the unpruned scores."""
+    model_tables = []
     for model in MODELS:
         runs = [run for run in record["runs"] if run["model"] == model.wrapper]
         if not runs:
@@ -160,39 +160,40 @@ def tables(record: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
         table.add_column("schedule", overflow="fold")
         for name in ("tokens", *(BENCHMARKS[name].narrow for name in names), "kept"):
             table.add_column(name, justify="right", no_wrap=True)
-        whole = next((run for run in runs if run["schedule"] == "none"), None)
+        unpruned = next((run for run in runs if run["schedule"] == "none"), None)
         for run in runs:
             scores = ["" if (value := run["scores"][name]) is None else f"{value:.0f}" for name in names]
-            kept = rel(run["scores"], whole["scores"]) if whole else None
+            kept = rel(run["scores"], unpruned["scores"]) if unpruned else None
             label = "\n".join(run["schedule"].split(","))
             tokens = f"{run['averages']['avg_visual_tokens']:.0f}"
             table.add_row(label, tokens, *scores, "" if kept is None else f"{kept:.0f}")
-        made.append(table)
-    return made
+        model_tables.append(table)
+    return model_tables
 
 
 @contextmanager
 def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields what is to be told how many are done: a bar for a terminal, a line now and then for a file."""
+    """Yield a function to call with the number of finished runs. It draws a bar on a terminal, and lines in a file."""
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task(what, total=total)
             yield lambda done: progress.update(bar, completed=done)
         return
-    told = -1
+    printed = -1
 
-    def tell(done: int) -> None:
-        nonlocal told
-        if done > told:
-            told = done
+    def print_line(done: int) -> None:
+        nonlocal printed
+        if done > printed:
+            printed = done
             console.print(f"{what}: {done} of {total} done", highlight=False, soft_wrap=True)
 
-    tell(0)
-    yield tell
+    print_line(0)
+    yield print_line
 
 
-def _run(model: Model, checkpoint: Path, row: Row, tasks: Sequence[str], results: Path) -> Run:
+def _run(model: DemoModel, checkpoint: Path, row: DemoRow, tasks: Sequence[str], results: Path) -> DemoRun:
+    """The run of one model with one row's schedule."""
     options = {
         "model": model.wrapper,
         "model_args": f"schedule={row},{model_arguments(model, checkpoint)}",
@@ -200,17 +201,18 @@ def _run(model: Model, checkpoint: Path, row: Row, tasks: Sequence[str], results
         "include_path": str(task_configs()),
     }
     # The harness cannot take a comma in its output path.
-    return Run(options, results / re.sub(r"[^A-Za-z0-9.@]+", "-", str(row)))
+    return DemoRun(options, results / re.sub(r"[^A-Za-z0-9.@]+", "-", str(row)))
 
 
-def _record(model: Model, row: Row, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+def _record(model: DemoModel, row: DemoRow, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+    """One run as the returned record lists it."""
     report = RunReport.of_results(results)
-    assert report is not None, "a model of ours"
+    assert report is not None, "a model of this package"
     scores = {task: score(results, task) for task in tasks}
-    said = {
+    fields = {
         "model": model.wrapper,
         "schedule": str(row),
         "solved": report.schedule,
         "averages": written(report.averages),
     }
-    return {**said, "scores": scores}
+    return {**fields, "scores": scores}

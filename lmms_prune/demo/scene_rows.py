@@ -1,4 +1,4 @@
-"""Rows of the benchmarks that ask about things: MME, ScienceQA, POPE, MMBench and GQA."""
+"""Rows of the benchmarks about objects: MME, ScienceQA, POPE, MMBench and GQA."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from datasets import Image, Value
 
 from lmms_prune.demo import content, questions
 from lmms_prune.demo.pictures import Picture, draw
-from lmms_prune.demo.questions import Asked
+from lmms_prune.demo.questions import Question
 from lmms_prune.demo.tables import Configs, Rows, schema, seeded, texts
 
 CYCLE = 1_000_000  # MMBench repeats a question with its options rotated under an index raised by this
-# Perception and cognition in turn; and what kind of sign each category that reads shows.
+# Perception and cognition alternate.
 MME_CATEGORIES = (
     *("existence", "numerical_calculation", "color", "text_translation"),
     *("count", "commonsense_reasoning", "position", "OCR"),
 )
+# The kind of sign for each category that needs reading.
 _SIGNS = {"numerical_calculation": "sum", "text_translation": "french", "OCR": "word"}
 NEGATIVES = ("random", "popular", "adversarial")
 
 
 def mme(rows: int, seed: int) -> Configs:
-    """MME: pairs of a yes- and a no-question about the same picture, in eight of its categories in turn."""
-    made: Rows = []
+    """MME: pairs of a yes and a no question about the same picture, cycling through eight of its categories."""
+    table: Rows = []
     for number in range(rows // 2):
         rng = seeded(seed, "mme", str(number))
         category = MME_CATEGORIES[number % len(MME_CATEGORIES)]
@@ -36,8 +37,8 @@ def mme(rows: int, seed: int) -> Configs:
         image = draw(rng, shown).image
         for question, answer in zip((asked.yes, asked.no), ("Yes", "No"), strict=True):
             row = {"question_id": f"{category}/{number:04d}.png", "image": image, "answer": answer}
-            made.append({**row, "category": category, "question": f"{question} Please answer yes or no."})
-    return {"default": {"test": (made, schema("question_id", "question", "answer", "category", image=Image()))}}
+            table.append({**row, "category": category, "question": f"{question} Please answer yes or no."})
+    return {"default": {"test": (table, schema("question_id", "question", "answer", "category", image=Image()))}}
 
 
 def scienceqa(rows: int, seed: int) -> Configs:
@@ -76,7 +77,7 @@ def scienceqa(rows: int, seed: int) -> Configs:
 
 
 def pope(rows: int, seed: int) -> Configs:
-    """POPE: a shape that is there and one that is not, for each picture; negatives of three sorts, in Full apart."""
+    """POPE: per picture, a shape that is present and one that is not. Negatives are of three sorts, separate in Full."""
     features = schema("id", "question_id", "question", "answer", "image_source", "category", image=Image())
 
     def row(number: int, category: str) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def mmbench(rows: int, seed: int) -> Configs:
 
     def twins(number: int, language: str, split: str) -> Rows:
         rng = seeded(seed, "mmbench", language, split, str(number))
-        asked = Asked("", "")
+        asked = Question("", "")
         while len(asked.wrong) < 3:  # four options always
             picture = _picture(rng) if language == "en" else draw(rng, content.scene(rng, "test"))
             if isinstance(picture.content, content.Scene) and language == "cn":
@@ -132,10 +133,10 @@ def mmbench(rows: int, seed: int) -> Configs:
             for turn, order in enumerate(rotated)
         ]
 
-    def made(language: str, split: str) -> Rows:
+    def table(language: str, split: str) -> Rows:
         return [row for number in range(rows // 2) for row in twins(number, language, split)]
 
-    return {name: {split: (made(name, split), features) for split in ("dev", "test")} for name in ("en", "cn")}
+    return {name: {split: (table(name, split), features) for split in ("dev", "test")} for name in ("en", "cn")}
 
 
 def gqa(rows: int, seed: int) -> Configs:
@@ -147,14 +148,14 @@ def gqa(rows: int, seed: int) -> Configs:
         scene = content.scene(rng, "test", rng.randint(2, 4))
         images.append({"id": f"n{number}", "image": draw(rng, scene).image})
         sides = questions.position(rng, scene)
-        assert sides is not None  # two shapes never share a cell, so one at least is not in the middle
+        assert sides is not None  # shapes never share a cell, so at least one is not in the middle
         answer = ("yes", "no")[number % 2]
-        stands = Asked(sides[number % 2], answer)
-        for question in (stands, questions.about(rng, scene, "test")):
+        side = Question(sides[number % 2], answer)
+        for question in (side, questions.about(rng, scene, "test")):
             row = {"id": f"{len(asked):08d}", "imageId": f"n{number}", "isBalanced": True}
             row |= {"question": question.question, "answer": question.answer}
             asked.append({**row, "fullAnswer": f"{question.question.rstrip('?')}: {question.answer}."})
-    # GQA's columns for its scene graphs are left out: drawings have none, and no task reads them.
+    # GQA's scene graph columns are left out: drawings have no scene graphs, and no task reads them.
     columns = schema("id", "imageId", "question", "answer", "fullAnswer", isBalanced=Value("bool"))
     return {
         "testdev_balanced_images": {"testdev": (images, schema("id", image=Image()))},

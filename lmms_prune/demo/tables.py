@@ -1,4 +1,4 @@
-"""Rows and column types of the miniature benchmarks."""
+"""Types of the miniature benchmarks' rows and columns."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Configs = dict[str, dict[str, tuple[Rows, Features]]]  # configuration -> split 
 
 
 def seeded(seed: int, *names: str) -> random.Random:
-    """A generator of its own for each `names`, so that rows do not depend on how many were drawn before them."""
+    """A separate random generator for each `names`, so that a row does not depend on the rows drawn before it."""
     return random.Random("/".join((str(seed), *names)))
 
 
 def schema(*strings: str, **others: Any) -> Features:
-    """Column types: text for the names in `strings`, and the given type for `others`."""
+    """Column types: text for the columns in `strings`; `others` maps further columns to their types."""
     return Features({**{name: Value("string") for name in strings}, **others})
 
 
 def texts() -> Sequence:
-    """The type of a column that holds a list of texts."""
+    """The type of a column whose values are lists of texts."""
     return Sequence(Value("string"))

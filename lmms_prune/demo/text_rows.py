@@ -1,4 +1,4 @@
-"""Rows of the benchmarks that ask about writing: TextVQA, DocVQA, InfographicVQA and OCRBench."""
+"""Rows of the benchmarks about text in images: TextVQA, DocVQA, InfographicVQA and OCRBench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmms_prune.demo.tables import Configs, Rows, schema, seeded, texts
 
 
 def textvqa(rows: int, seed: int) -> Configs:
-    """TextVQA: what stands on a sign, with ten people's answers and the OCR tokens; none for the test split."""
+    """TextVQA: the text on a sign, with ten people's answers and the OCR tokens. The test split has no answers."""
     features = schema(
         "image_id",
         "question",
@@ -38,7 +38,7 @@ def textvqa(rows: int, seed: int) -> Configs:
         shown = content.sign(rng, "test", kinds[number % len(kinds)])
         picture = draw(rng, shown)
         asked = _reading(rng, shown)
-        # Ten people answer; where they differ, an answer counts in part. The test split keeps its answers back.
+        # Ten people answer; if they differ, an answer scores in part. The test split has no answers.
         answers = [asked.answer.lower()] * 8 + [shown.lines[0].lower()] * 2
         row = {"image_id": f"drawing{number}", "question_id": number, "set_name": split, "image": picture.image}
         row |= {"question": asked.question.lower(), "question_tokens": asked.question.lower().rstrip("?").split()}
@@ -51,7 +51,7 @@ def textvqa(rows: int, seed: int) -> Configs:
 
 
 def documents(rows: int, seed: int) -> Configs:
-    """DocVQA (forms and tables) and InfographicVQA (long and wide charts), one repository; no answers for test."""
+    """DocVQA (forms, tables) and InfographicVQA (tall and wide charts), in one repository. The test splits have no answers."""
     page = schema(
         "questionId",
         "question",
@@ -71,12 +71,12 @@ def documents(rows: int, seed: int) -> Configs:
     )
 
     def row(config: str, make: Callable[..., dict[str, Any]], number: int, split: str) -> dict[str, Any]:
-        made = {
+        fields = {
             "questionId": str(number),
             "data_split": split,
             **make(seeded(seed, config, split, str(number)), number),
         }
-        return made if split == "validation" else {**made, "answers": None}
+        return fields if split == "validation" else {**fields, "answers": None}
 
     return {
         config: {s: ([row(config, make, number, s) for number in range(rows)], columns) for s in ("validation", "test")}
@@ -85,8 +85,8 @@ def documents(rows: int, seed: int) -> Configs:
 
 
 def _page(rng: random.Random, number: int) -> dict[str, Any]:
-    """A table in every fourth row, else a form, of three to seven lines in turn."""
-    shown = content.grid(rng, "test") if number % 4 == 3 else content.form(rng, "test", 3 + number % 5)
+    """A table in every fourth row, else a form; the number of lines cycles from three to seven."""
+    shown = content.number_table(rng, "test") if number % 4 == 3 else content.form(rng, "test", 3 + number % 5)
     picture, asked = draw(rng, shown), questions.looked_up(rng, shown)
     facts = {"question": asked.question, "answers": [asked.answer], "docId": number, "question_types": [asked.category]}
     facts |= {"ucsf_document_id": f"drawing{number}", "ucsf_document_page_no": "1"}
@@ -102,7 +102,7 @@ def _infographic(rng: random.Random, number: int) -> dict[str, Any]:
 
 
 def ocrbench(rows: int, seed: int) -> Configs:
-    """OCRBench: seven of its ten question types in turn; irregular, artistic and handwritten text is not drawn."""
+    """OCRBench: cycles through seven of its ten question types; irregular, artistic and handwritten text is not drawn."""
     kinds: tuple[tuple[str, str, Callable[[random.Random], Content]], ...] = (
         ("IIIT5K", "Regular Text Recognition", lambda rng: content.sign(rng, "test", "word")),
         ("docVQA", "Doc-oriented VQA", lambda rng: content.form(rng, "test")),
@@ -112,7 +112,7 @@ def ocrbench(rows: int, seed: int) -> Configs:
         ("ORAND", "Digit String Recognition", lambda rng: content.sign(rng, "test", "number")),
         ("HME100k", "Handwritten Mathematical Expression Recognition", lambda rng: content.sign(rng, "test", "sum")),
     )
-    made: Rows = []
+    table: Rows = []
     for number in range(rows):
         rng = seeded(seed, "ocrbench", str(number))
         source, kind, draws = kinds[number % len(kinds)]
@@ -126,12 +126,12 @@ def ocrbench(rows: int, seed: int) -> Configs:
             asked = questions.looked_up(rng, shown)
             question, answer = asked.question, asked.answer
         row = {"dataset": source, "question_type": kind, "question": question, "answer": [answer]}
-        made.append({**row, "image": picture.image})
-    return {"default": {"test": (made, schema("dataset", "question", "question_type", image=Image(), answer=texts()))}}
+        table.append({**row, "image": picture.image})
+    return {"default": {"test": (table, schema("dataset", "question", "question_type", image=Image(), answer=texts()))}}
 
 
-def _reading(rng: random.Random, shown: Sign) -> questions.Asked:
-    """A question about a sign's text, not its colour."""
+def _reading(rng: random.Random, shown: Sign) -> questions.Question:
+    """A question about a sign's text, never its colour."""
     while (asked := questions.about(rng, shown, "test")).category != "ocr":
         pass
     return asked

@@ -1,1 +1,1 @@
-"""What each visual token is worth at each decoder layer (arXiv 2512.07580, section 3)."""
+"""The information of each visual token at each decoder layer (arXiv 2512.07580, section 3)."""

@@ -1,4 +1,4 @@
-"""What a model sees of an image, and drawings over its visual tokens."""
+"""Images as the model sees them, and drawings over their visual tokens."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ def grids_of(wrapper: PrunedModel, inputs: dict[str, Any]) -> list[tuple[int, in
 
 
 def seen_images(wrapper: PrunedModel, inputs: dict[str, Any], grids: Sequence[tuple[int, int]]) -> list[Image.Image]:
-    """Each image as the model sees it, out of its own pixels, SIDE pixels a visual token.
+    """Each image as the model sees it, reconstructed from the model's input pixels, with SIDE pixels per visual token.
 
     Args:
         wrapper: the model.
-        inputs: what the processor made of a prompt.
+        inputs: the processor's output for a prompt.
         grids: rows and columns of each image's visual tokens.
     """
     processor = wrapper.processor.image_processor
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
-    seen = []
+    images = []
     for pixels, (rows, columns) in zip(_pictures(wrapper, inputs["pixel_values"], grids), grids, strict=True):
-        plain = (pixels.float().cpu() * deviation + mean).clamp(0, 1)
-        array = (plain.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        seen.append(Image.fromarray(array).resize((columns * SIDE, rows * SIDE)))
-    return seen
+        unscaled = (pixels.float().cpu() * deviation + mean).clamp(0, 1)
+        array = (unscaled.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        images.append(Image.fromarray(array).resize((columns * SIDE, rows * SIDE)))
+    return images
 
 
 def _pictures(wrapper: PrunedModel, pixels: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """The normalised (3, height, width) of each image; Qwen2.5-VL's lie there patch by patch, token by token."""
+    """The normalised pixels (3, height, width) of each image; Qwen2.5-VL stores them patch by patch, token by token."""
     if pixels.ndim == 4:
         return list(pixels)
     vision = wrapper.model.config.vision_config
     side, merge = vision.patch_size, vision.spatial_merge_size
     pictures = []
     for (rows, columns), patches in zip(grids, pixels.split([merge**2 * r * c for r, c in grids]), strict=True):
-        # token row, token column, patch row, patch column, colour, the first of equal frames, pixel row, pixel column
+        # token row, token column, patch row, patch column, colour, frame (all are equal: take the first), pixel row,
+        # pixel column
         cells = patches.reshape(rows, columns, merge, merge, -1, vision.temporal_patch_size, side, side)[
             :, :, :, :, :, 0
         ]
@@ -58,7 +59,7 @@ def _pictures(wrapper: PrunedModel, pixels: Tensor, grids: Sequence[tuple[int, i
 
 
 def dimmed(image: Image.Image, kept: np.ndarray) -> Image.Image:
-    """An image with the visual tokens that are not `kept` (rows, columns; true or false) almost white."""
+    """An image in which the dropped visual tokens are almost white; `kept` is a boolean array (rows, columns)."""
     colours = np.asarray(image, dtype=float)
     mask = np.kron(kept.astype(float), np.ones((image.height // kept.shape[0], image.width // kept.shape[1])))[
         ..., None

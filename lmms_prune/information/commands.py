@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lmms_prune.information.given import (
+from lmms_prune.information.options import (
     Include,
     Tasks,
-    found_documents,
     layer_numbers,
+    load_documents,
     load_unpruned,
-    measured,
+    measure_missing,
     measured_rows,
     method_names,
     ratios_of,
-    said_plainly,
     task_names,
+    user_errors,
 )
 from lmms_prune.methods import METHODS
 from lmms_prune.record.files import read_image, write
@@ -43,86 +43,89 @@ if TYPE_CHECKING:
 
 def information(
     tasks: Tasks,
-    out: Annotated[Path, typer.Option(help="Folder of the results; a run that was interrupted goes on there.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes from it.")],
     model: Model = DEFAULT_MODEL,
     model_args: ModelArgs = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
     layers: Annotated[str | None, typer.Option(help="Decoder layers: 0-31, or 0,8,16. Default: all.")] = None,
-    block: Annotated[int, typer.Option(min=1, help="Side of a unit: 1 a visual token, 2 the paper's squares.")] = 2,
+    block: Annotated[
+        int,
+        typer.Option(min=1, help="Side of a unit, in visual tokens: 1 for single tokens, 2 for the paper's squares."),
+    ] = 2,
     methods: Annotated[
-        str, typer.Option(help="Also: how much information these methods keep, with commas; slower.")
+        str, typer.Option(help="Also measure how much information these methods keep (comma-separated); slower.")
     ] = "",
-    keeps: Annotated[str, typer.Option(help="What they keep, as ratios with commas.")] = "0.1,0.25,0.5",
-    pictures: Annotated[int, typer.Option(min=0, help="Heat maps of so many documents of each task.")] = 2,
+    keeps: Annotated[str, typer.Option(help="The methods' keep ratios, separated by commas.")] = "0.1,0.25,0.5",
+    pictures: Annotated[int, typer.Option(min=0, help="Number of documents of each task to draw heat maps of.")] = 2,
     include: Include = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what each visual token is worth at each decoder layer, on the documents of any lmms-eval task.
+    """Measure the information of each visual token at each decoder layer, on the documents of any lmms-eval task.
 
-    The information of a token at a layer is how much it alone raises the probability of the right answer's first token
-    if the deeper layers see no other (arXiv 2512.07580). Results are kept document by document, with tables (CSV) and
-    pictures (PNG, SVG) of all of them beside.
+    The information of a token at a layer is how much it raises the probability of the right answer's first token if the
+    layers from there on see no other visual token (arXiv 2512.07580). Results are stored document by document. The same
+    folder gets tables (CSV) and plots (PNG, SVG) of all documents.
     """
     chosen, ratios = method_names(methods), ratios_of(keeps)
-    with said_plainly():
+    with user_errors():
         from lmms_prune.harness.models import unpruned
         from lmms_prune.information.aggregate import by_layer, by_sample
         from lmms_prune.information.plots import draw_layers
 
         wrapper = unpruned(model, model_args)
         numbers = layer_numbers(layers, wrapper.model.config.text_config.num_hidden_layers)
-        found = found_documents(task_names(tasks), model, limit, include)
-        store = measured(wrapper, found, numbers, block, out)
-        rows = store.read([document.sample for document in found])
+        documents = load_documents(task_names(tasks), model, limit, include)
+        store = measure_missing(wrapper, documents, numbers, block, out)
+        rows = store.read([document.sample for document in documents])
         averages = by_layer(by_sample(rows))
         write(out / "layers.csv", averages.to_csv(index=False))
         draw_layers(
             averages, f"{Path(wrapper.arguments.pretrained).name}: information of visual tokens", out / "layers"
         )
-        _heatmaps(wrapper, found, store, pictures, numbers, block)
+        _heatmaps(wrapper, documents, store, pictures, numbers, block)
         if chosen:
-            _kept(wrapper, found, store, chosen, ratios, numbers, block)
+            _kept(wrapper, documents, store, chosen, ratios, numbers, block)
     if as_json:
-        typer.echo(json.dumps({"out": str(out), "samples": len(found), "layers": averages.to_dict("records")}))
+        typer.echo(json.dumps({"out": str(out), "samples": len(documents), "layers": averages.to_dict("records")}))
         return
     console = Console(markup=False)
     console.print("mean information of a visual token (probability, in thousandths)")
     for table in _tables(averages, console.width):
         console.print(table)
-    typer.echo(f"{len(found)} document{'' if len(found) == 1 else 's'}; tables and pictures are in {out}.")
+    typer.echo(f"{len(documents)} document{'' if len(documents) == 1 else 's'}; tables and pictures are in {out}.")
 
 
 def _tables(averages: pd.DataFrame, width: int) -> list[Table]:
-    """Mean information, a layer a line and a task a column; several tables where `width` does not hold all tasks."""
+    """Mean information with one line per layer and one column per task; several tables if `width` is too narrow."""
     tasks = list(dict.fromkeys(averages.task))
-    # The layers' column is 9 wide, others 8 and 3 between them.
-    wide = max(1, (width - 9) // 11)
-    made = []
-    for start in range(0, len(tasks), wide):
-        some = tasks[start : start + wide]
+    # The column of layers is 9 characters wide, the others 8, with 3 between them.
+    per_table = max(1, (width - 9) // 11)
+    tables = []
+    for start in range(0, len(tasks), per_table):
+        names = tasks[start : start + per_table]
         table = Table(box=box.SIMPLE_HEAD)
         table.add_column("layer", justify="right")
-        for task in some:
-            # A number is never broken; a long name is.
+        for task in names:
+            # A long name may be wrapped, a number must not.
             table.add_column(task, justify="right", overflow="fold", min_width=8)
         for layer, lines in averages.groupby("layer"):
             means = dict(zip(lines.task, lines["mean"], strict=True))
-            table.add_row(str(layer), *(f"{1000 * means[task]:+.2f}" if task in means else "" for task in some))
-        made.append(table)
-    return made
+            table.add_row(str(layer), *(f"{1000 * means[task]:+.2f}" if task in means else "" for task in names))
+        tables.append(table)
+    return tables
 
 
 def _heatmaps(
-    wrapper: PrunedModel, found: list[Document], store: Store, pictures: int, numbers: list[int], block: int
+    wrapper: PrunedModel, documents: list[Document], store: Store, pictures: int, numbers: list[int], block: int
 ) -> None:
-    """The first documents of each task: what the model sees, and the information over it at some layers."""
+    """Draw heat maps of the first documents of each task: information at some layers over what the model sees."""
     from lmms_prune.information.canvas import grids_of, seen_images
     from lmms_prune.information.plots import draw_heatmaps
     from lmms_prune.record.information import token_information
 
     layers = numbers[:: max(1, -(-len(numbers) // 7))]
     drawn: dict[str, int] = {}
-    for document in found:
+    for document in documents:
         drawn[document.task] = drawn.get(document.task, 0) + 1
         if drawn[document.task] > pictures:
             continue
@@ -140,17 +143,18 @@ def _heatmaps(
 
 def _kept(
     wrapper: PrunedModel,
-    found: list[Document],
+    documents: list[Document],
     store: Store,
     methods: list[str],
     ratios: list[float],
     numbers: list[int],
     block: int,
 ) -> None:
+    """Write and plot how much information the methods keep."""
     from lmms_prune.information.kept import kept_information
     from lmms_prune.information.plots import draw_kept
 
-    kept = kept_information(wrapper, found, store, methods, ratios, numbers, block)
+    kept = kept_information(wrapper, documents, store, methods, ratios, numbers, block)
     write(store.folder / "kept.csv", kept.to_csv(index=False))
     for task, lines in kept.groupby("task", sort=False):
         draw_kept(lines, f"{Path(wrapper.arguments.pretrained).name}, {task}", store.folder / f"kept-{task}")
@@ -158,46 +162,48 @@ def _kept(
 
 def horizon(
     tasks: Tasks,
-    out: Annotated[Path, typer.Option(help="Folder of the results; a run that was interrupted goes on there.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes from it.")],
     model: Model = DEFAULT_MODEL,
     model_args: ModelArgs = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
-    block: Annotated[int, typer.Option(min=1, help="Side of a unit of information.")] = 2,
+    block: Annotated[int, typer.Option(min=1, help="Side of a unit of information, in visual tokens.")] = 2,
     epsilon: Annotated[float, typer.Option(help="Share of the unpruned score that may be lost.")] = 0.01,
     methods: Annotated[
         str,
-        typer.Option(help="Also: the score of these methods, each alone at each layer; `information` is an oracle."),
+        typer.Option(
+            help="Also evaluate these methods, each as the only stage, at each layer; `information` is an oracle."
+        ),
     ] = "",
-    keeps: Annotated[str, typer.Option(help="What they keep, as ratios with commas.")] = "0.1,0.25",
+    keeps: Annotated[str, typer.Option(help="The methods' keep ratios, separated by commas.")] = "0.1,0.25",
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     include: Include = None,
-    launch: Annotated[str, typer.Option(help="What starts evaluating processes, as for `sweep`.")] = "",
+    launch: Annotated[str, typer.Option(help="Launcher of the evaluating processes, as for `sweep`.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Find each task's information horizon: the layer from which on visual tokens are worth nothing.
+    """Find each task's information horizon: the layer from which on visual tokens carry no information.
 
-    That is the smallest layer at which, and at all deeper ones, removing all visual tokens costs at most --epsilon of the
-    unpruned score, and mean information is below 0.01. Measures information (as `information` does) and evaluates the
-    removal at every layer through lmms-eval, and draws both. VTW's criterion stands beside.
+    It is the smallest layer such that at it and at all deeper layers, removing all visual tokens costs at most --epsilon
+    of the unpruned score, and mean information is below 0.01. Measures information (as `information` does), evaluates the
+    removal at every layer with lmms-eval, and plots both. VTW's criterion is shown for comparison.
     """
     chosen, ratios = method_names(methods, oracle=True), ratios_of(keeps)
     if not 0 <= epsilon < 1:
         fail(f"--epsilon {epsilon}: write a share from 0 to below 1, such as 0.01.")
-    with said_plainly():
+    with user_errors():
         from lmms_prune.information.aggregate import by_sample
-        from lmms_prune.information.depth import Evaluation, acts_at, evaluate
         from lmms_prune.information.horizon import find_horizon
+        from lmms_prune.information.layer_sweep import Evaluation, acts_at, evaluate
         from lmms_prune.information.plots import draw_methods
 
         names = task_names(tasks)
-        ready = load_unpruned(model, model_args)
-        depth, about = ready.depth, ready.name
+        loaded = load_unpruned(model, model_args)
+        depth, model_title = loaded.depth, loaded.name
         evaluation = Evaluation(model, model_args, names, limit, secrets=SECRETS.get())
-        measured = measured_rows(ready, names, limit, block, include, out / "information")
-        acting = [(m, n, k) for k in ratios for m in chosen for n in range(depth) if acts_at(m, n)]
-        alone = {one: _alone(*one, out / "information") for one in acting}
-        schedules = ["none", *(f"vtw@{n}" for n in range(depth)), *alone.values()]
+        information_rows = measured_rows(loaded, names, limit, block, include, out / "information")
+        single_stages = [(m, n, k) for k in ratios for m in chosen for n in range(depth) if acts_at(m, n)]
+        single = {stage: _single_stage(*stage, out / "information") for stage in single_stages}
+        schedules = ["none", *(f"vtw@{n}" for n in range(depth)), *single.values()]
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task("evaluations", total=len(schedules) * len(names))
             scores = evaluate(
@@ -207,51 +213,55 @@ def horizon(
                 launch,
                 lambda outcome: progress.advance(bar),
             )
-        found = []
-        averages = by_sample(measured)
+        horizons = []
+        averages = by_sample(information_rows)
         for task in names:
             removed = {n: scores[f"vtw@{n}"][task] for n in range(depth)}
-            here = averages[averages.task == task]
-            found.append(find_horizon(task, here, scores["none"][task], removed, epsilon, resamples, seed))
-            _write_horizon(found[-1], f"{about}, {task}", out)
+            task_rows = averages[averages.task == task]
+            horizons.append(find_horizon(task, task_rows, scores["none"][task], removed, epsilon, resamples, seed))
+            _write_horizon(horizons[-1], f"{model_title}, {task}", out)
             if chosen:
-                lines = _method_lines(task, alone, scores)
+                lines = _method_lines(task, single, scores)
                 write(out / f"methods-{task}.csv", lines.to_csv(index=False))
-                draw_methods(lines, scores["none"][task].score, f"{about}, {task}", out / f"methods-{task}")
-    said = [{k: v for k, v in vars(one).items() if k != "layers"} for one in found]
-    write(out / "horizon.json", json.dumps({"model": about, "depth": depth, "tasks": said}, indent=1))
+                draw_methods(lines, scores["none"][task].score, f"{model_title}, {task}", out / f"methods-{task}")
+    task_records = [{k: v for k, v in vars(horizon).items() if k != "layers"} for horizon in horizons]
+    write(out / "horizon.json", json.dumps({"model": model_title, "depth": depth, "tasks": task_records}, indent=1))
     if as_json:
-        typer.echo(json.dumps({"out": str(out), "depth": depth, "tasks": said}))
+        typer.echo(json.dumps({"out": str(out), "depth": depth, "tasks": task_records}))
         return
-    Console(markup=False).print(_horizons(found, f"information horizon of {about}, {depth} layers ({depth}: none)"))
+    Console(markup=False).print(
+        _horizons(horizons, f"information horizon of {model_title}, {depth} layers ({depth}: none)")
+    )
     typer.echo(f"tables and pictures are in {out}.")
 
 
-def _write_horizon(found: Horizon, title: str, out: Path) -> None:
-    """Both curves of a task, as a table and as a picture."""
+def _write_horizon(horizon: Horizon, title: str, out: Path) -> None:
+    """Write both curves of a task as a table and as a plot."""
     from lmms_prune.information.plots import draw_horizon
 
-    draw_horizon(found, title, out / f"horizon-{found.task}")
-    write(out / f"horizon-{found.task}.csv", found.layers.to_csv(index=False))
+    draw_horizon(horizon, title, out / f"horizon-{horizon.task}")
+    write(out / f"horizon-{horizon.task}.csv", horizon.layers.to_csv(index=False))
 
 
-def _horizons(found: Sequence[Horizon], title: str) -> Table:
+def _horizons(horizons: Sequence[Horizon], title: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title)
     for column in ("task", "horizon", "95 %", "by score", "by information", "VTW's criterion", "units"):
         table.add_column(column, justify="left" if column == "task" else "right")
-    for one in found:
-        layers = (one.layer, f"{one.low} to {one.high}", one.by_accuracy, one.by_information, one.by_divergence)
-        table.add_row(one.task, *map(str, layers), str(one.units))
+    for horizon in horizons:
+        interval = f"{horizon.low} to {horizon.high}"
+        criteria = (horizon.by_accuracy, horizon.by_information, horizon.by_divergence)
+        table.add_row(horizon.task, *map(str, (horizon.layer, interval, *criteria, horizon.units)))
     return table
 
 
-def _alone(method: str, layer: int, keep: float, measured: Path) -> str:
-    """The schedule of a method that acts alone; an oracle chooses by what was measured."""
+def _single_stage(method: str, layer: int, keep: float, measured: Path) -> str:
+    """The schedule with one method as its only stage; an oracle reads the measurements in `measured`."""
     text = f"{method}@{layer}:{keep}"
     return f"{text};of={measured}" if METHODS[method].kind == "oracle" else text
 
 
-def _method_lines(task: str, alone: dict[tuple[str, int, float], str], scores: dict) -> pd.DataFrame:
+def _method_lines(task: str, single: dict[tuple[str, int, float], str], scores: dict) -> pd.DataFrame:
+    """The scores of all single-stage schedules on one task, one line each."""
     import pandas as pd
 
     lines = [
@@ -261,27 +271,27 @@ def _method_lines(task: str, alone: dict[tuple[str, int, float], str], scores: d
             "keep": k,
             "score": scores[text][task].score,
         }
-        for (m, n, k), text in alone.items()
+        for (m, n, k), text in single.items()
     ]
     return pd.DataFrame(lines)
 
 
 def show(
     images: Annotated[list[Path], typer.Argument(help="One or more image files, asked about together.")],
-    question: Annotated[str, typer.Option(help="What to ask about them.")],
-    schedule: Annotated[str, typer.Option(help="What prunes: dart@2:0.44,random@20:0.07, or a preset.")],
-    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")],
+    question: Annotated[str, typer.Option(help="The question about them.")],
+    schedule: Annotated[str, typer.Option(help="The schedule: dart@2:0.44,random@20:0.07, or a preset's name.")],
+    out: Annotated[Path, typer.Option(help="File of the picture: .png, .svg or .pdf.")],
     model: Model = DEFAULT_MODEL,
     model_args: ModelArgs = "",
-    new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=1, help="The largest number of tokens in an answer.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Draw which visual tokens survive each stage, on the image, with the answers with and without pruning."""
+    """Draw on the image which visual tokens each stage keeps, with the answers with and without pruning."""
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         fail(f"--out {out}: the name must end with .png, .svg or .pdf.")
-    with said_plainly():
-        read = Schedule.parse(schedule)
-        if oracles := [stage.method for stage in read.stages if METHODS[stage.method].kind == "oracle"]:
+    with user_errors():
+        parsed = Schedule.parse(schedule)
+        if oracles := [stage.method for stage in parsed.stages if METHODS[stage.method].kind == "oracle"]:
             fail(f"--schedule {schedule}: {oracles[0]} needs a right answer, and a question of your own has none.")
         opened = []
         for path in images:
@@ -290,21 +300,22 @@ def show(
             except OSError as error:
                 fail(f"{path} cannot be read as an image: {error.strerror or error}.")
         from lmms_prune.harness.models import unpruned
-        from lmms_prune.information.show import draw_shown
-        from lmms_prune.information.show import show as ask
+        from lmms_prune.information.show import draw_comparison
+        from lmms_prune.information.show import show as compare
         from lmms_prune.pruning.hooks import check
 
         wrapper = unpruned(model, model_args)
-        read.check(wrapper.model.config.text_config.num_hidden_layers)
-        check(wrapper.model, read)
-        shown = ask(wrapper, opened, question, read, new_tokens)
-        draw_shown(shown, out)
-    said: dict[str, Any] = {"unpruned": shown.unpruned, "pruned": shown.answer, "schedule": str(read), "out": str(out)}
-    said |= {"kept": shown.trace.kept, "avg_visual_tokens": shown.trace.avg_visual_tokens}
+        parsed.check(wrapper.model.config.text_config.num_hidden_layers)
+        check(wrapper.model, parsed)
+        comparison = compare(wrapper, opened, question, parsed, new_tokens)
+        draw_comparison(comparison, out)
+    trace = comparison.trace
     if as_json:
-        typer.echo(json.dumps(said))
+        record: dict[str, Any] = {"unpruned": comparison.unpruned, "pruned": comparison.answer}
+        record |= {"schedule": str(parsed), "out": str(out), "kept": trace.kept}
+        typer.echo(json.dumps({**record, "avg_visual_tokens": trace.avg_visual_tokens}))
         return
     typer.echo(
-        f"unpruned: {shown.unpruned}\npruned:   {shown.answer}\n{out}: on average "
-        f"{shown.trace.avg_visual_tokens:.1f} of {shown.trace.visual_tokens} visual tokens a layer"
+        f"unpruned: {comparison.unpruned}\npruned:   {comparison.answer}\n{out}: on average "
+        f"{trace.avg_visual_tokens:.1f} of {trace.visual_tokens} visual tokens a layer"
     )

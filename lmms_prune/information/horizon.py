@@ -1,4 +1,4 @@
-"""The information horizon as a number: from which layer on visual tokens are worth nothing, with an interval."""
+"""The information horizon: the layer from which on visual tokens carry no information, with a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.leaderboard.statistics import resampled
 from lmms_prune.record.information import InformationError
 
-EPSILON = 0.01  # of the unpruned score that may be lost
-LITTLE = 0.01  # mean information, as a probability
-ETA = 0.003  # VTW's divergence, in nats
+EPSILON = 0.01  # the share of the unpruned score that may be lost
+LITTLE = 0.01  # mean information below this counts as none; a probability
+ETA = 0.003  # VTW's threshold of the divergence, in nats
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Horizon:
 
     Args:
         task: lmms-eval's name.
-        layer: the smallest layer from which on, at it and all deeper ones, removing all visual tokens costs at most
-            `epsilon` of the unpruned score and mean information is below LITTLE; the depth where there is none.
-        low, high: its 95 % bootstrap interval over the task's units.
-        by_accuracy, by_information: the same by one of the two conditions alone.
+        layer: the smallest layer such that at it and at all deeper layers, removing all visual tokens costs at most
+            `epsilon` of the unpruned score and mean information is below LITTLE; the model's depth if there is none.
+        low, high: the layer's 95 % bootstrap interval over the task's units.
+        by_accuracy, by_information: the horizon by only one of the two conditions.
         by_divergence: VTW's criterion: the first layer with mean KL(withdrawn || unpruned) at or below ETA.
-        epsilon: see above.
-        units: what was resampled.
-        layers: columns layer, score (on removal), full, mean, divergence.
+        epsilon: the share of the unpruned score that may be lost.
+        units: number of units (documents or groups of them) that were resampled.
+        layers: columns layer, score (without visual tokens), full (unpruned score), mean (information), divergence.
     """
 
     task: str
@@ -57,16 +57,16 @@ def find_horizon(
     """The horizon of one task.
 
     Args:
-        task: its name.
-        information: `aggregate.by_sample` of the task's documents, at every layer of `removed`.
+        task: the task's name.
+        information: the output of `aggregate.by_sample` for the task's documents, at every layer of `removed`.
         unpruned: the scores of the unpruned model.
-        removed: the scores with all visual tokens removed, by layer: all layers of the model.
+        removed: the scores with all visual tokens removed, for each layer of the model.
         epsilon: the relative loss that is allowed.
-        resamples: bootstrap resamples.
-        seed: of the bootstrap.
+        resamples: number of bootstrap resamples.
+        seed: the bootstrap's seed.
 
     Raises:
-        InformationError: the runs answered other documents than were measured.
+        InformationError: the evaluated documents are not the measured ones.
     """
     order = sorted(removed)
     numbers = information["sample"].str.rsplit("/", n=1).str[-1].astype(int)
@@ -81,18 +81,20 @@ def find_horizon(
         .sort_index()[order]
         .to_numpy()
     )
-    # Information is resampled together with the scores, as if its mean over each stratum were one more score.
+    # Information must be resampled together with the scores, so it enters as further scores. A score sums the means of
+    # its strata: hence the factor `strata` in `data`, which `_conditions` divides out.
     ones, strata = np.ones(len(unpruned.num)), len(np.unique(unpruned.stratum))
-    as_scores = [replace(unpruned, num=means[:, place].copy(), den=ones) for place in range(len(order))]
-    many = resampled(
+    as_scores = [replace(unpruned, num=means[:, column].copy(), den=ones) for column in range(len(order))]
+    draws = resampled(
         [unpruned, *(removed[layer] for layer in order), *as_scores], resamples, np.random.default_rng(seed)
     )
     data = np.array([[unpruned.score, *(removed[layer].score for layer in order), *(strata * means.mean(0))]])
-    kept, little = zip(*(_met(scores, len(order), strata, epsilon) for scores in (data, many)), strict=True)
+    # Index 0: the documents themselves; index 1: the resamples.
+    kept, little = zip(*(_conditions(scores, len(order), strata, epsilon) for scores in (data, draws)), strict=True)
     layers = _smallest(kept[1] & little[1], order)
     divergence = table.groupby("layer").divergence.mean()[order].to_numpy()
-    said = pd.DataFrame({"layer": order, "score": data[0, 1 : 1 + len(order)], "full": unpruned.score})
-    said = said.assign(mean=means.mean(0), divergence=divergence)
+    curves = pd.DataFrame({"layer": order, "score": data[0, 1 : 1 + len(order)], "full": unpruned.score})
+    curves = curves.assign(mean=means.mean(0), divergence=divergence)
     near = np.flatnonzero(divergence <= ETA)
     low, high = np.percentile(layers, [2.5, 97.5], method="nearest")
     return Horizon(
@@ -105,27 +107,34 @@ def find_horizon(
         by_divergence=order[near[0]] if len(near) else order[-1] + 1,
         epsilon=epsilon,
         units=len(unpruned.num),
-        layers=said,
+        layers=curves,
     )
 
 
 def vanishes(layers: pd.DataFrame) -> int:
-    """The smallest layer from which on mean information is below LITTLE in every task of `aggregate.by_layer`.
+    """The smallest layer from which on mean information is below LITTLE in every task.
 
-    The layer after the last where there is none.
+    Args:
+        layers: the output of `aggregate.by_layer`.
+
+    Returns:
+        the layer; the number of layers if there is none.
     """
     table = layers.pivot_table(index="task", columns="layer", values="mean").sort_index(axis=1)
     return int(_smallest((table.abs() < LITTLE).to_numpy(), table.columns.tolist()).max())
 
 
-def _met(scores: np.ndarray, depth: int, strata: int, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the score is kept and information is little (R, L), from columns: unpruned, L removals, L informations."""
+def _conditions(scores: np.ndarray, depth: int, strata: int, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the score is kept, and whether information is little: two boolean arrays (R, L).
+
+    The columns of `scores`: the unpruned score, L scores without visual tokens, L means of information.
+    """
     kept = scores[:, 1 : 1 + depth] >= (1 - epsilon) * scores[:, :1] - 1e-9
     return kept, np.abs(scores[:, 1 + depth :] / strata) < LITTLE
 
 
 def _smallest(met: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """On each line the smallest layer from which on all are met; the layer after the last where the last is not."""
-    # From the deepest layer backwards, as long as nothing fails.
+    """For each line, the smallest layer from which on all layers are met; the layer after the last if the last is not."""
+    # Counts the met layers from the deepest one backwards, up to the first that fails.
     unbroken = np.cumprod(met[:, ::-1], axis=1).sum(1)
     return np.array([*order, order[-1] + 1])[len(order) - unbroken]

@@ -1,4 +1,4 @@
-"""How much information methods keep: what they select at a layer, weighed by what was measured there."""
+"""How much information methods keep: the measured information of the tokens that they select at a layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmms_prune.harness.documents import Document
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.canvas import grids_of
-from lmms_prune.information.depth import acts_at
+from lmms_prune.information.layer_sweep import acts_at
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.record.information import Store, token_information
 
@@ -27,22 +27,23 @@ def kept_information(
     layers: Sequence[int],
     block: int,
 ) -> pd.DataFrame:
-    """The sum of information over the tokens that each method keeps, if it acts alone at a layer.
+    """The sum of information over the tokens that each method keeps when it is the only stage.
 
     Args:
         wrapper: the model, unpruned.
-        documents: all of them measured in `store`.
-        store: where the measurements are.
-        methods: names; a method is left out at layers where it cannot act.
+        documents: documents that `store` has measurements of.
+        store: the measurements.
+        methods: names; layers at which a method cannot act are skipped.
         keeps: ratios.
-        layers: measured ones.
-        block: side of a unit.
+        layers: measured layers.
+        block: side of a unit, as for `measure.units`.
 
     Returns:
-        columns sample, task, layer, keep, method, kept (tokens), information. Beside the methods stand "mean" (what as many tokens
-        have on average, hence random ones in expectation) and "most" (the best possible choice).
+        columns sample, task, layer, keep, method, kept (tokens), information. There are two references among the methods:
+        "mean" (the average information of this many tokens, which random ones have in expectation) and "most" (the best
+        possible choice).
     """
-    made: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for document in documents:
         rows = store.read([document.sample])
         inputs = dict(wrapper.inputs_of(document.messages))
@@ -58,7 +59,7 @@ def kept_information(
                 mean = sum(float(v.mean()) * count for v, count in zip(maps, counts, strict=True))
                 for name, value in (("most", best), ("mean", mean)):
                     line = {"keep": keep, "method": name, "kept": sum(counts), "information": value}
-                    made.append({**fixed, **line})
+                    lines.append({**fixed, **line})
                 for method in methods:
                     if not acts_at(method, layer):
                         continue
@@ -73,5 +74,5 @@ def kept_information(
                     masks = trace.rows[0].masks[0]
                     total = sum(float(v[mask.cpu()].sum()) for v, mask in zip(maps, masks, strict=True))
                     count = sum(trace.rows[0].kept[0])
-                    made.append({**fixed, "keep": keep, "method": method, "kept": count, "information": total})
-    return pd.DataFrame(made)
+                    lines.append({**fixed, "keep": keep, "method": method, "kept": count, "information": total})
+    return pd.DataFrame(lines)

@@ -1,13 +1,13 @@
-"""The information of visual tokens: how much each alone raises the probability of the right answer, layer by layer.
+"""Measures the information of visual tokens: how much each one alone raises the probability of the right answer.
 
 Paper: https://arxiv.org/abs/2512.07580, section 3. At layer i the prompt is the system prefix S, visual tokens V and
 text T. For a unit k (a token, or a block of tokens) of V,
 
     I_i(k) = p_k - p_text,
 
-where p_k is the probability of the answer's first token if layers i, i + 1, … run on S, k and T alone, and p_text if they
-run on S and T. Removing is deleting: the others keep their positions. Text has already seen the image in the layers
-before i, so that p_text is not that of a prompt without image (but for i = 0).
+where p_k is the probability of the answer's first token if layers i, i + 1, … run on S, k and T only, and p_text the
+probability if they run on S and T only. Dropped tokens are deleted; the others keep their positions. The text has already
+seen the image in the layers before i. So p_text is not that of a prompt without an image, except for i = 0.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from lmms_prune.pruning.ragged import gather_rotary
 from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
 
-CHUNK = 256  # units that run together
+CHUNK = 256  # units that run as one batch
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A visual token, or a square of them: its image, the row and column of its upper left token, and the tokens.
+    """A visual token, or a square block of them: its image, the row and column of its upper left token, and the tokens.
 
     `tokens` are raster indices in the image.
     """
@@ -46,9 +46,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class LayerInformation:
-    """One layer of one sample: `p` of each unit (U,), float64, and without any visual token.
+    """The measurements at one layer of one sample.
 
-    `divergence` is KL(without any visual token || unpruned) of the next token's distribution, in nats: VTW's criterion.
+    Args:
+        layer: the layer i.
+        p: the answer's probability with each unit alone, (U,), float64.
+        p_text: the answer's probability without any visual token.
+        divergence: KL(without any visual token || unpruned) of the next token's distribution, in nats: VTW's criterion.
     """
 
     layer: int
@@ -58,35 +62,35 @@ class LayerInformation:
 
     @property
     def information(self) -> Float[Tensor, " U"]:
-        """I of each unit."""
+        """The information I_i(k) of each unit, as a probability."""
         return self.p - self.p_text
 
 
 def units(grids: Sequence[tuple[int, int]], block: int) -> list[Unit]:
-    """All units of images with `grids` rows and columns of visual tokens.
+    """All units of a prompt's images.
 
     Args:
-        grids: of each image.
+        grids: rows and columns of each image's visual tokens.
         block: side of a unit: 1 for single tokens, 2 for the paper's squares of four, smaller at odd borders.
     """
-    made = []
+    blocks = []
     for image, (rows, columns) in enumerate(grids):
         for row in range(0, rows, block):
             for column in range(0, columns, block):
                 down, across = range(row, min(rows, row + block)), range(column, min(columns, column + block))
                 tokens = tuple(r * columns + c for r in down for c in across)
-                made.append(Unit(image, row, column, tokens))
-    return made
+                blocks.append(Unit(image, row, column, tokens))
+    return blocks
 
 
 @dataclass(frozen=True)
-class Measured:
+class PromptInformation:
     """The information of one prompt.
 
     Args:
-        units: its visual tokens or blocks.
+        units: the prompt's visual tokens or blocks.
         p_full: the answer's probability in the unpruned model.
-        layers: one result a layer, computed as they are asked for.
+        layers: one result per layer, computed when the iterator reaches it.
     """
 
     units: list[Unit]
@@ -96,26 +100,26 @@ class Measured:
 
 def measure(
     model: Any, inputs: dict[str, Any], answer: int, layers: Sequence[int], block: int = 1, chunk: int = CHUNK
-) -> Measured:
+) -> PromptInformation:
     """The information of every unit of one prompt.
 
-    One unpruned prefill gives the hidden states at all layers. From layer i on all units run as rows of one batch:
-    only the unit, and the text after the first visual token. What stands before it never depends on the image, so its
-    keys and values come from the prefill.
+    One unpruned prefill gives the hidden states at all layers. From layer i on, all units run as rows of one batch. A row
+    contains only the unit and the text after the first visual token. The tokens before the first visual token never
+    depend on the image, so their keys and values come from the prefill.
 
     Args:
         model: a loaded checkpoint of either family.
-        inputs: of one prompt with at least one image; on the model's device.
+        inputs: the inputs of one prompt with at least one image, on the model's device.
         answer: vocabulary index of the answer's first token.
-        layers: at which to measure.
-        block: as for `units`.
-        chunk: units that run together; fewer need less memory.
+        layers: the layers at which to measure.
+        block: side of a unit, as for `units`.
+        chunk: units that run as one batch; fewer need less memory.
 
     Raises:
-        InformationError: several prompts, none with an image, an image smaller than a block, or an answer outside of
+        InformationError: several prompts, a prompt without an image, an image smaller than a block, or an answer outside
             the vocabulary.
-        ScheduleError: a layer beyond the model.
-        UnsupportedModelError: FlashAttention, which takes no mask of one's own.
+        ScheduleError: a layer that the model does not have.
+        UnsupportedModelError: the model uses FlashAttention, which accepts no custom mask.
     """
     parts = ModelParts.of(model)
     if parts.form == "flash":
@@ -132,23 +136,23 @@ def measure(
             raise InformationError(
                 f"an image of {rows} x {columns} visual tokens has no block of {block} x {block}; use block {min(rows, columns)}."
             )
-    made = units(prompt.grids, block)
-    found = (_at_layer(model, parts, prompt, answer, layer, made, chunk) for layer in layers)
-    return Measured(made, float(prompt.full[answer].exp()), found)
+    blocks = units(prompt.grids, block)
+    results = (_at_layer(model, parts, prompt, answer, layer, blocks, chunk) for layer in layers)
+    return PromptInformation(blocks, float(prompt.full[answer].exp()), results)
 
 
 @dataclass
 class _Prompt:
-    """One unpruned prefill.
+    """The states, cache and layout recorded from one unpruned prefill.
 
     Args:
-        states: the input of each layer (1, L, D).
-        rotary: the rotary tables that all layers use.
-        cache: keys and values of all layers.
+        states: the input of each layer, (1, L, D).
+        rotary: the rotary tables that all layers share.
+        cache: the keys and values of all layers.
         grids: rows and columns of each image's visual tokens.
         starts: the column of each image's first token.
         text: the columns of text after the first visual token.
-        full: logarithms of the next token's probabilities, float64.
+        full: log probabilities of the next token, float64.
     """
 
     states: list[Tensor]
@@ -169,11 +173,11 @@ class _Prompt:
             raise InformationError("the prompt has no image, hence no visual token.")
         states, tables = [], []
 
-        def look(module: Any, args: tuple, kwargs: dict) -> None:
+        def record(module: Any, args: tuple, kwargs: dict) -> None:
             states.append(args[0] if args else kwargs["hidden_states"])
             tables.append(kwargs["position_embeddings"])
 
-        with hooked([layer.register_forward_pre_hook(look, with_kwargs=True) for layer in parts.layers]):
+        with hooked([layer.register_forward_pre_hook(record, with_kwargs=True) for layer in parts.layers]):
             out = model(**inputs, logits_to_keep=1, use_cache=True)
         spans = parts.spans(visual.tolist(), inputs)
         grids = parts.grids(inputs, [size for _, size in spans])
@@ -181,53 +185,54 @@ class _Prompt:
             if rows * columns != size:
                 raise InformationError(f"an image of {rows} x {columns} visual tokens stands in {size} places.")
         first = spans[0][0]
-        columns_ = torch.arange(ids.shape[1], device=ids.device)
-        text = columns_[(columns_ >= first) & ~visual]
+        all_columns = torch.arange(ids.shape[1], device=ids.device)
+        text = all_columns[(all_columns >= first) & ~visual]
         full = _log_probabilities(out.logits[0, -1])
         return cls(states, tables[0], filled_cache(out), grids, [start for start, _ in spans], text, full)
 
     def unit_columns(self, unit: Unit) -> list[int]:
+        """The unit's columns in the prompt."""
         return [self.starts[unit.image] + token for token in unit.tokens]
 
 
 class _Prefix:
-    """A cache that is only read: the keys and values before the first image, the same for every row."""
+    """A read-only cache with the keys and values of the tokens before the first image, shared by all rows."""
 
     def __init__(self, cache: Any, length: int) -> None:
         self.cache, self.length = cache, length
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """What a layer attends to: the prefix and the row's own."""
-        held = self.cache.layers[layer]
-        before = [
+        """The keys and values that a layer attends to: the prefix's, then the row's own. Stores nothing."""
+        cached = self.cache.layers[layer]
+        prefix = [
             states[:, :, : self.length].expand(len(keys), -1, -1, -1).to(keys.device)
-            for states in (held.keys, held.values)
+            for states in (cached.keys, cached.values)
         ]
-        return torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
+        return torch.cat([prefix[0], keys], 2), torch.cat([prefix[1], values], 2)
 
 
 @torch.no_grad()
 def _at_layer(
-    model: Any, parts: ModelParts, prompt: _Prompt, answer: int, layer: int, made: Sequence[Unit], chunk: int
+    model: Any, parts: ModelParts, prompt: _Prompt, answer: int, layer: int, blocks: Sequence[Unit], chunk: int
 ) -> LayerInformation:
-    """All units at one layer; the prompt without any visual token is one more row."""
-    rows = [prompt.unit_columns(unit) for unit in made]
+    """Measure all units at one layer, and the prompt without any visual token."""
+    rows = [prompt.unit_columns(unit) for unit in blocks]
     [without] = _next_tokens(model, parts, prompt, layer, [[]])
-    found = [
+    answers = [
         _next_tokens(model, parts, prompt, layer, rows[start : start + chunk])[:, answer]
         for start in range(0, len(rows), chunk)
     ]
     divergence = (without.exp() * (without - prompt.full.to(without.device))).sum()
-    return LayerInformation(layer, torch.cat(found).exp().cpu(), float(without[answer].exp()), float(divergence))
+    return LayerInformation(layer, torch.cat(answers).exp().cpu(), float(without[answer].exp()), float(divergence))
 
 
 def _next_tokens(
     model: Any, parts: ModelParts, prompt: _Prompt, layer: int, rows: Sequence[Sequence[int]]
 ) -> Float[Tensor, "U W"]:
-    """Logarithms of the next token's probabilities in some rows, each given by the columns of its visual tokens."""
+    """Log probabilities of the next token, one line per row; a row is the list of its visual tokens' columns."""
     device = prompt.states[layer].device
     widest = max(map(len, rows))
-    # A row's visual tokens are padded with its last text token, which no query may see at that place.
+    # Rows with fewer visual tokens are padded with the last text token; the mask hides the padding from all queries.
     columns = torch.full((len(rows), widest), int(prompt.text[-1]), device=device)
     present = torch.zeros_like(columns, dtype=torch.bool)
     for number, row in enumerate(rows):
@@ -239,16 +244,17 @@ def _next_tokens(
     hidden = prompt.states[layer][0, index]
     rotary = tuple(gather_rotary(table, index) for table in prompt.rotary)
     mask = _mask(torch.cat([present, torch.ones_like(text, dtype=torch.bool)], 1), index, prefix, parts, hidden)
-    kept = _Prefix(prompt.cache, prefix)
+    cache = _Prefix(prompt.cache, prefix)
     for number in range(layer, len(parts.layers)):
         module = parts.layers[number]
-        place = next(module.parameters()).device
+        # A model that is split over devices has its layers on several.
+        device = next(module.parameters()).device
         out = module(
-            hidden.to(place),
-            attention_mask=mask.to(place),
-            position_embeddings=tuple(table.to(place) for table in rotary),
+            hidden.to(device),
+            attention_mask=mask.to(device),
+            position_embeddings=tuple(table.to(device) for table in rotary),
             use_cache=True,
-            **with_cache(module, kept),
+            **with_cache(module, cache),
         )
         hidden = out[0] if isinstance(out, tuple) else out
     last = parts.final_norm(hidden[:, -1])
@@ -257,18 +263,19 @@ def _next_tokens(
 
 
 def _log_probabilities(logits: Float[Tensor, "*U W"]) -> Float[Tensor, "*U W"]:
+    # Differences of probabilities can be tiny: float64.
     return logits.to(torch.float64).log_softmax(-1)
 
 
 def _mask(
     present: Bool[Tensor, "U N"], index: Int[Tensor, "U N"], prefix: int, parts: ModelParts, hidden: Tensor
 ) -> Tensor:
-    """Each token sees the prefix and what stands before it in the prompt, in the form of the attention kernel."""
-    own = (index[:, None, :] <= index[:, :, None]) & present[:, None, :]
-    # A padding query sees itself, so that no row is empty.
-    own |= torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
-    before = torch.ones(*own.shape[:2], prefix, dtype=torch.bool, device=index.device)
-    allowed = torch.cat([before, own], 2)[:, None]
+    """The mask (U, 1, N, prefix + N), in the attention kernel's form: a token sees the prefix and all earlier tokens."""
+    earlier = (index[:, None, :] <= index[:, :, None]) & present[:, None, :]
+    # A padding query sees itself: an empty row would be NaN after the softmax.
+    earlier |= torch.eye(index.shape[1], dtype=torch.bool, device=index.device)
+    before = torch.ones(*earlier.shape[:2], prefix, dtype=torch.bool, device=index.device)
+    allowed = torch.cat([before, earlier], 2)[:, None]
     if parts.form == "sdpa":
         return allowed
     return torch.zeros_like(allowed, dtype=hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)

@@ -1,4 +1,4 @@
-"""Pictures of measured information; each is written as PNG and as SVG."""
+"""Plots of measured information; each is written as PNG and as SVG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmms_prune.information.horizon import LITTLE, Horizon
 from lmms_prune.terminal import drawing
 from lmms_prune.terminal.drawing import mpl, pyplot, wrapped
 
-# What stands for no method in a picture of kept information, and the control: names and styles.
+# Legend names and styles of the two references and the control in a plot of kept information.
 KEPT: dict[str, tuple[str, dict[str, str]]] = {
     "most": ("most possible (oracle)", {"color": "black", "linestyle": ":"}),
     "mean": ("as many average tokens", {"color": "grey", "linestyle": "--"}),
@@ -24,17 +24,17 @@ KEPT: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def save(figure: Any, path: Path) -> list[Path]:
-    """Write a figure beside `path` as PNG and SVG."""
-    made = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    # Without a date and with names by content, the same numbers give the same files.
+    """Write a figure to `path` with the endings .png and .svg; returns both paths."""
+    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    # No date, and element names from a fixed salt: the same numbers must give the same bytes.
     with mpl.rc_context({"svg.hashsalt": path.name}):
-        drawing.save(figure, made[0], dpi=130)
-        drawing.save(figure, made[1], dpi=130, metadata={"Date": None})
-    return made
+        drawing.save(figure, files[0], dpi=130)
+        drawing.save(figure, files[1], dpi=130, metadata={"Date": None})
+    return files
 
 
 def draw_layers(layers: pd.DataFrame, title: str, path: Path) -> list[Path]:
-    """Mean information with its interval, and variance over tokens, layer by layer: the paper's Figures 7a and 8."""
+    """Plot mean information with its interval, and variance over tokens, per layer: the paper's Figures 7a and 8."""
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(7.5, 6.5), sharex=True, layout="constrained")
     for task, group in layers.groupby("task", sort=False):
         [line] = above.plot(group.layer, group["mean"], marker="o", markersize=3, label=task)
@@ -53,9 +53,9 @@ def draw_layers(layers: pd.DataFrame, title: str, path: Path) -> list[Path]:
 def draw_heatmaps(
     image: Image.Image, maps: Sequence[tuple[int, np.ndarray]], title: str, path: Path, columns: int = 4
 ) -> list[Path]:
-    """One image with the information of its visual tokens at some layers over it: the paper's Figure 7b.
+    """Draw the information of an image's visual tokens over the image, one panel per layer: the paper's Figure 7b.
 
-    Red raises the answer's probability, blue lowers it; each panel has its own scale, which its title says.
+    Red raises the answer's probability, blue lowers it. Each panel has its own scale, given in its title.
     """
     lines = -(-(len(maps) + 1) // columns)
     wide = image.width / image.height
@@ -81,15 +81,15 @@ def draw_heatmaps(
 
 
 def draw_kept(kept: pd.DataFrame, title: str, path: Path) -> list[Path]:
-    """The sum of information that each method keeps at each layer, a panel a keep: the paper's Figures 5 and 12."""
+    """Plot the sum of information that each method keeps at each layer, one panel per keep: Figures 5 and 12."""
     keeps = sorted(kept["keep"].unique())
     figure, panels = pyplot.subplots(
         1, len(keeps), figsize=(1.5 + 4.2 * len(keeps), 4), squeeze=False, layout="constrained"
     )
     averaged = kept.groupby(["keep", "method", "layer"], sort=False).information.mean().reset_index()
     for keep, panel in zip(keeps, panels[0], strict=True):
-        here = averaged[averaged["keep"] == keep]
-        for method, group in here.groupby("method", sort=False):
+        selected = averaged[averaged["keep"] == keep]
+        for method, group in selected.groupby("method", sort=False):
             name, style = KEPT.get(str(method), (method, {}))
             panel.plot(group.layer, group.information, marker="o", markersize=3, label=name, **style)
         panel.set_title(f"keeps {keep:.0%}", fontsize=9)
@@ -102,7 +102,7 @@ def draw_kept(kept: pd.DataFrame, title: str, path: Path) -> list[Path]:
 
 
 def draw_horizon(horizon: Horizon, title: str, path: Path) -> list[Path]:
-    """The score on removing all visual tokens at each layer, mean information, and the horizon: the paper's Figure 8."""
+    """Plot the score without visual tokens from each layer on, mean information, and the horizon: Figure 8."""
     figure, panel = pyplot.subplots(figsize=(7, 4), layout="constrained")
     layers = horizon.layers
     panel.axhline(layers.full.iloc[0], color="tab:blue", linestyle=":", linewidth=1, label="unpruned")
@@ -127,7 +127,7 @@ def draw_horizon(horizon: Horizon, title: str, path: Path) -> list[Path]:
 
 
 def draw_methods(scores: pd.DataFrame, full: float, title: str, path: Path) -> list[Path]:
-    """The score of methods that act alone at one layer, a panel a keep: the paper's Figures 1, 2 and 10."""
+    """Plot the scores of methods as the only stage, by its layer, one panel per keep: Figures 1, 2 and 10."""
     keeps = sorted(scores["keep"].unique())
     figure, panels = pyplot.subplots(
         1, len(keeps), figsize=(1.5 + 4.2 * len(keeps), 4), squeeze=False, sharey=True, layout="constrained"

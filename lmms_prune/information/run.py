@@ -1,4 +1,4 @@
-"""Measure the information of visual tokens on the documents of lmms-eval's tasks."""
+"""Measures the information of visual tokens on the documents of lmms-eval's tasks."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def measure_documents(
     block: int,
     done: Callable[[Document], None] = lambda document: None,
 ) -> None:
-    """Measure every document that `store` does not have yet.
+    """Measure every document that `store` does not contain yet.
 
     Args:
-        wrapper: the model, unpruned, with the prompts and pixels of an evaluation.
-        documents: what to measure.
-        store: where the results go, document by document.
-        layers: at which to measure.
+        wrapper: the unpruned model, which makes prompts and pixels as in an evaluation.
+        documents: the documents to measure.
+        store: receives the results, document by document.
+        layers: the layers at which to measure.
         block: side of a unit, see `measure.units`.
-        done: is told each document, also those that were measured before.
+        done: called with each document, also with those that were measured before.
 
     Raises:
-        InformationError: a document that cannot be measured; names it.
+        InformationError: a document cannot be measured; the message names it.
     """
     for document in documents:
         if not store.has(document.sample):
@@ -46,24 +46,24 @@ def measure_documents(
 
 
 def measure_document(wrapper: PrunedModel, document: Document, layers: Sequence[int], block: int) -> pd.DataFrame:
-    """One document's lines, in the columns of `store`."""
+    """Measure one document; returns its lines in the columns of `Store`."""
     inputs: dict[str, Any] = dict(wrapper.inputs_of(document.messages))
     right = references(document.fields, document.target)
     answer = find_answer(wrapper.model, wrapper.processor.tokenizer, inputs, right)
     measured = measure(wrapper.model, extended(inputs, answer.blank), answer.token, layers, block)
-    places = _unit_columns(measured.units)
+    unit_columns = _unit_columns(measured.units)
     fixed = {"sample": document.sample, "task": document.task, "answer": answer.text, "p_full": measured.p_full}
-    found = [
-        pd.concat([places, pd.DataFrame({"p_k": one.p.tolist()})], axis=1).assign(
-            **fixed, layer=one.layer, p_text=one.p_text, divergence=one.divergence
+    tables = [
+        pd.concat([unit_columns, pd.DataFrame({"p_k": result.p.tolist()})], axis=1).assign(
+            **fixed, layer=result.layer, p_text=result.p_text, divergence=result.divergence
         )
-        for one in measured.layers
+        for result in measured.layers
     ]
-    order = [*fixed, "layer", "p_text", "divergence", *places.columns, "p_k"]
-    return pd.concat(found, ignore_index=True)[order]
+    order = [*fixed, "layer", "p_text", "divergence", *unit_columns.columns, "p_k"]
+    return pd.concat(tables, ignore_index=True)[order]
 
 
 def _unit_columns(units: Sequence[Unit]) -> pd.DataFrame:
-    """Where each unit stands, a line each."""
+    """The image, first token, row, column and number of tokens of each unit, one line per unit."""
     lines = [(unit.image, unit.tokens[0], unit.row, unit.column, len(unit.tokens)) for unit in units]
     return pd.DataFrame(lines, columns=["image", "token", "row", "column", "tokens"])

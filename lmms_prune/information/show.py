@@ -1,4 +1,4 @@
-"""One image, one question: which visual tokens survive each stage of a schedule, and what the model answers."""
+"""Shows for one question which visual tokens each stage of a schedule keeps, and what the model answers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from lmms_prune.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What happened to one prompt.
+class Comparison:
+    """One prompt answered with and without pruning.
 
     Args:
-        question: as asked.
-        schedule: what pruned.
-        images: as the model sees them.
-        kept: for each stage and image, which visual tokens (rows, columns) go on.
+        question: the question, as asked.
+        schedule: the schedule of the pruned run.
+        images: the images as the model sees them.
+        kept: for each stage and image, a boolean array (rows, columns) of the kept visual tokens.
         answer, unpruned: the answers with and without pruning.
-        trace: of the pruned run.
+        trace: the trace of the pruned run.
     """
 
     question: str
@@ -43,15 +43,15 @@ class Shown:
 
 def show(
     wrapper: PrunedModel, images: Sequence[Image.Image], question: str, schedule: Schedule, new_tokens: int = 64
-) -> Shown:
+) -> Comparison:
     """Ask one question about some images, with and without pruning.
 
     Args:
         wrapper: the model.
-        images: shown in this order, before the question.
-        question: as a user types it.
-        schedule: without an unknown.
-        new_tokens: the longest answer.
+        images: placed before the question, in this order.
+        question: the user's question.
+        schedule: a schedule without ``?``.
+        new_tokens: the largest number of tokens in an answer.
     """
     content = [{"type": "image", "url": image} for image in images]
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
@@ -63,17 +63,17 @@ def show(
         [mask.cpu().numpy().reshape(grid) for mask, grid in zip(masks, grids, strict=True)] for masks in trace.masks
     ]
     seen = seen_images(wrapper, inputs, grids)
-    return Shown(question, schedule, seen, kept, answer, unpruned, trace)
+    return Comparison(question, schedule, seen, kept, answer, unpruned, trace)
 
 
 @torch.no_grad()
 def _answer(
     wrapper: PrunedModel, inputs: dict, messages: list, schedule: Schedule, new_tokens: int
 ) -> tuple[str, RowTrace]:
-    asked = question_text(wrapper.chat(messages))
-    chosen = wrapper.arguments
+    text = question_text(wrapper.chat(messages))
+    arguments = wrapper.arguments
     with prune(
-        wrapper.model, schedule, seed=chosen.seed, positions=chosen.positions, samples=["shown"], questions=[asked]
+        wrapper.model, schedule, seed=arguments.seed, positions=arguments.positions, samples=["shown"], questions=[text]
     ) as trace:
         output = wrapper.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
     tokenizer = wrapper.processor.tokenizer
@@ -81,29 +81,29 @@ def _answer(
     return clean(wrapper.decode(new), []), trace.rows[0]
 
 
-def draw_shown(shown: Shown, path: Path) -> None:
-    """Draw each image whole and after each stage, with both answers below; `path` ends with .png, .svg or .pdf."""
+def draw_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw each image unpruned and after each stage, with both answers below; `path` ends with .png, .svg or .pdf."""
     from lmms_prune.terminal.drawing import pyplot, save, wrapped
 
-    columns = 1 + len(shown.kept)
-    heights = [3.2 * image.height / image.width for image in shown.images]
+    columns = 1 + len(comparison.kept)
+    heights = [3.2 * image.height / image.width for image in comparison.images]
     figure, axes = pyplot.subplots(
-        len(shown.images),
+        len(comparison.images),
         columns,
         figsize=(3.2 * columns, sum(min(6.4, height) + 0.4 for height in heights) + 1.3),
         squeeze=False,
         layout="constrained",
         height_ratios=heights,
     )
-    for number, (image, row) in enumerate(zip(shown.images, axes, strict=True)):
-        whole = int(np.prod(shown.kept[0][number].shape)) if shown.kept else 0
+    for number, (image, row) in enumerate(zip(comparison.images, axes, strict=True)):
+        total = int(np.prod(comparison.kept[0][number].shape)) if comparison.kept else 0
         row[0].imshow(image)
-        row[0].set_title(f"{whole} visual tokens" if whole else "unpruned", fontsize=9)
-        for stage, masks, panel in zip(shown.schedule.stages, shown.kept, row[1:], strict=True):
+        row[0].set_title(f"{total} visual tokens" if total else "unpruned", fontsize=9)
+        for stage, masks, panel in zip(comparison.schedule.stages, comparison.kept, row[1:], strict=True):
             panel.imshow(dimmed(image, masks[number]))
-            panel.set_title(f"{stage}\n{int(masks[number].sum())} of {whole}", fontsize=9)
+            panel.set_title(f"{stage}\n{int(masks[number].sum())} of {total}", fontsize=9)
         for panel in row:
             panel.axis("off")
-    figure.suptitle(wrapped(shown.question, figure, 10), fontsize=10)
-    figure.supxlabel(wrapped(f"unpruned: {shown.unpruned}\npruned: {shown.answer}", figure, 10), fontsize=10)
+    figure.suptitle(wrapped(comparison.question, figure, 10), fontsize=10)
+    figure.supxlabel(wrapped(f"unpruned: {comparison.unpruned}\npruned: {comparison.answer}", figure, 10), fontsize=10)
     save(figure, path, dpi=130)

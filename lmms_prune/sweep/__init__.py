@@ -1,1 +1,1 @@
-"""Many evaluations, one task of one configuration at a time: what is complete is skipped, what fails ends nothing else."""
+"""Many evaluations, one task of one configuration at a time: complete ones are skipped, and a failure stops no others."""

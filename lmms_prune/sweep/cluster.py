@@ -1,4 +1,7 @@
-"""A sweep as jobs of a cluster, one for each configuration, through submitit."""
+"""Runs a sweep on a cluster through submitit, one cluster job for each configuration.
+
+A cluster job evaluates all `Job`s of its configuration, one for each task.
+"""
 
 from __future__ import annotations
 
@@ -11,87 +14,89 @@ from typing import Any
 
 from lmms_prune.harness.failures import read_log
 from lmms_prune.record.redaction import redacted
+from lmms_prune.sweep.jobs import Job, SweepError
 from lmms_prune.sweep.results import seconds_if_complete
-from lmms_prune.sweep.run import Outcome
-from lmms_prune.sweep.units import SweepError, Unit
+from lmms_prune.sweep.run import JobOutcome
 
 CLUSTERS = ("slurm", "local")
-_EVERY = 2.0  # seconds between two looks at the jobs
+_POLL_SECONDS = 2.0  # between two looks at the cluster jobs
 
 
-def run_jobs(
-    units: Sequence[Unit],
+def run_on_cluster(
+    jobs: Sequence[Job],
     paths: Sequence[Path],
     options: Mapping[str, object],
     cluster: str,
     parameters: Sequence[str],
     secrets: Collection[str],
-) -> Generator[Outcome]:
-    """Submit a job for each configuration that is not complete, and tell of its units as they are finished.
+) -> Generator[JobOutcome]:
+    """Submit a cluster job for each incomplete configuration, and yield each job's outcome as it finishes.
 
     Args:
-        units: of all configurations, in one folder.
-        paths: of the files, as the command was given them.
-        options: of the command, to be passed on; None is left out.
+        jobs: the jobs of all configurations, all with the same results folder.
+        paths: the configuration files, as written on the command line.
+        options: the command's options to pass on to each cluster job; those that are None are omitted.
         cluster: one of `CLUSTERS`.
         parameters: ``name=value`` for submitit.
-        secrets: values that no file may hold. Jobs have them from the environment that they inherit.
+        secrets: values that no file may contain. Cluster jobs get them from the environment that they inherit.
 
     Raises:
-        SweepError: submitit is not there, or does not take something; or a job's files would hold a secret.
+        SweepError: submitit is not installed or rejects a parameter, or a cluster job's files would contain a secret.
     """
     waiting = []
-    for unit in units:
-        seconds = seconds_if_complete(unit)
+    for job in jobs:
+        seconds = seconds_if_complete(job)
         if seconds is None:
-            waiting.append(unit)
+            waiting.append(job)
         else:
-            yield Outcome(unit, "skipped", seconds)
+            yield JobOutcome(job, "skipped", seconds)
     if not waiting:
         return
     program = [str(Path(sys.executable).with_name("lmms-prune")), "sweep", *map(str, paths)]
-    given = [text for name, value in options.items() if value is not None for text in (name, str(value))]
-    for text in (*program, *given, *parameters):
+    arguments = [text for name, value in options.items() if value is not None for text in (name, str(value))]
+    for text in (*program, *arguments, *parameters):
         if (shown := redacted(text, secrets)) != text:
             raise SweepError(
                 f"--cluster {cluster}: '{shown}' holds a secret, which would be written to the jobs' files; set it as an "
                 "environment variable, which jobs inherit."
             )
     submit = _submitter(waiting[0].out / ".jobs", cluster, parameters)
-    jobs = {part: submit([*program, *given, "--shard", part]) for part in dict.fromkeys(unit.part for unit in waiting)}
+    submitted = {
+        part: submit([*program, *arguments, "--shard", part]) for part in dict.fromkeys(job.part for job in waiting)
+    }
     while waiting:
-        # Asked before the results, so that a job that ends in between is not taken for a failure.
-        ended = {part for part, job in jobs.items() if job.done()}
-        for unit in list(waiting):
-            seconds = seconds_if_complete(unit)
+        # Read before the results: a cluster job that ends in between must not count as failed.
+        ended = {part for part, cluster_job in submitted.items() if cluster_job.done()}
+        for job in list(waiting):
+            seconds = seconds_if_complete(job)
             if seconds is not None:
-                yield Outcome(unit, "done", seconds)
-            elif unit.part in ended:
-                yield _unfinished(unit, jobs[unit.part], secrets)
+                yield JobOutcome(job, "done", seconds)
+            elif job.part in ended:
+                yield _unfinished(job, submitted[job.part], secrets)
             else:
                 continue
-            waiting.remove(unit)
-        time.sleep(_EVERY if waiting else 0)
+            waiting.remove(job)
+        time.sleep(_POLL_SECONDS if waiting else 0)
 
 
-def _unfinished(unit: Unit, job: Any, secrets: Collection[str]) -> Outcome:
-    """Of a unit that is not complete though its job has ended."""
-    log = unit.partial / "log.txt"
-    if job.exception() is None:
-        return Outcome(unit, "busy")
+def _unfinished(job: Job, cluster_job: Any, secrets: Collection[str]) -> JobOutcome:
+    """The outcome of a job that is incomplete although its cluster job has ended."""
+    log = job.partial / "log.txt"
+    if cluster_job.exception() is None:
+        return JobOutcome(job, "busy")
     if log.is_file():
-        return Outcome(unit, "failed", reason=f"{read_log(log).reason}\n  log: {log}")
-    path = job.paths.stderr
-    # What submitit and the shell have printed there, nothing of ours has read.
-    reason = redacted(read_log(path).reason, secrets) if path.is_file() else job.state
-    return Outcome(unit, "failed", reason=f"{reason}\n  log: {path}")
+        return JobOutcome(job, "failed", reason=f"{read_log(log).reason}\n  log: {log}")
+    path = cluster_job.paths.stderr
+    # submitit and the shell write this file, so it has not been redacted yet.
+    reason = redacted(read_log(path).reason, secrets) if path.is_file() else cluster_job.state
+    return JobOutcome(job, "failed", reason=f"{reason}\n  log: {path}")
 
 
 def _submitter(folder: Path, cluster: str, parameters: Sequence[str]) -> Callable[[list[str]], Any]:
-    """What submits a command as a job.
+    """A function that submits a command as a cluster job.
 
     Raises:
-        SweepError: see `run_jobs`.
+        SweepError: see `run_on_cluster`.
     """
     if cluster not in CLUSTERS:
         raise SweepError(f"--cluster {cluster}: use {' or '.join(CLUSTERS)}.")

@@ -1,4 +1,4 @@
-"""Complete results: what lmms-eval wrote is read back before it takes its place, which it does at once or not at all."""
+"""Publishes complete results: lmms-eval's files are read back first, then moved to their folder in one step."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from lmms_prune.harness.fingerprint import code, digest, versions
 from lmms_prune.record.files import make_folder, read_text, regular, write
 from lmms_prune.record.redaction import redacted, redacted_values
 from lmms_prune.record.results import SUFFIX, ResultsError, read_results_file, results_files
-from lmms_prune.sweep.units import Unit
+from lmms_prune.sweep.jobs import Job
 
-STAMP = "sweep.json"  # beside lmms-eval's files: what they were made from, and how large they are
-
-
-def seconds_if_complete(unit: Unit) -> float | None:
-    """How long the unit's result took, if it is there for the same settings, versions and code; else None."""
-    stamp = _stamp(unit)
-    return None if stamp is None or _damaged(unit, stamp) else float(stamp["seconds"])
+STAMP = "sweep.json"  # among lmms-eval's files: what they were made from, and their sizes
 
 
-def damage(unit: Unit) -> str | None:
-    """What happened to a result that is there for the same settings, versions and code; None if nothing, or if none is."""
-    stamp = _stamp(unit)
-    return None if stamp is None else _damaged(unit, stamp)
+def seconds_if_complete(job: Job) -> float | None:
+    """The duration of the job's evaluation if its result is complete for these settings, versions and code; else None."""
+    stamp = _stamp(job)
+    return None if stamp is None or _damaged(job, stamp) else float(stamp["seconds"])
 
 
-def _stamp(unit: Unit) -> dict[str, Any] | None:
-    """What a result says that it was made from, if that is what the unit would be made from."""
+def damage(job: Job) -> str | None:
+    """How a result for the same settings, versions and code is damaged; None if it is intact or does not exist."""
+    stamp = _stamp(job)
+    return None if stamp is None else _damaged(job, stamp)
+
+
+def _stamp(job: Job) -> dict[str, Any] | None:
+    """The stamp of an existing result, if it was made from the same settings, inputs, versions and code as `job`."""
     try:
-        stamp = json.loads(read_text(unit.folder / STAMP))
+        stamp = json.loads(read_text(job.folder / STAMP))
         {name: int(size) for name, size in stamp["files"].items()}
         float(stamp["seconds"])
     except (OSError, AttributeError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return stamp if all(stamp.get(name) == value for name, value in _made_from(unit).items()) else None
+    return stamp if all(stamp.get(name) == value for name, value in _made_from(job).items()) else None
 
 
-def _damaged(unit: Unit, stamp: dict[str, Any]) -> str | None:
-    """The first of the files that is not as it was written, and why; results are read, too, which are small."""
+def _damaged(job: Job, stamp: dict[str, Any]) -> str | None:
+    """The first file that is not as it was written, and why. Results files are small, so they are also parsed."""
     for name, size in stamp["files"].items():
-        path = unit.folder / name
+        path = job.folder / name
         try:
-            now = regular(path).stat().st_size
-            if now != size:
-                return f"{path}: damaged: {now} bytes, of which {size} were written."
+            found_size = regular(path).stat().st_size
+            if found_size != size:
+                return f"{path}: damaged: {found_size} bytes, of which {size} were written."
             if name.endswith(SUFFIX):
                 read_results_file(path, named=True)
         except FileNotFoundError:
@@ -61,10 +61,10 @@ def _damaged(unit: Unit, stamp: dict[str, Any]) -> str | None:
 
 
 def redact_files(folder: Path, secrets: Collection[str]) -> str | None:
-    """Take the secrets out of the files that lmms-eval has written below `folder`; one that keeps them is removed.
+    """Redact the secrets in lmms-eval's files below `folder`; a file that cannot be redacted is deleted.
 
     Returns:
-        None, or why that was not possible.
+        None, or why a file could not be redacted.
     """
     problem = None
     for path in folder.rglob("*"):
@@ -86,10 +86,10 @@ def _redacted_file(content: bytes, suffix: str, secrets: Collection[str]) -> byt
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        return content  # no text
+        return content  # not a text file
     if (clean := redacted(text, secrets)) == text:
         return content
-    # JSON stays JSON, whatever is before or after a secret in it.
+    # Redacting the parsed values keeps the file valid JSON.
     with suppress(ValueError):
         if suffix == ".json":
             clean = json.dumps(redacted_values(json.loads(text), secrets), indent=2, ensure_ascii=False)
@@ -99,62 +99,63 @@ def _redacted_file(content: bytes, suffix: str, secrets: Collection[str]) -> byt
     return clean.encode()
 
 
-def publish(unit: Unit, seconds: float, secrets: Collection[str]) -> str | None:
-    """Move a finished unit's files to their place, instead of any older ones there.
+def publish(job: Job, seconds: float, secrets: Collection[str]) -> str | None:
+    """Move a finished job's files to its result folder, replacing older ones.
 
     Args:
-        unit: evaluated into ``unit.partial``.
-        seconds: that it took.
-        secrets: values that no file may hold.
+        job: evaluated into ``job.partial``.
+        seconds: duration of the evaluation.
+        secrets: values that no file may contain.
 
     Returns:
-        None, or why the files are no complete result; then nothing is moved.
+        None, or why the files are not a complete result; then nothing is moved.
     """
     try:
-        found, problem = _read(unit.partial)
+        files, problem = _read(job.partial)
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"what it left cannot be read back: {type(error).__name__}: {error}"
     if problem is not None:
         return problem
-    (results, said), samples = found
-    # It was told the place where it worked, and says the one where it will stand.
-    resolved = said["config"]["resolved_cli_args"]
+    (results, content), samples = files
+    # lmms-eval recorded the partial folder; the published file names the final one.
+    resolved = content["config"]["resolved_cli_args"]
     for name in ("output_path", "hf_hub_log_args"):
-        resolved[name] = resolved[name].replace(str(unit.partial), unit.settings["output_path"])
-    # The journal was the sweep's own affair.
-    resolved["model_args"] = said["config"]["model_args"] = unit.settings.get("model_args", "")
+        resolved[name] = resolved[name].replace(str(job.partial), job.settings["output_path"])
+    # The sweep added the journal's path; it is not part of the configuration.
+    resolved["model_args"] = content["config"]["model_args"] = job.settings.get("model_args", "")
     try:
-        clean = json.dumps(redacted_values(said, secrets), indent=2, ensure_ascii=False)
+        clean = json.dumps(redacted_values(content, secrets), indent=2, ensure_ascii=False)
         write(results, clean)
-        sizes = {str(path.relative_to(unit.partial)): path.stat().st_size for path in (results, *samples)}
-        stamp = {**_made_from(unit), "seconds": seconds, "files": sizes}
-        write(unit.partial / STAMP, json.dumps(stamp, indent=2))
+        sizes = {str(path.relative_to(job.partial)): path.stat().st_size for path in (results, *samples)}
+        stamp = {**_made_from(job), "seconds": seconds, "files": sizes}
+        write(job.partial / STAMP, json.dumps(stamp, indent=2))
     except OSError as error:
         return f"its files cannot be completed: {error}"
-    older = unit.partial.with_name(f"{unit.partial.name}.older")
+    older = job.partial.with_name(f"{job.partial.name}.older")
     shutil.rmtree(older, ignore_errors=True)
     try:
-        make_folder(unit.folder.parent)
-        if unit.folder.exists():
-            os.replace(unit.folder, older)
-        os.replace(unit.partial, unit.folder)
+        make_folder(job.folder.parent)
+        if job.folder.exists():
+            os.replace(job.folder, older)
+        os.replace(job.partial, job.folder)
     except OSError as error:
-        return f"its files cannot be moved to {unit.folder}: {error.strerror}"
+        return f"its files cannot be moved to {job.folder}: {error.strerror}"
     shutil.rmtree(older, ignore_errors=True)
     return None
 
 
-def _made_from(unit: Unit) -> dict[str, Any]:
-    settings = json.loads(json.dumps(dict(unit.settings), default=str))
-    # Where the file and the tasks lie is no part of what is measured: the tasks' content is in the code.
+def _made_from(job: Job) -> dict[str, Any]:
+    """All that a result depends on, as the stamp records it."""
+    settings = json.loads(json.dumps(dict(job.settings), default=str))
+    # The paths of the file and the tasks do not change results; the tasks' content is part of the code's digest.
     for name in ("config", "output_path", "include_path"):
         settings.pop(name)
-    # As a digest, since settings may hold a secret.
-    return {"settings": digest(settings), "inputs": dict(unit.inputs), "versions": versions(), "code": code()}
+    # As a digest, because settings may contain a secret.
+    return {"settings": digest(settings), "inputs": dict(job.inputs), "versions": versions(), "code": code()}
 
 
 def _read(folder: Path) -> tuple[Any, str | None]:
-    """The results file with its content, and the samples files; or what is wrong with them."""
+    """The results file with its content, and the samples files; or what is wrong with them, as the second value."""
     unreadable: list[OSError] = []
     written = []
     for path in results_files(folder, unreadable.append):
@@ -168,27 +169,27 @@ def _read(folder: Path) -> tuple[Any, str | None]:
         return None, f"{unreadable[0].filename}: {unreadable[0].strerror}"
     if len(written) != 1:
         return None, f"it left {len(written) or 'no'} results files"
-    ((results, said),) = written
+    ((results, content),) = written
     samples = []
-    for task in said["configs"]:
+    for task in content["configs"]:
         path = results.with_name(results.name.replace(SUFFIX, f"_samples_{task}.jsonl"))
-        if problem := _problem(said, task, path):
+        if problem := _problem(content, task, path):
             return None, f"{task}: {problem}"
         samples.append(path)
-    return ((results, said), samples), None
+    return ((results, content), samples), None
 
 
-def _problem(said: dict[str, Any], task: str, samples: Path) -> str | None:
-    """Whether a task of a results file has a score, and a sample for each document."""
-    # Keys are "metric,filter"; standard errors have other names.
-    values = said["results"].get(task, {}).items()
-    scores = [value for key, value in values if key.split(",")[0] in said["higher_is_better"][task]]
+def _problem(content: dict[str, Any], task: str, samples: Path) -> str | None:
+    """Why a task of a results file is incomplete: no score, or not one sample for each document; None if complete."""
+    # Keys are "metric,filter"; standard errors have other metric names.
+    values = content["results"].get(task, {}).items()
+    scores = [value for key, value in values if key.split(",")[0] in content["higher_is_better"][task]]
     if not any(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
         return "it left no score"
     if not samples.exists():
         return f"it left no {samples.name}"
     lines = read_text(samples).splitlines()
-    answered, expected = len({json.loads(line)["doc_id"] for line in lines}), said["n-samples"][task]["effective"]
+    answered, expected = len({json.loads(line)["doc_id"] for line in lines}), content["n-samples"][task]["effective"]
     # A task with several filters logs a document once for each.
     if answered != expected or len(lines) % expected:
         return f"it left {len(lines)} samples of {answered} documents, where {expected} were evaluated"

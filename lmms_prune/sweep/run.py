@@ -1,4 +1,4 @@
-"""Running a sweep's units one after the other."""
+"""Runs the jobs of a sweep one after the other."""
 
 from __future__ import annotations
 
@@ -15,78 +15,78 @@ from filelock import FileLock, Timeout
 
 from lmms_prune.harness.failures import Failure, Scope
 from lmms_prune.record.files import WriteError, make_folder
+from lmms_prune.sweep.jobs import Job
 from lmms_prune.sweep.results import publish, redact_files, seconds_if_complete
-from lmms_prune.sweep.units import Unit
 from lmms_prune.sweep.worker import Worker
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one unit.
+class JobOutcome:
+    """The outcome of one job.
 
     Args:
-        unit: the one.
-        state: "done" now, "skipped" since it was complete, "busy" with another sweep, "failed", or "untried" because it would
-            have failed for the same reason as another.
-        seconds: that its evaluation took, now or when it was made.
-        reason: why it failed, with where to look.
-        scope: which other units fail for this reason.
+        job: the job.
+        state: "done" (evaluated now), "skipped" (complete before), "busy" (another sweep is evaluating it), "failed", or
+            "untried" (it would have failed for the same reason as another job).
+        seconds: duration of the evaluation, also of one that was skipped.
+        reason: why it failed, and where to look.
+        scope: which other jobs would fail for the same reason.
     """
 
-    unit: Unit
+    job: Job
     state: Literal["done", "skipped", "busy", "failed", "untried"]
     seconds: float = 0.0
     reason: str = ""
     scope: Scope = "run"
 
 
-def run_sweep(units: Sequence[Unit], launch: str, secrets: Collection[str]) -> Generator[Outcome]:
-    """Evaluate what is not complete; yields each unit's outcome as it is known.
+def run_sweep(jobs: Sequence[Job], launch: str, secrets: Collection[str]) -> Generator[JobOutcome]:
+    """Evaluate every job that is not complete, and yield each job's outcome when it is known.
 
-    A failure that all units of a checkpoint share is met once, and one that all units share ends the sweep; what went
-    well before shows that they do not share it.
+    After a failure that concerns the checkpoint, its other jobs are not tried; after one that concerns the environment,
+    no further job is tried. An earlier success shows that a failure does not concern the whole checkpoint or environment.
 
     Args:
-        units: as `plan` orders them.
-        launch: what starts the evaluating processes, "" for one plain process.
-        secrets: values that no file may hold, of `lmms_prune.record.redaction.secret_values`.
+        jobs: in the order of `plan`.
+        launch: the launcher of the evaluating processes; "" for one plain process.
+        secrets: values that no file may contain, from `lmms_prune.record.redaction.secret_values`.
 
     Raises:
-        SweepError: there is no such launcher.
-        WriteError: the sweep's folder cannot be written to.
+        SweepError: the launcher does not exist.
+        WriteError: the sweep's folder is not writable.
     """
     hopeless = succeeded = False
-    for _, same in groupby(units, key=lambda unit: unit.weights):
+    for _, same_weights in groupby(jobs, key=lambda job: job.weights):
         unusable = loaded = False
         with _worker(launch, secrets) as workers:
-            for unit in same:
+            for job in same_weights:
                 if hopeless or unusable:
-                    yield _untried(unit)
+                    yield _untried(job)
                     continue
-                with _locked(unit) as mine:
-                    outcome = _outcome(unit, workers, secrets) if mine else Outcome(unit, "busy")
+                with _locked(job) as acquired:
+                    outcome = _outcome(job, workers, secrets) if acquired else JobOutcome(job, "busy")
                 loaded = loaded or outcome.state == "done"
                 succeeded = succeeded or loaded
                 unusable = outcome.scope == "checkpoint" and not loaded
                 hopeless = outcome.scope == "environment" and not succeeded
                 yield outcome
-    for folder in {unit.partial.parent for unit in units}:
-        with suppress(OSError):  # logs of what failed stay
+    for folder in {job.partial.parent for job in jobs}:
+        with suppress(OSError):  # not empty: it holds the logs of failed jobs
             folder.rmdir()
 
 
 class _Workers:
-    """At most one worker, started when it is needed, and again after one has failed."""
+    """Holds at most one worker: starts it when needed, and starts a new one after a failure."""
 
     def __init__(self, launch: str, secrets: Collection[str]) -> None:
         self._launch, self._secrets = launch, secrets
         self._worker: Worker | None = None
 
-    def evaluate(self, unit: Unit) -> Failure | None:
-        """As `Worker.evaluate`."""
+    def evaluate(self, job: Job) -> Failure | None:
+        """Evaluate `job` as `Worker.evaluate` does."""
         if self._worker is None:
             self._worker = Worker(self._launch, self._secrets)
-        failure = self._worker.evaluate(unit)
+        failure = self._worker.evaluate(job)
         if failure is not None:
             self.close()
         return failure
@@ -110,10 +110,10 @@ def _worker(launch: str, secrets: Collection[str]) -> Iterator[_Workers]:
 
 
 @contextmanager
-def _locked(unit: Unit) -> Iterator[bool]:
-    """Whether no other sweep is at work on the unit; the lock goes with the process that holds it."""
-    make_folder(unit.partial.parent)
-    path = unit.partial.with_name(f"{unit.partial.name}.lock")
+def _locked(job: Job) -> Iterator[bool]:
+    """Lock the job: yields False if another sweep holds it. The lock ends with the process that holds it."""
+    make_folder(job.partial.parent)
+    path = job.partial.with_name(f"{job.partial.name}.lock")
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -125,53 +125,53 @@ def _locked(unit: Unit) -> Iterator[bool]:
     try:
         yield True
     finally:
-        # Whoever opened it a moment ago and gets its lock now finds the unit complete.
-        with suppress(OSError):  # on a disk that is read-only since
+        # Unlinking is safe: a sweep that opened the file just before and locks it now finds the job complete.
+        with suppress(OSError):  # the disk may have become read-only
             path.unlink(missing_ok=True)
         lock.release()
 
 
-def _outcome(unit: Unit, workers: _Workers, secrets: Collection[str]) -> Outcome:
-    before = seconds_if_complete(unit)
-    if before is not None:
-        shutil.rmtree(unit.journal, ignore_errors=True)  # of a sweep that was killed just after it had published
-        return Outcome(unit, "skipped", before)
-    # What was interrupted goes on from its journal, which stands beside.
-    shutil.rmtree(unit.partial, ignore_errors=True)
-    make_folder(unit.partial)
+def _outcome(job: Job, workers: _Workers, secrets: Collection[str]) -> JobOutcome:
+    seconds = seconds_if_complete(job)
+    if seconds is not None:
+        shutil.rmtree(job.journal, ignore_errors=True)  # left by a sweep that was killed just after publishing
+        return JobOutcome(job, "skipped", seconds)
+    # An interrupted evaluation resumes from its journal, which is outside this folder.
+    shutil.rmtree(job.partial, ignore_errors=True)
+    make_folder(job.partial)
     start = time.monotonic()
-    failure = workers.evaluate(unit)
+    failure = workers.evaluate(job)
     seconds = time.monotonic() - start
-    log = unit.partial / "log.txt"
-    # Whatever becomes of the files that lmms-eval has written, they stay on the disk.
-    unreadable = redact_files(unit.partial, secrets)
-    reason = failure.reason if failure else unreadable or publish(unit, seconds, secrets)
+    log = job.partial / "log.txt"
+    # lmms-eval's files stay on the disk even if the job fails, so they are redacted in any case.
+    unreadable = redact_files(job.partial, secrets)
+    reason = failure.reason if failure else unreadable or publish(job, seconds, secrets)
     if reason is not None:
-        return Outcome(unit, "failed", seconds, f"{reason}\n  log: {log}", failure.scope if failure else "run")
-    shutil.rmtree(unit.journal, ignore_errors=True)
-    return Outcome(unit, "done", seconds)
+        return JobOutcome(job, "failed", seconds, f"{reason}\n  log: {log}", failure.scope if failure else "run")
+    shutil.rmtree(job.journal, ignore_errors=True)
+    return JobOutcome(job, "done", seconds)
 
 
-def _untried(unit: Unit) -> Outcome:
-    seconds = seconds_if_complete(unit)
-    return Outcome(unit, "untried") if seconds is None else Outcome(unit, "skipped", seconds)
+def _untried(job: Job) -> JobOutcome:
+    seconds = seconds_if_complete(job)
+    return JobOutcome(job, "untried") if seconds is None else JobOutcome(job, "skipped", seconds)
 
 
-def time_left(units: Sequence[Unit], outcomes: Sequence[Outcome]) -> float | None:
-    """Seconds that the units without an outcome will take, as evaluations of the same task and weights took so far.
+def time_left(jobs: Sequence[Job], outcomes: Sequence[JobOutcome]) -> float | None:
+    """The estimated seconds for the jobs without an outcome, from finished jobs of the same task and weights.
 
     Returns:
-        None as long as nothing was evaluated.
+        the estimate; None as long as nothing was evaluated.
     """
-    took: dict[tuple[str, ...], list[float]] = {}
+    durations: dict[tuple[str, ...], list[float]] = {}
     for outcome in outcomes:
         if outcome.state in ("done", "skipped"):
-            for key in ((outcome.unit.task, *outcome.unit.weights), ()):
-                took.setdefault(key, []).append(outcome.seconds)
-    if not took:
+            for key in ((outcome.job.task, *outcome.job.weights), ()):
+                durations.setdefault(key, []).append(outcome.seconds)
+    if not durations:
         return None
-    finished = {outcome.unit.folder for outcome in outcomes}
-    left = [unit for unit in units if unit.folder not in finished]
-    means = [took.get((unit.task, *unit.weights), took[()]) for unit in left]
-    # The first one of a process also loads the weights, which a median forgives.
-    return float(sum(median(some) for some in means))
+    finished = {outcome.job.folder for outcome in outcomes}
+    remaining = [job for job in jobs if job.folder not in finished]
+    similar = [durations.get((job.task, *job.weights), durations[()]) for job in remaining]
+    # A median, since the first job of a process also loads the weights.
+    return float(sum(median(seconds) for seconds in similar))

@@ -1,4 +1,4 @@
-"""The process that evaluates, as the sweep sees it."""
+"""The evaluating process of a sweep, seen from the sweep."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from typing import Any
 from lmms_prune.harness.evaluate import FINISHED, STARTED
 from lmms_prune.harness.failures import Failure, read_log
 from lmms_prune.record.redaction import printed, redacted, redacted_lines
-from lmms_prune.sweep.units import SweepError, Unit
+from lmms_prune.sweep.jobs import Job, SweepError
 
 
 class Worker:
-    """One process, or one launcher with its processes, that evaluates units whose weights are the same.
+    """One process, or one launcher with its processes, that evaluates jobs with the same weights.
 
     Args:
-        launch: what starts Python, such as "torchrun --nproc_per_node 2"; "" for one plain process.
-        secrets: that no log may hold.
+        launch: the command that starts Python, such as "torchrun --nproc_per_node 2"; "" for one plain process.
+        secrets: values that no log may contain.
 
     Raises:
-        SweepError: there is no such launcher.
+        SweepError: the launcher does not exist.
     """
 
     def __init__(self, launch: str, secrets: Collection[str]) -> None:
         start = shlex.split(launch) or [sys.executable]
-        # Launchers are installed beside this Python, which need not be the shell's.
-        if (beside := Path(sys.executable).parent / start[0]).is_file():
-            start[0] = str(beside)
+        # Prefer the launcher in this Python's folder: the shell may find one of another environment.
+        if (launcher := Path(sys.executable).parent / start[0]).is_file():
+            start[0] = str(launcher)
         command = [*start, "-m", "lmms_prune.harness.evaluate"]
         self._used = False
         pipe = subprocess.PIPE
@@ -41,23 +41,23 @@ class Worker:
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)
         except OSError as error:
             raise SweepError(f"--launch {launch}: {start[0]}: {error.strerror}.") from None
-        # One pipe takes all that its processes print, in order; logs are written on this side of it.
+        # One pipe keeps the output of all its processes in order; this side redacts it and writes the logs.
         self._lines = redacted_lines(printed(self._process), secrets)
         self._marks = {mark: redacted(mark, secrets) for mark in (STARTED, FINISHED)}
 
-    def evaluate(self, unit: Unit) -> Failure | None:
-        """Evaluate `unit` into its partial folder, which is there and empty.
+    def evaluate(self, job: Job) -> Failure | None:
+        """Evaluate `job` into its partial folder, which exists and is empty.
 
         Returns:
-            None, or why it failed; then the process is of no use any more.
+            None, or why it failed; after a failure the process cannot be used again.
         """
-        own = {"output_path": str(unit.partial), "model_args": with_journal(unit)}
-        job = json.dumps({**unit.settings, **own}, default=str)
+        overrides = {"output_path": str(job.partial), "model_args": with_journal(job)}
+        request = json.dumps({**job.settings, **overrides}, default=str)
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; what it printed says why
-            self._process.stdin.write(job.encode() + b"\n")
+        with suppress(BrokenPipeError):  # the process has ended; its output says why
+            self._process.stdin.write(request.encode() + b"\n")
             self._process.stdin.flush()
-        log, begun = unit.partial / "log.txt", False
+        log, begun = job.partial / "log.txt", False
         try:
             with log.open("w", encoding="utf-8", newline="") as file:
                 for line in self._lines:
@@ -68,11 +68,11 @@ class Worker:
                         begun = True
                         continue
                     file.write(line)
-                    file.flush()  # it can be followed, and ends with what was printed last
+                    file.flush()  # so that the log can be followed, and is complete after a crash
         except OSError as error:
             return Failure(f"its log cannot be written: {error.strerror}", True, "run")
         code = self._process.wait()
-        # A signal may have come from anywhere.
+        # A negative code is a signal, which says nothing about the environment: anyone may have sent it.
         failure = read_log(log, before_any_run=not begun and not self._used and code > 0)
         return replace(failure, reason=f"{failure.reason or 'it printed nothing'} (exit code {code})")
 
@@ -81,20 +81,20 @@ class Worker:
         if at_once:
             self._process.terminate()
         try:
-            # What it prints after its evaluations is of none of them, but a full pipe would keep it from ending.
+            # Its last output belongs to no job, but must be read: a full pipe would keep the process from ending.
             self._process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            with suppress(BrokenPipeError):  # what was written last may never have been read
+            with suppress(BrokenPipeError):  # the process may have ended before it read the last request
                 stream.close()
 
 
-def with_journal(unit: Unit) -> str | dict[str, Any]:
-    """The unit's ``model_args``, a text or a mapping, with its journal."""
-    given = unit.settings.get("model_args") or ""
-    if isinstance(given, str):
-        return f"{given.strip().rstrip(', ')},journal={unit.journal}".lstrip(",")
-    return {**given, "journal": str(unit.journal)}
+def with_journal(job: Job) -> str | dict[str, Any]:
+    """The job's ``model_args``, a text or a mapping, with the path of its journal added."""
+    model_args = job.settings.get("model_args") or ""
+    if isinstance(model_args, str):
+        return f"{model_args.strip().rstrip(', ')},journal={job.journal}".lstrip(",")
+    return {**model_args, "journal": str(job.journal)}

@@ -22,12 +22,12 @@ def shallow(checkpoint: Checkpoint) -> dict[str, Path]:
 def all_searched(shallow: dict[str, Path], full: bool) -> dict[str, Searched]:
     """Each family with five prompts, or four without --full."""
     questions = QUESTIONS if full else QUESTIONS[:4]
-    made = {}
+    families = {}
     for name, folder in shallow.items():
         sdpa, eager = (load(name, folder, torch.float64, kernel) for kernel in ("sdpa", "eager"))
         prompts = [sdpa.inputs([question], [[picture(i)]]) for i, question in enumerate(questions)]
-        made[name] = Searched(name, sdpa, eager, prompts)
-    return made
+        families[name] = Searched(name, sdpa, eager, prompts)
+    return families
 
 
 @pytest.fixture(params=sorted(BUILDERS))
@@ -37,7 +37,7 @@ def searched(request: pytest.FixtureRequest, all_searched: dict[str, Searched]) 
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A JSONL file of three samples, the last in LLaVA's form, beside its images."""
+    """A JSONL file of three samples, the last in LLaVA's form, in the folder of its images."""
     folder = tmp_path_factory.mktemp("samples")
     entries: list[dict[str, Any]] = []
     for i in range(3):

@@ -1,4 +1,4 @@
-"""What these tests share: tiny models with prompts, and models whose visual tokens are masked away layer by layer.
+"""Shared by these tests: tiny models with prompts, and models whose visual tokens are masked layer by layer.
 
 A key that no query sees is as good as deleted for everyone else, and positions stay as they were.
 """
@@ -52,14 +52,14 @@ def columns(searched: Searched, prompt: dict[str, Tensor]) -> tuple[list[int], l
 def masked(
     searched: Searched, gone: Callable[[int], set[int]], see: Callable[[int, Rows], Any] | None
 ) -> Iterator[Any]:
-    """The eager model; layer i does not see the keys `gone(i)`, and `see(i, attention)` is told what it attends to."""
+    """The eager model; layer i does not see the keys `gone(i)`, and `see(i, attention)` is called with its attention."""
     handles = []
 
     def blind(layer: int) -> Callable[..., tuple[tuple, dict]]:
         def hook(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             length = args[0].shape[1]
             allowed = torch.ones(length, length, dtype=torch.bool).tril()
-            # Deleted tokens are told nothing apart, and tell nobody; they must see something, so they see themselves.
+            # A masked token sees only itself: no other token sees it, and an empty row would be NaN after the softmax.
             allowed[:, sorted(gone(layer))] = False
             allowed |= torch.eye(length, dtype=torch.bool)
             # The lowest float64 would overflow in the library's float32 softmax.

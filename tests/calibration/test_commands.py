@@ -40,24 +40,24 @@ def arguments(family: str, folder: Path, samples: Path) -> list[Any]:
 def test_a_search_prints_a_schedule_that_runs(
     shallow: dict[str, Path], samples: Path, family: str, search: str
 ) -> None:
-    given = arguments(family, shallow[family], samples)
-    result = call(search, *given, *SEARCHES[search], "--json")
+    options = arguments(family, shallow[family], samples)
+    result = call(search, *options, *SEARCHES[search], "--json")
     assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout.strip().splitlines()[-1])
-    assert said["samples"] == 3
-    schedule = Schedule.parse(said["schedule"])
+    printed = json.loads(result.stdout.strip().splitlines()[-1])
+    assert printed["samples"] == 3
+    schedule = Schedule.parse(printed["schedule"])
     schedule.check(4, [64] if family == "llava" else None)
     assert {stage.method for stage in schedule.stages} == {search}
     if family == "llava":
-        shown = call(search, *given, *SEARCHES[search])
+        shown = call(search, *options, *SEARCHES[search])
         assert shown.exit_code == 0
-        assert shown.stdout.strip().endswith(said["schedule"])
+        assert shown.stdout.strip().endswith(printed["schedule"])
     if search == "fitprune":
-        assert said["reduction"] >= 0.5
-        assert len(said["deletions"]) == 4
+        assert printed["reduction"] >= 0.5
+        assert len(printed["deletions"]) == 4
     if search == "vtw":
-        assert said["schedule"] == "vtw@1"
-        assert list(said["divergences"]) == ["1", "2", "3"]
+        assert printed["schedule"] == "vtw@1"
+        assert list(printed["divergences"]) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("family", sorted(BUILDERS))
@@ -68,9 +68,9 @@ def test_prompts_are_those_of_an_evaluation(
     from lmms_prune.harness.models import MODELS as CLASSES
 
     kind = CLASSES[MODELS[family]]
-    given = {"pretrained": str(shallow[family]), "device": "cpu", "dtype": "float32"}
+    model_args = {"pretrained": str(shallow[family]), "device": "cpu", "dtype": "float32"}
     pixels = {} if family == "llava" else {"min_pixels": 784, "max_pixels": 784 * 64}
-    wrapper = kind.create_from_arg_string({**given, **pixels})
+    wrapper = kind.create_from_arg_string({**model_args, **pixels})
     image = noise(1)
     got, want = wrapper.inputs(image, "how many"), all_searched[family].sdpa.inputs(["how many"], [[image]])
     assert set(got) == set(want)
@@ -81,12 +81,12 @@ def test_prompts_are_those_of_an_evaluation(
 
 @pytest.mark.slow
 def test_as_a_process(shallow: dict[str, Path], samples: Path, forking: Forking) -> None:
-    options = ("--lowest", "2", "--limit", "1", "--eta", "0", "--json")
-    given = arguments("llava", shallow["llava"], samples)
-    process = forking.run("lmms-prune", "calibrate", "vtw", *given, *options)
+    options = arguments("llava", shallow["llava"], samples)
+    search = ("--lowest", "2", "--limit", "1", "--eta", "0", "--json")
+    process = forking.run("lmms-prune", "calibrate", "vtw", *options, *search)
     assert process.returncode == 1
-    said = json.loads(process.stdout.strip().splitlines()[-1])
-    assert (said["schedule"], said["samples"], list(said["divergences"])) == (None, 1, ["2", "3"])
+    printed = json.loads(process.stdout.strip().splitlines()[-1])
+    assert (printed["schedule"], printed["samples"], list(printed["divergences"])) == (None, 1, ["2", "3"])
     assert "lmms-prune: no layer's divergence is at or below --eta 0.\n" in process.stderr
     assert "Traceback" not in process.stderr
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import noise
 
-from lmms_prune.calibration.data import CalibrationError, read_samples
+from lmms_prune.calibration.data import SearchError, read_samples
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_both_forms(folder: Path, as_list: bool) -> None:
     samples = read_samples(file)
     assert [sample.question for sample in samples] == ["what?", "Who?"]
     assert [sample.picture().mode for sample in samples] == ["RGB", "RGB"]
-    assert samples[1].place == f"{file}, {'entry' if as_list else 'line'} 2"
+    assert samples[1].origin == f"{file}, {'entry' if as_list else 'line'} 2"
 
 
 def test_limit_and_folder_of_images(folder: Path) -> None:
@@ -48,11 +48,11 @@ def test_limit_and_folder_of_images(folder: Path) -> None:
     file = folder / "elsewhere" / "data.jsonl"
     file.write_text("\n\n".join([json.dumps(GOOD)] * 3) + "\nnot json", "utf-8")
     assert len(read_samples(file, folder, limit=3)) == 3
-    with pytest.raises(CalibrationError, match=r"elsewhere/a\.png does not exist; --images FOLDER says"):
+    with pytest.raises(SearchError, match=r"elsewhere/a\.png does not exist; --images FOLDER says"):
         read_samples(file)
-    with pytest.raises(CalibrationError, match="line 6: no JSON"):
+    with pytest.raises(SearchError, match="line 6: no JSON"):
         read_samples(file, folder)
-    with pytest.raises(CalibrationError, match=r"--images .*nowhere is no folder"):
+    with pytest.raises(SearchError, match=r"--images .*nowhere is no folder"):
         read_samples(file, folder / "nowhere")
 
 
@@ -69,7 +69,7 @@ HUMAN = {"from": "human", "value": "<image>\nx"}
             {"image": "a.png", "qustion": "x"},
             "'question' or 'conversations' is missing, there is 'image', 'qustion'; an entry",
         ),
-        ({**GOOD, "conversations": [HUMAN]}, "'question' and 'conversations' both ask; give one"),
+        ({**GOOD, "conversations": [HUMAN]}, "'question' and 'conversations' are both given; give one"),
         ({"image": ["a.png"], "question": "x"}, r"'image' is \[\"a\.png\"\]; it must be a file's name"),
         ({"image": "", "question": "x"}, "'image' is \"\"; it must be a file's name"),
         ({"image": "a.png", "question": None}, "'question' is null; it must be a text"),
@@ -86,18 +86,18 @@ HUMAN = {"from": "human", "value": "<image>\nx"}
 @pytest.mark.parametrize("as_list", [False, True])
 def test_broken_entries(folder: Path, entry: Any, message: str, as_list: bool) -> None:
     file = write(folder, GOOD, entry, as_list=as_list)
-    with pytest.raises(CalibrationError, match=message) as error:
+    with pytest.raises(SearchError, match=message) as error:
         read_samples(file)
     assert str(error.value).startswith(f"{file}, {'entry' if as_list else 'line'} 2: ")
 
 
 @pytest.mark.parametrize("name", ["broken.png", "text.png"])
 @pytest.mark.parametrize("lenient", [False, True])
-def test_a_file_that_is_no_image(folder: Path, name: str, lenient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever Pillow was told before: the harness tells it to let truncated files pass."""
+def test_a_file_that_is_not_an_image(folder: Path, name: str, lenient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truncated images are refused even though the harness makes Pillow accept them."""
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", lenient)
     [sample] = read_samples(write(folder, {"image": name, "question": "x"}))
-    with pytest.raises(CalibrationError, match=f"line 1: 'image' .*{name} cannot be read as an image"):
+    with pytest.raises(SearchError, match=f"line 1: 'image' .*{name} cannot be read as an image"):
         sample.picture()
 
 
@@ -114,7 +114,7 @@ def test_a_file_that_is_no_image(folder: Path, name: str, lenient: bool, monkeyp
 def test_broken_files(folder: Path, content: bytes, message: str) -> None:
     file = folder / "data.jsonl"
     file.write_bytes(content)
-    with pytest.raises(CalibrationError, match=message):
+    with pytest.raises(SearchError, match=message):
         read_samples(file)
-    with pytest.raises(CalibrationError, match=r"none\.json cannot be read: No such file"):
+    with pytest.raises(SearchError, match=r"none\.json cannot be read: No such file"):
         read_samples(folder / "none.json")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmms_prune import prune
 from lmms_prune.calibration.cost import LayerCost, saving
-from lmms_prune.calibration.data import CalibrationError
+from lmms_prune.calibration.data import SearchError
 from lmms_prune.calibration.fitprune import average_schedule, capture, delete, fit, search_fitprune, unpruned_totals
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.schedule.presets import _FITPRUNE
@@ -118,12 +118,12 @@ def slow_search(
 @pytest.mark.parametrize(
     ("remains", "kept"),
     [
-        (1.01, {0, 1, 2, 3}),  # even the whole is too little
+        (1.01, {0, 1, 2, 3}),  # even the sum of all is too small
         (0.95, {0, 1, 2, 3}),  # without token 2 there are 0.9
-        (0.85, {0, 1, 2, 3}),  # token 2 alone could go; one stays more
-        (0.65, {0, 1, 3}),  # 2 and 0 could: 0.7 is left
+        (0.85, {0, 1, 2, 3}),  # only token 2 could be deleted; one more is kept
+        (0.65, {0, 1, 3}),  # 2 and 0 could: 0.7 remains
         (0.45, {0, 1, 3}),
-        (0.35, {1, 3}),  # 2, 0 and 1 could: 0.4 is left
+        (0.35, {1, 3}),  # 2, 0 and 1 could: 0.4 remains
         (0.0, {3}),  # all could
     ],
 )
@@ -134,21 +134,21 @@ def test_fit_by_hand(remains: float, kept: set[int]) -> None:
     assert set(values) - slow_prefix(values, remains) == kept
 
 
-def test_equal_tokens_go_from_the_end() -> None:
+def test_of_equal_tokens_the_last_are_deleted() -> None:
     assert fit(torch.tensor([0.25, 0.25, 0.25, 0.25]), 0.45).tolist() == [True, True, True, False]
 
 
 def test_saving_by_hand() -> None:
     # Two layers of d = q = 2, k = 1, m = 5. Ten tokens: attention 2·10·2·3 + 2·100·2 = 520, MLP 3·10·2·5 = 300.
-    # Four go in layer 0: its MLP is 180; layer 1: 2·6·2·3 + 2·36·2 = 216 and 180. 1 - 1096/1640.
+    # Four are deleted in layer 0: its MLP is 180; layer 1: 2·6·2·3 + 2·36·2 = 216 and 180. 1 - 1096/1640.
     cost = LayerCost(width=2, queries=2, keys=1, mlp_width=5)
     assert saving(cost, 10, [4, 0]) == pytest.approx(1 - 1096 / 1640)
     assert saving(cost, 10, [0, 0]) == 0
 
 
 @pytest.mark.parametrize("percent", _FITPRUNE)
-def test_published_deletions_save_what_they_are_named_for(percent: int) -> None:
-    """Rounded down, they save a little less: half a percent where many go, up to five where few go."""
+def test_published_deletions_save_their_nominal_share(percent: int) -> None:
+    """Rounding down makes them save less: by half a percent if many tokens are deleted, by up to five if few are."""
     published = dict(map(int, entry.split(":")) for entry in _FITPRUNE[percent].split())
     saved = 100 * saving(SEVEN_B, 576, [published.get(layer, 0) for layer in range(32)])
     assert percent - (0.7 if percent >= 50 else 5) < saved < percent
@@ -232,9 +232,9 @@ def test_more_reduction_needs_more_alpha_and_runs_as_planned(searched: Searched)
         assert asked - 0.15 < real < one.reduction
 
 
-def test_what_cannot_be_saved_is_refused(searched: Searched) -> None:
-    with pytest.raises(CalibrationError, match=r"--reduction 95: of this model at most 8\d\.\d % can be saved"):
+def test_an_impossible_reduction_is_refused(searched: Searched) -> None:
+    with pytest.raises(SearchError, match=r"--reduction 95: of this model at most 8\d\.\d % can be saved"):
         search_fitprune(searched.model, searched.prompts[:1], reduction=0.95)
     for reduction in (0.0, 1.0, 1.2, -0.1):
-        with pytest.raises(CalibrationError, match="must lie between 0 and 100 percent"):
+        with pytest.raises(SearchError, match="must lie between 0 and 100 percent"):
             search_fitprune(searched.model, searched.prompts, reduction=reduction)

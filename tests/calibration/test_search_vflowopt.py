@@ -1,4 +1,4 @@
-"""VFlowOpt's search: every draw meets the budget, the objective is the cosine it is said to be, the best draw is found."""
+"""VFlowOpt's search: every draw meets the budget, the objective is the documented cosine, and the best draw is returned."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from masked import Searched
 from torch import Tensor
 
 from lmms_prune import Schedule, prune
-from lmms_prune.calibration.data import CalibrationError
+from lmms_prune.calibration.data import SearchError
 from lmms_prune.calibration.vflowopt import FoundOptions, Space, search_vflowopt
 
 
 def last_state(searched: Searched, prompt: dict[str, Tensor], schedule: str) -> list[float]:
-    """What enters the final norm at the last token."""
+    """The last token's input to the final norm."""
     seen: list[Tensor] = []
     norm = searched.model.model.language_model.norm
     handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -35,8 +35,8 @@ def cosine(a: list[float], b: list[float]) -> float:
 
 
 def search(searched: Searched, **options: Any) -> FoundOptions:
-    given: dict[str, Any] = {"budget": 0.3, "layers": [1, 2], "trials": 9, "random_trials": 6, **options}
-    return search_vflowopt(searched.model, searched.prompts[:2], **given)
+    options = {"budget": 0.3, "layers": [1, 2], "trials": 9, "random_trials": 6, **options}
+    return search_vflowopt(searched.model, searched.prompts[:2], **options)
 
 
 def test_a_draw_by_hand() -> None:
@@ -44,10 +44,10 @@ def test_a_draw_by_hand() -> None:
     space = Space((0, 4, 8), 10, Fraction("0.3"), 100, 10)
     low = "vflowopt@0:30t;m=2.5;t=7.0,vflowopt@4:30t;t=7.0,vflowopt@8:30t;t=7.0"
     assert str(space.schedule(7.0, 2.5, [0.0, 0.0])) == low
-    # 30 + 45/3 = 45: 120 are left for 6 layers, so that layer 4 keeps 20 to 30; in the middle 25, and 20/2 remain.
+    # 30 + 45/3 = 45: 120 remain for 6 layers, so layer 4 keeps 20 to 30; the middle is 25, which leaves 20/2.
     schedule = space.schedule(7.0, 2.5, [1 / 3, 0.5])
     assert str(schedule) == "vflowopt@0:45t;m=2.5;t=7.0,vflowopt@4:25t;t=7.0,vflowopt@8:10t;t=7.0"
-    # All at once: nothing is left.
+    # The first layer takes everything: nothing remains.
     assert [stage.keep for stage in space.schedule(7.0, 2.5, [1.0, 1.0]).stages] == [75, 0, 0]
 
 
@@ -70,40 +70,40 @@ def test_every_draw_meets_the_budget() -> None:
 
 
 def test_similarity_is_the_mean_cosine_of_the_last_states(searched: Searched) -> None:
-    found = search(searched)
+    results = search(searched)
     cosines = [
-        cosine(last_state(searched, prompt, "none"), last_state(searched, prompt, str(found.schedule)))
+        cosine(last_state(searched, prompt, "none"), last_state(searched, prompt, str(results.schedule)))
         for prompt in searched.prompts[:2]
     ]
-    assert found.similarity == pytest.approx(sum(cosines) / 2, rel=1e-6)
-    assert [stage.layer for stage in found.schedule.stages] == [0, 1, 2]
-    options = [dict(stage.options) for stage in found.schedule.stages]
-    assert [set(given) for given in options] == [{"t", "m"}, {"t"}, {"t"}]
-    assert len({given["t"] for given in options}) == 1
+    assert results.similarity == pytest.approx(sum(cosines) / 2, rel=1e-6)
+    assert [stage.layer for stage in results.schedule.stages] == [0, 1, 2]
+    options = [dict(stage.options) for stage in results.schedule.stages]
+    assert [set(stage) for stage in options] == [{"t", "m"}, {"t"}, {"t"}]
+    assert len({stage["t"] for stage in options}) == 1
 
 
 def test_it_reports_each_better_schedule_and_returns_the_best(searched: Searched) -> None:
     lines: list[str] = []
-    found = search(searched, report=lines.append)
+    results = search(searched, report=lines.append)
     cosines = [float(line.split("cosine ")[1].split()[0]) for line in lines]
     assert cosines == sorted(cosines)
     assert lines[0].startswith("trial 0: ")
-    assert lines[-1].endswith(f" {found.similarity:.6f} of {found.schedule}")
+    assert lines[-1].endswith(f" {results.similarity:.6f} of {results.schedule}")
     started = [value for line, value in zip(lines, cosines, strict=True) if int(line.split()[1].strip(":")) < 6]
-    assert started[-1] == pytest.approx(found.start, abs=1e-6)
+    assert started[-1] == pytest.approx(results.start, abs=1e-6)
 
 
 def test_a_seed_decides_everything(searched: Searched) -> None:
-    one, same, other = (search(searched, seed=seed, trials=8) for seed in (1, 1, 2))
-    assert one == same
-    assert one.schedule != other.schedule
+    first, same, other = (search(searched, seed=seed, trials=8) for seed in (1, 1, 2))
+    assert first == same
+    assert first.schedule != other.schedule
 
 
 @pytest.mark.slow
 def test_it_improves_on_its_random_start(searched: Searched) -> None:
-    found = [search(searched, trials=18, seed=seed) for seed in (0, 1)]
-    assert all(one.similarity >= one.start for one in found)
-    assert sum(one.similarity for one in found) > sum(one.start for one in found)
+    results = [search(searched, trials=18, seed=seed) for seed in (0, 1)]
+    assert all(result.similarity >= result.start for result in results)
+    assert sum(result.similarity for result in results) > sum(result.start for result in results)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def test_it_improves_on_its_random_start(searched: Searched) -> None:
     ],
 )
 def test_bad_arguments(searched: Searched, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(CalibrationError, match=message):
+    with pytest.raises(SearchError, match=message):
         search(searched, **options)
 
 
 def test_without_optuna(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(CalibrationError, match=r"pip install 'lmms-prune\[calibrate\]'"):
+    with pytest.raises(SearchError, match=r"pip install 'lmms-prune\[calibrate\]'"):
         search(searched)

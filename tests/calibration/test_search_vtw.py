@@ -8,7 +8,7 @@ import pytest
 from masked import Searched, columns, masked
 from torch import Tensor
 
-from lmms_prune.calibration.data import CalibrationError
+from lmms_prune.calibration.data import SearchError
 from lmms_prune.calibration.vtw import search_vtw
 
 
@@ -28,26 +28,26 @@ def slow_divergence(searched: Searched, prompt: dict[str, Tensor], layer: int) -
 def test_divergences_equal_slow(searched: Searched) -> None:
     prompts = searched.prompts[:3]
     lines: list[str] = []
-    found = search_vtw(searched.model, prompts, eta=0.0, lowest=0, report=lines.append)
+    result = search_vtw(searched.model, prompts, eta=0.0, lowest=0, report=lines.append)
     want = {layer: sum(slow_divergence(searched, prompt, layer) for prompt in prompts) / 3 for layer in range(4)}
-    assert found.divergences == pytest.approx(want, rel=1e-4)  # the eager softmax is in float32
-    assert found.schedule is None
+    assert result.divergences == pytest.approx(want, rel=1e-4)  # the eager softmax is in float32
+    assert result.schedule is None
     assert lines[1] == f"layer 1: divergence {want[1]:.3g}"
 
 
-def test_the_first_layer_that_is_near_enough(searched: Searched) -> None:
-    found = search_vtw(searched.model, searched.prompts[:2], eta=0.0, lowest=0).divergences
-    for eta in (*found.values(), 1e9):
-        first = next(layer for layer in range(4) if found[layer] <= eta)
+def test_the_first_layer_below_eta_is_found(searched: Searched) -> None:
+    result = search_vtw(searched.model, searched.prompts[:2], eta=0.0, lowest=0).divergences
+    for eta in (*result.values(), 1e9):
+        first = next(layer for layer in range(4) if result[layer] <= eta)
         assert str(search_vtw(searched.model, searched.prompts[:2], eta=eta, lowest=0).schedule) == f"vtw@{first}"
     deeper = search_vtw(searched.model, searched.prompts[:2], eta=1e9, lowest=2)
     assert str(deeper.schedule) == "vtw@2"
-    assert deeper.divergences == {layer: found[layer] for layer in (2, 3)}
+    assert deeper.divergences == {layer: result[layer] for layer in (2, 3)}
 
 
 def test_bad_arguments(searched: Searched) -> None:
-    with pytest.raises(CalibrationError, match=r"--lowest 5 is beyond the model, whose layers are 0 to 3\."):
+    with pytest.raises(SearchError, match=r"--lowest 5 is beyond the model, whose layers are 0 to 3\."):
         search_vtw(searched.model, searched.prompts)
     for eta in (-1.0, math.nan):
-        with pytest.raises(CalibrationError, match=r"--eta .* must not be negative"):
+        with pytest.raises(SearchError, match=r"--eta .* must not be negative"):
             search_vtw(searched.model, searched.prompts, eta=eta, lowest=1)

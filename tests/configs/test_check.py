@@ -1,4 +1,4 @@
-"""`lmms-prune check`: what a wrong file is told, and that it is told without torch."""
+"""`lmms-prune check`: the messages for wrong files, without torch."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_a_good_file_has_no_problems_and_its_numbers(tmp_path: Path) -> None:
         ("[dart@2:252t, random@20:38t]", "dart@2:?", "the '?' of stage 1 needs a budget"),
         ("dart@2:252t", "fastv@0:252t", "fastv"),
         ("llava_pruned", "qwen2_5_vl_pruned", "so claim a share, such as 50%."),
-        ("252t", "200t", "budget: it claims 192t, but the schedule leaves 165t (-14.1%, the tolerance is 5%)."),
-        ("192t", "192t, really 193t", "budget: it says 'really 193t', but the schedule leaves 192t."),
+        ("252t", "200t", "budget: it claims 192t, but the schedule keeps 165t (-14.1%, the tolerance is 5%)."),
+        ("192t", "192t, really 193t", "budget: it says 'really 193t', but the schedule keeps 192t."),
         ("  batch_size: 8", "  batch_size: 8\nbatch_size: 4", "batch_size=8 contradicts --batch_size 4; say it once."),
         ("  batch_size: 8", "  batch_size: 0", "batch_size=0 must be a whole number of at least 1"),
         ("  batch_size: 8", "  min_pixels: 8", "unknown argument 'min_pixels'. It is for the other model family."),
@@ -99,13 +99,13 @@ def test_a_good_file_has_no_problems_and_its_numbers(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_each_mistake_is_named_with_its_mend(old: str, new: str, message: str, tmp_path: Path) -> None:
+def test_each_mistake_is_named_with_its_fix(old: str, new: str, message: str, tmp_path: Path) -> None:
     assert old in GOOD
     found = problems(tmp_path, GOOD.replace(old, new))
     assert any(message in problem for problem in found), found
 
 
-def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("tasks: prune_llava", "task: mme").replace("dart@2", "drat@2").replace("results/a", "a,b")
     assert len(problems(tmp_path, text)) == 4
 
@@ -127,7 +127,7 @@ def test_layers_are_those_of_a_local_checkpoint(tmp_path: Path) -> None:
     assert 49 < checked.percent <= 50
 
 
-def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_checked_is_noted(tmp_path: Path) -> None:
     text = "model: llava_pruned\nmodel_args: pretrained=me/my-llava,schedule=vtw@90\ntasks: mme,my_task\n"
     (run,) = read(written(tmp_path, text))
     checked = check(run)
@@ -153,7 +153,7 @@ def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:
         ("a: !!python/object:os.system {}\n", "is no YAML: line 1"),
     ],
 )
-def test_a_file_that_is_none_is_named(text: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_configuration_is_named(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read(written(tmp_path, text))
     assert message in str(caught.value)
@@ -171,12 +171,12 @@ def test_a_list_of_runs_is_checked_run_by_run(tmp_path: Path) -> None:
     assert [check(run).problems for run in runs] == [[], []]
 
 
-def test_a_method_that_may_keep_less_is_held_against_an_upper_bound(tmp_path: Path) -> None:
+def test_a_method_that_may_keep_less_is_checked_against_an_upper_bound(tmp_path: Path) -> None:
     text = GOOD.replace("[dart@2:252t, random@20:38t]", "pool@0:196t")
     assert problems(tmp_path, text) == []
     assert problems(tmp_path, text.replace("192t", "192t, really 169t")) == []
-    assert "leaves 196t" in problems(tmp_path, text.replace("192t", "192t, really 200t"))[0]
-    # A bound below the claim is missed for sure.
+    assert "keeps 196t" in problems(tmp_path, text.replace("192t", "192t, really 200t"))[0]
+    # An upper bound below the claim surely misses it.
     assert "claims 300t" in problems(tmp_path, text.replace("192t", "300t"))[0]
 
 
@@ -185,7 +185,7 @@ def test_claims_are_read_as_they_are_written() -> None:
         (claim,) = claims(f"model: a\n  # budget: {text}\n")
         assert str(claim) == text
     with pytest.raises(ClaimError):
-        Claim(claims("# budget: 0t")[0].amount, "t").hold_against(claims("# budget: 1t")[0].amount, False)
+        Claim(claims("# budget: 0t")[0].amount, "t").check(claims("# budget: 1t")[0].amount, False)
 
 
 def test_folders_stand_for_their_files(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_the_command_names_files_and_exits_with_2(tmp_path: Path) -> None:
 
 
 def test_the_hook_of_pre_commit_runs(tmp_path: Path) -> None:
-    """What pre-commit would do with the hook: its entry, with the files that its pattern matches."""
+    """Run the hook as pre-commit does: its entry, with the files that its pattern matches."""
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
     program, *options = hook["entry"].split()
     assert program == PROGRAM.name
@@ -232,5 +232,5 @@ def test_the_keys_are_those_of_the_harness(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(sys, "argv", ["lmms-eval"])
     parser, _ = parse_eval_args()
-    # It takes "env" beside its options.
+    # It also accepts "env", which is not one of its options.
     assert {action.dest for action in parser._actions} | {"env"} == KEYS

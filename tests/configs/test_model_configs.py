@@ -41,9 +41,9 @@ def test_every_row_of_both_tables_and_every_control_has_a_file() -> None:
     controls = ["control-downsample", "control-pool", *(f"control-random-{i}" for i in range(5)), "control-stride"]
     llava = [f"llava-1.5-7b_{budget}_{name}" for budget in ("192", "064") for name in (*LLAVA, *controls)]
     qwen = [f"qwen2.5-vl-7b_050pct_{name}" for name in (*QWEN, *controls)]
-    alone = ["llava-1.5-7b_576_unpruned", "llava-1.5-7b_000_control-blind"]
-    alone += ["qwen2.5-vl-7b_100pct_unpruned", "qwen2.5-vl-7b_000pct_control-blind"]
-    assert list(ROWS) == sorted([*llava, *qwen, *alone])
+    unpruned_and_blind = ["llava-1.5-7b_576_unpruned", "llava-1.5-7b_000_control-blind"]
+    unpruned_and_blind += ["qwen2.5-vl-7b_100pct_unpruned", "qwen2.5-vl-7b_000pct_control-blind"]
+    assert list(ROWS) == sorted([*llava, *qwen, *unpruned_and_blind])
     assert [path.name for path in FILES] == sorted(f"{stem}.yaml" for stem in ROWS)
 
 
@@ -89,8 +89,8 @@ def test_llava_is_evaluated_as_the_paper_did() -> None:
         assert own == (llava if path.stem.startswith("llava") else dict.fromkeys(own)), path
 
 
-def test_controls_meet_the_budget_that_they_stand_beside() -> None:
-    """Pooling and downsampling keep whole grids, so what they really keep is their own rule's."""
+def test_controls_meet_the_budget_of_the_rows_they_are_compared_with() -> None:
+    """Pooling and downsampling keep whole grids, so their actual budget follows from their own rule."""
     side = 24
     for stem, row in ROWS.items():
         if not row.control or row.model != "llava-1.5-7b" or row.name == "blind":

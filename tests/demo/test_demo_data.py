@@ -1,4 +1,4 @@
-"""The demonstration data: checkpoints that load and look at the image, and benchmarks that `datasets` reads."""
+"""The demo data: checkpoints that load and use the image, and benchmarks that `datasets` reads."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_same_seed_same_weights_and_the_global_random_state_is_untouched(family,
     assert _weights(again) == _weights(checkpoint(family)) != _weights(other)
 
 
-def test_dtype_and_layers_are_those_asked_for(family, tmp_path):
+def test_dtype_and_layers_are_the_requested_ones(family, tmp_path):
     folder = BUILDERS[family](tmp_path / "half", layers=2, dtype=torch.bfloat16)
     model = AutoModelForImageTextToText.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
@@ -171,7 +171,7 @@ def test_mirror_is_read_under_the_harness_names(name, config, splits, mirror: Mi
     assert {split: len(data[split]) for split in data} == dict.fromkeys(splits, 4)
 
 
-def test_mirror_rows_hold_what_the_scorers_need(mirror, monkeypatch, tmp_path):
+def test_mirror_rows_have_the_fields_that_scorers_need(mirror, monkeypatch, tmp_path):
     monkeypatch.chdir(mirror())
 
     def rows(name: str, config: str | None, split: str) -> list[dict]:

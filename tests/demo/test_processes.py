@@ -1,4 +1,4 @@
-"""Evaluations share processes and are told apart: against a stand-in for lmms-eval that ends as it is told to."""
+"""Evaluations that share processes, with a stand-in for lmms-eval whose failures the test chooses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lmms_prune.demo import processes
-from lmms_prune.demo.processes import Run, RunError, evaluate
+from lmms_prune.demo.processes import DemoRun, RunError, evaluate
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.terminal.console import ended_by_sigterm
 
@@ -48,15 +48,15 @@ for number, run in enumerate(runs):
         continue
     for name in ("model", "submissions"):
         (folder := Path(run["output_path"], name)).mkdir(parents=True, exist_ok=True)
-        said = {{"config": run, "process": os.getpid(), "cwd": os.getcwd(), "told": os.environ.get("TOLD")}}
+        record = {{"config": run, "process": os.getpid(), "cwd": os.getcwd(), "told": os.environ.get("TOLD")}}
         written = len(list(folder.glob("*.json")))
-        (folder / f"{{written}}_results.json").write_text(json.dumps(said if name == "model" else []))
+        (folder / f"{{written}}_results.json").write_text(json.dumps(record if name == "model" else []))
 """
 
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes runs of the given names with so many cores."""
+    """Evaluate runs with the given names and number of cores."""
     program = tmp_path / "lmms-eval"
     program.write_text(STAND_IN.format(python=sys.executable), "utf-8")
     program.chmod(0o755)
@@ -70,7 +70,9 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr("os.cpu_count", lambda: cores)
         told: list[int] = []
         folder = tmp_path / "results"
-        runs = [Run({"model": "m", "model_args": name, "tasks": "a,b"}, folder / name.split("=")[0]) for name in names]
+        runs = [
+            DemoRun({"model": "m", "model_args": name, "tasks": "a,b"}, folder / name.split("=")[0]) for name in names
+        ]
         environment = {"TOLD": "yes", "HF_TOKEN": "hf_SECRET"}
         progressed = told.append if interrupted is None else interrupted
         return evaluate(runs, folder, tmp_path / "mirror", environment, secret_values(environment), progressed), told
@@ -78,8 +80,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def test_a_run_that_fails_is_named_and_the_others_are_made(made: Any, tmp_path: Path) -> None:
-    """In one process, that a refused run ends: what came after it is made all the same."""
+def test_a_failed_run_is_named_and_the_others_are_evaluated(made: Any, tmp_path: Path) -> None:
+    """A refused run ends its process; the runs after it are still evaluated."""
     names = ["first", "second=broken", "third", "fourth=refused", "fifth", "sixth=broken"]
     outcomes, told = made(names, 1)
     for name, outcome in zip(names, outcomes, strict=True):
@@ -90,8 +92,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(made: Any, tmp_path: 
             assert len(list(log.parent.rglob("model/*_results.json"))) == 1, "made once"
             continue
         assert isinstance(outcome, RunError)
-        said = f"Oops: {name} [REDACTED]" if "broken" in name else "lmms-prune: error: no\n    such thing"
-        assert str(outcome) == f"this run left no results; its log is {log} and ends with:\n{said}"
+        reason = f"Oops: {name} [REDACTED]" if "broken" in name else "lmms-prune: error: no\n    such thing"
+        assert str(outcome) == f"this run left no results; its log is {log} and ends with:\n{reason}"
     first, third, fifth = (outcomes[number]["process"] for number in (0, 2, 4))
     assert first == third != fifth
     assert told[-1] == len(names)
@@ -109,12 +111,12 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(made: Any, tmp_path: 
     ],
 )
 @pytest.mark.parametrize("cores", [1, 2])
-def test_a_reason_that_all_share_ends_them_at_once(
+def test_a_failure_that_all_runs_share_ends_them_at_once(
     made: Any, kind: str, reason: str, cores: int, tmp_path: Path
 ) -> None:
-    """No run is made after the first, and what is at work is ended."""
+    """No run is started after the first failure, and running processes are ended."""
     names = [f"first={kind}", "second=slow", f"third={kind}", "fourth=slow"]
-    with pytest.raises(RunError, match="every run fails alike, so no more were started") as error:
+    with pytest.raises(RunError, match="every run fails for the same reason, so no more were started") as error:
         made(names, cores)
     assert not list(tmp_path.rglob("*_results.json")), "the slow one, left alone, leaves results"
     log = tmp_path / "results" / "process-1.log"
@@ -123,7 +125,7 @@ def test_a_reason_that_all_share_ends_them_at_once(
     assert sum(text.count("INFO starts") for text in logs) == cores
 
 
-def test_what_some_runs_do_not_share_ends_no_other(made: Any) -> None:
+def test_a_failure_that_not_all_runs_share_ends_no_other(made: Any) -> None:
     outcomes, _ = made(["first", "second=early", "third"], 1)
     assert [isinstance(outcome, RunError) for outcome in outcomes] == [False, True, False]
 
@@ -142,8 +144,8 @@ def test_results_of_an_earlier_call_are_not_taken(made: Any) -> None:
     assert before[1]["process"] != after[1]["process"]
 
 
-def test_the_command_makes_the_same_run_as_the_configuration(tmp_path: Path) -> None:
-    run = Run({"model": "m", "model_args": "schedule=dart@1:0.5,random@2:0.1", "tasks": "a"}, tmp_path)
+def test_the_command_and_the_configuration_are_the_same_run(tmp_path: Path) -> None:
+    run = DemoRun({"model": "m", "model_args": "schedule=dart@1:0.5,random@2:0.1", "tasks": "a"}, tmp_path)
     [_, *words] = run.command
     flag = words.pop()
     assert flag == "--log_samples"
@@ -153,7 +155,7 @@ def test_the_command_makes_the_same_run_as_the_configuration(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_an_interruption_ends_the_processes(made: Any, tmp_path: Path, kind: type[BaseException]) -> None:
-    """Ctrl-C of the command alone, or SIGTERM: nobody would wait for what they do."""
+    """After Ctrl-C on the command only, or SIGTERM, no process may go on."""
 
     def interrupted(_: int) -> None:
         if all("starts" in log.read_text("utf-8") for log in (tmp_path / "results").rglob("log.txt")):

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from lmms_prune.cli import app
 from lmms_prune.demo import questions
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
-from lmms_prune.demo.models import FILES, LAYERS, MODELS, VISUAL_TOKENS, DemoError, Model, weights
-from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, Row, _progress, run_demo, tables, task_names
+from lmms_prune.demo.models import FILES, LAYERS, MODELS, VISUAL_TOKENS, DemoError, DemoModel, weights
+from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, DemoRow, _progress, run_demo, tables, task_names
 from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.schedule import PromptSizes, Schedule
@@ -38,11 +38,11 @@ def test_every_schedule_of_the_demo_fits_its_models() -> None:
         read = Schedule.parse(row.schedule)
         if row.budget is not None:
             read = read.solve(row.budget, PromptSizes(LAYERS, VISUAL_TOKENS))
-            # DART keeps in steps of 8, and pooling whole rows and columns.
+            # DART keeps multiples of 8, and pooling whole rows and columns.
             share = float(read.average(LAYERS, [VISUAL_TOKENS])) / VISUAL_TOKENS
             assert float(row.budget) - 0.04 < share <= float(row.budget)
         read.check(LAYERS, [VISUAL_TOKENS])
-        assert Row.parse(str(row)) == row
+        assert DemoRow.parse(str(row)) == row
     assert len(set(FULL)) == len(FULL)
 
 
@@ -66,7 +66,7 @@ def test_the_table_fits_a_narrow_terminal_and_tells_models_apart() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.folder)
-def test_a_missing_file_of_a_model_is_named(model: Model, tmp_path: Path) -> None:
+def test_a_missing_file_of_a_model_is_named(model: DemoModel, tmp_path: Path) -> None:
     whole = weights(model)
     assert sorted(file.name for file in whole.iterdir()) == sorted(FILES)
     for name in FILES:
@@ -86,9 +86,9 @@ def test_weights_that_end_too_early_are_named(tmp_path: Path) -> None:
         weights(MODELS[0], tmp_path)
 
 
-@pytest.mark.parametrize(("text", "said"), [("mme,foo", "'foo' is not in the demo"), (",", "',' names no task")])
-def test_a_wrong_task_is_named(text: str, said: str) -> None:
-    with pytest.raises(DemoError, match=said):
+@pytest.mark.parametrize(("text", "message"), [("mme,foo", "'foo' is not in the demo"), (",", "',' names no task")])
+def test_a_wrong_task_is_named(text: str, message: str) -> None:
+    with pytest.raises(DemoError, match=message):
         task_names(text)
 
 
@@ -98,7 +98,7 @@ def test_tasks_are_read_with_stray_commas_and_spaces() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("random@1:?", "needs a budget"),
         ("random@1:0.5,budget=0.5", "exactly one '\\?'"),
@@ -106,9 +106,9 @@ def test_tasks_are_read_with_stray_commas_and_spaces() -> None:
         ("random@12:?,budget=0.5", "layer"),
     ],
 )
-def test_a_row_that_cannot_run_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ScheduleError, match=said):
-        Row.parse(text)
+def test_a_row_that_cannot_run_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        DemoRow.parse(text)
 
 
 def test_a_folder_with_a_comma_is_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_damaged_data_is_named(damage: Any, tmp_path: Path) -> None:
         run_demo(tmp_path, QUICK, 4, ["pope"], {}, Console(quiet=True))
 
 
-def test_what_other_code_drew_is_not_taken_for_todays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_drawn_by_other_code_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = drawn_by()
     changed = tmp_path / "questions.py"
     changed.write_text(Path(questions.__file__).read_text(encoding="utf-8") + "\n", encoding="utf-8")
@@ -135,7 +135,7 @@ def test_what_other_code_drew_is_not_taken_for_todays(tmp_path: Path, monkeypatc
     assert drawn_by() != now
 
 
-def test_progress_is_told_line_by_line_where_no_terminal_is() -> None:
+def test_progress_is_printed_in_lines_without_a_terminal() -> None:
     stream = StringIO()
     with _progress(Console(file=stream, width=80), "2 runs", 2) as progressed:
         for done in (0, 1, 1, 2):
@@ -143,7 +143,7 @@ def test_progress_is_told_line_by_line_where_no_terminal_is() -> None:
     assert stream.getvalue().splitlines() == [f"2 runs: {done} of 2 done" for done in (0, 1, 2)]
 
 
-# What the trained models reach on the quick demo's held-out questions, less a margin for another machine's rounding.
+# The trained models' scores on the quick demo's held-out questions, minus a margin for other machines' rounding.
 FLOORS: dict[str, dict[str, float]] = {
     "llava_pruned": {
         **{"mme": 1250, "scienceqa_img": 75, "pope": 90, "textvqa_val": 75, "mmbench_en_dev_static": 60},
@@ -167,8 +167,7 @@ COSTS: dict[str, dict[str, float]] = {
         "gqa": 35,
     },
 }
-# What is scored without the image: reading nothing, of yes or no and of options what guessing brings. So much less it is
-# than with the image, at least.
+# The least loss without the image: reading scores nothing then, and yes/no questions and options what guessing scores.
 LESS = {task: 150 if task == "mme" else 30 for task in TASKS}
 BLIND = {
     **{"textvqa_val": 10, "infovqa_val": 20, "docvqa_val": 20, "ocrbench": 10, "mme": 1050, "scienceqa_img": 60},
@@ -176,7 +175,7 @@ BLIND = {
 }
 
 
-# The command, whose evaluations are processes that are forked. As real ones they run in .ci/run, from the built package.
+# The command with forked evaluation processes. .ci/run runs it with real processes, from the built package.
 QUICK_DEMO = """
 import sys
 from lmms_prune.cli import app
@@ -188,7 +187,7 @@ app()
 
 
 def quick(folder: Path, forking: Forking) -> dict[str, Any]:
-    """What `lmms-prune demo --quick` says, every run having gone well."""
+    """The output of `lmms-prune demo --quick`, in which every run succeeded."""
     script = folder / "quick_demo.py"
     script.write_text(QUICK_DEMO, encoding="utf-8")
     program = str(forking.stand_ins / "lmms-eval")
@@ -203,7 +202,7 @@ def quick(folder: Path, forking: Forking) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_quick_demo(forking: Forking, tmp_path: Path) -> None:
-    """Both models above their floors; keeping all changes nothing, half the tokens little, no image very much."""
+    """Both models reach their floors; keeping all tokens changes nothing, half of them little, no image very much."""
     record = quick(tmp_path, forking)
     for model in MODELS:
         runs = {run["schedule"]: run for run in record["runs"] if run["model"] == model.wrapper}
@@ -227,7 +226,7 @@ def test_the_quick_demo(forking: Forking, tmp_path: Path) -> None:
 
 
 def _the_leaderboard_agrees(results: Path, record: dict[str, Any]) -> None:
-    """Read back from the result files: the same scores, which the samples bear out, and nothing that is doubtful."""
+    """The leaderboard reads the same scores from the results, the samples confirm them, and no row is flagged."""
     done = CliRunner().invoke(app, ["leaderboard", str(results), "--format", "json"])
     assert done.exit_code == 0, done.output
     board = {model["title"]: model for model in json.loads(done.stdout)["models"]}
@@ -239,15 +238,15 @@ def _the_leaderboard_agrees(results: Path, record: dict[str, Any]) -> None:
             row = rows[run["solved"]]
             assert {task: cell["score"] for task, cell in row["cells"].items()} == pytest.approx(run["scores"])
             assert row["cost"]["avg_visual_tokens"] == pytest.approx(run["averages"]["avg_visual_tokens"])
-            # The tests may run on code that is being worked on.
+            # The tests may run on uncommitted code.
             assert [mark for mark in row["marks"] if "not committed" not in mark] == []
 
 
 @pytest.mark.slow
-def test_a_refused_schedule_does_not_end_the_other_run(
+def test_a_refused_schedule_does_not_end_the_other_models_run(
     forking: Forking, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """ToMe inside the tower needs CLIP: LLaVA runs it, Qwen2.5-VL refuses."""
+    """ToMe inside the vision encoder needs CLIP: LLaVA runs it, Qwen2.5-VL refuses."""
     monkeypatch.setattr("lmms_prune.demo.processes._program", lambda: str(forking.stand_ins / "lmms-eval"))
     schedule = "tome@0:0.5;place=tower"
     monkeypatch.setenv("HF_TOKEN", "hf_SECRET")  # which lmms-eval prints

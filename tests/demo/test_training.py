@@ -1,4 +1,4 @@
-"""Training: several questions in one sequence are the same as each alone, and an interrupted run goes on unchanged."""
+"""Training: questions in one sequence equal separate ones, and an interrupted run resumes unchanged."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from typer.testing import CliRunner
 
 from lmms_prune.demo import content, prompts
 from lmms_prune.demo.checkpoints import Sizes
-from lmms_prune.demo.content import Chart, Content, Form, Grid, Scene, Sign, Thing
+from lmms_prune.demo.content import Chart, Content, Form, NumberTable, Scene, Sign, Thing
 from lmms_prune.demo.models import WEIGHTS
 from lmms_prune.demo.pictures import draw
 from lmms_prune.demo.training.__main__ import SIZES, export, main
+from lmms_prune.demo.training.attention_supervision import AttentionSupervision, supervise_attention
+from lmms_prune.demo.training.attention_targets import answer_marks, named_marks
 from lmms_prune.demo.training.data import (
     LABELS,
-    Batches,
     Prompted,
+    QuestionBatches,
     ask,
     ask_to_compare,
     collate,
     dense_labels,
     some_content,
 )
-from lmms_prune.demo.training.families import Family, new_family, take_tower
-from lmms_prune.demo.training.gaze import Gaze, watch
-from lmms_prune.demo.training.grounds import grounds, named
-from lmms_prune.demo.training.loop import Stage, Trainer
+from lmms_prune.demo.training.families import TrainingFamily, new_family, take_encoder
+from lmms_prune.demo.training.loop import Trainer, TrainingStage
 
 COMMAND = typer.Typer()
 COMMAND.command()(main)
@@ -43,20 +43,20 @@ SMALL = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 48, "vision_hidd
 KV_HEADS = {"llava": 2, "qwen2_5_vl": 1}
 SECTIONS = {"llava": (), "qwen2_5_vl": (2, *[1] * 6)}
 STAGES = [
-    Stage("tower", 3, 3, 0, 1e-2),
-    Stage("open", 1, 2, 3, 0.0, 1e-2, gaze=1.0),
-    Stage("compare", 1, 2, 3, 0.0, 1e-2, gaze=0.3, stated=0.3),
-    Stage("questions", 4, 2, 3, 1e-2, 1e-2, gaze=0.1),
+    TrainingStage("tower", 3, 3, 0, 1e-2),
+    TrainingStage("open", 1, 2, 3, 0.0, 1e-2, attention=1.0),
+    TrainingStage("compare", 1, 2, 3, 0.0, 1e-2, attention=0.3, stated=0.3),
+    TrainingStage("questions", 4, 2, 3, 1e-2, 1e-2, attention=0.1),
 ]
 
 
-def small(name: str) -> Family:
-    """A copy of its own of an untrained small model: drawing one takes seconds, for the tokenizer that it learns."""
+def small(name: str) -> TrainingFamily:
+    """A fresh copy of an untrained small model. Drawing one takes seconds, because it trains a tokenizer."""
     return deepcopy(_drawn(name))
 
 
 @lru_cache(maxsize=2)
-def _drawn(name: str) -> Family:
+def _drawn(name: str) -> TrainingFamily:
     sizes: Sizes = replace(SIZES[name], **SMALL, kv_heads=KV_HEADS[name], mrope_section=SECTIONS[name])
     rng = random.Random(0)
     prompted = [ask(rng, some_content(rng, "train"), "train") for _ in range(300)]
@@ -64,7 +64,7 @@ def _drawn(name: str) -> Family:
 
 
 @pytest.fixture(params=sorted(SIZES))
-def family(request: pytest.FixtureRequest) -> Family:
+def family(request: pytest.FixtureRequest) -> TrainingFamily:
     return small(request.param)
 
 
@@ -72,13 +72,13 @@ def _plain(prompt: str, answer: str) -> Prompted:
     return Prompted(prompt, answer, "", prompt)
 
 
-def trainer(family: Family, folder: Path) -> Trainer:
+def trainer(family: TrainingFamily, folder: Path) -> Trainer:
     folder.mkdir(exist_ok=True)
     return Trainer(family, folder, STAGES, seed=0, device=torch.device("cpu"))
 
 
-def test_questions_in_one_sequence_are_as_each_alone(family: Family, tmp_path: Path) -> None:
-    """Logits at every answer token equal those of the library's own forward pass over the processor's own prompt."""
+def test_questions_in_one_sequence_equal_separate_ones(family: TrainingFamily, tmp_path: Path) -> None:
+    """The logits of every answer token equal those of a plain forward pass over the processor's prompt."""
     rng = random.Random(1)
     rows = []
     for draws in (content.scene, content.form, content.chart):
@@ -101,18 +101,18 @@ def test_questions_in_one_sequence_are_as_each_alone(family: Family, tmp_path: P
 
                     images = [pad_to_square(picture.image, family.processor.image_processor.image_mean)]
             inputs = family.processor(text=[text], images=images, return_tensors="pt")
-            said = family.tokenizer.encode(prompted.answer, add_special_tokens=False)
+            tokens = family.tokenizer.encode(prompted.answer, add_special_tokens=False)
             with torch.no_grad():
-                alone = family.model(**inputs).logits[0, -len(said) - 1 :]
+                alone = family.model(**inputs).logits[0, -len(tokens) - 1 :]
             mine = packed[batch.answer == answer]
-            assert batch.target[batch.answer == answer].tolist() == [*said, family.tokenizer.eos_token_id]
+            assert batch.target[batch.answer == answer].tolist() == [*tokens, family.tokenizer.eos_token_id]
             torch.testing.assert_close(mine, alone, atol=2e-4, rtol=1e-4)
             answer += 1
     assert answer == len(batch.sorts)
 
 
-def test_labels_stand_at_their_tokens(family: Family) -> None:
-    """One letter in each of its tokens, from left to right; a shape in the cell of the grid that it stands in."""
+def test_labels_are_at_their_tokens(family: TrainingFamily) -> None:
+    """Letters label one token each, from left to right; a shape labels tokens in its own cell."""
     picture = draw(random.Random(0), SIGN)
     rows, columns = family.grid(picture.image.size)
     letters = dense_labels(family, picture)["letter"].reshape(rows, columns)
@@ -129,7 +129,7 @@ def test_labels_stand_at_their_tokens(family: Family) -> None:
 
 
 PAGE = Form((("NAME", "KURT"), ("ROOM", "512")))
-TABLE = Grid((("BUS", (12, 34)), ("JET", (56, 78))))
+TABLE = NumberTable((("BUS", (12, 34)), ("JET", (56, 78))))
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ TABLE = Grid((("BUS", (12, 34)), ("JET", (56, 78))))
         (PAGE, "Read all the text.", ("", ""), "NAME KURT", ["NAMEKURTROOM512"] * 9),  # not all of it: no order
     ],
 )
-def test_an_answer_stands_in_its_letters(
+def test_an_answer_is_read_from_its_letters(
     content: Content, question: str, part: tuple[str, str], answer: str, expected: list[str]
 ) -> None:
     picture = draw(random.Random(0), content)
-    told = grounds(picture, question, part, list(answer) if len(answer) > 1 else [answer])
-    assert ["".join(mark.letter for mark in marks) for marks in told] == expected
+    token_marks = answer_marks(picture, question, part, list(answer) if len(answer) > 1 else [answer])
+    assert ["".join(mark.letter for mark in marks) for marks in token_marks] == expected
 
 
 @pytest.mark.parametrize(
@@ -170,16 +170,16 @@ def test_an_answer_stands_in_its_letters(
 )
 def test_words_of_a_question_name_shapes(question: str, expected: dict[str, list[str]]) -> None:
     picture = draw(random.Random(0), Scene((Thing("star", "blue", True, 2, 0), Thing("cross", "red", False, 0, 1))))
-    found = named(picture, question, ("", ""))
-    assert {name: [f"{m.colour} {m.kind}" for m in marks] for name, marks in found.items()} == expected
-    told = [f"{mark.colour} {mark.kind}" for mark in grounds(picture, question, ("", ""), ["x"])[0]]
-    assert told == (
+    named = named_marks(picture, question, ("", ""))
+    assert {name: [f"{m.colour} {m.kind}" for m in marks] for name, marks in named.items()} == expected
+    shapes = [f"{mark.colour} {mark.kind}" for mark in answer_marks(picture, question, ("", ""), ["x"])[0]]
+    assert shapes == (
         [thing for things in expected.values() for thing in things] if expected else ["blue star", "red cross"]
     )
 
 
-def test_what_asks_looks_at_the_letter_and_at_the_word(family: Family) -> None:
-    """In a batch: the word "room" at the value's tokens, each place that asks for a digit at that digit and at "room"."""
+def test_a_predicting_token_attends_to_the_letter_and_to_the_word(family: TrainingFamily) -> None:
+    """The word "room" attends to the value's visual tokens; each token that predicts a digit, to that digit and to "room"."""
     picture = draw(random.Random(0), PAGE)
     question = "What is the room mentioned in the document?"
     batch = collate(family, [(picture, [Prompted(question, "512", "form", question, ("ROOM", ""))])])
@@ -189,10 +189,10 @@ def test_what_asks_looks_at_the_letter_and_at_the_word(family: Family) -> None:
     word = batch.ids[0].tolist().index(family.word("ROOM"))
     looks = [
         (place, where.nonzero().flatten().tolist())
-        for place, where in zip(batch.grounded[0].tolist(), batch.grounds[0], strict=True)
+        for place, where in zip(batch.supervised[0].tolist(), batch.targets[0], strict=True)
     ]
     expected = [(word, sorted(shown))]
-    for place, digit in zip(batch.ask[:3, 1].tolist(), shown, strict=True):
+    for place, digit in zip(batch.asking[:3, 1].tolist(), shown, strict=True):
         expected += [(place, [digit]), (place, [word])]
     assert looks == expected
 
@@ -213,28 +213,28 @@ CHINESE_CHOICE = prompts.mmbench(CHINESE_STAR, ["红色", "蓝色"], "请看图�
         (Prompted(STAR, "blue", "attribute_recognition", STAR), "star", ""),
     ],
 )
-def test_what_asks_looks_at_what_the_question_states(
-    family: Family, prompted: Prompted, word: str, stated: str
+def test_a_predicting_token_attends_to_what_the_question_states(
+    family: TrainingFamily, prompted: Prompted, word: str, stated: str
 ) -> None:
-    """At the right option with its letter, or at what is to be confirmed or denied; and at the word for the shape."""
+    """It attends to the right option with its letter or to the statement, and to the word for the shape."""
     picture = draw(random.Random(0), Scene((Thing("star", "blue", True, 2, 0),)))
     batch = collate(family, [(picture, [prompted])])
-    asking = batch.ask[0, 1].item()
+    asking = batch.asking[0, 1].item()
     looks = [
-        (family.tokenizer.decode(batch.ids[0][where]).strip(), textual)
-        for place, where, textual in zip(
-            batch.grounded[0].tolist(), batch.grounds[0], batch.textual[0].tolist(), strict=True
+        (family.tokenizer.decode(batch.ids[0][targets]).strip(), in_question)
+        for column, targets, in_question in zip(
+            batch.supervised[0].tolist(), batch.targets[0], batch.in_question[0].tolist(), strict=True
         )
-        if place == asking and where.any() and not batch.is_image[0][where].any()
+        if column == asking and targets.any() and not batch.is_image[0][targets].any()
     ]
-    said = [text.replace(". ", ".") if text[0] in "AB" and "星" in word else text for text, _ in looks if text]
-    assert said[0].split()[0] == word
-    assert [text for text, textual in looks if textual] == ([stated] if stated else [])
+    words = [text.replace(". ", ".") if text[0] in "AB" and "星" in word else text for text, _ in looks if text]
+    assert words[0].split()[0] == word
+    assert [text for text, in_question in looks if in_question] == ([stated] if stated else [])
 
 
 @pytest.mark.parametrize(("truth", "answer"), [(True, "yes"), (False, "no")])
 def test_a_pair_states_what_differs(truth: bool, answer: str) -> None:
-    """Of both questions of a pair the words that the other one does not have."""
+    """The stated words are those that the pair's other question does not have."""
     scene, found = Scene((Thing("star", "blue", True, 2, 0), Thing("cross", "red", False, 0, 1))), set()
     for seed in range(200):
         asked = ask(random.Random(seed), scene, "train")
@@ -257,12 +257,12 @@ WORDS = ("A. KULO", "B. KABO")
             Prompted("Which?\nA. KULO\nB. KABO\n", "B", "choice", "Which?", stated="B. KABO", options=WORDS),
             "KULOKABO",
         ),
-        # Of a colour nothing is to be spelled.
+        # A colour is not spelled.
         (Prompted("Which?\nA. red\nB. blue\n", "A", "choice", "", stated="A. red", options=("A. red", "B. blue")), ""),
     ],
 )
-def test_the_letters_of_a_stated_word_look_at_those_of_the_sign(
-    family: Family, prompted: Prompted, spelled: str
+def test_the_letters_of_a_stated_word_attend_to_those_of_the_sign(
+    family: TrainingFamily, prompted: Prompted, spelled: str
 ) -> None:
     picture = draw(random.Random(0), SIGN)
     batch = collate(family, [(picture, [prompted])])
@@ -271,12 +271,12 @@ def test_the_letters_of_a_stated_word_look_at_those_of_the_sign(
     shown = [start + letters.index(LABELS["letter"].index(letter)) for letter in "KABO"]
     looks = [
         (place, family.tokenizer.decode([batch.ids[0][place]]).strip(), where.nonzero().flatten().tolist())
-        for place, where in zip(batch.grounded[0].tolist(), batch.grounds[0], strict=True)
-        if place != batch.ask[0, 1].item() and where.any()
+        for place, where in zip(batch.supervised[0].tolist(), batch.targets[0], strict=True)
+        if place != batch.asking[0, 1].item() and where.any()
     ]
     looks = sorted(look for look in looks if look[1].isupper())
-    assert [said for _, said, _ in looks] == list(spelled)
-    assert [there for _, _, there in looks] == [[place] for place in shown] * (len(spelled) // 4)
+    assert [letter for _, letter, _ in looks] == list(spelled)
+    assert [columns for _, _, columns in looks] == [[column] for column in shown] * (len(spelled) // 4)
 
 
 @pytest.mark.parametrize(
@@ -290,16 +290,16 @@ def test_the_letters_of_a_stated_word_look_at_those_of_the_sign(
     ],
 )
 def test_the_stage_of_comparisons_compares_more(shown: Content, shares: dict[str, float]) -> None:
-    """By so much more than the stage of all kinds."""
-    often, else_ = (
+    """It compares more often than the stage with all sorts, by the given factor."""
+    comparing, mixed = (
         Counter(form(random.Random(seed), shown, "train").sort for seed in range(2000))
         for form in (ask_to_compare, ask)
     )
     for sort, times in shares.items():
-        assert often[f"yes/no {sort}"] > times * else_[f"yes/no {sort}"] > 0
+        assert comparing[f"yes/no {sort}"] > times * mixed[f"yes/no {sort}"] > 0
 
 
-def test_all_options_are_known_to_what_compares_them() -> None:
+def test_a_choice_knows_all_its_options() -> None:
     found = 0
     for seed in range(60):
         asked = ask(random.Random(seed), SIGN, "train")
@@ -310,8 +310,8 @@ def test_all_options_are_known_to_what_compares_them() -> None:
     assert found
 
 
-def test_the_gaze_is_what_attention_weighs(family: Family) -> None:
-    """Shares equal those of the library's own attention matrices; no gaze changes what the decoder says."""
+def test_attention_supervision_measures_attention(family: TrainingFamily) -> None:
+    """Shares equal those computed from the library's attention matrices, and collecting them changes no logits."""
     rng = random.Random(3)
     rows = [(draw(rng, shown), [ask(rng, shown, "train") for _ in range(9)]) for shown in (SIGN, TABLE)]
     batch = collate(family, rows)
@@ -320,9 +320,9 @@ def test_the_gaze_is_what_attention_weighs(family: Family) -> None:
     with torch.no_grad():
         features = family.features(batch.pixels)[0]
         plain = runner.logits(batch, features)
-        watch(family.decoder)
-        gaze = Gaze(batch.grounded, batch.grounds)
-        with gaze.collecting():
+        supervise_attention(family.decoder)
+        supervision = AttentionSupervision(batch.supervised, batch.targets)
+        with supervision.collecting():
             assert torch.equal(runner.logits(batch, features), plain)
         family.decoder.config._attn_implementation = "eager"
         embedded = family.model.get_input_embeddings()(batch.ids)
@@ -333,17 +333,17 @@ def test_the_gaze_is_what_attention_weighs(family: Family) -> None:
             output_attentions=True,
             use_cache=False,
         )
-    for share, weights in zip(gaze.shares, out.attentions, strict=True):
+    for share, weights in zip(supervision.shares, out.attentions, strict=True):
         for row in range(2):
-            expected = (weights[row][:, batch.grounded[row]] * batch.grounds[row]).sum(-1)
+            expected = (weights[row][:, batch.supervised[row]] * batch.targets[row]).sum(-1)
             torch.testing.assert_close(share[row], expected, atol=1e-5, rtol=1e-4)
-    shares, asked = torch.cat(gaze.shares, 1).mean(1), batch.grounds.any(-1)
-    for among in (batch.textual, ~batch.textual):
-        assert gaze.loss(among).item() == pytest.approx(-shares[asked & among].log().mean().item())
-    assert gaze.loss(torch.zeros_like(asked)).item() == 0
+    shares, with_target = torch.cat(supervision.shares, 1).mean(1), batch.targets.any(-1)
+    for among in (batch.in_question, ~batch.in_question):
+        assert supervision.loss(among).item() == pytest.approx(-shares[with_target & among].log().mean().item())
+    assert supervision.loss(torch.zeros_like(with_target)).item() == 0
 
 
-def test_a_word_starts_alike_with_and_without_a_space() -> None:
+def test_a_word_starts_with_one_embedding_with_and_without_a_space() -> None:
     family = small("llava")
     embedding = family.model.get_input_embeddings().weight
     found = 0
@@ -356,26 +356,24 @@ def test_a_word_starts_alike_with_and_without_a_space() -> None:
     assert found
 
 
-def test_capitals_and_digits_are_spelled(family: Family) -> None:
+def test_capitals_and_digits_are_spelled(family: TrainingFamily) -> None:
     tokens = family.tokenizer.encode("KABO 1999", add_special_tokens=False)
     assert [
         family.tokenizer.decode([token]).strip() for token in tokens if family.tokenizer.decode([token]).strip()
     ] == [*"KABO1999"]
 
 
-def test_a_batch_depends_on_its_number_alone(family: Family) -> None:
-    batches = [Batches(family, 0, 2, 2, "questions") for _ in range(2)]
+def test_a_batch_depends_on_its_number_alone(family: TrainingFamily) -> None:
+    batches = [QuestionBatches(family, 0, 2, 2, "questions") for _ in range(2)]
     one, two = batches[0][5], [batches[1][n] for n in (3, 5)][1]
     assert one.ids.equal(two.ids)
     assert one.pixels["pixel_values"].equal(two.pixels["pixel_values"])
-    assert not one.ids.equal(Batches(family, 0, 2, 2, "questions", "test")[5].ids)
+    assert not one.ids.equal(QuestionBatches(family, 0, 2, 2, "questions", "test")[5].ids)
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
-def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Most of the time would go into the pictures of the figures on held-out ones, of which forty batches are drawn.
+def test_an_interrupted_training_resumes_unchanged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Drawing forty batches of held-out pictures would take most of the time.
     monkeypatch.setattr(Trainer, "_evaluate", partialmethod(Trainer._evaluate, batches=6))
     whole = small(name)
     assert trainer(whole, tmp_path / "whole").run(None, 0)
@@ -392,34 +390,34 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     assert "form" in held_out[-1]["held out"]
 
 
-def test_training_lowers_the_loss(family: Family, tmp_path: Path) -> None:
-    """On one batch, again and again: all of it can be learned by heart."""
+def test_training_lowers_the_loss(family: TrainingFamily, tmp_path: Path) -> None:
+    """One repeated batch can be memorised completely."""
     runner = trainer(family, tmp_path / "run")
     runner.stage = len(STAGES) - 1
     runner.optimizer = runner._optimizer()
     for group in runner.optimizer.param_groups:
         group["lr"] = 1e-2
-    batch = Batches(family, 0, 2, 2, "questions")[1]
+    batch = QuestionBatches(family, 0, 2, 2, "questions")[1]
     losses = [runner._learn(STAGES[-1], batch)["loss"] for _ in range(25)]
     assert losses[-1] < losses[0] / 3
 
 
-def test_each_stage_teaches_its_own_part(family: Family, tmp_path: Path) -> None:
-    """The first the tower and the projector, the next ones the decoder, the last all of it."""
+def test_each_stage_trains_its_own_part(family: TrainingFamily, tmp_path: Path) -> None:
+    """The first trains the vision encoder and the projector, the next ones the decoder, the last everything."""
     for number, stage in enumerate(STAGES):
         before = {name: value.clone() for name, value in family.model.state_dict().items()}
         runner = trainer(family, tmp_path / stage.name)
         runner.stage, runner.step = number, 1
         runner.optimizer = runner._optimizer()
         runner._set_rates(stage)
-        runner._learn(stage, Batches(family, 0, 2, stage.each, stage.name)[1])
+        runner._learn(stage, QuestionBatches(family, 0, 2, stage.each, stage.name)[1])
         changed = {name for name, value in family.model.state_dict().items() if not value.equal(before[name])}
         tower = {name for name in changed if "vision_tower" in name or "visual" in name or "projector" in name}
         assert bool(tower) == (stage.tower_rate > 0)
         assert bool(changed - tower) == (stage.rate > 0)
 
 
-def test_a_training_with_other_settings_is_refused(family: Family, tmp_path: Path) -> None:
+def test_a_training_with_other_settings_is_refused(family: TrainingFamily, tmp_path: Path) -> None:
     runner = trainer(family, tmp_path / "run")
     runner._save()
     faster = [*STAGES[:-1], replace(STAGES[-1], rate=0.5)]
@@ -431,7 +429,7 @@ def test_a_training_with_other_settings_is_refused(family: Family, tmp_path: Pat
         Trainer(family, tmp_path / "run", STAGES[:1], seed=0, device=torch.device("cpu"))
 
 
-def test_a_damaged_state_is_named(family: Family, tmp_path: Path) -> None:
+def test_a_damaged_state_is_named(family: TrainingFamily, tmp_path: Path) -> None:
     runner = trainer(family, tmp_path / "run")
     runner._save()
     runner.state.write_bytes(runner.state.read_bytes()[:5000])
@@ -439,23 +437,23 @@ def test_a_damaged_state_is_named(family: Family, tmp_path: Path) -> None:
         trainer(family, tmp_path / "run")
 
 
-def test_a_training_that_is_told_to_stop_saves_its_state(family: Family, tmp_path: Path) -> None:
+def test_a_stopped_training_saves_its_state(family: TrainingFamily, tmp_path: Path) -> None:
     runner = trainer(family, tmp_path / "run")
     runner.stop()
     assert not runner.run(None, 0)
     assert trainer(family, tmp_path / "run").step == 1
 
 
-def test_another_tower_is_refused(tmp_path: Path) -> None:
+def test_another_vision_encoder_is_refused(tmp_path: Path) -> None:
     export(small("llava"), tmp_path / "model")
     with pytest.raises(ValueError, match="is not one of qwen2_5_vl in this size: it has "):
-        take_tower(small("qwen2_5_vl"), tmp_path / "model")
+        take_encoder(small("qwen2_5_vl"), tmp_path / "model")
     before = small("llava")
-    take_tower(before, tmp_path / "model")
+    take_encoder(before, tmp_path / "model")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["lava"], "family 'lava' is unknown"),
         (["qwen2_5_vl", "--start", str(WEIGHTS / "tiny-llava")], "holds a llava"),
@@ -464,13 +462,13 @@ def test_another_tower_is_refused(tmp_path: Path) -> None:
         (["llava", "--minutes", "-3"], "Invalid value for '--minutes': Input should be greater"),
     ],
 )
-def test_a_mistake_in_the_training_command_is_named(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_a_mistake_in_the_training_command_is_named(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(COMMAND, [arguments[0], str(tmp_path / "run"), *arguments[1:]])
     assert done.exit_code == 2
-    assert said in " ".join(done.output.replace("│", " ").split())
+    assert message in " ".join(done.output.replace("│", " ").split())
 
 
-def test_the_training_command_says_where_it_is_and_goes_on(tmp_path: Path) -> None:
+def test_the_training_command_reports_its_step_and_resumes(tmp_path: Path) -> None:
     steps = ["--tower-steps", "1", "--open-steps", "1", "--compare-steps", "1", "--steps", "1"]
     begin = ["--start", str(WEIGHTS / "tiny-llava"), "--pictures", "2", "--questions", "1"]
     command = ["llava", str(tmp_path / "run"), *steps, *begin]
@@ -486,7 +484,7 @@ def test_the_training_command_says_where_it_is_and_goes_on(tmp_path: Path) -> No
     assert "file" in blocked.output
 
 
-def test_an_exported_model_is_read_by_the_library(family: Family, tmp_path: Path) -> None:
+def test_an_exported_model_is_read_by_the_library(family: TrainingFamily, tmp_path: Path) -> None:
     export(family, tmp_path / "model")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     processor = AutoProcessor.from_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""The small visual world: what is drawn, where it stands, what is asked about it, and which of it is held out."""
+"""The demo's pictures: their drawings, marks and questions, and what is held out of training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from lmms_prune.demo import content, questions
-from lmms_prune.demo.content import Chart, Form, Grid, Scene, Sign, Thing, held_out
+from lmms_prune.demo.content import Chart, Form, NumberTable, Scene, Sign, Thing, held_out
 from lmms_prune.demo.pictures import draw
 
 DRAWS = {
@@ -18,7 +18,7 @@ DRAWS = {
         for kind in ("word", "words", "letters", "number", "sum", "french")
     },
     "form": content.form,
-    "grid": content.grid,
+    "grid": content.number_table,
     "chart": content.chart,
 }
 RED_CIRCLE = Thing("circle", "red", True, 0, 0)
@@ -42,8 +42,8 @@ def test_training_and_evaluation_share_no_fact(name: str) -> None:
     assert all(map(held_out, test))
 
 
-def test_words_of_evaluation_stand_in_no_training_picture() -> None:
-    """Words go by their letters alone, on a sign as in a form."""
+def test_words_of_evaluation_are_in_no_training_picture() -> None:
+    """A word is held out everywhere, on signs and in forms."""
     train = {line for shown in drawn("word", "train", 400) + drawn("words", "train", 400) for line in shown.lines}
     train |= {value for shown in drawn("form", "train", 400) for _, value in shown.fields if value.isalpha()}
     test = {line for shown in drawn("word", "test", 100) for line in shown.lines}
@@ -63,7 +63,7 @@ def test_the_same_seed_draws_the_same_picture(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_every_letter_has_a_visual_token_of_its_own(name: str) -> None:
-    """In tokens of 28 x 28 pixels, and in a 12 x 12 grid over the square around the picture."""
+    """Both in tokens of 28 x 28 pixels and in a 12 x 12 grid over the square around the picture."""
     for number, shown in enumerate(drawn(name, "train", 60)):
         picture = draw(random.Random(number), shown)
         width, height = picture.image.size
@@ -94,7 +94,7 @@ def test_a_shape_is_drawn_in_its_colour_where_its_mark_says() -> None:
             assert (mark.across, mark.down) == (("left", "", "right")[thing.column], ("above", "", "below")[thing.row])
 
 
-# The circle stands at the top left, the square on the right and halfway down.
+# The circle is at the top left, the square at the right, in the middle row.
 STANDS = {
     "Is the circle on the left of the image?",
     "Is the circle above the middle of the image?",
@@ -107,21 +107,21 @@ STANDS_NOT = {
 }
 
 
-def test_positions_say_what_stands_where() -> None:
+def test_questions_about_positions_are_true() -> None:
     asked = [questions.position(random.Random(number), SCENE) for number in range(60)]
-    said = [both for both in asked if both is not None]
-    assert len(said) == len(asked)
-    assert {yes for yes, _ in said} == STANDS
-    assert {no for _, no in said} == STANDS_NOT
-    assert all(yes.split()[2] == no.split()[2] for yes, no in said)
+    both_asked = [both for both in asked if both is not None]
+    assert len(both_asked) == len(asked)
+    assert {yes for yes, _ in both_asked} == STANDS
+    assert {no for _, no in both_asked} == STANDS_NOT
+    assert all(yes.split()[2] == no.split()[2] for yes, no in both_asked)
 
 
 def test_a_single_shape_in_the_middle_has_no_position() -> None:
     assert questions.position(random.Random(0), Scene((Thing("star", "red", True, 1, 1),))) is None
 
 
-def test_places_are_told_as_they_are_confirmed() -> None:
-    """Asked openly, of every shape, and the middle is an answer of its own."""
+def test_open_and_closed_questions_about_positions_agree() -> None:
+    """Open questions cover every shape, and the middle is an answer too."""
     told = set()
     for number in range(60):
         asked = questions.where(random.Random(number), SCENE)
@@ -132,7 +132,7 @@ def test_places_are_told_as_they_are_confirmed() -> None:
 
 
 @pytest.mark.parametrize("category", ["random", "popular", "adversarial"])
-def test_what_is_asked_for_is_there_or_not(category: str) -> None:
+def test_questions_about_presence_are_true(category: str) -> None:
     for number in range(100):
         scene = content.scene(random.Random(number), "train")
         there = {thing.kind for thing in scene.things} | {str(thing) for thing in scene.things}
@@ -148,8 +148,8 @@ def test_what_is_asked_for_is_there_or_not(category: str) -> None:
 def test_pairs_are_answered_with_yes_and_with_no(category: str) -> None:
     asked = questions.pair(random.Random(1), SCENE, "train", category)
     assert asked is not None
-    said, yes, no = asked
-    assert said == category
+    named, yes, no = asked
+    assert named == category
     expected = {
         "existence": lambda q: any(f"a {kind} " in q for kind in ("circle", "square")),
         "count": lambda q: q.endswith(" 2?"),
@@ -187,12 +187,12 @@ def test_open_questions_have_the_true_answer_and_other_wrong_ones() -> None:
         "Is the circle large or small?": "large",
         "Is the square large or small?": "small",
     }
-    said = {}
+    answers = {}
     for number in range(200):
         asked = questions.about(random.Random(number), SCENE, "train")
         assert asked.answer not in asked.wrong
-        said[asked.question] = asked.answer
-    assert said == expected
+        answers[asked.question] = asked.answer
+    assert answers == expected
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_open_questions_have_the_true_answer_and_other_wrong_ones() -> None:
             },
         ),
         (
-            Grid((("BUS", (12, 34)),)),
+            NumberTable((("BUS", (12, 34)),)),
             {"What is the pcs of bus in the table?": "12", "What is the eur of bus in the table?": "34"},
         ),
         (
@@ -215,16 +215,16 @@ def test_open_questions_have_the_true_answer_and_other_wrong_ones() -> None:
         ),
     ],
 )
-def test_entries_are_looked_up(shown: Form | Grid | Chart, expected: dict[str, str]) -> None:
+def test_entries_are_looked_up(shown: Form | NumberTable | Chart, expected: dict[str, str]) -> None:
     asked = [questions.looked_up(random.Random(number), shown) for number in range(40)]
     assert {one.question: one.answer for one in asked} == expected
 
 
 def test_chinese_questions_ask_the_same() -> None:
-    said = {
+    answers = {
         asked.question: asked.answer for n in range(100) for asked in [questions.in_chinese(random.Random(n), SCENE)]
     }
-    assert said == {
+    assert answers == {
         "图中有几个图形？": "2",
         "图中圆形是什么颜色？": "红色",
         "图中方形是什么颜色？": "蓝色",
@@ -244,7 +244,7 @@ def test_questions_without_an_image_can_be_answered() -> None:
 
 
 def test_a_question_without_an_image_is_of_one_split() -> None:
-    """Whatever the order of its wrong options."""
+    """In any order of its wrong options."""
     asked: dict[content.Split, set[tuple[str, frozenset[str]]]] = {"train": set(), "test": set()}
     for split, seen in asked.items():
         made = [questions.without_image(random.Random(f"{split}/{number}"), split) for number in range(2000)]

@@ -15,7 +15,7 @@ from json_values import VALUES
 
 from lmms_prune.configs.check import check
 from lmms_prune.configs.runs import KEYS, ConfigError, read
-from lmms_prune.sweep.units import SweepError, plan
+from lmms_prune.sweep.jobs import SweepError, plan
 
 PLAIN: dict[str, Any] = {
     "model": "llava_pruned",
@@ -112,7 +112,7 @@ def checked(path: Path, text: str | bytes) -> None:
     problems = [problem for run in runs for problem in check(run).problems]
     assert all(isinstance(problem, str) and problem for problem in problems)
     try:
-        units = plan([path], path.parent / "out")
+        jobs = plan([path], path.parent / "out")
     except SweepError as error:
         refusal = str(error)
     else:
@@ -122,9 +122,9 @@ def checked(path: Path, text: str | bytes) -> None:
         return
     # A sweep has an output path of its own.
     assert all(problem.startswith(("log_samples:", "output_path:")) for problem in problems)
-    for unit in units:
-        assert unit.folder.resolve().parents[1] == path.parent / "out"
-        assert unit.partial.resolve().parent == path.parent / "out" / ".partial"
+    for job in jobs:
+        assert job.folder.resolve().parents[1] == path.parent / "out"
+        assert job.partial.resolve().parent == path.parent / "out" / ".partial"
 
 
 def edited(draw: Random, text: str) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.pruned import PrunedModel
-from lmms_prune.information.answers import Answer, agreed, extended, find_answer, references
+from lmms_prune.information.answers import AnswerToken, agreed, extended, find_answer, references
 from lmms_prune.record.information import InformationError
 
 
@@ -37,7 +37,7 @@ def test_references(fields: dict[str, Any], target: Any, expected: list[str]) ->
     ("texts", "expected"),
     [(["a", "B", "b", "c"], "B"), (["x", "y"], "x"), (["12"] * 3 + ["13"] * 7, "13")],
 )
-def test_the_reference_that_agrees_with_most_counts(texts: list[str], expected: str) -> None:
+def test_the_reference_that_agrees_with_most_is_used(texts: list[str], expected: str) -> None:
     assert agreed(texts) == expected
 
 
@@ -67,20 +67,20 @@ class Fixed:
 @pytest.mark.parametrize(
     ("likes", "texts", "expected"),
     [
-        ({"y": 1.0, "Y": 0.0}, ["Yes"], Answer("Yes", (), ord("y"))),
-        ({"y": 0.0, "Y": 1.0}, ["yes"], Answer("yes", (), ord("Y"))),
+        ({"y": 1.0, "Y": 0.0}, ["Yes"], AnswerToken("Yes", (), ord("y"))),
+        ({"y": 0.0, "Y": 1.0}, ["yes"], AnswerToken("yes", (), ord("Y"))),
         (
             {" ": 5.0, "4": 1.0},
             ["4"],
-            Answer("4", (), ord("4")),
+            AnswerToken("4", (), ord("4")),
         ),  # what comes first is more probable than both together
     ],
 )
-def test_the_most_probable_spelling_counts(likes: dict[str, float], texts: list[str], expected: Answer) -> None:
+def test_the_most_probable_spelling_is_used(likes: dict[str, float], texts: list[str], expected: AnswerToken) -> None:
     assert find_answer(Fixed(likes), Letters(), {"input_ids": torch.zeros(1, 3, dtype=torch.long)}, texts) == expected
 
 
-def test_a_blank_is_part_of_the_prompt_where_no_spelling_goes_without() -> None:
+def test_a_blank_joins_the_prompt_if_every_spelling_starts_with_one() -> None:
     class Blank(Letters):
         def encode(self, text: str, add_special_tokens: bool) -> list[int]:
             return [ord(" "), *super().encode(text.strip(), add_special_tokens)]
@@ -90,25 +90,25 @@ def test_a_blank_is_part_of_the_prompt_where_no_spelling_goes_without() -> None:
         "attention_mask": torch.tensor([[1, 1]]),
         "pixel_values": torch.ones(3),
     }
-    found = find_answer(Fixed({"7": 0.0}), Blank(), inputs, ["7"])
-    assert found == Answer("7", (ord(" "),), ord("7"))
-    longer = extended({**inputs, "mm_token_type_ids": torch.tensor([[1, 0]])}, found.blank)
+    answer = find_answer(Fixed({"7": 0.0}), Blank(), inputs, ["7"])
+    assert answer == AnswerToken("7", (ord(" "),), ord("7"))
+    longer = extended({**inputs, "mm_token_type_ids": torch.tensor([[1, 0]])}, answer.blank)
     assert longer["input_ids"].tolist() == [[1, 2, ord(" ")]]
     assert longer["attention_mask"].tolist() == [[1, 1, 1]]
     assert longer["mm_token_type_ids"].tolist() == [[1, 0, 0]]
     assert longer["pixel_values"] is inputs["pixel_values"]
 
 
-@pytest.mark.parametrize(("texts", "said"), [([], "no right answer"), ([" "], "no token that is not blank")])
-def test_what_has_no_answer_is_named(texts: list[str], said: str) -> None:
-    with pytest.raises(InformationError, match=said):
+@pytest.mark.parametrize(("texts", "message"), [([], "no right answer"), ([" "], "no token that is not blank")])
+def test_a_document_without_an_answer_is_named(texts: list[str], message: str) -> None:
+    with pytest.raises(InformationError, match=message):
         find_answer(Fixed({}), Letters(), {"input_ids": torch.zeros(1, 1, dtype=torch.long)}, texts)
 
 
 def test_a_trained_model_is_sure_of_the_right_spelling(
     wrappers: dict[str, PrunedModel], document: Callable[..., Document]
 ) -> None:
-    """What the demo's model generates first is the token that is found from the reference, whatever its case."""
+    """The demo's model generates first the token found from the reference, in any case."""
     wrapper = wrappers["llava_pruned"]
     right = 0
     for number in range(8):

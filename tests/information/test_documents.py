@@ -1,4 +1,4 @@
-"""Documents measured into a folder, and what is made of it."""
+"""Documents measured into a folder, and the tables and pictures made from it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lmms_prune.harness.documents import Document
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.aggregate import by_layer, by_sample
 from lmms_prune.information.canvas import SIDE, dimmed, grids_of, seen_images
-from lmms_prune.information.given import measured
 from lmms_prune.information.kept import kept_information
+from lmms_prune.information.options import measure_missing
 from lmms_prune.information.run import measure_documents
 from lmms_prune.information.show import show
 from lmms_prune.record.information import InformationError, Store, token_information
@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_interrupted_run_goes_on_and_ends_alike(
+def test_an_interrupted_run_resumes_with_the_same_result(
     wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
 ) -> None:
     wrapper, found = wrappers["llava_pruned"], [document(number) for number in range(4)]
@@ -55,7 +55,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tables_say_what_was_measured(
+def test_tables_match_the_measurements(
     name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
 ) -> None:
     """Means and variances against plain loops over the stored lines; a block counts for each of its tokens."""
@@ -84,9 +84,9 @@ def test_tables_say_what_was_measured(
         assert (np.diff(ordered) >= -1e-12).all()
 
 
-def test_the_folder_is_of_one_kind_of_measurement(tmp_path: Path) -> None:
+def test_a_folder_holds_one_kind_of_measurement(tmp_path: Path) -> None:
     Store.open(tmp_path, {"block": 9, "layers": [0, 1]})
-    # A run that measured nothing leaves a folder that is open to all.
+    # A run that measured nothing leaves a folder that any settings may use.
     store = Store.open(tmp_path, {"block": 2, "layers": [0, 1]})
     with pytest.raises(InformationError, match="holds no measured sample yet"):
         store.read()
@@ -101,14 +101,14 @@ def test_the_folder_is_of_one_kind_of_measurement(tmp_path: Path) -> None:
         Store.open(store.path("pope/test/0"), {})
 
 
-def test_weights_that_changed_under_their_name_are_another_model(
+def test_weights_changed_under_the_same_name_are_a_different_model(
     wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrapper = wrappers["llava_pruned"]
-    assert measured(wrapper, [document(1)], [0], 4, tmp_path).samples() == ["drawn/test/1"]
+    assert measure_missing(wrapper, [document(1)], [0], 4, tmp_path).samples() == ["drawn/test/1"]
     monkeypatch.setitem(wrapper.made_from, "files", "others")
     with pytest.raises(InformationError, match=r"files of the checkpoint .*, not 'others'"):
-        measured(wrapper, [document(2)], [0], 4, tmp_path)
+        measure_missing(wrapper, [document(2)], [0], 4, tmp_path)
 
 
 def test_a_document_that_cannot_be_measured_is_named(
@@ -152,7 +152,7 @@ def test_a_grid_that_was_not_measured_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_model_sees_is_drawn_token_by_token(
+def test_the_models_view_is_drawn_token_by_token(
     name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document]
 ) -> None:
     """The picture covers the grid, and shows the scene where the model sees it."""
@@ -181,10 +181,10 @@ def test_what_a_model_sees_is_drawn_token_by_token(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "I;16", "1"])
-def test_the_picture_is_the_model_s_own_also_of_odd_images(
+def test_the_picture_shows_the_models_pixels_also_of_odd_images(
     name: str, mode: str, wrappers: dict[str, PrunedModel]
 ) -> None:
-    """Each visual token's square has the colours of that token's pixels, as the model is given them."""
+    """Each visual token's square has the colours of that token's input pixels."""
     wrapper = wrappers[name]
     image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (150, 190, 4), dtype=np.uint8), "RGBA")
     image = image.resize((19, 15)).resize((190, 150), Image.Resampling.NEAREST)
@@ -206,7 +206,7 @@ def test_the_picture_is_the_model_s_own_also_of_odd_images(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_show_tells_what_survives_with_both_answers(
+def test_show_returns_the_kept_tokens_and_both_answers(
     name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document]
 ) -> None:
     wrapper, one = wrappers[name], document(3)

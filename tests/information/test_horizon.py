@@ -11,8 +11,8 @@ import pytest
 from lmms_prune.calibration.propose import candidates, loss
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.calibrations import calibration_file, keep_calibration
-from lmms_prune.information.depth import Evaluation, slug
 from lmms_prune.information.horizon import find_horizon, vanishes
+from lmms_prune.information.layer_sweep import Evaluation, slug
 from lmms_prune.information.plots import draw_horizon
 from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.models import MODEL_NAMES
@@ -58,35 +58,39 @@ def information(means: list[float], count: int = 8) -> pd.DataFrame:
     [
         # Documents that removal at each layer turns wrong; mean information; layer, by score, by information.
         ([4, 3, 2, 0, 0, 0], [0.5, 0.4, 0.2, 0.1, 0.0, 0.0], (4, 3, 4)),
-        ([4, 0, 2, 0, 0, 0], [0.5, 0.0, 0.0, 0.0, 0.0, 0.0], (3, 3, 1)),  # what is lost again deeper does not count
+        (
+            [4, 0, 2, 0, 0, 0],
+            [0.5, 0.0, 0.0, 0.0, 0.0, 0.0],
+            (3, 3, 1),
+        ),  # a loss at a deeper layer moves the horizon below it
         ([0] * 6, [0.0] * 6, (0, 0, 0)),
         ([1] * 6, [0.0] * 6, (6, 6, 0)),  # even the last layer is needed
         ([0] * 6, [0.0, 0.0, 0.0, 0.0, 0.0, -0.02], (6, 0, 6)),
     ],
 )
-def test_the_horizon_needs_both(
+def test_the_horizon_needs_both_conditions(
     wrong: list[int], means: list[float], expected: tuple[int, int, int], tmp_path: Path
 ) -> None:
     removed = {layer: scored([0] * n + [1] * (8 - n)) for layer, n in enumerate(wrong)}
-    found = find_horizon("pope", information(means), scored([1] * 8), removed)
-    assert (found.layer, found.by_accuracy, found.by_information) == expected
-    assert found.low <= found.layer <= found.high
-    assert found.layers.score.tolist() == [100 - 12.5 * n for n in wrong]
-    assert found.layers["mean"].tolist() == pytest.approx(means)
-    assert found.by_divergence == next((n for n, mean in enumerate(means) if mean / 10 <= 0.003), DEPTH)
-    for path in draw_horizon(found, "made up", tmp_path / "horizon"):
+    horizon = find_horizon("pope", information(means), scored([1] * 8), removed)
+    assert (horizon.layer, horizon.by_accuracy, horizon.by_information) == expected
+    assert horizon.low <= horizon.layer <= horizon.high
+    assert horizon.layers.score.tolist() == [100 - 12.5 * n for n in wrong]
+    assert horizon.layers["mean"].tolist() == pytest.approx(means)
+    assert horizon.by_divergence == next((n for n, mean in enumerate(means) if mean / 10 <= 0.003), DEPTH)
+    for path in draw_horizon(horizon, "made up", tmp_path / "horizon"):
         assert path.stat().st_size > 5000
 
 
-def test_the_interval_is_that_of_resampled_documents() -> None:
+def test_the_interval_comes_from_resampled_documents() -> None:
     """One document of eight is lost until layer 3: a resample has none of it with probability (7/8)⁸, about a third."""
     removed = {layer: scored([int(layer >= 3)] + [1] * 7) for layer in range(DEPTH)}
-    found = find_horizon("pope", information([0.0] * DEPTH), scored([1] * 8), removed)
-    assert (found.low, found.layer, found.high) == (0, 3, 3)
+    horizon = find_horizon("pope", information([0.0] * DEPTH), scored([1] * 8), removed)
+    assert (horizon.low, horizon.layer, horizon.high) == (0, 3, 3)
     assert find_horizon("pope", information([0.0] * DEPTH), scored([1] * 8), removed, epsilon=0.2).layer == 0
     certain = {layer: scored([int(layer >= 3)] * 8) for layer in range(DEPTH)}
-    found = find_horizon("pope", information([0.0] * DEPTH), scored([1] * 8), certain)
-    assert (found.low, found.layer, found.high) == (3, 3, 3)
+    horizon = find_horizon("pope", information([0.0] * DEPTH), scored([1] * 8), certain)
+    assert (horizon.low, horizon.layer, horizon.high) == (3, 3, 3)
 
 
 def test_scores_and_information_must_be_of_the_same_documents() -> None:
@@ -116,13 +120,13 @@ def test_candidates_meet_the_budget(budget: str, tokens: int | None, limit: floa
         assert schedule.stages[-1].layer in (16, 24)
         assert schedule.stages[-1].method in ("random", "vtw")
     assert {Schedule.parse(text).stages[0].method for text in made} == {"dart", "divprune"}
-    # Without a horizon one method prunes alone.
+    # Without a horizon there is only one stage.
     assert all(
         len(Schedule.parse(text).stages) == 1 for text in candidates(["dart"], [32], budget, PromptSizes(32, tokens))
     )
 
 
-def test_more_than_hybrids_need_is_spent_before_the_horizon_or_behind_it() -> None:
+def test_a_budget_too_large_for_hybrids_is_spent_before_the_horizon() -> None:
     """From layer 3 of 12 on at most 15 % are left, hence at most 36 % on average: 40 % leave all until there, or one method alone."""
     made = [Schedule.parse(text) for text in candidates(["dart"], [3], "0.4", PromptSizes(12, 144))]
     assert [[stage.method for stage in schedule.stages] for schedule in made] == [["random"], ["dart"]]
@@ -136,7 +140,7 @@ def test_only_benchmarks_are_evaluated() -> None:
         Evaluation("llava_pruned", "", ["pope", "mathvista"])
 
 
-def test_a_budget_that_nothing_meets_is_refused() -> None:
+def test_a_budget_that_no_candidate_meets_is_refused() -> None:
     with pytest.raises(InformationError, match="--budget 2t: no candidate meets it"):
         candidates(["dart"], [16], "2t", PromptSizes(32, 576))
 
@@ -145,9 +149,9 @@ def test_loss_is_the_mean_over_tasks_of_what_is_lost() -> None:
     """Half of one task and nothing of the other: 25 %. A task on which nothing is right does not count."""
     unpruned = {"pope": scored([1] * 40), "gqa": scored([1, 0] * 20), "mme": scored([0] * 40)}
     pruned = {"pope": scored([1, 0] * 20), "gqa": scored([1, 0] * 20), "mme": scored([0] * 40)}
-    found = loss(unpruned, pruned, 500, 0)
-    assert found.value == pytest.approx(25)
-    assert 10 < found.low < 25 < found.high < 40
+    measured = loss(unpruned, pruned, 500, 0)
+    assert measured.value == pytest.approx(25)
+    assert 10 < measured.low < 25 < measured.high < 40
     assert loss(unpruned, unpruned, 500, 0).value == 0
     with pytest.raises(InformationError, match="scores nothing on any"):
         loss({"mme": scored([0] * 4)}, {"mme": scored([0] * 4)}, 100, 0)
@@ -169,7 +173,7 @@ def test_the_options_of_an_evaluation() -> None:
     assert sorted(["vtw@10", "vtw@2"], key=slug) == ["vtw@2", "vtw@10"]
 
 
-def test_auto_stands_for_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_calibrated_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
 
     def read(given: object, model: str = "llava_pruned") -> ModelArguments:
@@ -185,10 +189,10 @@ def test_auto_stands_for_what_was_found(tmp_path: Path, monkeypatch: pytest.Monk
         read({"schedule": "auto", "budget": "flops=40%"})
     path = calibration_file("org/model", "192t")
     keep_calibration(path, {"schedule": "dart@2:0.4,random@20:0.05"})
-    found = read("pretrained=org/model,schedule=auto,budget=192t")
-    assert str(found.schedule) == "dart@2:0.4,random@20:0.05"
-    assert found.budget is None
-    assert found.settings()["schedule"] == "dart@2:0.4,random@20:0.05"
+    arguments = read("pretrained=org/model,schedule=auto,budget=192t")
+    assert str(arguments.schedule) == "dart@2:0.4,random@20:0.05"
+    assert arguments.budget is None
+    assert arguments.settings()["schedule"] == "dart@2:0.4,random@20:0.05"
     with pytest.raises(ArgumentError, match="not yet calibrated at budget 64t"):
         read({"pretrained": "org/model", "schedule": "auto", "budget": "64t"})
     # A local checkpoint goes by its whole path, so that two folders of one name do not share a calibration.

@@ -46,12 +46,12 @@ def run(data: Path, forking: Forking) -> Callable[..., str]:
 
 @pytest.mark.slow
 def test_the_horizon_of_a_task(run: Callable[..., str], forking: Forking, tmp_path: Path) -> None:
-    """Measured, evaluated through lmms-eval and drawn; a second call does nothing again and says the same."""
+    """The command measures, evaluates with lmms-eval and plots; a second call reuses everything and prints the same."""
     command = ["lmms-prune", "horizon", *given(LLAVA), "--tasks", "pope", "--limit", "4", "--out", str(tmp_path)]
     command += ["--methods", "random,information", "--keeps", "0.25", "--json", "--launch", forking.launch]
-    said = json.loads(run(*command).strip().splitlines()[-1])
-    [task] = said["tasks"]
-    assert said["depth"] == DEPTH
+    printed = json.loads(run(*command).strip().splitlines()[-1])
+    [task] = printed["tasks"]
+    assert printed["depth"] == DEPTH
     assert 0 <= task["low"] <= task["layer"] <= task["high"] <= DEPTH
     assert task["layer"] == max(task["by_accuracy"], task["by_information"])
     table = (tmp_path / "horizon-pope.csv").read_text().splitlines()
@@ -62,29 +62,29 @@ def test_the_horizon_of_a_task(run: Callable[..., str], forking: Forking, tmp_pa
         assert np.asarray(Image.open(tmp_path / f"{name}.png")).std() > 10
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_results.json")}
     assert len(files) == 3 * DEPTH + 1
-    assert json.loads(run(*command).strip().splitlines()[-1]) == said
+    assert json.loads(run(*command).strip().splitlines()[-1]) == printed
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_results.json")} == files
 
 
 @pytest.mark.slow
-def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], forking: Forking, tmp_path: Path) -> None:
-    """The schedule that is found meets the budget, runs under lmms-eval as `auto`, and as the YAML that was written."""
+def test_auto_is_the_schedule_of_a_calibration(run: Callable[..., str], forking: Forking, tmp_path: Path) -> None:
+    """The best schedule meets the budget, and runs under lmms-eval as `auto` and from the written YAML."""
     out = tmp_path / "calibration"
     scarce = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--limit", "5"]
-    assert "pope has 8 documents, 10 are needed: half of them choose" in run(*scarce, "--out", str(out), code=2)
+    assert "pope has 8 documents, 10 are needed: half to choose on" in run(*scarce, "--out", str(out), code=2)
     assert not out.exists()
     command = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--methods", "dart"]
     command += ["--beside", "random@1:?", "--limit", "2", "--out", str(out), "--json"]
     command += ["--launch", forking.launch]
-    said = json.loads(run(*command).strip().splitlines()[-1])
-    found = Schedule.parse(said["schedule"])
+    printed = json.loads(run(*command).strip().splitlines()[-1])
+    found = Schedule.parse(printed["schedule"])
     assert found.average(DEPTH, [10_000]) <= 5000
-    assert said["tried"][said["schedule"]]["value"] == min(one["value"] for one in said["tried"].values())
-    assert said["verified"]["low"] <= said["verified"]["value"] <= said["verified"]["high"]
-    [(fixed, loss)] = said["beside"].items()
+    assert printed["tried"][printed["schedule"]]["value"] == min(one["value"] for one in printed["tried"].values())
+    assert printed["verified"]["low"] <= printed["verified"]["value"] <= printed["verified"]["high"]
+    [(fixed, loss)] = printed["beside"].items()
     assert 4900 <= Schedule.parse(fixed).average(DEPTH, [10_000]) <= 5000
     assert loss["low"] <= loss["value"] <= loss["high"]
-    run("lmms-prune", "check", said["yaml"])
+    run("lmms-prune", "check", printed["yaml"])
     [_, model, _, arguments] = given(QWEN)
     auto = f"{arguments},schedule=auto,budget=0.5"
     run(
@@ -93,16 +93,16 @@ def test_a_calibration_is_what_auto_stands_for(run: Callable[..., str], forking:
     )
     [results] = [path for path in (tmp_path / "auto").rglob("*_results.json")]
     recorded = json.loads(results.read_text())["config"]["batch_sizes"][0]
-    assert recorded["schedule"] == said["schedule"]
+    assert recorded["schedule"] == printed["schedule"]
 
 
 @pytest.mark.slow
 def test_information_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
     command = ["lmms-prune", "information", *given(QWEN), "--tasks", "docvqa_val,mmbench_cn_dev_static", "--limit", "2"]
     command += ["--layers", "0,5-6,11", "--methods", "random", "--keeps", "0.5", "--pictures", "1", "--json"]
-    said = json.loads(run(*command, "--out", str(tmp_path)).strip().splitlines()[-1])
-    assert said["samples"] == 4
-    assert {(line["task"], line["layer"]) for line in said["layers"]} == {
+    printed = json.loads(run(*command, "--out", str(tmp_path)).strip().splitlines()[-1])
+    assert printed["samples"] == 4
+    assert {(line["task"], line["layer"]) for line in printed["layers"]} == {
         (task, layer) for task in ("docvqa_val", "mmbench_cn_dev_static") for layer in (0, 5, 6, 11)
     }
     assert len(list(tmp_path.rglob("*.parquet"))) == 4
@@ -131,9 +131,9 @@ def test_show_draws_a_picture(model: Any, document: Callable[..., Document], tmp
     ]
     result = CliRunner().invoke(app, [*command, "--out", str(out), *given(model), "--json"])
     assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout.strip().splitlines()[-1])
-    assert len(said["kept"]) == len(said["kept"][0]) == 2
-    assert all(late < early for early, late in zip(*said["kept"], strict=True))
+    printed = json.loads(result.stdout.strip().splitlines()[-1])
+    assert len(printed["kept"]) == len(printed["kept"][0]) == 2
+    assert all(late < early for early, late in zip(*printed["kept"], strict=True))
     assert np.asarray(Image.open(out)).std() > 10
 
 
@@ -146,8 +146,8 @@ def test_no_number_of_a_table_is_broken() -> None:
     for table in tables:
         console = Console(width=80, file=io.StringIO())
         console.print(table)
-        said = console.file.getvalue()
-        assert said.count("-113.70") == len(table.columns) - 1
+        printed = console.file.getvalue()
+        assert printed.count("-113.70") == len(table.columns) - 1
     assert sum(len(table.columns) - 1 for table in tables) == len(tasks)
 
 
@@ -162,7 +162,7 @@ def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         (["information", "--tasks", "pope", "--out", "x", "--methods", "fastvv"], "Did you mean 'fastv'"),
         (["information", "--tasks", "pope", "--out", "x", "--methods", "blind"], "it keeps nothing"),
@@ -179,6 +179,10 @@ def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
             ["calibrate", "--tasks", "pope", "--budget", "flops=4%", *given(LLAVA)],
             "the budget flops=4% cannot be met: ",
         ),
+        (
+            ["calibrate", "--tasks", "pope", "--budget", "speed=40%", *given(LLAVA)],
+            "'speed' is not known; use flops= or kv=",
+        ),
         (["calibrate", "--tasks", "pope", "--budget", "60t", *given(QWEN)], "images differ in size; give a ratio"),
         (
             ["calibrate", "--tasks", "pope", "--budget", "999t", *given(LLAVA)],
@@ -193,11 +197,11 @@ def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_done_is_said(command: list[str], said: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_impossible_commands_are_refused(command: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     if "--model" not in command:
         command = [*command, *given(LLAVA)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2
-    assert said in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Measurements after kill -9, a full disk and a damaged file: nothing is lost, done twice, or taken for what it is not."""
+"""Measurements after kill -9, a full disk and a damaged file: nothing is lost, repeated, or misread."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_a_file_of_other_columns_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_called_again_it_ends_alike(data: Path, forking: Forking, tmp_path: Path) -> None:
-    given = f"pretrained={weights(MODELS[0])},device=cpu,dtype=float32"
-    arguments = ["--model", MODELS[0].wrapper, "--model_args", given]
+def test_a_killed_and_restarted_run_gives_the_same_result(data: Path, forking: Forking, tmp_path: Path) -> None:
+    model_args = f"pretrained={weights(MODELS[0])},device=cpu,dtype=float32"
+    arguments = ["--model", MODELS[0].wrapper, "--model_args", model_args]
     command = ["lmms-prune", "information", *arguments, "--tasks", "pope", "--limit", "4", "--layers", "0,11"]
     command += ["--block", "4", "--pictures", "1", "--out"]
 
@@ -73,7 +73,7 @@ def test_killed_and_called_again_it_ends_alike(data: Path, forking: Forking, tmp
     assert 0 < len(before) < 4
     forking.run(*command, again, cwd=data, check=True)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    # What a killed process was writing may lie beside.
+    # The killed process may have left a partial file in the folder.
     left = {path: content for path, content in contents(again).items() if not path.endswith(".partial")}
     assert left == contents(tmp_path / "whole")
     assert {Path(path).suffix for path in left} == {".json", ".parquet", ".csv", ".png", ".svg"}

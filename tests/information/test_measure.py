@@ -1,4 +1,4 @@
-"""The information of tokens, measured at once, against one full run per unit."""
+"""The information of all tokens, measured in one batch, against one full run per unit."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ QUESTION = "What colour is it?"
     ],
 )
 def test_units_cover_every_token_once(grids: list[tuple[int, int]], block: int, expected: list[tuple]) -> None:
-    assert units(grids, block) == [Unit(*one) for one in expected]
+    assert units(grids, block) == [Unit(*fields) for fields in expected]
 
 
 def naive(family: Family, inputs: dict, answer: int, layer: int, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> float:
-    """A whole run, cut at `layer` to the unit's tokens by `prune`."""
+    """One full run in which `prune` keeps only the unit's tokens from `layer` on."""
 
     class Only(Method):
         def select(self, view, budget):
@@ -56,7 +56,7 @@ def test_information_equals_one_full_run_per_unit(
     inputs = family.inputs([QUESTION], [[noise(1, 140, 84)]])
     answer = family.processor.tokenizer.encode("red", add_special_tokens=False)[0]
     measured = measure(family.model, inputs, answer, [0, 4, LAYERS - 1], block, chunk=7)
-    made = measured.units
+    blocks = measured.units
     with torch.no_grad():
         full = family.model(**inputs, logits_to_keep=1).logits[0, -1].double().log_softmax(-1)
     assert measured.p_full == pytest.approx(full[answer].exp().item())
@@ -66,34 +66,34 @@ def test_information_equals_one_full_run_per_unit(
         without = logits.double().log_softmax(-1)
         assert found.p_text == pytest.approx(without[answer].exp().item(), abs=1e-5, rel=1e-4)
         assert found.divergence == pytest.approx((without.exp() * (without - full)).sum().item(), rel=1e-3, abs=1e-9)
-        for number in range(0, len(made), 5):
-            expected = naive(family, inputs, answer, found.layer, made[number], monkeypatch)
-            assert found.p[number].item() == pytest.approx(expected, abs=1e-5, rel=1e-4), (found.layer, made[number])
+        for number in range(0, len(blocks), 5):
+            expected = naive(family, inputs, answer, found.layer, blocks[number], monkeypatch)
+            assert found.p[number].item() == pytest.approx(expected, abs=1e-5, rel=1e-4), (found.layer, blocks[number])
         assert found.information.tolist() == (found.p - found.p_text).tolist()
         assert found.p.std() > 0
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen"])
 def test_units_of_several_images(name: str, loaded: Callable[..., Family]) -> None:
-    """Text between two images sees the first alone; against a reference that masks and deletes nothing."""
+    """Text between two images sees only the first; compared with a reference that masks instead of deleting."""
     family = loaded(name)
     inputs = family.inputs([QUESTION], [[noise(2, 140, 84), noise(3)]])
     ids = inputs["input_ids"][0].tolist()
     answer = family.processor.tokenizer.encode("yes", add_special_tokens=False)[0]
     measured = measure(family.model, inputs, answer, [2, 5])
-    made = measured.units
+    blocks = measured.units
     visual = [column for column, token in enumerate(ids) if token == family.model.config.image_token_id]
-    assert {unit.image for unit in made} == {0, 1}
-    assert len(made) == len(visual)
+    assert {unit.image for unit in blocks} == {0, 1}
+    assert len(blocks) == len(visual)
     for found in measured.layers:
-        for number in (0, len(made) // 2, len(made) - 1):
+        for number in (0, len(blocks) // 2, len(blocks) - 1):
             gone = set(visual) - {visual[number]}
             generated = torch.tensor([answer])
             logits = masked_logits(family.model, inputs, generated, {found.layer: gone}, compact=False)
             assert found.p[number].item() == pytest.approx(logits[0].double().softmax(-1)[answer].item(), rel=1e-8)
 
 
-def test_what_cannot_be_measured_is_named(loaded: Callable[..., Family]) -> None:
+def test_prompts_that_cannot_be_measured_are_named(loaded: Callable[..., Family]) -> None:
     family = loaded("llava")
     one = family.inputs([QUESTION], [[noise(1)]])
     with pytest.raises(ScheduleError, match="layers are 0 to 7"):

@@ -1,4 +1,4 @@
-"""`information@l:keep;of=FOLDER`, which is told the right answers."""
+"""`information@l:keep;of=FOLDER`, the oracle that knows the right answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lmms_prune.schedule import Schedule
 
 
 @pytest.mark.parametrize("name", ["llava_pruned", "qwen2_5_vl_pruned"])
-def test_it_keeps_what_was_measured_to_be_worth_most(
+def test_it_keeps_the_tokens_with_the_most_information(
     name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
 ) -> None:
     """Each document by its own numbers; a tie goes to the lower index."""
@@ -46,8 +46,8 @@ def measured(worth: list[np.ndarray], columns: list[int]) -> pd.DataFrame:
     return pd.DataFrame(made)
 
 
-def test_several_images_each_by_its_own_numbers(family: Family, tmp_path: Path) -> None:
-    """A ragged batch, after another stage: what that one dropped stays away, however much it was worth."""
+def test_each_image_is_pruned_by_its_own_measurements(family: Family, tmp_path: Path) -> None:
+    """A ragged batch, after another stage: tokens dropped before stay dropped, even with much information."""
     model, names = family.model, ["first", "second"]
     inputs = family.inputs(["A question?", "Another, longer question?"], [[noise(1)], [noise(2), noise(3, 140, 84)]])
     with prune(model, "none", samples=names) as whole:
@@ -73,7 +73,7 @@ def test_without_a_folder_the_schedule_is_refused() -> None:
         Schedule.parse("information@5:0.5").check(12)
 
 
-def test_what_is_missing_is_named(
+def test_missing_measurements_are_named(
     wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
 ) -> None:
     wrapper, one = wrappers["llava_pruned"], document(1)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from lmms_prune.calibration.data import CalibrationError, read_samples
+from lmms_prune.calibration.data import SearchError, read_samples
 from lmms_prune.cli import app
 from lmms_prune.configs.runs import ConfigError, read
 from lmms_prune.leaderboard.benchmarks import TASKS
@@ -81,7 +81,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 def test_what_is_no_regular_file_is_refused_by_its_kind(tmp_path: Path, reader: str, kind: str) -> None:
     name, call = READERS[reader]
     path = make(tmp_path / name, kind)
-    with pytest.raises((OSError, ConfigError, CalibrationError, InformationError), match=kind):
+    with pytest.raises((OSError, ConfigError, SearchError, InformationError), match=kind):
         call(path)
 
 
@@ -91,7 +91,7 @@ def test_a_calibrations_image_is_refused_with_its_line(tmp_path: Path, kind: str
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"image": "a.png", "question": "what?"}), encoding="utf-8")
     what = "does not exist" if kind == "No such file" else kind
-    with pytest.raises(CalibrationError, match=f"line 1: 'image' .*a.png.*{what}"):
+    with pytest.raises(SearchError, match=f"line 1: 'image' .*a.png.*{what}"):
         read_samples(data)
 
 

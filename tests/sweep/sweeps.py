@@ -1,4 +1,4 @@
-"""Configurations for sweeps, and stand-ins for what evaluates."""
+"""Configurations for sweeps, and stand-ins for the evaluating processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from forking import Forking
 
 from lmms_prune.harness.failures import Failure, Scope
-from lmms_prune.sweep.units import Unit
+from lmms_prune.sweep.jobs import Job
 
 SCHEDULES = {"hybrid": "dart@1:0.44,random@8:0.1", "unpruned": "none"}
 TASKS = ("pope", "ocrbench")
@@ -23,47 +23,47 @@ TINY = Path(__file__).parents[2] / "lmms_prune/demo/weights/tiny-llava"
 def config(folder: Path, name: str, schedule: str, tasks: str = "pope,ocrbench", **arguments: object) -> Path:
     """A ``--config`` file for the demo's LLaVA."""
     fixed = {"dtype": "float32", "image_aspect": "pad", "batch_size": 4}
-    given = {"pretrained": TINY, "schedule": schedule, **fixed, **arguments}
-    lines = ["model: llava_pruned", "model_args:", *(f"  {key}: {value}" for key, value in given.items())]
+    model_args = {"pretrained": TINY, "schedule": schedule, **fixed, **arguments}
+    lines = ["model: llava_pruned", "model_args:", *(f"  {key}: {value}" for key, value in model_args.items())]
     path = folder / f"{name}.yaml"
     path.write_text("\n".join([*lines, f"tasks: {tasks}", ""]), encoding="utf-8")
     return path
 
 
-def leave_results(unit: Unit, score: float = 0.5, documents: int = 3, stamp: str = "20260101_000000") -> None:
-    """What lmms-eval leaves of one task."""
-    folder = unit.partial / "some__model"
+def leave_results(job: Job, score: float = 0.5, documents: int = 3, stamp: str = "20260101_000000") -> None:
+    """Write the files that lmms-eval writes for one task."""
+    folder = job.partial / "some__model"
     folder.mkdir(parents=True, exist_ok=True)
-    said = {
-        "results": {unit.task: {"alias": unit.task, "exact_match,none": score, "exact_match_stderr,none": "N/A"}},
-        "configs": {unit.task: {"task": unit.task}},
-        "higher_is_better": {unit.task: {"exact_match": True}},
-        "n-samples": {unit.task: {"original": 9, "effective": documents}},
+    results = {
+        "results": {job.task: {"alias": job.task, "exact_match,none": score, "exact_match_stderr,none": "N/A"}},
+        "configs": {job.task: {"task": job.task}},
+        "higher_is_better": {job.task: {"exact_match": True}},
+        "n-samples": {job.task: {"original": 9, "effective": documents}},
         "config": {
-            "model_args": f"journal={unit.journal}",
+            "model_args": f"journal={job.journal}",
             "resolved_cli_args": {
-                "model_args": f"journal={unit.journal}",
-                "output_path": str(unit.partial),
-                "hf_hub_log_args": f",output_path={unit.partial}",
+                "model_args": f"journal={job.journal}",
+                "output_path": str(job.partial),
+                "hf_hub_log_args": f",output_path={job.partial}",
             },
         },
     }
-    (folder / f"{stamp}_results.json").write_text(json.dumps(said), encoding="utf-8")
+    (folder / f"{stamp}_results.json").write_text(json.dumps(results), encoding="utf-8")
     lines = [json.dumps({"doc_id": i, "filtered_resps": "yes"}) + "\n" for i in range(documents)]
-    (folder / f"{stamp}_samples_{unit.task}.jsonl").write_text("".join(lines), encoding="utf-8")
-    # A task's own file, which is no results file though it is called one.
-    (unit.partial / "submissions").mkdir(exist_ok=True)
-    (unit.partial / "submissions" / "some_results.json").write_text("{}", encoding="utf-8")
-    (unit.partial / "log.txt").write_text("fine\n", encoding="utf-8")
+    (folder / f"{stamp}_samples_{job.task}.jsonl").write_text("".join(lines), encoding="utf-8")
+    # A file that the task itself writes: named like a results file, but not one.
+    (job.partial / "submissions").mkdir(exist_ok=True)
+    (job.partial / "submissions" / "some_results.json").write_text("{}", encoding="utf-8")
+    (job.partial / "log.txt").write_text("fine\n", encoding="utf-8")
 
 
 class Processes:
-    """Stands for the evaluating processes: leaves results, and fails where it is told to."""
+    """Stands in for the evaluating processes: writes results, and fails for the jobs that `fails` selects."""
 
     def __init__(self) -> None:
         self.started = 0
         self.evaluated: list[tuple[str, str]] = []
-        self.fails: Callable[[Unit], bool] = lambda unit: False
+        self.fails: Callable[[Job], bool] = lambda job: False
         self.scope: Scope = "run"
 
     def __call__(self, launch: str, secrets: Collection[str]) -> _Process:
@@ -75,27 +75,27 @@ class _Process:
     def __init__(self, processes: Processes) -> None:
         self.processes, self.open = processes, True
 
-    def evaluate(self, unit: Unit) -> Failure | None:
+    def evaluate(self, job: Job) -> Failure | None:
         assert self.open
-        assert list(unit.partial.iterdir()) == []
-        self.processes.evaluated.append((unit.name, unit.task))
-        if self.processes.fails(unit):
-            (unit.partial / "log.txt").write_text("ValueError: no\n", encoding="utf-8")
+        assert list(job.partial.iterdir()) == []
+        self.processes.evaluated.append((job.name, job.task))
+        if self.processes.fails(job):
+            (job.partial / "log.txt").write_text("ValueError: no\n", encoding="utf-8")
             return Failure("ValueError: no (exit code 1)", False, self.processes.scope)
-        leave_results(unit)
+        leave_results(job)
         return None
 
     def close(self, *, at_once: bool = False) -> None:
         self.open = False
 
 
-# Of variables that the processes of a `Place` have; lmms-eval prints the first one.
+# Environment variables of the processes of a `Place`; lmms-eval prints the first one.
 SECRETS = {"HF_TOKEN": "hf_SECRET", "SOME_PASSWORD": 'correct "horse" battery'}
 
 
 @dataclass
 class Place:
-    """Where the commands are started, and with what."""
+    """The folder in which commands are started, and their environment."""
 
     mirror: Path
     configs: Path

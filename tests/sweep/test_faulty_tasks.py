@@ -1,4 +1,4 @@
-"""`lmms-prune sweep` as a process, on tasks whose own code prints secrets, crashes or kills: what is told, and what is left."""
+"""`lmms-prune sweep` as a process, on tasks whose own code prints secrets, crashes or kills: what is reported, and what stays on disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from faulty_tasks import write_task
 from sweeps import SECRETS, Place, config, holding_a_secret
 
-from lmms_prune.sweep.units import PARTIAL
+from lmms_prune.sweep.jobs import PARTIAL
 
 TASKS = {
     "printing": """
@@ -36,7 +36,7 @@ def question(doc):
 
 @pytest.mark.slow
 def test_a_task_that_prints_crashes_or_kills(place: Place, tmp_path: Path) -> None:
-    """Each failure is told with its last error and exit code 1; no file of any of them holds a secret."""
+    """Each failure is reported with its last error and exit code 1; no file of a job holds a secret."""
     for name, functions in TASKS.items():
         write_task(tmp_path / "tasks", name, functions)
     # A secret in the arguments would be in the settings, the results, the record and the journal.
@@ -48,7 +48,7 @@ def test_a_task_that_prints_crashes_or_kills(place: Place, tmp_path: Path) -> No
     done = place.sweep(path, "--out", out, "--json")
     assert done.returncode == 1
     record = json.loads(done.stdout.splitlines()[-1])
-    assert [unit["state"] for unit in record["units"]] == ["done", "failed", "failed"], done.stderr
+    assert [job["state"] for job in record["units"]] == ["done", "failed", "failed"], done.stderr
     assert holding_a_secret(out) == []
     for secret in SECRETS.values():
         assert secret not in done.stdout + done.stderr
@@ -60,20 +60,20 @@ def test_a_task_that_prints_crashes_or_kills(place: Place, tmp_path: Path) -> No
     assert printing.count("printed [REDACTED] '[REDACTED]'") >= 4
     assert printing.count("in two parts [REDACTED] is whole") >= 4
     assert printing.count("a child has [REDACTED]") >= 4
-    # lmms-eval's scoring is its own, which tries again and then says so; that it failed is told all the same.
+    # lmms-eval retries its scoring and then prints an error of its own; the failure must still be reported.
     reason = record["units"][1]["reason"]
     assert re.fullmatch(r"tenacity\.RetryError: .* raised RuntimeError>\] \(exit code 1\)\n  log: \S+log\.txt", reason)
     assert f"a, unscored: {reason}\n" in done.stderr
     assert "RuntimeError: cannot score with [REDACTED]" in unscored
-    # Killed amid a line, it leaves that line, too.
+    # A process killed in the middle of a line leaves that line in the log.
     assert killed[-1] == "the last words are [REDACTED]"
     assert "a, killed: the last words are [REDACTED] (exit code -9)\n" in done.stderr
-    # The journals of what failed stay.
+    # The journals of failed jobs stay.
     (run,) = out.glob(f"{PARTIAL}/a@unscored.journal/*/run.json")
     assert json.loads(run.read_text(encoding="utf-8"))["system_prompt"] == "My password is [REDACTED]."
     (results,) = out.glob("a/printing/*_results.json")
     said = json.loads(results.read_text(encoding="utf-8"))["config"]["batch_sizes"][0]
     assert said["settings"]["system_prompt"] == "My password is [REDACTED]."
-    # It knows the result again.
+    # A second sweep recognises the result as complete.
     again = place.sweep(path, "--out", out, "--tasks", "printing")
     assert (again.returncode, "1 complete before" in again.stdout) == (0, True), again.stderr

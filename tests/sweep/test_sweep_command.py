@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sweeps import SCHEDULES, TASKS, Place, config, holding_a_secret
 
-from lmms_prune.sweep.units import PARTIAL
+from lmms_prune.sweep.jobs import PARTIAL
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +28,16 @@ def whole(place: Place) -> Path:
 
 def samples(out: Path) -> dict[str, list[dict[str, Any]]]:
     """The samples of every configuration and task below a sweep's folder, in the order of their documents."""
-    found = {}
+    samples = {}
     for path in sorted(out.glob("[!.]*/*/*_samples_*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found[f"{path.parents[1].name}/{path.parent.name}"] = sorted(rows, key=lambda row: row["doc_id"])
-    assert all(len(rows) == 4 for rows in found.values())
-    return found
+        samples[f"{path.parents[1].name}/{path.parent.name}"] = sorted(rows, key=lambda row: row["doc_id"])
+    assert all(len(rows) == 4 for rows in samples.values())
+    return samples
 
 
 @pytest.mark.slow
-def test_a_sweep_leaves_what_the_harness_leaves(place: Place, whole: Path, tmp_path: Path) -> None:
+def test_a_sweep_writes_what_the_harness_writes(place: Place, whole: Path, tmp_path: Path) -> None:
     """Answers, scores, the record of the run and the names of all entries; the weights are loaded once."""
     options = ("--config", place.configs / "hybrid.yaml", "--output_path", tmp_path, "--log_samples")
     plain = place.fork("lmms-eval", *options)
@@ -45,15 +45,15 @@ def test_a_sweep_leaves_what_the_harness_leaves(place: Place, whole: Path, tmp_p
     stock = json.loads(path.read_text(encoding="utf-8"))
     for task in TASKS:
         (path,) = (whole / "hybrid" / task).glob("*_results.json")
-        said = json.loads(path.read_text(encoding="utf-8"))
-        assert set(said) == set(stock), plain.stderr[-3000:]
-        assert said["results"] == {task: stock["results"][task]}
-        assert said["n-samples"] == {task: stock["n-samples"][task]}
-        run, reference = (one["config"]["batch_sizes"][0] for one in (said, stock))
+        swept = json.loads(path.read_text(encoding="utf-8"))
+        assert set(swept) == set(stock), plain.stderr[-3000:]
+        assert swept["results"] == {task: stock["results"][task]}
+        assert swept["n-samples"] == {task: stock["n-samples"][task]}
+        run, reference = (record["config"]["batch_sizes"][0] for record in (swept, stock))
         differing = {name for name in reference if run.get(name) != reference[name]}
         # Averages are over all tasks of a process.
         assert differing <= {"averages", "tasks", "other_load"}
-        assert said["config"]["resolved_cli_args"]["output_path"] == str(whole / "hybrid" / task)
+        assert swept["config"]["resolved_cli_args"]["output_path"] == str(whole / "hybrid" / task)
         (path,) = tmp_path.glob(f"*_samples_{task}.jsonl")
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         assert samples(whole)[f"hybrid/{task}"] == rows
@@ -65,9 +65,9 @@ def test_a_sweep_leaves_what_the_harness_leaves(place: Place, whole: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_gives_the_same_results(place: Place, whole: Path, tmp_path: Path) -> None:
+def test_a_killed_and_restarted_sweep_gives_the_same_results(place: Place, whole: Path, tmp_path: Path) -> None:
     process = place.start(place.configs, "--out", tmp_path)
-    # One unit is complete, and half of the next one's answers are there.
+    # One job is complete, and half of the next one's answers are there.
     while not any(file.stat().st_size for file in tmp_path.glob(f"{PARTIAL}/hybrid@ocrbench.journal/*/*.jsonl")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
@@ -89,39 +89,39 @@ def test_killed_and_started_again_it_gives_the_same_results(place: Place, whole:
     assert record["done"] == 4 - record["skipped"] >= 1
     assert first == {path: path.stat().st_mtime_ns for path in (tmp_path / "hybrid" / "pope").iterdir()}
     assert samples(tmp_path) == samples(whole)
-    # No answer was generated twice, and nothing tells such a result from another but the number of those answers.
-    said, expected = (record_of(out / "hybrid" / "ocrbench") for out in (tmp_path, whole))
-    assert said["config"]["batch_sizes"][0].pop("resumed") >= 2
+    # No answer was generated twice; only the number of resumed answers tells such a result from an uninterrupted one.
+    swept, expected = (record_of(out / "hybrid" / "ocrbench") for out in (tmp_path, whole))
+    assert swept["config"]["batch_sizes"][0].pop("resumed") >= 2
     assert expected["config"]["batch_sizes"][0].pop("resumed") == 0
-    for one in (said, expected):
-        one["config"]["batch_sizes"][0].pop("other_load")
-    assert said["config"]["batch_sizes"] == expected["config"]["batch_sizes"]
-    assert said["config"]["model_args"] == expected["config"]["model_args"]
-    assert "journal" not in json.dumps(said["config"])
+    for record in (swept, expected):
+        record["config"]["batch_sizes"][0].pop("other_load")
+    assert swept["config"]["batch_sizes"] == expected["config"]["batch_sizes"]
+    assert swept["config"]["model_args"] == expected["config"]["model_args"]
+    assert "journal" not in json.dumps(swept["config"])
     assert not (tmp_path / PARTIAL).exists()
     assert not list(tmp_path.rglob("*journal*"))
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """The results file of one unit."""
+    """The results file of one job."""
     (path,) = folder.glob("*_results.json")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
-def test_a_failure_does_not_end_a_sweep(place: Place, tmp_path: Path) -> None:
+def test_a_failure_does_not_stop_a_sweep(place: Place, tmp_path: Path) -> None:
     config(tmp_path, "a", "none", "no_such_task,pope")
     done = place.sweep(tmp_path, "--out", tmp_path / "out", "--limit", "2", "--json")
     assert done.returncode == 1
     record = json.loads(done.stdout.splitlines()[-1])
-    assert [(unit["task"], unit["state"]) for unit in record["units"]] == [("no_such_task", "failed"), ("pope", "done")]
+    assert [(job["task"], job["state"]) for job in record["units"]] == [("no_such_task", "failed"), ("pope", "done")]
     assert "a, no_such_task: ValueError: Tasks not found: no_such_task" in done.stderr
     assert (tmp_path / "out" / PARTIAL / "a@no_such_task" / "log.txt").is_file()
 
 
 @pytest.mark.slow
 def test_two_processes_evaluate_one_configuration(place: Place, whole: Path, tmp_path: Path) -> None:
-    # What torchrun starts, it finds in its environment; as real processes: tests/harness/test_ranks.py.
+    # torchrun passes ranks in the environment; as real processes: tests/harness/test_ranks.py.
     torchrun = place.forking.program("torchrun", "--standalone", "--nproc_per_node", 2, "--no-python")
     hybrid, launch = place.configs / "hybrid.yaml", shlex.join([*torchrun, *place.forking.prefix])
     done = place.fork("lmms-prune", "sweep", hybrid, "--out", tmp_path, "--launch", launch)
@@ -132,8 +132,8 @@ def test_two_processes_evaluate_one_configuration(place: Place, whole: Path, tmp
 
 
 @pytest.mark.slow
-def test_jobs_of_a_cluster_give_the_same_results(place: Place, whole: Path, tmp_path: Path) -> None:
-    """submitit's local executor, which starts jobs as processes."""
+def test_a_sweep_on_a_cluster_gives_the_same_results(place: Place, whole: Path, tmp_path: Path) -> None:
+    """submitit's local executor, which starts cluster jobs as processes."""
     options = ("--cluster", "local", "--cluster-option", "timeout_min=30", "--json")
     done = place.sweep(place.configs, "--out", tmp_path, *options)
     assert done.returncode == 0, done.stderr
@@ -149,7 +149,7 @@ def _children(process: int) -> list[int]:
 
 
 def _alive(process: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`lmms-prune sweep` up to where it would evaluate."""
+"""`lmms-prune sweep` without evaluations."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from lmms_prune.cli import app
 from lmms_prune.sweep import commands
-from lmms_prune.sweep.run import Outcome
-from lmms_prune.sweep.units import PARTIAL
+from lmms_prune.sweep.jobs import PARTIAL
+from lmms_prune.sweep.run import JobOutcome
 
 
 def sweep(*options: str | Path) -> Result:
@@ -46,7 +46,7 @@ def test_wrong_options_end_the_command_with_2(configs: Path, tmp_path: Path) -> 
     assert not list(tmp_path.glob("out/[!.]*"))
 
 
-def test_a_dry_run_only_tells(configs: Path, tmp_path: Path) -> None:
+def test_a_dry_run_only_reports(configs: Path, tmp_path: Path) -> None:
     done = sweep(configs, "--out", tmp_path / "out", "--dry-run", "--tasks", "mme")
     assert done.stdout.splitlines() == ["would run: a, mme", "would run: b, mme"]
     assert not (tmp_path / "out").exists()
@@ -71,7 +71,7 @@ def test_a_damaged_result_is_named(configs: Path, tmp_path: Path, monkeypatch: p
     assert "1 evaluated, 1 complete before" in done.stdout
 
 
-def test_mistakes_in_files_are_told_before_anything_runs(configs: Path, tmp_path: Path) -> None:
+def test_mistakes_in_files_are_reported_before_anything_runs(configs: Path, tmp_path: Path) -> None:
     config(configs, "c", "drat@2:0.5")
     done = sweep(configs, "--out", tmp_path / "out")
     assert done.exit_code == 2
@@ -79,11 +79,11 @@ def test_mistakes_in_files_are_told_before_anything_runs(configs: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_failures_are_told_at_once_and_an_interruption_says_how_to_go_on(
+def test_failures_are_reported_at_once_and_an_interruption_says_how_to_resume(
     configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(units, launch, secrets):
-        yield Outcome(units[0], "failed", 2.0, "no such device\n  log: here")
+    def interrupted(jobs, launch, secrets):
+        yield JobOutcome(jobs[0], "failed", 2.0, "no such device\n  log: here")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(commands, "run_sweep", interrupted)
@@ -99,7 +99,7 @@ def test_failures_are_told_at_once_and_an_interruption_says_how_to_go_on(
     "options", [("--cluster-option", "slurm_comment=horse battery"), ("--launch", "run hf_" + "x1" * 17)]
 )
 def test_a_secret_in_a_jobs_files_is_refused(options: tuple[str, str], configs: Path, tmp_path: Path) -> None:
-    """They hold the command and the script; the environment is the scheduler's own affair."""
+    """The files hold the command and the script; the scheduler passes the environment on without writing it there."""
     command = ["sweep", str(configs), "--out", str(tmp_path / "out"), "--cluster", "local", *options]
     done = CliRunner().invoke(app, command, env={"SOME_PASSWORD": "horse battery"})
     assert done.exit_code == 2
@@ -112,9 +112,9 @@ def test_a_secret_in_a_jobs_files_is_refused(options: tuple[str, str], configs: 
 def test_the_stack_trace_of_a_sweep_holds_no_secret(
     configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cluster writes it to a job's log."""
+    """On a cluster the stack trace goes to the job's log."""
 
-    def fails(units, launch, secrets):
+    def fails(jobs, launch, secrets):
         raise KeyError("horse battery")
         yield
 

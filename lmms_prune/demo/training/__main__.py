@@ -15,8 +15,8 @@ from transformers import GenerationConfig
 from lmms_prune.demo.checkpoints import Sizes
 from lmms_prune.demo.folders import new_folder
 from lmms_prune.demo.training.data import ask, some_content
-from lmms_prune.demo.training.families import Family, new_family, started_family, take_tower
-from lmms_prune.demo.training.loop import Stage, Trainer
+from lmms_prune.demo.training.families import TrainingFamily, new_family, started_family, take_encoder
+from lmms_prune.demo.training.loop import Trainer, TrainingStage
 from lmms_prune.terminal.console import plainly
 
 SIZES = {
@@ -32,8 +32,8 @@ SIZES = {
         image_size=168,
         tied=True,
     ),
-    # Real models give columns the slowest rotary frequencies, too slow to tell neighbours apart at this size: here
-    # time, rows and columns take turns.
+    # Real models give columns the slowest rotary frequencies. At this size these cannot tell neighbours apart, so here
+    # time, rows and columns take frequencies in turn.
     "qwen2_5_vl": Sizes(
         layers=12,
         hidden=128,
@@ -52,81 +52,90 @@ SIZES = {
 
 def main(
     family: Annotated[str, typer.Argument(help="llava or qwen2_5_vl.")],
-    folder: Annotated[Path, typer.Argument(help="For the state, the log and at last the model; goes on if it exists.")],
-    tower_steps: Annotated[int, typer.Option(min=0, help="Steps of the tower alone.")] = 5000,
-    open_steps: Annotated[int, typer.Option(min=0, help="Steps on questions whose answer is a word.")] = 4000,
-    compare_steps: Annotated[int, typer.Option(min=0, help="Steps on questions that compare.")] = 1500,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder for the state, the log and finally the model; an existing training resumes.")
+    ],
+    tower_steps: Annotated[int, typer.Option(min=0, help="Steps that train only the vision encoder.")] = 5000,
+    open_steps: Annotated[int, typer.Option(min=0, help="Steps on questions whose answer is one word.")] = 4000,
+    compare_steps: Annotated[int, typer.Option(min=0, help="Steps on questions that need a comparison.")] = 1500,
     steps: Annotated[int, typer.Option(min=0, help="Steps on questions of all kinds.")] = 4000,
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures a step; twice as many for the tower.")] = 8,
-    questions: Annotated[int, typer.Option(min=1, help="Questions a picture.")] = 8,
+    pictures: Annotated[
+        int, typer.Option(min=1, help="Pictures per step; twice as many in the vision encoder's steps.")
+    ] = 8,
+    questions: Annotated[int, typer.Option(min=1, help="Questions per picture.")] = 8,
     rate: Annotated[float, typer.Option(min=1e-9, help="Highest learning rate.")] = 1e-3,
     minutes: Annotated[
-        float | None, typer.Option(min=0.0, help="Stop after this long; the same command goes on.")
+        float | None, typer.Option(min=0.0, help="Stop after so many minutes; the same command resumes.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Processes that draw pictures; default: with a GPU one for each core, else none."),
+        typer.Option(min=0, help="Processes that draw pictures. Default: one per core with a GPU, else none."),
     ] = None,
     tower: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="A model's folder to take the trained tower from.")
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="A model's folder to take the trained vision encoder from."),
     ] = None,
     start: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="A model's folder to start from, instead of from scratch."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides weights, pictures and questions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, pictures and questions.")] = 0,
 ) -> None:
     """Train one of the demo's models: the same arguments give the same model on the same machine.
 
-    Ctrl-C stops it after the step that it is at; the same command goes on there.
+    Ctrl-C stops it after the current step; the same command resumes there.
     """
     if family not in SIZES:
         raise typer.BadParameter(f"family '{family}' is unknown; use one of {', '.join(SIZES)}")
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
-        # Sums in any order would make another model each time. CUDA's matrix products also want it said in the
-        # environment (docs/demo.md), and torch warns where it is not.
+        # Sums in varying order would give a different model each time. CUDA's matrix products also need an environment
+        # variable for this (docs/demo.md); torch warns if it is missing.
         torch.use_deterministic_algorithms(True, warn_only=True)
     if workers is None:
         workers = (os.cpu_count() or 1) if device.type == "cuda" else 0
     with plainly(OSError, ValueError):
         folder.mkdir(parents=True, exist_ok=True)
-        made = started_family(start) if start else new_family(family, SIZES[family], _texts(seed), seed)
-        if made.name != family:
-            raise typer.BadParameter(f"family '{family}' is asked for, but --start {start} holds a {made.name}")
+        trained = started_family(start) if start else new_family(family, SIZES[family], _texts(seed), seed)
+        if trained.name != family:
+            raise typer.BadParameter(f"family '{family}' is asked for, but --start {start} holds a {trained.name}")
         if tower:
-            take_tower(made, tower)
+            take_encoder(trained, tower)
     stages = [
-        Stage("tower", tower_steps, 2 * pictures, 0, 1.5 * rate),
-        # Without being told where to look, a decoder takes many times as long to look at all.
-        Stage("open", open_steps, pictures, questions + 2, 0.5 * rate, 2.5 * rate, gaze=1.0),
-        Stage("compare", compare_steps, pictures, questions, 0.0, 1.5 * rate, dense=0.5, gaze=0.3, stated=0.3),
-        Stage("questions", steps, pictures, questions, 0.3 * rate, 1.5 * rate, dense=0.5, gaze=0.05, stated=0.5),
+        TrainingStage("tower", tower_steps, 2 * pictures, 0, 1.5 * rate),
+        # Without attention supervision, a decoder needs many times as many steps before it attends to the picture at all.
+        TrainingStage("open", open_steps, pictures, questions + 2, 0.5 * rate, 2.5 * rate, attention=1.0),
+        TrainingStage(
+            "compare", compare_steps, pictures, questions, 0.0, 1.5 * rate, dense=0.5, attention=0.3, stated=0.3
+        ),
+        TrainingStage(
+            "questions", steps, pictures, questions, 0.3 * rate, 1.5 * rate, dense=0.5, attention=0.05, stated=0.5
+        ),
     ]
     origin = f"{family} from {start or 'scratch'}" + (f" with the tower of {tower}" if tower else "")
     with plainly(ValueError):
-        trainer = Trainer(made, folder, stages, seed, device, origin)
+        trainer = Trainer(trained, folder, stages, seed, device, origin)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: trainer.stop())
     if not trainer.run(minutes, workers):
         typer.echo(f"stopped in stage {trainer.stage + 1} at step {trainer.step}; the same command goes on")
         raise typer.Exit(130 if trainer.stopping else 0)
     if not (model := folder / "model").exists():
-        export(made, model)
+        export(trained, model)
     typer.echo(str(model))
 
 
 def _texts(seed: int) -> list[str]:
-    """What the tokenizer learns from: prompts and answers of training pictures."""
+    """The tokenizer's training texts: prompts and answers about training pictures."""
     rng = random.Random(f"{seed}/texts")
     prompted = [ask(rng, some_content(rng, "train"), "train") for _ in range(6000)]
     templates = ["system You are a helpful assistant.", "user assistant"] * 6000
-    return [text for one in prompted for text in (one.prompt, one.answer)] + templates
+    return [text for question in prompted for text in (question.prompt, question.answer)] + templates
 
 
-def export(family: Family, folder: Path) -> None:
+def export(family: TrainingFamily, folder: Path) -> None:
     """Write the model, in bfloat16, with its processor to `folder`, which must be new."""
     tokenizer = family.tokenizer
     model = family.model.to("cpu", torch.bfloat16).eval()
@@ -138,7 +147,7 @@ def export(family: Family, folder: Path) -> None:
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         family.processor.save_pretrained(partial)
-        for path in partial.iterdir():  # the library writes weights that only their owner may read
+        for path in partial.iterdir():  # the library writes weights with read permission only for the owner
             path.chmod(0o644)
 
 

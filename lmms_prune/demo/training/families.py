@@ -1,4 +1,4 @@
-"""What differs between the two families in training: sizes, pixels, visual grids and positions."""
+"""The differences between the two families in training: sizes, pixels, visual grids and positions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lmms_prune.demo.language import LLAVA_SPECIALS, QWEN_SPECIALS, train_tokeni
 from lmms_prune.demo.questions import CHINESE
 from lmms_prune.models.images import pad_to_square
 
-Place = tuple[int, int, int]
+Position = tuple[int, int, int]  # time, row and column; equal for text, and for all tokens without M-RoPE
 
 
-class Family:
-    """A model to be trained, with its tokenizer and processor."""
+class TrainingFamily:
+    """A model in training, with its tokenizer and processor."""
 
     name: str
     mrope: bool
@@ -35,51 +35,52 @@ class Family:
         self.question = lru_cache(maxsize=4096)(self._question)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of visual tokens of an image of (width, height) pixels."""
+        """The rows and columns of visual tokens of an image with (width, height) pixels."""
         raise NotImplementedError
 
     def to_grid(self, size: tuple[int, int], box: Sequence[int | float]) -> tuple[float, float, float, float]:
-        """A box in pixels of the image, in visual tokens."""
+        """A box in pixels of the image, converted to units of visual tokens."""
         raise NotImplementedError
 
     def pixels(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """What the vision encoder takes."""
+        """The vision encoder's inputs for some images."""
         raise NotImplementedError
 
     def features(self, pixels: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Visual tokens of all images (V, D) in the decoder's space, and each image's class state (I, d) if any."""
+        """The visual tokens of all images (V, D), in the decoder's space, and each image's class state (I, d) or None."""
         raise NotImplementedError
 
-    def _image_places(self, start: int, size: tuple[int, int]) -> list[Place]:
+    def _image_positions(self, start: int, size: tuple[int, int]) -> list[Position]:
         raise NotImplementedError
 
     @property
     def decoder(self) -> nn.Module:
-        """Takes embeddings, gives the last hidden states."""
+        """The decoder, from embeddings to the last hidden states."""
         return self.model.model.language_model
 
-    def prefix(self, size: tuple[int, int] | None) -> tuple[list[int], list[Place]]:
-        """Token ids and positions up to an image's end; without an image, what every text begins with."""
+    def prefix(self, size: tuple[int, int] | None) -> tuple[list[int], list[Position]]:
+        """Token ids and positions up to the image's end; without an image, those that every text starts with."""
         begin = self.tokenizer.encode("")
         if size is None:
             return begin, [(n,) * 3 for n in range(len(begin))]
         before = self.tokenizer.encode(self._head)
-        image = self._image_places(len(before), size)
-        places: list[Place] = [(n, n, n) for n in range(len(before))]
-        return before + [self.image_id] * len(image), places + image
+        image = self._image_positions(len(before), size)
+        positions: list[Position] = [(n, n, n) for n in range(len(before))]
+        return before + [self.image_id] * len(image), positions + image
 
     def word(self, label: str) -> int:
-        """The token that a dense label's name is written with: the word as in a question, or the letter."""
+        """The token of a dense label's name: the word as in a question, or the letter."""
         words = {"board": " sign", "bar": " chart"}
         text = label if len(label) == 1 else words.get(label, f" {label.lower()}")
         return self.tokenizer.encode(text, add_special_tokens=False)[-1]
 
     def _around(self) -> tuple[str, str]:
-        """The prompt before the image token, and between it and the question."""
+        """The prompt's text before the image token, and between the image token and the question."""
         head, rest = self._rendered("QUESTION", with_image=True).split(self.tokenizer.decode([self.image_id]))
         return head, rest.split("QUESTION")[0]
 
     def _question(self, prompt: str, with_image: bool) -> list[int]:
+        """The tokens of a prompt after its image, or all of them without one."""
         text = self._rendered(prompt, with_image)
         if with_image:
             text = text[text.index(token := self.tokenizer.decode([self.image_id])) + len(token) :]
@@ -91,8 +92,8 @@ class Family:
         return self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
 
-class Llava(Family):
-    """LLaVA-1.5: every image becomes the same square."""
+class TrainingLlava(TrainingFamily):
+    """LLaVA-1.5: every image is padded to a square and resized to one size."""
 
     name = "llava"
     mrope = False
@@ -125,12 +126,12 @@ class Llava(Family):
         )
         return torch.cat(list(out.pooler_output)), out.last_hidden_state[:, 0]
 
-    def _image_places(self, start: int, size: tuple[int, int]) -> list[Place]:
+    def _image_positions(self, start: int, size: tuple[int, int]) -> list[Position]:
         return [(n, n, n) for n in range(start, start + self.cells**2)]
 
 
-class Qwen(Family):
-    """Qwen2.5-VL: a token for each 28 x 28 pixels, rows and columns in the positions."""
+class TrainingQwen(TrainingFamily):
+    """Qwen2.5-VL: one token for each 28 x 28 pixels, with rows and columns in its positions."""
 
     name = "qwen2_5_vl"
     mrope = True
@@ -150,36 +151,38 @@ class Qwen(Family):
         out = self.model.model.get_image_features(pixels["pixel_values"], pixels["image_grid_thw"])
         return torch.cat(list(out.pooler_output)), None
 
-    def _image_places(self, start: int, size: tuple[int, int]) -> list[Place]:
+    def _image_positions(self, start: int, size: tuple[int, int]) -> list[Position]:
         rows, columns = self.grid(size)
         return [(start, start + row, start + column) for row in range(rows) for column in range(columns)]
 
 
-def take_tower(family: Family, folder: Path) -> None:
-    """Put the vision encoder and the projector of the model in `folder` into `family`.
+def take_encoder(family: TrainingFamily, folder: Path) -> None:
+    """Copy the vision encoder and the projector of the model in `folder` to `family`.
 
     Raises:
         OSError: there is no model in `folder`.
-        ValueError: it has another tower.
+        ValueError: its vision encoder is of another architecture or size.
     """
     weights = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
-    seen = {name: value for name, value in weights.items() if re.search(r"vision_tower|visual\.|projector", name)}
+    encoder = {name: value for name, value in weights.items() if re.search(r"vision_tower|visual\.|projector", name)}
     own = family.model.state_dict()
-    if strange := [name for name, tensor in seen.items() if name not in own or own[name].shape != tensor.shape]:
-        raise ValueError(f"the tower in {folder} is not one of {family.name} in this size: it has {strange[0]}")
-    family.model.load_state_dict(seen, strict=False)
+    if strange := [name for name, tensor in encoder.items() if name not in own or own[name].shape != tensor.shape]:
+        raise ValueError(
+            f"the vision encoder in {folder} is not one of {family.name} in this size: it has {strange[0]}"
+        )
+    family.model.load_state_dict(encoder, strict=False)
 
 
-def started_family(folder: Path) -> Family:
-    """A model to be trained on, as `folder` has it, in float32, with its own tokenizer."""
+def started_family(folder: Path) -> TrainingFamily:
+    """A model to continue training from: the one in `folder`, in float32, with its tokenizer."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(folder)
-    return (Llava if model.config.model_type == "llava" else Qwen)(model, processor)
+    return (TrainingLlava if model.config.model_type == "llava" else TrainingQwen)(model, processor)
 
 
-def new_family(name: str, sizes: Sizes, texts: Sequence[str], seed: int) -> Family:
-    """An untrained model of `name`, "llava" or "qwen2_5_vl", with a tokenizer trained on `texts`."""
-    # Written words are spelled: no two capitals and no two digits ever share a token.
+def new_family(name: str, sizes: Sizes, texts: Sequence[str], seed: int) -> TrainingFamily:
+    """An untrained model, with a tokenizer trained on `texts`; `name` is "llava" or "qwen2_5_vl"."""
+    # Written words must be spelled: no token may contain two capitals or two digits.
     spelled = [re.sub(r"[A-Z]{2,}|\d", " ", text) for text in texts]
     words = tuple(CHINESE.values())
     if name == "llava":
@@ -187,23 +190,23 @@ def new_family(name: str, sizes: Sizes, texts: Sequence[str], seed: int) -> Fami
         tokenizer = train_tokenizer(
             specials, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>", texts=spelled, words=words
         )
-        family: Family = Llava(*llava_model(tokenizer, sizes, seed))
+        family: TrainingFamily = TrainingLlava(*llava_model(tokenizer, sizes, seed))
     else:
         ends = ("<|im_end|>", "<|endoftext|>")
         tokenizer = train_tokenizer(
             QWEN_SPECIALS, bos=None, eos=ends[0], pad=ends[1], unk=None, texts=spelled, words=words
         )
-        family = Qwen(*qwen2_5_vl_model(tokenizer, sizes, seed))
-    _draw_words_alike(family)
+        family = TrainingQwen(*qwen2_5_vl_model(tokenizer, sizes, seed))
+    _share_embeddings(family)
     return family
 
 
 @torch.no_grad()
-def _draw_words_alike(family: Family) -> None:
-    """Give a word after a space, the same word at the beginning of an answer and in Chinese one embedding to start with.
+def _share_embeddings(family: TrainingFamily) -> None:
+    """Initialise the tokens of one word with the same embedding: after a space, at an answer's start and in Chinese.
 
-    In a trained model they are near each other. Else what a patch looks like and what is said of it have nothing in
-    common at first, and colours are found long before they can be named.
+    In a trained model these embeddings are near each other. Without this, a patch and the word for it start unrelated,
+    and the model finds colours long before it can name them.
     """
     embedding = family.model.get_input_embeddings().weight
     for english, chinese in CHINESE.items():

@@ -1,4 +1,4 @@
-"""The stages of training: the vision encoder on what stands at each token, then everything on questions."""
+"""The stages of training: first the vision encoder learns each token's content, then the whole model learns questions."""
 
 from __future__ import annotations
 
@@ -21,27 +21,35 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from lmms_prune.demo.training.data import LABELS, Batch, Batches
-from lmms_prune.demo.training.families import Family
-from lmms_prune.demo.training.gaze import Gaze, watch
+from lmms_prune.demo.training.attention_supervision import AttentionSupervision, supervise_attention
+from lmms_prune.demo.training.data import LABELS, Batch, QuestionBatches
+from lmms_prune.demo.training.families import TrainingFamily
 
-PLACES = ("place",)  # the dense labels that no word is near to
-WARMUP = 100  # steps until the learning rate is full
-DECAY = 0.4  # share of a stage's steps over which it falls at the end
-EVERY = 100  # steps between two lines of the log
-SAVE = 200  # steps between two saved states
+OWN_DIRECTION = ("place",)  # the dense labels for which there is no word
+WARMUP = 100  # steps until the learning rate reaches its maximum
+DECAY = 0.4  # the share of a stage's steps, at its end, in which the learning rate falls
+LOG_EVERY = 100  # steps between two lines of the log
+SAVE_EVERY = 200  # steps between two saved states
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage, named as in `data.STAGES`: `each` questions on each of `pictures` a step.
+class TrainingStage:
+    """One stage of training.
 
-    Without questions only the tower learns, with a `tower_rate` of 0 only the decoder.
+    Without questions only the vision encoder learns; with a `tower_rate` of 0 only the decoder.
 
-    `tower_rate` holds for the tower and the projector, `rate` for the decoder. `dense` weighs the dense labels' loss
-    beside the answers': it keeps what the tower has learned while the decoder's first gradients are noise. `gaze`
-    weighs the loss that tells the decoder where in the picture the answer stands, `stated` the one that tells it which
-    words of the question the answer depends on: the right option's, or what is to be confirmed or denied.
+    Args:
+        name: a name in `data.STAGES`.
+        steps: the number of steps.
+        pictures: pictures per step.
+        each: questions per picture.
+        tower_rate: learning rate of the vision encoder and the projector.
+        rate: learning rate of the decoder.
+        dense: weight of the dense labels' loss, relative to the answers' loss. It preserves what the vision encoder has
+            learned while the decoder's first gradients are noise.
+        attention: weight of the attention loss whose targets are in the picture, where the answer is.
+        stated: weight of the attention loss whose targets are the words of the question that the answer depends on: the
+            right option, or the statement to confirm or deny.
     """
 
     name: str
@@ -51,19 +59,23 @@ class Stage:
     tower_rate: float
     rate: float = 0.0
     dense: float = 1.0
-    gaze: float = 0.0
+    attention: float = 0.0
     stated: float = 0.0
+
+    def saved(self) -> dict[str, Any]:
+        """The settings as saved states name them: there the weight `attention` is called "gaze"."""
+        return {"gaze" if name == "attention" else name: value for name, value in asdict(self).items()}
 
 
 class Heads(nn.Module):
-    """Reads the dense labels off the visual tokens, and an image's labels off its class token; in training only.
+    """Predicts the dense labels from visual tokens, and an image's labels from its class token; used only in training.
 
-    A label's direction is the embedding of its word: a patch with a red circle comes to lie near "red" and "circle",
-    and a letter near its own token. So the decoder starts with pictures that look like words that it can copy. Places
-    have directions of their own (`PLACES`).
+    A label's direction is the embedding of its word: a patch with a red circle moves near "red" and "circle", and a
+    letter near its token. So the decoder starts with pictures that resemble words, which it can copy. Labels in
+    `OWN_DIRECTION` have learned directions.
     """
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: TrainingFamily) -> None:
         super().__init__()
         config = family.model.config
         hidden = config.get_text_config().hidden_size
@@ -72,36 +84,48 @@ class Heads(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(1.0))
         self.present = nn.Linear(config.vision_config.hidden_size, sum(len(texts) - 1 for texts in LABELS.values()))
         self.places = nn.ParameterDict(
-            {name: nn.Parameter(0.15 * torch.randn(len(LABELS[name]) - 1, hidden)) for name in PLACES}
+            {name: nn.Parameter(0.15 * torch.randn(len(LABELS[name]) - 1, hidden)) for name in OWN_DIRECTION}
         )
         for name, texts in LABELS.items():
-            if name not in PLACES:
+            if name not in OWN_DIRECTION:
                 self.register_buffer(f"words_{name}", torch.tensor([family.word(text) for text in texts[1:]]))
 
     def dense(self, name: str, states: Float[Tensor, "V D"], embedding: nn.Embedding) -> Float[Tensor, "V C"]:
-        """Logits of one sort of label from normalised visual tokens."""
-        words = self.places[name] if name in PLACES else embedding(self.get_buffer(f"words_{name}"))
+        """The logits of one sort of label, from normalised visual tokens."""
+        words = self.places[name] if name in OWN_DIRECTION else embedding(self.get_buffer(f"words_{name}"))
         return self.sharpness * states @ torch.cat([self.nothing[name][None], words]).T
 
 
 class Trainer:
-    """Trains `family` into `folder`, where it keeps its state and its log; started again, it goes on.
+    """Trains a model, with its state and log in `folder`; a new Trainer with the same folder resumes the training.
 
-    `origin` says in words what the training began with.
+    Args:
+        family: the model.
+        folder: the folder for the state and the log.
+        stages: the stages, in order.
+        seed: the seed of batches and heads.
+        device: the device to train on.
+        origin: a text that says what the training started from; part of the settings.
 
     Raises:
         ValueError: the state in `folder` cannot be read, or belongs to a training with other settings.
     """
 
     def __init__(
-        self, family: Family, folder: Path, stages: list[Stage], seed: int, device: torch.device, origin: str = ""
+        self,
+        family: TrainingFamily,
+        folder: Path,
+        stages: list[TrainingStage],
+        seed: int,
+        device: torch.device,
+        origin: str = "",
     ) -> None:
         self.family, self.folder, self.stages, self.seed, self.device = family, folder, stages, seed, device
         self.origin, self.stopping = origin, False
         torch.manual_seed(seed)
         self.heads = Heads(family).to(device)
         family.model.to(device).train()
-        watch(family.decoder)
+        supervise_attention(family.decoder)
         self.stage, self.step = 0, 0
         self.optimizer = self._optimizer()
         self.state = folder / "state.pt"
@@ -109,24 +133,25 @@ class Trainer:
             self._load()
 
     def run(self, minutes: float | None, workers: int) -> bool:
-        """Train until all stages are done (True), or `minutes` are over or `stop` was called (False).
+        """Train until all stages are done, `minutes` are over or `stop` is called. The state is saved in any case.
 
-        The state is saved either way.
+        Returns:
+            whether all stages are done.
         """
         end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         while self.stage < len(self.stages):
             stage = self.stages[self.stage]
-            seen: dict[str, list[float]] = defaultdict(list)
+            figures: dict[str, list[float]] = defaultdict(list)
             began = time.monotonic()
             for batch in self._batches(stage, workers):
                 self._set_rates(stage)
                 for name, value in self._learn(stage, batch.to(self.device)).items():
-                    seen[name].append(value)
+                    figures[name].append(value)
                 self.step += 1
-                if self.step % EVERY == 0:
-                    self._log(stage, seen, (time.monotonic() - began) / EVERY)
+                if self.step % LOG_EVERY == 0:
+                    self._log(stage, figures, (time.monotonic() - began) / LOG_EVERY)
                     began = time.monotonic()
-                if self.step % SAVE == 0:
+                if self.step % SAVE_EVERY == 0:
                     self._save()
                 if self.stopping or time.monotonic() > end:
                     self._save()
@@ -139,107 +164,109 @@ class Trainer:
         return True
 
     def stop(self) -> None:
-        """Let `run` end after the step that it is at."""
+        """Let `run` end after its current step."""
         self.stopping = True
 
-    def _batches(self, stage: Stage, workers: int) -> Iterator[Batch]:
-        batches = Batches(self.family, self.seed, stage.pictures, stage.each, stage.name)
-        left = range(self.step, stage.steps)
+    def _batches(self, stage: TrainingStage, workers: int) -> Iterator[Batch]:
+        batches = QuestionBatches(self.family, self.seed, stage.pictures, stage.each, stage.name)
+        remaining = range(self.step, stage.steps)
         loader = DataLoader(
-            batches, batch_size=None, sampler=list(left), num_workers=workers, worker_init_fn=_leave_interrupts
+            batches, batch_size=None, sampler=list(remaining), num_workers=workers, worker_init_fn=_leave_interrupts
         )
         return iter(loader)
 
-    def _learn(self, stage: Stage, batch: Batch) -> dict[str, float]:
+    def _learn(self, stage: TrainingStage, batch: Batch) -> dict[str, float]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss, said = self.loss(stage, batch)
+            loss, parts = self.loss(stage, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
         self.optimizer.step()
-        return said
+        return parts
 
-    def loss(self, stage: Stage, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def loss(self, stage: TrainingStage, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The loss of one batch, and its parts as numbers."""
         features, class_state = self.family.features(batch.pixels)
-        dense, said = self._dense_loss(batch, features, class_state)
+        dense, parts = self._dense_loss(batch, features, class_state)
         if not stage.each:
-            return dense, said
-        gaze = Gaze(batch.grounded, batch.grounds)
-        with gaze.collecting() if stage.gaze or stage.stated else nullcontext():
+            return dense, parts
+        supervision = AttentionSupervision(batch.supervised, batch.targets)
+        with supervision.collecting() if stage.attention or stage.stated else nullcontext():
             logits = self.logits(batch, features)
         token = functional.cross_entropy(logits.float(), batch.target, reduction="none")
         loss = (token * batch.weight).sum() / len(batch.sorts)
         for sort, right in self.exact(batch, logits).items():
-            said[sort] = sum(right) / len(right)
-        for name, among, weight in (("gaze", ~batch.textual, stage.gaze), ("stated", batch.textual, stage.stated)):
+            parts[sort] = sum(right) / len(right)
+        # The log calls the loss with targets in the picture "gaze".
+        losses = (("gaze", ~batch.in_question, stage.attention), ("stated", batch.in_question, stage.stated))
+        for name, among, weight in losses:
             if weight:
-                elsewhere = gaze.loss(among)
-                said[name] = elsewhere.item()
-                loss = loss + weight * elsewhere
-        return loss + stage.dense * dense, {**said, "loss": loss.item()}
+                attention_loss = supervision.loss(among)
+                parts[name] = attention_loss.item()
+                loss = loss + weight * attention_loss
+        return loss + stage.dense * dense, {**parts, "loss": loss.item()}
 
     def logits(self, batch: Batch, features: Float[Tensor, "V D"]) -> Float[Tensor, "A vocabulary"]:
-        """Next-token logits at the places before each answer token."""
+        """The logits of every answer token, from the token before it."""
         embedded = self.family.model.get_input_embeddings()(batch.ids)
         embedded = embedded.masked_scatter(batch.is_image[..., None], features.to(embedded.dtype))
         states = self.family.decoder(
             inputs_embeds=embedded, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
         ).last_hidden_state
-        return self.family.model.lm_head(states[batch.ask[:, 0], batch.ask[:, 1]])
+        return self.family.model.lm_head(states[batch.asking[:, 0], batch.asking[:, 1]])
 
     @staticmethod
     def exact(batch: Batch, logits: Tensor) -> dict[str, list[float]]:
-        """For each sort of question, which answers greedy decoding would give in full."""
+        """For each sort of question, which answers greedy decoding would give in full: 1.0 or 0.0 for each answer."""
         wrong = torch.zeros(len(batch.sorts), device=logits.device)
         wrong.index_add_(0, batch.answer, (logits.argmax(-1) != batch.target).float())
-        seen: dict[str, list[float]] = defaultdict(list)
+        right: dict[str, list[float]] = defaultdict(list)
         for sort, errors in zip(batch.sorts, wrong.tolist(), strict=True):
-            seen[sort].append(float(errors == 0))
-        return seen
+            right[sort].append(float(errors == 0))
+        return right
 
     def _dense_loss(
         self, batch: Batch, features: Tensor, class_state: Tensor | None
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        total, said = features.new_zeros(()), {}
+        total, shares = features.new_zeros(()), {}
         states = self.heads.norm(features)
         embedding = self.family.model.get_input_embeddings()
         for name, labels in batch.labels.items():
             logits = self.heads.dense(name, states, embedding).float()
             each = functional.cross_entropy(logits, labels, reduction="none")
-            something = labels > 0
-            # Most tokens show nothing: both halves count alike, else "nothing" is all that is learned for long.
-            total = total + each[something].sum() / max(1, int(something.sum())) + each[~something].mean()
+            labelled = labels > 0
+            # Most tokens show nothing. Both groups get equal weight; otherwise the model would predict only "nothing" for long.
+            total = total + each[labelled].sum() / max(1, int(labelled.sum())) + each[~labelled].mean()
             right = logits.argmax(-1) == labels
-            said[f"patch {name}"] = right[something].float().mean().item() if something.any() else 1.0
+            shares[f"patch {name}"] = right[labelled].float().mean().item() if labelled.any() else 1.0
         if class_state is not None:
             logits = self.heads.present(class_state).float()
             total = total + functional.binary_cross_entropy_with_logits(logits, batch.present)
-        return total, said
+        return total, shares
 
-    def _evaluate(self, stage: Stage, batches: int = 40) -> None:
+    def _evaluate(self, stage: TrainingStage, batches: int = 40) -> None:
         self._write({"held out": self.held_out(stage, batches)})
 
     @torch.no_grad()
-    def held_out(self, stage: Stage, batches: int) -> dict[str, float]:
-        """Shares that are right on held-out pictures: of answers, by sort of question, and of dense labels ("patch …")."""
+    def held_out(self, stage: TrainingStage, batches: int) -> dict[str, float]:
+        """The shares of right predictions on held-out pictures: answers by sort of question, and dense labels ("patch …")."""
         self.family.model.eval()
-        seen: dict[str, list[float]] = defaultdict(list)
-        held_out = Batches(self.family, self.seed, stage.pictures, stage.each, stage.name, "test")
+        right: dict[str, list[float]] = defaultdict(list)
+        held_out = QuestionBatches(self.family, self.seed, stage.pictures, stage.each, stage.name, "test")
         for number in range(batches):
             batch = held_out[number].to(self.device)
             features, class_state = self.family.features(batch.pixels)
-            _, said = self._dense_loss(batch, features, class_state)
-            for name, value in said.items():
-                seen[name].append(value)
+            _, shares = self._dense_loss(batch, features, class_state)
+            for name, value in shares.items():
+                right[name].append(value)
             if stage.each:
-                for sort, right in self.exact(batch, self.logits(batch, features)).items():
-                    seen[sort] += right
+                for sort, answers in self.exact(batch, self.logits(batch, features)).items():
+                    right[sort] += answers
         self.family.model.train()
-        return {name: sum(values) / len(values) for name, values in sorted(seen.items())}
+        return {name: sum(values) / len(values) for name, values in sorted(right.items())}
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW on what the stage teaches. Vectors do not decay."""
+        """AdamW on the parameters that the current stage trains, without weight decay on vectors."""
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
         stage = self.stages[min(self.stage, len(self.stages) - 1)]
         for name, parameter in [*self.family.model.named_parameters(), *self.heads.named_parameters(prefix="heads")]:
@@ -253,29 +280,29 @@ class Trainer:
         ]
         return torch.optim.AdamW(settings, lr=0.0, betas=(0.9, 0.98), fused=self.device.type == "cuda")
 
-    def _set_rates(self, stage: Stage) -> None:
-        """Linear warm-up, then constant, and over the last steps down to a fiftieth.
+    def _set_rates(self, stage: TrainingStage) -> None:
+        """Set the learning rates: linear warm-up, then constant, and falling to a fiftieth over the last steps.
 
-        A rate that falls from the start on is low when, after long, the decoder begins to look.
+        A rate that falls from the start would be too low when the decoder, after many steps, begins to attend to pictures.
         """
-        left = 1 - self.step / stage.steps
-        share = min(1.0, (self.step + 1) / WARMUP, 0.02 + 0.98 * left / DECAY)
+        remaining = 1 - self.step / stage.steps
+        share = min(1.0, (self.step + 1) / WARMUP, 0.02 + 0.98 * remaining / DECAY)
         for group in self.optimizer.param_groups:
             group["lr"] = share * (stage.tower_rate if group["tower"] else stage.rate)
 
-    def _log(self, stage: Stage, seen: dict[str, list[float]], seconds: float) -> None:
-        figures = {name: round(sum(values) / len(values), 4) for name, values in sorted(seen.items())}
-        seen.clear()
-        loss = f", loss {figures['loss']:.3f}" if "loss" in figures else ""
+    def _log(self, stage: TrainingStage, figures: dict[str, list[float]], seconds: float) -> None:
+        means = {name: round(sum(values) / len(values), 4) for name, values in sorted(figures.items())}
+        figures.clear()
+        loss = f", loss {means['loss']:.3f}" if "loss" in means else ""
         print(f"{stage.name}: step {self.step} of {stage.steps}, {seconds:.2f} s a step{loss}", flush=True)
-        self._write({"stage": stage.name, "step": self.step, "s/step": round(seconds, 3), **figures})
+        self._write({"stage": stage.name, "step": self.step, "s/step": round(seconds, 3), **means})
 
     def _write(self, line: dict[str, Any]) -> None:
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:
-        """Replace the saved state in one move, so that an interruption leaves the former one."""
+        """Save the state. It replaces the former one in one step, so an interruption leaves one of them complete."""
         state = {"model": self.family.model.state_dict(), "heads": self.heads.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "stage": self.stage, "step": self.step}
         state |= {"settings": self._settings()}
@@ -284,14 +311,14 @@ class Trainer:
         os.replace(partial, self.state)
 
     def _load(self) -> None:
-        if not is_zipfile(self.state):  # a file that ends too early is none
+        if not is_zipfile(self.state):  # a truncated file is not a zip file
             raise ValueError(f"{self.state} is damaged: delete it to begin anew")
         state = torch.load(self.state, map_location=self.device, weights_only=True)
-        was, now = state["settings"], self._settings()
+        saved, current = state["settings"], self._settings()
         if differ := [
-            f"{name} was {was.get(name)} and is {now.get(name)}"
-            for name in {**now, **was}
-            if was.get(name) != now.get(name)
+            f"{name} was {saved.get(name)} and is {current.get(name)}"
+            for name in {**current, **saved}
+            if saved.get(name) != current.get(name)
         ]:
             raise ValueError(f"{self.state} belongs to a training with other settings: {'; '.join(differ)}")
         self.family.model.load_state_dict(state["model"])
@@ -302,10 +329,10 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
 
     def _settings(self) -> dict[str, Any]:
-        each = {f"{stage.name}.{name}": value for stage in self.stages for name, value in asdict(stage).items()}
+        each = {f"{stage.name}.{name}": value for stage in self.stages for name, value in stage.saved().items()}
         return {"seed": self.seed, "origin": self.origin, **each}
 
 
 def _leave_interrupts(worker: int) -> None:
-    """An interruption is for the training, which then ends in order; its workers end with it."""
+    """Let a worker ignore interruptions: the main process handles them, saves its state and then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Evaluations of many schedules of one model, as a sweep: what pruning costs at each depth."""
+"""Evaluates many schedules of one model as a sweep, to measure the accuracy of pruning at each layer."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from lmms_prune.leaderboard.samples import Samples, read_samples
 from lmms_prune.methods import METHODS
 from lmms_prune.record.files import write
 from lmms_prune.record.information import InformationError
-from lmms_prune.sweep.run import Outcome, run_sweep
-from lmms_prune.sweep.units import plan
+from lmms_prune.sweep.jobs import plan
+from lmms_prune.sweep.run import JobOutcome, run_sweep
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Which model is evaluated on what.
+    """The model and the documents of an evaluation, without a schedule.
 
     Args:
         model, model_args: as for lmms-eval, without a schedule.
-        tasks: names, each of which scores by itself.
+        tasks: names of single tasks, no groups.
         limit: documents of each task; None for all.
-        offset: documents of each task that are left out before these.
-        secrets: values that no file may hold.
+        offset: documents at the start of each task that are skipped.
+        secrets: values that no file may contain.
 
     Raises:
-        InformationError: a task is none of the benchmarks whose scores can be read document by document.
+        InformationError: the scores of a task cannot be read document by document.
     """
 
     model: str
@@ -49,32 +49,32 @@ class Evaluation:
     def settings(self, schedule: str) -> dict[str, Any]:
         """lmms-eval's options for one schedule, which may be followed by ``,budget=…``."""
         arguments = ",".join(part for part in (self.model_args, f"schedule={schedule}") if part)
-        made: dict[str, Any] = {"model": self.model, "model_args": arguments, "tasks": ",".join(self.tasks)}
+        settings: dict[str, Any] = {"model": self.model, "model_args": arguments, "tasks": ",".join(self.tasks)}
         if self.limit is not None:
-            made["limit"] = self.limit
+            settings["limit"] = self.limit
         if self.offset:
-            made["offset"] = self.offset
-        return made
+            settings["offset"] = self.offset
+        return settings
 
 
 def evaluate(
-    evaluation: Evaluation, schedules: Sequence[str], out: Path, launch: str, report: Callable[[Outcome], None]
+    evaluation: Evaluation, schedules: Sequence[str], out: Path, launch: str, report: Callable[[JobOutcome], None]
 ) -> dict[str, dict[str, Samples]]:
-    """Evaluate every schedule on every task; what `out` holds complete is not done again.
+    """Evaluate every schedule on every task; complete results in `out` are reused.
 
     Args:
-        evaluation: of what.
-        schedules: texts.
+        evaluation: the model and the documents.
+        schedules: schedule texts.
         out: folder of the runs.
-        launch: as for `run_sweep`.
-        report: is told each outcome.
+        launch: the launcher, as for `run_sweep`.
+        report: called with each outcome.
 
     Returns:
-        for each schedule and task the documents' scores.
+        the documents' scores, by schedule and task.
 
     Raises:
         InformationError: an evaluation failed.
-        ConfigError, SweepError: see there.
+        ConfigError, SweepError: as for `plan` and `run_sweep`.
     """
     configs = out / "configs"
     paths = []
@@ -84,27 +84,27 @@ def evaluate(
     for outcome in run_sweep(plan(paths, out / "runs"), launch, evaluation.secrets):
         report(outcome)
         if outcome.state == "failed":
-            raise InformationError(f"the evaluation of {outcome.unit} failed: {outcome.reason}")
+            raise InformationError(f"the evaluation of {outcome.job} failed: {outcome.reason}")
     return {schedule: _scores(out / "runs" / slug(schedule), evaluation.tasks) for schedule in schedules}
 
 
 def slug(schedule: str) -> str:
-    """A schedule as a file's name; layers have two digits, so that names sort. Folders are left out."""
+    """A schedule as a file name. Layers have two digits, so that names sort by layer; an oracle's folder is omitted."""
     padded = re.sub(r"@(\d)(?!\d)", r"@0\1", re.sub(r";of=[^,;]*", "", schedule))
     return re.sub(r"[^A-Za-z0-9.@]+", "-", padded)
 
 
 def _scores(folder: Path, tasks: Sequence[str]) -> dict[str, Samples]:
-    found: Mapping[str, TaskRecord] = {
+    records: Mapping[str, TaskRecord] = {
         name: task for record in read_results([folder]).records for name, task in record.tasks.items()
     }
-    made = {}
+    scores = {}
     for task in tasks:
-        samples = found[task].samples if task in found else None
+        samples = records[task].samples if task in records else None
         if samples is None:
             raise InformationError(f"{folder} holds no samples of {task}; remove it and run the command again.")
-        made[task] = read_samples(samples, TASKS[task])
-    return made
+        scores[task] = read_samples(samples, TASKS[task])
+    return scores
 
 
 def acts_at(method: str, layer: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a sweep consists of, in which order, and what it refuses to begin with."""
+"""The jobs of a sweep, their order, and the configurations that a sweep refuses."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import pytest
 from sweeps import TINY, config
 
 from lmms_prune.harness.tasks import own_groups, task_configs
-from lmms_prune.sweep.units import SweepError, plan
+from lmms_prune.sweep.jobs import SweepError, plan
 
 
-def test_a_unit_is_one_task_of_one_configuration(tmp_path: Path) -> None:
+def test_a_job_is_one_task_of_one_configuration(tmp_path: Path) -> None:
     config(tmp_path, "b", "none")
     config(tmp_path, "a", "vtw@5", tasks="prune_llava,mme")
-    units = plan([tmp_path], tmp_path / "out")
+    jobs = plan([tmp_path], tmp_path / "out")
     mine = [*own_groups()["prune_llava"]]
-    assert [(unit.name, unit.task) for unit in units] == [
+    assert [(job.name, job.task) for job in jobs] == [
         *(("a", task) for task in mine),
         ("b", "pope"),
         ("b", "ocrbench"),
     ]
-    (unit, *_) = units
-    assert unit.folder == tmp_path / "out" / "a" / "mme"
-    assert unit.settings["tasks"] == "mme"
-    assert unit.settings["output_path"] == str(unit.folder)
-    assert unit.settings["include_path"] == str(task_configs())
-    assert unit.settings["log_samples"] is True
-    assert "," not in str(unit.partial).removeprefix(str(tmp_path))
+    (job, *_) = jobs
+    assert job.folder == tmp_path / "out" / "a" / "mme"
+    assert job.settings["tasks"] == "mme"
+    assert job.settings["output_path"] == str(job.folder)
+    assert job.settings["include_path"] == str(task_configs())
+    assert job.settings["log_samples"] is True
+    assert "," not in str(job.partial).removeprefix(str(tmp_path))
 
 
 def test_configurations_that_share_weights_follow_each_other(tmp_path: Path) -> None:
     for name, dtype in (("a", "float32"), ("b", "bfloat16"), ("c", "float32"), ("d", "bfloat16")):
         config(tmp_path, name, "none", tasks="pope", dtype=dtype, seed=ord(name))
-    assert [unit.name for unit in plan([tmp_path], tmp_path)] == ["a", "c", "b", "d"]
+    assert [job.name for job in plan([tmp_path], tmp_path)] == ["a", "c", "b", "d"]
 
 
 def test_shards_are_all_configurations_once(tmp_path: Path) -> None:
@@ -41,10 +41,10 @@ def test_shards_are_all_configurations_once(tmp_path: Path) -> None:
         config(tmp_path, name, "none")
     whole = plan([tmp_path], tmp_path)
     parts = [plan([tmp_path], tmp_path, shard=f"{part}/3") for part in (1, 2, 3)]
-    assert sorted(map(str, (unit for part in parts for unit in part))) == sorted(map(str, whole))
-    # A unit's own shard is its configuration alone.
-    for unit in whole:
-        assert {one.name for one in plan([tmp_path], tmp_path, shard=unit.part)} == {unit.name}
+    assert sorted(map(str, (job for part in parts for job in part))) == sorted(map(str, whole))
+    # A job's own shard is its configuration alone.
+    for job in whole:
+        assert {planned.name for planned in plan([tmp_path], tmp_path, shard=job.part)} == {job.name}
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3"])
@@ -54,23 +54,23 @@ def test_a_wrong_shard_is_refused(shard: str, tmp_path: Path) -> None:
         plan([tmp_path], tmp_path, shard=shard)
 
 
-def test_the_commands_own_options_stand_above_the_files(tmp_path: Path) -> None:
+def test_the_commands_options_override_the_files(tmp_path: Path) -> None:
     path = config(tmp_path, "a", "none")
     path.write_text(path.read_text(encoding="utf-8") + "limit: 7\noutput_path: elsewhere\n", encoding="utf-8")
-    assert {unit.settings["limit"] for unit in plan([path], tmp_path)} == {7}
-    (unit,) = plan([path], tmp_path / "out", tasks="mme", limit=2)
-    assert (unit.task, unit.settings["limit"], unit.folder) == ("mme", 2, tmp_path / "out" / "a" / "mme")
+    assert {job.settings["limit"] for job in plan([path], tmp_path)} == {7}
+    (job,) = plan([path], tmp_path / "out", tasks="mme", limit=2)
+    assert (job.task, job.settings["limit"], job.folder) == ("mme", 2, tmp_path / "out" / "a" / "mme")
 
 
-def test_a_folder_of_tasks_of_the_files_own_is_kept(tmp_path: Path) -> None:
+def test_a_files_own_task_folder_is_kept(tmp_path: Path) -> None:
     path = config(tmp_path, "a", "none")
     path.write_text(path.read_text(encoding="utf-8") + f"include_path: {tmp_path}\n", encoding="utf-8")
-    assert {str(unit.settings["include_path"]) for unit in plan([path], tmp_path)} == {
+    assert {str(job.settings["include_path"]) for job in plan([path], tmp_path)} == {
         str([str(tmp_path), str(task_configs())])
     }
 
 
-def test_every_mistake_of_every_file_is_told_before_anything_runs(tmp_path: Path) -> None:
+def test_every_mistake_of_every_file_is_reported_before_anything_runs(tmp_path: Path) -> None:
     config(tmp_path, "a", "drat@2:0.5")
     config(tmp_path, "b", "random@12:0.5")
     path = config(tmp_path, "c", "none")
@@ -104,4 +104,4 @@ def test_runs_of_a_list_have_numbers(tmp_path: Path) -> None:
     path = tmp_path / "both.yaml"
     run = f"{{model: llava_pruned, model_args: 'pretrained={TINY},schedule=vtw@%d', tasks: pope}}"
     path.write_text(f"- {run % 3}\n- {run % 4}\n", encoding="utf-8")
-    assert [unit.name for unit in plan([path], tmp_path)] == ["both-1", "both-2"]
+    assert [job.name for job in plan([path], tmp_path)] == ["both-1", "both-2"]

@@ -1,4 +1,4 @@
-"""What the commands are given: options that they share, checked and turned into what they mean."""
+"""CLI options shared by the information commands, with validation and conversion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lmms_prune.record.information import Store
     from lmms_prune.schedule import PromptSizes
 
-Tasks = Annotated[str, typer.Option(help="Tasks and groups of lmms-eval, with commas.")]
+Tasks = Annotated[str, typer.Option(help="Tasks and groups of lmms-eval, separated by commas.")]
 Include = Annotated[
     Path | None,
     typer.Option(
@@ -36,13 +36,19 @@ Include = Annotated[
     ),
 ]
 
-
+# Names of settings in the store -> keys of the wrapper's `made_from`.
 _CHECKPOINT = {"commit": "checkpoint", "files": "files"}
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A loaded model, its decoder layers, and the visual tokens of an image, where all have as many."""
+class LoadedModel:
+    """A loaded model.
+
+    Args:
+        wrapper: the model as lmms-eval uses it.
+        depth: number of decoder layers.
+        visual_tokens: visual tokens of an image; None if images differ in size.
+    """
 
     wrapper: PrunedModel
     depth: int
@@ -50,58 +56,59 @@ class Ready:
 
     @property
     def prompt_sizes(self) -> PromptSizes:
-        """What budgets are solved on."""
+        """The sizes that budgets are solved for."""
         from lmms_prune.efficiency.estimate import prompt_sizes
 
         return prompt_sizes(self.wrapper.architecture, self.visual_tokens)
 
     @property
     def name(self) -> str:
+        """The checkpoint's name without its owner or folder."""
         return Path(self.wrapper.arguments.pretrained).name
 
 
-def load_unpruned(model: str, model_args: str) -> Ready:
-    """The model as an evaluation without a schedule would load it."""
+def load_unpruned(model: str, model_args: str) -> LoadedModel:
+    """Load the model as an evaluation without a schedule does."""
     from lmms_prune.harness.models import unpruned
 
     wrapper = unpruned(model, model_args)
     config = wrapper.model.config
-    return Ready(wrapper, config.text_config.num_hidden_layers, wrapper.family.tokens_per_image(config))
+    return LoadedModel(wrapper, config.text_config.num_hidden_layers, wrapper.family.tokens_per_image(config))
 
 
 def measured_rows(
-    ready: Ready, names: list[str], limit: int | None, block: int, include: Path | None, out: Path
+    loaded: LoadedModel, names: list[str], limit: int | None, block: int, include: Path | None, out: Path
 ) -> pd.DataFrame:
-    """The information of all documents at all layers, measured as far as it is not yet."""
-    found = found_documents(names, ready.wrapper.family.model_name, limit, include)
-    store = measured(ready.wrapper, found, list(range(ready.depth)), block, out)
-    return store.read([document.sample for document in found])
+    """The information of all documents at all layers; measures what the folder `out` does not contain yet."""
+    documents = load_documents(names, loaded.wrapper.family.model_name, limit, include)
+    store = measure_missing(loaded.wrapper, documents, list(range(loaded.depth)), block, out)
+    return store.read([document.sample for document in documents])
 
 
-def measured(wrapper: PrunedModel, found: list[Document], numbers: list[int], block: int, out: Path) -> Store:
-    """The folder of measurements with all of some documents, measured as far as they are not yet."""
+def measure_missing(wrapper: PrunedModel, documents: list[Document], layers: list[int], block: int, out: Path) -> Store:
+    """Measure the documents that the folder `out` does not contain yet, and return the folder's store."""
     from lmms_prune.information.run import measure_documents
     from lmms_prune.record.information import Store
 
     about: dict[str, Any] = {"model": wrapper.family.model_name, "settings": wrapper.arguments.settings()}
-    # Weights that have changed under the same name are another model.
+    # A checkpoint whose weights changed under the same name is a different model.
     about |= {f"{name} of the checkpoint": wrapper.made_from[kind] for name, kind in _CHECKPOINT.items()}
-    store = Store.open(out, {**about, "layers": numbers, "block": block})
+    store = Store.open(out, {**about, "layers": layers, "block": block})
     with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("information", total=len(found))
-        measure_documents(wrapper, found, store, numbers, block, lambda document: progress.advance(bar))
+        bar = progress.add_task("information", total=len(documents))
+        measure_documents(wrapper, documents, store, layers, block, lambda document: progress.advance(bar))
     return store
 
 
 def task_names(text: str) -> list[str]:
-    """``--tasks``, with this package's groups replaced by their members."""
+    """The single tasks of ``--tasks``: this package's groups are replaced by their members."""
     from lmms_prune.harness.tasks import single_tasks
 
     return single_tasks(text)
 
 
 def method_names(text: str, oracle: bool = False) -> list[str]:
-    """``--methods``: names of methods that keep some tokens; an oracle only where it is shown as one."""
+    """The names in ``--methods``, all of methods that keep some tokens; oracles only if `oracle` allows them."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in METHODS:
@@ -110,13 +117,14 @@ def method_names(text: str, oracle: bool = False) -> list[str]:
             fail(f"--methods {name}: it keeps nothing; name methods that keep some tokens.")
         if METHODS[name].kind == "oracle" and not oracle:
             fail(
-                f"--methods {name}: it is told the right answers, so it is no method to use; `horizon` draws it beside others."
+                f"--methods {name}: an oracle, which knows the right answers and cannot be used as a method; only `horizon` "
+                "draws it, for comparison."
             )
     return names
 
 
-def found_documents(names: list[str], model: str, limit: int | None, include: Path | None) -> list[Document]:
-    """All documents of some tasks; the package's own tasks are found without a path."""
+def load_documents(names: list[str], model: str, limit: int | None, include: Path | None) -> list[Document]:
+    """The documents of some tasks; without `include`, this package's own tasks are known."""
     from lmms_prune.harness.documents import documents
     from lmms_prune.harness.tasks import task_configs
 
@@ -124,24 +132,24 @@ def found_documents(names: list[str], model: str, limit: int | None, include: Pa
 
 
 def layer_numbers(text: str | None, depth: int) -> list[int]:
-    """``0-3,8`` as numbers; all layers where nothing is given."""
+    """The layers that ``--layers`` names, such as ``0-3,8``; all layers without a text."""
     if text is None:
         return list(range(depth))
     if not re.fullmatch(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*", text):
         fail(f"--layers {text}: write numbers and ranges with commas, such as 0-31 or 0,8,16.")
-    made: set[int] = set()
+    layers: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
         if int(last or first) < int(first):
             fail(f"--layers {text}: the range {part} ends before it begins; write {last}-{first}.")
-        made |= set(range(int(first), int(last or first) + 1))
-    if max(made) >= depth:
+        layers |= set(range(int(first), int(last or first) + 1))
+    if max(layers) >= depth:
         fail(f"--layers {text}: the model's layers are 0 to {depth - 1}.")
-    return sorted(made)
+    return sorted(layers)
 
 
 def ratios_of(text: str) -> list[float]:
-    """``--keeps``."""
+    """The ratios in ``--keeps``."""
     try:
         ratios = [float(part) for part in text.split(",")]
     except ValueError:
@@ -152,14 +160,14 @@ def ratios_of(text: str) -> list[float]:
 
 
 @contextmanager
-def said_plainly() -> Iterator[None]:
-    """What a user can put right ends the command with exit code 2 and one message."""
+def user_errors() -> Iterator[None]:
+    """Turn errors that a user can fix into one message and exit code 2."""
     from lmms_prune.configs.runs import ConfigError
     from lmms_prune.errors import PruningError, ScheduleError, UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
     from lmms_prune.record.information import InformationError
-    from lmms_prune.sweep.units import SweepError
+    from lmms_prune.sweep.jobs import SweepError
 
-    mendable = (ArgumentError, ConfigError, InformationError, PruningError, ScheduleError, SweepError)
-    with plainly(*mendable, UnsupportedModelError):
+    fixable = (ArgumentError, ConfigError, InformationError, PruningError, ScheduleError, SweepError)
+    with plainly(*fixable, UnsupportedModelError):
         yield
