@@ -194,10 +194,10 @@ class Prefill:
             self.before,
             block.seed,
             _embedded=self.embedded,
-            _uncut_rotary=original,
+            _unpruned_rotary=original,
             _encoder_run=self.encoder_run,
             _questions=self._questions(),
-            asked=[n for row in layout.traces for n in acting.stage.asked(row.images)],
+            requested=[n for row in layout.traces for n in acting.stage.requested(row.images)],
             _guide=guide,
         )
 

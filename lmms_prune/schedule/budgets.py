@@ -175,7 +175,7 @@ class _Search:
         """The keep of a neighbouring stage on the grid: in tokens what it really asks for, rounding included."""
         if isinstance(stage.keep, Decimal) and not self.in_tokens:
             return Fraction(stage.keep) * self.grid
-        return Fraction(stage.asked([self.n])[0], self.n) * self.grid
+        return Fraction(stage.requested([self.n])[0], self.n) * self.grid
 
     def _cost(self, filled: Schedule) -> Number:
         return self._of(filled.layer_counts(self.sizes.layers, [self.n]))

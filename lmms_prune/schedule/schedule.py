@@ -113,7 +113,7 @@ class Schedule:
         if images is None:
             return self._check_units()
         for i in range(1, len(self.stages)):
-            before, now = (sum(stage.asked(images)) for stage in self.stages[i - 1 : i + 1])
+            before, now = (sum(stage.requested(images)) for stage in self.stages[i - 1 : i + 1])
             if now > before and self.stages[i].keep != ADAPTIVE:
                 raise self.error(
                     i, f"stage {i + 1} keeps {now} of the {before} tokens that stage {i} keeps: keeps never grow."

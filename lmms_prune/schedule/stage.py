@@ -85,7 +85,7 @@ class Stage:
         """Whether the stage may keep fewer tokens than planned; how many is known only when it has run."""
         return self.keep == ADAPTIVE or self.spec.at_most
 
-    def asked(self, images: Sequence[int]) -> list[int]:
+    def requested(self, images: Sequence[int]) -> list[int]:
         """Tokens asked for in each image, given the images' original token counts; all where the method decides."""
         if self.keep == ADAPTIVE:
             return list(images)
@@ -99,8 +99,8 @@ class Stage:
         """Tokens this stage leaves in each image, of the `present` ones, by the method's count rule (`at_most`: or fewer)."""
         options = dict(self.options)
         return [
-            n if asked >= n else min(n, self.spec.count(asked, n, options))
-            for asked, n in zip(self.asked(images), present, strict=True)
+            n if requested >= n else min(n, self.spec.count(requested, n, options))
+            for requested, n in zip(self.requested(images), present, strict=True)
         ]
 
 

@@ -215,9 +215,9 @@ def test_smallest_images(n: int, shape) -> None:
 def test_crops_of_qwen(n: int, count: int, crops: int) -> None:
     """⌊1024/576 · n/N⌋: the 16 crops of LLaVA's 64 of 576."""
     view = view_of([0.1] * n, torch.zeros(1, n, 1, dtype=torch.float64), QWEN)
-    assert HoloV()._numbers(view, torch.tensor([count])) == [crops]
-    assert HoloV(crops=3)._numbers(view, torch.tensor([count])) == [3]
-    assert HoloV()._numbers(view_of([0.1], torch.zeros(1, 1, 1)), torch.tensor([1])) == [16]
+    assert HoloV()._crop_counts(view, torch.tensor([count])) == [crops]
+    assert HoloV(crops=3)._crop_counts(view, torch.tensor([count])) == [3]
+    assert HoloV()._crop_counts(view_of([0.1], torch.zeros(1, 1, 1)), torch.tensor([1])) == [16]
 
 
 def test_tokens_that_are_gone_are_no_candidates() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmms_prune import Schedule, prune
 from lmms_prune.methods import swiftvlm
-from lmms_prune.methods.swiftvlm import SwiftVLM, _folded
+from lmms_prune.methods.swiftvlm import SwiftVLM, _grouped
 from lmms_prune.methods.view import TokenView
 
 CaptureView = Callable[..., TokenView]
@@ -129,7 +129,7 @@ def test_second_stage_by_hand() -> None:
     later.index, later.sizes, later.memory = torch.tensor([[0, 2, 3]]), [6], view.memory
     later._origin = torch.tensor([[0, 1, 3, 4, 7, 8]])
     later._parts.keys = lambda layer, hidden, rotary: hidden[:, None].float()
-    later._uncut_rotary = (torch.zeros(1, 9, 2), torch.zeros(1, 9, 2))
+    later._unpruned_rotary = (torch.zeros(1, 9, 2), torch.zeros(1, 9, 2))
     keep = method.select(later, torch.tensor([2]))
     hidden, index = method.rewrite(later, keep)
     # The query reads the second entry: 24, 22, 20, 14, 3, 1 for tokens 3, 1, 4, 5, 2, 0. Token 3 comes back; the mean
@@ -146,9 +146,9 @@ def test_folding_by_hand() -> None:
     turned = torch.tensor([[45.0, 0, 90, 5, 80, 91, 300]], dtype=torch.float64).deg2rad()
     states = torch.stack([turned.cos(), turned.sin()], dim=-1)
     rest = torch.tensor([[False, True, True, True, True, True, True]])
-    assert _folded(states, rest, torch.tensor([2]), 2).tolist() == [[-1, 1, 0, 1, 0, 0, 1]]
-    assert _folded(states, rest, torch.tensor([1]), 1).tolist() == [[-1, 0, 0, 0, 0, 0, 0]]
-    assert _folded(states, rest, torch.tensor([3]), 5).tolist() == [[-1, 2, 0, 2, 1, 0, 2]]
+    assert _grouped(states, rest, torch.tensor([2]), 2).tolist() == [[-1, 1, 0, 1, 0, 0, 1]]
+    assert _grouped(states, rest, torch.tensor([1]), 1).tolist() == [[-1, 0, 0, 0, 0, 0, 0]]
+    assert _grouped(states, rest, torch.tensor([3]), 5).tolist() == [[-1, 2, 0, 2, 1, 0, 2]]
     vectors = {token: states[0, token].tolist() for token in range(1, 7)}
     assert fold(vectors, 2)[0] == [[2, 4, 5], [1, 3, 6]]
     assert fold(vectors, 3)[0] == [[2, 5], [4], [1, 3, 6]]
@@ -161,7 +161,7 @@ def test_folding_equals_plain_loops(tokens: int) -> None:
     states = torch.randn(5, 40, 4, generator=generator, dtype=torch.float64)
     rest = torch.rand(5, 40, generator=generator).argsort(dim=1) < tokens
     groups = torch.tensor([1, 2, 3, 5, 7]).clamp(max=tokens)
-    found = _folded(states, rest, groups, 7)
+    found = _grouped(states, rest, groups, 7)
     for row, number in enumerate(groups.tolist()):
         vectors = {token: states[row, token].tolist() for token in rest[row].nonzero().flatten().tolist()}
         clusters, _ = fold(vectors, number)
@@ -230,7 +230,7 @@ def follow(tiny: Tiny, row: tuple, schedule: str) -> tuple[list[set[int]], list[
     for number, stage in enumerate(stages):
         entering, [tokens] = before[stage.layer], trace.rows[0].indices(number)
         got.append(set(tokens))
-        count = min(stage.asked([len(place.visual)])[0], len(standing))
+        count = min(stage.requested([len(place.visual)])[0], len(standing))
         # A stage that keeps all that is there does nothing.
         if stage.method == "swiftvlm" and count < len(standing):
             now = dict(zip(standing, entering[start : start + len(standing)].tolist(), strict=True))
