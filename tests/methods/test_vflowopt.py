@@ -304,8 +304,8 @@ def test_several_images_and_stages(tiny: Tiny) -> None:
 
 
 def test_importance_is_found_once_a_prefill(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, looked = [], vflowopt._looked_at
-    monkeypatch.setattr(vflowopt, "_looked_at", lambda *args: calls.append(args) or looked(*args))
+    calls, original = [], vflowopt._attention_of_global_tokens
+    monkeypatch.setattr(vflowopt, "_attention_of_global_tokens", lambda *args: calls.append(args) or original(*args))
     tiny.run(tiny.batch([tiny.row(random.Random(0))]), "vflowopt@0:0.6,vflowopt@2:0.4,vflowopt@5:0.2")
     assert len(calls) == 1
 
