@@ -127,7 +127,7 @@ class Wrapper(nn.Module):
 @pytest.mark.parametrize("hands_on", [True, False])
 def test_a_wrapper_around_the_model_is_refused_by_name(tiny: Tiny, hands_on: bool) -> None:
     model = tiny.model()
-    message = r"^Wrapper is a wrapper around a model; give the model inside it \(PEFT: get_base_model\(\)"
+    message = r"^Wrapper is a wrapper around a model; pass the model inside it \(PEFT: get_base_model\(\)"
     with pytest.raises(UnsupportedModelError, match=message), prune(Wrapper(model, hands_on), "random@2:0.5"):
         pass
     assert "generate" not in vars(model)
