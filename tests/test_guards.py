@@ -285,9 +285,9 @@ def test_a_model_is_not_copied_with_its_hooks(family: Family, schedule: str) -> 
     before = hook_count(family.model)
     with prune(family.model, schedule):
         family.model(**prompt(family))
-        with pytest.raises(PruningError, match="copy or save it outside of the block"):
+        with pytest.raises(PruningError, match="copy or save it outside the block"):
             copy.deepcopy(family.model)
-        with pytest.raises(PruningError, match="copy or save it outside of the block"):
+        with pytest.raises(PruningError, match="copy or save it outside the block"):
             copy.deepcopy(family.model.model.language_model.layers[3]) if schedule != "none" else copy.deepcopy(
                 family.model
             )

@@ -14,7 +14,7 @@ from forking import Forking
 
 import lmms_prune
 from lmms_prune.compat.installed import LIBRARIES, moved_names
-from lmms_prune.compat.names import Library, MovedNameError, Names
+from lmms_prune.compat.names import Library, MovedNameError, PrivateNames
 
 PACKAGE = Path(lmms_prune.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -59,13 +59,13 @@ class Held:
     ],
 )
 def test_a_name_that_moved_is_named(owner: str, kind: str, names: tuple[str, ...], moved: list[str]) -> None:
-    rows = (Names(f"{__name__}:{owner}", kind, names, "1.0", "this test"),)  # type: ignore[arg-type]
+    rows = (PrivateNames(f"{__name__}:{owner}", kind, names, "1.0", "this test"),)  # type: ignore[arg-type]
     library = Library("pytest", "lmms_prune/compat/pytest.py", rows, build=lambda _: sys.modules[__name__])
     lines = list(library.moved())
     assert len(lines) == len(moved)
     for line, name in zip(lines, moved, strict=True):
         assert f"'{name}'" in line
-        assert "needed for this test. Mend lmms_prune/compat/pytest.py." in line
+        assert "needed for this test. Fix lmms_prune/compat/pytest.py." in line
 
 
 # What moved, and what is most likely to: nothing outside of compat may speak of it.
@@ -131,6 +131,6 @@ def test_a_library_that_moved_one_more_name_ends_the_tests_with_one_line(forking
     assert run.returncode == 1
     [line] = [line for line in run.stdout.splitlines() if "any more" in line]
     assert "LlamaDecoderLayer.forward has no 'position_embeddings'" in line
-    assert "Mend lmms_prune/compat/transformers.py" in line
+    assert "Fix lmms_prune/compat/transformers.py" in line
     assert "passed" not in run.stdout
     assert "failed" not in run.stdout
