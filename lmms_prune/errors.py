@@ -12,7 +12,7 @@ from typing import Any
 
 
 class ScheduleError(ValueError):
-    """A schedule that cannot be run; the message points at the place in the text.
+    """A schedule that cannot be run; the message points into the text.
 
     Args:
         message: what is wrong.

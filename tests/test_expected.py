@@ -128,14 +128,14 @@ def test_arguments_of_schedules(found: dict[str, Any]) -> None:
         assert message in text
 
 
-def test_what_is_no_budget(found: dict[str, Any]) -> None:
+def test_values_that_are_no_budget(found: dict[str, Any]) -> None:
     for error, text in found["budgets"]:
         assert error == "ScheduleError"
         assert "is neither tokens" in text
     assert found["fraction"] == str(UNKNOWN.solve("0.5", PromptSizes(8, 576)))
 
 
-def test_whole_numbers_of_any_kind_will_do(found: dict[str, Any]) -> None:
+def test_integers_of_any_type_are_accepted(found: dict[str, Any]) -> None:
     assert found["kept"][0] == found["kept"][1]
 
 
@@ -148,13 +148,13 @@ def test_whole_numbers_of_any_kind_will_do(found: dict[str, Any]) -> None:
         ((("native_count", 0),), "option native_count=0: allowed are true and false"),
     ],
 )
-def test_a_stage_takes_the_options_that_could_be_written(options: tuple, message: str) -> None:
+def test_a_stage_takes_options_that_a_text_can_express(options: tuple, message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
         Stage("dart", 2, HALF, options)
 
 
 @pytest.mark.parametrize("text", [None, 3, True, ["dart@2:0.5", 3], b"dart@2:0.5"])
-def test_what_is_no_schedule(text: object) -> None:
+def test_values_that_are_no_schedule(text: object) -> None:
     with pytest.raises(ScheduleError, match="neither a text nor a list of stages"):
         Schedule.parse(text)
 
@@ -162,7 +162,7 @@ def test_what_is_no_schedule(text: object) -> None:
 @pytest.mark.parametrize(
     "text", ["dart@２:0.5", "dart@2:０.5", "random@2:５t", "folder@2:0.5,vflowopt@5:0.3;alpha=０.5", "swiftvlm@1_0:0.5"]
 )
-def test_digits_of_other_scripts_are_no_digits(text: str) -> None:
+def test_digits_of_other_scripts_are_refused(text: str) -> None:
     with pytest.raises(ScheduleError):
         Schedule.parse(text)
     Schedule.parse(text.translate(str.maketrans("０２５", "025")).replace("_", ""))

@@ -134,7 +134,7 @@ def test_pruned_equals_the_masked_reference(loaded, answered, name: str, schedul
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ["llava", "qwen"])
-def test_a_row_in_a_batch_equals_the_row_alone(loaded, name: str, schedule: str, attention: str) -> None:
+def test_a_row_in_a_batch_equals_the_single_row(loaded, name: str, schedule: str, attention: str) -> None:
     # The library's eager attention computes its softmax in float32, where its float64 mask overflows. Few steps: the
     # masked reference follows each row of a batch, alone, through all of them.
     steps = 4
@@ -273,7 +273,7 @@ def test_a_batch_without_any_image_runs_unpruned(family: Family) -> None:
     assert trace.avg_visual_tokens == 0.0
 
 
-def test_the_empty_schedule_traces_what_the_unpruned_model_sees(family: Family) -> None:
+def test_the_empty_schedule_traces_the_unpruned_model(family: Family) -> None:
     with prune(family.model, "none") as trace:
         generate(family, mixed_batch(family))
     with prune(family.model, "random@0:1") as whole:
@@ -297,7 +297,7 @@ def test_the_empty_schedule_refuses_nothing(family: Family) -> None:
         assert torch.equal(family.model.generate(**inputs, **options), plain)
 
 
-def test_the_empty_schedule_lets_a_prompt_come_in_chunks(loaded) -> None:
+def test_the_empty_schedule_allows_chunked_prompts(loaded) -> None:
     """And notes nothing of an image that is cut in two, rather than something wrong."""
     family = loaded("llava")
     inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
@@ -314,7 +314,7 @@ def test_a_list_of_stages_is_a_schedule(family: Family) -> None:
     assert str(trace.schedule) == "random@1:0.5,vtw@3"
 
 
-def test_several_answers_a_prompt_draw_alike(family: Family) -> None:
+def test_several_answers_to_a_prompt_draw_equally(family: Family) -> None:
     inputs = family.inputs([QUESTIONS[0]], [[noise(9)]])
     with prune(family.model, "random@1:0.3", samples=["one"]) as trace:
         family.model.generate(**inputs, do_sample=True, num_return_sequences=3, max_new_tokens=2)
@@ -372,7 +372,7 @@ class TestRefusals:
         embeddings = torch.zeros(1, 5, family.model.config.text_config.hidden_size, dtype=torch.float64)
         self.run(family, "input_ids", lambda: family.model(inputs_embeds=embeddings))
 
-    def test_a_conversation_that_goes_on(self, family: Family) -> None:
+    def test_a_continued_conversation(self, family: Family) -> None:
         inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
 
         def two_turns() -> None:
@@ -521,7 +521,7 @@ except PruningError as error:
 
 
 @pytest.mark.slow
-def test_what_guards_figures_guards_them_under_python_o_too(folders, forking: Forking, tmp_path: Path) -> None:
+def test_checks_of_published_numbers_also_run_under_python_o(folders, forking: Forking, tmp_path: Path) -> None:
     """In a process that has the package as ``-O`` compiles it."""
     script = tmp_path / "optimised.py"
     script.write_text(OPTIMISED, encoding="utf-8")
@@ -562,7 +562,7 @@ def test_merged_tokens_decode_as_one_long_prompt_would(family: Family, schedule:
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("schedule", ["mustdrop@3:0.5,mustdrop@6:0.2", "random@1:0.8,mustdrop@4:0.3,vtw@7"])
-def test_earlier_layers_forget_what_mustdrop_drops(family: Family, schedule: str, positions: str) -> None:
+def test_caches_of_earlier_layers_are_cropped_by_mustdrop(family: Family, schedule: str, positions: str) -> None:
     """Generated tokens see, from the layer before its first stage on, only what its last one leaves; the prompt saw all."""
     if positions == "compact" and family.name != "llava":
         pytest.skip("compact positions are for one-dimensional ones")
@@ -624,7 +624,7 @@ def test_recycled_tokens_are_those_whose_states_were_changed(
                 assert sum(recycled) == 0
 
 
-def test_one_name_for_two_prompts_is_refused(family: Family) -> None:
+def test_one_sample_id_for_two_prompts_is_refused(family: Family) -> None:
     """Several answers to one prompt share its name; different prompts would share their random draws."""
     inputs = family.inputs(QUESTIONS[:2], [[noise(1)], [noise(2)]])
     with (
@@ -638,7 +638,7 @@ def test_one_name_for_two_prompts_is_refused(family: Family) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["sparsevlm@2:0.5", "fastv@2:0.5", "dart@2:0.5", "visionzip@0:0.5", "hivtp@2:0.4"])
-def test_a_method_chooses_under_autocast_too(loaded, schedule: str) -> None:
+def test_methods_also_run_under_autocast(loaded, schedule: str) -> None:
     family = loaded("llava", torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16), prune(family.model, schedule) as trace:
         family.model.generate(**family.inputs(QUESTIONS[:1], [[noise(1)]]), max_new_tokens=2, do_sample=False)

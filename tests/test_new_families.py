@@ -164,7 +164,7 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
 
 @pytest.mark.core
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_all_that_is_certified_holds(model: Any, schedule: str) -> None:
+def test_all_certified_properties_hold(model: Any, schedule: str) -> None:
     """The masked reference leaves the library's own additions, norms and positions in their place."""
     case = Case(Subject(model, "float32"), Schedule.parse(schedule), "original")
     if schedule.startswith("tome") and model.config.model_type == "qwen3_vl":
@@ -195,7 +195,7 @@ def test_positions_may_be_renumbered_where_the_family_says_so(model: Any) -> Non
     assert [result for result in examine(case, "ragged") if result.reason] == []
 
 
-def test_images_of_other_sizes_keep_their_own_share(model: Any) -> None:
+def test_images_of_other_sizes_keep_the_same_share(model: Any) -> None:
     with torch.no_grad(), prune(model, "random@1:0.5") as trace:
         model(**batch(model, BATCHES["ragged"]))
     sizes = [size for row in trace.rows for size in row.images]

@@ -40,7 +40,7 @@ def test_gather_takes_rows_from_any_shape() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 6), (2, 4, 6), (3, 1, 4, 6), (3, 2, 4, 6)])
-def test_gather_rotary_takes_today_s_and_yesterday_s_tables(shape: tuple[int, ...]) -> None:
+def test_gather_rotary_takes_tables_of_old_and_new_versions(shape: tuple[int, ...]) -> None:
     table = torch.randn(shape)
     index = torch.tensor([[3, 0], [1, 2]])
     found = gather_rotary(table, index)
@@ -53,7 +53,7 @@ def test_gather_rotary_takes_today_s_and_yesterday_s_tables(shape: tuple[int, ..
 VALID = torch.tensor([[False, False, True, True, True], [True] * 5])
 
 
-def test_the_mask_of_each_kernel_says_the_same() -> None:
+def test_the_masks_of_all_kernels_are_equivalent() -> None:
     sdpa = attention_mask(VALID, 5, True, "sdpa", torch.float32)
     eager = attention_mask(VALID, 5, True, "eager", torch.float32)
     for row in range(2):

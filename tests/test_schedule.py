@@ -189,7 +189,7 @@ def test_every_preset_is_a_schedule() -> None:
     assert str(Schedule.parse("dart+random-192")) == "dart@2:0.44,random@20:0.07"
 
 
-def test_the_forms_that_mean_the_same() -> None:
+def test_equivalent_forms_of_a_schedule() -> None:
     assert Schedule.parse("vtw@21:0") == Schedule.parse("vtw@21") == Schedule.parse(" vtw@21:0.0 ")
     assert Schedule.parse("dart@2:0.50") == Schedule.parse("dart@2:.5") == Schedule((Stage("dart", 2, Decimal("0.5")),))
     assert Schedule.parse(["dart@2:0.44", "random@20:0.07"]) == Schedule.parse("dart@2:0.44, random@20:0.07")
@@ -247,13 +247,13 @@ def test_wrong_texts_are_refused_and_pointed_at(text: str, message: str, pointed
 
 
 @pytest.mark.parametrize("text", ["", "  ", [], [""], None, 3, [3]])
-def test_what_is_no_schedule_text_is_refused(text: Any) -> None:
+def test_values_that_are_no_schedule_are_refused(text: Any) -> None:
     """An empty text, such as an unset shell variable gives, must not run the unpruned model."""
     with pytest.raises(ScheduleError, match=r"write 'none' to prune nothing|neither a text nor a list"):
         Schedule.parse(text)
 
 
-def test_an_option_given_twice_is_refused() -> None:
+def test_a_repeated_option_is_refused() -> None:
     with pytest.raises(ScheduleError, match="names the option 'order' twice"):
         Schedule.parse("dart@2:0.4;order=reference;order=stable")
 
@@ -328,10 +328,10 @@ def test_check_against_a_model() -> None:
         ("random@2:0.5", [], []),
     ],
 )
-def test_stages_that_prune_nothing_are_known(text: str, images: list[int], idle: list[str]) -> None:
+def test_idle_stages_are_found(text: str, images: list[int], idle: list[str]) -> None:
     assert [str(stage) for stage in Schedule.parse(text).idle(images)] == idle
 
 
 @pytest.mark.parametrize(("text", "all_kept"), [("random@1:1.0,dart@2:1", True), ("random@1:1.0,dart@2:0.5", False)])
-def test_a_control_that_keeps_all_is_told_from_a_mistake(text: str, all_kept: bool) -> None:
+def test_a_keep_all_control_is_distinguished_from_a_mistake(text: str, all_kept: bool) -> None:
     assert Schedule.parse(text).keeps_all == all_kept

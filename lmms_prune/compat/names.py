@@ -18,7 +18,7 @@ class MovedNameError(ImportError):
 
 @dataclass(frozen=True)
 class PrivateNames:
-    """PrivateNames that this package relies on in one place of a library.
+    """Names that this package relies on in one object of a library.
 
     Args:
         owner: where they are: "module:attribute.attribute", or the name of a model that `build` makes, then a path.

@@ -106,16 +106,16 @@ def all_layers(layer: int, options: Options) -> str:
 def tome_layers(layer: int, options: Options) -> str:
     """Inside the encoder ToMe precedes the decoder; keys are those of the layer before."""
     if options.get("place") == "tower" and layer:
-        return "place=tower merges inside the vision encoder, so the stage must stand at layer 0"
+        return "place=tower merges inside the vision encoder, so the stage must act at layer 0"
     if options.get("metric") == "keys" and not layer and options.get("place") != "tower":
-        return "metric=keys reads the layer before, so the stage must stand at layer 1 or deeper"
+        return "metric=keys reads the layer before, so the stage must act at layer 1 or deeper"
     return ""
 
 
 def folder_layers(layer: int, options: Options) -> str:
     """The full variant folds inside the encoder."""
     if options.get("variant") == "full" and layer:
-        return "variant=full folds inside the vision encoder, so the stage must stand at layer 0"
+        return "variant=full folds inside the vision encoder, so the stage must act at layer 0"
     return ""
 
 

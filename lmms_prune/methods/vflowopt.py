@@ -104,7 +104,7 @@ class VFlowOpt(Method):
         ends = torch.full((len(valid), spare + 1), spare, device=device)
         first = ends.scatter_reduce(1, cell, below, "amin").gather(1, cell) == below
         # One token of each cell remains, so every further merged token makes the image smaller by one. `saved` counts
-        # how many tokens merging all less important ones saves; merging goes on until that is enough.
+        # how many tokens merging all less important ones saves; merging continues until that is enough.
         saved = torch.zeros_like(order).scatter_(1, below.clamp(min=0), (valid & ~first).long()).cumsum(1)
         saved = saved.gather(1, below.clamp(min=0)) - (valid & ~first).long()
         low = valid & (saved < (valid.sum(1) - count)[:, None])

@@ -253,7 +253,7 @@ class TokenView:
             PruningError: `prune` was not given the questions.
         """
         if self._questions is None:
-            raise PruningError("the method reads the question as text: give prune(…, questions=[…]), one a row.")
+            raise PruningError("the method reads the question as text: give prune(…, questions=[…]), one per row.")
         return list(self._questions)
 
     def guided(self, checkpoint: str, new_tokens: int, last_visual: bool) -> Float[Tensor, "B N"]:

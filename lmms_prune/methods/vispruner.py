@@ -80,7 +80,7 @@ def _passes(lengths: list[int], goals: list[int]) -> list[list[tuple[int, int]]]
 def _reduced(
     unit: Float[Tensor, "B V C"], order: Int[Tensor, "B R"], passes: list[list[tuple[int, int]]]
 ) -> Int[Tensor, "B S"]:
-    """The lists after all passes; entries beyond a list's length are arbitrary, and no token stands in it twice.
+    """The lists after all passes; entries beyond a list's length are arbitrary, and no token is in it twice.
 
     In an image from which nothing is to be removed any more, a pass only reorders the list.
     """

@@ -74,7 +74,7 @@ _FEATURES = Refusal("methods read it in the model's configuration; set it there"
 _PACKED = Refusal("packed sequences are counted by columns that are dropped; give a padded batch")
 _BEAMS = Refusal("beam search reorders the pruned cache; use num_beams=1", (1,))
 _ASSISTED = Refusal("assisted decoding takes tokens back from the pruned cache; leave it out")
-_TWO_PROMPTS = Refusal("guidance runs a second prompt, which would not be pruned alike; leave it out", (1,))
+_TWO_PROMPTS = Refusal("guidance runs a second prompt, which would not be pruned in the same way; leave it out", (1,))
 _OWN_LOOP = Refusal(
     "a decoding loop other than greedy and sampled decoding may reorder or crop the cache; leave it out"
 )

@@ -220,8 +220,8 @@ class Prefill:
         checks += [(f"scores of {stage.method}", finite) for finite in view.finite_scores]
         for what, finite in checks:
             self.record.check(
-                f"in stage {acting.number + 1} ('{stage}') the {what} are not all finite, so that its choice means "
-                "nothing; do they overflow the dtype?",
+                f"in stage {acting.number + 1} ('{stage}') the {what} are not all finite, so its choice is "
+                "meaningless; do they overflow the dtype?",
                 finite.to(matters.device) | ~matters,
             )
 

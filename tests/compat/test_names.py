@@ -27,7 +27,7 @@ def test_every_name_is_there() -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.package)
-def test_a_table_says_where_its_names_are_mended(library: Library) -> None:
+def test_a_table_names_the_file_to_fix(library: Library) -> None:
     assert (PACKAGE.parent / library.file).is_file()
     assert all(row.names and row.why and row.since for row in library.names)
 
@@ -58,7 +58,7 @@ class Held:
         ("Gone.call", "attributes", ("first",), ["Gone"]),
     ],
 )
-def test_a_name_that_moved_is_named(owner: str, kind: str, names: tuple[str, ...], moved: list[str]) -> None:
+def test_a_moved_name_is_reported(owner: str, kind: str, names: tuple[str, ...], moved: list[str]) -> None:
     rows = (PrivateNames(f"{__name__}:{owner}", kind, names, "1.0", "this test"),)  # type: ignore[arg-type]
     library = Library("pytest", "lmms_prune/compat/pytest.py", rows, build=lambda _: sys.modules[__name__])
     lines = list(library.moved())
@@ -73,7 +73,7 @@ _ONLY_IN_COMPAT = {"past_key_values", "flop_registry", "_forward_pre_hooks", "_g
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_names_that_move_are_asked_for_in_one_place(path: Path) -> None:
+def test_moving_names_are_used_in_one_file(path: Path) -> None:
     if path.parent.name == "compat":
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))

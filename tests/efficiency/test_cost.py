@@ -133,7 +133,7 @@ def test_an_older_qwen_config_keeps_the_decoders_sizes_at_the_top() -> None:
     ("stated", "width"),
     [({"dtype": "float32"}, 4), ({"torch_dtype": "float16"}, 2), ({"dtype": "bfloat16"}, 2), ({}, 2)],
 )
-def test_the_cache_is_of_the_type_that_the_checkpoint_is_loaded_in(stated: dict, width: int) -> None:
+def test_the_cache_has_the_dtype_of_the_checkpoint(stated: dict, width: int) -> None:
     model = from_config({"model_type": "llava", **stated}, "model")
     assert kv_bytes(model, [3]) == [2 * 3 * 4096 * width]
 

@@ -47,7 +47,7 @@ def test_the_papers_rows_on_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_none_is_the_whole(name: str) -> None:
+def test_the_empty_schedule_costs_100_percent(name: str) -> None:
     shown = said("none", "--model", name)
     assert shown["share_flops"] == shown["share_kv"] == 1
     assert shown["visual_tokens"] == (576 if name.startswith("llava") else 1280)
@@ -82,13 +82,13 @@ def test_a_budget_of_cost_is_met_by_the_largest_number_of_tokens(text: str, budg
 
 @settings(deadline=None)
 @given(st.integers(0, 31), st.integers(1, 576), st.integers(0, 300))
-def test_cost_never_falls_when_more_is_kept(layer: int, kept: int, text: int) -> None:
+def test_cost_is_monotonic_in_the_keep(layer: int, kept: int, text: int) -> None:
     one, two = (estimate(LLAVA, Schedule.parse(f"random@{layer}:{n}t"), 576, text) for n in (kept - 1, kept))
     assert one.flops < two.flops
     assert one.kv_bytes < two.kv_bytes
 
 
-def test_a_quota_below_the_next_stages_count_is_no_answer() -> None:
+def test_a_quota_below_the_next_stages_count_is_no_solution() -> None:
     """DART asked for 38 keeps 36; a schedule that says 36 before 38 would be refused."""
     found = Schedule.parse("dart@2:?,random@20:38t").solve("72t", SIZES)
     assert found.plan([576]) == [[36], [36]]
@@ -116,14 +116,14 @@ def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
         ("memory=3GiB", "'memory' is not known; use flops= or kv="),
     ],
 )
-def test_budgets_that_cannot_be(budget: str, message: str) -> None:
+def test_budgets_that_cannot_be_met(budget: str, message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
         Schedule.parse("dart@2:?,random@20:38t").solve(budget, SIZES)
 
 
 @pytest.mark.parametrize("unit", ["flops=%", "flops=G", "kv=%", "kv=MiB", "t", ""])
 @pytest.mark.parametrize("text", ["dart@2:?", "dart@2:?,random@20:38t"])
-def test_what_is_said_to_be_possible_is(text: str, unit: str) -> None:
+def test_the_reported_bounds_are_possible(text: str, unit: str) -> None:
     """The bounds of the message are taken as they are printed."""
     kind, unit = re.fullmatch("(.*=|)(.*)", unit).groups()
     with pytest.raises(ScheduleError) as error:
@@ -172,7 +172,7 @@ def test_the_curve_of_a_deep_model_stays_on_the_line(tmp_path: Path, layers: int
     assert max(map(len, output.splitlines())) <= 80
 
 
-def test_a_small_models_cost_is_not_nothing(tmp_path: Path) -> None:
+def test_a_small_models_cost_is_not_rounded_to_zero(tmp_path: Path) -> None:
     text = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 99}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
     output = call("none", "--model", str(tmp_path), "--visual-tokens", "9").output
@@ -180,7 +180,7 @@ def test_a_small_models_cost_is_not_nothing(tmp_path: Path) -> None:
     assert "prefill of the decoder 0.01 GFLOPs" in " ".join(output.split())
 
 
-def test_a_folders_name_is_shown_as_it_is(tmp_path: Path) -> None:
+def test_a_folders_name_is_printed_unchanged(tmp_path: Path) -> None:
     """Brackets in it are no markup."""
     folder = tmp_path / "m[b]x[" / "b]y"
     folder.mkdir(parents=True)

@@ -6,9 +6,9 @@ import math
 from types import SimpleNamespace
 
 import torch
+from encoders import CLIP, hand_view, tensor
 from observed import HandView
 from torch import Tensor
-from towers import CLIP, hand_view, tensor
 
 from lmms_prune.methods import holov, mustdrop, sparsevlm, swiftvlm, visionzip
 from lmms_prune.methods.base import Method
