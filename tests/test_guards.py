@@ -83,17 +83,17 @@ def test_forward_refuses_by_name(loaded, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*sorted(GENERATE.refused), "nonsense"])
-@pytest.mark.parametrize("place", ["argument", "configuration"])
-def test_generate_refuses_by_name(loaded, name: str, place: str) -> None:
+@pytest.mark.parametrize("source", ["argument", "configuration"])
+def test_generate_refuses_by_name(loaded, name: str, source: str) -> None:
     family = loaded("llava")
     configuration = GenerationConfig(**PLAIN)
     setattr(configuration, name, object())
-    given = {name: object()} if place == "argument" else {"generation_config": configuration}
+    arguments = {name: object()} if source == "argument" else {"generation_config": configuration}
     with (
         pytest.raises(PruningError, match=rf"^generate: {name} is not supported while pruning: .+\.$"),
         prune(family.model, "random@2:0.5") as trace,
     ):
-        family.model.generate(**prompt(family), **given)
+        family.model.generate(**prompt(family), **arguments)
     assert trace.rows == []
 
 
@@ -136,8 +136,8 @@ def test_videos_that_were_encoded_beforehand(loaded) -> None:
 def test_the_last_logits_may_be_requested_by_number(family: Family) -> None:
     inputs = prompt(family)
     with prune(family.model, "random@0:0.5", samples=["a"]):
-        whole = family.model(**inputs).logits
-        torch.testing.assert_close(family.model(**inputs, logits_to_keep=3).logits, whole[:, -3:])
+        full = family.model(**inputs).logits
+        torch.testing.assert_close(family.model(**inputs, logits_to_keep=3).logits, full[:, -3:])
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -154,15 +154,15 @@ def test_the_models_own_generate_is_restored(family: Family, fails: bool) -> Non
 
 
 def test_a_replaced_generate_is_restored(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mine(**options: Any) -> Any:
+    def replacement(**options: Any) -> Any:
         return type(family.model).generate(family.model, **options)
 
-    monkeypatch.setattr(family.model, "generate", mine, raising=False)
+    monkeypatch.setattr(family.model, "generate", replacement, raising=False)
     with prune(family.model, "random@2:0.5") as trace:
         family.model.generate(**prompt(family), **PLAIN)
         with pytest.raises(PruningError, match="num_beams=2"):
             family.model.generate(**prompt(family), **PLAIN, num_beams=2)
-    assert family.model.generate is mine
+    assert family.model.generate is replacement
     assert len(trace.rows) == 1
 
 
@@ -351,11 +351,11 @@ def ending_in_image(family: Family, text: bool = True) -> dict[str, Tensor]:
 
 def batched(family: Family) -> dict[str, Tensor]:
     """A whole prompt and, left-padded, the one that ends in its image."""
-    whole, short = prompt(family), ending_in_image(family)
-    gap = whole["input_ids"].shape[1] - short["input_ids"].shape[1]
+    full, short = prompt(family), ending_in_image(family)
+    gap = full["input_ids"].shape[1] - short["input_ids"].shape[1]
     return {
         name: torch.cat([x, nn.functional.pad(short[name], (gap, 0)) if short[name].shape != x.shape else short[name]])
-        for name, x in whole.items()
+        for name, x in full.items()
     }
 
 
@@ -394,7 +394,7 @@ def test_generate_is_unchanged_for_a_prompt_that_ends_in_its_image(family: Famil
         (None, [[4]]),
         (torch.tensor([[0, 1, 2, 3]]), [[4], [4]]),
         (torch.tensor([[1, 1, 0, 1], [0, 1, 2, 3]]), [[2], [4]]),
-        # The image's rows end before its columns do; what stands in the padding does not count.
+        # The image's rows end before its columns do; the values in the padding do not matter.
         (torch.tensor([[[9, 9, 0, 1]] * 2, [[9, 9, 0, 1]] * 2, [[9, 9, 0, 5]] * 2]), [[6], [10]]),
         (torch.tensor([[[0, 1, 2, 30]] * 2, [[0, 0, 1, 1]] * 2, [[0, 0, 2, 1]] * 2, [[0, 0, 1, 1]] * 2]), [[3], [3]]),
     ],

@@ -26,8 +26,8 @@ def test_pack_keeps_order_and_pads_one_side(rows: list[list[bool]], pad: str) ->
         columns = [column for column, flag in enumerate(flags) if flag]
         gap = [None] * (size - len(columns))
         expected = gap + columns if pad == "left" else columns + gap
-        found = [int(i) if v else None for i, v in zip(packing.index[row], packing.valid[row], strict=True)]
-        assert found == expected
+        gathered = [int(i) if v else None for i, v in zip(packing.index[row], packing.valid[row], strict=True)]
+        assert gathered == expected
         for column in columns:
             assert expected[int(packing.moved[row, column])] == column
 
@@ -43,11 +43,11 @@ def test_gather_takes_rows_from_any_shape() -> None:
 def test_gather_rotary_takes_tables_of_old_and_new_versions(shape: tuple[int, ...]) -> None:
     table = torch.randn(shape)
     index = torch.tensor([[3, 0], [1, 2]])
-    found = gather_rotary(table, index)
-    assert found.shape == (*shape[:-3], 2, 2, 6)
+    gathered = gather_rotary(table, index)
+    assert gathered.shape == (*shape[:-3], 2, 2, 6)
     for row in range(2):
         source = table[..., min(row, shape[-3] - 1), :, :]
-        assert torch.equal(found[..., row, :, :], source[..., index[row], :])
+        assert torch.equal(gathered[..., row, :, :], source[..., index[row], :])
 
 
 VALID = torch.tensor([[False, False, True, True, True], [True] * 5])

@@ -68,7 +68,7 @@ def test_a_moved_name_is_reported(owner: str, kind: str, names: tuple[str, ...],
         assert "needed for this test. Fix lmms_prune/compat/pytest.py." in line
 
 
-# What moved, and what is most likely to: nothing outside of compat may speak of it.
+# Names that have moved, or are most likely to: no file outside compat may contain them.
 _ONLY_IN_COMPAT = {"past_key_values", "flop_registry", "_forward_pre_hooks", "_getframe", "f_locals"}
 
 
@@ -105,7 +105,7 @@ sys.exit(pytest.main(options, plugins=[Moved()]))
 
 @pytest.mark.parametrize("name", ["LlavaPruned", "Qwen25VlPruned"])
 def test_a_model_whose_libraries_moved_a_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where lmms-eval asks for its class, so before any weights are loaded."""
+    """When lmms-eval requests the model's class, so before any weights are loaded."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     from lmms_prune.harness import plugin

@@ -65,7 +65,7 @@ def message(name: str, installed: str) -> str:
     )
 
 
-# A fresh import beside each pretended version; nothing that refuses has imported torch or transformers by then.
+# A fresh import for each pretended version; the refusal happens before torch or transformers are imported.
 IMPORTS = """
 import json, sys
 errors = {}
@@ -121,7 +121,7 @@ cli_evaluate()
 def test_the_entry_point_with_an_unsupported_version_exits_with_2_and_the_message(
     forking: Forking, tmp_path: Path
 ) -> None:
-    """lmms-eval itself goes on to exit with 0 whatever a model raises."""
+    """lmms-eval itself exits with 0 whatever a model raises."""
     script = tmp_path / "front_door.py"
     script.write_text(FRONT_DOOR, encoding="utf-8")
     words = ["--model", "llava_pruned", "--model_args", "schedule=dart@2:0.44", "--tasks", "mme"]

@@ -30,7 +30,7 @@ def call(*args: str):
     return CliRunner().invoke(app, ["schedule", *args], env=PLAIN)
 
 
-def said(*args: str) -> dict:
+def estimate_json(*args: str) -> dict:
     result = call(*args, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.output.strip().splitlines()[-1])
@@ -38,7 +38,7 @@ def said(*args: str) -> dict:
 
 def test_the_papers_rows_on_the_command_line() -> None:
     """Table 3 of arXiv 2512.07580: DART+Random at 192 tokens."""
-    shown = said("dart@2:252t,random@20:38t", "--model", "llava-1.5-7b", "--text-tokens", "116.4")
+    shown = estimate_json("dart@2:252t,random@20:38t", "--model", "llava-1.5-7b", "--text-tokens", "116.4")
     assert shown["avg_visual_tokens"] == 192
     assert shown["tflops"] == pytest.approx(4.06, rel=0.01)
     assert shown["kv_mib"] == pytest.approx(154.2, rel=0.01)
@@ -48,10 +48,10 @@ def test_the_papers_rows_on_the_command_line() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_empty_schedule_costs_100_percent(name: str) -> None:
-    shown = said("none", "--model", name)
+    shown = estimate_json("none", "--model", name)
     assert shown["share_flops"] == shown["share_kv"] == 1
     assert shown["visual_tokens"] == (576 if name.startswith("llava") else 1280)
-    assert said("vtw@0", "--model", name)["share_kv"] == pytest.approx(64 / (64 + shown["visual_tokens"]))
+    assert estimate_json("vtw@0", "--model", name)["share_kv"] == pytest.approx(64 / (64 + shown["visual_tokens"]))
 
 
 @pytest.mark.parametrize(
@@ -61,20 +61,20 @@ def test_the_empty_schedule_costs_100_percent(name: str) -> None:
 def test_a_budget_of_cost_is_met_by_the_largest_number_of_tokens(text: str, budget: str) -> None:
     """One more token, or with DART one more that counts, would be too much."""
     read = Schedule.parse(text)
-    found = read.solve(budget, SIZES)
+    solution = read.solve(budget, SIZES)
     index = read.unknown
     assert index is not None
-    whole = estimate(LLAVA, Schedule(()), 576, 64)
+    unpruned = estimate(LLAVA, Schedule(()), 576, 64)
 
     def cost(schedule: Schedule) -> float:
         one = estimate(LLAVA, schedule, 576, 64)
         return one.flops if budget.startswith("flops") else one.kv_bytes
 
-    total = whole.flops if budget.startswith("flops") else whole.kv_bytes
+    total = unpruned.flops if budget.startswith("flops") else unpruned.kv_bytes
     limit = {"flops=40%": 0.4 * total, "flops=3.5T": 3.5e12, "kv=40%": 0.4 * total, "kv=130MiB": 130 * MIB}[budget]
-    kept = found.plan([576])[index][0]
-    above = 576 if index == 0 else found.plan([576])[index - 1][0]
-    assert cost(found) <= limit
+    kept = solution.plan([576])[index][0]
+    above = 576 if index == 0 else solution.plan([576])[index - 1][0]
+    assert cost(solution) <= limit
     more = [Schedule.parse(text.replace("?", f"{n}t")) for n in range(kept + 1, above + 1)]
     larger = [one for one in more if one.plan([576])[index][0] > kept]
     assert not larger or cost(larger[0]) > limit
@@ -89,10 +89,10 @@ def test_cost_is_monotonic_in_the_keep(layer: int, kept: int, text: int) -> None
 
 
 def test_a_quota_below_the_next_stages_count_is_no_solution() -> None:
-    """DART asked for 38 keeps 36; a schedule that says 36 before 38 would be refused."""
-    found = Schedule.parse("dart@2:?,random@20:38t").solve("72t", SIZES)
-    assert found.plan([576]) == [[36], [36]]
-    assert Schedule.parse(str(found)) == found
+    """DART keeps 36 of 38 requested tokens; a schedule with 36 before 38 would be refused."""
+    solution = Schedule.parse("dart@2:?,random@20:38t").solve("72t", SIZES)
+    assert solution.plan([576]) == [[36], [36]]
+    assert Schedule.parse(str(solution)) == solution
 
 
 def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
@@ -128,11 +128,11 @@ def test_the_reported_bounds_are_possible(text: str, unit: str) -> None:
     kind, unit = re.fullmatch("(.*=|)(.*)", unit).groups()
     with pytest.raises(ScheduleError) as error:
         Schedule.parse(text).solve(f"{kind}0.001{unit}", SIZES)
-    said = re.search(rf"smallest possible is (.+){unit}, the largest (.+){unit}\.\n", str(error.value))
-    for amount in said.groups():
+    bounds = re.search(rf"smallest possible is (.+){unit}, the largest (.+){unit}\.\n", str(error.value))
+    for amount in bounds.groups():
         Schedule.parse(text).solve(f"{kind}{float(amount):f}{unit}", SIZES)
     with pytest.raises(ScheduleError, match="cannot be met: layers 0 to 1 alone"):
-        Schedule.parse(text).solve(f"{kind}{0.98 * float(said[1]):f}{unit}", SIZES)
+        Schedule.parse(text).solve(f"{kind}{0.98 * float(bounds[1]):f}{unit}", SIZES)
 
 
 @pytest.mark.parametrize(
@@ -203,8 +203,8 @@ def test_where_images_differ_a_budget_of_cost_gives_a_ratio(budget: str) -> None
         n: sizes.costs[kind](Schedule((replace(early, keep=n), late)).layer_counts(28, [model.example_tokens]))
         for n in (Decimal(1), early.keep, early.keep + Decimal("0.001"))
     }
-    whole = sizes.costs[kind]([model.example_tokens] * 28)
-    limit = {"40%": 0.4 * whole, "30MiB": 30 * MIB, "9T": 9e12}[amount]
+    unpruned = sizes.costs[kind]([model.example_tokens] * 28)
+    limit = {"40%": 0.4 * unpruned, "30MiB": 30 * MIB, "9T": 9e12}[amount]
     assert costs[early.keep] <= limit < costs[early.keep + Decimal("0.001")]
 
 
