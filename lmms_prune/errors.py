@@ -1,4 +1,4 @@
-"""The errors that several packages raise, and the checks of argument types at the public functions. Free of torch."""
+"""Errors that several packages raise, and type checks of public functions' arguments. Free of torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 
 class ScheduleError(ValueError):
-    """A schedule that cannot be run; the message points at the place in the text.
+    """A schedule that cannot be run; the message points into the text.
 
     Args:
         message: what is wrong.
-        text: the whole schedule.
-        span: where in `text`, from and up to; an empty span is where something is missing.
+        text: the complete schedule text.
+        span: start and end of the fault in `text`; an empty span marks where something is missing.
     """
 
     def __init__(self, message: str, text: str = "", span: tuple[int, int] | None = None):
@@ -30,28 +30,28 @@ class ScheduleError(ValueError):
 
 
 def _printable(text: str) -> str:
-    """`text` on one line, as long as it was: a line break or a tab would lead the pointer astray."""
+    """`text` on one line of the same length, so that the pointer below it is right despite line breaks and tabs."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 class OptionError(ValueError):
-    """An option that a method does not have, or a value that it does not take."""
+    """An option that a method does not have, or a value that it does not allow."""
 
 
 class UnsupportedModelError(ValueError):
-    """A model, or a way of running it, that is not supported; the message says what is."""
+    """A model, or a way of running it, that is not supported; the message names the supported ones."""
 
 
 class BrokenImageError(ValueError):
-    """A prompt whose visual tokens are not whole images."""
+    """A prompt whose visual tokens do not form complete images."""
 
 
 class PruningError(RuntimeError):
-    """A way of running the model in which the cut tokens, or their positions, would go wrong, or a prefill in which they did."""
+    """A way of running the model in which pruned tokens or their positions would be wrong, or a prefill in which they were."""
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """The hint of an error about an unknown name: a suggestion if one is near, else all that is known."""
+    """The hint of an error about an unknown name: the closest known name, or else all known names."""
     near = get_close_matches(name.lower(), known, n=1)
     return f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(sorted(known))}."
 
@@ -95,35 +95,35 @@ def expect(**arguments: tuple[Any, Kind]) -> None:
             raise ValueError(message)
 
 
-def _whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _list(value: Any, of: Callable[[Any], bool]) -> bool:
+def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(map(of, value))
 
 
-def _text(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-WHOLE = Kind("a whole number", _whole)
-FROM_ZERO = Kind("a whole number of at least 0", _whole, lambda value: value >= 0)
-FROM_ONE = Kind("a whole number of at least 1", _whole, lambda value: value >= 1)
+WHOLE = Kind("a whole number", _is_integer)
+FROM_ZERO = Kind("a whole number of at least 0", _is_integer, lambda value: value >= 0)
+FROM_ONE = Kind("a whole number of at least 1", _is_integer, lambda value: value >= 1)
 NUMBER = Kind("a number", lambda value: isinstance(value, (Real, Decimal)) and not isinstance(value, bool))
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
-TEXT = Kind("a text", _text)
-TEXTS = Kind("a list of texts", lambda value: _list(value, _text))
+TEXT = Kind("a text", _is_text)
+TEXTS = Kind("a list of texts", lambda value: _is_list(value, _is_text))
 TOKEN_COUNTS = Kind(
     "a list of whole numbers of at least 0 (the tokens of each image)",
-    lambda value: _list(value, _whole),
+    lambda value: _is_list(value, _is_integer),
     lambda value: all(count >= 0 for count in value),
 )
 PAIRS = Kind(
     "a tuple of (name, value) pairs",
     lambda value: (
         isinstance(value, tuple)
-        and all(isinstance(pair, tuple) and len(pair) == 2 and _text(pair[0]) for pair in value)
+        and all(isinstance(pair, tuple) and len(pair) == 2 and _is_text(pair[0]) for pair in value)
     ),
 )
 

@@ -134,7 +134,7 @@ MUTANTS = (
         "models/family.py",
         "spans.append((start, size))",
         "spans.append((5, size))",
-        ("tests/test_families.py::test_runs_of_visual_tokens_are_cut_into_images", REFERENCE),
+        ("tests/test_families.py::test_runs_of_visual_tokens_are_split_into_images", REFERENCE),
     ),
     Mutant(
         "random draws are not seeded",

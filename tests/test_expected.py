@@ -1,4 +1,4 @@
-"""Arguments of public functions of another type, or beyond what is allowed, are refused by their names.
+"""Arguments of public functions with a wrong type or a value that is not allowed are refused by name.
 
 The tests' own type checks would be first, so that a process without them makes the calls: a forked one, in which the package
 was imported as it is.
@@ -98,7 +98,7 @@ def main(folder: str) -> None:
             family.model(**inputs)
         return trace.rows[0].indices(0)
 
-    found = {
+    results = {
         "prune": [[outcome(lambda: enter(text, given)) for given, _ in PRUNE] for text in ("none", "random@2:0.5")],  # noqa: B023
         "types": [outcome(call) for call, _ in TYPES],
         "values": [outcome(call) for call, _ in VALUES],
@@ -106,37 +106,37 @@ def main(folder: str) -> None:
         "fraction": str(UNKNOWN.solve(Fraction(1, 2), PromptSizes(8, 576))),  # type: ignore[arg-type]
         "kept": [kept(seed) for seed in SEEDS],
     }
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 @pytest.fixture(scope="module")
-def found(folders: dict[str, Path], forking: Forking) -> dict[str, Any]:
+def results(folders: dict[str, Path], forking: Forking) -> dict[str, Any]:
     command, environment = [*forking.prefix, __file__, str(folders["llava"])], forking.environment
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_arguments_of_prune(found: dict[str, Any]) -> None:
-    for outcomes in found["prune"]:
+def test_arguments_of_prune(results: dict[str, Any]) -> None:
+    for outcomes in results["prune"]:
         assert outcomes == [["TypeError", message] for _, message in PRUNE]
 
 
-def test_arguments_of_schedules(found: dict[str, Any]) -> None:
-    assert [error for error, _ in found["types"]] == ["TypeError"] * len(TYPES)
-    assert [error for error, _ in found["values"]] == ["ValueError"] * len(VALUES)
-    for (_, text), (_, message) in zip(found["types"] + found["values"], TYPES + VALUES, strict=True):
+def test_arguments_of_schedules(results: dict[str, Any]) -> None:
+    assert [error for error, _ in results["types"]] == ["TypeError"] * len(TYPES)
+    assert [error for error, _ in results["values"]] == ["ValueError"] * len(VALUES)
+    for (_, text), (_, message) in zip(results["types"] + results["values"], TYPES + VALUES, strict=True):
         assert message in text
 
 
-def test_what_is_no_budget(found: dict[str, Any]) -> None:
-    for error, text in found["budgets"]:
+def test_values_that_are_no_budget(results: dict[str, Any]) -> None:
+    for error, text in results["budgets"]:
         assert error == "ScheduleError"
         assert "is neither tokens" in text
-    assert found["fraction"] == str(UNKNOWN.solve("0.5", PromptSizes(8, 576)))
+    assert results["fraction"] == str(UNKNOWN.solve("0.5", PromptSizes(8, 576)))
 
 
-def test_whole_numbers_of_any_kind_will_do(found: dict[str, Any]) -> None:
-    assert found["kept"][0] == found["kept"][1]
+def test_integers_of_any_type_are_accepted(results: dict[str, Any]) -> None:
+    assert results["kept"][0] == results["kept"][1]
 
 
 @pytest.mark.parametrize(
@@ -148,13 +148,13 @@ def test_whole_numbers_of_any_kind_will_do(found: dict[str, Any]) -> None:
         ((("native_count", 0),), "option native_count=0: allowed are true and false"),
     ],
 )
-def test_a_stage_takes_the_options_that_could_be_written(options: tuple, message: str) -> None:
+def test_a_stage_takes_options_that_a_text_can_express(options: tuple, message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
         Stage("dart", 2, HALF, options)
 
 
 @pytest.mark.parametrize("text", [None, 3, True, ["dart@2:0.5", 3], b"dart@2:0.5"])
-def test_what_is_no_schedule(text: object) -> None:
+def test_values_that_are_no_schedule(text: object) -> None:
     with pytest.raises(ScheduleError, match="neither a text nor a list of stages"):
         Schedule.parse(text)
 
@@ -162,7 +162,7 @@ def test_what_is_no_schedule(text: object) -> None:
 @pytest.mark.parametrize(
     "text", ["dart@２:0.5", "dart@2:０.5", "random@2:５t", "folder@2:0.5,vflowopt@5:0.3;alpha=０.5", "swiftvlm@1_0:0.5"]
 )
-def test_digits_of_other_scripts_are_no_digits(text: str) -> None:
+def test_digits_of_other_scripts_are_refused(text: str) -> None:
     with pytest.raises(ScheduleError):
         Schedule.parse(text)
     Schedule.parse(text.translate(str.maketrans("０２５", "025")).replace("_", ""))

@@ -29,14 +29,14 @@ def test_llava_images_have_one_size_and_qwen_images_do_not(loaded) -> None:
     assert LLAVA.tokens_per_image(SimpleNamespace(vision_config=vision, vision_feature_select_strategy="full")) == 577
 
 
-def test_a_llava_with_another_vision_tower_is_refused() -> None:
+def test_a_llava_with_another_vision_encoder_is_refused() -> None:
     """Pixtral's images differ in size, though its checkpoints are of type 'llava'."""
     vision = SimpleNamespace(model_type="pixtral", image_size=1024, patch_size=16)
     with pytest.raises(UnsupportedModelError, match="'pixtral' is not supported"):
         LLAVA.tokens_per_image(SimpleNamespace(vision_config=vision, vision_feature_select_strategy="full"))
 
 
-def test_runs_of_visual_tokens_are_cut_into_images() -> None:
+def test_runs_of_visual_tokens_are_split_into_images() -> None:
     visual = [False, True, True, True, True, False, True, True]
     assert LLAVA.spans(visual, 2, []) == [(1, 2), (3, 2), (6, 2)]
     assert QWEN.spans(visual, None, [4, 2]) == [(1, 4), (6, 2)]
@@ -45,7 +45,7 @@ def test_runs_of_visual_tokens_are_cut_into_images() -> None:
     assert QWEN.spans([False], None, []) == []
 
 
-def test_a_run_that_is_no_whole_image_is_an_error() -> None:
+def test_a_run_that_is_no_complete_image_is_an_error() -> None:
     with pytest.raises(ValueError, match="a run of 3 visual tokens does not hold a whole image of 4"):
         LLAVA.spans([True, True, True], 4, [])
 

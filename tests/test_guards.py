@@ -64,7 +64,7 @@ def test_the_table_knows_every_argument_of_generate(model: type) -> None:
 
 
 @pytest.mark.parametrize("table", [FORWARD, GENERATE], ids=lambda table: table.name)
-def test_an_argument_stands_in_a_table_once(table) -> None:
+def test_an_argument_is_listed_once_per_table(table) -> None:
     assert len(table.supported | table.irrelevant | set(table.refused)) == sum(
         map(len, (table.supported, table.irrelevant, table.refused))
     )
@@ -83,23 +83,21 @@ def test_forward_refuses_by_name(loaded, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*sorted(GENERATE.refused), "nonsense"])
-@pytest.mark.parametrize("place", ["argument", "configuration"])
-def test_generate_refuses_by_name(loaded, name: str, place: str) -> None:
+@pytest.mark.parametrize("source", ["argument", "configuration"])
+def test_generate_refuses_by_name(loaded, name: str, source: str) -> None:
     family = loaded("llava")
     configuration = GenerationConfig(**PLAIN)
     setattr(configuration, name, object())
-    given = {name: object()} if place == "argument" else {"generation_config": configuration}
+    arguments = {name: object()} if source == "argument" else {"generation_config": configuration}
     with (
         pytest.raises(PruningError, match=rf"^generate: {name} is not supported while pruning: .+\.$"),
         prune(family.model, "random@2:0.5") as trace,
     ):
-        family.model.generate(**prompt(family), **given)
+        family.model.generate(**prompt(family), **arguments)
     assert trace.rows == []
 
 
-def test_what_a_checkpoint_s_own_settings_ask_for_is_refused_too(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_of_the_checkpoint_are_refused_too(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not an entry that the library itself does not know, and not what the call itself takes back."""
     monkeypatch.setattr(family.model.generation_config, "num_beams", 3)
     monkeypatch.setattr(family.model.generation_config, "max_window_size", 6144, raising=False)
@@ -121,7 +119,7 @@ def test_values_without_effect_are_not_refused(loaded) -> None:
         assert torch.equal(family.model.generate(**prompt(family), **PLAIN, **HARMLESS), plain)
 
 
-def test_a_chunked_prefill_is_not_taken_for_a_prefill_and_a_step(family: Family) -> None:
+def test_a_chunked_prefill_is_not_mistaken_for_a_prefill_and_a_step(family: Family) -> None:
     inputs = prompt(family)
     length = inputs["input_ids"].shape[1]
     for size in (1, 7, length - 1, length):
@@ -135,15 +133,15 @@ def test_videos_that_were_encoded_beforehand(loaded) -> None:
         family.model(**{**prompt(family), "pixel_values": None}, mm_encoder_outputs={"video": object()})
 
 
-def test_the_last_logits_may_be_asked_for_by_number(family: Family) -> None:
+def test_the_last_logits_may_be_requested_by_number(family: Family) -> None:
     inputs = prompt(family)
     with prune(family.model, "random@0:0.5", samples=["a"]):
-        whole = family.model(**inputs).logits
-        torch.testing.assert_close(family.model(**inputs, logits_to_keep=3).logits, whole[:, -3:])
+        full = family.model(**inputs).logits
+        torch.testing.assert_close(family.model(**inputs, logits_to_keep=3).logits, full[:, -3:])
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_generate_is_the_model_s_own_again(family: Family, fails: bool) -> None:
+def test_the_models_own_generate_is_restored(family: Family, fails: bool) -> None:
     assert "generate" not in vars(family.model)
     with pytest.raises(ZeroDivisionError) if fails else nullcontext(), prune(family.model, "random@2:0.5"):
         assert inspect.signature(family.model.generate) == inspect.signature(
@@ -155,21 +153,21 @@ def test_generate_is_the_model_s_own_again(family: Family, fails: bool) -> None:
     assert "generate" not in vars(family.model)
 
 
-def test_a_generate_that_stood_on_the_model_stands_there_again(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mine(**options: Any) -> Any:
+def test_a_replaced_generate_is_restored(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replacement(**options: Any) -> Any:
         return type(family.model).generate(family.model, **options)
 
-    monkeypatch.setattr(family.model, "generate", mine, raising=False)
+    monkeypatch.setattr(family.model, "generate", replacement, raising=False)
     with prune(family.model, "random@2:0.5") as trace:
         family.model.generate(**prompt(family), **PLAIN)
         with pytest.raises(PruningError, match="num_beams=2"):
             family.model.generate(**prompt(family), **PLAIN, num_beams=2)
-    assert family.model.generate is mine
+    assert family.model.generate is replacement
     assert len(trace.rows) == 1
 
 
 @pytest.mark.parametrize("deleted", [False, True])
-def test_a_generate_that_is_put_on_the_model_inside_the_block_stays(family: Family, deleted: bool) -> None:
+def test_a_generate_set_inside_the_block_is_not_removed(family: Family, deleted: bool) -> None:
     before = hook_count(family.model)
     try:
         with prune(family.model, "random@2:0.5"):
@@ -183,7 +181,7 @@ def test_a_generate_that_is_put_on_the_model_inside_the_block_stays(family: Fami
     assert hook_count(family.model) == before
 
 
-def test_hidden_states_and_attentions_are_those_of_what_is_left(loaded) -> None:
+def test_hidden_states_and_attentions_are_those_of_the_kept_tokens(loaded) -> None:
     family = loaded("llava", torch.float32, "eager")
     with prune(family.model, "random@3:0.5") as trace:
         output = family.model(**prompt(family), output_hidden_states=True, output_attentions=True)
@@ -192,7 +190,7 @@ def test_hidden_states_and_attentions_are_those_of_what_is_left(loaded) -> None:
     assert [x.shape[1] for x in output.hidden_states][1:] == trace.rows[0].computed
 
 
-def test_what_generate_hands_on_to_forward_is_known(family: Family) -> None:
+def test_arguments_that_generate_passes_to_forward_are_known(family: Family) -> None:
     """Arguments that the library passes on by its own doing, such as the tokenizer of stop strings."""
     tokenizer = family.processor.tokenizer
     options = {
@@ -217,7 +215,7 @@ def step(family: Family, cache: Any, **more: Any) -> Tensor:
 @pytest.mark.parametrize("schedule", ["random@0:0.5", "random@2:0.5", "vtw@7", "random@2:0.5,vtw@5"])
 @pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("other", ["none", "random@0:0.5", None])
-def test_a_cut_cache_is_of_no_use_outside_its_block(
+def test_a_pruned_cache_is_refused_outside_its_block(
     family: Family, schedule: str, copied: bool, other: str | None
 ) -> None:
     """Nor in another block, whether it prunes or not; neither is a copy of it."""
@@ -232,14 +230,14 @@ def test_a_cut_cache_is_of_no_use_outside_its_block(
         family.model.generate(input_ids=prompt(family)["input_ids"], **with_cache(family.model, cache), **PLAIN)
 
 
-def test_a_cache_from_generate_is_of_no_use_outside(family: Family) -> None:
+def test_a_cache_from_generate_is_refused_outside(family: Family) -> None:
     with prune(family.model, "random@0:0.5"):
         output = family.model.generate(**prompt(family), **PLAIN, return_dict_in_generate=True)
     with pytest.raises(PruningError, match="filled inside a prune block"):
         step(family, filled_cache(output))
 
 
-def test_a_cache_of_a_prefill_that_failed_is_of_no_use_outside(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_of_a_failed_prefill_is_refused_outside(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import DynamicCache
 
     cache = DynamicCache(config=family.model.config.text_config)
@@ -285,9 +283,9 @@ def test_a_model_is_not_copied_with_its_hooks(family: Family, schedule: str) -> 
     before = hook_count(family.model)
     with prune(family.model, schedule):
         family.model(**prompt(family))
-        with pytest.raises(PruningError, match="copy or save it outside of the block"):
+        with pytest.raises(PruningError, match="copy or save it outside the block"):
             copy.deepcopy(family.model)
-        with pytest.raises(PruningError, match="copy or save it outside of the block"):
+        with pytest.raises(PruningError, match="copy or save it outside the block"):
             copy.deepcopy(family.model.model.language_model.layers[3]) if schedule != "none" else copy.deepcopy(
                 family.model
             )
@@ -320,7 +318,7 @@ def test_a_layer_that_is_replaced_inside_the_block(family: Family, when: str, la
             step(family, cache)
 
 
-def test_a_layer_that_is_left_out_of_a_step(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_is_skipped_in_a_step(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PruningError, match="7 of 8 decoder layers ran"), prune(family.model, "random@2:0.5"):
         cache = filled_cache(family.model(**prompt(family), use_cache=True))
         layer = family.model.model.language_model.layers[7]
@@ -353,11 +351,11 @@ def ending_in_image(family: Family, text: bool = True) -> dict[str, Tensor]:
 
 def batched(family: Family) -> dict[str, Tensor]:
     """A whole prompt and, left-padded, the one that ends in its image."""
-    whole, short = prompt(family), ending_in_image(family)
-    gap = whole["input_ids"].shape[1] - short["input_ids"].shape[1]
+    full, short = prompt(family), ending_in_image(family)
+    gap = full["input_ids"].shape[1] - short["input_ids"].shape[1]
     return {
         name: torch.cat([x, nn.functional.pad(short[name], (gap, 0)) if short[name].shape != x.shape else short[name]])
-        for name, x in whole.items()
+        for name, x in full.items()
     }
 
 
@@ -382,7 +380,7 @@ def test_keeping_all_of_a_prompt_that_ends_in_its_image_changes_nothing(family: 
     assert torch.equal(loop(family, inputs, "random@1:1", **more), loop(family, inputs, None, **more))
 
 
-def test_generate_goes_on_alike_from_a_prompt_that_ends_in_its_image(family: Family) -> None:
+def test_generate_is_unchanged_for_a_prompt_that_ends_in_its_image(family: Family) -> None:
     options = {**PLAIN, "return_dict_in_generate": True, "output_logits": True}
     plain = family.model.generate(**ending_in_image(family), **options)
     with prune(family.model, "random@1:1"):
@@ -396,7 +394,7 @@ def test_generate_goes_on_alike_from_a_prompt_that_ends_in_its_image(family: Fam
         (None, [[4]]),
         (torch.tensor([[0, 1, 2, 3]]), [[4], [4]]),
         (torch.tensor([[1, 1, 0, 1], [0, 1, 2, 3]]), [[2], [4]]),
-        # The image's rows end before its columns do; what stands in the padding does not count.
+        # The image's rows end before its columns do; the values in the padding do not matter.
         (torch.tensor([[[9, 9, 0, 1]] * 2, [[9, 9, 0, 1]] * 2, [[9, 9, 0, 5]] * 2]), [[6], [10]]),
         (torch.tensor([[[0, 1, 2, 30]] * 2, [[0, 0, 1, 1]] * 2, [[0, 0, 2, 1]] * 2, [[0, 0, 1, 1]] * 2]), [[3], [3]]),
     ],
@@ -407,7 +405,7 @@ def test_the_next_position_is_the_largest_and_one_more(positions: Tensor | None,
 
 
 @pytest.mark.parametrize("schedule", ["random@0:0.5", "random@3:0.5"])
-def test_a_batch_s_loop_without_positions_goes_on_where_each_row_ends(family: Family, schedule: str) -> None:
+def test_a_loop_without_positions_continues_at_the_end_of_each_row(family: Family, schedule: str) -> None:
     inputs = mixed_batch(family)
     options = {**PLAIN, "return_dict_in_generate": True, "output_logits": True}
     with prune(family.model, schedule):
@@ -441,7 +439,7 @@ def test_a_prompt_whose_last_token_may_be_dropped_is_refused(family: Family, sch
     assert trace.rows == []
 
 
-def test_a_batch_with_a_prompt_that_ends_in_an_image_that_stays(loaded) -> None:
+def test_a_prompt_that_ends_in_a_kept_image(loaded) -> None:
     """An image of so few tokens keeps them all."""
     family = loaded("qwen")
     with prune(family.model, "random@2:20t") as trace:

@@ -32,7 +32,7 @@ SCHEDULES = [
     "vtw@7",
     "fastervlm@0:0.6,pdrop@2:0.3,stride@5:0.1",
 ]
-# Kept tokens do not go on as they were: the reference would have to be told what they become, as the certificate does.
+# These methods change kept tokens; the reference would have to know the new states, as the certificate's does.
 REWRITING = ["pool@0:0.5,pool@3:0.2", "visionzip@0:0.5,random@4:0.2", "tome@2:0.4", "downsample@0:0.3,holov@2:0.2"]
 KEEP_ALL = ["random@0:1", "divprune@0:1,dart@2:1.0,fastv@7:1", "dart@3:5000t"]
 
@@ -90,7 +90,7 @@ def hook_count(model: nn.Module) -> int:
 
 @pytest.fixture(scope="module")
 def answered(loaded) -> Callable:
-    """The mixed batch's answer and trace under a schedule, made once for all tests that look at it."""
+    """The mixed batch's answer and trace under a schedule, computed once for all tests that use it."""
 
     @cache
     def of(name: str, schedule: str, positions: str = "original"):
@@ -103,7 +103,7 @@ def answered(loaded) -> Callable:
 
 @pytest.fixture(scope="module")
 def unpruned(loaded) -> Callable:
-    """The mixed batch's answer without any hook, made once."""
+    """The mixed batch's answer without any hook, computed once."""
     return cache(lambda *kind: generate(loaded(*kind), mixed_batch(loaded(*kind))))
 
 
@@ -134,7 +134,7 @@ def test_pruned_equals_the_masked_reference(loaded, answered, name: str, schedul
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ["llava", "qwen"])
-def test_a_row_in_a_batch_equals_the_row_alone(loaded, name: str, schedule: str, attention: str) -> None:
+def test_a_row_in_a_batch_equals_the_single_row(loaded, name: str, schedule: str, attention: str) -> None:
     # The library's eager attention computes its softmax in float32, where its float64 mask overflows. Few steps: the
     # masked reference follows each row of a batch, alone, through all of them.
     steps = 4
@@ -161,8 +161,8 @@ def test_permuting_rows_permutes_answers(family: Family) -> None:
         straight = generate(family, family.inputs(questions, images))
     with prune(family.model, schedule, samples=[samples[i] for i in order]):
         shuffled = generate(family, family.inputs(questions, [images[i] for i in order]))
-    for place, row in enumerate(order):
-        assert_same(shuffled.logits[-1][place], straight.logits[-1][row])
+    for position, row in enumerate(order):
+        assert_same(shuffled.logits[-1][position], straight.logits[-1][row])
 
 
 @pytest.mark.core
@@ -183,7 +183,7 @@ def test_keeping_all_is_bit_identical(
 @pytest.mark.core
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_cache_equals_trace_equals_plan(family: Family, answered, schedule: str) -> None:
-    """Tokens that were cut are really gone from the cache, layer by layer."""
+    """Dropped tokens are really removed from the cache, layer by layer."""
     inputs = mixed_batch(family)
     trace, output = answered(family.name, schedule)
     longest = [0] * LAYERS
@@ -224,8 +224,8 @@ def test_no_hook_is_left(family: Family) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("place", ["body", "method", "layer", "registration"])
-def test_no_hook_is_left_after_an_exception(family: Family, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+@pytest.mark.parametrize("raised_in", ["body", "method", "layer", "registration"])
+def test_no_hook_is_left_after_an_exception(family: Family, monkeypatch: pytest.MonkeyPatch, raised_in: str) -> None:
     before = hook_count(family.model)
     target = family.model.model.language_model.layers[5]
 
@@ -235,14 +235,14 @@ def test_no_hook_is_left_after_an_exception(family: Family, monkeypatch: pytest.
     def boom(*args: object, **kwargs: object) -> None:
         raise BoomError
 
-    if place == "method":
+    if raised_in == "method":
         monkeypatch.setattr("lmms_prune.methods.dart.DART.select", boom)
-    if place == "layer":
+    if raised_in == "layer":
         monkeypatch.setattr(target, "forward", boom)
-    if place == "registration":
+    if raised_in == "registration":
         monkeypatch.setattr(target, "register_forward_pre_hook", boom)
     with pytest.raises(BoomError), prune(family.model, SCHEDULES[0]):
-        if place == "body":
+        if raised_in == "body":
             raise BoomError
         generate(family, mixed_batch(family))
     assert hook_count(family.model) == before
@@ -273,13 +273,13 @@ def test_a_batch_without_any_image_runs_unpruned(family: Family) -> None:
     assert trace.avg_visual_tokens == 0.0
 
 
-def test_the_empty_schedule_traces_what_the_unpruned_model_sees(family: Family) -> None:
+def test_the_empty_schedule_traces_the_unpruned_model(family: Family) -> None:
     with prune(family.model, "none") as trace:
         generate(family, mixed_batch(family))
-    with prune(family.model, "random@0:1") as whole:
+    with prune(family.model, "random@0:1") as keep_all:
         generate(family, mixed_batch(family))
-    assert trace.avg_visual_tokens == whole.avg_visual_tokens > 0
-    for row, other in zip(trace.rows, whole.rows, strict=True):
+    assert trace.avg_visual_tokens == keep_all.avg_visual_tokens > 0
+    for row, other in zip(trace.rows, keep_all.rows, strict=True):
         assert (row.sample, row.text_tokens, row.images) == (other.sample, other.text_tokens, other.images)
         assert (row.visual, row.computed) == (other.visual, other.computed)
 
@@ -297,8 +297,8 @@ def test_the_empty_schedule_refuses_nothing(family: Family) -> None:
         assert torch.equal(family.model.generate(**inputs, **options), plain)
 
 
-def test_the_empty_schedule_lets_a_prompt_come_in_chunks(loaded) -> None:
-    """And notes nothing of an image that is cut in two, rather than something wrong."""
+def test_the_empty_schedule_allows_chunked_prompts(loaded) -> None:
+    """An image that is split between chunks is not recorded, rather than recorded wrongly."""
     family = loaded("llava")
     inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
     options = {"prefill_chunk_size": 16, "do_sample": False, "max_new_tokens": 3}
@@ -314,7 +314,7 @@ def test_a_list_of_stages_is_a_schedule(family: Family) -> None:
     assert str(trace.schedule) == "random@1:0.5,vtw@3"
 
 
-def test_several_answers_a_prompt_draw_alike(family: Family) -> None:
+def test_several_answers_to_a_prompt_draw_equally(family: Family) -> None:
     inputs = family.inputs([QUESTIONS[0]], [[noise(9)]])
     with prune(family.model, "random@1:0.3", samples=["one"]) as trace:
         family.model.generate(**inputs, do_sample=True, num_return_sequences=3, max_new_tokens=2)
@@ -372,7 +372,7 @@ class TestRefusals:
         embeddings = torch.zeros(1, 5, family.model.config.text_config.hidden_size, dtype=torch.float64)
         self.run(family, "input_ids", lambda: family.model(inputs_embeds=embeddings))
 
-    def test_a_conversation_that_goes_on(self, family: Family) -> None:
+    def test_a_continued_conversation(self, family: Family) -> None:
         inputs = family.inputs([QUESTIONS[0]], [[noise(1)]])
 
         def two_turns() -> None:
@@ -521,7 +521,7 @@ except PruningError as error:
 
 
 @pytest.mark.slow
-def test_what_guards_figures_guards_them_under_python_o_too(folders, forking: Forking, tmp_path: Path) -> None:
+def test_checks_of_published_numbers_also_run_under_python_o(folders, forking: Forking, tmp_path: Path) -> None:
     """In a process that has the package as ``-O`` compiles it."""
     script = tmp_path / "optimised.py"
     script.write_text(OPTIMISED, encoding="utf-8")
@@ -562,7 +562,7 @@ def test_merged_tokens_decode_as_one_long_prompt_would(family: Family, schedule:
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("schedule", ["mustdrop@3:0.5,mustdrop@6:0.2", "random@1:0.8,mustdrop@4:0.3,vtw@7"])
-def test_earlier_layers_forget_what_mustdrop_drops(family: Family, schedule: str, positions: str) -> None:
+def test_caches_of_earlier_layers_are_cropped_by_mustdrop(family: Family, schedule: str, positions: str) -> None:
     """Generated tokens see, from the layer before its first stage on, only what its last one leaves; the prompt saw all."""
     if positions == "compact" and family.name != "llava":
         pytest.skip("compact positions are for one-dimensional ones")
@@ -579,13 +579,13 @@ def test_earlier_layers_forget_what_mustdrop_drops(family: Family, schedule: str
     generated = output.sequences[:, -STEPS:]
     for row, alone in enumerate(single_rows(family)):
         ids, record = alone["input_ids"][0].tolist(), trace.rows[row]
-        gone = [
+        dropped_columns = [
             dropped_columns(ids, family.model.config.image_token_id, record.images, masks) for masks in record.masks
         ]
-        drops = {stage.layer: columns for stage, columns in zip(parsed.stages, gone, strict=True)}
-        forgotten = dict.fromkeys(range(first, last + 1), gone[cropping[-1]])
+        drops = {stage.layer: columns for stage, columns in zip(parsed.stages, dropped_columns, strict=True)}
+        cropped_columns = dict.fromkeys(range(first, last + 1), dropped_columns[cropping[-1]])
         logits = torch.stack([step[row] for step in output.logits])
-        expected = masked_logits(family.model, alone, generated[row], drops, positions == "compact", forgotten)
+        expected = masked_logits(family.model, alone, generated[row], drops, positions == "compact", cropped_columns)
         assert_same(logits, expected)
         if record.images:
             plain = masked_logits(family.model, alone, generated[row], drops, positions == "compact")
@@ -617,14 +617,14 @@ def test_recycled_tokens_are_those_whose_states_were_changed(
         for n, recycled in enumerate(traced.recycled):
             assert all(0 <= some <= left for some, left in zip(recycled, traced.kept[n], strict=True))
             if n in writing:
-                # A dropped token's state may be written too; those left are among the changed.
+                # A dropped token's state may be rewritten too; the kept ones are among the changed.
                 assert sum(recycled) <= seen[writing.index(n)][0][row]
                 assert not traced.images or sum(recycled) > 0
             else:
                 assert sum(recycled) == 0
 
 
-def test_one_name_for_two_prompts_is_refused(family: Family) -> None:
+def test_one_sample_id_for_two_prompts_is_refused(family: Family) -> None:
     """Several answers to one prompt share its name; different prompts would share their random draws."""
     inputs = family.inputs(QUESTIONS[:2], [[noise(1)], [noise(2)]])
     with (
@@ -638,7 +638,7 @@ def test_one_name_for_two_prompts_is_refused(family: Family) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["sparsevlm@2:0.5", "fastv@2:0.5", "dart@2:0.5", "visionzip@0:0.5", "hivtp@2:0.4"])
-def test_a_method_chooses_under_autocast_too(loaded, schedule: str) -> None:
+def test_methods_also_run_under_autocast(loaded, schedule: str) -> None:
     family = loaded("llava", torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16), prune(family.model, schedule) as trace:
         family.model.generate(**family.inputs(QUESTIONS[:1], [[noise(1)]]), max_new_tokens=2, do_sample=False)

@@ -59,8 +59,8 @@ class LlavaNext(Llava):
         rows, columns = get_anyres_image_grid_shape(
             size.tolist(), config.image_grid_pinpoints, config.vision_config.image_size
         )
-        left = unpad_image(torch.zeros(1, rows * side, columns * side), size.tolist())
-        return left.shape[1] * (left.shape[2] + 1)  # a newline token ends each row
+        unpadded = unpad_image(torch.zeros(1, rows * side, columns * side), size.tolist())
+        return unpadded.shape[1] * (unpadded.shape[2] + 1)  # a newline token ends each row
 
     def image_inputs(self, config: Any, grid: Grid, noise: Any) -> dict[str, Any]:
         side = config.vision_config.image_size
@@ -164,11 +164,11 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
 
 @pytest.mark.core
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_all_that_is_certified_holds(model: Any, schedule: str) -> None:
-    """The masked reference leaves the library's own additions, norms and positions in their place."""
+def test_all_certified_properties_hold(model: Any, schedule: str) -> None:
+    """The masked reference does not change the library's own additions, norms and positions."""
     case = Case(Subject(model, "float32"), Schedule.parse(schedule), "original")
     if schedule.startswith("tome") and model.config.model_type == "qwen3_vl":
-        # What is added after a merge is the feature of the place that it went to, where the reference adds to each.
+        # After a merge the feature of the target is added, where the reference adds one to each token.
         case = replace(case, schedule=Schedule.parse(schedule.replace("tome@1", "tome@3")))
     failed = [result for name in ("1", "ragged") for result in examine(case, name) if result.reason]
     assert failed == []
@@ -195,7 +195,7 @@ def test_positions_may_be_renumbered_where_the_family_says_so(model: Any) -> Non
     assert [result for result in examine(case, "ragged") if result.reason] == []
 
 
-def test_images_of_other_sizes_keep_their_own_share(model: Any) -> None:
+def test_images_of_other_sizes_keep_the_same_share(model: Any) -> None:
     with torch.no_grad(), prune(model, "random@1:0.5") as trace:
         model(**batch(model, BATCHES["ragged"]))
     sizes = [size for row in trace.rows for size in row.images]

@@ -26,8 +26,8 @@ def test_pack_keeps_order_and_pads_one_side(rows: list[list[bool]], pad: str) ->
         columns = [column for column, flag in enumerate(flags) if flag]
         gap = [None] * (size - len(columns))
         expected = gap + columns if pad == "left" else columns + gap
-        found = [int(i) if v else None for i, v in zip(packing.index[row], packing.valid[row], strict=True)]
-        assert found == expected
+        gathered = [int(i) if v else None for i, v in zip(packing.index[row], packing.valid[row], strict=True)]
+        assert gathered == expected
         for column in columns:
             assert expected[int(packing.moved[row, column])] == column
 
@@ -40,20 +40,20 @@ def test_gather_takes_rows_from_any_shape() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 6), (2, 4, 6), (3, 1, 4, 6), (3, 2, 4, 6)])
-def test_gather_rotary_takes_today_s_and_yesterday_s_tables(shape: tuple[int, ...]) -> None:
+def test_gather_rotary_takes_tables_of_old_and_new_versions(shape: tuple[int, ...]) -> None:
     table = torch.randn(shape)
     index = torch.tensor([[3, 0], [1, 2]])
-    found = gather_rotary(table, index)
-    assert found.shape == (*shape[:-3], 2, 2, 6)
+    gathered = gather_rotary(table, index)
+    assert gathered.shape == (*shape[:-3], 2, 2, 6)
     for row in range(2):
         source = table[..., min(row, shape[-3] - 1), :, :]
-        assert torch.equal(found[..., row, :, :], source[..., index[row], :])
+        assert torch.equal(gathered[..., row, :, :], source[..., index[row], :])
 
 
 VALID = torch.tensor([[False, False, True, True, True], [True] * 5])
 
 
-def test_the_mask_of_each_kernel_says_the_same() -> None:
+def test_the_masks_of_all_kernels_are_equivalent() -> None:
     sdpa = attention_mask(VALID, 5, True, "sdpa", torch.float32)
     eager = attention_mask(VALID, 5, True, "eager", torch.float32)
     for row in range(2):

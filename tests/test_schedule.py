@@ -110,7 +110,7 @@ def test_released_counts_give_the_published_averages(text: str, average: float) 
     ],
 )
 def test_table_5_ratios_give_its_averages(text: str, average: float) -> None:
-    """Ratios resolve to whole tokens, so the averages of exact ratios are met to half a token."""
+    """Ratios resolve to integer counts, so the averages of exact ratios are met to half a token."""
     assert float(Schedule.parse(text).average(32, [576])) == pytest.approx(average, abs=0.6)
 
 
@@ -124,11 +124,12 @@ def test_ratios_round_half_to_even_exactly(ratio: str, tokens: int, kept: int) -
 
 
 @pytest.mark.parametrize(
-    ("asked", "kept"), [(192, 196), (128, 132), (64, 68), (252, 252), (7, 4), (1, 4), (0, 0), (575, 572), (576, 576)]
+    ("requested", "kept"),
+    [(192, 196), (128, 132), (64, 68), (252, 252), (7, 4), (1, 4), (0, 0), (575, 572), (576, 576)],
 )
-def test_dart_keeps_its_native_count(asked: int, kept: int) -> None:
-    assert Schedule.parse(f"dart@2:{asked}t").plan([576]) == [[kept]]
-    assert Schedule.parse(f"dart@2:{asked}t;native_count=false").plan([576]) == [[asked]]
+def test_dart_keeps_its_native_count(requested: int, kept: int) -> None:
+    assert Schedule.parse(f"dart@2:{requested}t").plan([576]) == [[kept]]
+    assert Schedule.parse(f"dart@2:{requested}t;native_count=false").plan([576]) == [[requested]]
 
 
 def test_several_images_keep_the_ratio_each_or_share_the_count() -> None:
@@ -144,9 +145,9 @@ def test_several_images_keep_the_ratio_each_or_share_the_count() -> None:
         ("dart@1:60t,random@20:?", "63.75t", 32, 576, "dart@1:60t,random@20:27t"),
         ("divprune@0:?", "192t", 32, 576, "divprune@0:192t"),
         ("fastv@3:?", "192t", 32, 576, "fastv@3:152t"),
-        # The ratios beside the unknown run as 173 and 40 tokens, rounded up and down.
+        # The ratios next to the unknown resolve to 173 and 40 tokens, rounded up and down.
         ("random@2:0.3,fastv@20:?", "198t", 32, 576, "random@2:0.3,fastv@20:172t"),
-        # DART's own count may be above what it was asked for, but the solved keep not above the stage before.
+        # DART's own count may exceed the requested count, but the solved keep not above the stage before.
         ("dart@2:50t,dart@5:?", "84.75t", 32, 576, "dart@2:50t,dart@5:50t"),
         ("random@2:?,fastv@20:0.07", "73.5t", 32, 576, "random@2:40t,fastv@20:0.07"),
         ("fastv@3:?", "64t", 32, 576, "fastv@3:11t"),
@@ -159,10 +160,10 @@ def test_several_images_keep_the_ratio_each_or_share_the_count() -> None:
     ],
 )
 def test_a_budget_solves_the_unknown(text: str, budget: str, layers: int, tokens: int | None, solved: str) -> None:
-    found = Schedule.parse(text).solve(budget, PromptSizes(layers, tokens))
-    assert str(found).startswith(solved)
+    solution = Schedule.parse(text).solve(budget, PromptSizes(layers, tokens))
+    assert str(solution).startswith(solved)
     limit = float(str(budget).rstrip("t")) * (1 if str(budget).endswith("t") else (tokens or 10_000))
-    assert found.average(layers, [tokens or 10_000]) <= limit
+    assert solution.average(layers, [tokens or 10_000]) <= limit
 
 
 @given(st.integers(3, 36), st.integers(8, 2000), st.floats(0.2, 1), st.booleans())
@@ -189,7 +190,7 @@ def test_every_preset_is_a_schedule() -> None:
     assert str(Schedule.parse("dart+random-192")) == "dart@2:0.44,random@20:0.07"
 
 
-def test_the_forms_that_mean_the_same() -> None:
+def test_equivalent_forms_of_a_schedule() -> None:
     assert Schedule.parse("vtw@21:0") == Schedule.parse("vtw@21") == Schedule.parse(" vtw@21:0.0 ")
     assert Schedule.parse("dart@2:0.50") == Schedule.parse("dart@2:.5") == Schedule((Stage("dart", 2, Decimal("0.5")),))
     assert Schedule.parse(["dart@2:0.44", "random@20:0.07"]) == Schedule.parse("dart@2:0.44, random@20:0.07")
@@ -238,22 +239,22 @@ def test_the_forms_that_mean_the_same() -> None:
 def test_wrong_texts_are_refused_and_pointed_at(text: str, message: str, pointed: str | None) -> None:
     with pytest.raises(ScheduleError) as caught:
         Schedule.parse(text)
-    said = str(caught.value)
-    assert message in said
-    _, shown, marks = said.splitlines()
+    error_text = str(caught.value)
+    assert message in error_text
+    _, shown, marks = error_text.splitlines()
     if pointed is not None:
         start, end = marks.index("^"), marks.rindex("^") + 1
         assert shown[start:end] == pointed
 
 
 @pytest.mark.parametrize("text", ["", "  ", [], [""], None, 3, [3]])
-def test_what_is_no_schedule_text_is_refused(text: Any) -> None:
+def test_values_that_are_no_schedule_are_refused(text: Any) -> None:
     """An empty text, such as an unset shell variable gives, must not run the unpruned model."""
     with pytest.raises(ScheduleError, match=r"write 'none' to prune nothing|neither a text nor a list"):
         Schedule.parse(text)
 
 
-def test_an_option_given_twice_is_refused() -> None:
+def test_a_repeated_option_is_refused() -> None:
     with pytest.raises(ScheduleError, match="names the option 'order' twice"):
         Schedule.parse("dart@2:0.4;order=reference;order=stable")
 
@@ -323,15 +324,15 @@ def test_check_against_a_model() -> None:
         ("random@2:0.999", [144], ["random@2:0.999"]),  # rounds to all
         ("random@2:0.5,random@5:0.5", [144], ["random@5:0.5"]),
         ("random@2:200t,random@5:100t", [144], ["random@2:200t"]),
-        ("random@1:1.0", [144], []),  # asks for all: a control
+        ("random@1:1.0", [144], []),  # requests all: a control
         ("todre@2,random@5:0.1", [144], []),  # decides by itself how many
         ("random@2:0.5", [], []),
     ],
 )
-def test_stages_that_prune_nothing_are_known(text: str, images: list[int], idle: list[str]) -> None:
+def test_idle_stages_are_found(text: str, images: list[int], idle: list[str]) -> None:
     assert [str(stage) for stage in Schedule.parse(text).idle(images)] == idle
 
 
 @pytest.mark.parametrize(("text", "all_kept"), [("random@1:1.0,dart@2:1", True), ("random@1:1.0,dart@2:0.5", False)])
-def test_a_control_that_keeps_all_is_told_from_a_mistake(text: str, all_kept: bool) -> None:
+def test_a_keep_all_control_is_distinguished_from_a_mistake(text: str, all_kept: bool) -> None:
     assert Schedule.parse(text).keeps_all == all_kept

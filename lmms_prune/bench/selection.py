@@ -115,7 +115,7 @@ def _observe(
     assert recorder.run is not None
     layout = Layout.of(parts, inputs, None, recorder.run.grids)
     states = [LayerInput(i, hidden, kwargs["position_embeddings"]) for i, (hidden, kwargs) in enumerate(calls)]
-    more = {"_embedded": states[0].hidden, "_uncut_rotary": states[0].rotary, "_encoder_run": recorder.run}
+    more = {"_embedded": states[0].hidden, "_unpruned_rotary": states[0].rotary, "_encoder_run": recorder.run}
     views = {
         layer: layout.view(parts, states[layer], states[layer - 1] if layer else None, 0, **more) for layer in (0, 1)
     }

@@ -1,5 +1,6 @@
-"""What this package touches of other people's private parts: one module per library, and the versions it was tried with.
+"""Private names of other libraries that this package uses: one module per library, with the tested versions.
 
-Libraries rename such names within weeks. Everything that did move is asked for here, so that a move is one line to mend,
-and every name is listed in a table that a test and ``lmms-prune doctor --installation`` hold against what is installed.
+Libraries rename such names within weeks. Every name that has ever moved is looked up here, so that a move is fixed in one
+line. Every name is listed in a table, which a test and ``lmms-prune doctor --installation`` compare with the installed
+version.
 """

@@ -1,4 +1,4 @@
-"""All libraries whose private parts this package touches, held against what is installed."""
+"""The check of all private names that this package uses against the installed libraries."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ LIBRARIES: tuple[Library, ...] = (transformers.LIBRARY, torch.LIBRARY, lmms_eval
 
 
 def moved_names() -> list[str]:
-    """One line for every name that the installed versions have no longer, with the file that is to be mended."""
+    """One line for every name that the installed versions lack, with the file to fix."""
     return [line for library in LIBRARIES for line in library.moved()]
 
 
 def refuse_moved_names() -> None:
-    """Look for every name.
+    """Look up every name.
 
     Raises:
-        MovedNameError: names all that are not there, a line each.
+        MovedNameError: lists the missing names, one line each.
     """
     if moved := moved_names():
         raise MovedNameError("\n".join(moved))

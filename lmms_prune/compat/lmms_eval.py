@@ -1,7 +1,7 @@
-"""What we touch of lmms-eval 0.7.3 beside the interface that it documents for models.
+"""Names of lmms-eval 0.7.3 that this package uses beyond the interface documented for models.
 
-`LIBRARY` lists all of it. It tells a model neither what ``--use_cache`` names, nor what saves the results, nor whether its own
-command runs it, so these are read from the frames of its functions.
+`LIBRARY` lists all of them. lmms-eval tells a model neither the folder of ``--use_cache``, nor the object that saves the
+results, nor whether its own command runs; these are read from the frames of its functions.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lmms_prune.compat.names import Library, Names
+from lmms_prune.compat.names import Library, PrivateNames
 
 
 def under_the_command() -> bool:
-    """Whether lmms-eval's command is at work, and no caller of its Python interface."""
+    """Whether lmms-eval's command is running, rather than a caller of its Python interface."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__package__") == "lmms_eval" and frame.f_code.co_name.startswith("cli_evaluate"):
@@ -26,30 +26,30 @@ def under_the_command() -> bool:
 
 
 def cache_in_use() -> Path | None:
-    """The folder of the evaluation that is being set up, which the harness tells no model."""
-    named = evaluation_options(("use_cache",)).get("use_cache")
-    return None if named is None else Path(named).absolute()
+    """The folder of ``--use_cache`` of the evaluation that is being set up; None without one."""
+    folder = evaluation_options(("use_cache",)).get("use_cache")
+    return None if folder is None else Path(folder).absolute()
 
 
 def tracker_in_use() -> Any:
-    """What will save the results of the evaluation that is being set up; None if nothing will."""
+    """The object that will save the results of the evaluation that is being set up; None if they are not saved."""
     return evaluation_options(("evaluation_tracker",)).get("evaluation_tracker")
 
 
 def saved_below(tracker: Any) -> Path | None:
-    """The folder that ``--output_path`` names; None if nothing is to be saved."""
+    """The folder of ``--output_path``; None if results are not saved."""
     return Path(tracker.output_path) if tracker.output_path else None
 
 
 def saved_file(tracker: Any, rest: str) -> Path:
-    """A file that the tracker writes: `rest` is what follows the stamp of the run in its name."""
+    """A file that the tracker writes: `rest` is the part of its name after the time stamp of the run."""
     folder = Path(tracker.output_path, tracker.general_config_tracker.model_name_sanitized)
-    stamp = getattr(tracker, "date_id", None)  # not there before the folder is
+    stamp = getattr(tracker, "date_id", None)  # set only when the folder is made
     return folder if stamp is None else folder / f"{stamp}_{rest}"
 
 
 def evaluation_options(names: tuple[str, ...]) -> dict[str, Any]:
-    """Options of the evaluation that is at work, which the harness tells no model; none outside of one."""
+    """Options of the running evaluation that the harness does not pass to models; empty outside an evaluation."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "lmms_eval.evaluator" and frame.f_code.co_name == "simple_evaluate":
@@ -60,7 +60,7 @@ def evaluation_options(names: tuple[str, ...]) -> dict[str, Any]:
 
 _SINCE = "0.7.3"
 RUN_FAILED = "Error during evaluation:"
-"""What the command logs after the stack trace of a run that failed, before it goes on to the next one and exits with 0."""
+"""The message that the command logs after the stack trace of a failed run, before it continues and exits with 0."""
 _OF_A_TASK = re.compile(r"lmms_eval[/\\]tasks[/\\]\w+[/\\]|, in import_function\b")
 
 
@@ -76,120 +76,122 @@ LIBRARY = Library(
     "lmms-eval",
     "lmms_prune/compat/lmms_eval.py",
     (
-        Names(
+        PrivateNames(
             "lmms_eval.__main__:", "attributes", ("TaskManager",), _SINCE, "reading the tasks' files once for a sweep"
         ),
-        Names("lmms_eval.__main__:parse_eval_args", "attributes", ("__call__",), _SINCE, _COMMAND),
-        Names("lmms_eval.__main__:cli_evaluate", "leading parameters", ("args",), _SINCE, _COMMAND),
-        Names("lmms_eval.__main__:cli_evaluate_single", "leading parameters", ("args",), _SINCE, _COMMAND),
-        Names(
+        PrivateNames("lmms_eval.__main__:parse_eval_args", "attributes", ("__call__",), _SINCE, _COMMAND),
+        PrivateNames("lmms_eval.__main__:cli_evaluate", "leading parameters", ("args",), _SINCE, _COMMAND),
+        PrivateNames("lmms_eval.__main__:cli_evaluate_single", "leading parameters", ("args",), _SINCE, _COMMAND),
+        PrivateNames(
             "lmms_eval.evaluator:simple_evaluate",
             "locals",
             ("use_cache",),
             _SINCE,
             "holding the response cache to its origin",
         ),
-        Names("lmms_eval.evaluator:simple_evaluate", "locals", ("evaluation_tracker",), _SINCE, _SAVED),
-        Names(
+        PrivateNames("lmms_eval.evaluator:simple_evaluate", "locals", ("evaluation_tracker",), _SINCE, _SAVED),
+        PrivateNames(
             "lmms_eval.loggers.evaluation_tracker:EvaluationTracker.save_results_aggregated",
             "leading parameters",
             ("results", "samples", "datetime_str"),
             _SINCE,
             _SAVED,
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.loggers.evaluation_tracker:EvaluationTracker.save_results_samples",
             "leading parameters",
             ("task_name", "samples"),
             _SINCE,
             _SAVED,
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.loggers.evaluation_tracker:EvaluationTracker.__init__",
             "parameters",
             ("output_path",),
             _SINCE,
             _SAVED,
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.loggers.evaluation_tracker:GeneralConfigTracker",
             "attributes",
             ("model_name_sanitized",),
             _SINCE,
             _SAVED,
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.evaluator:simple_evaluate",
             "locals",
             ("num_fewshot", "system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
             _SINCE,
-            "refusing options of which a chat model is shown nothing",
+            "refusing options that a chat model never receives",
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.models.registry_v2:ModelManifest",
             "fields",
             ("model_id", "chat_class_path"),
             _SINCE,
             "offering the models",
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.api.instance:TokenCounts",
             "fields",
             ("input_tokens", "output_tokens"),
             _SINCE,
             "token accounting in the samples",
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.api.instance:TokenCounts", "attributes", ("to_dict",), _SINCE, "token accounting in the samples"
         ),
-        Names("lmms_eval.api.instance:GenerationResult", "fields", ("text", "token_counts"), _SINCE, "answers"),
-        Names("lmms_eval.api.instance:Instance", "attributes", ("args",), _SINCE, "reading requests"),
-        Names(
+        PrivateNames("lmms_eval.api.instance:GenerationResult", "fields", ("text", "token_counts"), _SINCE, "answers"),
+        PrivateNames("lmms_eval.api.instance:Instance", "attributes", ("args",), _SINCE, "reading requests"),
+        PrivateNames(
             "lmms_eval.api.model:lmms.create_from_arg_string",
             "leading parameters",
             ("arg_string", "additional_config"),
             _SINCE,
             "making the models",
         ),
-        Names("lmms_eval.api.model:lmms", "attributes", ("rank", "world_size", "clean"), _SINCE, "several processes"),
-        Names("lmms_eval.protocol:ChatMessages", "attributes", ("to_hf_messages",), _SINCE, "prompts"),
-        Names(
+        PrivateNames(
+            "lmms_eval.api.model:lmms", "attributes", ("rank", "world_size", "clean"), _SINCE, "several processes"
+        ),
+        PrivateNames("lmms_eval.protocol:ChatMessages", "attributes", ("to_hf_messages",), _SINCE, "prompts"),
+        PrivateNames(
             "lmms_eval.models.model_utils.gen_metrics:log_metrics",
             "leading parameters",
             ("total_elapsed_time", "total_gen_tokens", "avg_speed", "additional_metrics"),
             _SINCE,
             "throughput in the results",
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.models.model_utils.progress:make_progress",
             "parameters",
             ("total", "desc", "disable"),
             _SINCE,
             "progress",
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.tasks:TaskManager.__init__",
             "parameters",
             ("verbosity", "include_path", "model_name"),
             _SINCE,
             "documents",
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.utils:import_function",
             "leading parameters",
             ("loader", "node"),
             _SINCE,
             "telling a task's imports from those that every run needs",
         ),
-        Names("lmms_eval.tasks:get_task_dict", "attributes", ("__call__",), _SINCE, "documents"),
-        Names(
+        PrivateNames("lmms_eval.tasks:get_task_dict", "attributes", ("__call__",), _SINCE, "documents"),
+        PrivateNames(
             "lmms_eval.tasks.mmbench.en_utils:mmbench_evaluator",
             "attributes",
             ("eval_result",),
             _SINCE,
             "MMBench's own rules",
         ),
-        Names(
+        PrivateNames(
             "lmms_eval.tasks.pope.utils:pope_process_results",
             "leading parameters",
             ("doc", "results"),

@@ -1,4 +1,4 @@
-"""What we touch of torch's private parts: the rules by which FLOPs of its operations are counted, and modules' hooks."""
+"""Private names of torch that this package uses: the rules by which its operations' FLOPs are counted, and modules' hooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from lmms_prune.compat.names import Library, Names
+from lmms_prune.compat.names import Library, PrivateNames
 
 
 def _attention_flops(query_shape: Any, key_shape: Any, value_shape: Any, *_: Any, **__: Any) -> int:
@@ -23,7 +23,7 @@ def _distance_flops(first: Any, second: Any, *_: Any, **__: Any) -> int:
 
 
 def _shapes(rule: Callable[..., int]) -> Callable[..., int]:
-    """A rule on shapes as one on tensors, as the registry's own are."""
+    """Turn a rule on shapes into one on tensors, like those of the registry."""
 
     def count(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
         return rule(*(x.shape if isinstance(x, torch.Tensor) else x for x in args))
@@ -33,9 +33,9 @@ def _shapes(rule: Callable[..., int]) -> Callable[..., int]:
 
 @cache
 def forgotten_rules() -> Mapping[Any, Callable[..., int]]:
-    """Our rules for operations that torch has none for, on shapes, as its ``FlopCounterMode(custom_mapping=…)`` takes them."""
-    # Attention on CPUs has no rule of torch's own in 2.14 and 2.15. Distances of all pairs cost what the product of the
-    # same shapes does.
+    """Our rules, on shapes, for operations without one in torch, as ``FlopCounterMode(custom_mapping=…)`` takes them."""
+    # Attention on CPUs has no rule in torch 2.14 and 2.15. Distances of all pairs cost as much as the matrix product of
+    # the same shapes.
     ours: dict[str, Callable[..., int]] = {
         "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
         "_cdist_forward": _distance_flops,
@@ -48,15 +48,15 @@ def forgotten_rules() -> Mapping[Any, Callable[..., int]]:
 
 @cache
 def flop_rules() -> Mapping[Any, Callable[..., int]]:
-    """FLOPs of each operation that multiplies matrices, by torch's rules and ours for those that it forgot."""
+    """Rules for the FLOPs of each operation that multiplies matrices: torch's, and ours for those that it lacks."""
     return {**flop_registry, **{operation: _shapes(rule) for operation, rule in forgotten_rules().items()}}
 
 
 class UncountedOperationError(RuntimeError):
-    """An operation that multiplies has no rule for its FLOPs: a count without it would be wrong."""
+    """An operation that multiplies matrices has no rule for its FLOPs: a count without it would be wrong."""
 
 
-# They take several tensors of floating type, or decompose one, and only move or compare its numbers.
+# Operations that take several floating-point tensors but only move or compare their values.
 _MOVES = """cat stack copy copy_ _to_copy index_put index_put_ _index_put_impl_ _unsafe_index_put scatter scatter_ scatter_add
     scatter_add_ scatter_reduce scatter_reduce_ index_add index_add_ index_copy index_copy_ masked_scatter masked_scatter_
     slice_scatter select_scatter diagonal_scatter set_ equal allclose isin searchsorted bucketize linalg_vector_norm
@@ -65,9 +65,9 @@ _DECOMPOSES = ("linalg_", "_linalg_", "cholesky", "lu_", "svd", "qr", "inverse",
 
 
 def refuse_uncounted(operation: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
-    """Refuse an operation without a rule that may be a matrix product: one of several floating tensors at once.
+    """Refuse an operation without a rule that may be a matrix product: one of several floating-point tensors.
 
-    Elementwise operations and views are none.
+    Elementwise operations and views are not refused.
 
     Raises:
         UncountedOperationError: names the operation.
@@ -80,7 +80,7 @@ def refuse_uncounted(operation: Any, args: tuple, kwargs: Mapping[str, Any]) -> 
         return
     raise UncountedOperationError(
         f"torch {torch.__version__}: aten.{name} may multiply matrices, and no rule says how many FLOPs it takes. Add one to "
-        "flop_rules in lmms_prune/compat/torch.py, or its name to those that only move numbers."
+        "flop_rules in lmms_prune/compat/torch.py, or its name to those that only move values."
     )
 
 
@@ -93,22 +93,22 @@ LIBRARY = Library(
     "torch",
     "lmms_prune/compat/torch.py",
     (
-        Names(
+        PrivateNames(
             "torch.utils.flop_counter:",
             "attributes",
             ("flop_registry", "sdpa_flop_count"),
             "2.6",
-            "counting what a method multiplies",
+            "counting the FLOPs of methods",
         ),
-        Names(
+        PrivateNames(
             "torch.utils._python_dispatch:TorchDispatchMode",
             "attributes",
             ("__torch_dispatch__",),
             "2.6",
-            "counting what a method multiplies",
+            "counting the FLOPs of methods",
         ),
-        Names("torch._ops:OpOverload", "attributes", ("decompose",), "2.6", "counting in inference mode"),
-        Names(
+        PrivateNames("torch._ops:OpOverload", "attributes", ("decompose",), "2.6", "counting in inference mode"),
+        PrivateNames(
             "torch.nn:Identity",
             "attributes",
             ("register_forward_pre_hook", "register_forward_hook"),

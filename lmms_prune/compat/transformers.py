@@ -1,6 +1,6 @@
-"""What we touch of transformers that is not its documented interface.
+"""Names of transformers that this package uses beyond the documented interface.
 
-`LIBRARY` lists all of it. The functions here are for the names that have moved: the keyword of a layer's cache was
+`LIBRARY` lists all of them. The functions in this file are for names that have moved: the keyword of a layer's cache was
 ``past_key_values`` until 5.23 and is ``cache`` since 5.24; outputs hold it under the same name.
 """
 
@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from typing import Any
 
-from lmms_prune.compat.names import Library, Names
+from lmms_prune.compat.names import Library, PrivateNames
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""By age, the newest first: callers may use an old name for as long as the library translates it."""
+"""The newest name first. Callers may use an old name as long as the library translates it."""
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:
-    """The cache among a call's keyword arguments, under whichever name; None if there is none."""
+    """The cache among a call's keyword arguments, under any of its names; None if there is none."""
     return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
 
 
@@ -28,40 +28,40 @@ def filled_cache(output: Any) -> Any:
 
 
 def with_cache(module: Any, cache: Any) -> dict[str, Any]:
-    """The keyword argument that gives `cache` to a layer, a decoder or a whole model."""
+    """The keyword argument that passes `cache` to a layer, a decoder or a whole model."""
     return {next(name for name in CACHE_NAMES if name in _parameters(_forward(module))): cache}
 
 
 def named(module: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of `module` by name, those given by position included."""
+    """The arguments of a call of `module` by name, positional ones included."""
     return {**dict(zip(_parameters(_forward(module)), args, strict=False)), **kwargs}
 
 
 def generation_settings(model: Any, arguments: Mapping[str, Any], knows: Callable[[str], bool]) -> dict[str, Any]:
-    """What a call of ``model.generate`` runs by: its arguments, then its configuration, then the checkpoint's own.
+    """The settings of a call of ``model.generate``: its arguments override its configuration, which overrides the checkpoint's.
 
     Args:
         model: the model.
         arguments: of the call, by name.
-        knows: names for which it is not ignored what the checkpoint's own configuration says (it may hold anything).
+        knows: whether a name of the checkpoint's configuration is used; others are ignored (it may contain any names).
     """
-    own = {name: value for name, value in vars(model.generation_config).items() if not name.startswith("_")}
+    defaults = {name: value for name, value in vars(model.generation_config).items() if not name.startswith("_")}
     configuration = arguments.get("generation_config")
-    brought = {} if configuration is None else vars(configuration)
-    differing = {k: v for k, v in brought.items() if v is not None and not k.startswith("_") and v != own.get(k)}
-    return {**{name: value for name, value in own.items() if knows(name)}, **differing, **arguments}
+    passed = {} if configuration is None else vars(configuration)
+    differing = {k: v for k, v in passed.items() if v is not None and not k.startswith("_") and v != defaults.get(k)}
+    return {**{name: value for name, value in defaults.items() if knows(name)}, **differing, **arguments}
 
 
 def named_for_generate(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of ``model.generate`` by name, those given by position included."""
+    """The arguments of a call of ``model.generate`` by name, positional ones included."""
     return {**dict(zip(_parameters(type(model).generate), args, strict=False)), **kwargs}
 
 
 def watch_cache(cache: Any, methods: tuple[str, ...], watcher: Callable[[str], None]) -> None:
-    """Let `watcher` be asked, with the method's name, before each of a cache's `methods` runs; of its copies, too.
+    """Call `watcher` with the method's name before each of a cache's `methods` runs; also for copies of the cache.
 
-    The object gets a class of the same name between it and its own: a method that is put on the object itself would hold
-    the object, which could then only be freed by the collector of cycles, and its gigabytes with it.
+    The object's class is replaced by a subclass of the same name. A method set on the object itself would refer to the
+    object, so that only the collector of cycles could free the cache's gigabytes.
     """
     kind: Any = type(cache)
     cache.__class__ = kind if hasattr(kind, "watched_methods") else _watched_class(kind, methods)
@@ -91,7 +91,7 @@ def cached_lengths(cache: Any) -> list[int]:
 
 
 def _forward(module: Any) -> Callable[..., Any]:
-    # Of the class: accelerate puts another function in the place of a spread module's own forward.
+    # The class's forward: accelerate replaces that of a module which is spread over devices.
     return type(module).forward
 
 
@@ -102,7 +102,7 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 @cache
 def _smallest(model_type: str) -> Any:
-    """A model of the least size without weights, whose modules the table's owners are."""
+    """A model of the smallest size without weights, whose modules are owners in the table."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -131,121 +131,129 @@ _QWEN = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"
 _CACHES = "transformers.cache_utils"
 _MOVED = "5.17 ('cache': 5.24)"
 _LAYER = ("hidden_states", "attention_mask", "position_ids", "cache|past_key_values", "position_embeddings")
-_HANDED_ON = "what the pruning hooks hand to a decoder layer"
+_PASSED_ON = "arguments that the pruning hooks pass to a decoder layer"
 _SEEN = "finding token ids, positions, mask and cache of a call"
 _PROJECTIONS = ("q_proj", "k_proj", "head_dim", "scaling")
 _RECOMPUTED = "queries and keys that methods recompute"
-_TOWER = "signals of the vision encoder"
+_ENCODER = "signals of the vision encoder"
 _OUTPUT = "reading the cache that a call has filled"
 
 LIBRARY = Library(
     "transformers",
     "lmms_prune/compat/transformers.py",
     (
-        Names(f"{_LLAMA}:LlamaDecoderLayer.forward", "parameters", _LAYER, _MOVED, _HANDED_ON),
-        Names(f"{_QWEN}:Qwen2_5_VLDecoderLayer.forward", "parameters", _LAYER, _MOVED, _HANDED_ON),
+        PrivateNames(f"{_LLAMA}:LlamaDecoderLayer.forward", "parameters", _LAYER, _MOVED, _PASSED_ON),
+        PrivateNames(f"{_QWEN}:Qwen2_5_VLDecoderLayer.forward", "parameters", _LAYER, _MOVED, _PASSED_ON),
         *(
-            Names(f"{decoder}.forward", "parameters", (*_LAYER[1:4], "inputs_embeds"), _MOVED, _SEEN)
+            PrivateNames(f"{decoder}.forward", "parameters", (*_LAYER[1:4], "inputs_embeds"), _MOVED, _SEEN)
             for decoder in (f"{_LLAMA}:LlamaModel", f"{_QWEN}:Qwen2_5_VLTextModel")
         ),
         *(
-            Names(f"{model}.forward", "parameters", ("input_ids", "pixel_values", *_LAYER[1:4]), _MOVED, _SEEN)
+            PrivateNames(f"{model}.forward", "parameters", ("input_ids", "pixel_values", *_LAYER[1:4]), _MOVED, _SEEN)
             for model in (f"{_LLAVA}:LlavaModel", f"{_QWEN}:Qwen2_5_VLModel")
         ),
-        Names(f"{_QWEN}:Qwen2_5_VLModel.forward", "parameters", ("image_grid_thw", "mm_token_type_ids"), "5.17", _SEEN),
+        PrivateNames(
+            f"{_QWEN}:Qwen2_5_VLModel.forward", "parameters", ("image_grid_thw", "mm_token_type_ids"), "5.17", _SEEN
+        ),
         *(
-            Names(f"{model}.forward", "parameters", ("cache|past_key_values", "logits_to_keep"), _MOVED, _SEEN)
+            PrivateNames(f"{model}.forward", "parameters", ("cache|past_key_values", "logits_to_keep"), _MOVED, _SEEN)
             for model in (f"{_LLAVA}:LlavaForConditionalGeneration", f"{_QWEN}:Qwen2_5_VLForConditionalGeneration")
         ),
-        Names(
+        PrivateNames(
             "transformers.modeling_outputs:BaseModelOutputWithPast",
             "fields",
             ("cache|past_key_values",),
             _MOVED,
             _OUTPUT,
         ),
-        Names(
+        PrivateNames(
             "transformers.generation:GenerateDecoderOnlyOutput", "fields", ("cache|past_key_values",), _MOVED, _OUTPUT
         ),
-        Names(
+        PrivateNames(
             f"{_CACHES}:DynamicCache",
             "attributes",
             ("get_seq_length", "update", "reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices"),
             "5.17",
-            "telling a decode step from a prefill, and refusing what reorders a cut cache",
+            "telling a decode step from a prefill, and refusing methods that reorder a pruned cache",
         ),
-        Names(
+        PrivateNames(
             "transformers:GenerationMixin.generate",
             "parameters",
             ("inputs", "generation_config"),
             "5.17",
             "refusing arguments of generate()",
         ),
-        Names(
+        PrivateNames(
             "llava:",
             "attributes",
             ("generation_config",),
             "5.17",
-            "refusing what a checkpoint's own settings ask of generate()",
+            "refusing settings of a checkpoint's generation configuration",
         ),
-        Names(f"{_CACHES}:Cache.__init__", "parameters", ("layers",), "5.17", "reading keys and values of each layer"),
-        Names(f"{_CACHES}:DynamicLayer.update", "leading parameters", ("key_states", "value_states"), "5.17", _OUTPUT),
-        Names(f"{_LLAMA}:LlamaModel", "attributes", ("get_input_embeddings",), "5.17", "information's output"),
+        PrivateNames(
+            f"{_CACHES}:Cache.__init__", "parameters", ("layers",), "5.17", "reading keys and values of each layer"
+        ),
+        PrivateNames(
+            f"{_CACHES}:DynamicLayer.update", "leading parameters", ("key_states", "value_states"), "5.17", _OUTPUT
+        ),
+        PrivateNames(f"{_LLAMA}:LlamaModel", "attributes", ("get_input_embeddings",), "5.17", "information's output"),
         *(
             row
-            for model, tower in (("llava", "vision_tower"), ("qwen2_5_vl", "visual"))
+            for model, encoder in (("llava", "vision_tower"), ("qwen2_5_vl", "visual"))
             for row in (
-                Names(
+                PrivateNames(
                     f"{model}:", "attributes", ("model", "config", "generate", "get_output_embeddings"), "5.17", _SEEN
                 ),
-                Names(f"{model}:model", "attributes", ("language_model", tower), "5.17", "finding decoder and tower"),
-                Names(
-                    f"{model}:model.language_model", "attributes", ("layers", "norm", "rotary_emb"), "5.17", _HANDED_ON
+                PrivateNames(
+                    f"{model}:model", "attributes", ("language_model", encoder), "5.17", "finding decoder and encoder"
                 ),
-                Names(
+                PrivateNames(
+                    f"{model}:model.language_model", "attributes", ("layers", "norm", "rotary_emb"), "5.17", _PASSED_ON
+                ),
+                PrivateNames(
                     f"{model}:model.language_model.config",
                     "attributes",
                     ("_attn_implementation",),
                     "5.17",
                     "the mask's form",
                 ),
-                Names(
+                PrivateNames(
                     f"{model}:model.language_model.layers.0",
                     "attributes",
                     ("self_attn", "input_layernorm"),
                     "5.17",
                     _RECOMPUTED,
                 ),
-                Names(
+                PrivateNames(
                     f"{model}:model.language_model.layers.0.self_attn", "attributes", _PROJECTIONS, "5.17", _RECOMPUTED
                 ),
             )
         ),
-        Names("llava:model.multi_modal_projector", "attributes", ("linear_1",), "5.17", _TOWER),
-        Names("llava:model.vision_tower", "attributes", ("vision_model|encoder",), "5.17", _TOWER),
-        Names(
+        PrivateNames("llava:model.multi_modal_projector", "attributes", ("linear_1",), "5.17", _ENCODER),
+        PrivateNames("llava:model.vision_tower", "attributes", ("vision_model|encoder",), "5.17", _ENCODER),
+        PrivateNames(
             "transformers.models.clip.modeling_clip:CLIPEncoderLayer.forward",
             "leading parameters",
             ("hidden_states", "attention_mask"),
             "5.17",
-            _TOWER,
+            _ENCODER,
         ),
-        Names("qwen2_5_vl:model.visual", "attributes", ("blocks", "patch_embed", "merger"), "5.17", _TOWER),
-        Names("qwen2_5_vl:model.visual.blocks.0", "attributes", ("norm1", "attn"), "5.17", _TOWER),
-        Names("qwen2_5_vl:model.visual.blocks.0.attn", "attributes", ("qkv",), "5.17", _TOWER),
-        Names(
+        PrivateNames("qwen2_5_vl:model.visual", "attributes", ("blocks", "patch_embed", "merger"), "5.17", _ENCODER),
+        PrivateNames("qwen2_5_vl:model.visual.blocks.0", "attributes", ("norm1", "attn"), "5.17", _ENCODER),
+        PrivateNames("qwen2_5_vl:model.visual.blocks.0.attn", "attributes", ("qkv",), "5.17", _ENCODER),
+        PrivateNames(
             f"{_QWEN}:Qwen2_5_VLVisionBlock.forward",
             "parameters",
             ("hidden_states", "cu_seqlens", "position_embeddings"),
             "5.17",
-            _TOWER,
+            _ENCODER,
         ),
-        Names(
+        PrivateNames(
             f"{_QWEN}:Qwen2_5_VisionTransformerPretrainedModel.forward",
             "leading parameters",
             ("hidden_states", "grid_thw"),
             "5.17",
-            _TOWER,
+            _ENCODER,
         ),
     ),
     _smallest,

@@ -1,4 +1,4 @@
-"""The versions of other libraries with which this package was tested; others are refused where they would be used."""
+"""The versions of other libraries with which this package was tested; other versions are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.specifiers import SpecifierSet
 
 VERSIONS = {
-    # The hooks read the keyword arguments of decoder layers, which were renamed last in 5.24.
+    # The hooks read the keyword arguments of decoder layers, which were last renamed in 5.24.
     "transformers": ">=5.17,<5.25",
     # The models implement its interface; the wheels before 0.7.3 lack the files that most tasks include.
     "lmms-eval": ">=0.7.3,<0.8",
@@ -21,18 +21,18 @@ VERSIONS = {
 
 
 class UnsupportedVersionError(ImportError):
-    """A library of a version with which a wrong number could follow; the message says which versions will do."""
+    """A library's version with which results could be wrong; the message names the supported versions."""
 
 
 def install_command(name: str, allowed: str) -> str:
-    """What installs a version that will do, dependencies included."""
+    """The command that installs a supported version, dependencies included."""
     return f"pip install '{name}{allowed}'"
 
 
 def other_version(name: str, allowed: str) -> str | None:
-    """What is wrong with the installed version of `name`, with the command that installs another; None if nothing is.
+    """The message that the installed version of `name` is not supported, with the command to fix it; None if it is.
 
-    A package that is not installed is missed by whoever needs it.
+    A package that is not installed is ignored here: the code that imports it raises its own error.
     """
     try:
         installed = version(name)
@@ -45,10 +45,10 @@ def other_version(name: str, allowed: str) -> str | None:
 
 
 def refuse_other_versions(supported: Mapping[str, str] = VERSIONS) -> None:
-    """Refuse what is installed of the packages in `supported` if its version is another.
+    """Refuse installed packages of `supported` whose version is not supported.
 
     Raises:
-        UnsupportedVersionError: names every such package, its version, the range and the command that mends it.
+        UnsupportedVersionError: names every such package, its version, the range and the command that fixes it.
     """
-    if wrong := [message for name, allowed in supported.items() if (message := other_version(name, allowed))]:
-        raise UnsupportedVersionError("; ".join(wrong))
+    if messages := [message for name, allowed in supported.items() if (message := other_version(name, allowed))]:
+        raise UnsupportedVersionError("; ".join(messages))

@@ -1,1 +1,1 @@
-"""What a schedule costs, from a model's sizes alone: FLOPs and bytes of the key-value cache. Needs no torch."""
+"""The cost of a schedule from a model's sizes: FLOPs and bytes of the key-value cache. Needs no torch."""

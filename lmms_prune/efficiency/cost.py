@@ -1,4 +1,4 @@
-"""FLOPs and cache bytes from a model's sizes and the tokens that each layer really had.
+"""FLOPs and cache bytes from a model's sizes and the tokens in each layer.
 
 One multiply-accumulate is 2 FLOPs. Only matrix products are counted, as torch's ``FlopCounterMode`` counts them:
 attention over all pairs of a sequence, although half of them are masked.
@@ -18,7 +18,7 @@ def prefill_flops(model: Architecture, tokens: Sequence[Number], logits: int = 1
     """FLOPs of the decoder over one prompt.
 
     Args:
-        model: its sizes.
+        model: sizes of the model.
         tokens: sequence length in each decoder layer, text and visual tokens together; may be averages.
         logits: positions at which the output matrix is applied.
     """
@@ -26,9 +26,9 @@ def prefill_flops(model: Architecture, tokens: Sequence[Number], logits: int = 1
 
 
 def decode_flops(model: Architecture, cached: Sequence[int], steps: int) -> Number:
-    """FLOPs of the `steps` passes after a prefill that left `cached` tokens in each layer's cache.
+    """FLOPs of `steps` decode steps after a prefill with `cached` tokens in each layer's cache.
 
-    The first new token comes out of the prefill, so an answer of n tokens takes n - 1 steps.
+    The prefill gives the first new token, so an answer of n tokens takes n - 1 steps.
     """
     past = sum(_layer(model, 1, n + step) for n in cached for step in range(1, steps + 1))
     return past + steps * _output(model, 1)
@@ -65,7 +65,7 @@ def _output(model: Architecture, positions: int) -> int:
 
 
 def _windowed(encoder: EncoderSizes, grid: tuple[int, int]) -> int:
-    """Pairs of patches that attend to each other in windows; those at the right and the bottom may be smaller."""
+    """Pairs of patches that attend to each other in windows; windows at the right and bottom edges may be smaller."""
     if not encoder.window:
         return 0
     down, across = (

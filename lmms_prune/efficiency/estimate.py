@@ -1,4 +1,4 @@
-"""What a schedule will cost on a model, before anything runs."""
+"""The estimated cost of a schedule on a model, before it runs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lmms_prune.models.sizes import Architecture
 from lmms_prune.schedule import PromptSizes, Schedule
 
 TEXT_TOKENS = 64
-"""Of a prompt whose cost is estimated where nobody says how long it is."""
+"""Text tokens of a prompt in estimates, if no other number is given."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One prompt with one image.
+    """The cost of one prompt with one image.
 
     Args:
         visual: visual tokens in each decoder layer.
         flops: of the decoder's prefill, with the output matrix at the last position.
-        encoder_flops: of the vision encoder and the projector, which no schedule changes; where images differ in size, of
-            one that is as near to a square as its tokens allow, which decides where Qwen2.5-VL's windows are cut.
+        encoder_flops: of the vision encoder and the projector, which no schedule changes. Where images differ in size, the
+            image is as near to a square as its number of tokens allows; its shape decides Qwen2.5-VL's windows.
         kv_bytes: of the cache at the prefill's end.
     """
 
@@ -33,10 +33,10 @@ class Estimate:
 
 
 def estimate(model: Architecture, schedule: Schedule, visual_tokens: int, text_tokens: Number) -> Estimate:
-    """What `schedule`, every ``?`` solved, costs on a prompt of `text_tokens` and one image of `visual_tokens`.
+    """The cost of `schedule`, every ``?`` solved, on a prompt of `text_tokens` and one image of `visual_tokens`.
 
-    Text tokens may be an average, 116.4 for one. What a method itself computes, a guide or a second pass through the
-    encoder is not in it.
+    Text tokens may be an average, such as 116.4. Not included: the FLOPs of the methods, of a guide, and of a second pass
+    through the encoder.
     """
     visual = schedule.layer_counts(model.layers, [visual_tokens])
     lengths = [n + text_tokens for n in visual]
@@ -47,12 +47,12 @@ def estimate(model: Architecture, schedule: Schedule, visual_tokens: int, text_t
 def prompt_sizes(
     model: Architecture, visual_tokens: int | None = None, text_tokens: Number = TEXT_TOKENS
 ) -> PromptSizes:
-    """What budgets of any kind are solved on, for one image in a prompt of `text_tokens`.
+    """The sizes on which budgets of any kind are solved, for one image in a prompt of `text_tokens`.
 
     Args:
-        model: whose cost is meant.
-        visual_tokens: of the image; by default every image's, or the family's example where images differ in size: then
-            solutions are ratios.
+        model: sizes of the model.
+        visual_tokens: of the image; by default those of every image, or of the family's example where images differ in
+            size: then solutions are ratios.
         text_tokens: of the prompt.
     """
 

@@ -1,7 +1,7 @@
-"""The table of methods, written out by hand and free of torch.
+"""The table of methods, written by hand and free of torch.
 
-Adding a method is its file in this folder, one row here, and its rows in the README and docs/methods.md. The schedule
-text, the command line and the leaderboard read only this table; a test holds it against the classes.
+A new method needs its file in this folder, one row here, and its rows in the README and docs/methods.md. The schedule
+text, the command line and the leaderboard read only this table; a test compares it with the classes.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ _ROWS = (
         example="sgl@9:0.3",
         options=(
             Option("guide", "self", "a smaller checkpoint of the same family, or self"),
-            Option("new_tokens", 128, "the guide's answer ends after so many tokens at the latest", low=1),
+            Option("new_tokens", 128, "maximum length of the guide's answer, in tokens", low=1),
             Option("reference", False, "also count the last visual token's own row, as the reference code does"),
         ),
     ),
@@ -203,7 +203,7 @@ _ROWS = (
             Option(
                 "contextual", -1, "merged tokens of each 64 kept; -1 is each family's published split", low=-1, high=64
             ),
-            Option("merge", "sum", "what a target and the mean of its tokens become", ("sum", "mean")),
+            Option("merge", "sum", "how a target is combined with the tokens merged into it", ("sum", "mean")),
         ),
     ),
     MethodSpec(
@@ -222,7 +222,7 @@ _ROWS = (
         kind="importance",
         reads=("encoder", "grid"),
         example="hiprune@0:192t",
-        options=(Option("alpha", 0.1, "more of it keeps more anchors, and fewer registers", low=0, high=5),),
+        options=(Option("alpha", 0.1, "a larger value keeps more anchors and fewer registers", low=0, high=5),),
     ),
     MethodSpec(
         name="hivtp",
@@ -242,8 +242,8 @@ _ROWS = (
         example="holov@0:192t",
         rewrites=True,
         options=(
-            Option("order", "raster", "order in which the kept tokens stand", ("raster", "reference")),
-            Option("crops", 0, "stretches of the image that share the tokens out; 0 is as published", low=0),
+            Option("order", "raster", "order of the kept tokens", ("raster", "reference")),
+            Option("crops", 0, "number of crops among which the kept tokens are distributed; 0 is as published", low=0),
         ),
     ),
     MethodSpec(
@@ -258,7 +258,7 @@ _ROWS = (
         rewrites=True,
         options=(
             Option("version", "v1.5", "v1.5, or v2.0: positional bias removed, best heads only", ("v1.5", "v2.0")),
-            Option("native_count", True, "merged tokens come on top of N; false leaves exactly N, none of them merged"),
+            Option("native_count", True, "keep N tokens plus merged ones; false keeps exactly N and merges none"),
         ),
     ),
     MethodSpec(
@@ -285,7 +285,7 @@ _ROWS = (
         reads=("encoder", "hidden", "attention", "attention ahead"),
         example="todre@0:0.25",
         keep="optional",
-        options=(Option("tau", 0.1, "without a keep: the text's attention below which the image goes", low=0),),
+        options=(Option("tau", 0.1, "without a keep: attention from the text below which an image is dropped", low=0),),
     ),
     MethodSpec(
         name="tome",
@@ -297,7 +297,7 @@ _ROWS = (
         rewrites=True,
         refuses=tome_layers,
         options=(
-            Option("metric", "hidden", "what is compared at a stage", ("hidden", "keys")),
+            Option("metric", "hidden", "the states that are compared at a stage", ("hidden", "keys")),
             Option("place", "stage", "merge at the stage, or inside CLIP (layer 0)", ("stage", "tower")),
         ),
     ),
@@ -323,7 +323,7 @@ _ROWS = (
         example="vflowopt@0:0.33",
         rewrites=True,
         options=(
-            Option("t", 28.683, "the higher, the fewer tokens ask what is important", low=0),
+            Option("t", 28.683, "a higher threshold lets fewer tokens decide what is important", low=0),
             Option("m", 11.757, "side of the cells that are merged at layer 0, in tokens", low=1),
             Option("alpha", 0.0, "weight of the entropy of a token's pixels", low=0),
         ),
@@ -337,7 +337,12 @@ _ROWS = (
         example="cdpruner@0:0.33;clip=embeddings",
         options=(
             Option("clip", "openai/clip-vit-large-patch14-336", "folder or hub name of a CLIP, or embeddings"),
-            Option("sign", "negative", "is what is unlike the question relevant, or like", ("negative", "positive")),
+            Option(
+                "sign",
+                "negative",
+                "tokens unlike the question are relevant, or tokens like it",
+                ("negative", "positive"),
+            ),
         ),
     ),
     MethodSpec(

@@ -21,34 +21,34 @@ from lmms_prune.models.shape import EncoderShape
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Chooses which visual tokens go on. Knows no model, cuts nothing, keeps no state."""
+    """Chooses which visual tokens are kept. Knows no model, removes nothing, keeps no state."""
 
     paper: ClassVar[str]
 
     @abstractmethod
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        """Which visual tokens of each image go on.
+        """Choose the visual tokens of each image that are kept.
 
         Args:
-            view: what may be read; left as it was.
+            view: the signals that may be read; not changed.
             budget: tokens to keep in each image, on the CPU, by the count rule of the method's row in METHODS; never
-                more than are present. All that are present where the stage has no keep.
+                more than are present. All tokens present if the keep is adaptive.
 
         Returns:
             a mask, on the view's device, with exactly `budget` entries set in each row, all of them valid tokens. A
-            method whose row says `at_most`, or a stage without a keep, may set fewer.
+            method whose row says `at_most`, or a stage with an adaptive keep, may set fewer.
         """
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
-        """What goes on in the kept places; merging, recycling and reordering override this.
+        """Replace the kept tokens; methods that merge, recycle or reorder override this. By default nothing changes.
 
         Args:
             view: as in `select`.
             keep: the mask that `select` returned.
 
         Returns:
-            hidden states, and for each place the raster index of the token that stands there now (its position goes
-            with it); only kept places count, in which an image may have no index twice.
+            hidden states, and the raster index of the token in each entry (it decides the token's position). Only kept
+            entries count; an image may not have an index twice among them.
         """
         return view.hidden, view.index
 
@@ -56,7 +56,7 @@ class Method(ABC):
         """Load and check what the method needs beyond the model itself, before anything runs; by default nothing.
 
         Raises:
-            UnsupportedModelError: it cannot be had, or does not fit the model.
+            UnsupportedModelError: it cannot be loaded, or does not fit the model.
         """
 
     def signals(self, encoder: EncoderShape) -> Signals:
@@ -69,7 +69,7 @@ class ScoreMethod(Method):
 
     @abstractmethod
     def score(self, view: TokenView) -> Float[Tensor, "B V"]:
-        """One finite score a token; what stands in the padding does not matter."""
+        """One finite score per token; padding may hold any value."""
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         return highest(view.ranking(self.score(view)), view.valid, budget)
@@ -89,7 +89,7 @@ def grid_within(rows: int, columns: int, most: int) -> tuple[int, int]:
     """The largest grid of about the shape of `rows` × `columns` with at most `most` cells (at least one).
 
     One side follows from the other by rounding in proportion; of equally large grids the one nearer to the shape is
-    taken. A grid too narrow for that is cut to a single line.
+    taken. A grid too narrow for that becomes a single line.
     """
     shapes = {(r, max(1, round(r * columns / rows))) for r in range(1, rows + 1)}
     shapes |= {(max(1, round(c * rows / columns)), c) for c in range(1, columns + 1)}

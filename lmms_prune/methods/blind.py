@@ -6,10 +6,10 @@ from lmms_prune.methods.vtw import VTW
 
 
 class Blind(VTW):
-    """Drops every visual token before the decoder: what a benchmark's text alone is worth.
+    """Drops every visual token before the decoder, which shows the score of a benchmark's text alone.
 
     The prompt is otherwise the same, placeholder positions included under ``positions=original``.
 
     Paper: https://arxiv.org/abs/2405.05803 (withdrawal at layer 0).
-    Differs from the paper: none known; no paper prunes this way, it is the floor of every comparison.
+    Differs from the paper: none known; no paper prunes this way, it is the lower bound of every comparison.
     """

@@ -1,4 +1,4 @@
-"""CDPruner: keep tokens that are diverse, given what the question is about."""
+"""CDPruner: keep tokens that are diverse and relevant to the question."""
 
 from __future__ import annotations
 
@@ -18,32 +18,36 @@ from lmms_prune.models.encoder import Signals
 from lmms_prune.models.parts import ModelParts, device_of
 from lmms_prune.models.shape import EncoderShape
 
-# Relevances that differ by less are equal but for rounding, and would become noise between 0 and 1.
+# Relevances that differ by less are equal up to rounding; scaling them to 0 … 1 would amplify the rounding.
 _EQUAL = 1e-6
-# The share of a token's own kernel entry below which what is left of it is rounding.
+# Smallest marginal gain of a token relative to its own kernel entry; anything smaller is rounding.
 _LEAST = 1e-6
 
 
 @dataclass(frozen=True)
 class CDPruner(Method):
-    """Keeps the tokens that a determinantal point process, conditioned on the question, would take greedily.
+    """Keeps the tokens of a greedy search in a determinantal point process conditioned on the question.
 
     The kernel is the cosine of two projected tokens times the relevance of both. Relevance is minus the mean cosine of
     a token and the question's segments of 77 tokens in CLIP's shared space, scaled to 0 … 1 over the image's present
-    tokens. Greedily the token joins that enlarges the determinant most. At any layer the embeddings count.
+    tokens. Each step adds the token that enlarges the determinant most. The input embeddings are used at any layer.
 
     Args:
         clip: folder or hub name of the CLIP whose text encoder and projections are read (LLaVA; its vision encoder must be
-            the one that the LLaVA has); "embeddings" needs no second model: relevance is then from the mean cosine of
-            the decoder's own input embeddings of a token and of the text tokens after the image (any family).
+            the one that the LLaVA has); "embeddings" needs no second model: relevance then follows from the mean cosine
+            of the decoder's own input embeddings of a token and of the text tokens after the image (any family).
         sign: whether a token unlike the question is relevant ("negative", as in the reference code), or one like it
             ("positive", as in the paper).
 
     Paper: https://arxiv.org/abs/2506.10967.
-    Differs from the reference: relevance is scaled over each image, not the batch, and 1 for all where all are equal
-    (to 1e-6; the reference divides by zero); kept tokens are no candidates; the search runs in float64, and a token's
-    marginal gain is at least 1e-6 of its own kernel entry, so that rounding decides nothing; each segment of a long question has its own begin and end
-    token; the kernel is never stored: directions in feature space are made orthogonal, which is the same algebra.
+    Differs from the reference:
+        - relevance is scaled over each image, not the batch, and is 1 for all tokens if all are equal (to 1e-6; the
+          reference divides by zero)
+        - kept tokens are no candidates
+        - the search runs in float64, and a token's marginal gain is at least 1e-6 of its own kernel entry, so that
+          rounding decides nothing
+        - each segment of a long question has its own begin and end token
+        - the kernel is never stored: directions in feature space are made orthogonal, which is the same algebra.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2506.10967"
@@ -79,8 +83,7 @@ class CDPruner(Method):
         self._check(clip.width, states.shape[-1])
         # Rows with several images, and several answers to one question, share a text.
         distinct = list(dict.fromkeys(questions))
-        found = clip.texts(distinct)
-        texts = torch.stack([directions(part).mean(0) for part in found])
+        texts = torch.stack([directions(segments).mean(0) for segments in clip.texts(distinct)])
         texts = texts[torch.tensor([distinct.index(text) for text in questions], device=texts.device)]
         return view.of_image(settled(directions(clip.images(states)) @ texts[..., None]).squeeze(-1))
 
@@ -90,11 +93,9 @@ class CDPruner(Method):
         mean = words.sum(1) / view.text.valid.sum(1).clamp(min=1)[:, None]
         return view.of_image(settled(directions(view.visual_embeddings) @ mean[..., None]).squeeze(-1))
 
-    def _check(self, width: int, own: int) -> None:
-        if width != own:
-            message = (
-                f"clip={self.clip} projects a vision encoder of width {width}, but the model's has {own}: give the "
-            )
+    def _check(self, width: int, model_width: int) -> None:
+        if width != model_width:
+            message = f"clip={self.clip} projects a vision encoder of width {width}, but the model's has {model_width}: give the "
             raise UnsupportedModelError(message + "CLIP from which the model's encoder was taken, or clip=embeddings.")
 
 
@@ -107,7 +108,7 @@ def _fine(x: Tensor) -> torch.dtype:
 
 
 def _scaled(relevance: Float[Tensor, "B V"], valid: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-    """Relevance between (nearly) 0 and 1 over the tokens of each image; 1 where all are equal."""
+    """Relevance scaled to (nearly) 0 … 1 over the tokens of each image; 1 where all are equal."""
     low = relevance.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
     span = relevance.masked_fill(~valid, -torch.inf).amax(1, keepdim=True) - low
     return torch.where(span < _EQUAL, 1.0, (relevance - low + 1e-6) / span.clamp(min=_EQUAL))
@@ -121,14 +122,16 @@ def _greedy(
     picks = int(budget.max()) if len(budget) else 0
     keep, gain = torch.zeros_like(valid), vectors.square().sum(-1)
     least = _LEAST * gain
-    # What the picked tokens add to those before them: the rows of the published code are products with these.
+    # The component of each picked token that is orthogonal to the earlier picks, at length 1; the rows of the published
+    # code are products with these.
     basis = vectors.new_zeros(len(vectors), picks, vectors.shape[-1])
     for step in range(picks):
-        # Compared in float32: gains that are equal on paper differ in float64's last digits.
+        # Compared in float32: gains that are equal in exact arithmetic differ in float64's last digits.
         pick = gain.float().masked_fill(keep | ~valid, -torch.inf).argmax(dim=1)
         keep = keep.index_put((rows, pick), keep[rows, pick] | (step < limit))
         chosen = vectors[rows, pick, :, None]
         known = basis[:, :step]
+        # Gram-Schmidt: what the new pick adds to the space of the earlier ones is taken off the gain of all tokens.
         rest = chosen - known.transpose(1, 2) @ (known @ chosen)
         direction = rest / gain[rows, pick, None, None].clamp(min=torch.finfo(gain.dtype).tiny).sqrt()
         basis[:, step] = direction.squeeze(-1)

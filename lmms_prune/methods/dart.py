@@ -1,4 +1,4 @@
-"""DART: keep a few pivots and the tokens least like them."""
+"""DART: keep a few pivots and the tokens least similar to them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ class DART(Method):
     layer's input after the decoder's final norm. Needs a layer before it, so it acts at layer 1 or deeper.
 
     Args:
-        native_count: keep the reference's 8⌊N/8⌋+4 tokens for N asked; False keeps N (the first pivots pick one more).
+        native_count: keep the reference's 8⌊N/8⌋+4 tokens for N requested; False keeps N (the first pivots pick one more).
         order: in which the pivots pick. "stable": visual, then text, by falling norm; "reference": as the reference's
             iteration over a Python set of the eight absolute indices, which waits for the device.
 
     Paper: https://arxiv.org/abs/2502.11494.
-    Differs from the reference: norms in float32 and cosines in float64; ties go to the lower index, those of equal tokens too;
-    counts round half to even before the quotas are formed, where the reference rounds the ratio down (dart@2:0.222 of
-    576 tokens keeps 132, there 124; a count, 127t, gives 124); fewer than four text tokens after the image leave their
-    share to the other pivots; any batch.
+    Differs from the reference:
+        - norms in float32 and cosines in float64
+        - ties go to the lower index, those of equal tokens too
+        - counts round half to even before the quotas are formed, where the reference rounds the ratio down (dart@2:0.222
+          of 576 tokens keeps 132, in the reference 124; a count, 127t, gives 124)
+        - with fewer than four text tokens after the image, their quota is distributed among the other pivots
+        - any batch size.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2502.11494"
@@ -49,24 +52,26 @@ class DART(Method):
         keep = _mark(torch.zeros_like(view.valid), visual, is_kept)
         picks = budget.to(rank.device) - is_kept.sum(1)
 
+        # Pivots are chosen by their keys, but compared by the final norm of the layer's input.
         features = directions(view.normed(view.visual))
         pivots = torch.cat([gather(features, visual), gather(directions(view.normed(view.text)), text)], dim=1)
         exists = torch.cat([visual_exists, text_exists], dim=1)
         if self.order == "reference":
             slots = torch.cat([gather(view.visual.slots, visual), gather(view.text.slots, text)], dim=1)
-            turn = _set_order(slots - view.first_column[:, None], exists)
-            pivots, exists = gather(pivots, turn), exists.gather(1, turn)
+            order = _set_order(slots - view.first_column[:, None], exists)
+            pivots, exists = gather(pivots, order), exists.gather(1, order)
         similarity = settled(pivots @ features.transpose(1, 2))
         view.ranking(similarity.sum(1))
 
         free = _mark(view.valid.clone(), visual, visual_exists, value=False)
-        place = exists.cumsum(1) - 1
+        # Equal quotas for the existing pivots; the first `extra` of them pick one more.
+        pivot_rank = exists.cumsum(1) - 1
         pivot_count = exists.sum(1).clamp(min=1)
         share, extra = picks // pivot_count, picks % pivot_count
         for p in range(pivots.shape[1]):
-            quota = torch.where(exists[:, p], share + (place[:, p] < extra), 0)
-            taken = highest(-similarity[:, p], free, quota)
-            keep, free = keep | taken, free & ~taken
+            quota = torch.where(exists[:, p], share + (pivot_rank[:, p] < extra), 0)
+            picked = highest(-similarity[:, p], free, quota)
+            keep, free = keep | picked, free & ~picked
         return keep
 
     @staticmethod
@@ -90,13 +95,13 @@ def _mark(
 
 def _set_order(columns: Int[Tensor, "B P"], exists: Bool[Tensor, "B P"]) -> Int[Tensor, "B P"]:
     """The order in which CPython iterates a set of the existing columns inserted in the given order."""
-    turns = []
-    for row, real in zip(columns.tolist(), exists.tolist(), strict=True):
+    orders = []
+    for row, row_exists in zip(columns.tolist(), exists.tolist(), strict=True):
         pivots = {}
-        for place, (column, is_real) in enumerate(zip(row, real, strict=True)):
-            if is_real:
-                pivots[column] = place
-        # From a list: a set made from a dict takes its size from it, and so another order.
+        for number, (column, pivot_exists) in enumerate(zip(row, row_exists, strict=True)):
+            if pivot_exists:
+                pivots[column] = number
+        # From a list: a set made from a dict takes over its table size, which changes the order.
         order = [pivots[column] for column in set(list(pivots))]
-        turns.append(order + [place for place in range(len(row)) if place not in order])
-    return torch.tensor(turns, device=columns.device)
+        orders.append(order + [number for number in range(len(row)) if number not in order])
+    return torch.tensor(orders, device=columns.device)

@@ -14,8 +14,8 @@ from lmms_prune.methods.shared.kernels import farthest
 from lmms_prune.methods.shared.tensors import BLOCK, directions, settled
 from lmms_prune.methods.view import TokenView
 
-# The largest image whose similarities are all kept: 64 MiB. Of larger ones only blocks of so many rows exist at once.
-_WHOLE = 4096
+# Tokens of the largest image whose similarities are all stored (64 MiB). Larger images are computed in blocks of rows.
+_MOST_STORED = 4096
 
 
 class DivPrune(Method):
@@ -25,9 +25,11 @@ class DivPrune(Method):
     all kept so far. Works on the layer's input: at layer 0 the projector's (or merger's) output, deeper the hidden states.
 
     Paper: https://arxiv.org/abs/2503.02175.
-    Differs from the reference: distances in float64, where the reference's half precision can return a token twice;
-    kept tokens are never candidates again; a zero vector has distance 1 to all; ties go to the lower index, those of
-    equal tokens too.
+    Differs from the reference:
+        - distances in float64, where the reference's half precision can return a token twice
+        - kept tokens are never candidates again
+        - a zero vector has distance 1 to all
+        - ties go to the lower index, those of equal tokens too.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2503.02175"
@@ -35,15 +37,16 @@ class DivPrune(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         unit, valid = directions(view.hidden), view.valid
         rows, limit = torch.arange(len(unit), device=unit.device), budget.to(unit.device)
-        # Coarser for what is stored: on the grid float32 tells apart all that the published code does.
+        # Stored in the coarser type: on the grid, float32 distinguishes everything that the published code does.
         coarse = torch.promote_types(view.hidden.dtype, torch.float32)
         blocks = (
             settled(unit[:, start : start + BLOCK] @ unit.transpose(1, 2)).to(coarse)
             for start in range(0, unit.shape[1], BLOCK)
         )
-        if unit.shape[1] <= _WHOLE:
+        if unit.shape[1] <= _MOST_STORED:
             similarity = torch.cat(list(blocks), dim=1)
             return farthest(similarity, _nearest([similarity], valid), valid, budget)
+        # The same search without the stored matrix: the row of each pick is computed anew.
         farness = _nearest(blocks, valid)
         keep = torch.zeros_like(valid)
         nearest_kept = torch.full_like(farness, torch.inf)

@@ -1,4 +1,4 @@
-"""FasterVLM: keep what the vision encoder's class token attended to."""
+"""FasterVLM: keep the tokens that the vision encoder's class token attends to."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class FasterVLM(ScoreMethod):
     """Keeps the visual tokens with the highest attention from the vision encoder's class token.
 
     The attention is that of the block whose output the decoder is given (CLIP's last but one), mean over heads. Published
-    before the decoder; at a deeper layer the same scores rank what is still there.
+    before the decoder; at a deeper layer the same scores rank the tokens still present.
 
     Paper: https://arxiv.org/abs/2412.01818.
-    Differs from the reference: Qwen2.5-VL's encoder has no class token; there the attention counts that a token receives in
-    the last block, mean over heads, queries and its four patches.
+    Differs from the reference:
+        - Qwen2.5-VL's encoder has no class token; it is replaced by the attention that a token receives in the last
+          block, mean over heads, queries and its four patches.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.01818"

@@ -1,4 +1,4 @@
-"""FastV: keep what the last prompt token attended to in the layer before."""
+"""FastV: keep the tokens that the last prompt token attended to in the layer before."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ class FastV(ScoreMethod):
     Needs a layer before it, so it acts at layer 1 or deeper.
 
     Paper: https://arxiv.org/abs/2403.06764.
-    Differs from the reference: the one attention row is recomputed (float32 softmax and mean) where the cached
-    reference runs the layer twice and caches its keys twice; kept tokens stay in order; generated tokens never prune.
+    Differs from the reference:
+        - the one attention row is recomputed (float32 softmax and mean) where the cached reference runs the layer twice
+          and caches its keys twice
+        - kept tokens stay in order
+        - generated tokens never prune.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.06764"

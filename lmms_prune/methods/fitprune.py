@@ -1,4 +1,4 @@
-"""FitPrune: drop, layer by layer, what both the text and the image itself attend to least."""
+"""FitPrune: drop, layer by layer, the tokens that both the text and the image itself attend to least."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ class FitPrune(ScoreMethod):
     (presets ``fitprune-10`` to ``fitprune-90``: how many percent of the FLOPs they save). Acts at layer 1 or deeper.
 
     Paper: https://arxiv.org/abs/2409.10197.
-    Differs from the reference: it deletes inside layer i, between attention and MLP; here the same tokens go at the
-    input of layer i+1, which for all that stay is the same, and the deleted ones run through one MLP more. Scores in
-    float32; without text after the image all are 0; ties go to the lower index.
+    Differs from the reference:
+        - it deletes inside layer i, between attention and MLP; here the same tokens are dropped at the input of layer
+          i+1, which is the same for all kept tokens, while the dropped ones run through one MLP more
+        - scores in float32; without text after the image all are 0
+        - ties go to the lower index.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2409.10197"
@@ -33,7 +35,7 @@ class FitPrune(ScoreMethod):
 
 
 def measures(view: TokenView) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B V"]]:
-    """How much the text and the image attend to each visual token in the layer before, heads by their maximum.
+    """Attention from the text and from the image to each visual token in the layer before, maximum over heads.
 
     Returns:
         the sum over the text tokens after the image, and the mean over the visual tokens present; 0 in the padding.

@@ -1,4 +1,4 @@
-"""FOLDER: fold the tokens onto each other until few are left."""
+"""FOLDER: merge tokens of even rank into tokens of odd rank, again and again, until few remain."""
 
 from __future__ import annotations
 
@@ -28,30 +28,32 @@ from lmms_prune.models.encoder import Signals
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.shape import EncoderShape
 
-# How much of the class token's attention (α = 5) counts against a cosine.
+# Weight of the class token's attention (α = 5) relative to a cosine.
 _ATTENTION = 100 * 5
 
 
 @dataclass(frozen=True)
 class Folder(Method):
-    """Merges every other token into its most similar neighbour, again and again, until N are left.
+    """Merges every other token into its most similar neighbour, again and again, until N remain.
 
-    A fold is a ToMe pass (even places into odd ones, the most similar first, means weighted by numbers of tokens) that
-    removes min(⌊(n-1)/2⌋, what is left to remove).
+    A fold is a ToMe pass (even ranks into odd ones, the most similar first, means weighted by numbers of tokens) that
+    removes min(⌊(n-1)/2⌋, n-N) of n tokens.
 
     Args:
-        variant: "simplified" folds the layer's input by its own cosines, in raster order, and scales the tokens that are
-            left by 1 + log of how many tokens each stands for; if one fold was enough, only where fewer tokens went
-            than half of those that stayed. "full", for LLaVA at layer 0, folds between attention and MLP of the CLIP
-            block that the projector reads: on the head mean of its keys, 500 times the class token's attention to a
-            token taken off its cosine (merged tokens get the plain mean of it); even places stand before odd ones in
+        variant: "simplified" folds the layer's input by its own cosines, in raster order, and scales the remaining tokens
+            by 1 + log of how many tokens each stands for; if one fold was enough, only where fewer tokens were removed
+            than half of those that remain. "full", for LLaVA at layer 0, folds between attention and MLP of the CLIP
+            block that the projector reads: on the head mean of its keys, with 500 times the class token's attention to a
+            token subtracted from its cosine (merged tokens get the plain mean of it); even ranks come before odd ones in
             the next fold and in the end, nothing is scaled, and the block's MLP and the projector follow.
 
     Paper: https://arxiv.org/abs/2501.02430.
-    Differs from the reference: the simplified variant does not protect the first token, as visual tokens hold no class
-    token, restores the order after every fold, and may act at any layer; the full one also folds fewer than 40 tokens,
-    as N must be met; two tokens fold into one; cosines in float64, means in
-    float32.
+    Differs from the reference:
+        - the simplified variant does not protect the first token, as visual tokens hold no class token; it restores the
+          order after every fold, and may act at any layer
+        - the full variant also folds fewer than 40 tokens, as N must be met
+        - two tokens fold into one
+        - cosines in float64, means in float32.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2501.02430"
@@ -86,15 +88,16 @@ class Folder(Method):
         slot = torch.arange(view.valid.shape[1], device=view.valid.device).expand_as(view.valid)
         tokens = Bag(view.hidden.to(fine), None, torch.ones_like(slot, dtype=fine), slot, tuple(view.counts))
         goal = [max(1, n) for n in budget.tolist()]
+        # As published: tokens are scaled after several folds, or after one that removed few tokens.
         scales = [(n - most > _fold(n)) or 2 * (n - most) < most for n, most in zip(view.counts, goal, strict=True)]
         while any(n > most for n, most in zip(tokens.counts, goal, strict=True)):
             tokens = tokens.merge([max(0, min(_fold(n), n - m)) for n, m in zip(tokens.counts, goal, strict=True)])
         factor = torch.where(torch.tensor(scales, device=slot.device)[:, None], 1 + tokens.size.log(), 1.0)
-        return replace(tokens, states=tokens.states * factor[..., None].to(fine)).in_place(view)
+        return replace(tokens, states=tokens.states * factor[..., None].to(fine)).in_view(view)
 
 
 def _fold(tokens: int) -> int:
-    """How many of so many tokens one fold can remove."""
+    """How many of `tokens` tokens one fold can remove."""
     return max((tokens - 1) // 2, int(tokens == 2))
 
 
@@ -107,18 +110,19 @@ def _entering(encoder: ClipEncoder) -> Float[Tensor, "B entries C"]:
 
 
 def _folded(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` tokens left by folding inside the selected block: states, sizes and raster indices."""
+    """Fold inside the selected block until `count` tokens remain; returns their states, sizes and raster indices."""
     entering, block = _entering(encoder), encoder.shape.selected
     x, keys, attention = encoder.attend(block, entering[images.to(entering.device)])
     coarse, fine = x.dtype, torch.promote_types(x.dtype, torch.float32)
     x, keys, salience = x.to(fine), keys.to(fine), attention[:, :, 0].mean(1).to(fine)
     size = torch.ones_like(salience)
     index = torch.arange(-1, x.shape[1] - 1, device=x.device).expand(len(x), -1)
-    while (left := x.shape[1] - 1 - count) > 0:
-        rate = min((x.shape[1] - 1) // 2, left)
+    while (excess := x.shape[1] - 1 - count) > 0:
+        rate = min((x.shape[1] - 1) // 2, excess)
         valid = torch.ones_like(index, dtype=torch.bool)
         into = partners(keys, valid, [rate] * len(x), penalty=_ATTENTION * salience, protected=1)
         order = evens_first(into, x.shape[1] - rate)
+        # As published, the attention of merged tokens is a plain mean, that of states and keys is weighted.
         salience = gather(averaged(salience, into, torch.ones_like(size)), order)
         x, keys = (gather(averaged(part, into, size), order) for part in (x, keys))
         size, index = gather(summed(size, into), order), gather(index, order)

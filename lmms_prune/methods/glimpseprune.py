@@ -1,4 +1,4 @@
-"""GlimpsePrune: keep what a trained selector says the question needs."""
+"""GlimpsePrune: keep the tokens that a trained selector predicts to be needed for the question."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from lmms_prune.models.parts import ModelParts
 class GlimpsePrune(Method):
     """Keeps the visual tokens to which a trained importance predictor gives the highest logits.
 
-    The predictor is given the attention of the last prompt token in the layer before and the visual tokens' hidden
-    states. Without a keep, every token with a logit above 0 stays, as published: the count follows the question. Not
-    training-free: it runs only with a selector that was trained for the very checkpoint.
+    The predictor reads the attention of the last prompt token in the layer before and the visual tokens' hidden
+    states. Without a keep, every token with a logit above 0 is kept, as published: the count depends on the question. Not
+    training-free: it runs only with a selector that was trained for the same checkpoint.
 
     Args:
         weights: a ``torch.export`` archive (.pt2) of the selector, a module (attention (B, H, V), hidden (B, V, D),
             valid (B, V)) → logits (B, V), exported with B and V dynamic. No default: without it the method refuses.
 
     Paper: https://arxiv.org/abs/2508.01548.
-    Differs from the paper: the selector is taken as an exported program, whatever is inside; the published weights have
-    to be exported into it. The last prompt token takes the place of the learned glimpse token, which would have to be
-    appended to the prompt. Neither could be compared with the published checkpoints.
+    Differs from the paper:
+        - the selector is an exported program of any content; the published weights have to be exported into it
+        - the last prompt token replaces the learned glimpse token, which would have to be appended to the prompt
+        - neither could be compared with the published checkpoints.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.01548"
@@ -45,10 +46,10 @@ class GlimpsePrune(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         logits = view.ranking(self._logits(view))
         ranked = highest(logits, view.valid, budget)
-        # A keep that is all there is means that the stage has none: the selector decides.
-        own = view.valid & (logits > 0)
-        free = (budget == torch.tensor(view.counts)).to(ranked.device)[:, None]
-        return torch.where(free, own, ranked)
+        # A budget of all tokens means an adaptive keep: the selector decides.
+        selected = view.valid & (logits > 0)
+        adaptive = (budget == torch.tensor(view.counts)).to(ranked.device)[:, None]
+        return torch.where(adaptive, selected, ranked)
 
     def _logits(self, view: TokenView) -> Float[Tensor, "B V"]:
         attention = view.attention(view.last)[:, :, 0]

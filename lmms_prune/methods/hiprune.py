@@ -1,4 +1,4 @@
-"""HiPrune: what the middle of the vision encoder attends to with its surroundings, and what its end attends to."""
+"""HiPrune: keep the tokens that the vision encoder's middle attends to, their neighbours, and those its end attends to."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ class HiPrune(Method):
 
     A token's score in a block is the attention it receives, mean over heads and all queries. Anchors are the top
     round(alpha·N/5) of the object layer (block 8 of CLIP's 24, 15 of Qwen2.5-VL's 32, counted from 0); buffers are the
-    anchors' raster neighbours at ±1 and ±width, cut to the image's first and last token, so that they cross from row to
-    row. The rest of the N are registers: the top of the block whose output the decoder is given. Published before the
-    decoder; deeper, tokens that are gone are neither anchors nor buffers.
+    anchors' raster neighbours at ±1 and ±width, clamped to the image's first and last token, so that they cross from row
+    to row. The rest of the N are registers: the top of the block whose output the decoder is given. Published before the
+    decoder; at deeper layers, dropped tokens are neither anchors nor buffers.
 
     Args:
-        alpha: more of it keeps more anchors, and fewer registers.
+        alpha: a larger value keeps more anchors and fewer registers.
 
     Paper: https://arxiv.org/abs/2508.00553.
-    Differs from the reference: anchors and buffers that exceed N keep their N best by the object layer (there an
-    error); the grid's width is each image's own (there the first one's); Qwen2.5-VL's blocks attend in windows as they
-    are, as in the reference's eager path; ties go to the lower index; scores are not rounded to half precision.
+    Differs from the reference:
+        - if anchors and buffers exceed N, the N best of them by the object layer are kept (in the reference an error)
+        - the grid's width is that of each image (in the reference that of the first one)
+        - Qwen2.5-VL's blocks attend in their windows, as in the reference's eager path
+        - ties go to the lower index
+        - scores are not rounded to half precision.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.00553"

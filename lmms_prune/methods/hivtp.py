@@ -1,4 +1,4 @@
-"""HIVTP: the best of each quarter of the image, and the best of each small window."""
+"""HIVTP: keep the best tokens of each quadrant of the image, and the best token of each small window."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ class HIVTP(Method):
 
     A token's score is the attention it receives in CLIP's blocks 6, 7 and 8 of 24 (counted from 0), mean over blocks,
     heads and all queries. Without a keep, the published rule: of each quadrant the top 25 %, then of each 2×2 window
-    the best token not yet kept. With a keep N: the smallest share of the quadrants that, with one pick a window,
-    reaches N; the lowest picks go. As N must exceed the number of windows, their side doubles until it does.
-    Published before the decoder; deeper, quadrants and windows are of the original grid, shares of what is present.
+    the best token not yet kept. With a keep N: the smallest share of the quadrants that, with one pick per window,
+    reaches N; the picks with the lowest scores are dropped. As N must exceed the number of windows, their side doubles
+    until it does. Published before the decoder; at deeper layers, quadrants and windows are those of the original grid,
+    and shares are of the tokens present.
 
     Paper: https://arxiv.org/abs/2509.23663.
-    Differs from the reference: an exact N (there 145 to 288 of 576, as it falls); other grids than 24×24: the first
-    half of an odd side is the larger one, windows are cut at the border, shares round down; other encoders: the distinct
-    blocks at the same relative depth, which for Qwen2.5-VL are 8, 9 and 10 of 32; ties go to the lower index.
+    Differs from the reference:
+        - an exact N (in the reference 145 to 288 of 576, depending on the image)
+        - other grids than 24×24: the first half of an odd side is the larger one, windows at the border are smaller,
+          shares round down
+        - other encoders: the distinct blocks at the same relative depth, which for Qwen2.5-VL are 8, 9 and 10 of 32
+        - ties go to the lower index.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2509.23663"
@@ -39,20 +43,21 @@ class HIVTP(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         received = [view.encoder.received(block) for block in _blocks(view.encoder.shape)]
         score = view.ranking(view.of_image(torch.stack(received).mean(0)))
-        asked = budget.to(score.device)
-        own = (asked == torch.tensor(view.counts, device=asked.device))[:, None]
+        count = budget.to(score.device)
+        # A budget of all tokens means an adaptive keep: the published share.
+        adaptive = (count == torch.tensor(view.counts, device=count.device))[:, None]
         sides = [
-            _SIDE if n == count else _side(*grid, n)
-            for n, count, grid in zip(budget.tolist(), view.counts, view.grids, strict=True)
+            _SIDE if n == present else _side(*grid, n)
+            for n, present, grid in zip(budget.tolist(), view.counts, view.grids, strict=True)
         ]
-        turn = _turns(score, view.valid, _quadrants(view))
+        entry_share = _entry_shares(score, view.valid, _quadrants(view))
         window = _windows(view, sides)
-        share = torch.where(own, _SHARE, _smallest_share(turn, window, max(view.sizes), asked[:, None]))
-        overall = view.valid & (turn <= share)
+        share = torch.where(adaptive, _SHARE, _smallest_share(entry_share, window, max(view.sizes), count[:, None]))
+        overall = view.valid & (entry_share <= share)
         local = _best_of_each(score, view.valid & ~overall, window)
-        # With quadrants or windows of unequal sizes the last step of the share may overshoot: its lowest go, too.
-        overall = highest(score, overall, asked)
-        return overall | highest(score, local, asked - overall.sum(1))
+        # With quadrants or windows of unequal sizes the last step of the share may exceed N: the lowest are dropped.
+        overall = highest(score, overall, count)
+        return overall | highest(score, local, count - overall.sum(1))
 
 
 def _blocks(encoder: EncoderShape) -> list[int]:
@@ -67,7 +72,7 @@ def _side(rows: int, columns: int, count: int) -> int:
     return side
 
 
-def _places(view: TokenView) -> tuple[Int[Tensor, "B V"], Int[Tensor, "B V"], Int[Tensor, "B 2"]]:
+def _coordinates(view: TokenView) -> tuple[Int[Tensor, "B V"], Int[Tensor, "B V"], Int[Tensor, "B 2"]]:
     """Row and column of each token, and the sides of the grids."""
     sides = torch.tensor(view.grids, device=view.valid.device)
     index = torch.where(view.valid, view.index, 0)
@@ -75,46 +80,47 @@ def _places(view: TokenView) -> tuple[Int[Tensor, "B V"], Int[Tensor, "B V"], In
 
 
 def _quadrants(view: TokenView) -> Int[Tensor, "B V"]:
-    row, column, sides = _places(view)
+    row, column, sides = _coordinates(view)
     lower, right = 2 * row >= sides[:, :1], 2 * column >= sides[:, 1:]
     return 2 * lower.long() + right.long()
 
 
 def _windows(view: TokenView, sides: list[int]) -> Int[Tensor, "B V"]:
-    row, column, grids = _places(view)
+    row, column, grids = _coordinates(view)
     side = torch.tensor(sides, device=row.device)[:, None]
     return row // side * ((grids[:, 1:] + side - 1) // side) + column // side
 
 
-def _turns(
+def _entry_shares(
     score: Float[Tensor, "B V"], valid: Bool[Tensor, "B V"], quadrant: Int[Tensor, "B V"]
 ) -> Float[Tensor, "B V"]:
     """The smallest share at which each token is among the top of its quadrant: (rank + 1) / size; infinite for padding."""
     fine = torch.float32 if score.device.type == "mps" else torch.float64
-    turn = torch.full(score.shape, torch.inf, dtype=fine, device=score.device)
+    entry_share = torch.full(score.shape, torch.inf, dtype=fine, device=score.device)
     for number in range(4):
         members = valid & (quadrant == number)
         order = score.masked_fill(~members, -torch.inf).argsort(dim=1, descending=True, stable=True)
         rank = torch.arange(1, score.shape[1] + 1, device=score.device).expand_as(order)
         rank = torch.empty_like(order).scatter_(1, order, rank)
-        turn = torch.where(members, rank.to(fine) / members.sum(1, keepdim=True), turn)
-    return turn
+        entry_share = torch.where(members, rank.to(fine) / members.sum(1, keepdim=True), entry_share)
+    return entry_share
 
 
 def _smallest_share(
-    turn: Float[Tensor, "B V"], window: Int[Tensor, "B V"], windows: int, count: Int[Tensor, "B 1"]
+    entry_share: Float[Tensor, "B V"], window: Int[Tensor, "B V"], windows: int, count: Int[Tensor, "B 1"]
 ) -> Float[Tensor, "B 1"]:
     """The smallest share at which the quadrants' tokens and one more of each window that is not full reach `count`.
 
     `windows` is more than the largest number in `window`.
     """
-    counted = turn.isfinite()
-    # A window is full at the share at which its last token is kept.
-    full = turn.new_full((len(turn), windows), -torch.inf)
-    full = full.scatter_reduce(1, window, turn.masked_fill(~counted, -torch.inf), "amax")
+    exists = entry_share.isfinite()
+    # A window is full at the share at which its last token is kept; a full window adds no further token.
+    full = entry_share.new_full((len(entry_share), windows), -torch.inf)
+    full = full.scatter_reduce(1, window, entry_share.masked_fill(~exists, -torch.inf), "amax")
     used = full.isfinite()
     full = full.masked_fill(~used, torch.inf).sort(dim=1).values
-    shares = torch.cat([torch.zeros_like(count, dtype=turn.dtype), turn.sort(dim=1).values], dim=1)
+    # The candidates are the shares at which some token enters, and 0; sorted, so that counts are searches.
+    shares = torch.cat([torch.zeros_like(count, dtype=entry_share.dtype), entry_share.sort(dim=1).values], dim=1)
     tokens = torch.searchsorted(shares[:, 1:].contiguous(), shares, right=True)
     filled = torch.searchsorted(full, shares, right=True)
     enough = tokens + used.sum(1, keepdim=True) - filled >= count

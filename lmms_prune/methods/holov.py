@@ -1,4 +1,19 @@
-"""HoloV: every part of the image keeps its share, by attention and inner variety."""
+"""HoloV: every part of the image keeps a share of the tokens, by its attention and the variety within it.
+
+Worked example: N = 3 of six tokens v0 to v5 in crops=2 crops.
+
+    crop 0   attention v0 .25  v1 .12  v2 .08    the three tokens are equal
+    crop 1   attention v3 .20  v4 .07  v5 .05    the three tokens are orthogonal
+
+Variety. A token's cosines within its crop are, with the zero of its cosine to itself, (0, 1, 1) in crop 0: their sum over
+the 2 others is the mean 1, and the variance is ((0-1)² + 0 + 0)/2 = 0.5. In crop 1 all cosines are 0, and so is the
+variance.
+
+Weights. Mean score of crop 0: 150 + 0.09·150 = 163.5 (the variances, scaled to the mean of the attention times 1000,
+have the same mean). Of crop 1: 106.7. So the weights are 0.605 and 0.395, and the shares of 3 tokens 1.815 and 1.185:
+rounded down, one each. The token left over goes to the larger weight, crop 0.
+Inside a crop attention decides: v0 and v1 of crop 0, v3 of crop 1. Kept: v0 v1 v3.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +38,28 @@ _TINY = 1e-6
 
 @dataclass(frozen=True)
 class HoloV(Method):
-    """Shares N out among stretches of the image and keeps of each the tokens attended to most.
+    """Distributes N among crops of the raster sequence and keeps the most attended tokens of each crop.
 
-    The raster sequence is cut into P crops of equal size (the first ones one longer). A token's score is its attention
-    from the encoder's class token, times 1000, plus 0.09 times the variance of its cosines to the tokens of its crop, scaled
-    to the attention's mean; a crop's weight is its tokens' mean score, by which N is shared out, rounding down; what is
-    left goes, one each, to the largest weights. Inside a crop attention alone decides. At deeper layers crops are still
-    those of the original image, of the tokens present.
+    The raster sequence is split into P crops of equal size (the first ones one longer). A token's score is its attention
+    from the encoder's class token, times 1000, plus 0.09 times the variance of its cosines to the tokens of its crop,
+    scaled to the attention's mean. A crop's weight is its tokens' mean score, by which N is distributed, rounding down;
+    the remaining tokens go, one each, to the crops with the largest weights. Inside a crop attention alone decides. At
+    deeper layers the crops are still those of the original image, restricted to the tokens present.
 
     Args:
-        order: "raster", or "reference": crops in order, the tokens of each by falling attention.
+        order: order of the kept tokens: "raster", or "reference": crops in order, the tokens of each by falling attention.
         crops: P; 0 is as published: 16 on LLaVA, on Qwen2.5-VL ⌊16n/9N⌋ and at least one.
 
     Paper: https://arxiv.org/abs/2510.02912.
-    Differs from the reference: what a full crop cannot take goes, one each, to the crops with the next-largest weights,
-    round by round (there it becomes zero vectors); raster order by default; any N (there 64); ties go to the lower
-    index. As there, the zero of a token's cosine to itself counts in its variance, and a crop of one token has its plain
-    attention as weight. Qwen2.5-VL: the attention a token receives in the last block.
+    Differs from the reference:
+        - tokens beyond a full crop go, one each, to the crops with the next-largest weights, round by round (in the
+          reference they become zero vectors)
+        - raster order by default
+        - any N (in the reference 64)
+        - ties go to the lower index
+        - Qwen2.5-VL: the attention that a token receives in the last block.
+        As in the reference, the zero of a token's cosine to itself counts in its variance, and a crop of one token has
+        its plain attention as weight.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2510.02912"
@@ -52,25 +72,28 @@ class HoloV(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         saliency = view.ranking(view.of_image(view.encoder.saliency()))
         attention = saliency.to(torch.promote_types(saliency.dtype, torch.float32))
-        crops = _lay_out(view, self._numbers(view, budget))
+        crops = _lay_out(view, self._crop_counts(view, budget))
         weight = _weights(crops, crops.put(attention), crops.put(_unit(view.hidden)))
         share = (weight * budget.to(weight.device)[:, None]).floor().long()
-        # A token's turn in its crop, by attention.
-        order = crops.put(attention.masked_fill(~view.valid, -torch.inf), -torch.inf)
-        rank = _rank(order).flatten(1).gather(1, crops.place.clamp(max=crops.cells - 1))
+        # A token's rank within its crop, by attention; empty cells come last.
+        in_cells = crops.put(attention.masked_fill(~view.valid, -torch.inf), -torch.inf)
+        rank = _rank(in_cells).flatten(1).gather(1, crops.cell.clamp(max=crops.cells - 1))
         view.memory[self._key(view)] = crops.number * crops.width + rank
-        own = share.gather(1, crops.number)
-        keep = view.valid & (rank < own)
-        # The first token that a crop has left comes before the second of any, the largest weight first.
-        turn = (rank - own) * crops.count + _rank(weight).gather(1, crops.number)
-        return keep | highest(-turn.to(attention.dtype), view.valid & ~keep, budget.to(keep.device) - keep.sum(1))
+        crop_share = share.gather(1, crops.number)
+        keep = view.valid & (rank < crop_share)
+        # The rounded-off tokens, round by round: the best dropped token of every crop comes before the second best of
+        # any, and within a round the crop with the largest weight comes first.
+        priority = (rank - crop_share) * crops.count + _rank(weight).gather(1, crops.number)
+        missing = budget.to(keep.device) - keep.sum(1)
+        return keep | highest(-priority.to(attention.dtype), view.valid & ~keep, missing)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         if self.order == "raster":
             return view.hidden, view.index
-        turn = view.memory[self._key(view)]
-        assert isinstance(turn, Tensor)
-        order = turn.masked_fill(~keep, torch.iinfo(turn.dtype).max).argsort(dim=1, stable=True)
+        sort_key = view.memory[self._key(view)]
+        assert isinstance(sort_key, Tensor)
+        order = sort_key.masked_fill(~keep, torch.iinfo(sort_key.dtype).max).argsort(dim=1, stable=True)
+        # The r-th token of this order goes to the r-th kept entry.
         order = order.gather(1, (keep.cumsum(1) - 1).clamp(min=0))
         return view.hidden.gather(1, order[..., None].expand_as(view.hidden)), view.index.gather(1, order)
 
@@ -78,8 +101,8 @@ class HoloV(Method):
     def _key(view: TokenView) -> str:
         return f"holov at layer {view.layer}"
 
-    def _numbers(self, view: TokenView, budget: Int[Tensor, " B"]) -> list[int]:
-        """P of each image."""
+    def _crop_counts(self, view: TokenView, budget: Int[Tensor, " B"]) -> list[int]:
+        """P, the number of crops, of each image."""
         if self.crops:
             return [self.crops] * len(view.sizes)
         if view.encoder.shape.class_tokens:
@@ -89,15 +112,17 @@ class HoloV(Method):
 
 @dataclass(frozen=True)
 class _Crops:
-    """The crops of a batch side by side: `count` of them, `width` cells each, some of them empty.
+    """The crops of every image as a row of cells: `count` crops of `width` cells, some of them empty.
 
     Args:
         number: the crop of each token.
-        place: the cell of each token; the one after the last where padding.
+        cell: the cell of each token; the one after the last where padding.
+        count: crops of the image that has most.
+        width: tokens of the largest crop.
     """
 
     number: Int[Tensor, "B V"]
-    place: Int[Tensor, "B V"]
+    cell: Int[Tensor, "B V"]
     count: int
     width: int
 
@@ -106,66 +131,74 @@ class _Crops:
         return self.count * self.width
 
     def put(self, x: Tensor, empty: float = 0.0) -> Tensor:
-        """Tokens (B, V, …) in their cells (B, P, g, …)."""
+        """Values of the tokens (B, V, …) in their cells (B, P, g, …), with `empty` in empty cells."""
+        # Padding writes to a spare last cell.
         cells = x.new_full((len(x), self.cells + 1, *x.shape[2:]), empty)
-        place = self.place.view(*self.place.shape, *[1] * (x.dim() - 2)).expand_as(x)
-        return cells.scatter(1, place, x)[:, :-1].unflatten(1, (self.count, self.width))
+        cell = self.cell.view(*self.cell.shape, *[1] * (x.dim() - 2)).expand_as(x)
+        return cells.scatter(1, cell, x)[:, :-1].unflatten(1, (self.count, self.width))
 
     def members(self) -> Bool[Tensor, "B P g"]:
         """Which cells hold a token."""
-        return self.put(torch.ones_like(self.place)).bool()
+        return self.put(torch.ones_like(self.cell)).bool()
 
 
-def _lay_out(view: TokenView, numbers: Sequence[int]) -> _Crops:
+def _lay_out(view: TokenView, crop_counts: Sequence[int]) -> _Crops:
+    """Assign each token to its crop, by its raster index in the original image."""
     device = view.valid.device
-    size, number = torch.tensor([list(view.sizes), list(numbers)], device=device)[..., None]
+    size, crop_count = torch.tensor([list(view.sizes), list(crop_counts)], device=device)[..., None]
     index = torch.where(view.valid, view.index, 0)
-    short, more = size // number, size % number
-    # The first `more` crops have one token more; where there are more crops than tokens, no others have any.
-    border = more * (short + 1)
+    short, longer = size // crop_count, size % crop_count
+    # The first `longer` crops have one token more; with more crops than tokens, all other crops are empty.
+    border = longer * (short + 1)
     behind = (index - border) // short.clamp(min=1)
-    crop = torch.where(index < border, index // (short + 1), more + behind)
+    crop = torch.where(index < border, index // (short + 1), longer + behind)
     offset = torch.where(index < border, index % (short + 1), (index - border) % short.clamp(min=1))
-    count = max((min(p, n) for p, n in zip(numbers, view.sizes, strict=True)), default=1)
-    width = max((-(-n // p) for p, n in zip(numbers, view.sizes, strict=True)), default=1)
+    # From sizes that the host knows, so that no shape has to be read back from the device.
+    count = max((min(p, n) for p, n in zip(crop_counts, view.sizes, strict=True)), default=1)
+    width = max((-(-n // p) for p, n in zip(crop_counts, view.sizes, strict=True)), default=1)
     return _Crops(crop, torch.where(view.valid, crop * width + offset, count * width), count, width)
 
 
 def _unit(x: Float[Tensor, "B V D"]) -> Float[Tensor, "B V D"]:
+    """Directions of the tokens, with the reference's 1e-6 in the norm."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return x / (x.norm(dim=-1, keepdim=True) + _TINY)
 
 
 def _weights(crops: _Crops, attention: Float[Tensor, "B P g"], unit: Float[Tensor, "B P g D"]) -> Float[Tensor, "B P"]:
-    """The share of each crop of what is kept, before rounding."""
+    """The fraction of the kept tokens that each crop gets, before rounding."""
     is_member = crops.members()
     size = is_member.sum(2)
-    many = size.clamp(min=1)
-    variance = _variance(unit, is_member).sum(2) / many
-    mean = attention.sum(2) / many
+    divisor = size.clamp(min=1)
+    variance = _variance(unit, is_member).sum(2) / divisor
+    mean = attention.sum(2) / divisor
+    # A crop's mean of (attention + 0.09 · scaled variance): the variances are scaled so that their mean is the mean of
+    # the attention, so only the means are needed.
     scaled = 1000 * mean
     scaled = scaled + 0.09 * variance * scaled / (variance + _TINY)
+    # As in the reference, a crop of one token is not scaled by 1000.
     score = torch.where(size > 1, scaled, mean)
     return score / (score.sum(1, keepdim=True) + _TINY)
 
 
 def _variance(unit: Float[Tensor, "B P g D"], is_member: Bool[Tensor, "B P g"]) -> Float[Tensor, "B P g"]:
-    """For each token the variance of its cosines to its crop, its own zero among them."""
+    """For each token the variance of its cosines to its crop, with a zero for the cosine to itself."""
     others = (is_member.sum(2, keepdim=True) - 1).clamp(min=1)
     cell = torch.arange(unit.shape[2], device=unit.device)
+    # In pieces of a crop's rows: with few crops the matrices of all pairs are large.
     rows = max(1, _ENTRIES // max(1, is_member.numel()))
-    found = []
+    variances = []
     for start in range(0, unit.shape[2], rows):
         piece = cell[start : start + rows]
         cosine = (unit[:, :, piece] @ unit.transpose(2, 3)).masked_fill(piece[:, None] == cell, 0)
         mean = cosine.sum(3, keepdim=True) / others[..., None]
         squares = ((cosine - mean) ** 2).masked_fill(~is_member[:, :, None], 0)
-        found.append(squares.sum(3) / others)
-    return torch.cat(found, dim=2).masked_fill(~is_member, 0)
+        variances.append(squares.sum(3) / others)
+    return torch.cat(variances, dim=2).masked_fill(~is_member, 0)
 
 
 def _rank(x: Tensor) -> Int[Tensor, "..."]:
-    """The place of each entry when the last dimension is sorted, largest first, ties to the lower index."""
+    """The rank of each entry in the last dimension, largest first, ties to the lower index."""
     order = x.argsort(dim=-1, descending=True, stable=True)
-    place = torch.arange(x.shape[-1], device=x.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, place)
+    rank = torch.arange(x.shape[-1], device=x.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, rank)

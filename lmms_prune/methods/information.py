@@ -1,4 +1,4 @@
-"""Information: the oracle that knows the right answer, hence a bound on methods and not one of them."""
+"""Information: an oracle that knows the right answer, hence an upper bound for methods and not one of them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from lmms_prune.record.information import InformationError, Store, token_informa
 
 @dataclass(frozen=True)
 class Information(ScoreMethod):
-    """Keeps the visual tokens that alone raise the probability of the right answer most, as was measured at this layer.
+    """Keeps the visual tokens that alone raise the probability of the right answer most, as measured at this layer.
 
     Args:
         of: the folder that `lmms-prune information` wrote for this model and the same documents.
 
     Paper: https://arxiv.org/abs/2512.07580 (Figures 6 and 11).
-    Differs from the reference: the paper's windows are two by two tokens and sampled; here all of them, of any side.
+    Differs from the reference:
+        - the paper samples windows of two by two tokens; here all windows are used, of any side.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2512.07580"
@@ -42,6 +43,6 @@ class Information(ScoreMethod):
         signal = torch.zeros(len(view.sizes), max(view.sizes), dtype=torch.float64)
         for row, ((sample, image), grid) in enumerate(zip(view.images, view.grids, strict=True)):
             lines = store.read([sample])
-            known = token_information(lines[lines.layer == view.layer], image, grid, settings["block"])
-            signal[row, : known.size] = torch.from_numpy(known).flatten()
+            worth = token_information(lines[lines.layer == view.layer], image, grid, settings["block"])
+            signal[row, : worth.size] = torch.from_numpy(worth).flatten()
         return view.of_image(signal)

@@ -13,16 +13,16 @@ from lmms_prune.methods.view import TokenView
 
 
 class KeepFirst(ScoreMethod):
-    """Keeps the visual tokens that stand first: the top of the image.
+    """Keeps the first visual tokens of the sequence: the top of the image.
 
     Attention scores of a causal decoder favour positions; a method that does no better than this only has that bias.
 
     Paper: https://arxiv.org/abs/2512.07580 (the finding that simple baselines must be in every table).
-    Differs from the paper: a control of this project.
+    Differs from the paper: a control of this project, not a method of the paper.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2512.07580"
 
     def score(self, view: TokenView) -> Float[Tensor, "B V"]:
-        place = torch.arange(view.valid.shape[1], device=view.valid.device)
-        return -place.float().expand(view.valid.shape)
+        column = torch.arange(view.valid.shape[1], device=view.valid.device)
+        return -column.float().expand(view.valid.shape)

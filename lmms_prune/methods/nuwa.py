@@ -1,4 +1,4 @@
-"""Nüwa: keep salient tokens from all over the image, each with its surroundings; later what the prompt looks at."""
+"""Nüwa: keep salient tokens from the whole image, each summed with its surroundings; later those the prompt attends to."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import MOST, Signals
 from lmms_prune.models.shape import EncoderShape
 
-# Weights between tokens that exist at once: 256 MiB in float32.
-_PUBLISHED = 24 * 24  # visual tokens of the images for which the reach was given
+_PUBLISHED = 24 * 24  # visual tokens of the images for which the paper states the reach
 
 
 class Nuwa(Method):
-    """Before the decoder, keeps the encoder's most salient tokens of every 2×2 cell and adds to them what they resemble.
+    """Before the decoder, keeps the most salient tokens of every 2×2 cell and sums similar, near tokens into them.
 
-    At layer 0 the k tokens of each cell with the highest class-token attention are candidates (the least k that gives
+    At layer 0 the k tokens of each cell with the highest class-token attention are candidates (the smallest k that gives
     enough), and the N highest are kept. Those below the 0.55 quantile of the kept scores become a sum over all tokens,
     weighted by similarity (mean output of the encoder's last third) and nearness, before they are projected. At a deeper
-    layer it is the published second stage: the N tokens with the highest attention from the last prompt token in the
+    layer the method is the published second stage: the N tokens with the highest attention from the last prompt token in the
     layer before. Presets ``nuwa-192``, ``nuwa-128`` and ``nuwa-64``.
 
     Paper: https://arxiv.org/abs/2602.02951.
-    Differs from the reference: k for any N and grid (published: 1, 2, 3 for N = 112, 224, 336); nearness ends at a
-    distance of √(280·h·w/576) in an h×w grid (published: √280 in 24×24); the quantile is found by rank; float32; text
-    positions by the run's policy ("original" is the published one). Qwen2.5-VL has no class token and merges before it
-    projects: there saliency is the attention received in the last block, and the merger's outputs are summed.
+    Differs from the reference:
+        - k for any N and grid (published: 1, 2, 3 for N = 112, 224, 336)
+        - nearness ends at a distance of √(280·h·w/576) in an h×w grid (published: √280 in 24×24)
+        - the quantile is found by rank
+        - float32
+        - text positions by the run's policy ("original" is the published one)
+        - Qwen2.5-VL has no class token and merges before it projects: saliency is the attention received in the last
+          block, and the merger's outputs are summed.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2602.02951"
@@ -45,10 +48,11 @@ class Nuwa(Method):
             return highest(view.ranking(view.attention(view.last)[:, :, 0].mean(dim=1)), view.valid, budget)
         score = view.ranking(view.of_image(view.encoder.saliency()))
         rank = _ranks_in_cells(score, view)
-        candidates, wanted = torch.zeros_like(view.valid), budget.to(view.valid.device)
-        for most in range(1, 5):
-            enough = candidates.sum(dim=1) >= wanted
-            candidates = torch.where(enough[:, None], candidates, view.valid & (rank < most))
+        candidates, count = torch.zeros_like(view.valid), budget.to(view.valid.device)
+        # The smallest k per image, by masks: images of a batch may differ in it.
+        for k in range(1, 5):
+            enough = candidates.sum(dim=1) >= count
+            candidates = torch.where(enough[:, None], candidates, view.valid & (rank < k))
         return highest(score, candidates, budget)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
@@ -64,52 +68,53 @@ def _last_third(encoder: EncoderShape) -> range:
 
 
 def _ranks_in_cells(score: Float[Tensor, "B V"], view: TokenView) -> Int[Tensor, "B V"]:
-    """The place of each token among those of its 2×2 cell (smaller at odd edges), by falling score."""
+    """The rank of each token within its 2×2 cell (smaller at odd edges), by falling score."""
     width = torch.tensor([columns for _, columns in view.grids], device=score.device)[:, None]
     row, column = view.index // width, view.index % width
     cell = torch.where(view.valid, row // 2 * ((width + 1) // 2) + column // 2, torch.iinfo(torch.long).max)
+    # Sorted by cell, and within a cell by falling score; a rank is then the distance to the cell's first token.
     best_first = score.argsort(dim=1, descending=True, stable=True)
     order = best_first.gather(1, cell.gather(1, best_first).argsort(dim=1, stable=True))
     in_order = cell.gather(1, order)
-    place = torch.arange(score.shape[1], device=score.device).expand_as(order)
+    number = torch.arange(score.shape[1], device=score.device).expand_as(order)
     begins = torch.ones_like(view.valid)
     begins[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
-    first = torch.where(begins, place, 0).cummax(dim=1).values
-    return torch.empty_like(order).scatter_(1, order, place - first)
+    first = torch.where(begins, number, 0).cummax(dim=1).values
+    return torch.empty_like(order).scatter_(1, order, number - first)
 
 
 def _salient(score: Float[Tensor, "B V"], keep: Bool[Tensor, "B V"]) -> Bool[Tensor, "B V"]:
     """Kept tokens with at least the 0.55 quantile of the kept scores.
 
-    Interpolated, it lies between the scores at the places below and above 11(N-1)/20; not to be below it is not to be
-    below the upper one, which needs no rounding.
+    The interpolated quantile lies between the scores of the ranks below and above 11(N-1)/20. A score is at least the
+    quantile exactly if it is at least the upper of the two, and comparing with that needs no rounding.
     """
     count = keep.sum(dim=1, keepdim=True)
-    place = (11 * (count - 1) + 19) // 20
+    rank = (11 * (count - 1) + 19) // 20
     rising = score.masked_fill(~keep, torch.inf).sort(dim=1).values
-    return keep & (score >= rising.gather(1, place.clamp(min=0)))
+    return keep & (score >= rising.gather(1, rank.clamp(min=0)))
 
 
 def _gathered(view: TokenView, alone: Bool[Tensor, "B V"]) -> Float[Tensor, "B V C"]:
-    """The encoder's features, all but those that stay `alone` summed with what is like them and near them."""
+    """The encoder's features; all but those of `alone` are weighted sums over similar and near tokens."""
     encoder = view.encoder
     features = view.of_image(encoder.features())
     fine = torch.promote_types(features.dtype, torch.float32)
-    # The direction of the sum is that of the mean.
+    # The sum has the direction of the mean.
     total = sum(view.of_image(encoder.output(block)).to(fine) for block in _last_third(encoder.shape))
     assert isinstance(total, Tensor)
-    unit, rich = normalize(total, dim=-1), features.to(fine)
+    unit, features_fine = normalize(total, dim=-1), features.to(fine)
     width = torch.tensor([columns for _, columns in view.grids], device=unit.device)[:, None]
-    place = torch.stack([view.index // width, view.index % width], dim=-1).to(fine)
+    coordinates = torch.stack([view.index // width, view.index % width], dim=-1).to(fine)
     reach = torch.tensor([sqrt(280 * h * w / _PUBLISHED) for h, w in view.grids], device=unit.device, dtype=fine)
     parts, column = [], torch.arange(unit.shape[1], device=unit.device)
     for piece in column.split(max(1, MOST // max(1, unit.shape[0] * unit.shape[1]))):
-        likeness = (unit[:, piece] @ unit.transpose(1, 2)).clamp(min=0)
-        distance = torch.cdist(place[:, piece], place, compute_mode="donot_use_mm_for_euclid_dist")
-        weight = likeness * (1 - (distance / reach[:, None, None]).clamp(max=1))
+        similarity = (unit[:, piece] @ unit.transpose(1, 2)).clamp(min=0)
+        distance = torch.cdist(coordinates[:, piece], coordinates, compute_mode="donot_use_mm_for_euclid_dist")
+        weight = similarity * (1 - (distance / reach[:, None, None]).clamp(max=1))
         weight = weight.masked_fill(~view.valid[:, None] | alone[:, piece, None], 0)
         weight = weight / (weight.sum(dim=-1, keepdim=True) + 1e-8)
-        # As in the reference a token's own weight is set to 1 only now, so that a row sums to more than 1.
+        # As in the reference, a token's own weight is set to 1 after the normalisation, so that a row sums to more than 1.
         weight = weight.masked_fill(piece[:, None] == column, 1)
-        parts.append(weight @ rich)
+        parts.append(weight @ features_fine)
     return torch.cat(parts, dim=1).to(features.dtype)

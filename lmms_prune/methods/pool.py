@@ -17,11 +17,11 @@ class Pool(Method):
     """Averages the hidden states of the visual tokens in each cell of a coarser grid.
 
     The grid is the largest one of the image's shape with at most N cells. A token at row ρ of R belongs to the cell row
-    ⌊ρ·r/R⌋ of r, and likewise for columns; deeper in the decoder a cell averages the tokens that are still there, and a
-    cell without any is left out. A cell stands at the position of its middle token. Keeps at most N.
+    ⌊ρ·r/R⌋ of r, and likewise for columns. Deeper in the decoder a cell averages the tokens still present, and a cell
+    without any is omitted. A cell has the position of its middle token. Keeps at most N.
 
     Paper: https://arxiv.org/abs/2512.07580 (the finding that simple baselines must be in every table).
-    Differs from the paper: a control of this project.
+    Differs from the paper: a control of this project, not a method of the paper.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2512.07580"
@@ -30,16 +30,17 @@ class Pool(Method):
         pairs = zip(view.grids, budget.tolist(), strict=True)
         view.memory[self._key(view)] = grids = [grid_within(*grid, most) for grid, most in pairs]
         filled = self._cells(view, grids)[1] > 0
-        place = torch.arange(view.valid.shape[1], device=filled.device)
-        return (place < filled.sum(1, keepdim=True)) & (budget.to(filled.device) > 0)[:, None]
+        entry = torch.arange(view.valid.shape[1], device=filled.device)
+        return (entry < filled.sum(1, keepdim=True)) & (budget.to(filled.device) > 0)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         grids = view.memory[self._key(view)]
         assert isinstance(grids, list)
         sums, members, middle = self._cells(view, grids)
-        # The cells that hold tokens take the first places, in raster order.
+        # The cells that hold tokens take the first entries, in raster order.
         order = (members == 0).long().argsort(dim=1, stable=True)
         means = sums / members.clamp(min=1)[..., None]
+        # A batch may have fewer cells than entries of its longest image.
         short = keep.shape[1] - order.shape[1]
         means = torch.nn.functional.pad(means.gather(1, order[..., None].expand_as(means)), (0, 0, 0, max(0, short)))
         middle = torch.nn.functional.pad(middle.gather(1, order), (0, max(0, short)))

@@ -15,8 +15,9 @@ class Random(ScoreMethod):
     """Keeps a uniform sample, without replacement, of the visual tokens still present.
 
     Paper: https://arxiv.org/abs/2512.07580 (the hybrids' deep stage).
-    Differs from the reference: seeded per sample and layer, where the authors' scripts draw unseeded; draws over the
-    tokens really present, where the scripts draw over the number that was asked of the stage before.
+    Differs from the reference:
+        - seeded per sample and layer, where the authors' scripts draw unseeded
+        - draws among the tokens present, where the scripts draw among the number requested from the stage before.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2512.07580"

@@ -1,4 +1,4 @@
-"""SGL: keep what a small model looked at while it answered."""
+"""SGL: keep the tokens that a small model attended to while it answered."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ class SGL(ScoreMethod):
 
     Args:
         guide: folder or hub name of a smaller checkpoint of the same family with the same grid of visual tokens;
-            "self" lets the model guide itself, unpruned (a bound on what guidance can give, not a saving).
-        new_tokens: the guide's answer ends after so many tokens at the latest.
+            "self" lets the model guide itself, unpruned (an upper bound for guidance, not a saving).
+        new_tokens: maximum length of the guide's answer, in tokens.
         reference: also count the last visual token's own row, as the reference code does; the paper's text does not.
 
     Paper: https://arxiv.org/abs/2412.03324.
-    Differs from the reference: rows of the prompt's text only, unless `reference`; sums kept, not attention maps; any
-    batch; early exit with the small answer is not part of pruning and left out.
+    Differs from the reference:
+        - attention rows of the prompt's text only, unless `reference`
+        - sums are stored, not attention maps
+        - any batch size
+        - early exit with the small model's answer is not part of pruning and is omitted.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.03324"

@@ -1,4 +1,18 @@
-"""SparseVLM: keep what the image's own words attend to, and recycle the best of the rest into merged tokens."""
+"""SparseVLM: keep the tokens that image-related words attend to, and recycle the best of the rest into merged tokens.
+
+Worked example: keep 2 of six visual tokens v0 to v5, with two text tokens a and b.
+
+Raters. Every visual embedding is (1,0), those of the text are a (log 3, 5) and b (0,9). For each visual token the
+softmax over the text is 3/4 for a and 1/4 for b, so their means over the image are the same, and the mean of the two is
+1/2. Only a exceeds it: a is the only rater.
+
+Scores. The attention of a in the layer before:  v0 6   v1 1   v2 5   v3 3   v4 4   v5 2   (of 24)
+
+Kept are v0 and v2. D = 4 tokens are dropped. The best q = ⌊0.3·4⌋+1 = 2 of them, v4 and v3, are clustered into
+C = ⌊2/10⌋+1 = 1 token: their mean, at the index of the cluster's centre. Both are equally dense, so the earlier one, v3,
+is the centre. Kept: v0 v2 v3. These are three tokens for a keep of 2, and v3 is the mean of v3 and v4.
+With native_count=false a keep of 3 leaves exactly three tokens, none of them merged. Kept: v0 v2 v4.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +28,10 @@ from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.shared.tensors import BLOCK
 from lmms_prune.methods.view import Tokens, TokenView
 
-# Rows of a distance matrix that exist at once.
-
 
 @dataclass(frozen=True)
 class SparseVLM(Method):
-    """Keeps the visual tokens that raters, text tokens akin to the image, attended to in the layer before.
+    """Keeps the visual tokens that the raters, text tokens similar to the image, attended to in the layer before.
 
     Raters are the text tokens with more than the mean of softmax_text(E_V·E_Tᵀ), mean over all original visual tokens
     (none: all text). The score is the mean over raters and heads. Of the D dropped tokens the best q = ⌊0.3·D⌋+1 are
@@ -29,13 +41,17 @@ class SparseVLM(Method):
     Args:
         version: "v1.5", or "v2.0": attention is divided by ⟨RoPE(1), RoPE(1)⟩/√d of the two positions, the 14 of 32
             heads (another number of heads in proportion) with the largest sum count, nothing is recycled.
-        native_count: False leaves exactly N tokens, by recycling none (in v2.0 always so); True N and C more.
+        native_count: True keeps N tokens and C merged ones; False keeps exactly N and recycles none (as v2.0 always does).
 
     Paper: https://arxiv.org/abs/2410.04417.
-    Differs from the reference: lists of counts, not the paper's rank rule; a rater must exceed the mean by more than rounding; no random noise on densities, the earlier of
-    two equally dense tokens counts as the denser; densities compared as logarithms, so that they cannot vanish; an image that keeps or is asked for all
-    its tokens is left as it was; a merged token takes its centre's position under positions=original (v1.5 renumbers);
-    if nothing follows the image, the last token rates.
+    Differs from the reference:
+        - lists of counts, not the paper's rank rule
+        - a rater must exceed the mean by more than rounding
+        - no random noise on densities: the earlier of two equally dense tokens counts as the denser
+        - densities are compared as logarithms, so that they cannot vanish
+        - an image that keeps all its tokens, or for which the stage requests all of them, is unchanged
+        - a merged token takes its centre's position under positions=original (v1.5 renumbers)
+        - if nothing follows the image, the last token rates.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2410.04417"
@@ -45,20 +61,21 @@ class SparseVLM(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         score = view.ranking(self._score(view))
         recycles = self.version == "v1.5" and self.native_count
-        pairs = list(zip(budget.tolist(), view.counts, strict=True))
-        asked: Sequence[int | None] = view.asked or [None] * len(pairs)
-        clusters = [_clusters(*pair, n) if recycles else 0 for pair, n in zip(pairs, asked, strict=True)]
+        totals = list(zip(budget.tolist(), view.counts, strict=True))
+        requested: Sequence[int | None] = view.requested or [None] * len(totals)
+        # The budget counts the merged tokens too: how many of them they are follows from the total.
+        clusters = [_clusters(*total, n) if recycles else 0 for total, n in zip(totals, requested, strict=True)]
         kept = highest(score, view.valid, budget - torch.tensor(clusters))
         centres, merged = torch.zeros_like(kept[:, :0], dtype=torch.long), view.hidden[:, :0]
         keep = kept
         if any(clusters):
-            dropped = [present - total + c for (total, present), c in zip(pairs, clusters, strict=True)]
-            pool = [_pool(d) if c else 0 for d, c in zip(dropped, clusters, strict=True)]
+            dropped = [present - total + c for (total, present), c in zip(totals, clusters, strict=True)]
+            pool = [_pool_size(d) if c else 0 for d, c in zip(dropped, clusters, strict=True)]
             centres, merged = _recycle(view, highest(score, view.valid & ~kept, torch.tensor(pool)), pool, clusters)
             exists = torch.arange(centres.shape[1], device=kept.device) < torch.tensor(clusters)[:, None].to(
                 kept.device
             )
-            # What stands in for the centres of a row with fewer clusters marks nothing.
+            # Rows with fewer clusters are padded with arbitrary centres, which must not mark a token as kept.
             marks = torch.zeros_like(kept, dtype=torch.int32).scatter_add_(1, centres, exists.int())
             keep = kept | (marks > 0)
         view.memory[f"sparsevlm {view.layer}"] = (kept, centres, merged)
@@ -66,35 +83,38 @@ class SparseVLM(Method):
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         """The kept tokens in order, then the merged ones, each at its centre's index."""
-        handed: Any = view.memory[f"sparsevlm {view.layer}"]
-        kept, centres, merged = handed
+        stored: Any = view.memory[f"sparsevlm {view.layer}"]
+        kept, centres, merged = stored
         if not centres.shape[1]:
             return view.hidden, view.index
         rows = torch.arange(len(keep), device=keep.device)[:, None]
-        number = (keep.cumsum(1) - 1).clamp(min=0)
-        of_merged = (number - kept.sum(1, keepdim=True)).clamp(max=centres.shape[1] - 1)
+        # The r-th kept entry takes the r-th kept token, or, beyond those, the merged token number r - (kept tokens).
+        rank = (keep.cumsum(1) - 1).clamp(min=0)
+        merged_rank = (rank - kept.sum(1, keepdim=True)).clamp(max=centres.shape[1] - 1)
         in_order = (~kept).long().argsort(dim=1, stable=True)
-        is_merged, of_merged = of_merged >= 0, of_merged.clamp(min=0)
-        source = torch.where(is_merged, centres.gather(1, of_merged), in_order.gather(1, number))
+        is_merged, merged_rank = merged_rank >= 0, merged_rank.clamp(min=0)
+        source = torch.where(is_merged, centres.gather(1, merged_rank), in_order.gather(1, rank))
         hidden = torch.where(
-            is_merged[..., None], merged[rows, of_merged].to(view.hidden.dtype), view.hidden[rows, source]
+            is_merged[..., None], merged[rows, merged_rank].to(view.hidden.dtype), view.hidden[rows, source]
         )
         return hidden, view.index.gather(1, source)
 
     def _score(self, view: TokenView) -> Float[Tensor, "B V"]:
         """Mean attention of the raters over heads; in v2.0 debiased, and of the best heads."""
         raters = _raters(view)
-        # A prompt that ends with the image has no raters; its last token stands in.
+        # A prompt that ends with the image has no raters; its last token replaces them.
         weight = torch.cat([raters, ~raters.any(1, keepdim=True)], dim=1)
         queries = Tokens(torch.cat([view.text.slots, view.last.slots], dim=1), weight)
         total: Tensor | float = 0.0
         for piece, attention in view.attention_chunks(queries):
             if self.version == "v2.0":
-                here, there = (
+                # Attention between two all-ones vectors is what the positions alone contribute.
+                query_ones, visual_ones = (
                     view.rotated_ones(tokens).to(attention)
                     for tokens in (Tokens(queries.slots[:, piece], weight[:, piece]), view.visual)
                 )
-                attention = attention / (here @ there.transpose(1, 2) * here.shape[-1] ** -0.5)[:, None]
+                bias = query_ones @ visual_ones.transpose(1, 2) * query_ones.shape[-1] ** -0.5
+                attention = attention / bias[:, None]
             total = total + torch.where(weight[:, None, piece, None], attention, 0).sum(2)
         assert isinstance(total, Tensor)
         total = total / weight.sum(1)[:, None, None]
@@ -107,35 +127,36 @@ class SparseVLM(Method):
 
 
 def _best_heads(heads: int) -> int:
+    """How many heads v2.0 reads: 14 of 32, in proportion."""
     return max(1, round(14 * heads / 32))
 
 
-def _pool(dropped: int) -> int:
+def _pool_size(dropped: int) -> int:
     """How many of the dropped tokens are clustered."""
     return 3 * dropped // 10 + 1
 
 
-def _clusters(total: int, present: int, asked: int | None) -> int:
-    """How many of the `total` tokens that are left are merged ones, if `asked` were to be kept."""
-    # Two ways may lead to the same total, so what was asked for comes first.
-    likely = [] if asked is None else [total - asked]
+def _clusters(total: int, present: int, requested: int | None) -> int:
+    """How many of the `total` remaining tokens are merged ones, if the stage requests `requested` tokens."""
+    # Two numbers of clusters may lead to the same total, so the one that follows from the request is tried first.
+    likely = [] if requested is None else [total - requested]
     for clusters in [*likely, *range(1, total + 1)] if total < present else []:
-        if clusters > 0 and _pool(present - total + clusters) // 10 + 1 == clusters:
+        if clusters > 0 and _pool_size(present - total + clusters) // 10 + 1 == clusters:
             return clusters
     return 0
 
 
 def _raters(view: TokenView) -> Bool[Tensor, "B T"]:
-    """Text tokens that are more akin to the image than the mean text token; all of them where none is."""
+    """Text tokens that are more similar to the image than the mean text token; all of them where none is."""
     fine = torch.promote_types(view.text_embeddings.dtype, torch.float32)
     text, exists = view.text_embeddings.to(fine), view.text.valid
-    likeness = view.visual_embeddings.to(fine) @ text.transpose(1, 2)
-    # A text that is all padding has no softmax; it is masked out again below.
-    likeness = likeness.masked_fill(~exists[:, None], torch.finfo(likeness.dtype).min).softmax(-1)
+    similarity = view.visual_embeddings.to(fine) @ text.transpose(1, 2)
+    # The lowest number instead of -inf: a text of padding alone would give NaN, which no mask removes again.
+    similarity = similarity.masked_fill(~exists[:, None], torch.finfo(similarity.dtype).min).softmax(-1)
     valid = view.original.valid[..., None]
-    share = torch.where(valid, likeness, 0).sum(1) / valid.sum(1)
+    share = torch.where(valid, similarity, 0).sum(1) / valid.sum(1)
     mean = torch.where(exists, share, 0).sum(1, keepdim=True) / exists.sum(1, keepdim=True).clamp(min=1)
-    # Words that are all alike must not become raters by their rounding errors.
+    # Words with equal embeddings must not become raters by their rounding errors.
     raters = exists & (share > mean * (1 + 16 * torch.finfo(fine).eps))
     return torch.where(raters.any(1, keepdim=True), raters, exists)
 
@@ -143,46 +164,66 @@ def _raters(view: TokenView) -> Bool[Tensor, "B T"]:
 def _recycle(
     view: TokenView, pool: Bool[Tensor, "B V"], sizes: list[int], clusters: list[int]
 ) -> tuple[Int[Tensor, "B C"], Float[Tensor, "B C D"]]:
-    """Density-peak clustering of the `pool`: the places of its centres, densest and farthest first, and the means."""
+    """Density-peak clustering of the tokens in `pool`.
+
+    Args:
+        view: whose hidden states are clustered.
+        pool: the tokens, `sizes` in each image.
+        sizes: known on the host.
+        clusters: how many clusters each image gets.
+
+    Returns:
+        the columns of the cluster centres, densest and most isolated first, and the mean of each cluster.
+    """
     device = pool.device
-    places = (~pool).long().argsort(dim=1, stable=True)[:, : max(sizes)]
+    # Columns of the pooled tokens, packed to the left.
+    columns = (~pool).long().argsort(dim=1, stable=True)[:, : max(sizes)]
     valid = torch.arange(max(sizes), device=device) < torch.tensor(sizes, device=device)[:, None]
     count = torch.tensor(clusters, device=device)
-    features = view.hidden.gather(1, places[..., None].expand(-1, -1, view.hidden.shape[-1]))
+    features = view.hidden.gather(1, columns[..., None].expand(-1, -1, view.hidden.shape[-1]))
     features = features.to(torch.promote_types(features.dtype, torch.float32))
-    rank = _peaks(features, valid, count, max(clusters))
-    order = rank.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, : max(clusters)]
+    peak = _peaks(features, valid, count, max(clusters))
+    order = peak.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, : max(clusters)]
     exists = torch.arange(max(clusters), device=device) < count[:, None]
 
+    # Every token joins its nearest centre.
     rows = torch.arange(len(features), device=device)[:, None]
     distance = _distances(features, features[rows, order]).masked_fill(~exists[:, None], torch.inf)
-    own = torch.arange(max(sizes), device=device)[:, None] == torch.where(exists, order, -1)[:, None]
-    # A centre joins itself, even where another is equal to it.
-    nearest = torch.where(own.any(2), own.long().argmax(2), distance.argmin(2))
+    is_centre = torch.arange(max(sizes), device=device)[:, None] == torch.where(exists, order, -1)[:, None]
+    # A centre joins itself, even where another centre is equal to it.
+    nearest = torch.where(is_centre.any(2), is_centre.long().argmax(2), distance.argmin(2))
     member = (nearest[:, None] == torch.arange(max(clusters), device=device)[:, None]) & valid[:, None]
     sums = member.to(features.dtype) @ torch.where(valid[..., None], features, 0)
-    return places.gather(1, order), sums / (member.sum(2, keepdim=True) + 1e-6)
+    # 1e-6 as in the reference, where it avoids a division by zero.
+    return columns.gather(1, order), sums / (member.sum(2, keepdim=True) + 1e-6)
 
 
 def _peaks(
     features: Float[Tensor, "B Q D"], valid: Bool[Tensor, "B Q"], count: Int[Tensor, " B"], most: int
 ) -> Float[Tensor, "B Q"]:
-    """Logarithm of density times distance to the nearest denser token (for the densest: the largest distance)."""
-    place = torch.arange(features.shape[1], device=features.device)
+    """Logarithm of density times distance to the nearest denser token (for the densest: the largest distance).
+
+    The density is exp(-s), with s the mean squared distance to the `count` nearest tokens, the token itself included.
+    """
+    number = torch.arange(features.shape[1], device=features.device)
+    # In blocks of rows, so that the matrix of all distances never exists at once; it is computed twice for that.
     blocks = [slice(start, start + BLOCK) for start in range(0, features.shape[1], BLOCK)]
     spread, farthest = [], []
     for block in blocks:
         distance = _distances(features[:, block], features).masked_fill(~valid[:, None], torch.inf)
         near = distance.square().topk(min(most, distance.shape[2]), dim=2, largest=False).values
+        # Each image has its own number of neighbours; further ones of the batch's largest number are left out.
         counted = torch.arange(near.shape[2], device=near.device) < count[:, None, None]
         spread.append(torch.where(counted, near, 0).sum(2) / count.clamp(min=1)[:, None])
-        both = valid[:, block, None] & valid[:, None]
-        farthest.append(distance.masked_fill(~both, 0).flatten(1).amax(1))
+        both_valid = valid[:, block, None] & valid[:, None]
+        farthest.append(distance.masked_fill(~both_valid, 0).flatten(1).amax(1))
     sparsity, largest = torch.cat(spread, dim=1), torch.stack(farthest).amax(0)
     isolation = []
     for block in blocks:
-        mine, other = sparsity[:, block, None], sparsity[:, None]
-        denser = (other < mine) | ((other == mine) & (place < place[block, None]))
+        sparsity_here, sparsity_all = sparsity[:, block, None], sparsity[:, None]
+        # Equal densities are ordered by index: without that, two tied densest tokens would both count as isolated.
+        is_earlier = number < number[block, None]
+        denser = (sparsity_all < sparsity_here) | ((sparsity_all == sparsity_here) & is_earlier)
         distance = _distances(features[:, block], features).masked_fill(~denser | ~valid[:, None], torch.inf)
         isolation.append(torch.minimum(distance.amin(2), largest[:, None]))
     return torch.cat(isolation, dim=1).log() - sparsity

@@ -1,4 +1,4 @@
-"""What is known of a method without importing it: options, count rules, where it can act. Free of torch."""
+"""Facts about a method that need no import of its module: options, count rules, layers. Free of torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Option:
 
     Args:
         name: as written in the schedule.
-        default: what holds where it is not written.
+        default: its value where it is not written.
         help: its effect, in a line.
         choices: the texts that a choice allows; empty for other types.
         low, high: bounds of a number, both allowed.
@@ -36,7 +36,7 @@ class Option:
 
     @property
     def allowed(self) -> str:
-        """What may be written, in words."""
+        """The values that may be written, in words."""
         if self.choices or isinstance(self.default, bool):
             return " and ".join(self.choices or ("true", "false"))
         if isinstance(self.default, str):
@@ -69,7 +69,7 @@ class Option:
             return None
 
     def _within(self, value: int | float) -> bool:
-        # NaN compares false with everything, so it is within nothing; what is infinite makes all scores alike.
+        # NaN compares false with everything, so it is within no bounds; an infinite value would make all scores equal.
         low, high = (-inf if self.low is None else self.low), (inf if self.high is None else self.high)
         return low <= value <= high and -inf < value < inf
 
@@ -77,50 +77,50 @@ class Option:
 Options: TypeAlias = Mapping[str, object]
 
 
-def exactly(asked: int, present: int, options: Options) -> int:
-    """The count rule of most methods: what is asked for is kept."""
-    return asked
+def exactly(requested: int, present: int, options: Options) -> int:
+    """The count rule of most methods: as many tokens as requested are kept."""
+    return requested
 
 
-def dart_count(asked: int, present: int, options: Options) -> int:
-    """8⌊N/8⌋+4: DART keeps four pivots and eight equal quotas (nothing when nothing is asked for)."""
-    if not options.get("native_count", True) or asked == 0:
-        return asked
-    return 8 * (asked // 8) + 4
+def dart_count(requested: int, present: int, options: Options) -> int:
+    """8⌊N/8⌋+4: DART keeps four pivots and eight equal quotas (no tokens if none are requested)."""
+    if not options.get("native_count", True) or requested == 0:
+        return requested
+    return 8 * (requested // 8) + 4
 
 
-def sparsevlm_count(asked: int, present: int, options: Options) -> int:
-    """N + ⌊q/10⌋+1: SparseVLM v1.5 recycles the best q = ⌊0.3·D⌋+1 of the D dropped tokens into so many clusters."""
+def sparsevlm_count(requested: int, present: int, options: Options) -> int:
+    """N + ⌊q/10⌋+1: SparseVLM v1.5 recycles the best q = ⌊0.3·D⌋+1 of the D dropped tokens into ⌊q/10⌋+1 clusters."""
     recycles = options.get("version", "v1.5") == "v1.5" and options.get("native_count", True)
-    if asked == 0 or not recycles:
-        return asked
-    kept = min(asked, present - 1)
+    if requested == 0 or not recycles:
+        return requested
+    kept = min(requested, present - 1)
     return kept + (3 * (present - kept) // 10 + 1) // 10 + 1
 
 
 def all_layers(layer: int, options: Options) -> str:
-    """Of most methods all options can be had at all layers."""
+    """The layer rule of most methods: all options are allowed at all layers."""
     return ""
 
 
 def tome_layers(layer: int, options: Options) -> str:
     """Inside the encoder ToMe precedes the decoder; keys are those of the layer before."""
     if options.get("place") == "tower" and layer:
-        return "place=tower merges inside the vision encoder, so the stage must stand at layer 0"
+        return "place=tower merges inside the vision encoder, so the stage must act at layer 0"
     if options.get("metric") == "keys" and not layer and options.get("place") != "tower":
-        return "metric=keys reads the layer before, so the stage must stand at layer 1 or deeper"
+        return "metric=keys reads the layer before, so the stage must act at layer 1 or deeper"
     return ""
 
 
 def folder_layers(layer: int, options: Options) -> str:
     """The full variant folds inside the encoder."""
     if options.get("variant") == "full" and layer:
-        return "variant=full folds inside the vision encoder, so the stage must stand at layer 0"
+        return "variant=full folds inside the vision encoder, so the stage must act at layer 0"
     return ""
 
 
 def oracle_needs(layer: int, options: Options) -> str:
-    """The oracle chooses by measurements."""
+    """The oracle needs measurements to choose by."""
     if not options.get("of"):
         return "it chooses by what was measured with the right answers; add ';of=FOLDER', a folder of `lmms-prune information`"
     return ""
@@ -143,25 +143,25 @@ READS = {
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What is known of a method without importing it.
+    """One row of the table of methods: everything about a method that needs no import of its module.
 
     Args:
-        name: the schedule's name, also the module's and the lower-case class's.
+        name: the name in a schedule, also the module's name and the class's in lower case.
         class_name: the class in ``lmms_prune.methods.<name>``.
         paper: URL.
-        kind: "importance", "diversity", "hybrid", "merging", "control", or "oracle" where it is told the right answer.
-        reads: what the method uses beyond the tokens' presence: names of `READS`.
-        example: a stage as one would write it, which runs as it stands if the method is `ready`.
+        kind: "importance", "diversity", "hybrid", "merging", "control", or "oracle" if it reads the right answer.
+        reads: the signals that the method uses beyond the tokens' presence: names of `READS`.
+        example: a stage of the method, which runs as written if the method is `ready`.
         lowest_layer: the first decoder layer at whose input the method can act.
         highest_layer: the last one; None is the model's last.
-        keep: "given": the stage says how much is kept; "none": the method drops everything and takes no keep;
-            "optional": without a keep the method decides how much by its own rule.
-        count: tokens kept in an image for (tokens asked for, tokens present, options), before the cap by what is present.
-        at_most: the method may keep fewer than `count` says; how many is known only when it has run.
-        rewrites: kept tokens do not go on as they were: they are merged, recycled or encoded anew.
-        refuses: what is wrong with a stage at (layer, options), in a sentence, or nothing.
-        crops_cache: once the prompt has run, layers that ran before what its stages dropped forget that, too: from the
-            layer before its first stage (deeper than 0) to the layer before its last one.
+        keep: "given": the stage must state a keep; "none": the method drops everything and takes no keep;
+            "optional": without a keep the method decides how many tokens are kept (an adaptive keep).
+        count: tokens kept in an image for (tokens requested, tokens present, options), before the cap by tokens present.
+        at_most: the method may keep fewer than `count` says; the number is known only after it has run.
+        rewrites: the method changes kept tokens: they are merged, recycled or encoded anew.
+        refuses: the fault of a stage at (layer, options), in a sentence; an empty text if there is none.
+        crops_cache: after the prompt, tokens that the method's stages dropped are also removed from the caches of layers
+            that ran before: from the layer before its first stage (deeper than 0) to the layer before its last one.
         options: the options that may follow in the stage's text.
         trained: it needs weights that were trained for it.
     """
@@ -185,22 +185,22 @@ class MethodSpec:
 
     @property
     def ready(self) -> bool:
-        """Whether it runs with nothing else at hand: no weights trained for it, no measurements."""
+        """Whether it runs without further files: no weights trained for it, no measurements."""
         return not self.trained and self.kind != "oracle"
 
     @property
     def drops_all(self) -> bool:
-        """Whether nothing is left after it."""
+        """Whether it drops every visual token."""
         return self.keep == "none"
 
     @property
     def reads_text(self) -> str:
-        """What it reads, in words."""
+        """The signals that it reads, in words."""
         return " and ".join(READS[name] for name in self.reads) or "nothing"
 
     @property
     def count_text(self) -> str:
-        """How many tokens are kept for N asked, in words."""
+        """How many tokens are kept for N requested, in words."""
         if self.drops_all:
             return "none"
         # A count rule's docstring begins with its formula.
@@ -227,6 +227,6 @@ class MethodSpec:
         raise OptionError(f"{self.name} has no option '{name}'. {hint}")
 
     def build(self, options: Options) -> Method:
-        """The method itself, with the stage's options; the module is imported only now."""
+        """The method object with the stage's options; its module is imported only here."""
         module = import_module(f"lmms_prune.methods.{self.name}")
         return getattr(module, self.class_name)(**options)

@@ -1,4 +1,4 @@
-"""ToDRE: keep the most diverse tokens, and withdraw them all once the text no longer looks."""
+"""ToDRE: keep the most diverse tokens, and drop the whole image once the text no longer attends to it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from lmms_prune.models.shape import EncoderShape
 
 @dataclass(frozen=True)
 class ToDRE(Method):
-    """Stage 1 keeps tokens unlike each other; stage 2, written without a keep, drops an image that text ignores.
+    """Stage 1 keeps dissimilar tokens; stage 2, written without a keep, drops an image that the text ignores.
 
-    With a keep, at any layer: from the token with the highest class-token attention in the encoder's selected block, add one by one the token with the
-    smallest sum of cosines to all that are kept (on the layer's input). Without a keep: an image goes entirely if the
-    attention that text pays to it in the layer before, mean over heads and text tokens, is less than tau. Published as
-    ``todre@0:0.25,todre@28`` (⌊7L/8⌋ of L layers; presets ``todre-25``, ``todre-10``).
+    With a keep, at any layer: start with the token of highest class-token attention in the encoder's selected block, and
+    add one by one the token with the smallest sum of cosines to all kept ones (on the layer's input). Without a keep: an
+    image is dropped entirely if the attention that the text pays to it in the layer before, mean over heads and text
+    tokens, is less than tau. Published as ``todre@0:0.25,todre@28`` (⌊7L/8⌋ of L layers; presets ``todre-25``,
+    ``todre-10``).
 
     Args:
         tau: attention below which stage 2 drops the image; stage 1 does not read it.
 
     Paper: https://arxiv.org/abs/2505.18757 (version 2: sums of cosines, where version 1 took the farthest point).
-    Differs from the paper: attention from the image to the text is 0 under a causal mask and is not computed; the
-    pivot's block is the one whose output is projected, as in other methods, not the encoder's last; no text
-    after the image keeps it; without a class token (Qwen2.5-VL) the pivot is the token that receives most attention, not
-    a random one; at layer 0 stage 2 reads that layer's own attention; cosines in float64; ties go to the lower
-    index, those of equal tokens too.
+    Differs from the paper:
+        - attention from the image to the text is 0 under a causal mask and is not computed
+        - the pivot's block is the one whose output is projected, as in other methods, not the encoder's last
+        - an image with no text after it is kept
+        - without a class token (Qwen2.5-VL) the pivot is the token that receives most attention, not a random one
+        - at layer 0 stage 2 reads that layer's own attention
+        - cosines in float64
+        - ties go to the lower index, those of equal tokens too.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2505.18757"
@@ -43,16 +47,17 @@ class ToDRE(Method):
         return Signals(attention=frozenset({encoder.selected}))
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        # A stage with a keep is never asked about an image that keeps all: there the answer does not matter.
-        own = budget == torch.tensor(view.counts, dtype=budget.dtype)
-        keep = torch.zeros_like(view.valid) if own.all() else _diverse(view, budget)
-        if own.any():
-            stays = view.valid & (self._attended(view) >= self.tau)[:, None]
-            keep = torch.where(own.to(keep.device)[:, None], stays, keep)
+        # A budget of all tokens means an adaptive keep. (With a given keep, the result for an image that keeps all is
+        # ignored by the caller.)
+        adaptive = budget == torch.tensor(view.counts, dtype=budget.dtype)
+        keep = torch.zeros_like(view.valid) if adaptive.all() else _diverse(view, budget)
+        if adaptive.any():
+            keeps_image = view.valid & (self._text_attention(view) >= self.tau)[:, None]
+            keep = torch.where(adaptive.to(keep.device)[:, None], keeps_image, keep)
         return keep
 
     @staticmethod
-    def _attended(view: TokenView) -> Float[Tensor, " B"]:
+    def _text_attention(view: TokenView) -> Float[Tensor, " B"]:
         """Attention that goes to the image, mean over heads and text tokens."""
         text = view.text.valid
         total = torch.zeros(len(text), dtype=torch.float64 if view.hidden.dtype == torch.float64 else torch.float32)
@@ -65,7 +70,7 @@ class ToDRE(Method):
 
 
 def _diverse(view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-    """The pivot, and what a greedy search for small sums of cosines adds to it."""
+    """The pivot, and the tokens that a greedy search for small sums of cosines adds to it."""
     unit = directions(view.hidden)
     rows, limit = torch.arange(len(unit), device=unit.device), budget.to(unit.device)
     keep, sums = torch.zeros_like(view.valid), torch.zeros_like(unit[..., 0])

@@ -1,4 +1,4 @@
-"""ToMe: merge each of the most alike pairs of tokens into one."""
+"""ToMe: merge the most similar pairs of tokens into one token each."""
 
 from __future__ import annotations
 
@@ -34,26 +34,29 @@ _NO_KEYS = "metric=keys reads the layer before, so it cannot act at layer 0; use
 
 @dataclass(frozen=True)
 class ToMe(Method):
-    """Merges tokens into their most similar neighbours until N are left.
+    """Merges tokens into their most similar neighbours until N remain.
 
-    A pass parts the tokens, as they stand, into those at even and odd places; every even one finds the odd one with the
-    highest cosine, and the r most similar even ones are merged into theirs: the mean, weighted by how many tokens each
-    stands for, at the odd one's place. Passes with r = min(⌊n/2⌋, n-N) follow one another until N are left, in raster
-    order. Numbers of tokens are remembered from stage to stage.
+    A pass splits the tokens, in their order, into those of even and odd rank. Every even token finds the odd one with
+    the highest cosine, and the r most similar even tokens are merged into theirs: the mean, weighted by how many tokens
+    each stands for, at the odd token's position. Passes with r = min(⌊n/2⌋, n-N) follow one another until N remain, in
+    raster order. How many tokens each stands for is remembered from stage to stage.
 
     Args:
-        metric: what is compared at a stage: the layer's input ("hidden"), or the head mean of the keys of the layer before
-            ("keys"; layer 1 and deeper), averaged when tokens merge.
+        metric: the states that are compared at a stage: the layer's input ("hidden"), or the head mean of the keys of the
+            layer before ("keys"; layer 1 and deeper), averaged when tokens merge.
         place: "stage" merges the decoder layer's input. "tower" is the published form, for LLaVA at layer 0: CLIP runs
-            anew with one pass between attention and MLP of every block up to the selected one, on the head mean of its
+            again with one pass between attention and MLP of every block up to the selected one, on the head mean of its
             keys; the class token is never merged, attention logits get the log of the numbers of tokens, the unmerged
-            even tokens stand before the odd ones in the next block, and what is left is projected, in raster order.
+            even tokens come before the odd ones in the next block, and the remaining tokens are projected, in raster
+            order.
 
     Paper: https://arxiv.org/abs/2210.09461.
-    Differs from the reference: merging the decoder's input is this project's; in the encoder every block merges as many
-    tokens as the others (earlier ones one more, or what half of the tokens left allows), so that exactly N are left,
-    where a constant r leaves any number; a encoder too shallow for that repeats passes in the selected block; cosines in
-    float64, means in float32.
+    Differs from the reference:
+        - merging the decoder's input is this project's
+        - in the encoder every block merges as many tokens as the others (earlier ones one more, at most half of the
+          remaining tokens), so that exactly N remain, where a constant r leaves any number
+        - an encoder too shallow for that repeats passes in the selected block
+        - cosines in float64, means in float32.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.09461"
@@ -78,9 +81,10 @@ class ToMe(Method):
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         result = view.memory.pop(f"tome at layer {view.layer}")
         assert isinstance(result, Merged)
-        known = _sizes(view)
-        spare = torch.where(keep, result.index, known.shape[1])
-        _history(view)[view.layer] = pad(known, (0, 1)).scatter(1, spare, result.size.to(known.dtype))[:, :-1]
+        sizes = _sizes(view)
+        # Entries that are not kept write to a spare last column.
+        target = torch.where(keep, result.index, sizes.shape[1])
+        _history(view)[view.layer] = pad(sizes, (0, 1)).scatter(1, target, result.size.to(sizes.dtype))[:, :-1]
         return result.hidden, result.index
 
     def _at_stage(self, view: TokenView, budget: Int[Tensor, " B"]) -> Merged:
@@ -97,27 +101,28 @@ class ToMe(Method):
         while any(n > most for n, most in zip(tokens.counts, goal, strict=True)):
             pairs = zip(tokens.counts, goal, strict=True)
             tokens = tokens.merge([max(0, min(n // 2, n - most)) for n, most in pairs])
-        return tokens.in_place(view)
+        return tokens.in_view(view)
 
 
 def rates(tokens: int, keep: int, blocks: int) -> list[list[int]]:
-    """How many of `tokens` each pass of each block merges, so that `keep` are left: as evenly as halving allows."""
+    """How many of `tokens` each pass of each block merges, so that `keep` remain: as evenly as halving allows."""
     for total in range(tokens - keep, tokens * blocks + 1):
-        left, plan = tokens, []
+        remaining, plan = tokens, []
         for block in range(blocks):
             rate = total // blocks + (block < total % blocks)
-            plan.append([min(rate, left // 2, left - keep)])
-            left -= plan[-1][0]
-        if left == keep:
+            plan.append([min(rate, remaining // 2, remaining - keep)])
+            remaining -= plan[-1][0]
+        if remaining == keep:
             break
-    while left > keep:
-        plan[-1].append(min(left // 2, left - keep))
-        left -= plan[-1][-1]
+    # Too shallow an encoder: further passes in the last block.
+    while remaining > keep:
+        plan[-1].append(min(remaining // 2, remaining - keep))
+        remaining -= plan[-1][-1]
     return plan
 
 
 def _encoder_tokens(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` tokens that are left, in raster order."""
+    """Run CLIP with merging until `count` tokens remain; returns states, sizes and raster indices, in raster order."""
     pixels = encoder.inputs()["pixel_values"]
     x = encoder.embed(pixels[images.to(pixels.device)])
     fine, n = torch.promote_types(x.dtype, torch.float32), x.shape[1] - 1
@@ -136,14 +141,14 @@ def _encoder_tokens(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int)
 
 
 def _history(view: TokenView) -> dict[int, Tensor]:
-    """For each stage that has merged, how many tokens the one at each raster index stands for."""
+    """By the layer of each earlier stage, how many tokens the token at each raster index stands for."""
     history = view.memory.setdefault("tome sizes", {})
     assert isinstance(history, dict)
     return history
 
 
 def _sizes(view: TokenView) -> Float[Tensor, "B N"]:
-    """How many tokens the one at each raster index stands for before this stage."""
+    """How many tokens the token at each raster index stands for before this stage."""
     before = {layer: sizes for layer, sizes in _history(view).items() if layer < view.layer}
     if before:
         return before[max(before)].to(view.valid.device)

@@ -1,4 +1,4 @@
-"""VFlowOpt: keep what the vision encoder's few global tokens look at, and merge the rest cell by cell."""
+"""VFlowOpt: keep the tokens that the vision encoder's few global tokens attend to, and merge the rest cell by cell."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ from lmms_prune.models.shape import EncoderShape
 class VFlowOpt(Method):
     """Keeps the tokens that the encoder's most attended tokens attend to; before the decoder it merges the others.
 
-    Importance is the mean attention row, in the block whose output the decoder is given, of the tokens whose received
-    attention exceeds t times the mean of all. At layer 0 the least important tokens are merged, so many that N remain:
-    those in one m×m cell of the grid become their mean, weighted by importance, at the place of the most important. At
-    deeper layers the least important are dropped. Presets ``vflowopt-50``, ``vflowopt-25`` and ``vflowopt-10``, which
-    were tuned for LLaVA-OneVision: the depth of its decoder and its encoder are others.
+    Importance is the mean attention row, in the block whose output the decoder is given, of the global tokens: those
+    whose received attention exceeds t times the mean of all. At layer 0 the least important tokens are merged until N
+    remain: those in one m×m cell of the grid become their mean, weighted by importance, at the position of the most
+    important. At deeper layers the least important are dropped. Presets ``vflowopt-50``, ``vflowopt-25`` and
+    ``vflowopt-10`` were tuned for LLaVA-OneVision, whose decoder depth and encoder are different.
 
     Args:
-        t: the higher, the fewer tokens ask what is important; where none is left, the most attended one does.
-        m: side of a cell, in tokens; larger cells merge the unimportant into fewer tokens.
+        t: a higher threshold gives fewer global tokens; if there is none, the most attended token is used.
+        m: side of a cell, in tokens; larger cells merge the unimportant tokens into fewer tokens.
         alpha: adds alpha times the softmax of the entropy (bits) of each token's pixels to the importance.
 
     Paper: https://arxiv.org/abs/2508.05211.
-    Differs from the reference: it merges round(n-N) + ⌊n/m²⌋ tokens, whatever the number of cells, here as many as
-    leave exactly N (where cells are more than N, the most important ones); the class token's row and column are left
-    out; a Qwen2.5-VL token's attention is the mean over its patches' rows and the sum over their columns; of the pixels
-    (normalised, times 255, cast to bytes with wrap-around, as in the reference) the grey value is PIL's.
+    Differs from the reference:
+        - it merges round(n-N) + ⌊n/m²⌋ tokens, whatever the number of cells; here as many as leave exactly N (if there are
+          more cells than N, the most important ones)
+        - the class token's row and column are excluded
+        - a Qwen2.5-VL token's attention is the mean over its patches' rows and the sum over their columns
+        - the grey value of the pixels (normalised, times 255, cast to bytes with wrap-around, as in the reference) is PIL's.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2508.05211"
@@ -61,7 +63,7 @@ class VFlowOpt(Method):
         importance = self._importance(view)
         low, leads, cell = self._groups(view, importance, keep.sum(1))
         hidden = view.hidden.to(importance.dtype)
-        # Importances that vanish in rounding still weigh alike, so that a group of them has a mean.
+        # Importances that round to 0 still get equal weights, so that a group of them has a mean.
         weight = torch.where(low, importance.clamp(min=torch.finfo(importance.dtype).tiny), 0)
         spare = hidden.shape[1] + 1
         total = add_up(weight, cell, spare).gather(1, cell)
@@ -70,11 +72,11 @@ class VFlowOpt(Method):
         return torch.where(leads[..., None], means.to(view.hidden.dtype), view.hidden), view.index
 
     def _importance(self, view: TokenView) -> Float[Tensor, "B V"]:
-        """The same at every stage, so it is found once a prefill."""
+        """Importance of the tokens present; computed once per prefill, because it is the same at every stage."""
         key = f"vflowopt t={self.t} alpha={self.alpha}"
         if key not in view.memory:
             encoder = view.encoder
-            images = _looked_at(encoder, self.t)
+            images = _attention_of_global_tokens(encoder, self.t)
             if self.alpha > 0:
                 pictures = zip(encoder.images(), encoder.grids, images, strict=True)
                 images = [x + self.alpha * _entropy(image, *grid).softmax(0).to(x) for image, grid, x in pictures]
@@ -84,43 +86,49 @@ class VFlowOpt(Method):
         return view.of_image(importance)
 
     def _groups(
-        self, view: TokenView, importance: Float[Tensor, "B V"], wanted: Int[Tensor, " B"]
+        self, view: TokenView, importance: Float[Tensor, "B V"], count: Int[Tensor, " B"]
     ) -> tuple[Bool[Tensor, "B V"], Bool[Tensor, "B V"], Int[Tensor, "B V"]]:
-        """Which tokens are merged, which of these are the most important of their cells, and the cell of each token."""
+        """The tokens that are merged, the most important of them in each cell, and the cell of each token."""
         valid, device, spare = view.valid, view.valid.device, view.valid.shape[1]
-        line = [int(place / self.m) for place in range(max((max(grid) for grid in view.grids), default=0))]
+        # The cell row (or column) of each grid row; m need not be a whole number.
+        line = [int(row / self.m) for row in range(max((max(grid) for grid in view.grids), default=0))]
         lines = torch.tensor(line, dtype=torch.long, device=device)
         width, across = torch.tensor([[c, line[c - 1] + 1] for _, c in view.grids], device=device).T[..., None]
         index = torch.where(valid, view.index, 0)
         cell = torch.where(valid, lines[index // width] * across + lines[index % width], spare)
 
         order = importance.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        place = torch.arange(spare, device=device).expand_as(order)
-        # How many tokens are less important; of equal ones the later are.
-        below = valid.sum(1, keepdim=True) - 1 - torch.empty_like(order).scatter_(1, order, place)
+        rank = torch.arange(spare, device=device).expand_as(order)
+        # The number of less important tokens; of equally important ones, the later counts as less important.
+        below = valid.sum(1, keepdim=True) - 1 - torch.empty_like(order).scatter_(1, order, rank)
         ends = torch.full((len(valid), spare + 1), spare, device=device)
         first = ends.scatter_reduce(1, cell, below, "amin").gather(1, cell) == below
-        # One token of each cell remains, so that every other one that is merged makes the image smaller by one.
-        gone = torch.zeros_like(order).scatter_(1, below.clamp(min=0), (valid & ~first).long()).cumsum(1)
-        gone = gone.gather(1, below.clamp(min=0)) - (valid & ~first).long()
-        low = valid & (gone < (valid.sum(1) - wanted)[:, None])
+        # One token of each cell remains, so every further merged token makes the image smaller by one. `saved` counts
+        # how many tokens merging all less important ones saves; merging continues until that is enough.
+        saved = torch.zeros_like(order).scatter_(1, below.clamp(min=0), (valid & ~first).long()).cumsum(1)
+        saved = saved.gather(1, below.clamp(min=0)) - (valid & ~first).long()
+        low = valid & (saved < (valid.sum(1) - count)[:, None])
         tops = torch.full_like(ends, -1).scatter_reduce(1, cell, torch.where(low, below, -1), "amax")
         return low, low & (tops.gather(1, cell) == below), cell
 
 
-def _looked_at(encoder: Encoder, t: float) -> list[Tensor]:
-    """The mean attention row of the tokens that are attended to most, for each image of the run."""
+def _attention_of_global_tokens(encoder: Encoder, t: float) -> list[Tensor]:
+    """The mean attention row of the most attended tokens, for each image of the run."""
     weights, before, patches = [], encoder.shape.class_tokens, encoder.shape.patches_per_token
     for received in _flow(encoder, None):
-        asks = received > t * received.mean()
-        asks |= ~asks.any() & (torch.arange(len(asks), device=asks.device) == received.argmax())
-        weight = asks.to(received.dtype) / (asks.sum() * patches)
+        is_global = received > t * received.mean()
+        # Without a token above the threshold, the most attended one is used.
+        is_global |= ~is_global.any() & (torch.arange(len(is_global), device=is_global.device) == received.argmax())
+        weight = is_global.to(received.dtype) / (is_global.sum() * patches)
         weights.append(torch.nn.functional.pad(weight.repeat_interleave(patches), (before, 0)))
     return _flow(encoder, weights)
 
 
 def _flow(encoder: Encoder, weights: list[Tensor] | None) -> list[Tensor]:
-    """Attention that each token receives in the selected block, head mean, summed over (weighted) rows but the class token's."""
+    """Attention that each token receives in the selected block, mean over heads.
+
+    Summed over all rows but the class token's, or over all rows with `weights`.
+    """
     before, patches, sums = encoder.shape.class_tokens, encoder.shape.patches_per_token, {}
     for image, queries, keys, attention in encoder.attention_chunks(encoder.shape.selected):
         if image not in sums:
@@ -137,6 +145,7 @@ def _entropy(image: Float[Tensor, "3 height width"], rows: int, columns: int) ->
     values = (image[:, : rows * high, : columns * wide].to(torch.float32) * 255).long() % 256
     red, green, blue = values
     grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    # One row of grey values for each token.
     grey = grey.unflatten(1, (columns, wide)).unflatten(0, (rows, high)).transpose(1, 2).flatten(2).flatten(0, 1)
     counts = torch.zeros(len(grey), 256, device=grey.device).scatter_add(
         1, grey, torch.ones_like(grey, dtype=torch.float32)

@@ -1,7 +1,7 @@
-"""TokenView: all that a pruning method may read at one stage.
+"""TokenView: everything that a pruning method may read at one stage.
 
-A view's rows are *images*: a sample with two images gives two rows, so that every method treats every image by
-itself, whatever the batch. Dimension letters: B images, V visual tokens (padded to the batch's longest), T text tokens,
+A view's rows are *images*: a sample with two images gives two rows, so that every method treats every image
+independently of the rest of the batch. Dimension letters: B images, V visual tokens (padded to the batch's longest), T text tokens,
 L sequence, H attention heads, D hidden.
 """
 
@@ -28,7 +28,7 @@ _OUTSIDE = "the method reads {}, but the images were encoded outside the prune b
 
 @dataclass(frozen=True)
 class Tokens:
-    """A set of tokens of each image: `slots` are their columns in the sequence, padding on the right."""
+    """A set of tokens of each image: `slots` are their columns in the sequence, padded on the right."""
 
     slots: Int[Tensor, "B N"]
     valid: Bool[Tensor, "B N"]
@@ -46,30 +46,30 @@ class LayerInput:
 
 @dataclass
 class TokenView:
-    """What a method sees when it acts at the input of decoder layer `layer`.
+    """The signals that a method may read when it acts at the input of decoder layer `layer`.
 
     Args:
         layer: 0-based decoder layer.
         rows: the batch row of each image.
-        visual: the visual tokens still present, in the order in which they stand (raster order unless a method merged).
+        visual: the visual tokens still present, in sequence order (raster order unless a method reordered them).
         text: all text tokens after the image: the question and the assistant's header.
         index: raster index of each visual token in its image; arbitrary where padding.
         counts: visual tokens present in each image, known on the host.
         sizes: original visual tokens of each image, known on the host.
         _owning_rows: `rows` on the host.
-        seeds: one text an image; random draws are made from it alone.
-        images: each image's sample, and its number in it.
-        asked: tokens that the stage asks for in each image, before the method's count rule, where known on the host.
-        memory: lives for one prefill; carries state from stage to stage.
-        _questions: the question of each image's row as text, where `prune` was given them.
+        seeds: one text per image, from which alone its random draws follow.
+        images: the sample of each image, and its number within the sample.
+        requested: tokens that the stage requests in each image, before the method's count rule, where known on the host.
+        memory: state that methods pass from stage to stage; lives for one prefill.
+        _questions: the question of each image's row as text, if `prune` was called with questions.
         _grid_list: rows and columns of each image's original tokens, where known.
-        _encoder_run: what was recorded of the vision encoder.
-        _guide: answers with a second model.
+        _encoder_run: the recorded signals of the vision encoder.
+        _guide: runs an auxiliary model on the batch and returns its attention.
         _parts: the model.
         _state: the input of this layer.
-        _before: the input of the layer before, where a method reads attention or keys.
-        _embedded: the input of layer 0, where a method reads embeddings.
-        _uncut_rotary: rotary tables of the uncut sequence.
+        _before: the input of the layer before, if a method reads attention or keys.
+        _embedded: the input of layer 0, if a method reads embeddings.
+        _unpruned_rotary: rotary tables of the unpruned sequence.
         _present: whether each column of the sequence holds a token.
         _origin: the original column of each column of the sequence.
         _starts: the original column of each image's first token.
@@ -92,11 +92,11 @@ class TokenView:
     _starts: Int[Tensor, " B"]
     images: Sequence[tuple[str, int]] = ()
     _embedded: Float[Tensor, "R L0 D"] | None = None
-    _uncut_rotary: tuple[Tensor, Tensor] | None = None
+    _unpruned_rotary: tuple[Tensor, Tensor] | None = None
     _grid_list: Sequence[Grid] = ()
     _encoder_run: EncoderRun | None = None
     _questions: Sequence[str] | None = None
-    asked: Sequence[int] | None = None
+    requested: Sequence[int] | None = None
     _guide: Callable[[Encoder, str, int, bool], Sequence[Tensor]] | None = None
     memory: dict[str, object] = field(default_factory=dict)
 
@@ -137,42 +137,43 @@ class TokenView:
 
         Args:
             queries: text or visual tokens of each image; padding entries get something finite.
-            ahead: in this layer, on the tokens as they stand; otherwise in the layer before.
+            ahead: in this layer, on the tokens present now; otherwise in the layer before.
         """
-        at = self._state if ahead else self._layer_before
-        key = self._keys_of(at)
-        where = at.hidden.device
-        hidden = at.hidden[self.rows.to(where)[:, None], queries.slots.to(where)]
-        cos, sin = (self._at(table, queries) for table in at.rotary)
-        query = self._parts.queries(at.layer, hidden, (cos, sin))
+        source = self._state if ahead else self._layer_before
+        key = self._keys_of(source)
+        device = source.hidden.device
+        hidden = source.hidden[self.rows.to(device)[:, None], queries.slots.to(device)]
+        cos, sin = (self._at(table, queries) for table in source.rotary)
+        query = self._parts.queries(source.layer, hidden, (cos, sin))
         column = torch.arange(key.shape[2], device=key.device)
-        place = queries.slots.to(key.device)[..., None]
-        seen = self._present.to(key.device)[self.rows.to(key.device)][:, None] & (column <= place)
-        # A padding entry sees itself, so that it is finite: not-a-number times zero would be no zero.
-        weights = self._weights(at.layer, query, key[self.rows.to(key.device)], seen | (column == place))
+        query_column = queries.slots.to(key.device)[..., None]
+        seen = self._present.to(key.device)[self.rows.to(key.device)][:, None] & (column <= query_column)
+        # A padding entry sees itself, so that it is finite: NaN times zero would be NaN.
+        weights = self._weights(source.layer, query, key[self.rows.to(key.device)], seen | (column == query_column))
         return weights.gather(-1, self.visual.slots[:, None, None].expand(-1, *weights.shape[1:3], -1))
 
     def attention_to(
         self, states: Float[Tensor, "B C D"], index: Int[Tensor, "B C"], exists: Bool[Tensor, "B C"]
     ) -> Float[Tensor, "B H C"]:
-        """Look-ahead attention of the last prompt token to candidates that stand in for the visual tokens present.
+        """Look-ahead attention of the last prompt token to candidates that replace the visual tokens present.
 
-        Normalised over the text, other images and the candidates, as if these stood in the sequence. All stand at their
-        original positions, also where the run renumbers: a token that comes back has no other.
+        Normalised over the text, other images and the candidates, as if these were in the sequence. All have their
+        original positions, also where the run renumbers: a restored token has no other position.
 
         Args:
             states: inputs of this layer.
             index: the raster index whose position each candidate has.
             exists: which candidates count; the others get 0.
         """
-        assert self._uncut_rotary is not None
-        layer, hidden, (cos, sin) = self._state.layer, self._state.hidden[self.rows], self._uncut_rotary
+        assert self._unpruned_rotary is not None
+        layer, hidden, (cos, sin) = self._state.layer, self._state.hidden[self.rows], self._unpruned_rotary
         columns = Tokens(torch.where(exists, self._starts[:, None] + index, 0), exists)
         candidates = self._parts.keys(layer, states.to(hidden), (self._at(cos, columns), self._at(sin, columns)))
-        standing = Tokens(self._origin[self.rows], self._present[self.rows])
-        cos, sin = self._at(cos, standing), self._at(sin, standing)
+        present = Tokens(self._origin[self.rows], self._present[self.rows])
+        cos, sin = self._at(cos, present), self._at(sin, present)
         key = torch.cat([self._parts.keys(layer, hidden, (cos, sin)), candidates], dim=2)
-        spare = torch.cat([standing.valid, standing.valid[:, :1]], dim=1)
+        # The image's own visual tokens are hidden from the query; padding is written to a spare last column.
+        spare = torch.cat([present.valid, present.valid[:, :1]], dim=1)
         slots = torch.where(self.valid, self.visual.slots, spare.shape[1] - 1)
         others = spare.scatter(1, slots, False)[:, :-1]
         seen = torch.cat([others, exists], dim=1).to(key.device)[:, None]
@@ -194,7 +195,7 @@ class TokenView:
 
     @property
     def original(self) -> Tokens:
-        """All original visual tokens of each image in raster order; the slots are those of the uncut sequence."""
+        """All original visual tokens of each image in raster order; the slots are those of the unpruned sequence."""
         sizes = torch.tensor(self.sizes, device=self.valid.device)
         column = torch.arange(max(self.sizes, default=0), device=self.valid.device)
         valid = column < sizes[:, None]
@@ -202,7 +203,7 @@ class TokenView:
 
     @cached_property
     def visual_embeddings(self) -> Float[Tensor, "B N D"]:
-        """What the decoder was given for `original`, all of them: the projector's (or merger's) output."""
+        """The decoder's input for all tokens of `original`: the projector's (or merger's) output."""
         return self._of(self._input_embeddings, self.original)
 
     @cached_property
@@ -212,7 +213,7 @@ class TokenView:
         return self._of(self._input_embeddings, Tokens(slots, self.text.valid))
 
     def of_image(self, signal: Shaped[Tensor, "B N *D"]) -> Shaped[Tensor, "B V *D"]:
-        """A signal over all original visual tokens, for those that are present."""
+        """The values of a signal over all original visual tokens for the tokens present."""
         signal, index = signal.to(self.valid.device), torch.where(self.valid, self.index, 0)
         return signal[torch.arange(len(signal), device=index.device)[:, None], index]
 
@@ -242,8 +243,8 @@ class TokenView:
         if not repeats or recorded * repeats != len(grids):
             raise PruningError(f"the vision encoder saw {recorded} images, but the prompts hold {len(grids)}.")
         owner = owners(self._owning_rows, repeats)
-        own_grids = [grids[owner.index(i)] for i in range(recorded)]
-        return self._parts.family.signals_class()(self._parts, run, owner, own_grids)
+        run_grids = [grids[owner.index(i)] for i in range(recorded)]
+        return self._parts.family.signals_class()(self._parts, run, owner, run_grids)
 
     def question(self) -> list[str]:
         """The question of each image's row as text.
@@ -252,26 +253,26 @@ class TokenView:
             PruningError: `prune` was not given the questions.
         """
         if self._questions is None:
-            raise PruningError("the method reads the question as text: give prune(…, questions=[…]), one a row.")
+            raise PruningError("the method reads the question as text: give prune(…, questions=[…]), one per row.")
         return list(self._questions)
 
     def guided(self, checkpoint: str, new_tokens: int, last_visual: bool) -> Float[Tensor, "B N"]:
         """Attention that a guide model's whole answer pays to each original visual token (see `lmms_prune.pruning.guide`)."""
-        assert self._guide is not None, "the method's row in METHODS does not say that it asks a guide"
+        assert self._guide is not None, "the method's row in METHODS does not say that it reads a guide"
         sums = [x.to(self.valid.device) for x in self._guide(self.encoder, checkpoint, new_tokens, last_visual)]
         return torch.stack([pad(x, (0, max(self.sizes) - len(x))) for x in sums])
 
     def ranking(
         self, score: Float[Tensor, "B N"], candidates: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N"]:
-        """`score`, by which a method ranks tokens: samples in which one is not finite are named once the prompt has run.
+        """`score`, registered for a check: after the prompt, samples with a score that is not finite are reported.
 
         Args:
-            score: one a candidate; what stands elsewhere does not matter.
+            score: one per candidate; other entries may hold any value.
             candidates: by default the visual tokens that are present.
         """
-        there = self.valid if candidates is None else candidates
-        self.finite_scores.append((score.isfinite() | ~there.to(score.device)).all(1))
+        checked = self.valid if candidates is None else candidates
+        self.finite_scores.append((score.isfinite() | ~checked.to(score.device)).all(1))
         return score
 
     @cached_property
@@ -280,9 +281,9 @@ class TokenView:
         return []
 
     def uniform(self) -> Float[Tensor, "B V"]:
-        """Independent uniform draws, one a token, from each image's own seed.
+        """Independent uniform draws, one per token, from each image's own seed.
 
-        Drawn on the CPU, one generator an image, so that neither the batch, the order nor the device matters.
+        Drawn on the CPU with one generator per image, so that neither the batch, the order nor the device matters.
         """
         draws = torch.zeros(self.valid.shape, dtype=torch.float64)
         for row, (seed, count) in enumerate(zip(self.seeds, self.counts, strict=True)):
@@ -296,11 +297,13 @@ class TokenView:
     def _key_cache(self) -> dict[int, Tensor]:
         return {}
 
-    def _keys_of(self, at: LayerInput) -> Float[Tensor, "R H L d"]:
-        if at.layer not in self._key_cache:
-            found = at.keys if at.keys is not None else self._parts.keys(at.layer, at.hidden, at.rotary)
-            self._key_cache[at.layer] = found
-        return self._key_cache[at.layer]
+    def _keys_of(self, source: LayerInput) -> Float[Tensor, "R H L d"]:
+        if source.layer not in self._key_cache:
+            keys = source.keys
+            if keys is None:
+                keys = self._parts.keys(source.layer, source.hidden, source.rotary)
+            self._key_cache[source.layer] = keys
+        return self._key_cache[source.layer]
 
     @property
     def _layer_before(self) -> LayerInput:
@@ -317,7 +320,7 @@ class TokenView:
     ) -> Float[Tensor, "B H Q L"]:
         """Softmax over the keys that each query sees, in float32 or finer."""
         fine = _fine(key)
-        # Grouped heads share their keys: the query heads of a group stand side by side.
+        # Grouped heads share their keys: the query heads of a group are adjacent.
         grouped = query.to(fine).unflatten(1, (key.shape[1], -1)) * self._parts.layers[layer].self_attn.scaling
         scores = grouped @ key.to(fine)[:, :, None].transpose(-1, -2)
         weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1).flatten(1, 2)
@@ -333,7 +336,7 @@ class TokenView:
 
     @staticmethod
     def _recorded_images(run: EncoderRun) -> int:
-        """Images of a LLaVA's run whose pixels were not kept."""
+        """Images of a LLaVA's run whose pixels were not recorded."""
         tensors = [x for x, _ in run.inputs.values()] + list(run.outputs.values())
         return len(tensors[0]) if tensors else 0
 

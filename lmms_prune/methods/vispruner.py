@@ -1,4 +1,4 @@
-"""VisPruner: what the vision encoder attends to, and of the rest what is least duplicated."""
+"""VisPruner: keep the tokens that the vision encoder attends to, and of the rest the least duplicated ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
 
 _REMOVED = 8
-# Up to so many pairs, all images together, are compared once (1 GiB); more, in pieces and at every pass, which is slow.
+# Largest number of pairs, all images together, whose cosines are stored (1 GiB); beyond it they are computed anew, in
+# pieces, in every pass, which is slow.
 _MOST = 2**27
 
 
@@ -26,19 +27,21 @@ _MOST = 2**27
 class VisPruner(Method):
     """Keeps the tokens that the class token attends to most, and a diverse part of the others.
 
-    ⌊N·important⌋ tokens are kept by their attention. The others, by falling attention, are thinned out to what is left
-    of N: in every pass the list is dealt out in turn to two hands, and of the first hand the eight (or as many as are
-    left to remove) with the highest cosine to anything in the second go; the next list is what the first hand still
-    holds, most duplicated first, then the second hand. Compared are the tokens before the projector.
+    ⌊N·important⌋ tokens are kept by their attention. The others, listed by falling attention, are reduced to the rest of
+    N. Every pass splits the list into its even and its odd entries, and removes the eight even entries (or as many as are
+    still to remove) with the highest cosine to any odd entry. The next list is the remaining even entries, most
+    duplicated first, then the odd ones. The tokens before the projector are compared.
 
     Args:
         important: share of N that is kept by attention alone; 1 is FasterVLM.
 
     Paper: https://arxiv.org/abs/2412.01818 (its second version).
-    Differs from the reference: in float64, as rounding in one pass changes all later ones (float32 on Apple GPUs); an
-    odd list (there an error, or made even for Qwen2.5-VL) gives the first hand one more; no more go than the first hand
-    holds; ties go to the earlier in the list. Qwen2.5-VL: the attention a token receives in the last block, and the
-    merger's output.
+    Differs from the reference:
+        - in float64, as rounding in one pass changes all later ones (float32 on Apple GPUs)
+        - a list of odd length (in the reference an error, or made even for Qwen2.5-VL) has one even entry more
+        - a pass never removes more than the even entries
+        - ties go to the earlier entry of the list
+        - Qwen2.5-VL: the attention that a token receives in the last block, and the merger's output.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.01818"
@@ -49,70 +52,71 @@ class VisPruner(Method):
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         saliency = view.ranking(view.of_image(view.encoder.saliency()))
-        best = [floor(Fraction(str(self.important)) * n) for n in budget.tolist()]
-        important = highest(saliency, view.valid, torch.tensor(best))
-        left = [count - n for count, n in zip(view.counts, best, strict=True)]
-        diverse = [asked - n for asked, n in zip(budget.tolist(), best, strict=True)]
+        by_attention = [floor(Fraction(str(self.important)) * n) for n in budget.tolist()]
+        important = highest(saliency, view.valid, torch.tensor(by_attention))
+        listed = [count - n for count, n in zip(view.counts, by_attention, strict=True)]
+        diverse = [total - n for total, n in zip(budget.tolist(), by_attention, strict=True)]
         others = view.valid & ~important
         order = saliency.masked_fill(~others, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        order = order[:, : max(left, default=0)]
+        order = order[:, : max(listed, default=0)]
         unit = directions(view.of_image(view.encoder.features()))
-        order = _thinned(unit, order, _passes(left, diverse) if any(diverse) else [])
-        place = torch.arange(order.shape[1], device=order.device)
-        stays = place < torch.tensor(diverse, device=order.device)[:, None]
-        return important | torch.zeros_like(important).scatter(1, order, stays)
+        order = _reduced(unit, order, _passes(listed, diverse) if any(diverse) else [])
+        entry = torch.arange(order.shape[1], device=order.device)
+        is_kept = entry < torch.tensor(diverse, device=order.device)[:, None]
+        return important | torch.zeros_like(important).scatter(1, order, is_kept)
 
 
-def _passes(left: list[int], wanted: list[int]) -> list[list[tuple[int, int]]]:
-    """For each pass, and each image, the length of the list and how many go; known before anything is compared."""
+def _passes(lengths: list[int], goals: list[int]) -> list[list[tuple[int, int]]]:
+    """For each pass and image, the length of the list and the number of entries to remove; known on the host."""
     passes = []
-    left = list(left)
-    while any(now > goal for now, goal in zip(left, wanted, strict=True)):
-        gone = [min(_REMOVED, now - goal, (now + 1) // 2) for now, goal in zip(left, wanted, strict=True)]
-        passes.append(list(zip(left, gone, strict=True)))
-        left = [now - n for now, n in zip(left, gone, strict=True)]
+    lengths = list(lengths)
+    while any(length > goal for length, goal in zip(lengths, goals, strict=True)):
+        removed = [min(_REMOVED, length - goal, (length + 1) // 2) for length, goal in zip(lengths, goals, strict=True)]
+        passes.append(list(zip(lengths, removed, strict=True)))
+        lengths = [length - n for length, n in zip(lengths, removed, strict=True)]
     return passes
 
 
-def _thinned(
+def _reduced(
     unit: Float[Tensor, "B V C"], order: Int[Tensor, "B R"], passes: list[list[tuple[int, int]]]
 ) -> Int[Tensor, "B S"]:
-    """The lists after all passes; entries beyond a list's length are arbitrary, and no token stands in it twice.
+    """The lists after all passes; entries beyond a list's length are arbitrary, and no token is in it twice.
 
-    Where nothing is left to remove, a pass only reorders the list.
+    In an image from which nothing is to be removed any more, a pass only reorders the list.
     """
     if not passes:
         return order
     pairs = settled(unit @ unit.transpose(1, 2)) if len(unit) * unit.shape[1] ** 2 <= _MOST else None
     for step, lengths in zip(torch.tensor(passes, device=order.device), passes, strict=True):
-        length, gone = step[:, :1], step[:, 1:]
+        length, removed = step[:, :1], step[:, 1:]
         order = order[:, : max(now for now, _ in lengths)]
-        place = torch.arange(order.shape[1], device=order.device).expand_as(order)
-        alike = _most_alike(unit, pairs, order, length)
-        first = alike.masked_fill(place[:, ::2] >= length, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        rank = torch.empty_like(first).scatter_(1, first, place[:, : first.shape[1]])
-        turn = order.shape[1] + place
-        turn[:, ::2] = torch.where(rank < gone, 3 * order.shape[1], rank)
-        turn = torch.where(place < length, turn, 3 * order.shape[1])
-        order = order.gather(1, turn.argsort(dim=1, stable=True))
+        entry = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        cosine = _highest_cosines(unit, pairs, order, length)
+        ranked = cosine.masked_fill(entry[:, ::2] >= length, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        rank = torch.empty_like(ranked).scatter_(1, ranked, entry[:, : ranked.shape[1]])
+        # Sort keys: even entries by rank, then odd entries in order; removed entries and padding come last.
+        sort_key = order.shape[1] + entry
+        sort_key[:, ::2] = torch.where(rank < removed, 3 * order.shape[1], rank)
+        sort_key = torch.where(entry < length, sort_key, 3 * order.shape[1])
+        order = order.gather(1, sort_key.argsort(dim=1, stable=True))
     return order
 
 
-def _most_alike(
+def _highest_cosines(
     unit: Float[Tensor, "B V C"], pairs: Tensor | None, order: Int[Tensor, "B R"], length: Int[Tensor, "B 1"]
 ) -> Float[Tensor, "B A"]:
-    """For each token at an even place of the list, its highest cosine to one at an odd place."""
+    """For each even entry of the list, its highest cosine to an odd entry."""
     rows = torch.arange(len(order), device=order.device)[:, None]
     even, odd = order[:, ::2], order[:, 1::2]
     exists = 2 * torch.arange(odd.shape[1], device=order.device) + 1 < length
     if not odd.shape[1]:
         return unit.new_zeros(even.shape)
-    found = []
+    blocks = []
     for start in range(0, even.shape[1], BLOCK):
-        some = even[:, start : start + BLOCK]
+        block = even[:, start : start + BLOCK]
         if pairs is not None:
-            cosine = pairs[rows[..., None], some[..., None], odd[:, None]]
+            cosine = pairs[rows[..., None], block[..., None], odd[:, None]]
         else:
-            cosine = settled(unit[rows, some] @ unit[rows, odd].transpose(1, 2))
-        found.append(cosine.masked_fill(~exists[:, None], -torch.inf).amax(2))
-    return torch.cat(found, dim=1)
+            cosine = settled(unit[rows, block] @ unit[rows, odd].transpose(1, 2))
+        blocks.append(cosine.masked_fill(~exists[:, None], -torch.inf).amax(2))
+    return torch.cat(blocks, dim=1)

@@ -1,4 +1,4 @@
-"""VTW: visual tokens withdrawal."""
+"""VTW (visual tokens withdrawal): drop all visual tokens at a layer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from lmms_prune.methods.view import TokenView
 
 
 class VTW(Method):
-    """Drops every visual token; text and generated tokens go on alone.
+    """Drops every visual token; only text and generated tokens remain.
 
     Paper: https://arxiv.org/abs/2405.05803.
-    Differs from the reference: the layer is always set by the schedule; its search is not part of the method.
+    Differs from the reference:
+        - the layer is always set by the schedule; its search is not part of the method.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.05803"

@@ -1,4 +1,4 @@
-"""The model families: what differs between architectures, and their sizes. The table is free of torch."""
+"""The table of model families, one object per architecture. Free of torch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def family_of(config: Any) -> Family:
     """The family of a checkpoint's configuration.
 
     Raises:
-        UnsupportedModelError: no such family; names the ones there are.
+        UnsupportedModelError: the family is not supported; names the supported ones.
     """
     model_type = getattr(config, "model_type", None)
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     known = ", ".join(f"{family.model_type} (--model {name})" for name, family in MODEL_NAMES.items())
-    what = "has no image input or" if not hasattr(config, "vision_config") else "is a vision-language model that"
-    raise UnsupportedModelError(f"model type '{model_type}' {what} is not supported yet. Supported: {known}.")
+    reason = "has no image input or" if not hasattr(config, "vision_config") else "is a vision-language model that"
+    raise UnsupportedModelError(f"model type '{model_type}' {reason} is not supported yet. Supported: {known}.")

@@ -14,7 +14,7 @@ from lmms_prune.models.sizes import Architecture, ArchitectureError
 PUBLISHED: dict[str, Mapping[str, Any]] = {
     name: config for family in FAMILIES.values() for name, config in family.published.items()
 }
-"""Configurations of published checkpoints by their short names, as far as they decide sizes."""
+"""The parts of published checkpoints' configurations that decide sizes, by short names."""
 
 
 def architecture(model: str) -> Architecture:
@@ -27,25 +27,25 @@ def architecture(model: str) -> Architecture:
         return from_config(PUBLISHED[model], model)
     path = Path(model) / "config.json" if os.path.isdir(model) else Path(model)
     if os.path.isdir(model) and not path.is_file():
-        raise ArchitectureError(f"the folder {model} holds no config.json, so it is no checkpoint's.")
-    if not os.path.isfile(path):  # as isdir, it also answers for what is too long to be a name
+        raise ArchitectureError(f"the folder {model} holds no config.json, so it is no checkpoint.")
+    if not os.path.isfile(path):  # unlike Path's own methods, these return False for names that are too long
         raise ArchitectureError(
             f"unknown architecture '{model}'; use {', '.join(PUBLISHED)}, a config.json or a checkpoint's folder."
         )
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArchitectureError(f"{path} is no JSON: {error}.") from None
-    if not isinstance(said, dict):
-        raise ArchitectureError(f"{path} holds a {type(said).__name__}; a configuration is an object.")
-    return from_config(said, str(model))
+    if not isinstance(config, dict):
+        raise ArchitectureError(f"{path} holds a {type(config).__name__}; a configuration is an object.")
+    return from_config(config, str(model))
 
 
 def of_checkpoint(pretrained: str) -> Architecture | None:
-    """The sizes of a checkpoint as far as no download tells: of a local folder, or by an architecture's name in its own.
+    """The sizes of a checkpoint without a download: from a local folder, or by an architecture's name within its name.
 
     Returns:
-        None where only the hub would know.
+        None if only the hub could tell.
 
     Raises:
         ArchitectureError: a folder without a ``config.json``, or of another family.
@@ -57,10 +57,10 @@ def of_checkpoint(pretrained: str) -> Architecture | None:
 
 
 def from_config(config: Mapping[str, Any], name: str) -> Architecture:
-    """The sizes that a configuration states, with the library's defaults for what it leaves out.
+    """The sizes that a configuration states, with the library's defaults for those that it omits.
 
     Raises:
-        ArchitectureError: the configuration is of another family, or states a size that is none.
+        ArchitectureError: the configuration is of another family, or states an invalid size.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -70,4 +70,4 @@ def from_config(config: Mapping[str, Any], name: str) -> Architecture:
 
 
 DEFAULT = architecture(next(iter(PUBLISHED)))
-"""Whose sizes are meant where no model is named: LLaVA-1.5-7B's, on which most methods were published."""
+"""The architecture used if no model is named: LLaVA-1.5-7B, on which most methods were published."""

@@ -1,6 +1,6 @@
-"""CLIP and its kin as vision encoders: a class token and a square grid of patches.
+"""CLIP and similar models as vision encoders: a class token and a square grid of patches.
 
-Each patch is a visual token, or each square of them where the features are shuffled into fewer tokens before they are
+A visual token is one patch, or a square of patches if the features are shuffled into fewer tokens before they are
 projected (``patches_per_token``).
 """
 
@@ -19,7 +19,7 @@ from lmms_prune.models.parts import device_of
 
 
 class ClipEncoder(Encoder):
-    """Class token first, then patches in raster order."""
+    """Reads a CLIP encoder, whose sequence is the class token followed by the patches in raster order."""
 
     def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
         query, key = self._queries_and_keys(block)
@@ -31,7 +31,7 @@ class ClipEncoder(Encoder):
 
     def attention_chunks(self, block: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         query, key = self._queries_and_keys(block)
-        entries = self._places(query.shape[2]).to(query.device)
+        entries = self._entry_numbers(query.shape[2]).to(query.device)
         for image in range(len(query)):
             yield image, entries, entries, (query[image] @ key[image].transpose(-1, -2)).softmax(-1)
 
@@ -49,7 +49,7 @@ class ClipEncoder(Encoder):
 
     def project(self, features: Float[Tensor, "B n C"]) -> Float[Tensor, "B n D"]:
         projector = self.parts.multimodal.multi_modal_projector
-        # The encoder's type, not that of the projector's weights: quantised ones are integers.
+        # The encoder's dtype, not that of the projector's weights: quantised weights are integers.
         return projector(features.to(device_of(projector, features.device), self._patch_weight.dtype))
 
     def images(self) -> list[Tensor]:
@@ -75,11 +75,11 @@ class ClipEncoder(Encoder):
 
     @property
     def _patch_weight(self) -> Tensor:
-        """Of the convolution, which no quantisation packs."""
+        """The weight of the patch convolution; quantisation does not pack convolutions, so its dtype can be trusted."""
         return self._clip.embeddings.patch_embedding.weight
 
     def run_blocks(self, x: Float[Tensor, "b entries C"], first: int = 0) -> Float[Tensor, "b entries C"]:
-        """`x` through the blocks from `first` to the selected one."""
+        """Run `x` through the blocks from `first` to the selected one."""
         for module in list(self.parts.encoder_blocks)[first : self.shape.selected + 1]:
             x = module(x, None)
             x = x[0] if isinstance(x, tuple) else x
@@ -88,7 +88,7 @@ class ClipEncoder(Encoder):
     def attend(
         self, block: int, x: Float[Tensor, "b entries C"], bias: Float[Tensor, "b entries"] | None = None
     ) -> tuple[Float[Tensor, "b entries C"], Float[Tensor, "b entries d"], Float[Tensor, "b H entries entries"]]:
-        """The attention half of `block`.
+        """Run the attention half of `block`.
 
         Args:
             block: 0-based.
@@ -112,7 +112,7 @@ class ClipEncoder(Encoder):
         return x + attention.out_proj(mixed), key.to(weights.dtype).mean(1), weights
 
     def feed(self, block: int, x: Float[Tensor, "b entries C"]) -> Float[Tensor, "b entries C"]:
-        """The MLP half of `block`."""
+        """Run the MLP half of `block`."""
         module = self.parts.encoder_blocks[block]
         return x + module.mlp(module.layer_norm2(x))
 
@@ -149,15 +149,15 @@ class ClipEncoder(Encoder):
         tokens = entries[self.shape.class_tokens :].unflatten(0, (-1, self.shape.patches_per_token))
         return tokens.mean(1)
 
-    def _places(self, count: int) -> Int[Tensor, " entries"]:
-        """For each of the encoder's entries its number where the patches of a visual token stand together."""
-        first, places = self.shape.class_tokens, torch.arange(count)
+    def _entry_numbers(self, count: int) -> Int[Tensor, " entries"]:
+        """For each entry of the encoder its number in the order in which the patches of a visual token are adjacent."""
+        first, numbers = self.shape.class_tokens, torch.arange(count)
         grouped = self._squares(torch.arange(count), 0).flatten()
-        places[grouped] = torch.arange(first, count)
-        return places
+        numbers[grouped] = torch.arange(first, count)
+        return numbers
 
     def _squares(self, entries: Tensor, dim: int) -> Tensor:
-        """Entries along `dim` as two dimensions: visual tokens, and the patches of each; the class token is left out."""
+        """Entries along `dim` as two dimensions: visual tokens, and the patches of each; without the class token."""
         patches = entries.narrow(dim, self.shape.class_tokens, entries.shape[dim] - self.shape.class_tokens)
         merge, side = isqrt(self.shape.patches_per_token), isqrt(patches.shape[dim])
         grid = patches.unflatten(dim, (side // merge, merge, side // merge, merge)).transpose(dim + 1, dim + 2)

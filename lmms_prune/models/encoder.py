@@ -1,7 +1,7 @@
-"""The vision encoder: what a pruning method may read of it, recorded only where some stage asks.
+"""Signals of the vision encoder that a pruning method may read; recorded only if a stage needs them.
 
-Signals come out one row an image, on the raster of the visual tokens that the decoder is given: CLIP's class token is
-left out, and for Qwen2.5-VL the window order and the 2×2 merge of patches are undone. Dimension letters: B images of
+Signals have one row per image, on the raster of the visual tokens that the decoder is given: CLIP's class token is
+omitted, and for Qwen2.5-VL the window order and the 2×2 merge of patches are undone. Dimension letters: B images of
 the view, N original visual tokens (padded with zeros to the batch's longest), P patches, H heads, C width of the encoder.
 """
 
@@ -22,19 +22,19 @@ from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
 
 MOST = 2**26
-"""Attention weights that exist at once: 256 MiB in float32."""
+"""How many attention weights are computed at a time: 256 MiB in float32."""
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What a method wants recorded of the encoder.
+    """The signals of the encoder that a method needs recorded.
 
     Args:
         attention: blocks whose attention or keys it reads.
         outputs: blocks whose output it reads.
         features: whether it reads the tokens before the projector (LLaVA) or after the merger (Qwen2.5-VL).
         pixels: whether it reads the image itself.
-        grids: whether it must know how many rows and columns of visual tokens an image has.
+        grids: whether it needs the rows and columns of an image's visual tokens.
     """
 
     attention: frozenset[int] = frozenset()
@@ -55,7 +55,7 @@ class Signals:
 
 @dataclass
 class EncoderRun:
-    """What one run of the encoder left: its input and what the hooks saw at the blocks that were asked for."""
+    """The records of one run of the encoder: its input, and the tensors of the blocks that some method reads."""
 
     pixels: Tensor
     grids: Tensor | None
@@ -65,16 +65,16 @@ class EncoderRun:
 
 
 class EncoderRecorder:
-    """The hooks on the encoder; `run` is what its last run left."""
+    """The hooks on the encoder; `run` holds the records of its last run."""
 
-    def __init__(self, parts: ModelParts, asks: Signals):
-        self.parts, self.signals = parts, asks
+    def __init__(self, parts: ModelParts, signals: Signals):
+        self.parts, self.signals = parts, signals
         self.run: EncoderRun | None = None
         self.paused = False
         self._recording = False
 
     def register(self) -> Iterator[Any]:
-        """Put the hooks on, one by one."""
+        """Register the hooks, yielding each handle at once."""
         if self.signals == Signals():
             return
         outputs, shape = set(self.signals.outputs), self.parts.encoder_shape
@@ -118,7 +118,7 @@ class Encoder(ABC):
 
     Args:
         parts: the model.
-        run: what was recorded.
+        run: the records.
         owner: for each image of the view, its number in the run (an image is repeated for several answers).
         grids: rows and columns of visual tokens of each image of the run.
     """
@@ -128,28 +128,28 @@ class Encoder(ABC):
         self.shape = parts.encoder_shape
 
     def finite(self) -> Bool[Tensor, " B"]:
-        """Whether all that was recorded of each image is finite; stays on the device."""
+        """Whether all records of each image are finite; stays on the device."""
         tensors = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())
         tensors += [] if self.run.features is None else [self.run.features]
         if not tensors:
             return torch.ones(len(self.owner), dtype=torch.bool)
         flags = [torch.stack([part.isfinite().all() for part in self._by_image(tensor)]) for tensor in tensors]
-        whole = torch.stack([flag.to(flags[0].device) for flag in flags]).all(0)
-        repeated = self.owner != list(range(len(whole)))
-        return whole[torch.tensor(self.owner, device=whole.device)] if repeated else whole
+        finite = torch.stack([flag.to(flags[0].device) for flag in flags]).all(0)
+        repeated = self.owner != list(range(len(finite)))
+        return finite[torch.tensor(self.owner, device=finite.device)] if repeated else finite
 
     @torch.no_grad()
     def saliency(self, block: int | None = None) -> Float[Tensor, "B N"]:
-        """How much the encoder itself attends to each token in the selected block, mean over heads.
+        """Attention of the encoder to each token in `block` (by default the selected one), mean over heads.
 
-        CLIP: the class token's attention row. Qwen2.5-VL, which has none: the attention that the token receives.
+        CLIP: the class token's attention row. Qwen2.5-VL has no class token: the attention that the token receives.
         """
         block = self.shape.selected if block is None else block
         return self.class_attention(block).mean(1) if self.shape.class_tokens else self.received(block)
 
     @torch.no_grad()
     def received(self, block: int) -> Float[Tensor, "B N"]:
-        """Mean attention that each token receives in `block`, over heads and all query rows (windows as they are)."""
+        """Mean attention that each token receives in `block`, over heads and all query rows (of its window)."""
         sums, rows = self._sums(), [0] * len(self.grids)
         for image, queries, keys, attention in self.attention_chunks(block):
             sums[image][keys] += attention.sum(dim=(0, 1)) / len(attention)
@@ -188,15 +188,15 @@ class Encoder(ABC):
 
     @abstractmethod
     def features(self) -> Float[Tensor, "B N C"]:
-        """What is projected: the selected block's output (LLaVA), or the merger's output (Qwen2.5-VL)."""
+        """The features that are projected: the selected block's output (LLaVA), or the merger's output (Qwen2.5-VL)."""
 
     @abstractmethod
     def project(self, features: Float[Tensor, "B n C"]) -> Float[Tensor, "B n D"]:
-        """`features` as the decoder is given them; Qwen2.5-VL's have passed the merger already."""
+        """`features` in the form that the decoder is given; Qwen2.5-VL's have already passed the merger."""
 
     @abstractmethod
     def images(self) -> list[Tensor]:
-        """The normalised pixels (3, height, width) of each image of the run, as the encoder was given them."""
+        """The normalised pixels (3, height, width) of each image of the run, as the encoder's input."""
 
     @abstractmethod
     def inputs(self) -> dict[str, Tensor]:
@@ -204,11 +204,15 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Other images (3, height, width) through encoder and projector: (n, D) each; sizes are multiples of a token's side."""
+        """Run other images (3, height, width) through encoder and projector; sizes are multiples of a token's side.
+
+        Returns:
+            the visual tokens (n, D) of each image.
+        """
 
     @abstractmethod
     def _by_image(self, recorded: Tensor) -> Sequence[Tensor]:
-        """What was recorded of each image of the run."""
+        """One record of the encoder, split into the images of the run."""
 
     @abstractmethod
     def _sums(self) -> list[Tensor]:

@@ -1,6 +1,6 @@
-"""The contract of a model family: everything that differs between architectures, asked of one object. Free of torch.
+"""The contract of a model family: one object with everything that differs between architectures. Free of torch.
 
-A new family is a subclass in a file of its own beside this one, with its vision encoder, and a row in `FAMILIES`.
+A new family is a subclass in a file of its own in this folder, with its vision encoder, and a row in `FAMILIES`.
 Dimension letters: B rows, L sequence, d rotary channels, I images of a batch, P patches.
 """
 
@@ -29,16 +29,16 @@ class Family(ABC):
     Args:
         model_type: the checkpoint's ``config.model_type``.
         model_name: the name under which lmms-eval finds this package's model.
-        title: as papers write it.
-        checkpoint: the checkpoint that is loaded when none is named.
+        title: the name in papers.
+        checkpoint: the checkpoint that is loaded if none is named.
         stock_model: lmms-eval's own model of the same checkpoints.
         renumbers: whether positions may be renumbered after a stage. With M-RoPE they may not: a token's height and
             width are channels of its position.
-        example: rows and columns of the visual tokens of an image that stands for all in estimates of cost.
-        defaults: model arguments with a default of the family's own.
-        refused: model arguments that mean nothing for it.
-        image_arguments: arguments of ``forward`` about images beyond those of all families.
-        published: published checkpoints as far as their ``config.json`` decides sizes, by short names.
+        example: rows and columns of the visual tokens of an example image, for estimates of cost.
+        defaults: model arguments whose default depends on the family.
+        refused: model arguments that have no meaning for this family.
+        image_arguments: arguments of ``forward`` about images beyond those that all families have.
+        published: the parts of published checkpoints' ``config.json`` that decide sizes, by short names.
     """
 
     model_type: str
@@ -65,24 +65,24 @@ class Family(ABC):
 
     @abstractmethod
     def grids(self, config: Any, inputs: Mapping[str, Any], sizes: Sequence[int]) -> list[Grid]:
-        """The grid of each image of a batch, as far as `inputs` or `sizes` tell; else nothing.
+        """The grid of each image of a batch, if `inputs` or `sizes` determine it; otherwise an empty list.
 
         Args:
             config: the checkpoint's configuration.
-            inputs: what the multimodal module was called with.
-            sizes: visual tokens of each image, where they are known already.
+            inputs: the multimodal module's arguments.
+            sizes: visual tokens of each image, if already known.
         """
 
     def image_sizes(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
-        """Visual tokens of each image of a batch, as far as `inputs` tell; else nothing.
+        """Visual tokens of each image of a batch, if `inputs` determine them; otherwise an empty list.
 
-        A family whose images hold tokens of no grid (newline tokens, thumbnails) counts them here.
+        A family whose images have tokens outside the grid (newline tokens, thumbnails) counts them here.
         """
         return [rows * columns for rows, columns in self.grids(config, inputs, ())]
 
     @abstractmethod
     def grids_of_thw(self, config: Any, thw: Any) -> list[Grid]:
-        """The grids of what the vision encoder was told of its images, (I, 3); nothing where it is told nothing."""
+        """The grids of the image sizes (I, 3) passed to the vision encoder; empty if the encoder takes no sizes."""
 
     def spans(self, visual: Sequence[bool], fixed: int | None, sizes: Sequence[int]) -> list[tuple[int, int]]:
         """Start and length of each image's visual tokens in one row.
@@ -94,13 +94,13 @@ class Family(ABC):
                 empty, then every run of visual tokens is one image).
 
         Raises:
-            BrokenImageError: the runs of visual tokens cannot be cut into whole images.
+            BrokenImageError: the runs of visual tokens cannot be split into complete images.
         """
-        spans, start, given = [], 0, iter(sizes)
+        spans, start, remaining_sizes = [], 0, iter(sizes)
         for is_visual, run in groupby(visual):
             length = len(list(run))
             while is_visual and length:
-                size = fixed or next(given, length)
+                size = fixed or next(remaining_sizes, length)
                 if size > length:
                     raise BrokenImageError(f"a run of {length} visual tokens does not hold a whole image of {size}.")
                 spans.append((start, size))
@@ -124,56 +124,56 @@ class Family(ABC):
 
     @abstractmethod
     def encoder_shape(self, config: Any) -> EncoderShape:
-        """What a method must know of the encoder to say which of its blocks it reads.
+        """The encoder's shape, from which a method chooses the blocks that it reads.
 
         Raises:
-            UnsupportedModelError: a checkpoint whose visual tokens are made in another way.
+            UnsupportedModelError: a checkpoint whose visual tokens are computed in another way.
         """
 
     @abstractmethod
     def encoder_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """The pixels that the encoder is called with, and what it is told of the images' sizes (or None)."""
+        """The pixels and the images' sizes (or None) in a call of the encoder."""
 
     @abstractmethod
     def signals_class(self) -> Any:
-        """The `lmms_prune.models.encoder.Encoder` that reads what was recorded of this family's encoder."""
+        """The `lmms_prune.models.encoder.Encoder` subclass that reads the records of this family's encoder."""
 
     # -- the decoder -----------------------------------------------------------------------------------------------
 
     def query_projection(self, layer: Any) -> tuple[Any, Any]:
-        """The module of a decoder layer that makes queries, and the norm that is applied to each head (or None)."""
+        """The module of a decoder layer that projects queries, and the norm that is applied to each head (or None)."""
         return layer.self_attn.q_proj, getattr(layer.self_attn, "q_norm", None)
 
     def key_projection(self, layer: Any) -> tuple[Any, Any]:
-        """The module of a decoder layer that makes keys, and the norm that is applied to each head (or None)."""
+        """The module of a decoder layer that projects keys, and the norm that is applied to each head (or None)."""
         return layer.self_attn.k_proj, getattr(layer.self_attn, "k_norm", None)
 
     def rotary_table(self, decoder: Any, table: Any) -> Any:
-        """A cosine or sine table as attention uses it, (B or 1, L, d), of what the decoder's rotary module gives."""
+        """A cosine or sine table (B or 1, L, d) as attention uses it, from the output of the decoder's rotary module."""
         return table
 
     @property
     def adds_between_layers(self) -> bool:
-        """Whether the decoder adds something to visual tokens between its layers."""
+        """Whether the decoder adds tensors to visual tokens between its layers."""
         return type(self).between_layers is not Family.between_layers
 
     def between_layers(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Any]]:
-        """What the decoder adds to visual tokens between its layers (DeepStack); by default nothing.
+        """The tensors that the decoder adds to visual tokens between its layers (DeepStack); by default none.
 
         Args:
-            kwargs: what the decoder is called with.
+            kwargs: the decoder's arguments.
 
         Returns:
-            what it is called with in their place, so that it adds nothing by itself; and for each layer from the first
-            on one tensor (tokens, D) over the visual tokens of the batch, which is added to the layer's output. Pruning
-            adds it, so that every kept token gets its own.
+            the decoder's arguments without these tensors, so that it adds nothing itself; and, for each layer from the
+            first, one tensor (tokens, D) over the visual tokens of the batch, which is added to the layer's output.
+            Pruning adds it instead, so that every kept token gets its own row.
         """
         return kwargs, ()
 
     # -- what a forward needs --------------------------------------------------------------------------------------
 
     def extra_inputs(self, config: Any, ids: Any) -> dict[str, Any]:
-        """Further inputs that a forward on token ids (B, L) needs, as the processor makes them."""
+        """Further inputs that a forward pass on token ids (B, L) needs, as the processor returns them."""
         return {}
 
     @abstractmethod
@@ -182,14 +182,14 @@ class Family(ABC):
 
     @abstractmethod
     def image_inputs(self, config: Any, grid: Grid, noise: Any) -> dict[str, Any]:
-        """One image's inputs besides its tokens: pixels that `noise(shape)` makes, and their size where it is told."""
+        """One image's inputs besides its tokens: pixels from `noise(shape)`, and their size if the model takes one."""
 
     def pixel_side(self, config: Any) -> int:
         """Pixels along one side of a visual token."""
         return int(config.vision_config.patch_size)
 
     def markers(self, config: Any) -> tuple[list[int], list[int]]:
-        """Token ids that stand before and after an image in a prompt."""
+        """Token ids before and after an image in a prompt."""
         return [], []
 
     # -- prompts and answers ---------------------------------------------------------------------------------------
@@ -216,22 +216,22 @@ class Family(ABC):
         return str(tokenizer.decode(ids, skip_special_tokens=True))
 
     def view_of(self, settings: Mapping[str, str]) -> str:
-        """What of an image a run with these settings saw: "crop", "pad" or "whole"."""
+        """The part of an image that a run with these settings shows to the model: "crop", "pad" or "whole"."""
         return "whole"
 
     # -- sizes -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def architecture(self, config: Mapping[str, Any], name: str) -> Architecture:
-        """The sizes that a ``config.json`` states, with the library's defaults for what it leaves out.
+        """The sizes that a ``config.json`` states, with the library's defaults for those that it omits.
 
         Raises:
-            ArchitectureError: it states a size that is none.
+            ArchitectureError: it states an invalid size.
         """
 
     @abstractmethod
     def random_config(self, published: str, layers: int | None) -> Any:
-        """The configuration of a published checkpoint, with fewer decoder layers if `layers` says so.
+        """The configuration of a published checkpoint, with `layers` decoder layers if given.
 
         Raises:
             KeyError: no such name in `published`.

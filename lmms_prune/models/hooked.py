@@ -1,4 +1,4 @@
-"""Hooks that are on for the length of a block."""
+"""Hooks that are registered for the duration of a block."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @contextmanager
 def hooked(handles: Iterable[Any]) -> Iterator[None]:
-    """Inside, the hooks are on; afterwards none is left, whatever happened, also while they were put on.
+    """Keep hooks registered inside the block, and remove all of them afterwards, whatever is raised.
 
     Args:
-        handles: what ``register_forward_hook`` and its kin return; a generator that registers one hook after the other
-            leaves none behind either where a later one fails.
+        handles: return values of ``register_forward_hook`` and similar. In a generator that registers one hook after the
+            other, the earlier hooks are removed too if registering a later one fails.
     """
     kept = []
     try:

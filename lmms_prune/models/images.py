@@ -1,4 +1,4 @@
-"""What a family's own evaluation does to an image before its processor. Free of torch."""
+"""Changes to an image before the processor, as in a family's published evaluation. Free of torch."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-_MOST_PADDED = 2**29  # pixels: 1.6 GB as they are, and several times that while the processor is at work
+_MOST_PADDED = 2**29  # pixels: 1.6 GB, and several times that while the processor runs
 
 
 class ImageTooLongError(ValueError):
-    """An image whose square would not fit any memory."""
+    """An image whose padded square would not fit into memory."""
 
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     """`image` in the middle of a square of the mean colour (0 to 1), as LLaVA-1.5's own evaluation pads.
 
     Raises:
-        ImageTooLongError: the square would not fit any memory: a line of 60,000 pixels makes one of 11 GB.
+        ImageTooLongError: the square would not fit into memory: a line of 60,000 pixels is padded to 11 GB.
     """
     side = max(image.size)
     if side**2 > _MOST_PADDED:
@@ -32,7 +32,7 @@ def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """`image` in RGB as qwen-vl-utils hands it on: what of an RGBA image is transparent is white."""
+    """`image` in RGB as qwen-vl-utils passes it on: transparent parts of an RGBA image become white."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     white = Image.new("RGB", image.size, "white")

@@ -1,4 +1,4 @@
-"""LLaVA-1.5: CLIP's patches, one visual token each, in every image a square of as many. Free of torch."""
+"""LLaVA-1.5: one visual token per patch of CLIP, in a square grid of the same size for all images. Free of torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.shape import EncoderShape
 from lmms_prune.models.sizes import Architecture, EncoderSizes, bytes_per_number, decoder_sizes, stated_sizes
 
-# What the library fills in where a config.json leaves it out (the hub's LLaVA-1.5 does).
+# The library's defaults for values that a config.json omits (that of LLaVA-1.5 on the hub does).
 _LLAMA = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -53,7 +53,7 @@ class Llava(Family):
         return patches + (config.vision_feature_select_strategy == "full")
 
     def grids(self, config: Any, inputs: Mapping[str, Any], sizes: Sequence[int]) -> list[Grid]:
-        # With a class token among them (strategy "full") the square is as large as its patches.
+        # With a class token among the tokens (strategy "full") isqrt still gives the side of the square of patches.
         return [(isqrt(size), isqrt(size)) for size in sizes]
 
     def grids_of_thw(self, config: Any, thw: Any) -> list[Grid]:
@@ -63,7 +63,7 @@ class Llava(Family):
         return multimodal.vision_tower
 
     def encoder_blocks(self, encoder: Any) -> Any:
-        # Older libraries wrap the encoder once more.
+        # Older library versions wrap the encoder once more.
         return getattr(encoder, "vision_model", encoder).encoder.layers
 
     def last_of_vision(self, multimodal: Any) -> Any:

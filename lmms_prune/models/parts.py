@@ -1,4 +1,4 @@
-"""Where things are in a loaded checkpoint: its decoder, its layers, its vision encoder."""
+"""The parts of a loaded checkpoint: its decoder, its layers, its vision encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from lmms_prune.models import FAMILIES, family_of
 from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.shape import EncoderShape
 
-# Whatever touches a model comes by here; schedules can be read, and an installation examined, beside any version.
+# Everything that touches a model imports this module. Schedules and the examination of an installation do not, so they
+# work with any version.
 refuse_other_versions()
 
 MaskForm = Literal["sdpa", "eager", "flash"]
@@ -32,27 +33,27 @@ _FORMS: dict[str, MaskForm] = {
 
 
 def refuse_wrapper(model: Any) -> None:
-    """Only the model itself: a wrapper hands on some attributes, but hooks and what stands in for `generate` go astray on it.
+    """Refuse a wrapper around a model: it forwards some attributes, but hooks and a replaced `generate` do not work on it.
 
     Raises:
-        UnsupportedModelError: `model` is a module around a supported one; says how to get at that.
+        UnsupportedModelError: `model` is a module around a supported one; says how to reach the inner model.
     """
     if not isinstance(model, nn.Module):
         return
-    own = [model, model._modules.get("model")]
-    if any(isinstance(part, nn.Module) and "language_model" in part._modules for part in own):
+    candidates = [model, model._modules.get("model")]
+    if any(isinstance(part, nn.Module) and "language_model" in part._modules for part in candidates):
         return
     configs = (getattr(module, "config", None) for module in model.modules() if module is not model)
     if any(getattr(config, "model_type", None) in FAMILIES for config in configs):
         raise UnsupportedModelError(
-            f"{type(model).__name__} is a wrapper around a model; give the model inside it (PEFT: get_base_model(), "
+            f"{type(model).__name__} is a wrapper around a model; pass the model inside it (PEFT: get_base_model(), "
             "torch.compile: _orig_mod, or use model.compile(), DistributedDataParallel: module)."
         )
 
 
 @dataclass(frozen=True)
 class ModelParts:
-    """Where things are in one loaded model.
+    """The parts of one loaded model.
 
     Args:
         family: its family.
@@ -114,14 +115,14 @@ class ModelParts:
 
     @property
     def encoder_shape(self) -> EncoderShape:
-        """What methods must know of it; raises as `Family.encoder_shape`."""
+        """The encoder's shape; raises as `Family.encoder_shape`."""
         return self.family.encoder_shape(self.config)
 
     def grids(self, inputs: dict[str, Any], sizes: Sequence[int]) -> list[Grid]:
-        """Rows and columns of visual tokens of the batch's images, as far as sizes or inputs tell.
+        """Rows and columns of visual tokens of the batch's images, if sizes or inputs determine them.
 
         Args:
-            inputs: what the multimodal module was called with.
+            inputs: the multimodal module's arguments.
             sizes: visual tokens of each image.
         """
         return self.family.grids(self.config, inputs, sizes)
@@ -131,15 +132,15 @@ class ModelParts:
 
         Args:
             visual: whether each token of the row is visual.
-            inputs: what the multimodal module was called with.
+            inputs: the multimodal module's arguments.
 
         Raises:
-            BrokenImageError: the runs of visual tokens cannot be cut into whole images.
+            BrokenImageError: the runs of visual tokens cannot be split into complete images.
         """
         return self.family.spans(visual, self.tokens_per_image, self.image_sizes(inputs))
 
     def image_sizes(self, inputs: dict[str, Any]) -> list[int]:
-        """Visual tokens of each image of the batch in order, where the inputs tell."""
+        """Visual tokens of each image of the batch in order, if the inputs determine them."""
         return self.family.image_sizes(self.config, inputs)
 
     def queries(self, layer: int, hidden: Float[Tensor, "B L D"], rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -151,7 +152,7 @@ class ModelParts:
         return self._project(layer, *self.family.key_projection(self.layers[layer]), hidden, rotary)
 
     def final_norm(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """The decoder's last norm, wherever its weight lies."""
+        """The decoder's last norm, computed on the device of its weight."""
         norm = self.decoder.norm
         return norm(hidden.to(norm.weight.device)).to(hidden.device)
 
@@ -175,9 +176,9 @@ class ModelParts:
 
 
 def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
-    """Where `module` computes; `otherwise` if it shows no tensor.
+    """The device of `module`; `otherwise` if it has no parameter or buffer.
 
-    Of no one weight: a quantised module has it under another name or packed, and so has one with an adapter around it.
+    Any tensor is used rather than `weight`: quantised modules and adapters rename or pack their weights.
     """
     return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), otherwise)
 

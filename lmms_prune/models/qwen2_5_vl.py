@@ -10,7 +10,7 @@ from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.shape import EncoderShape
 from lmms_prune.models.sizes import Architecture, EncoderSizes, bytes_per_number, decoder_sizes, stated_sizes
 
-# What the library fills in where a config.json leaves it out.
+# The library's defaults for values that a config.json omits.
 _TEXT = {
     "hidden_size": 8192,
     "intermediate_size": 29568,
@@ -70,7 +70,7 @@ class Qwen25VL(Family):
         return QwenEncoder
 
     def rotary_table(self, decoder: Any, table: Any) -> Any:
-        # Older libraries hand over tables with three channels; newer ones have merged them already.
+        # Older library versions return tables with three channels; newer ones have already merged them.
         if table.dim() == 3:
             return table
         sections = decoder.config.rope_parameters["mrope_section"] * 2
@@ -112,7 +112,7 @@ class Qwen25VL(Family):
         return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def architecture(self, config: Mapping[str, Any], name: str) -> Architecture:
-        # Older checkpoints keep the decoder's sizes beside the vision_config, newer ones in a text_config.
+        # Older checkpoints have the decoder's sizes at the top level, newer ones in a text_config.
         stated = config.get("text_config") or {key: config[key] for key in _TEXT if key in config}
         text = stated_sizes(_TEXT, stated, f"{name}: text_config")
         vision = stated_sizes(_VISION, config.get("vision_config", {}), f"{name}: vision_config")

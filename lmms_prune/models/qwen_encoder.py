@@ -16,7 +16,7 @@ from lmms_prune.models.parts import rotated
 
 
 class QwenEncoder(Encoder):
-    """Qwen2.5-VL's encoder: no class token, four patches a visual token, most blocks attend in windows."""
+    """Reads Qwen2.5-VL's encoder, whose patches are in window order, four adjacent ones for each visual token."""
 
     def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
         raise UnsupportedModelError("Qwen2.5-VL's vision encoder has no class token.")
@@ -32,13 +32,13 @@ class QwenEncoder(Encoder):
         for low, high in pairwise(bounds):
             while low >= starts[image + 1]:
                 image += 1
-            place = self._raster[low:high] - starts[image]
+            entry = self._raster[low:high] - starts[image]
             keys = key[:, low:high].to(fine).transpose(-1, -2)
             rows = max(1, MOST // (keys.shape[0] * (high - low)))
             for first in range(low, high, rows):
                 last = min(first + rows, high)
                 attention = (query[:, first:last].to(fine) @ keys).softmax(-1)
-                yield image, place[first - low : last - low], place, attention
+                yield image, entry[first - low : last - low], entry, attention
 
     def keys(self, block: int) -> Float[Tensor, "B N d"]:
         return self._tokens(self._queries_and_keys(block)[1].mean(0))
@@ -47,14 +47,14 @@ class QwenEncoder(Encoder):
         return self._tokens(self.run.outputs[block])
 
     def features(self) -> Float[Tensor, "B N C"]:
-        assert self.run.features is not None, "the method does not ask for features"
+        assert self.run.features is not None, "the method's signals do not include features"
         return self._align(self.run.features.split([h * w for h, w in self.grids]))
 
     def project(self, features: Float[Tensor, "B n C"]) -> Float[Tensor, "B n D"]:
         return features
 
     def images(self) -> list[Tensor]:
-        """The first of the two equal frames of which each patch is made."""
+        """The pixels of each image; a patch consists of two equal frames, of which the first is read."""
         vision = self.parts.config.vision_config
         side, merge = vision.patch_size, vision.spatial_merge_size
         pictures, start = [], 0
@@ -107,7 +107,7 @@ class QwenEncoder(Encoder):
 
     @cached_property
     def _raster(self) -> Int[Tensor, " P"]:
-        """For each patch in the encoder's window order, its place when visual tokens stand in raster order."""
+        """For each patch in the encoder's window order, its number when visual tokens are in raster order."""
         vision = self.parts.config.vision_config
         side, merge = vision.window_size // vision.patch_size // vision.spatial_merge_size, vision.spatial_merge_size**2
         orders, start = [], 0
@@ -133,7 +133,7 @@ class QwenEncoder(Encoder):
         return query * query.shape[-1] ** -0.5, key
 
     def _by_image(self, recorded: Tensor) -> Sequence[Tensor]:
-        # Patches, in windows of one image each, or merged tokens.
+        # The record holds patches, in windows of one image each, or merged tokens.
         tokens = [rows * columns for rows, columns in self.grids]
         return recorded.split([count * (len(recorded) // sum(tokens)) for count in tokens])
 

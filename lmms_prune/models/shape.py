@@ -1,4 +1,4 @@
-"""What a method must know of a vision encoder, before anything runs. Free of torch."""
+"""The shape of a vision encoder, known before the model runs. Free of torch."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """What decides which blocks a method reads, and in which form it can run.
+    """The facts about an encoder from which a method chooses the blocks that it reads and the form in which it runs.
 
     Args:
         depth: number of blocks.
-        selected: the 0-based block whose output the decoder is given (by way of projector or merger).
-        class_tokens: tokens before the patches that gather from them: CLIP's 1, or 0.
+        selected: the 0-based block whose output the decoder is given (through projector or merger).
+        class_tokens: class tokens before the patches: 1 for CLIP, or 0.
         patches_per_token: patches that become one visual token.
-        is_clip: whether it is CLIP's own, so that CLIP's text encoder speaks of the same features, and its blocks can be
-            run one by one on any tokens (methods that merge inside it do so).
-        projects_after: whether a projector follows the selected block, so that its output can be read before that; else
-            the encoder's own output, after its merger, is what is read.
+        is_clip: whether it is CLIP's encoder: its features share a space with CLIP's text encoder, and its blocks can be
+            run one by one on any tokens (as methods do that merge inside it).
+        projects_after: whether a projector follows the selected block, whose output is then read before the projector;
+            otherwise the encoder's own output, after its merger, is read.
     """
 
     depth: int
@@ -28,5 +28,5 @@ class EncoderShape:
     projects_after: bool = False
 
     def scaled(self, block: int, of: int) -> int:
-        """The block at the same relative depth as 0-based `block` of an encoder with `of` blocks; the same if as deep."""
+        """The block at the same relative depth as 0-based `block` of an encoder with `of` blocks."""
         return block * self.depth // of

@@ -1,4 +1,4 @@
-"""The sizes of a model that decide what it costs. Free of torch."""
+"""The sizes of a model from which its cost is computed. Free of torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderSizes:
-    """A vision encoder and what projects its tokens.
+    """Sizes of a vision encoder and of its projector.
 
     Args:
         layers, hidden, heads, intermediate: of its blocks.
-        patch: numbers (channels x pixels x frames) that one patch is made from.
-        matrices: of a block's MLP: 2, or 3 where it is gated.
+        patch: values (channels x pixels x frames) in one patch.
+        matrices: matrices of a block's MLP: 2, or 3 if it is gated.
         full: blocks that attend over the whole image; the others attend in windows.
         window: side of a window in visual tokens; 0 without windows.
         merge: side of the square of patches that become one visual token.
-        class_tokens: tokens that stand before an image's patches.
+        class_tokens: class tokens before an image's patches.
         projector: input and output widths of the matrices after the encoder, for each visual token.
     """
 
@@ -40,15 +40,15 @@ class EncoderSizes:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder with its vision encoder.
+    """Sizes of a decoder and its vision encoder.
 
     Args:
-        name: as it was asked for.
-        family: whose it is.
+        name: the name or path by which it was requested.
+        family: its model family.
         layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary: of the decoder.
         encoder: sizes of the vision encoder.
         tokens_per_image: visual tokens of every image; None where images differ in size.
-        bytes_per_number: of the cache: 4 in float32, 2 in 16-bit.
+        bytes_per_number: bytes per value of the cache: 4 in float32, 2 in 16-bit.
     """
 
     name: str
@@ -70,36 +70,36 @@ class Architecture:
 
     @property
     def example_tokens(self) -> int:
-        """Visual tokens of an image that stands for all in estimates: every image's, or the family's example."""
+        """Visual tokens of an image in estimates: those of every image, or of the family's example."""
         rows, columns = self.family.example
         return self.tokens_per_image or rows * columns
 
 
 class ArchitectureError(ValueError):
-    """No such architecture, or a configuration of another family."""
+    """An unknown architecture, a configuration of another family, or an invalid size."""
 
 
-_OPTIONAL = ("num_key_value_heads", "head_dim")  # others decide where these are null or absent
-_BEYOND, _MANY_LAYERS = 10**7, 10**4
+_OPTIONAL = ("num_key_value_heads", "head_dim")  # if null or absent, they follow from other sizes
+_MOST, _MOST_LAYERS = 10**7, 10**4  # larger numbers are mistakes, and would take long to compute with
 
 
 def stated_sizes(defaults: Mapping[str, Any], stated: Any, where: str) -> dict[str, Any]:
-    """The sizes that a configuration states, and the defaults of the others.
+    """The sizes that a configuration states, with defaults for the others.
 
     Raises:
-        ArchitectureError: names what is no size.
+        ArchitectureError: names the invalid size.
     """
     if not isinstance(stated, Mapping):
         raise ArchitectureError(f"{where} is {stated!r}; it must be an object with the model's sizes.")
     sizes = {**defaults, **stated}
     for name in dict.fromkeys((*defaults, *_OPTIONAL)):
         value = sizes.get(name)
-        listed = name == "fullatt_block_indexes"
-        parts = value if listed and isinstance(value, (list, tuple)) else [value]
-        high = _MANY_LAYERS if name in ("num_hidden_layers", "depth") else _BEYOND
-        fine = all(type(one) is int and (0 if listed else 1) <= one < high for one in parts)
-        if not fine and not (name in _OPTIONAL and value is None):
-            kind = "a list of whole numbers" if listed else "a whole number from 1"
+        is_list = name == "fullatt_block_indexes"
+        numbers = value if is_list and isinstance(value, (list, tuple)) else [value]
+        high = _MOST_LAYERS if name in ("num_hidden_layers", "depth") else _MOST
+        valid = all(type(number) is int and (0 if is_list else 1) <= number < high for number in numbers)
+        if not valid and not (name in _OPTIONAL and value is None):
+            kind = "a list of whole numbers" if is_list else "a whole number from 1"
             raise ArchitectureError(f"{where}.{name} is {value!r}; it must be {kind}.")
     return sizes
 
@@ -117,7 +117,7 @@ def decoder_sizes(
     tokens_per_image: int | None,
     bytes_per_number: int,
 ) -> Architecture:
-    """The architecture of a decoder with the usual names of sizes."""
+    """The architecture of a decoder whose configuration uses the usual names of sizes."""
     heads = text["num_attention_heads"]
     return Architecture(
         name=name,

@@ -1,1 +1,1 @@
-"""Removing visual tokens: the hooks, the packed layout, what happened, and what is refused."""
+"""Removing visual tokens: the hooks, the packed layout, the trace, and the guards."""

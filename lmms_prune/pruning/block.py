@@ -1,4 +1,4 @@
-"""What one `prune` block was asked for, and what follows from it before anything runs."""
+"""The settings of one `prune` block, and everything derived from them before the model runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSITIONS = ("original", "compact")
 
 @dataclass(frozen=True)
 class Acting:
-    """One stage of a block: its number from 0, the stage, and the method with the stage's options."""
+    """One stage of a block that is ready to act: its number from 0, the stage, and its method with the stage's options."""
 
     number: int
     stage: Stage
@@ -27,15 +27,15 @@ class Acting:
 
 @dataclass(frozen=True)
 class Block:
-    """What does not change from one prompt to the next.
+    """Everything about a `prune` block that is the same for all prompts.
 
     Args:
-        model: as it was given.
-        parts: of the model.
+        model: as passed to `prune`.
+        parts: the parts of the model.
         schedule: every ``?`` solved.
         stages: by the layer at whose input each acts.
-        signals: what must be recorded of the vision encoder.
-        guide: answers with a second model, where a method asks for one.
+        signals: the signals to record from the vision encoder.
+        guide: answers with an auxiliary model, if a method needs one.
         seed, positions, samples, questions, count_selection: as for `prune`.
     """
 
@@ -52,8 +52,8 @@ class Block:
     count_selection: bool = False
 
     @classmethod
-    def of(cls, model: Any, parts: ModelParts, schedule: Schedule, **given: Any) -> Block:
-        """Build the stages' methods, with all that they need; `given` are further fields.
+    def of(cls, model: Any, parts: ModelParts, schedule: Schedule, **settings: Any) -> Block:
+        """Build the stages' methods, with everything that they need; `settings` are further fields.
 
         Raises:
             ScheduleError, UnsupportedModelError: the model cannot run the schedule.
@@ -69,7 +69,7 @@ class Block:
             acting.method.prepare(parts)
             if "guide" in acting.stage.spec.reads:
                 guide.model(str(dict(acting.stage.options).get("guide", "self")))
-        return cls(model, parts, schedule, stages, _signals(parts, stages), guide, **given)
+        return cls(model, parts, schedule, stages, _signals(parts, stages), guide, **settings)
 
     def __post_init__(self) -> None:
         if self.positions not in POSITIONS:
@@ -91,7 +91,7 @@ class Block:
 
 
 def _signals(parts: ModelParts, stages: Mapping[int, Acting]) -> Signals:
-    """What the methods must have recorded of the vision encoder."""
+    """The signals that the methods need from the vision encoder."""
     reads = {name for acting in stages.values() for name in acting.stage.spec.reads}
     signals = Signals(grids="grid" in reads)
     if reads & {"encoder", "pixels"}:

@@ -1,7 +1,7 @@
-"""Every argument with which a model can be run, and what pruning makes of it: supported, irrelevant, or refused and why.
+"""Every argument with which a model can be run: supported under pruning, irrelevant to it, or refused, with the reason.
 
-Of `forward` of both families (the whole model's and the multimodal one's) and of `generate`, in transformers 5.17 to 5.24.
-A test holds the tables against the installed version; an argument that they do not know is refused where it is set.
+The tables cover `forward` of both families (the whole model's and the multimodal one's) and `generate`, in transformers
+5.17 to 5.24. A test compares them with the installed version. An argument that no table lists is refused if it is set.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lmms_prune.compat.transformers import CACHE_NAMES
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why an argument is refused, with what to do; values (or types) that are `harmless` pass, as None always does."""
+    """Why an argument is refused, and the fix; values (or types) in `harmless` pass, and None always does."""
 
     why: str
     harmless: tuple[Any, ...] = ()
@@ -31,9 +31,9 @@ class Calls:
 
     Args:
         name: of the call, for messages.
-        supported: pruned as they would run unpruned.
-        irrelevant: without effect on what is pruned, or without effect unless a refused one is set.
-        refused: by name.
+        supported: arguments that work under pruning as without it.
+        irrelevant: arguments without effect on pruning, or without effect unless a refused one is set.
+        refused: by the argument's name.
     """
 
     name: str
@@ -42,16 +42,16 @@ class Calls:
     refused: Mapping[str, Refusal] = field(default_factory=dict)
 
     def knows(self, name: str) -> bool:
-        """Whether the argument stands in the table."""
+        """Whether the table lists the argument."""
         return name in self.supported or name in self.irrelevant or name in self.refused
 
     def refuses(self, arguments: Mapping[str, Any], defaults: Any = None, more: Iterable[str] = ()) -> str | None:
-        """What is wrong with a call, by the argument's name; None if nothing is.
+        """The error message for the first refused argument of a call; None if there is none.
 
         Args:
             arguments: those that were set, by name.
-            defaults: an object whose attribute of an argument's name is the value that holds without it.
-            more: further arguments that are supported, those of the family's images.
+            defaults: an object whose attributes are the arguments' default values.
+            more: further supported arguments: those of the family's images.
         """
         for name, value in arguments.items():
             if value is None or name in self.supported or name in self.irrelevant or name in more:
@@ -68,15 +68,17 @@ def _names(*groups: str | Iterable[str]) -> frozenset[str]:
     return frozenset(name for group in groups for name in (group.split() if isinstance(group, str) else group))
 
 
-_UNKNOWN = Refusal("it is not known what it does to tokens that are dropped; leave it out")
+_UNKNOWN = Refusal("its effect on dropped tokens is not known; leave it out")
 _VIDEO = Refusal("video input is not supported while pruning; give images")
 _FEATURES = Refusal("methods read it in the model's configuration; set it there")
 _PACKED = Refusal("packed sequences are counted by columns that are dropped; give a padded batch")
-_BEAMS = Refusal("beam search reorders the cache of what is left; use num_beams=1", (1,))
-_ASSISTED = Refusal("assisted decoding takes tokens back from the cache of what is left; leave it out")
-_TWO_PROMPTS = Refusal("guidance runs a second prompt, which would not be pruned alike; leave it out", (1,))
-_OWN_LOOP = Refusal("a decoding loop other than greedy and sampled decoding may reorder or cut the cache; leave it out")
-_CONSTRAINED = Refusal("constrained decoding is a beam search, which reorders the cache of what is left; leave it out")
+_BEAMS = Refusal("beam search reorders the pruned cache; use num_beams=1", (1,))
+_ASSISTED = Refusal("assisted decoding takes tokens back from the pruned cache; leave it out")
+_TWO_PROMPTS = Refusal("guidance runs a second prompt, which would not be pruned in the same way; leave it out", (1,))
+_OWN_LOOP = Refusal(
+    "a decoding loop other than greedy and sampled decoding may reorder or crop the cache; leave it out"
+)
+_CONSTRAINED = Refusal("constrained decoding is a beam search, which reorders the pruned cache; leave it out")
 
 FORWARD = Calls(
     "forward",
@@ -90,14 +92,14 @@ FORWARD = Calls(
     refused={
         "inputs_embeds": Refusal("visual tokens are known by their ids; give input_ids"),
         "labels": Refusal(
-            "dropped tokens have no logits to compare them with; compute the loss from the logits that are left"
+            "dropped tokens have no logits to compare them with; compute the loss from the logits of the kept tokens"
         ),
         **dict.fromkeys(("pixel_values_videos", "video_grid_thw", "second_per_grid_ts"), _VIDEO),
         **dict.fromkeys(("vision_feature_layer", "vision_feature_select_strategy", "image_sizes"), _FEATURES),
         **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"), _PACKED),
-        # A number counts from the end of what is left.
+        # A number counts from the end of the pruned sequence, so it stays valid.
         "logits_to_keep": Refusal("a dropped token's column is another token's; give how many from the end", (int,)),
-        "is_causal": Refusal("the masks of what is left are causal; leave it out", (True,)),
+        "is_causal": Refusal("the masks of the pruned sequence are causal; leave it out", (True,)),
     },
 )
 
@@ -136,7 +138,9 @@ GENERATE = Calls(
         "use_mtp": Refusal(_ASSISTED.why, (False,)),
         "is_assistant": Refusal(_ASSISTED.why, (False,)),
         "prefill_chunk_size": Refusal("a chunked prefill would be pruned chunk by chunk; leave it out"),
-        "use_cache": Refusal("generation without a cache would prune anew at every token; leave use_cache on", (True,)),
+        "use_cache": Refusal(
+            "generation without a cache would prune again at every token; leave use_cache on", (True,)
+        ),
         "cache_implementation": Refusal(
             "layers of different lengths need the default cache (a StaticCache, say, preallocates them); leave it out",
             ("dynamic",),

@@ -1,4 +1,4 @@
-"""Guidance by a whole answer: what a (smaller) model attends to while it reads the prompt and answers greedily.
+"""Guidance by an answer: the attention that a (smaller) model pays while it reads the prompt and answers greedily.
 
 Paper: https://arxiv.org/abs/2412.03324 (SGL). Dimension letters: R rows, L sequence, I images, H heads, d head size.
 """
@@ -23,11 +23,11 @@ from lmms_prune.pruning.layout import Layout
 
 
 class Guide:
-    """Answers with a second model, or with the model itself, and sums what the answer attends to.
+    """Answers with an auxiliary model, or with the model itself, and sums the attention of the answer.
 
     Args:
-        model: the pruned one, as `prune` was given it.
-        parts: of the model.
+        model: the pruned model, as passed to `prune`.
+        parts: the parts of the model.
     """
 
     def __init__(self, model: Any, parts: ModelParts):
@@ -36,7 +36,7 @@ class Guide:
         self.running = False
 
     def model(self, checkpoint: str) -> Any:
-        """The model that answers: of a checkpoint, or ``self``.
+        """The model that answers: a checkpoint's, or the pruned model for ``self``.
 
         Raises:
             UnsupportedModelError: it cannot be loaded, or does not read the same prompts; or ``self`` cannot generate.
@@ -53,21 +53,21 @@ class Guide:
     def answer(
         self, ids: Tensor, present: Tensor, encoder: Encoder, checkpoint: str, new_tokens: int, last_visual: bool
     ) -> list[Tensor]:
-        """What a guide model's answer to a batch attends to; it is asked once a prefill."""
-        asked = (checkpoint, new_tokens, last_visual)
-        if asked not in self._answers:
-            # generate() hands on no mask where nothing is padded, but would miss it here.
+        """Attention that a guide model's answer to a batch pays to each visual token; computed once per prefill."""
+        key = (checkpoint, new_tokens, last_visual)
+        if key not in self._answers:
+            # generate() passes on no mask where nothing is padded, but needs one as its input.
             inputs = {"input_ids": ids, "attention_mask": present.to(ids), **encoder.inputs()}
             inputs |= self._parts.family.extra_inputs(self._parts.config, ids)
             self.running = True
             try:
-                self._answers[asked] = answer_attention(self.model(checkpoint), inputs, new_tokens, last_visual)
+                self._answers[key] = answer_attention(self.model(checkpoint), inputs, new_tokens, last_visual)
             finally:
                 self.running = False
-        return self._answers[asked]
+        return self._answers[key]
 
     def forget(self) -> None:
-        """After a prefill: the next prompt is asked about anew."""
+        """Discard the answers of the last prefill."""
         self._answers = {}
 
 
@@ -90,20 +90,20 @@ def load_guide(checkpoint: str, device: torch.device, dtype: torch.dtype) -> Any
 
 
 def check_guide(model: Any, guide: Any, name: str) -> None:
-    """A guide must read the same prompts and pixels as the model.
+    """Check that a guide reads the same prompts and pixels as the model.
 
     Raises:
         UnsupportedModelError: another family, placeholder or number of visual tokens.
     """
-    mine, other = model.config, guide.config
-    for what in ("model_type", "image_token_id"):
-        if getattr(mine, what) != getattr(other, what, None):
-            found = f"{what} is {getattr(other, what, None)}, the model's {getattr(mine, what)}"
-            raise UnsupportedModelError(f"guide={name} does not read the model's prompts: its {found}.")
+    model_config, guide_config = model.config, guide.config
+    for field in ("model_type", "image_token_id"):
+        if getattr(model_config, field) != getattr(guide_config, field, None):
+            values = f"{field} is {getattr(guide_config, field, None)}, the model's {getattr(model_config, field)}"
+            raise UnsupportedModelError(f"guide={name} does not read the model's prompts: its {values}.")
     vision = ("image_size", "patch_size", "spatial_merge_size", "temporal_patch_size")
-    for what in vision:
-        if getattr(mine.vision_config, what, None) != getattr(other.vision_config, what, None):
-            raise UnsupportedModelError(f"guide={name} has another grid of visual tokens: its {what} differs.")
+    for field in vision:
+        if getattr(model_config.vision_config, field, None) != getattr(guide_config.vision_config, field, None):
+            raise UnsupportedModelError(f"guide={name} has another grid of visual tokens: its {field} differs.")
 
 
 class AnswerAttention:
@@ -126,7 +126,7 @@ class AnswerAttention:
     def _see_tokens(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is not None and ids.shape[1] == 1:
-            # A row that has ended is fed padding until the others end; its last token itself is never fed when alone.
+            # A row that has ended is fed its end token, then padding, until the others end. Alone it would be fed neither.
             ended = torch.isin(ids[:, 0].cpu(), self.ends)
             self.alive &= ~ended
 
@@ -164,9 +164,9 @@ class AnswerAttention:
 
     def _add(self, more: Tensor) -> None:
         for image, size in enumerate(self.layout.sizes):
-            mine = more[image, :size]
-            known = self.sums[image]
-            self.sums[image] = mine if not len(known) else known.to(mine.device) + mine
+            added = more[image, :size]
+            total = self.sums[image]
+            self.sums[image] = added if not len(total) else total.to(added.device) + added
 
 
 @torch.no_grad()
@@ -182,7 +182,7 @@ def answer_attention(model: Any, inputs: dict[str, Any], new_tokens: int, last_v
         last_visual: whether the last visual token's own row counts, too (as in the reference code).
 
     Returns:
-        one tensor (n,) an image, in the order of the batch.
+        one tensor (n,) per image, in the order of the batch.
     """
     parts = ModelParts.of(model)
     layout = Layout.of(
@@ -191,7 +191,7 @@ def answer_attention(model: Any, inputs: dict[str, Any], new_tokens: int, last_v
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     watcher = AnswerAttention(parts, layout, last_visual)
-    # Some checkpoints' own settings punish repetition, which is no greedy answer.
+    # Some checkpoints' generation settings penalise repetition, which would not be a greedy answer.
     greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
     with hooked(watcher.register(ends)):
         model.generate(**inputs, max_new_tokens=new_tokens, **greedy)

@@ -47,33 +47,36 @@ def prune(
 ) -> Iterator[Trace]:
     """Remove visual tokens by `schedule` from every prefill that `model` runs inside the ``with`` block.
 
-    Each decoder layer gets one pre-hook; the model itself is not changed, and no hook is left afterwards. Logits and
-    hidden states of a direct forward are those of the tokens that are left. A left-padded batch that is given to the
+    Each decoder layer gets one pre-hook; the model itself is not changed, and all hooks are removed afterwards. Logits
+    and hidden states of a direct forward pass are those of the kept tokens. A left-padded batch that is passed to the
     model directly needs ``position_ids`` (counted without the padding), as ``generate()`` makes them.
 
     Args:
         model: a loaded LLaVA-1.5 or Qwen2.5-VL checkpoint.
-        schedule: a `Schedule`, its text or a list of stages, every ``?`` solved. An empty one lets the
-            model run in any way; its trace says what the unpruned model sees of prompts that come whole, with images.
+        schedule: a `Schedule`, its text or a list of stages, every ``?`` solved. With an empty schedule the model may run
+            in any way; its trace then describes the unpruned prefills of complete prompts with images.
         seed: decides every random draw, together with the sample's id and the layer.
         positions: "original" keeps each token's position id; "compact" renumbers after every stage (not for M-RoPE).
-        samples: one id a row, for seeding; by default a row's own token ids are its id.
+        samples: one id per row, for seeding; by default a hash of the row's token ids.
         questions: the question of each row as text, for methods that read it.
-        count_selection: count what the methods multiply (`RowTrace.selection_flops`); costs them about 25 µs an operation.
+        count_selection: count the FLOPs of the methods (`RowTrace.selection_flops`), at about 25 µs per operation.
 
     Yields:
-        the trace of what happened, filled as the model runs.
+        the trace, filled as the model runs.
 
     Raises:
         TypeError: an argument is of another type; names it.
         ScheduleError: the schedule does not fit the model.
         UnsupportedModelError: the model, its attention kernel, or the position policy is not supported.
-        PruningError: an argument of ``forward`` or ``generate`` that `lmms_prune.pruning.calls` refuses or does not know, a cache
-            that cannot hold layers of different lengths or is used outside of the block that filled it, right padding,
-            video input, a prompt whose last token is visual and may be dropped, a model that is copied, or whose layers
-            are replaced, inside the block, a block inside a block, a schedule that never got to act (an image with no
-            more tokens than a stage keeps is left whole; that is no error), or one that was not executed as planned,
-            with the sample's name.
+        PruningError: one of
+            - an argument of ``forward`` or ``generate`` that `lmms_prune.pruning.calls` refuses or does not list
+            - a cache that cannot hold layers of different lengths, or that is used outside the block that filled it
+            - right padding, or video input
+            - a prompt whose last token is visual and may be dropped
+            - a model that is copied, or whose layers are replaced, inside the block
+            - a block inside a block
+            - a schedule that never acted (an image with no more tokens than a stage keeps is not pruned; that is no error)
+            - a schedule that was not executed as planned; names the sample.
     """
     expect(
         seed=(seed, WHOLE),
@@ -107,7 +110,7 @@ def prune(
 
 
 def check(model: nn.Module, schedule: Schedule) -> None:
-    """Whether `model` can run `schedule`, with all that its methods need; loads their second models.
+    """Check that `model` can run `schedule`, with everything that its methods need; loads their auxiliary models.
 
     Raises:
         ScheduleError, UnsupportedModelError: as `prune`.
@@ -116,48 +119,48 @@ def check(model: nn.Module, schedule: Schedule) -> None:
 
 
 def _refuse_nesting(parts: ModelParts) -> None:
-    hooked = [*forward_pre_hooks(parts.multimodal), *forward_pre_hooks(parts.decoder)]
-    if any(isinstance(getattr(hook, "__self__", None), Hooks) for hook in hooked):
+    existing = [*forward_pre_hooks(parts.multimodal), *forward_pre_hooks(parts.decoder)]
+    if any(isinstance(getattr(hook, "__self__", None), Hooks) for hook in existing):
         raise PruningError("this model is inside another prune block; put all stages into one schedule.")
 
 
 class Hooks(ABC):
-    """Hooks of a block, which end with it."""
+    """The hooks of a block; they are removed when it ends."""
 
     @abstractmethod
     def register(self) -> Iterator[Any]:
-        """Put the hooks on, yielding each handle at once so that the caller can always take it off again."""
+        """Register the hooks, yielding each handle at once so that the caller can always remove it again."""
 
     def close(self) -> None:  # noqa: B027  (a block without stages leaves nothing behind)
-        """What outlives the block can no longer be used by what needs its hooks."""
+        """Make objects that outlive the block, such as caches, unusable where they need its hooks."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise PruningError(
-            "this model is inside a prune block, whose hooks a copy would keep for ever; copy or save it outside of the block."
+            "this model is inside a prune block, and a copy would keep its hooks for ever; copy or save it outside the block."
         )
 
 
 class Recorder(Hooks):
-    """The hooks of a block without stages: they only write down what the unpruned model sees."""
+    """The hooks of a block without stages: they only record the prefills of the unpruned model."""
 
     def __init__(self, parts: ModelParts, samples: Sequence[str] | None, trace: Trace):
         self.parts, self.samples, self.trace = parts, samples, trace
         self.open: list[RowTrace] = []
 
     def register(self) -> Iterator[Any]:
-        """Put the hooks on."""
+        """Register the hooks."""
         yield self.parts.multimodal.register_forward_pre_hook(self.record, with_kwargs=True)
         yield self.parts.multimodal.register_forward_hook(self.note_cache)
 
     def note_cache(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """Note what the prefill left in the cache."""
+        """Record the cache's lengths after the prefill."""
         cache = filled_cache(output)
         for row in self.open:
             row.cached = [] if cache is None else cached_lengths(cache)
         self.open = []
 
     def record(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Note a prefill; decode steps are known by their filled cache, chunks of a prompt by their missing images."""
+        """Record a prefill. A filled cache marks a decode step, missing images mark a chunk of a prompt; both are skipped."""
         self.open = []
         inputs = named(module, args, kwargs)
         ids, cache, mask = inputs.get("input_ids"), cache_of(inputs), inputs.get("attention_mask")
@@ -182,7 +185,7 @@ class Recorder(Hooks):
 
 
 class Pruner(Hooks):
-    """The hooks of one `prune` block: they tell prefill from decode step, and pass each layer's input to it."""
+    """The hooks of one block with stages: they tell prefills from decode steps and pass the layers' inputs to `Prefill`."""
 
     def __init__(self, block: Block, trace: Trace):
         self.block, self.parts, self.trace = block, block.parts, trace
@@ -209,29 +212,29 @@ class Pruner(Hooks):
         yield parts.decoder.register_forward_hook(self.end)
 
     def close(self) -> None:
-        """The caches that were filled here can be used here alone."""
+        """Make caches that were filled in this block unusable outside it."""
         for guard in self.guards:
             guard.inside = False
 
     @property
     def asleep(self) -> bool:
-        """While the model guides itself, its own unpruned run passes the hooks by."""
+        """Whether the hooks are off because the model runs unpruned as its own guide."""
         return self.block.guide.running
 
     def see_call(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Look at the arguments that only the whole model sees."""
+        """Check the arguments that only the outermost model receives."""
         if not self.asleep:
             refuse_arguments(named(module, args, kwargs), self.parts)
 
     def see_inputs(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Remember the token ids, which only the multimodal module sees."""
+        """Store the token ids, which only the multimodal module receives."""
         if not self.asleep:
             self.inputs = named(module, args, kwargs)
             refuse_arguments(self.inputs, self.parts)
             refuse_inputs(self.inputs)
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Lay out a new prefill, or put a decode step right."""
+        """Set up a new prefill, or correct the arguments of a decode step."""
         if self.asleep:
             return args, kwargs
         inputs, self.inputs = self.inputs, None
@@ -254,7 +257,7 @@ class Pruner(Hooks):
         return args, kwargs
 
     def enter_layer(self, layer: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Before a decoder layer: give it what a stage has kept."""
+        """Before a decoder layer: pass it the kept tokens."""
         running = self.running
         if self.asleep:
             return args, kwargs
@@ -268,13 +271,13 @@ class Pruner(Hooks):
         return (hidden, *args[1:]), kwargs
 
     def leave_layer(self, layer: int, module: nn.Module, args: tuple, output: Any) -> Any:
-        """After a decoder layer of a prefill: add what the decoder itself would have added."""
+        """After a decoder layer of a prefill: add the tensors that the decoder would have added (DeepStack)."""
         if self.running is None or self.asleep or self.decoding:
             return output
         return self.running.leave(layer, output)
 
     def end(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """After the last layer: check what was done, and write it down."""
+        """After the last layer: verify the prefill and add it to the trace."""
         if self.running is None or self.asleep:
             return
         if self.decoding:

@@ -1,7 +1,7 @@
-"""Layout: where each image's visual tokens stand in a batch, before and after every cut.
+"""Layout: the columns of each image's visual tokens in a batch, before and after every stage.
 
-Everything that decides a shape (lengths, counts) is known on the host from the plan, so that nothing is read back from
-the device. Dimension letters: B rows, L sequence, I images of the whole batch, V visual tokens of an image, T text tokens.
+Everything that decides a shape (lengths, counts) is known on the host from the plan, so that nothing has to be read back
+from the device. Dimension letters: B rows, L sequence, I images of the whole batch, V visual tokens of an image, T text tokens.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from lmms_prune.schedule import Stage
 
 @dataclass
 class Layout:
-    """The tokens of one batch as they stand now.
+    """The tokens of one batch that are present now.
 
     Args:
-        traces: one record a row: its name and its images.
+        traces: one per row, with its name and its images.
         rows: the row of each image.
         present: which columns of the sequence hold a token.
         visual: the visual tokens still present of each image.
@@ -42,7 +42,7 @@ class Layout:
         ends_in_image: whether each row's last token is visual (host).
         counts: visual tokens present in each image (host).
         lengths: tokens present in each row (host).
-        memory: of the methods, for one prefill.
+        memory: state of the methods, for one prefill.
     """
 
     traces: list[RowTrace]
@@ -67,13 +67,13 @@ class Layout:
 
         Args:
             parts: the model.
-            inputs: what the multimodal module was called with; ``input_ids`` (B, L) and ``attention_mask`` count.
-            samples: one id a row, or one for each group of consecutive rows (several answers a sample).
-            encoded: the images' grids as the vision encoder was given them, where it was seen.
+            inputs: the multimodal module's arguments; ``input_ids`` (B, L) and ``attention_mask`` are used.
+            samples: one id per row, or one for each group of consecutive rows (several answers per sample).
+            encoded: the images' grids as passed to the vision encoder, if its run was recorded.
 
         Raises:
             PruningError: right padding, or a wrong number of samples.
-            BrokenImageError: visual tokens that make no whole image.
+            BrokenImageError: visual tokens that do not form complete images.
         """
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
@@ -91,7 +91,7 @@ class Layout:
         if encoded is not None:
             grids = parts.family.grids_of_thw(parts.config, encoded)
         if grids and len(spans) > len(grids) and len(spans) % len(grids) == 0:
-            # For several answers `generate` repeats the rows, but not the grids.
+            # For several answers to a prompt `generate` repeats the rows, but not the grids.
             grids = [grids[i] for i in owners([b for b, _, _ in spans], len(spans) // len(grids))]
         lengths = [ids.shape[1] - pad for pad in pads]
         ends = [row[-1] == parts.config.image_token_id for row in host_ids]
@@ -108,7 +108,7 @@ class Layout:
         return [size for row in self.traces for size in row.images]
 
     def planned(self, stage: Stage) -> list[int]:
-        """Tokens that each image keeps at `stage` of those that are present now, by the stage's count rule."""
+        """Tokens that each image keeps at `stage`, of those present now, by the stage's count rule."""
         planned, first = [], 0
         for row in self.traces:
             present = self.counts[first : first + len(row.images)]
@@ -119,7 +119,7 @@ class Layout:
     def view(
         self, parts: ModelParts, state: LayerInput, before: LayerInput | None, seed: int, **more: Any
     ) -> TokenView:
-        """What a method may read at the input `state` of a layer; `more` are further fields of the view."""
+        """The view for a method at the input `state` of a layer; `more` are further fields of the view."""
         images = [(row.sample, number) for row in self.traces for number in range(len(row.images))]
         self._follow(state.hidden.device)
         return TokenView(
@@ -147,9 +147,9 @@ class Layout:
     def write(
         self, hidden: Float[Tensor, "B L D"], visual: Float[Tensor, "I V D"], index: Int[Tensor, "I V"]
     ) -> Float[Tensor, "B L D"]:
-        """`hidden` with the visual tokens' states replaced by what a method made of them; their places are noted too."""
+        """`hidden` with a method's rewritten visual tokens; the layout takes over their raster indices and columns."""
         rows = self.rows[:, None].expand_as(self.visual.slots)
-        # Padding entries write to a spare last column, which is then cut off.
+        # Padding entries write to a spare last column, which is then removed.
         slots = torch.where(self.visual.valid, self.visual.slots, hidden.shape[1])
         spare = torch.cat([hidden, hidden[:, :1]], dim=1)
         columns = torch.cat([self.origin, self.origin[:, :1]], dim=1)
@@ -158,11 +158,11 @@ class Layout:
         return spare.index_put((rows, slots), visual.to(hidden.dtype))[:, :-1]
 
     def add(self, hidden: Float[Tensor, "B L D"], extra: Float[Tensor, "N D"]) -> Float[Tensor, "B L D"]:
-        """`hidden` with something added to each visual token that is present.
+        """`hidden` with the rows of `extra` added to the visual tokens present.
 
         Args:
-            hidden: states of the sequence as it stands.
-            extra: for all original visual tokens of the batch, image by image.
+            hidden: states of the current sequence.
+            extra: one row for each original visual token of the batch, image by image.
         """
         self._follow(hidden.device)
         firsts = torch.tensor([0, *accumulate(self.sizes)][:-1], device=hidden.device)[:, None]
@@ -174,14 +174,18 @@ class Layout:
         return spare.index_put((rows, slots), spare[rows, slots] + tokens)[:, :-1]
 
     def prune(self, keep: Bool[Tensor, "I V"], counts: list[int]) -> Packing:
-        """Remove all visual tokens but the kept ones, `counts` in each image; returns where the columns of the sequence go."""
+        """Remove all visual tokens but the kept ones, `counts` in each image.
+
+        Returns:
+            the new column of each column of the sequence.
+        """
         keep = keep & self.visual.valid
         dropped = self.visual.valid & ~keep
-        # A column is dropped if any image drops it there; padding entries point at column 0 and drop nothing.
+        # Counted rather than set: padding entries point at column 0 and must not undo a token's drop there.
         drops = torch.zeros_like(self.present, dtype=torch.int32)
         drops.index_put_((self.rows[:, None].expand_as(dropped), self.visual.slots), dropped.int(), accumulate=True)
-        for b, now, then in zip(self.owning_rows, counts, self.counts, strict=True):
-            self.lengths[b] -= then - now
+        for b, kept, present in zip(self.owning_rows, counts, self.counts, strict=True):
+            self.lengths[b] -= present - kept
         packing = pack(self.present & (drops == 0), self.lengths, pad="left")
         images = pack(keep, counts, pad="right")
         moved = packing.moved
@@ -194,7 +198,7 @@ class Layout:
         return packing
 
     def _follow(self, device: torch.device) -> None:
-        """Move to the device of the layer that is about to run (the layers of a large model may be spread)."""
+        """Move to the device of the layer about to run (the layers of a large model may be on several devices)."""
         if self.present.device == device:
             return
         self.rows, self.present, self.index = self.rows.to(device), self.present.to(device), self.index.to(device)
@@ -220,25 +224,27 @@ def read_rows(
 
     Args:
         parts: the model.
-        inputs: what the multimodal module was called with; the sizes of the images count.
+        inputs: the multimodal module's arguments; the sizes of the images are used.
         ids: its token ids, on the host.
         pads: padding tokens of each row.
         samples: as for `Layout.of`.
 
     Raises:
-        BrokenImageError: visual tokens that make no whole image, or more images than tokens for them.
+        BrokenImageError: visual tokens that do not form complete images, or more images than tokens for them.
         PruningError: a wrong number of samples.
     """
     names = _sample_ids(ids, pads, samples)
     fixed, grids = parts.tokens_per_image, parts.image_sizes(inputs)
-    image_token = parts.config.image_token_id  # read once: the library's configurations take microseconds a time
+    image_token = (
+        parts.config.image_token_id
+    )  # read once: an attribute of the library's configurations takes microseconds
     traces, spans = [], []
     for b, (row, pad) in enumerate(zip(ids, pads, strict=True)):
-        found = parts.family.spans([token == image_token for token in row], fixed, grids)
-        grids = grids[len(found) :]
-        images = [size for _, size in found]
+        row_spans = parts.family.spans([token == image_token for token in row], fixed, grids)
+        grids = grids[len(row_spans) :]
+        images = [size for _, size in row_spans]
         traces.append(RowTrace(names[b], len(row) - pad - sum(images), images))
-        spans += [(b, start, size) for start, size in found]
+        spans += [(b, start, size) for start, size in row_spans]
     if grids:
         raise BrokenImageError(f"the prompts hold {len(spans)} images, but {len(grids)} more were given with them.")
     return traces, spans
@@ -252,7 +258,7 @@ def _left_pads(present: Bool[Tensor, "B L"]) -> list[int]:
 
 
 def _refuse_shared_names(ids: list[list[int]], pads: Sequence[int], samples: Sequence[str] | None) -> None:
-    """Only answers to one prompt share a name, and with it their random draws."""
+    """Refuse one sample id for different prompts: only answers to one prompt may share it, and with it random draws."""
     if samples is None or len(samples) == len(ids):
         return
     repeats = len(ids) // len(samples)

@@ -31,13 +31,13 @@ from lmms_prune.schedule import ADAPTIVE
 
 
 class Prefill:
-    """A prompt batch on its way through the decoder, from its prefill through its decode steps.
+    """One prompt batch in the decoder: its prefill and its decode steps.
 
     Args:
-        block: what was asked for.
-        inputs: what the multimodal module was called with.
-        cache: what it fills; None where it makes its own, or none.
-        positions: ``position_ids`` of the decoder, if it is given any.
+        block: the settings of the `prune` block.
+        inputs: the multimodal module's arguments.
+        cache: the cache that it fills; None if the decoder makes its own, or none.
+        positions: ``position_ids`` of the decoder, if it was called with them.
         recorder: of the vision encoder; its run is taken over.
     """
 
@@ -52,7 +52,7 @@ class Prefill:
         self.encoder_run: EncoderRun | None = recorder.run
         recorder.run = None
         self.ids: Tensor = inputs["input_ids"]
-        # generate() gives the images' grids to the vision encoder alone.
+        # generate() passes the images' grids to the vision encoder alone.
         encoded = self.encoder_run.grids if self.encoder_run else None
         self.layout = Layout.of(block.parts, inputs, block.samples, encoded)
         self.record = PrefillTrace(self.layout.traces)
@@ -69,7 +69,7 @@ class Prefill:
         self.steps = self.entered = 0
 
     def _refuse_dropped_ends(self) -> None:
-        """The logits of a prompt are those of its last token, so that none may be dropped that stands there."""
+        """Refuse to drop the last token of a prompt, because its logits are the prompt's."""
         stages, plan = self.block.schedule.stages, self.block.schedule.plan
         dropped = [
             row.sample
@@ -85,7 +85,7 @@ class Prefill:
     # -- one layer of the prefill ----------------------------------------------------------------------------------
 
     def enter(self, layer: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
-        """Before a decoder layer: let its stage act, and give the layer what is kept."""
+        """Before a decoder layer: let its stage act, and return the layer's input and arguments for the kept tokens."""
         self.entered += 1
         segment = self.segments[layer - 1] if layer else None
         original: Rotary = kwargs["position_embeddings"]
@@ -94,13 +94,13 @@ class Prefill:
             self.embedded = hidden
         cache = cache_of(kwargs)
         if self.before is not None and cache is not None:
-            # The layer before has just stored them.
+            # The layer before has just stored its keys, so they need not be recomputed.
             self.before = replace(self.before, keys=layer_keys(cache, layer - 1))
         if acting := self.block.stages.get(layer):
             hidden, segment = self._act(acting, state, segment, original)
         self.segments[layer] = segment
         if segment is not None:
-            self.guard.cut = True
+            self.guard.pruned = True
             kwargs = {**kwargs, **segment.prefill_arguments(hidden.device)}
         self.record.layer(self.layout.counts, hidden.shape[1])
         rotary = segment.rotary if segment else original
@@ -108,13 +108,13 @@ class Prefill:
         return hidden, kwargs
 
     def leave(self, layer: int, hidden: Tensor) -> Tensor:
-        """After a decoder layer: its output with what is added to it between the layers."""
+        """After a decoder layer: its output, plus the tensors that the family adds between layers."""
         return self.layout.add(hidden, self.between[layer]) if layer < len(self.between) else hidden
 
     def _act(
         self, acting: Acting, state: LayerInput, segment: Segment | None, original: Rotary
     ) -> tuple[Tensor, Segment | None]:
-        """Prune at a stage; returns the kept hidden states and what the layers from here on are given."""
+        """Prune at a stage; returns the kept hidden states and the segment of the following layers."""
         stage, layout = acting.stage, self.layout
         budget = layout.planned(stage)
         if budget == layout.counts and (stage.keep != ADAPTIVE or not any(budget)):
@@ -143,7 +143,7 @@ class Prefill:
         )
 
     def _kept_rotary(self, hidden: Tensor, original: Rotary, packing: Packing) -> Rotary:
-        """Rotary tables after a stage: of the tokens' own positions, or of new ones."""
+        """Rotary tables after a stage: of the original positions, or of new ones (compact)."""
         if self.block.positions == "compact":
             return self.block.parts.rotary(hidden, (packing.valid.cumsum(1) - 1).clamp(min=0))
         cos, sin = original
@@ -155,18 +155,18 @@ class Prefill:
     def _select(
         self, acting: Acting, state: LayerInput, budget: list[int], original: Rotary
     ) -> tuple[Tensor, Bool[Tensor, "I V"], list[int], Tensor | None]:
-        """Ask the method of a stage.
+        """Let the method of a stage select tokens and rewrite them.
 
         Returns:
-            the batch's hidden states (merged ones written in), the mask, its counts, and how many tokens of each image
-            hold something of others now.
+            the batch's hidden states (rewritten ones included), the mask, its counts, and how many tokens of each image
+            the method has changed (merged, recycled or encoded anew).
         """
         stage, method, layout = acting.stage, acting.method, self.layout
         view = self._view(acting, state, original)
-        # An image that keeps all its tokens is left as it is, unless the method itself decides how many that is.
+        # An image that keeps all its tokens is not changed, unless the keep is adaptive.
         keeps_all = [stage.keep != ADAPTIVE and kept == n for kept, n in zip(budget, layout.counts, strict=True)]
-        # In the others something is chosen, unless all are dropped. One copy to the device for both.
-        chosen_from = [n > 0 and not whole for n, whole in zip(budget, keeps_all, strict=True)]
+        # In the other images the method chooses, unless all tokens are dropped. One copy to the device for both lists.
+        chosen_from = [n > 0 and not unchanged for n, unchanged in zip(budget, keeps_all, strict=True)]
         full, matters = torch.tensor([keeps_all, chosen_from], device=view.valid.device)
         chosen = method.select(view, torch.tensor(budget)) if any(budget) else torch.zeros_like(view.valid)
         keep = torch.where(full[:, None], view.valid, chosen)
@@ -184,9 +184,9 @@ class Prefill:
         return hidden, keep, budget, recycled
 
     def _view(self, acting: Acting, state: LayerInput, original: Rotary) -> TokenView:
-        """What the method of a stage may read."""
+        """The view for the method of a stage."""
         block, layout = self.block, self.layout
-        # The view is not in the guide's arguments: as a cycle the two would hold the cache until the collector runs.
+        # The view is not among the guide's arguments: a reference cycle would hold the cache until the collector runs.
         guide = partial(block.guide.answer, self.ids, self.present)
         return layout.view(
             block.parts,
@@ -194,10 +194,10 @@ class Prefill:
             self.before,
             block.seed,
             _embedded=self.embedded,
-            _uncut_rotary=original,
+            _unpruned_rotary=original,
             _encoder_run=self.encoder_run,
             _questions=self._questions(),
-            asked=[n for row in layout.traces for n in acting.stage.asked(row.images)],
+            requested=[n for row in layout.traces for n in acting.stage.requested(row.images)],
             _guide=guide,
         )
 
@@ -212,7 +212,7 @@ class Prefill:
         return [questions[row // repeats] for row in self.layout.owning_rows]
 
     def _check_numbers(self, acting: Acting, view: TokenView, matters: Bool[Tensor, " I"]) -> None:
-        """Have it checked, with the prefill's other checks, that a stage chose by numbers, in the images that it prunes."""
+        """Register checks that a stage chose by finite numbers, in the images that it prunes; they run after the prefill."""
         stage = acting.stage
         checks = [("hidden states that enter it", (view.hidden.isfinite().all(-1) | ~view.valid).all(1))]
         if "encoder" in vars(view):
@@ -220,24 +220,24 @@ class Prefill:
         checks += [(f"scores of {stage.method}", finite) for finite in view.finite_scores]
         for what, finite in checks:
             self.record.check(
-                f"in stage {acting.number + 1} ('{stage}') the {what} are not all finite, so that its choice means "
-                "nothing; do they overflow the dtype?",
+                f"in stage {acting.number + 1} ('{stage}') the {what} are not all finite, so its choice is "
+                "meaningless; do they overflow the dtype?",
                 finite.to(matters.device) | ~matters,
             )
 
     # -- after the last layer --------------------------------------------------------------------------------------
 
     def finish(self, output: Any) -> list[RowTrace]:
-        """After the prefill: what was done must be what was planned, down to the cache's real tensors.
+        """Verify after the prefill that the executed pruning equals the plan, down to the lengths of the cache's tensors.
 
         Returns:
-            what happened to each row.
+            the trace of each row.
 
         Raises:
-            PruningError: it is not; names the samples.
+            PruningError: the executed pruning differs from the plan; names the samples.
         """
         if self.cache is None and (cache := filled_cache(output)) is not None:
-            # The decoder has just made it itself, as it does when the caller brings none.
+            # Without a cache from the caller the decoder makes one.
             self.guard.watch(cache)
             self.cache = cache
         rows = self.record.rows
@@ -254,7 +254,7 @@ class Prefill:
         return rows
 
     def _verify_plan(self, rows: list[RowTrace]) -> None:
-        # Errors and no asserts: these guard figures, and must hold under python -O, too.
+        # Errors, not asserts: these checks protect published numbers, so they must also run under python -O.
         schedule, layers = self.block.schedule, len(self.block.parts.layers)
         for row in rows:
             if not schedule.at_most and row.kept != (plan := schedule.plan(row.images)):
@@ -263,18 +263,18 @@ class Prefill:
                 raise PruningError(f"sample {row.sample}: {len(row.computed)} of {layers} decoder layers ran.")
 
     def _verify_cache(self, rows: list[RowTrace]) -> None:
-        held, planned = cached_lengths(self.cache), rows[0].computed
-        if held != planned:
+        cached, planned = cached_lengths(self.cache), rows[0].computed
+        if cached != planned:
             names = ", ".join(row.sample for row in rows)
-            raise PruningError(f"samples {names}: the cache holds {held} tokens, planned were {planned}.")
+            raise PruningError(f"samples {names}: the cache holds {cached} tokens, planned were {planned}.")
 
     # -- decode steps ----------------------------------------------------------------------------------------------
 
     def begin_step(self, inputs: dict[str, Any], cache: Any, kwargs: dict) -> dict:
-        """Prepare a decode step; returns what the decoder is called with.
+        """Prepare a decode step; returns the decoder's arguments.
 
         Raises:
-            PruningError: it is none, or goes on from another cache.
+            PruningError: more than one token, or another cache than the prefill's.
         """
         ids = inputs["input_ids"]
         if cache is not self.cache:
@@ -292,7 +292,7 @@ class Prefill:
         return kwargs if self.segments[0] is None else {**kwargs, "attention_mask": None}
 
     def enter_step(self, layer: int, hidden: Tensor, kwargs: dict) -> dict:
-        """What a layer is given in a decode step."""
+        """The arguments of a layer in a decode step."""
         self.entered += 1
         segment = self.segments[layer]
         return kwargs if segment is None else {**kwargs, **segment.step_arguments(hidden.device)}
@@ -311,10 +311,10 @@ OTHER_CACHE = "this cache was not filled inside the block by its latest prompt; 
 
 
 def next_position(positions: Tensor | None, present: Bool[Tensor, "B L"]) -> Int[Tensor, "#B 1"]:
-    """The position after a prompt: the largest of all its tokens, and with M-RoPE of all channels, and 1 more.
+    """The position after a prompt: 1 more than the largest of its tokens (with M-RoPE, of all channels).
 
     Args:
-        positions: (B or 1, L), (3, B or 1, L), or (4, B or 1, L) with the columns' numbers first; None where columns are positions.
+        positions: (B or 1, L), (3, B or 1, L), or (4, B or 1, L) with the column numbers first; None if columns are positions.
         present: which columns hold a token.
     """
     if positions is None:

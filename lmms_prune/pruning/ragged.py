@@ -19,7 +19,7 @@ from lmms_prune.models.parts import MaskForm
 
 @dataclass(frozen=True)
 class Packing:
-    """Where kept entries go.
+    """The new columns of kept entries.
 
     Args:
         index: the old column of each new column; arbitrary (0) where not `valid`.
@@ -38,16 +38,16 @@ def pack(keep: Bool[Tensor, "B L"], lengths: Sequence[int], pad: Literal["left",
     """Pack the kept entries of each row together, in their old order, and pad on one side to the longest row.
 
     Args:
-        keep: which entries stay.
-        lengths: how many entries of each row stay. Planned on the host, so that nothing waits for the device;
-            the caller answers for ``keep.sum(1) == lengths``.
+        keep: the entries to keep.
+        lengths: how many entries of each row are kept. Planned on the host, so that nothing waits for the device;
+            the caller must ensure ``keep.sum(1) == lengths``.
         pad: the side of the padding.
     """
     size, device = max(lengths, default=0), keep.device
     length = torch.tensor(lengths, device=device)[:, None]
     shift = size - length if pad == "left" else torch.zeros_like(length)
     moved = keep.cumsum(1) - 1 + shift
-    # Dropped entries are written to a spare last column, which is then cut off.
+    # Dropped entries are written to a spare last column, which is then removed.
     target = torch.where(keep, moved, size).clamp(0, size)
     columns = torch.arange(keep.shape[1], device=device).expand_as(target)
     index = torch.zeros(keep.shape[0], size + 1, dtype=torch.long, device=device).scatter_(1, target, columns)
@@ -67,7 +67,7 @@ def gather_rotary(table: Float[Tensor, "*head L D"], index: Int[Tensor, "B N"]) 
 def attention_mask(
     valid: Bool[Tensor, "B K"], queries: int, padded: bool, form: MaskForm, dtype: torch.dtype
 ) -> Tensor | None:
-    """The causal mask of the last `queries` positions over K keys, as an attention kernel takes it.
+    """The causal mask of the last `queries` columns over K keys, in the form that an attention kernel takes.
 
     Args:
         valid: which keys exist; the others are padding.

@@ -1,4 +1,4 @@
-"""A segment: what every layer from one stage to the next is given in place of the library's own tensors.
+"""A segment: the masks and rotary tables that replace the library's own in all layers from one stage to the next.
 
 Dimension letters: B rows, N sequence after pruning.
 """
@@ -25,13 +25,13 @@ class Segment:
 
     Args:
         valid: which columns hold a token.
-        padded: whether any does not, known on the host.
-        mask: of the prefill, in the form of the attention kernel.
+        padded: whether any column is padding, known on the host.
+        mask: attention mask of the prefill, in the form of the attention kernel.
         rotary: tables of the tokens' positions.
         lengths: tokens of each row.
         origin: the original column of each column.
         host_lengths: `lengths`, on the host.
-        decode_mask, decode_rotary: of the decode step at hand; None leaves the library's own.
+        decode_mask, decode_rotary: for the current decode step; None uses the library's own.
     """
 
     valid: Bool[Tensor, "B N"]
@@ -45,10 +45,10 @@ class Segment:
     decode_rotary: Rotary | None = None
 
     def prefill_arguments(self, device: torch.device) -> dict:
-        """What a layer on `device` is given in the prefill."""
+        """The arguments of a layer on `device` in the prefill."""
         self.rotary = on(device, self.rotary)
         self.mask = None if self.mask is None else self.mask.to(device)
-        # Without position_ids FlashAttention cannot mistake the gaps in kept positions for packed sequences.
+        # Without position_ids, so that FlashAttention does not take the gaps in kept positions for packed sequences.
         return {"attention_mask": self.mask, "position_embeddings": self.rotary, "position_ids": None}
 
     def begin_step(self, step: int, parts: ModelParts, positions: str) -> None:
@@ -60,7 +60,7 @@ class Segment:
             self.decode_rotary = parts.rotary(self.rotary[0], position)
 
     def step_arguments(self, device: torch.device) -> dict:
-        """What a layer on `device` is given in a decode step."""
+        """The arguments of a layer on `device` in a decode step."""
         if self.decode_mask is not None:
             self.decode_mask = self.decode_mask.to(device)
         arguments = {"attention_mask": self.decode_mask, "position_ids": None}

@@ -1,4 +1,4 @@
-"""Trace: what really happened to every row, from which budgets, FLOPs and token accounting are computed."""
+"""Trace: the executed pruning of every row, from which measured budgets, FLOPs and the token accounting follow."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class RowTrace:
         sample: the id that seeds this row's random draws.
         text_tokens: tokens that are not visual, padding excluded.
         images: original visual tokens of each image.
-        kept: visual tokens left in each image after each stage, one list a stage.
-        recycled: for each stage and image, how many of those left are no longer themselves: the method has put into
-            them what it kept of others.
+        kept: visual tokens kept in each image after each stage, one list per stage.
+        recycled: for each stage and image, how many of the kept tokens the method has changed: it merged other tokens
+            into them, recycled others, or encoded them anew.
         visual: visual tokens entering each layer.
         computed: sequence length that each layer processed, padding included.
         cached: length of each layer's cache once the prompt has run, padding included; empty without a cache.
-        masks: for each stage and image, which of the original visual tokens (raster order) go on.
-        selection_flops: its images' part of what the stages' methods multiplied for the batch, padding and second
-            models included; None where `prune` was not asked to count it.
+        masks: for each stage and image, which of the original visual tokens (raster order) are kept.
+        selection_flops: this row's share, by its images, of the FLOPs of the stages' methods for the batch, padding and
+            auxiliary models included; None unless `prune` was called with count_selection.
     """
 
     sample: str
@@ -57,7 +57,7 @@ class RowTrace:
         return sum(self.visual) / len(self.visual)
 
     def indices(self, stage: int) -> list[list[int]]:
-        """Raster indices of the visual tokens that go on after `stage` (0-based), image by image."""
+        """Raster indices of the visual tokens kept after `stage` (0-based), image by image."""
         return [mask.nonzero().flatten().tolist() for mask in self.masks[stage]]
 
 
@@ -66,8 +66,8 @@ class Trace:
     """All rows of all prefills that ran inside one ``with prune(...)``, in order.
 
     Args:
-        schedule: what was asked for, every ``?`` solved.
-        rows: what happened.
+        schedule: the executed schedule, every ``?`` solved.
+        rows: one per row of each prefill.
     """
 
     schedule: Schedule
@@ -86,12 +86,12 @@ MISCOUNTED = "a method kept another number of tokens than its row in METHODS say
 
 
 class PrefillTrace:
-    """Writes down what happens to the rows of one prefill, and what is to be checked once it is done.
+    """Records the rows of one prefill, and collects the checks that run after it.
 
     Dimension letters: I images of the batch, V visual tokens of an image.
 
     Args:
-        rows: one record a row, in which the names and the images stand.
+        rows: one per row, with its name and its images.
     """
 
     def __init__(self, rows: list[RowTrace]):
@@ -101,25 +101,25 @@ class PrefillTrace:
         self._recycled: list[Int[Tensor, " I"] | None] = []
 
     def layer(self, counts: Sequence[int], length: int) -> None:
-        """A layer is given these visual tokens of each image, in a sequence of `length` with its padding."""
+        """Record the input of a layer: visual tokens of each image, and the sequence's length with its padding."""
         for row, visual in zip(self.rows, self._by_row(counts), strict=True):
             row.visual.append(sum(visual))
             row.computed.append(length)
 
     def selection(self, flops: int) -> None:
-        """A stage's method multiplied so much: shared among the rows, by their images."""
+        """Record the FLOPs of a stage's method, distributed among the rows by their images."""
         for row in self.rows:
             row.selection_flops = (row.selection_flops or 0) + flops * len(row.images) / max(1, len(self._owners))
 
     def stage(
         self, index: Int[Tensor, "I V"], counts: Sequence[int], recycled: Int[Tensor, " I"] | None = None
     ) -> None:
-        """The outcome of a stage.
+        """Record the result of a stage.
 
         Args:
-            index: raster indices of the tokens that are present, padded on the right.
-            counts: how many of each image are.
-            recycled: how many of them hold something of others now, on the device; None if none does.
+            index: raster indices of the kept tokens, padded on the right.
+            counts: how many tokens of each image are kept.
+            recycled: how many of them the method has changed, on the device; None if none.
         """
         self._recycled.append(recycled)
         masks = []
@@ -128,48 +128,49 @@ class PrefillTrace:
             mask = torch.zeros(size, dtype=torch.bool, device=index.device)
             mask[index[image, :count]] = True
             masks.append(mask)
-        for row, own, kept in zip(self.rows, self._by_row(masks), self._by_row(counts), strict=True):
-            row.masks.append(own)
+        for row, row_masks, kept in zip(self.rows, self._by_row(masks), self._by_row(counts), strict=True):
+            row.masks.append(row_masks)
             row.kept.append([int(n) for n in kept])
         if masks:
-            whole = torch.stack([mask.sum() == count for mask, count in zip(masks, counts, strict=True)])
-            self.check(MISCOUNTED, whole)
+            # A mask with fewer entries than tokens kept means that an index occurred twice.
+            distinct = torch.stack([mask.sum() == count for mask, count in zip(masks, counts, strict=True)])
+            self.check(MISCOUNTED, distinct)
 
-    def check(self, problem: str, right: Bool[Tensor, " I"]) -> None:
-        """Have `finish` look whether each image is `right`, which stays on the device until then."""
-        self._checks.append((problem, right))
+    def check(self, problem: str, passed: Bool[Tensor, " I"]) -> None:
+        """Register a check for `finish`: `passed` says for each image, on the device, whether it is free of `problem`."""
+        self._checks.append((problem, passed))
 
     def finish(self) -> None:
-        """One look at the device after a prefill: each method chose by numbers, and kept what was planned, of what was there.
+        """Evaluate all registered checks, in one transfer from the device.
 
         Raises:
-            PruningError: one did not; the message says which and names the samples.
+            PruningError: a check failed; the message states the problem and names the samples.
         """
         if self._checks:
             device = self._checks[0][1].device
-            flags = torch.stack([right.to(device) for _, right in self._checks]).tolist()
-            # In the order of the stages: what comes later may have come of what was wrong before.
-            for (problem, _), right in zip(self._checks, flags, strict=True):
-                wrong = [self.rows[row].sample for row, held in zip(self._owners, right, strict=True) if not held]
-                if wrong:
-                    raise PruningError(f"sample {', '.join(dict.fromkeys(wrong))}: {problem}")
+            flags = torch.stack([passed.to(device) for _, passed in self._checks]).tolist()
+            # In the order of the stages: a later failure may be a consequence of an earlier one.
+            for (problem, _), passed in zip(self._checks, flags, strict=True):
+                failed = [self.rows[row].sample for row, fine in zip(self._owners, passed, strict=True) if not fine]
+                if failed:
+                    raise PruningError(f"sample {', '.join(dict.fromkeys(failed))}: {problem}")
         for recycled in self._recycled:
             counts = [0] * len(self._owners) if recycled is None else recycled.tolist()
-            for row, own in zip(self.rows, self._by_row(counts), strict=True):
-                row.recycled.append(own)
+            for row, row_counts in zip(self.rows, self._by_row(counts), strict=True):
+                row.recycled.append(row_counts)
         self._checks, self._recycled = [], []
 
     def _by_row(self, values: Sequence[Any]) -> list[list[Any]]:
-        """One value an image, as a list a row."""
+        """One value per image, regrouped into a list per row."""
         rest = iter(values)
         return [[next(rest) for _ in row.images] for row in self.rows]
 
 
 class ProductCounter(TorchDispatchMode):
-    """Counts the FLOPs of matrix products (2 a multiply-accumulate) by torch's own rules, and nothing else.
+    """Counts the FLOPs of matrix products (2 per multiply-accumulate) by torch's own rules.
 
-    The same sum as torch's ``FlopCounterMode``, which also follows modules and takes several times as long, and which
-    counts an operation that it has no rule for as nothing.
+    The sum equals that of torch's ``FlopCounterMode``, which also follows modules, takes several times as long, and
+    counts an operation without a rule as 0.
 
     Raises:
         UncountedOperationError: an operation that multiplies has no rule.
@@ -182,7 +183,7 @@ class ProductCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, rule = kwargs or {}, self._rules.get(func._overloadpacket)
         if rule is None and func is not torch.ops.prim.device.default:
-            # In inference mode a product may come as a part of something larger, which has no rule of its own.
+            # In inference mode a product may be part of a composite operation, which has no rule itself.
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -196,12 +197,12 @@ class ProductCounter(TorchDispatchMode):
 
 
 def masks_to_host(rows: Sequence[RowTrace]) -> None:
-    """Bring the masks of a batch's rows to the CPU, in one transfer a stage."""
+    """Move the masks of a batch's rows to the CPU, in one transfer per stage."""
     for stage in range(max((len(row.masks) for row in rows), default=0)):
         masks = [mask for row in rows for mask in row.masks[stage]]
         if not masks:
             continue
-        # One copy: of all images of the batch beside each other.
+        # The masks of all images are concatenated for one copy.
         parts = iter(torch.cat(masks).cpu().split([len(mask) for mask in masks]))
         for row in rows:
             row.masks[stage] = [next(parts) for _ in row.masks[stage]]

@@ -1,4 +1,4 @@
-"""Budgets: what a schedule may cost at most, one value wherever it is given, and the largest keep within it.
+"""Budgets: upper bounds on the cost of a schedule, and the search for the largest keep within one.
 
 budget := 192t | 0.5                     average visual tokens a decoder layer, or their share of the original ones
         | flops=40% | flops=3.5T         of the decoder's prefill: a share of the unpruned one's, or an amount (T, G)
@@ -28,10 +28,10 @@ UNITS: dict[str, dict[str, Number]] = {
     "flops": {"T": 10**12, "G": 10**9},
     "kv": {"MiB": MIB, "GiB": 2**30},
 }
-"""What a unit stands for, by what is measured."""
+"""The value of each unit, by what is measured."""
 _EXAMPLES = {"flops": "flops=30% or flops=2.5T", "kv": "kv=30% or kv=100MiB"}
-# A ratio for images of any size is found on an image of this many tokens, that is to four decimals.
-_FINE = 10_000
+# A ratio for images of any size is solved on an image of this many tokens, so it has four decimals.
+_RATIO_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Budget:
     """An upper bound on what a schedule costs.
 
     Args:
-        text: as it was given.
+        text: as written.
         measure: "tokens" (average visual tokens a decoder layer), "flops" or "kv".
         amount: in the unit.
         unit: "t" (tokens), "" (a share of the original tokens), "%" (of the unpruned prefill), or one of `UNITS`.
@@ -58,30 +58,30 @@ class Budget:
         """Read a budget; a number is a share of the original tokens.
 
         Raises:
-            ScheduleError: it is none; the message says what may be written.
+            ScheduleError: the text is no budget; the message says what may be written.
         """
         if isinstance(budget, Budget):
             return budget
         text = str(budget).strip()
-        measure, found, amount = (part.strip() for part in text.partition("="))
-        if not found:
+        measure, equals, amount = (part.strip() for part in text.partition("="))
+        if not equals:
             return cls._of_tokens(text)
         if measure not in UNITS:
             raise ScheduleError(f"budget '{text}': '{measure}' is not known; use flops= or kv=, or tokens: 192t.")
-        read = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?)\s*(%|{'|'.join(UNITS[measure])})", amount)
-        if read is None:
+        match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?)\s*(%|{'|'.join(UNITS[measure])})", amount)
+        if match is None:
             raise ScheduleError(f"budget '{text}' is no amount with a unit; write {_EXAMPLES[measure]}.")
-        return cls(text, measure, Fraction(read[1]), read[2])
+        return cls(text, measure, Fraction(match[1]), match[2])
 
     @classmethod
     def _of_tokens(cls, text: str) -> Budget:
-        above, slash, below = text.removesuffix("t").partition("/")
-        number, parts = read_number(above), read_number(below) if slash else Decimal(1)
-        if number is None or not parts:
+        numerator, slash, denominator = text.removesuffix("t").partition("/")
+        number, divisor = read_number(numerator), read_number(denominator) if slash else Decimal(1)
+        if number is None or not divisor:
             raise ScheduleError(
                 f"budget '{text}' is neither tokens ('192t') nor a ratio of the original tokens ('0.5')."
             )
-        amount, unit = Fraction(number) / Fraction(parts), "t" if text.endswith("t") else ""
+        amount, unit = Fraction(number) / Fraction(divisor), "t" if text.endswith("t") else ""
         if not unit and not 0 <= amount <= 1:
             raise ScheduleError(f"budget '{text}' is a ratio and must lie in [0, 1]; for tokens write '{text}t'.")
         return cls(text, "tokens", amount, unit)
@@ -89,20 +89,20 @@ class Budget:
 
 @dataclass(frozen=True)
 class PromptSizes:
-    """What a budget is solved on: a prompt with one image, in a model of known depth.
+    """The prompt, with one image, on which a budget is solved, in a model of known depth.
 
     Args:
         layers: decoder layers of the model.
         visual_tokens: original tokens of every image; None where images differ in size. Then a budget in tokens is
             refused, and the solution is a ratio.
-        example: tokens of the image on which a budget of cost is solved where images differ.
-        costs: "flops" and "kv" of the prompt, given the visual tokens that enter its first layers; what comes after the
-            last layer counts where all layers are given. Empty where the model's sizes are not known.
+        example: tokens of the image on which a cost budget is solved where images differ.
+        costs: functions "flops" and "kv" of the visual tokens that enter the first layers of the prompt; the output matrix
+            is included only if all layers are passed. Empty if the model's sizes are not known.
     """
 
     layers: int
     visual_tokens: int | None = None
-    example: int = _FINE
+    example: int = _RATIO_STEPS
     costs: Mapping[str, Callable[[Sequence[int]], Number]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -117,20 +117,19 @@ def solved(schedule: Schedule, budget: Budget, sizes: PromptSizes) -> Schedule:
     """`schedule` with its one ``?`` replaced by the largest keep whose cost stays within `budget`.
 
     Returns:
-        a number of tokens where every image has as many and the budget is no ratio; else a ratio of four decimals, so
-        that it means the same for every image.
+        a number of tokens if all images have the same size and the budget is no ratio; otherwise a ratio of four
+        decimals, which means the same for every image.
 
     Raises:
         ScheduleError: no ``?`` or several, or a budget that cannot be met; the message says what can.
     """
-    search = _Search(schedule, budget, sizes)
-    found = search.largest()
-    found.check(sizes.layers, [sizes.visual_tokens] if sizes.visual_tokens else None)
-    return found
+    solution = _Search(schedule, budget, sizes).largest()
+    solution.check(sizes.layers, [sizes.visual_tokens] if sizes.visual_tokens else None)
+    return solution
 
 
 class _Search:
-    """The search for one unknown keep."""
+    """The search for the one unknown keep of a schedule."""
 
     def __init__(self, schedule: Schedule, budget: Budget, sizes: PromptSizes):
         self.schedule, self.budget, self.sizes = schedule, budget, sizes
@@ -142,12 +141,12 @@ class _Search:
             )
         if not of_tokens and budget.measure not in sizes.costs:
             raise ScheduleError(f"budget '{budget}': a budget of cost needs a model whose sizes are known.")
-        self.n = sizes.visual_tokens or (_FINE if of_tokens else sizes.example)
+        self.n = sizes.visual_tokens or (_RATIO_STEPS if of_tokens else sizes.example)
         self.in_tokens = sizes.visual_tokens is not None and budget.unit != ""
-        self.grid = self.n if self.in_tokens else _FINE
+        self.grid = self.n if self.in_tokens else _RATIO_STEPS
 
     def largest(self) -> Schedule:
-        """The schedule whose unknown keeps most within the limit."""
+        """The schedule with the largest keep within the budget, by bisection."""
         stages, index = self.schedule.stages, self.index
         high = self.grid if index == 0 else floor(self._steps(stages[index - 1]))
         low = 0 if index + 1 == len(stages) else ceil(self._steps(stages[index + 1]))
@@ -167,15 +166,15 @@ class _Search:
 
     def _filled(self, step: int) -> Schedule:
         stages = list(self.schedule.stages)
-        keep = step if self.in_tokens else Decimal(step) / _FINE
+        keep = step if self.in_tokens else Decimal(step) / _RATIO_STEPS
         stages[self.index] = replace(stages[self.index], keep=keep)
         return replace(self.schedule, stages=tuple(stages))
 
     def _steps(self, stage: Stage) -> Fraction:
-        """The keep of a neighbouring stage on the grid: in tokens what it really asks for, rounding included."""
+        """The keep of a neighbouring stage in steps of the search; in tokens the rounded number that it requests."""
         if isinstance(stage.keep, Decimal) and not self.in_tokens:
             return Fraction(stage.keep) * self.grid
-        return Fraction(stage.asked([self.n])[0], self.n) * self.grid
+        return Fraction(stage.requested([self.n])[0], self.n) * self.grid
 
     def _cost(self, filled: Schedule) -> Number:
         return self._of(filled.layer_counts(self.sizes.layers, [self.n]))
@@ -188,7 +187,7 @@ class _Search:
 
     @property
     def _unit(self) -> Number:
-        """One of the budget's unit."""
+        """The value of one unit of the budget."""
         if self.budget.measure == "tokens":
             return 1 if self.budget.unit else self.n
         if self.budget.unit == "%":
@@ -197,11 +196,11 @@ class _Search:
 
     def _limit(self) -> Number:
         amount = self.budget.amount
-        # In floats as the costs are, so that the printed bounds are taken as they stand.
+        # In floats like the costs, so that a printed bound is accepted as a budget.
         return amount * self._unit if self.budget.measure == "tokens" else float(amount) * self._unit
 
     def _unmet(self, smallest: Number, largest: Number, limit: Number) -> str:
-        """Why the budget cannot be met, and what can."""
+        """The message that the budget cannot be met, with the smallest and largest possible cost."""
         layer = self.schedule.stages[self.index].layer
         earlier = replace(self.schedule, stages=self.schedule.stages[: self.index])
         before = self._of(earlier.layer_counts(self.sizes.layers, [self.n])[:layer])
@@ -210,22 +209,22 @@ class _Search:
         alone = {0: "", 1: f"layer 0 alone {verb}s {self._written(before, round)}; "}.get(
             fixed, f"layers 0 to {fixed - 1} alone {verb} {self._written(before, round)}; "
         )
-        # Rounded inwards, so that what is called possible is.
+        # Rounded inwards, so that both printed bounds are possible.
         low, high = self._written(smallest, ceil), self._written(largest, floor)
         return f"the budget {self.budget} cannot be met: {alone}the smallest possible is {low}, the largest {high}."
 
     def _written(self, cost: Number, to: Callable[[Any], int]) -> str:
-        """`cost` in the budget's unit: tokens of two decimals, ratios of four, costs of four digits."""
+        """`cost` in the budget's unit: tokens with two decimals, ratios with four, other costs with four digits."""
         value = Fraction(cost) / self._unit if self.budget.measure == "tokens" else float(cost) / float(self._unit)
         if self.budget.measure == "tokens":
-            step = Fraction(1, 100) if self.budget.unit else Fraction(1, _FINE)
+            step = Fraction(1, 100) if self.budget.unit else Fraction(1, _RATIO_STEPS)
             return f"{float(to(value / step) * step):.10g}{self.budget.unit}"
         size = 10.0 ** (floor(log10(value)) - 3) if value else 1.0
         return f"{to(value / size) * size:.4g}{self.budget.unit}"
 
 
 def _to_solve(schedule: Schedule) -> int:
-    """The stage whose keep a budget is to solve."""
+    """The index of the one stage with an unknown keep."""
     if sum(stage.keep is None for stage in schedule.stages) != 1:
         raise ScheduleError(f"a budget needs a schedule with exactly one '?', e.g. 'dart@2:?'; got '{schedule}'.")
     for i, stage in enumerate(schedule.stages):

@@ -4,11 +4,12 @@
 (Qwen2.5-VL-7B), ``NAME-192-release`` the exact counts of the authors' evaluation scripts. Where script and table
 disagree on DivPrune+VTW's deep layer (20 and 21), the table's 21 is taken.
 
-``fitprune-P`` are the published schedules that save P percent of LLaVA-1.5-7B's FLOPs, ``nuwa-B`` the published keeps. Of
+``fitprune-P`` are the published schedules that save P percent of LLaVA-1.5-7B's FLOPs, ``nuwa-B`` the published keeps. For
 ``swiftvlm-B`` only layers and budgets are published: the keeps, about 2 : 1.5 : 1, are a choice that meets the budget.
-``sparsevlm-B`` and ``pdrop-B`` are their authors' lists and rule, which meet B by their own accounting: measured, SparseVLM's
-leave 206.5, 145.4, 114.1 and 82.3 tokens a layer. ``fastv-B-measured`` acts at layer 4, as the paper's cost table was,
-``vtw-B`` is the layer that comes nearest. ``mustdrop-B`` and ``todre-P`` decide by thresholds: their plan is an upper bound.
+``sparsevlm-B`` and ``pdrop-B`` are their authors' lists and rule, which meet B by the authors' accounting: measured,
+SparseVLM's average 206.5, 145.4, 114.1 and 82.3 tokens per layer. ``fastv-B-measured`` acts at layer 4, where the paper's
+cost table was measured; ``vtw-B`` acts at the layer that comes nearest to B. ``mustdrop-B`` and ``todre-P`` decide by
+thresholds: their plan is an upper bound.
 ``visionzip-N`` keep 162+30, 108+20 and 54+10 tokens (dominant, the class token among them, and contextual).
 """
 
@@ -28,7 +29,7 @@ _FITPRUNE = {
 
 
 def _fitprune(deletions: str, tokens: int = 576) -> str:
-    """The schedule of these deletions: what goes inside layer i, after its attention, is not there in layer i+1."""
+    """The schedule of these deletions: tokens deleted inside layer i, after its attention, are dropped before layer i+1."""
     stages = []
     for entry in deletions.split():
         layer, deleted = map(int, entry.split(":"))
@@ -101,7 +102,8 @@ PRESETS: dict[str, str] = {
     "nuwa-128": "nuwa@0:224t,nuwa@16:32t",
     "nuwa-64": "nuwa@0:112t,nuwa@16:16t",
     **{f"fitprune-{percent}": _fitprune(deletions) for percent, deletions in _FITPRUNE.items()},
-    # The ratios of LLaVA-OneVision's layers 9 and 18 are of what is left, here multiplied out (at 10 %, layer 9 keeps all).
+    # The ratios at LLaVA-OneVision's layers 9 and 18 are of the tokens still present; here they are multiplied out to the
+    # original tokens (at 10 %, layer 9 keeps all).
     "vflowopt-50": "vflowopt@0:0.7233,vflowopt@9:0.5415,vflowopt@18:0.2637",
     "vflowopt-25": "vflowopt@0:0.2651;t=34.76;m=15.58,vflowopt@9:0.2607;t=34.76,vflowopt@18:0.2287;t=34.76",
     "vflowopt-10": "vflowopt@0:0.1166;t=39.265;m=17.387,vflowopt@18:0.0701;t=39.265",

@@ -1,4 +1,4 @@
-"""A schedule: a tuple of stages, what it keeps at each layer, and what a model must be to run it.
+"""A schedule: a tuple of stages, the tokens that it keeps at each layer, and its checks against a model.
 
 Nothing in this package needs torch, so a schedule can be checked in milliseconds.
 """
@@ -29,7 +29,7 @@ from lmms_prune.schedule.text import read_stages, text_of
 
 @dataclass(frozen=True)
 class Schedule:
-    """A tuple of stages with strictly increasing layers and never growing keeps; `Schedule()` prunes nothing."""
+    """A tuple of stages with strictly increasing layers and non-increasing keeps; `Schedule()` prunes nothing."""
 
     stages: tuple[Stage, ...] = ()
 
@@ -42,28 +42,28 @@ class Schedule:
         return ",".join(map(str, self.stages)) or "none"
 
     @classmethod
-    def parse(cls, given: Any, sizes: PromptSizes | None = None) -> Schedule:
-        """Read a schedule, whatever a command line or a YAML held: the only reader.
+    def parse(cls, value: Any, sizes: PromptSizes | None = None) -> Schedule:
+        """Read a schedule from a value of a command line or a YAML file; everything that reads schedules calls this.
 
         Args:
-            given: a text, a preset's name, ``none``, or a list of stages, each a text or a mapping with ``method``,
+            value: a text, a preset's name, ``none``, or a list of stages, each a text or a mapping with ``method``,
                 ``layer``, ``keep`` and options. A text may end with ``,budget=…``, which solves its ``?``.
-            sizes: what a budget is solved on.
+            sizes: the prompt on which a budget is solved.
 
         Raises:
-            ScheduleError: it is no schedule (the message points at the place), or its budget cannot be met.
+            ScheduleError: it is no schedule (the message points into the text), or its budget cannot be met.
         """
-        if isinstance(given, Schedule):
-            return given
-        text, _, budget = text_of(given).partition(",budget=")
-        read = cls._of(text.strip())
+        if isinstance(value, Schedule):
+            return value
+        text, _, budget = text_of(value).partition(",budget=")
+        schedule = cls._of(text.strip())
         if not budget:
-            return read
+            return schedule
         if sizes is None:
             raise ScheduleError(
                 f"budget={budget}: a budget can be solved only where the model is known; solve it before."
             )
-        return read.solve(budget, sizes)
+        return schedule.solve(budget, sizes)
 
     @classmethod
     def _of(cls, text: str) -> Schedule:
@@ -93,7 +93,7 @@ class Schedule:
         return any(stage.at_most for stage in self.stages)
 
     def check(self, layers: int, images: Sequence[int] | None = None) -> None:
-        """Refuse what a model of `layers` decoder layers, and images of these token counts, cannot run.
+        """Refuse a schedule that a model of `layers` decoder layers cannot run, or images of these token counts cannot.
 
         Raises:
             ScheduleError: a layer beyond the model, an unsolved ``?``, or a stage that keeps more than an earlier one.
@@ -113,14 +113,14 @@ class Schedule:
         if images is None:
             return self._check_units()
         for i in range(1, len(self.stages)):
-            before, now = (sum(stage.asked(images)) for stage in self.stages[i - 1 : i + 1])
+            before, now = (sum(stage.requested(images)) for stage in self.stages[i - 1 : i + 1])
             if now > before and self.stages[i].keep != ADAPTIVE:
                 raise self.error(
                     i, f"stage {i + 1} keeps {now} of the {before} tokens that stage {i} keeps: keeps never grow."
                 )
 
     def _check_units(self) -> None:
-        """Without knowing the images, a ratio and a count cannot be told to be in order, so they may not be mixed."""
+        """Refuse to mix ratios and counts: without the images' sizes they cannot be compared."""
         for i in range(1, len(self.stages)):
             before, now = (self.stages[j].keep for j in (i - 1, i))
             if ADAPTIVE not in (before, now) and now != 0 and before != 1 and type(before) is not type(now):
@@ -128,14 +128,14 @@ class Schedule:
                 raise self.error(i, message + "so that the second may be more; use the same unit.")
 
     def plan(self, images: Sequence[int]) -> list[list[int]]:
-        """Tokens really left in each image after each stage.
+        """Tokens kept in each image after each stage, by the methods' count rules.
 
         Args:
             images: the original visual tokens of each image of one row.
 
         Returns:
-            one list of per-image counts a stage; what is executed equals it (`at_most`: stays within it), and budgets
-            are computed from it.
+            one list of per-image counts per stage. A run keeps exactly these (`at_most`: no more), and budgets are
+            computed from them.
         """
         expect(images=(images, TOKEN_COUNTS))
         present, plan = list(images), []
@@ -146,11 +146,11 @@ class Schedule:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every stage asks for all tokens, by the ratio 1: a control that is meant to change nothing."""
+        """Whether every stage requests all tokens, by the ratio 1: a control that is meant to change nothing."""
         return all(isinstance(stage.keep, Decimal) and stage.keep == 1 for stage in self.stages)
 
     def idle(self, images: Sequence[int]) -> list[Stage]:
-        """The stages that prune nothing of a row with these images, though they do not ask for all tokens."""
+        """The stages that prune nothing of a row with these images, although they do not request all tokens."""
         present, idle = list(images), []
         for stage in self.stages:
             kept = stage.kept(images, present)
@@ -179,7 +179,7 @@ class Schedule:
 
         Args:
             budget: a `Budget` or its text: ``192t``, ``0.5``, ``flops=40%``, ``flops=3.5T``, ``kv=40%``, ``kv=100MiB``.
-            sizes: of the prompt and the model (`lmms_prune.efficiency.estimate.prompt_sizes` knows the costs, too).
+            sizes: of the prompt and the model (`lmms_prune.efficiency.estimate.prompt_sizes` adds the costs).
 
         Raises:
             ScheduleError: no ``?`` or several, or a budget that cannot be met; the message says what can.
@@ -196,8 +196,8 @@ class Schedule:
         if spec.highest_layer is not None and stage.layer > spec.highest_layer:
             message = f"{stage.method} cannot act at layer {stage.layer}: the layers at which it can act: "
             raise self.error(i, message + f"{spec.layers_text}.")
-        if wrong := spec.refuses(stage.layer, dict(stage.options)):
-            raise self.error(i, f"{stage.method} cannot act like that in stage {i + 1}: {wrong}.")
+        if reason := spec.refuses(stage.layer, dict(stage.options)):
+            raise self.error(i, f"{stage.method} cannot act like that in stage {i + 1}: {reason}.")
         if spec.drops_all and stage.keep != 0:
             raise self.error(i, f"{stage.method} drops every visual token; write '{stage.method}@{stage.layer}'.")
         if isinstance(stage.keep, Decimal) and not 0 <= stage.keep <= 1:

@@ -13,7 +13,7 @@ from lmms_prune.methods import METHODS, MethodSpec
 
 ADAPTIVE: Final = "adaptive"
 Keep: TypeAlias = Decimal | int | Literal["adaptive"] | None
-"""How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``, ADAPTIVE the method's own rule."""
+"""How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``; with ADAPTIVE the method's rule decides."""
 
 _KEEP = Kind(
     "a ratio as a Decimal, a number of tokens as an int, None (the unknown) or ADAPTIVE",
@@ -27,8 +27,9 @@ class Stage:
 
     Args:
         method: a name of `METHODS`.
-        layer: the first `layer` decoder layers see the tokens as they were; 0 is before the decoder.
-        keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that `Schedule.solve` finds. Methods that drop everything take 0, methods with a count rule of their own may take ADAPTIVE.
+        layer: the first `layer` decoder layers see the unpruned tokens; 0 is before the decoder.
+        keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that
+            `Schedule.solve` finds. Methods that drop everything take 0; methods that can decide the count may take ADAPTIVE.
         options: the method's own options as (name, value) pairs, defaults left out.
     """
 
@@ -60,13 +61,13 @@ class Stage:
         object.__setattr__(self, "options", kept)
 
     def _check_option(self, name: str, value: object) -> None:
-        """An option must be one that can be written, or the stage's text would say something else."""
+        """Refuse a value that the stage's text cannot express, because reading the text back would give another stage."""
         try:
-            read = self.spec.option(name, print_option(value))
+            parsed = self.spec.option(name, print_option(value))
         except OptionError as error:
             raise ScheduleError(str(error)) from None
-        if read != value or isinstance(read, bool) != isinstance(value, bool):
-            raise ScheduleError(f"{self.method}: the option {name}={value!r} is not what its text says: {read!r}.")
+        if parsed != value or isinstance(parsed, bool) != isinstance(value, bool):
+            raise ScheduleError(f"{self.method}: the option {name}={value!r} is not what its text says: {parsed!r}.")
 
     @property
     def spec(self) -> MethodSpec:
@@ -82,11 +83,11 @@ class Stage:
 
     @property
     def at_most(self) -> bool:
-        """Whether the stage may keep fewer tokens than planned; how many is known only when it has run."""
+        """Whether the stage may keep fewer tokens than planned; the number is known only after it has run."""
         return self.keep == ADAPTIVE or self.spec.at_most
 
-    def asked(self, images: Sequence[int]) -> list[int]:
-        """Tokens asked for in each image, given the images' original token counts; all where the method decides."""
+    def requested(self, images: Sequence[int]) -> list[int]:
+        """Tokens requested in each image, from the images' original token counts; all tokens if the keep is adaptive."""
         if self.keep == ADAPTIVE:
             return list(images)
         if self.keep is None:
@@ -96,18 +97,18 @@ class Stage:
         return [int((self.keep * n).to_integral_value(ROUND_HALF_EVEN)) for n in images]
 
     def kept(self, images: Sequence[int], present: Sequence[int]) -> list[int]:
-        """Tokens this stage leaves in each image, of the `present` ones, by the method's count rule (`at_most`: or fewer)."""
+        """Tokens that this stage keeps in each image, of the `present` ones, by the method's count rule (`at_most`: or fewer)."""
         options = dict(self.options)
         return [
-            n if asked >= n else min(n, self.spec.count(asked, n, options))
-            for asked, n in zip(self.asked(images), present, strict=True)
+            n if requested >= n else min(n, self.spec.count(requested, n, options))
+            for requested, n in zip(self.requested(images), present, strict=True)
         ]
 
 
 def share(total: int, sizes: Sequence[int]) -> list[int]:
-    """Share `total` tokens out among images in proportion to their `sizes`: largest remainders first, then order.
+    """Distribute `total` tokens among images in proportion to their `sizes`: largest remainders first, then order.
 
-    As with any such rule, one token more in all can be one less for a small image.
+    As with any such rule, a larger total can give a small image one token less.
     """
     if not sum(sizes):
         return [0] * len(sizes)
@@ -120,7 +121,7 @@ def share(total: int, sizes: Sequence[int]) -> list[int]:
 
 
 def print_keep(keep: Keep) -> str:
-    """A keep as a schedule text has it."""
+    """A keep as written in a schedule text."""
     if keep is None:
         return "?"
     assert keep != ADAPTIVE
@@ -128,5 +129,5 @@ def print_keep(keep: Keep) -> str:
 
 
 def print_option(value: object) -> str:
-    """An option's value as a schedule text has it."""
+    """An option's value as written in a schedule text."""
     return str(value).lower() if isinstance(value, bool) else str(value)

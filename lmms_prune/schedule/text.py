@@ -1,9 +1,9 @@
-"""The text of a schedule, read: errors point at the place.
+"""Parsing of schedule texts, with errors that point into the text.
 
 schedule := stage ("," stage)*
 stage    := method "@" layer [":" keep] (";" option "=" value)*
 keep     := ratio in [0, 1] of the original visual tokens | a number of tokens "252t" | "?"
-            (left out where the method drops everything, or decides by itself how much it keeps)
+            (omitted if the method drops everything, or for an adaptive keep)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.schedule.stage import ADAPTIVE, Keep, Stage, print_option
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-# No model has so many layers or tokens, and no ratio so many decimals; what is longer is a mistake, and slow to compute with.
+# No model has so many layers or tokens, and no ratio so many decimals: longer numbers are mistakes, and slow to compute.
 _DIGITS = 28
 _WHOLE = re.compile(rf"[0-9]{{1,{_DIGITS}}}")
 
@@ -27,40 +27,40 @@ def read_stages(text: str) -> tuple[Stage, ...]:
     """The stages of a schedule text.
 
     Raises:
-        ScheduleError: points at what is wrong.
+        ScheduleError: points at the fault.
     """
     return _Parser(text).stages()
 
 
-def text_of(given: Any) -> str:
-    """The text of whatever stands for a schedule in a command line or a YAML.
+def text_of(value: Any) -> str:
+    """The schedule text for a value of a command line or a YAML file.
 
     Raises:
         ScheduleError: it is neither a text nor a list of stages.
     """
-    if isinstance(given, str) and re.fullmatch(r"\[.*\]", given.strip()):
-        given = [stage.strip(" '\"") for stage in given.strip()[1:-1].split(",")]
-    if isinstance(given, Mapping):
-        given = [given]
-    if isinstance(given, (list, tuple)) and all(isinstance(stage, (str, Mapping)) for stage in given):
-        return ",".join(stage.strip() if isinstance(stage, str) else _stage_text(stage) for stage in given)
-    if not isinstance(given, str):
-        raise ScheduleError(f"{given!r} is neither a text nor a list of stages such as 'dart@2:0.44'.")
-    return given.strip()
+    if isinstance(value, str) and re.fullmatch(r"\[.*\]", value.strip()):
+        value = [stage.strip(" '\"") for stage in value.strip()[1:-1].split(",")]
+    if isinstance(value, Mapping):
+        value = [value]
+    if isinstance(value, (list, tuple)) and all(isinstance(stage, (str, Mapping)) for stage in value):
+        return ",".join(stage.strip() if isinstance(stage, str) else _stage_text(stage) for stage in value)
+    if not isinstance(value, str):
+        raise ScheduleError(f"{value!r} is neither a text nor a list of stages such as 'dart@2:0.44'.")
+    return value.strip()
 
 
 def _stage_text(stage: Mapping[Any, Any]) -> str:
-    """The text of a stage that a YAML says as a mapping."""
-    others = dict(stage)
-    method, layer, keep = (others.pop(name, None) for name in ("method", "layer", "keep"))
+    """The text of a stage that a YAML file states as a mapping."""
+    options = dict(stage)
+    method, layer, keep = (options.pop(name, None) for name in ("method", "layer", "keep"))
     if method is None or layer is None:
         raise ScheduleError(f"the stage {dict(stage)!r} lacks its method or its layer; write e.g. 'dart@2:0.44'.")
     text = f"{method}@{layer}" + ("" if keep is None else f":{keep}")
-    return text + "".join(f";{name}={print_option(value)}" for name, value in others.items())
+    return text + "".join(f";{name}={print_option(value)}" for name, value in options.items())
 
 
 def read_number(text: str) -> Decimal | None:
-    """The number that `text` is, of at most _DIGITS digits before and behind the point; None if it is none."""
+    """The number in `text`, with at most _DIGITS digits before and after the point; None if there is none."""
     try:
         value = Decimal(text if text.isascii() and "_" not in text else "")
     except InvalidOperation:
@@ -72,7 +72,7 @@ def read_number(text: str) -> Decimal | None:
 
 
 class _Parser:
-    """Reads one schedule text, remembering where each piece stands so that errors can point."""
+    """Parses one schedule text, keeping the offset of each piece so that errors can point at it."""
 
     def __init__(self, text: str):
         self.text = text
@@ -91,30 +91,30 @@ class _Parser:
         start += len(part) - len(part.lstrip())
         part = part.strip()
         head, *options = part.split(";")
-        name, at, place = head.partition("@")
+        name, at, layer_and_keep = head.partition("@")
         if not at or not _NAME.fullmatch(name):
             raise self.error(f"stage {number} is '{part}'; a stage looks like 'dart@2:0.44'.", start, part)
         if name not in METHODS:
             hint = did_you_mean(name, list(METHODS))
             raise self.error(f"unknown method '{name}' in stage {number}.{hint}", start, name)
-        layer, colon, keep = place.partition(":")
-        at_layer = start + len(name) + 1
+        layer, colon, keep = layer_and_keep.partition(":")
+        layer_start = start + len(name) + 1
         if not _WHOLE.fullmatch(layer):
-            raise self.error(f"the layer '{layer}' in stage {number} must be a whole number.", at_layer, layer)
-        at_keep = at_layer + len(layer) + 1
-        value = self.keep(keep, METHODS[name], number, at_keep, bool(colon))
+            raise self.error(f"the layer '{layer}' in stage {number} must be a whole number.", layer_start, layer)
+        keep_start = layer_start + len(layer) + 1
+        stage_keep = self.keep(keep, METHODS[name], number, keep_start, bool(colon))
         pairs: dict[str, object] = {}
-        at_option = start + len(head) + 1
+        option_start = start + len(head) + 1
         for option in options:
-            named, said = self.option(option, METHODS[name], at_option)
-            if named in pairs:
-                raise self.error(f"stage {number} names the option '{named}' twice.", at_option, option)
-            pairs[named] = said
-            at_option += len(option) + 1
-        return Stage(name, int(layer), value, tuple(pairs.items()))
+            option_name, value = self.option(option, METHODS[name], option_start)
+            if option_name in pairs:
+                raise self.error(f"stage {number} names the option '{option_name}' twice.", option_start, option)
+            pairs[option_name] = value
+            option_start += len(option) + 1
+        return Stage(name, int(layer), stage_keep, tuple(pairs.items()))
 
-    def keep(self, text: str, spec: MethodSpec, number: int, start: int, given: bool) -> Keep:
-        if not given:
+    def keep(self, text: str, spec: MethodSpec, number: int, start: int, has_keep: bool) -> Keep:
+        if not has_keep:
             if spec.drops_all:
                 return 0
             if spec.keep == "optional":

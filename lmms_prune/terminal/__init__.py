@@ -1,1 +1,1 @@
-"""What the commands print and draw."""
+"""Console output and pictures of the commands."""

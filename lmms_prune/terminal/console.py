@@ -1,4 +1,4 @@
-"""What the commands share: errors that a user can mend end a command with one message and exit code 2."""
+"""Error handling that the commands share: errors that a user can fix end a command with one message and exit code 2."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import typer
 from lmms_prune.record.redaction import redacted
 
 SECRETS: ContextVar[tuple[str, ...]] = ContextVar("secrets", default=())
-"""Values that no file may hold: the command line sets those of its environment, commands hand them to whoever writes."""
+"""Values that no file may contain: the command line reads them from its environment, and commands pass them to writers."""
 
 
 def fail(message: str) -> NoReturn:
-    """End the command."""
+    """End the command with a message and exit code 2."""
     typer.echo(message if message.startswith("schedule:") else f"lmms-prune: {message}", err=True)
     raise typer.Exit(2) from None
 
 
 @contextmanager
 def plainly(*errors: type[Exception]) -> Iterator[None]:
-    """End the command with the message alone where one of `errors` is raised."""
+    """End the command with only the message if one of `errors` is raised inside the block."""
     try:
         yield
     except errors as error:
@@ -35,7 +35,7 @@ def plainly(*errors: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def redacted_traces(secrets: Collection[str]) -> Iterator[None]:
-    """An error that ends the command with a stack trace is printed without secrets; a cluster writes it to a job's log."""
+    """Print the stack trace of an unexpected error without secrets, because clusters write it to a job's log."""
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -47,9 +47,9 @@ def redacted_traces(secrets: Collection[str]) -> Iterator[None]:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM ends the command as an interruption does, so that it ends the processes that it has started."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Inside the block, SIGTERM ends the command like an interruption, so that it also ends the processes it started."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,4 +1,4 @@
-"""matplotlib as every picture here uses it: without a screen, and with texts as they are, for a question may hold a ``$``."""
+"""matplotlib with this package's settings: no screen, and no formulas in texts, because a question may contain ``$``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ mpl.rcParams["text.parse_math"] = False
 
 from matplotlib import font_manager, pyplot  # noqa: E402  (after its settings)
 
-# matplotlib's own font has no Chinese letters; one that has them helps out where it is installed.
+# matplotlib's own font has no Chinese letters; a font with them is added if one is installed.
 _CHINESE = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
     *("PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Arial Unicode MS"),
@@ -29,7 +29,7 @@ __all__ = ["mpl", "pyplot", "save", "wrapped"]
 
 
 def save(figure: Any, path: Path, **options: Any) -> None:
-    """Draw a figure into a file, whose name's ending says in which form.
+    """Write a figure to a file; the ending of its name decides the format.
 
     Args:
         figure: is closed afterwards.
@@ -48,7 +48,7 @@ def save(figure: Any, path: Path, **options: Any) -> None:
 
 
 def wrapped(text: str, figure: Any, size: int) -> str:
-    """`text` in lines that a figure has room for at a font size; matplotlib's own wrapping reads ``$`` as mathematics."""
+    """`text` wrapped to the width of a figure at a font size; matplotlib's own wrapping reads ``$`` as mathematics."""
     # A letter is about half as wide as it is high, a Chinese one as wide as high.
     wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     letters = int(figure.get_figwidth() * 72 / (size * (1.0 if wide else 0.55)))

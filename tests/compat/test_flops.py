@@ -51,7 +51,7 @@ def _moves() -> Tensor:
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_what_moves_numbers_counts_nothing(inference: bool) -> None:
+def test_operations_that_move_values_count_nothing(inference: bool) -> None:
     assert counted(_moves, inference) == 0
 
 
@@ -64,7 +64,7 @@ def test_what_moves_numbers_counts_nothing(inference: bool) -> None:
     ],
     ids=["inverse", "cholesky", "distances"],
 )
-def test_an_operation_that_may_multiply_and_has_no_rule_is_refused(run: Callable[[], object]) -> None:
+def test_an_operation_without_a_rule_is_refused(run: Callable[[], object]) -> None:
     with pytest.raises(UncountedOperationError, match=r"aten\.\w+ may multiply .* lmms_prune/compat/torch.py"):
         counted(run)
 

@@ -14,7 +14,7 @@ from forking import Forking
 
 import lmms_prune
 from lmms_prune.compat.installed import LIBRARIES, moved_names
-from lmms_prune.compat.names import Library, MovedNameError, Names
+from lmms_prune.compat.names import Library, MovedNameError, PrivateNames
 
 PACKAGE = Path(lmms_prune.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def test_every_name_is_there() -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.package)
-def test_a_table_says_where_its_names_are_mended(library: Library) -> None:
+def test_a_table_names_the_file_to_fix(library: Library) -> None:
     assert (PACKAGE.parent / library.file).is_file()
     assert all(row.names and row.why and row.since for row in library.names)
 
@@ -58,22 +58,22 @@ class Held:
         ("Gone.call", "attributes", ("first",), ["Gone"]),
     ],
 )
-def test_a_name_that_moved_is_named(owner: str, kind: str, names: tuple[str, ...], moved: list[str]) -> None:
-    rows = (Names(f"{__name__}:{owner}", kind, names, "1.0", "this test"),)  # type: ignore[arg-type]
+def test_a_moved_name_is_reported(owner: str, kind: str, names: tuple[str, ...], moved: list[str]) -> None:
+    rows = (PrivateNames(f"{__name__}:{owner}", kind, names, "1.0", "this test"),)  # type: ignore[arg-type]
     library = Library("pytest", "lmms_prune/compat/pytest.py", rows, build=lambda _: sys.modules[__name__])
     lines = list(library.moved())
     assert len(lines) == len(moved)
     for line, name in zip(lines, moved, strict=True):
         assert f"'{name}'" in line
-        assert "needed for this test. Mend lmms_prune/compat/pytest.py." in line
+        assert "needed for this test. Fix lmms_prune/compat/pytest.py." in line
 
 
-# What moved, and what is most likely to: nothing outside of compat may speak of it.
+# Names that have moved, or are most likely to: no file outside compat may contain them.
 _ONLY_IN_COMPAT = {"past_key_values", "flop_registry", "_forward_pre_hooks", "_getframe", "f_locals"}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_names_that_move_are_asked_for_in_one_place(path: Path) -> None:
+def test_moving_names_are_used_in_one_file(path: Path) -> None:
     if path.parent.name == "compat":
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ sys.exit(pytest.main(options, plugins=[Moved()]))
 
 @pytest.mark.parametrize("name", ["LlavaPruned", "Qwen25VlPruned"])
 def test_a_model_whose_libraries_moved_a_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where lmms-eval asks for its class, so before any weights are loaded."""
+    """When lmms-eval requests the model's class, so before any weights are loaded."""
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     from lmms_prune.harness import plugin
@@ -131,6 +131,6 @@ def test_a_library_that_moved_one_more_name_ends_the_tests_with_one_line(forking
     assert run.returncode == 1
     [line] = [line for line in run.stdout.splitlines() if "any more" in line]
     assert "LlamaDecoderLayer.forward has no 'position_embeddings'" in line
-    assert "Mend lmms_prune/compat/transformers.py" in line
+    assert "Fix lmms_prune/compat/transformers.py" in line
     assert "passed" not in run.stdout
     assert "failed" not in run.stdout

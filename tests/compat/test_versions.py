@@ -30,14 +30,14 @@ def test_the_ranges_are_those_of_the_dependencies() -> None:
     ("allowed", "fine"),
     [(">=0.1", True), ("<0.1", False), (">=999", False), (f"=={version('transformers')}", True), (">=5.17,<6", True)],
 )
-def test_an_installed_version_is_held_against_a_range(allowed: str, fine: bool) -> None:
+def test_an_installed_version_is_compared_with_a_range(allowed: str, fine: bool) -> None:
     if fine:
         return refuse_other_versions({"transformers": allowed})
     with pytest.raises(UnsupportedVersionError, match=rf"transformers {version('transformers')}.*{allowed}"):
         refuse_other_versions({"transformers": allowed})
 
 
-def test_what_is_not_installed_is_somebody_elses_to_miss() -> None:
+def test_packages_that_are_not_installed_are_ignored() -> None:
     refuse_other_versions({"no-such-package-of-ours": ">=1"})
 
 
@@ -65,7 +65,7 @@ def message(name: str, installed: str) -> str:
     )
 
 
-# A fresh import beside each pretended version; nothing that refuses has imported torch or transformers by then.
+# A fresh import for each pretended version; the refusal happens before torch or transformers are imported.
 IMPORTS = """
 import json, sys
 errors = {}
@@ -82,7 +82,7 @@ print(json.dumps(errors))
 """
 
 
-def test_pruning_beside_another_version_ends_with_the_range(tmp_path: Path) -> None:
+def test_pruning_with_an_unsupported_version_names_the_range(tmp_path: Path) -> None:
     folders = [tmp_path / f"{name}-{installed}" for name, installed in OTHERS]
     for folder, (name, installed) in zip(folders, OTHERS, strict=True):
         folder.mkdir()
@@ -102,7 +102,7 @@ def test_several_unsupported_versions_are_all_named() -> None:
     assert f"torch {version('torch')}" in str(error.value)
 
 
-def test_a_schedule_is_read_beside_any_version(tmp_path: Path) -> None:
+def test_a_schedule_is_read_with_any_version(tmp_path: Path) -> None:
     folder = pretended(tmp_path, "transformers", "5.40.0")
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); from lmms_prune import Schedule; print(Schedule.parse('dart@2:0.44'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -118,8 +118,10 @@ cli_evaluate()
 """
 
 
-def test_the_front_door_beside_another_version_exits_with_2_and_the_message(forking: Forking, tmp_path: Path) -> None:
-    """lmms-eval itself goes on to exit with 0 whatever a model raises."""
+def test_the_entry_point_with_an_unsupported_version_exits_with_2_and_the_message(
+    forking: Forking, tmp_path: Path
+) -> None:
+    """lmms-eval itself exits with 0 whatever a model raises."""
     script = tmp_path / "front_door.py"
     script.write_text(FRONT_DOOR, encoding="utf-8")
     words = ["--model", "llava_pruned", "--model_args", "schedule=dart@2:0.44", "--tasks", "mme"]

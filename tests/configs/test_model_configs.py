@@ -96,7 +96,7 @@ def test_controls_meet_the_budget_of_the_rows_they_are_compared_with() -> None:
         if not row.control or row.model != "llava-1.5-7b" or row.name == "blind":
             continue
         (stage,) = Schedule.parse(row.text).stages
-        (asked,) = stage.asked([side * side])
+        (asked,) = stage.requested([side * side])
         rows, columns = grid_within(side, side, asked) if stage.spec.at_most else (asked, 1)
         assert rows * columns == asked, stem
         assert abs(asked - int(row.budget[:-1])) <= 0.05 * asked

@@ -19,7 +19,7 @@ from lmms_prune.models.architectures import architecture, from_config
 from lmms_prune.models.sizes import ArchitectureError
 
 TABLES = json.loads((Path(__file__).parents[1] / "paper_table3.json").read_text(encoding="utf-8"))
-SIZES = {"llava": (112, 112), "qwen": (196, 140)}  # Qwen: 5 x 7 tokens, so that windows are cut at both edges
+SIZES = {"llava": (112, 112), "qwen": (196, 140)}  # Qwen: 5 x 7 tokens, so that windows at both edges are smaller
 GRIDS = {"llava": (8, 8), "qwen": (5, 7)}
 
 
@@ -74,18 +74,18 @@ def test_decoding_and_the_cache(family: Family, schedule: str) -> None:
     assert total - first == decode_flops(model, row.cached, 4)
     assert out is not None
     width = filled_cache(out).layers[0].keys.element_size()
-    for layer, said in enumerate(kv_bytes(model, row.cached)):
+    for layer, layer_bytes in enumerate(kv_bytes(model, row.cached)):
         held = filled_cache(out).layers[layer]
         grown = 4 * 2 * held.keys.shape[1] * held.keys.shape[3] * width
         real = sum(tensor.numel() * tensor.element_size() for tensor in (held.keys, held.values))
-        assert said * width // model.bytes_per_number == real - grown
+        assert layer_bytes * width // model.bytes_per_number == real - grown
 
 
 @pytest.mark.parametrize("row", TABLES["rows"], ids=lambda row: row["name"])
 def test_the_papers_table_3(row: dict) -> None:
     """Storage and FLOPs of LLaVA-1.5-7B with 576 visual and 116.4 text tokens, decoder layers only, within 1 %.
 
-    Where the printed row does not follow from its schedule, its deviations (FLOPs, storage) stand in the file.
+    Where the printed row does not follow from its schedule, its deviations (FLOPs, storage) are in the file.
     """
     model = architecture("llava-1.5-7b")
     lengths = [116.4 + n for n in Schedule.parse(row["schedule"]).layer_counts(32, [576])]
@@ -133,7 +133,7 @@ def test_an_older_qwen_config_keeps_the_decoders_sizes_at_the_top() -> None:
     ("stated", "width"),
     [({"dtype": "float32"}, 4), ({"torch_dtype": "float16"}, 2), ({"dtype": "bfloat16"}, 2), ({}, 2)],
 )
-def test_the_cache_is_of_the_type_that_the_checkpoint_is_loaded_in(stated: dict, width: int) -> None:
+def test_the_cache_has_the_dtype_of_the_checkpoint(stated: dict, width: int) -> None:
     model = from_config({"model_type": "llava", **stated}, "model")
     assert kv_bytes(model, [3]) == [2 * 3 * 4096 * width]
 

@@ -30,7 +30,7 @@ def call(*args: str):
     return CliRunner().invoke(app, ["schedule", *args], env=PLAIN)
 
 
-def said(*args: str) -> dict:
+def estimate_json(*args: str) -> dict:
     result = call(*args, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.output.strip().splitlines()[-1])
@@ -38,7 +38,7 @@ def said(*args: str) -> dict:
 
 def test_the_papers_rows_on_the_command_line() -> None:
     """Table 3 of arXiv 2512.07580: DART+Random at 192 tokens."""
-    shown = said("dart@2:252t,random@20:38t", "--model", "llava-1.5-7b", "--text-tokens", "116.4")
+    shown = estimate_json("dart@2:252t,random@20:38t", "--model", "llava-1.5-7b", "--text-tokens", "116.4")
     assert shown["avg_visual_tokens"] == 192
     assert shown["tflops"] == pytest.approx(4.06, rel=0.01)
     assert shown["kv_mib"] == pytest.approx(154.2, rel=0.01)
@@ -47,11 +47,11 @@ def test_the_papers_rows_on_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_none_is_the_whole(name: str) -> None:
-    shown = said("none", "--model", name)
+def test_the_empty_schedule_costs_100_percent(name: str) -> None:
+    shown = estimate_json("none", "--model", name)
     assert shown["share_flops"] == shown["share_kv"] == 1
     assert shown["visual_tokens"] == (576 if name.startswith("llava") else 1280)
-    assert said("vtw@0", "--model", name)["share_kv"] == pytest.approx(64 / (64 + shown["visual_tokens"]))
+    assert estimate_json("vtw@0", "--model", name)["share_kv"] == pytest.approx(64 / (64 + shown["visual_tokens"]))
 
 
 @pytest.mark.parametrize(
@@ -61,20 +61,20 @@ def test_none_is_the_whole(name: str) -> None:
 def test_a_budget_of_cost_is_met_by_the_largest_number_of_tokens(text: str, budget: str) -> None:
     """One more token, or with DART one more that counts, would be too much."""
     read = Schedule.parse(text)
-    found = read.solve(budget, SIZES)
+    solution = read.solve(budget, SIZES)
     index = read.unknown
     assert index is not None
-    whole = estimate(LLAVA, Schedule(()), 576, 64)
+    unpruned = estimate(LLAVA, Schedule(()), 576, 64)
 
     def cost(schedule: Schedule) -> float:
         one = estimate(LLAVA, schedule, 576, 64)
         return one.flops if budget.startswith("flops") else one.kv_bytes
 
-    total = whole.flops if budget.startswith("flops") else whole.kv_bytes
+    total = unpruned.flops if budget.startswith("flops") else unpruned.kv_bytes
     limit = {"flops=40%": 0.4 * total, "flops=3.5T": 3.5e12, "kv=40%": 0.4 * total, "kv=130MiB": 130 * MIB}[budget]
-    kept = found.plan([576])[index][0]
-    above = 576 if index == 0 else found.plan([576])[index - 1][0]
-    assert cost(found) <= limit
+    kept = solution.plan([576])[index][0]
+    above = 576 if index == 0 else solution.plan([576])[index - 1][0]
+    assert cost(solution) <= limit
     more = [Schedule.parse(text.replace("?", f"{n}t")) for n in range(kept + 1, above + 1)]
     larger = [one for one in more if one.plan([576])[index][0] > kept]
     assert not larger or cost(larger[0]) > limit
@@ -82,17 +82,17 @@ def test_a_budget_of_cost_is_met_by_the_largest_number_of_tokens(text: str, budg
 
 @settings(deadline=None)
 @given(st.integers(0, 31), st.integers(1, 576), st.integers(0, 300))
-def test_cost_never_falls_when_more_is_kept(layer: int, kept: int, text: int) -> None:
+def test_cost_is_monotonic_in_the_keep(layer: int, kept: int, text: int) -> None:
     one, two = (estimate(LLAVA, Schedule.parse(f"random@{layer}:{n}t"), 576, text) for n in (kept - 1, kept))
     assert one.flops < two.flops
     assert one.kv_bytes < two.kv_bytes
 
 
-def test_a_quota_below_the_next_stages_count_is_no_answer() -> None:
-    """DART asked for 38 keeps 36; a schedule that says 36 before 38 would be refused."""
-    found = Schedule.parse("dart@2:?,random@20:38t").solve("72t", SIZES)
-    assert found.plan([576]) == [[36], [36]]
-    assert Schedule.parse(str(found)) == found
+def test_a_quota_below_the_next_stages_count_is_no_solution() -> None:
+    """DART keeps 36 of 38 requested tokens; a schedule with 36 before 38 would be refused."""
+    solution = Schedule.parse("dart@2:?,random@20:38t").solve("72t", SIZES)
+    assert solution.plan([576]) == [[36], [36]]
+    assert Schedule.parse(str(solution)) == solution
 
 
 def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
@@ -116,23 +116,23 @@ def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
         ("memory=3GiB", "'memory' is not known; use flops= or kv="),
     ],
 )
-def test_budgets_that_cannot_be(budget: str, message: str) -> None:
+def test_budgets_that_cannot_be_met(budget: str, message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
         Schedule.parse("dart@2:?,random@20:38t").solve(budget, SIZES)
 
 
 @pytest.mark.parametrize("unit", ["flops=%", "flops=G", "kv=%", "kv=MiB", "t", ""])
 @pytest.mark.parametrize("text", ["dart@2:?", "dart@2:?,random@20:38t"])
-def test_what_is_said_to_be_possible_is(text: str, unit: str) -> None:
+def test_the_reported_bounds_are_possible(text: str, unit: str) -> None:
     """The bounds of the message are taken as they are printed."""
     kind, unit = re.fullmatch("(.*=|)(.*)", unit).groups()
     with pytest.raises(ScheduleError) as error:
         Schedule.parse(text).solve(f"{kind}0.001{unit}", SIZES)
-    said = re.search(rf"smallest possible is (.+){unit}, the largest (.+){unit}\.\n", str(error.value))
-    for amount in said.groups():
+    bounds = re.search(rf"smallest possible is (.+){unit}, the largest (.+){unit}\.\n", str(error.value))
+    for amount in bounds.groups():
         Schedule.parse(text).solve(f"{kind}{float(amount):f}{unit}", SIZES)
     with pytest.raises(ScheduleError, match="cannot be met: layers 0 to 1 alone"):
-        Schedule.parse(text).solve(f"{kind}{0.98 * float(said[1]):f}{unit}", SIZES)
+        Schedule.parse(text).solve(f"{kind}{0.98 * float(bounds[1]):f}{unit}", SIZES)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_the_curve_of_a_deep_model_stays_on_the_line(tmp_path: Path, layers: int
     assert max(map(len, output.splitlines())) <= 80
 
 
-def test_a_small_models_cost_is_not_nothing(tmp_path: Path) -> None:
+def test_a_small_models_cost_is_not_rounded_to_zero(tmp_path: Path) -> None:
     text = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 99}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
     output = call("none", "--model", str(tmp_path), "--visual-tokens", "9").output
@@ -180,7 +180,7 @@ def test_a_small_models_cost_is_not_nothing(tmp_path: Path) -> None:
     assert "prefill of the decoder 0.01 GFLOPs" in " ".join(output.split())
 
 
-def test_a_folders_name_is_shown_as_it_is(tmp_path: Path) -> None:
+def test_a_folders_name_is_printed_unchanged(tmp_path: Path) -> None:
     """Brackets in it are no markup."""
     folder = tmp_path / "m[b]x[" / "b]y"
     folder.mkdir(parents=True)
@@ -203,8 +203,8 @@ def test_where_images_differ_a_budget_of_cost_gives_a_ratio(budget: str) -> None
         n: sizes.costs[kind](Schedule((replace(early, keep=n), late)).layer_counts(28, [model.example_tokens]))
         for n in (Decimal(1), early.keep, early.keep + Decimal("0.001"))
     }
-    whole = sizes.costs[kind]([model.example_tokens] * 28)
-    limit = {"40%": 0.4 * whole, "30MiB": 30 * MIB, "9T": 9e12}[amount]
+    unpruned = sizes.costs[kind]([model.example_tokens] * 28)
+    limit = {"40%": 0.4 * unpruned, "30MiB": 30 * MIB, "9T": 9e12}[amount]
     assert costs[early.keep] <= limit < costs[early.keep + Decimal("0.001")]
 
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of both families, random prompts and methods of a test's own."""
+"""Tiny checkpoints of both families, random prompts, and methods that a test defines itself."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def observed_batches(all_tiny: dict[str, Tiny], full: bool) -> Callable[[str], l
     With --full a batch has 25 prompts, so that they are 200 in all; without, 7, so that they are 56.
     """
     size = FULL_BATCH if full else SHORT_BATCH
-    made: dict[str, list[Observed]] = {}
+    cache: dict[str, list[Observed]] = {}
 
     def of(family: str) -> list[Observed]:
-        if family not in made:
+        if family not in cache:
             tiny, rng = all_tiny[family], random.Random(7)
             batches = [[tiny.row(rng) for _ in range(size)] for _ in range(BATCHES)]
-            made[family] = [observe(tiny, tiny.batch(rows)) for rows in batches]
-        return made[family]
+            cache[family] = [observe(tiny, tiny.batch(rows)) for rows in batches]
+        return cache[family]
 
     return of
 
@@ -110,12 +110,12 @@ def capture_view(register: Callable[..., None]) -> Iterator[Callable[..., TokenV
 
 
 @pytest.fixture
-def tower_view(capture_view: Callable[..., TokenView]) -> Callable[[Tiny, Observed], TokenView]:
+def encoder_view(capture_view: Callable[..., TokenView]) -> Callable[[Tiny, Observed], TokenView]:
     """A shared batch's view, to read the encoder's signals of: taken once for all tests, none of which changes it."""
 
     def of(tiny: Tiny, seen: Observed) -> TokenView:
-        if seen.tower_view is None:
-            seen.tower_view = capture_view(tiny, seen.inputs, 2)
-        return seen.tower_view
+        if seen.encoder_view is None:
+            seen.encoder_view = capture_view(tiny, seen.inputs, 2)
+        return seen.encoder_view
 
     return of

@@ -1,4 +1,4 @@
-"""What these tests share: tiny models, random prompts, what an unpruned model computes, views made by hand."""
+"""Shared by these tests: tiny models, random prompts, states of an unpruned model, hand-made views."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ class Tiny:
 
 
 @dataclass
-class Place:
-    """Where one image stands in its row, counted without padding."""
+class ImageSpan:
+    """The columns of one image in its row, counted without padding."""
 
     row: int
     pad: int
@@ -113,7 +113,7 @@ class Place:
     text: list[int]
 
 
-def places(input_ids: Tensor, attention_mask: Tensor, image_token: int) -> list[Place]:
+def image_spans(input_ids: Tensor, attention_mask: Tensor, image_token: int) -> list[ImageSpan]:
     """All images of a batch in order; each run of image tokens is one image, as the prompts here have text between."""
     found = []
     for row, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.tolist(), strict=True)):
@@ -128,39 +128,39 @@ def places(input_ids: Tensor, attention_mask: Tensor, image_token: int) -> list[
             while ids[column] == image_token:
                 column += 1
             text = [i for i in range(column, len(ids)) if ids[i] != image_token]
-            found.append(Place(row, pad, len(ids), list(range(start, column)), text))
+            found.append(ImageSpan(row, pad, len(ids), list(range(start, column)), text))
     return found
 
 
 @dataclass
 class Observed:
-    """What an unpruned model computes for a batch, seen by hooks of our own and in the library's outputs."""
+    """The states of an unpruned model for a batch, from hooks of the tests and the library's outputs."""
 
     inputs: dict[str, Tensor]
-    places: list[Place]
+    spans: list[ImageSpan]
     hidden: list[Tensor]
     keys: list[Tensor]
     last_rows: list[Tensor]
     norm_weight: list[float]
     norm_eps: float
-    tower_view: TokenView | None = None
+    encoder_view: TokenView | None = None
 
-    def states(self, place: Place, layer: int) -> list[list[float]]:
+    def states(self, span: ImageSpan, layer: int) -> list[list[float]]:
         """Hidden states entering `layer`, padding left out."""
-        return self.hidden[layer][place.row, place.pad :].tolist()
+        return self.hidden[layer][span.row, span.pad :].tolist()
 
-    def key_rows(self, place: Place, layer: int) -> list[list[float]]:
+    def key_rows(self, span: ImageSpan, layer: int) -> list[list[float]]:
         """Rotated keys of `layer`, its KV heads side by side."""
-        return self.keys[layer][place.row].transpose(0, 1).flatten(1)[place.pad :].tolist()
+        return self.keys[layer][span.row].transpose(0, 1).flatten(1)[span.pad :].tolist()
 
-    def attention(self, place: Place, layer: int) -> list[list[list[float]]]:
+    def attention(self, span: ImageSpan, layer: int) -> list[list[list[float]]]:
         """The last query's softmax of eager attention, as [head][the one query][key]."""
-        return self.last_rows[layer][place.row, :, None, place.pad :].tolist()
+        return self.last_rows[layer][span.row, :, None, span.pad :].tolist()
 
 
 def image_count(batches: Sequence[Observed]) -> int:
     """How many images these batches hold."""
-    return sum(len(seen.places) for seen in batches)
+    return sum(len(seen.spans) for seen in batches)
 
 
 def observe(tiny: Tiny, inputs: dict[str, Tensor], dtype: torch.dtype = torch.float64) -> Observed:
@@ -181,7 +181,7 @@ def observe(tiny: Tiny, inputs: dict[str, Tensor], dtype: torch.dtype = torch.fl
         for handle in handles:
             handle.remove()
     attentions = eager_attentions(tiny, inputs, dtype)
-    spans = places(inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id)
+    spans = image_spans(inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id)
     return Observed(
         inputs,
         spans,
@@ -260,7 +260,7 @@ class HandView(TokenView):
         columns = torch.arange(max(counts))
         valid = columns < torch.tensor(counts)[:, None]
         after = torch.arange(1 + max(counts), length).expand(rows, -1)
-        # Where a table's cosine would stand, the column: so the queries of any columns can be looked up.
+        # In the tables, columns instead of cosines: so the queries of any columns can be looked up.
         rotary = (torch.arange(length).view(1, length, 1).expand(1, length, 2), torch.zeros(1, length, 2))
         self.layer, self.rows, self.counts, self.sizes = layer, torch.arange(rows), counts, counts
         self._owning_rows = list(range(rows))
@@ -285,7 +285,7 @@ class HandView(TokenView):
         self._origin = torch.arange(length).expand(rows, -1)
         self._starts = torch.ones(rows, dtype=torch.long)
         self._grid_list = list(grids) if grids else [(1, count) for count in counts]
-        self._questions, self._guide, self._encoder_run, self.asked = None, None, None, None
+        self._questions, self._guide, self._encoder_run, self.requested = None, None, None, None
         if encoder is not None:
             self.__dict__["encoder"] = encoder
         self._present = torch.ones(rows, length, dtype=torch.bool)
@@ -312,9 +312,9 @@ def assert_agree(got: Sequence[set[int]], want: Sequence[tuple[set[int], float]]
     """The sets are equal; a rare one may differ where the reference itself hesitated between two tokens."""
     assert len(got) == len(want)
     unequal = []
-    for number, (mine, (reference, margin)) in enumerate(zip(got, want, strict=True)):
-        assert len(mine) == len(reference), f"image {number} keeps {len(mine)}, not {len(reference)}"
-        if mine != reference:
-            assert margin < 1e-6, f"image {number}: {sorted(mine)} against {sorted(reference)}, margin {margin:.2e}"
+    for number, (tokens, (reference, margin)) in enumerate(zip(got, want, strict=True)):
+        assert len(tokens) == len(reference), f"image {number} keeps {len(tokens)}, not {len(reference)}"
+        if tokens != reference:
+            assert margin < 1e-6, f"image {number}: {sorted(tokens)} against {sorted(reference)}, margin {margin:.2e}"
             unequal.append(number)
     assert len(unequal) <= len(got) // 20, f"too many near-ties: {unequal}"

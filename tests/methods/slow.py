@@ -80,7 +80,7 @@ def dart(
     keys: Sequence[Vector],
     visual: Sequence[int],
     text: Sequence[int],
-    asked: int,
+    requested: int,
     *,
     order: str = "stable",
     native_count: bool = True,
@@ -97,8 +97,8 @@ def dart(
         native_count: keep 8⌊N/8⌋+4; otherwise N, the first pivots picking one more.
     """
     n = len(visual)
-    count = 8 * (asked // 8) + 4 if native_count and asked else asked
-    if asked >= n or count >= n:
+    count = 8 * (requested // 8) + 4 if native_count and requested else requested
+    if requested >= n or count >= n:
         return set(range(n)), math.inf
     by_visual, margin_visual = dart_pivots(keys, visual)
     by_text, margin_text = dart_pivots(keys, text)

@@ -1,4 +1,4 @@
-"""What the tests of merging methods share: matching steps in plain Python, and what a pruned model was really given."""
+"""Shared by the tests of merging methods: matching steps in plain Python, and the states that enter a pruned model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mean(vectors: Sequence[Vector], weights: Sequence[float]) -> list[float]:
 def step(
     tokens: Sequence[Token], remove: int, *, order: str = "raster", penalty: float = 0.0
 ) -> tuple[list[Token], float]:
-    """One matching step; returns the tokens that are left and the step's margin.
+    """One matching step; returns the remaining tokens and the step's margin.
 
     Args:
         tokens: as they stand; a class token may come first.
@@ -63,23 +63,23 @@ def step(
     for a in ranked[:remove]:
         gone.setdefault(best[a][1], []).append(a)
     left = {}
-    for place, token in enumerate(tokens):
-        if place not in gone:
-            left[place] = token
+    for span, token in enumerate(tokens):
+        if span not in gone:
+            left[span] = token
             continue
-        group = [token, *(tokens[a] for a in gone[place])]
+        group = [token, *(tokens[a] for a in gone[span])]
         sizes = [x.size for x in group]
-        left[place] = replace(
+        left[span] = replace(
             token,
             state=mean([x.state for x in group], sizes),
             metric=mean([x.metric for x in group], sizes),
             size=sum(sizes),
             salience=sum(x.salience for x in group) / len(group),
         )
-    stay = [place for place in range(len(tokens)) if place not in ranked[:remove]]
+    stay = [span for span in range(len(tokens)) if span not in ranked[:remove]]
     if order == "evens first":
         stay = [p for p in stay if p % 2 == 0] + [p for p in stay if p % 2 == 1]
-    return [left[place] for place in stay], margin
+    return [left[span] for span in stay], margin
 
 
 def attended(
@@ -93,9 +93,9 @@ def attended(
     bias = torch.tensor([math.log(token.size) if proportional else 0.0 for token in tokens], dtype=torch.float64)
     parts, looks = [], []
     for head in range(heads):
-        mine = slice(head * size, (head + 1) * size)
-        weights = (query[:, mine] @ key[:, mine].T / math.sqrt(size) + bias).softmax(1)
-        parts.append(weights @ value[:, mine])
+        part = slice(head * size, (head + 1) * size)
+        weights = (query[:, part] @ key[:, part].T / math.sqrt(size) + bias).softmax(1)
+        parts.append(weights @ value[:, part])
         looks.append(weights[0])
     x = x + module.self_attn.out_proj(torch.cat(parts, dim=1))
     keys = key.unflatten(1, (heads, size)).mean(1)
@@ -131,11 +131,11 @@ def outcome(
         finally:
             handle.remove()
     states = []
-    for place, row in zip(seen.places, trace.rows, strict=True):
+    for span, row in zip(seen.spans, trace.rows, strict=True):
         [count] = row.kept[-1]
-        length = place.length - len(place.visual) + count
-        start = entering[0].shape[1] - length + place.visual[0]
-        states.append(entering[0][place.row, start : start + count])
+        length = span.length - len(span.visual) + count
+        start = entering[0].shape[1] - length + span.visual[0]
+        states.append(entering[0][span.row, start : start + count])
     return trace, states
 
 

@@ -141,7 +141,7 @@ def test_few_tokens(visual: int, budget: int) -> None:
 
 
 def test_no_text_makes_all_equally_relevant() -> None:
-    """All join alike at first, so a slow reference would differ by its rounding: the same vectors are searched."""
+    """All gains are equal at first, so a slow reference would differ by its rounding: the same vectors are searched."""
     hidden = torch.randn(1, 9, 4, dtype=torch.float64)
     view = HandView(hidden, 8)
     assert view.text.slots.shape[1] == 0
@@ -155,9 +155,9 @@ def test_no_text_makes_all_equally_relevant() -> None:
 
 def by_embeddings(seen: Observed, number: int) -> tuple[list[list[float]], list[float]]:
     """The visual embeddings of an image, and the mean cosine of each to the text after it."""
-    place = seen.places[number]
-    states = seen.states(place, 0)
-    vectors, words = [states[c] for c in place.visual], [states[c] for c in place.text]
+    span = seen.spans[number]
+    states = seen.states(span, 0)
+    vectors, words = [states[c] for c in span.visual], [states[c] for c in span.text]
     units = [unit(word) for word in words]
     return vectors, [sum(dot(x, word) for word in units) / len(units) for x in map(unit, vectors)]
 
@@ -169,8 +169,8 @@ def test_embeddings_equal_slow_reference(tiny: Tiny, batches: list[Observed], si
     got, want = [], []
     for layer, (seen, ratio) in enumerate(zip(batches, ratios, strict=False)):
         got += kept(tiny.run(seen.inputs, f"cdpruner@{layer}:{ratio};clip=embeddings;sign={sign}")[0])
-        for number, place in enumerate(seen.places):
-            want.append(reference(*by_embeddings(seen, number), round(ratio * len(place.visual)), sign))
+        for number, span in enumerate(seen.spans):
+            want.append(reference(*by_embeddings(seen, number), round(ratio * len(span.visual)), sign))
     assert len(got) == image_count(batches)
     assert_agree(got, want)
 
@@ -186,10 +186,10 @@ def test_after_an_earlier_stage(tiny: Tiny) -> None:
     seen = observe(tiny, tiny.batch([tiny.row(random.Random(i)) for i in range(5)]))
     trace, _ = tiny.run(seen.inputs, "random@1:0.6,cdpruner@3:0.25;clip=embeddings")
     want = []
-    for number, (place, row) in enumerate(zip(seen.places, trace.rows, strict=True)):
+    for number, (span, row) in enumerate(zip(seen.spans, trace.rows, strict=True)):
         [present] = row.indices(0)
         vectors, relevance = by_embeddings(seen, number)
-        count = round(0.25 * len(place.visual))
+        count = round(0.25 * len(span.visual))
         found, margin = reference([vectors[i] for i in present], [relevance[i] for i in present], count)
         want.append(({present[i] for i in found}, margin))
     assert_agree(kept(trace, 1), want)
@@ -280,19 +280,19 @@ def test_texts_equal_the_library(clip_folder: Path, text: str) -> None:
 def test_clip_equals_slow_reference(
     all_tiny: dict[str, Tiny],
     observed_batches: Callable[[str], list[Observed]],
-    tower_view: Callable[..., TokenView],
+    encoder_view: Callable[..., TokenView],
     clip_folder: Path,
 ) -> None:
     tiny, got, want = all_tiny["llava"], [], []
     ratios, rng = (0.33, 0.1, 0.2), random.Random(0)
     batches = observed_batches("llava")[: len(ratios)]
     for layer, (seen, ratio) in enumerate(zip(batches, ratios, strict=True)):
-        questions = [rng.choice(["is it red", "how many people", LONG, "left or right", ""]) for _ in seen.places]
+        questions = [rng.choice(["is it red", "how many people", LONG, "left or right", ""]) for _ in seen.spans]
         got += kept(tiny.run(seen.inputs, f"cdpruner@{layer}:{ratio};clip={clip_folder}", questions=questions)[0])
-        features = tower_view(tiny, seen).encoder.features()
-        for number, (place, text) in enumerate(zip(seen.places, questions, strict=True)):
-            states, relevance = seen.states(place, 0), by_clip(clip_folder, features[number], text)
-            want.append(reference([states[c] for c in place.visual], relevance, round(ratio * 64)))
+        features = encoder_view(tiny, seen).encoder.features()
+        for number, (span, text) in enumerate(zip(seen.spans, questions, strict=True)):
+            states, relevance = seen.states(span, 0), by_clip(clip_folder, features[number], text)
+            want.append(reference([states[c] for c in span.visual], relevance, round(ratio * 64)))
     assert len(got) == image_count(batches)
     assert_agree(got, want)
 
@@ -321,7 +321,7 @@ def test_a_second_model_is_loaded_once(all_tiny: dict[str, Tiny], clip_folder: P
     assert load_clip.cache_info().misses == 1
 
 
-def test_what_cannot_be_had(all_tiny: dict[str, Tiny], tmp_path: Path, clip_folder: Path) -> None:
+def test_unusable_clips_are_refused(all_tiny: dict[str, Tiny], tmp_path: Path, clip_folder: Path) -> None:
     llava, qwen = all_tiny["llava"].model(), all_tiny["qwen2_5_vl"].model()
 
     def refused(model: torch.nn.Module, clip: str, message: str) -> None:

@@ -77,11 +77,11 @@ def stage(spec: MethodSpec, layer: int, keep: str = "0.4") -> str:
     return f"{spec.name}@{at(spec, layer)}" + ("" if spec.drops_all else f":{keep}") + options
 
 
-def planned(spec: MethodSpec, asked: int, size: int) -> int:
+def planned(spec: MethodSpec, requested: int, size: int) -> int:
     """Tokens that the row in METHODS says are kept of `size`."""
     if spec.drops_all:
         return 0
-    return size if asked >= size else min(size, spec.count(asked, size, OPTIONS.get(spec.name, {})))
+    return size if requested >= size else min(size, spec.count(requested, size, OPTIONS.get(spec.name, {})))
 
 
 def rows_in_turn(rows: list) -> list[str]:
@@ -107,10 +107,10 @@ def numbered(tiny: Tiny, rows: list) -> dict[str, Tensor]:
 
 @dataclasses.dataclass
 class Mixed:
-    """The mixed rows of a family, made into batches once: all rows, as `generate` numbers them, and in other company."""
+    """The mixed rows of a family, batched once: all rows, with the positions of `generate`, permuted, alone, and with a longer row."""
 
     rows: list
-    said: list[str]
+    questions: list[str]
     inputs: dict[str, Tensor]
     numbered: dict[str, Tensor]
     permuted: dict[str, Tensor]
@@ -126,15 +126,15 @@ ORDER = [3, 1, 4, 0, 2]
 
 @pytest.fixture(scope="module")
 def all_mixed(all_tiny: dict[str, Tiny]) -> dict[str, Mixed]:
-    made = {}
+    all_rows = {}
     for family, tiny in all_tiny.items():
         rows, longer = mixed_rows(tiny), tiny.row(random.Random(9), words=60)
         single = tiny.batch(rows, torch.float32)
         with torch.no_grad():
             plain = tiny.model(torch.float32)(**single).logits
-        made[family] = Mixed(
+        all_rows[family] = Mixed(
             rows=rows,
-            said=rows_in_turn(rows),
+            questions=rows_in_turn(rows),
             inputs=tiny.batch(rows),
             numbered=numbered(tiny, rows),
             permuted=numbered(tiny, [rows[i] for i in ORDER]),
@@ -144,7 +144,7 @@ def all_mixed(all_tiny: dict[str, Tiny]) -> dict[str, Mixed]:
             plain=plain,
             views={},
         )
-    return made
+    return all_rows
 
 
 @pytest.fixture
@@ -186,10 +186,10 @@ def test_select_marks_the_budget_of_valid_tokens(
     view = view_at(layer)
     assert len(view.counts) == 5
     rng, method = random.Random(layer), spec.build(OPTIONS.get(spec.name, {}))
-    asked = [[0] * 5]
+    requested = [[0] * 5]
     if not spec.drops_all:
-        asked += [list(view.counts), [1] * 5, *([rng.randint(0, count) for count in view.counts] for _ in range(5))]
-    for numbers in asked:
+        requested += [list(view.counts), [1] * 5, *([rng.randint(0, count) for count in view.counts] for _ in range(5))]
+    for numbers in requested:
         budget = [planned(spec, n, size) for n, size in zip(numbers, view.counts, strict=True)]
         mask = method.select(view, torch.tensor(budget))
         assert mask.dtype == torch.bool
@@ -214,9 +214,9 @@ def test_select_and_rewrite_leave_the_view_as_it_was(
     counts, seeds = list(view.counts), list(view.seeds)
     method = spec.build(OPTIONS.get(spec.name, {}))
     budget = torch.tensor([planned(spec, count // 2, count) for count in counts])
-    asked = budget.clone()
+    requested = budget.clone()
     mask = method.select(view, budget)
-    assert torch.equal(budget, asked)
+    assert torch.equal(budget, requested)
     rewritten, index = method.rewrite(view, mask)
     if not spec.rewrites:
         assert rewritten is view.hidden
@@ -228,13 +228,13 @@ def test_select_and_rewrite_leave_the_view_as_it_was(
     assert torch.equal(method.select(view, budget), mask), "the same view gives the same answer"
 
 
-# -- the whole way, through prune --------------------------------------------------------------------------------------
+# -- complete runs through prune ----------------------------------------------------------------------------------------
 
 
 @shared_out("layer", SPECS, some_layers)
 def test_keeps_what_was_planned(tiny: Tiny, mixed: Mixed, spec: MethodSpec, layer: int) -> None:
     schedule = Schedule.parse(stage(spec, layer))
-    trace, logits = tiny.run(mixed.inputs, schedule, questions=mixed.said)
+    trace, logits = tiny.run(mixed.inputs, schedule, questions=mixed.questions)
     assert torch.isfinite(logits).all()
     assert [len(row.images) for row in trace.rows] == [1, 2, 0, 1, 1]
     for row in trace.rows:
@@ -265,23 +265,23 @@ def test_half_precision_is_finite(tiny: Tiny, spec: MethodSpec) -> None:
 @shared_out("deeper", SPECS, lambda spec: [0, 4])
 def test_batch_does_not_matter(tiny: Tiny, mixed: Mixed, spec: MethodSpec, deeper: int) -> None:
     """Permuted rows, each row alone, and more padding: the same tokens of each image and the same logits."""
-    names, said, text = list("abcde"), mixed.said, stage(spec, spec.lowest_layer + deeper)
-    trace, logits = tiny.run(mixed.numbered, text, samples=names, questions=said)
+    names, questions, text = list("abcde"), mixed.questions, stage(spec, spec.lowest_layer + deeper)
+    trace, logits = tiny.run(mixed.numbered, text, samples=names, questions=questions)
     tokens = [row.indices(0) for row in trace.rows]
     assert [row.sample for row in trace.rows] == names
 
-    turned = {"samples": [names[i] for i in ORDER], "questions": [said[i] for i in ORDER]}
+    turned = {"samples": [names[i] for i in ORDER], "questions": [questions[i] for i in ORDER]}
     permuted, moved = tiny.run(mixed.permuted, text, **turned)
     assert [row.indices(0) for row in permuted.rows] == [tokens[i] for i in ORDER]
     torch.testing.assert_close(moved, logits[ORDER], atol=1e-5, rtol=0)
 
     for i in (0, 1, 2):
-        alone, single = tiny.run(mixed.alone[i], text, samples=[names[i]], questions=[said[i]])
+        alone, single = tiny.run(mixed.alone[i], text, samples=[names[i]], questions=[questions[i]])
         assert [row.indices(0) for row in alone.rows] == [tokens[i]]
         torch.testing.assert_close(single[0], logits[i], atol=1e-5, rtol=0)
 
     question, longer = mixed.longer
-    padded, wide = tiny.run(longer, text, samples=[*names, "f"], questions=[*said, question])
+    padded, wide = tiny.run(longer, text, samples=[*names, "f"], questions=[*questions, question])
     assert [row.indices(0) for row in padded.rows[:5]] == tokens
     torch.testing.assert_close(wide[:5], logits, atol=1e-5, rtol=0)
 
@@ -289,7 +289,9 @@ def test_batch_does_not_matter(tiny: Tiny, mixed: Mixed, spec: MethodSpec, deepe
 @by_keeping_name
 def test_seed(tiny: Tiny, mixed: Mixed, spec: MethodSpec) -> None:
     text = stage(spec, 3)
-    first, again, other = (kept(tiny.run(mixed.inputs, text, seed=seed, questions=mixed.said)[0]) for seed in (0, 0, 1))
+    first, again, other = (
+        kept(tiny.run(mixed.inputs, text, seed=seed, questions=mixed.questions)[0]) for seed in (0, 0, 1)
+    )
     assert first == again
     if spec.name in SEEDED:
         assert all(a != b for a, b in zip(first, other, strict=True))
@@ -298,10 +300,10 @@ def test_seed(tiny: Tiny, mixed: Mixed, spec: MethodSpec) -> None:
 
 
 @by_name
-def test_what_a_method_multiplies_is_counted(tiny: Tiny, mixed: Mixed, spec: MethodSpec) -> None:
+def test_flops_of_methods_are_counted(tiny: Tiny, mixed: Mixed, spec: MethodSpec) -> None:
     """Every operation of every method has a rule, or is known to multiply nothing."""
     with torch.inference_mode():
-        trace, _ = tiny.run(mixed.inputs, stage(spec, 3), questions=mixed.said, count_selection=True)
+        trace, _ = tiny.run(mixed.inputs, stage(spec, 3), questions=mixed.questions, count_selection=True)
     assert sum(row.selection_flops for row in trace.rows) >= 0
     assert spec.kind != "diversity" or trace.rows[0].selection_flops > 0
 
@@ -317,7 +319,7 @@ def test_keeping_all_is_bit_identical_to_no_pruning(tiny: Tiny, mixed: Mixed, sp
 
 
 @by_keeping_name
-def test_a_count_is_shared_out_among_images(all_tiny: dict[str, Tiny], spec: MethodSpec) -> None:
+def test_a_count_is_distributed_among_images(all_tiny: dict[str, Tiny], spec: MethodSpec) -> None:
     rng, llava, qwen = random.Random(1), all_tiny["llava"], all_tiny["qwen2_5_vl"]
 
     def counts(tiny: Tiny, images: list, count: int) -> list[int]:
@@ -325,7 +327,7 @@ def test_a_count_is_shared_out_among_images(all_tiny: dict[str, Tiny], spec: Met
         return [len(image) for image in trace.rows[0].indices(0)]
 
     def check(tiny: Tiny, images: list, count: int, rule: list[tuple[int, int]]) -> None:
-        wanted = [planned(spec, asked, size) for asked, size in rule]
+        wanted = [planned(spec, requested, size) for requested, size in rule]
         got = counts(tiny, images, count)
         assert all(n <= m for n, m in zip(got, wanted, strict=True)) if spec.at_most else got == wanted
 
@@ -339,7 +341,7 @@ def test_a_count_is_shared_out_among_images(all_tiny: dict[str, Tiny], spec: Met
 
 
 def test_a_small_image_among_large_ones(all_tiny: dict[str, Tiny]) -> None:
-    """An image that keeps all of its tokens stands beside one that does not."""
+    """An image that keeps all of its tokens is in a batch with one that does not."""
     tiny, rng = all_tiny["qwen2_5_vl"], random.Random(2)
     rows = [([tiny.image(rng, (2, 2))], "is it red"), ([tiny.image(rng, (6, 6))], "is it blue")]
     for spec in KEEPING:
@@ -376,7 +378,7 @@ PUBLISHED = {
 }
 
 
-def test_published_averages_are_really_executed(tmp_path: Path) -> None:
+def test_published_averages_are_executed(tmp_path: Path) -> None:
     """A LLaVA of the published depth and image size: 32 layers, 576 tokens."""
     tiny = load_tiny("llava", build_llava(tmp_path / "deep", layers=32, image_size=336, hidden=16, heads=2))
     inputs = tiny.batch([tiny.row(random.Random(0))], torch.float32)
@@ -490,7 +492,7 @@ def test_reads_what_the_table_says(
     layers = some_layers(spec)
     views = [view_at(layer) for layer in layers]
     if len(layers) > 1 and not spec.drops_all:
-        views.append(capture_view(tiny, mixed.inputs, layers[-1], f"{stage(spec, 0)},", questions=mixed.said))
+        views.append(capture_view(tiny, mixed.inputs, layers[-1], f"{stage(spec, 0)},", questions=mixed.questions))
     read: set[str] = set()
     for name in ("attention", "attention_to", "keys", "normed", "question", "guided"):
         real = getattr(TokenView, name)
@@ -570,16 +572,16 @@ def entering(tiny: Tiny, inputs: dict[str, Tensor], schedule: str, layer: int) -
 
 
 @pytest.mark.parametrize("layer", [0, 1, 5])
-def test_rewritten_tokens_go_on(tiny: Tiny, register: Callable[..., None], layer: int) -> None:
-    """Kept tokens carry what the method made of them; text, other images and rows are what they were."""
+def test_rewritten_tokens_enter_the_next_layers(tiny: Tiny, register: Callable[..., None], layer: int) -> None:
+    """Kept tokens have the rewritten states; text, other images and other rows are unchanged."""
     register(Merging, reads=("hidden",), rewrites=True)
     seen = observe(tiny, tiny.batch(mixed_rows(tiny)))
     hidden = entering(tiny, seen.inputs, f"merging@{layer}:0.5", layer)
     for b, states in enumerate(seen.hidden[layer]):
         expected, gone = states.clone(), set(range(int((seen.inputs["attention_mask"][b] == 0).sum())))
-        for place in seen.places:
-            if place.row == b:
-                columns = [place.pad + column for column in place.visual]
+        for span in seen.spans:
+            if span.row == b:
+                columns = [span.pad + column for column in span.visual]
                 half = round(0.5 * len(columns))
                 expected[columns[:half]] += states[columns[half:]].mean(0)
                 gone.update(columns[half:])
@@ -604,7 +606,7 @@ def test_rewriting_does_not_leak_into_earlier_layers(tiny: Tiny, register: Calla
 
 
 def test_an_image_that_keeps_all_is_not_rewritten(all_tiny: dict[str, Tiny], register: Callable[..., None]) -> None:
-    """Alone it is left as it was; beside an image that is cut it must be, too."""
+    """Alone it is unchanged, and so it must be in a batch with a pruned image."""
     register(Doubling, reads=("hidden",), rewrites=True)
     tiny, rng = all_tiny["qwen2_5_vl"], random.Random(2)
     small, large = ([tiny.image(rng, (2, 2))], "is it red"), ([tiny.image(rng, (6, 6))], "is it blue")
@@ -614,7 +616,7 @@ def test_an_image_that_keeps_all_is_not_rewritten(all_tiny: dict[str, Tiny], reg
 
 
 class Reversing(Merging):
-    """Keeps the first tokens and lets them stand in reverse order."""
+    """Keeps the first tokens in reverse order."""
 
     def rewrite(self, view: TokenView, keep: Tensor) -> tuple[Tensor, Tensor]:
         turned = torch.where(keep, keep.sum(1, keepdim=True) - 1 - view.index, view.index)
@@ -622,13 +624,13 @@ class Reversing(Merging):
 
 
 @pytest.mark.parametrize("layer", [0, 3])
-def test_reordered_tokens_take_their_positions_along(tiny: Tiny, register: Callable[..., None], layer: int) -> None:
-    """States, rotary tables and the trace's indices stand in the new order; the stage after goes on from there."""
+def test_reordered_tokens_keep_their_positions(tiny: Tiny, register: Callable[..., None], layer: int) -> None:
+    """States, rotary tables and the trace's indices are in the new order, which the next stage reads."""
     register(Reversing, reads=("hidden",), rewrites=True)
     register(KeepHalf)
     row = tiny.row(random.Random(5), images=1)
     seen = observe(tiny, tiny.batch([row]))
-    [place] = seen.places
+    [span] = seen.spans
     tables: list[Tensor] = []
     states: list[Tensor] = []
     model = tiny.model()
@@ -645,18 +647,18 @@ def test_reordered_tokens_take_their_positions_along(tiny: Tiny, register: Calla
             handles.append(model.model.language_model.layers[layer].register_forward_pre_hook(look, with_kwargs=True))
             model(**seen.inputs)
             handles.pop().remove()
-    half = round(0.5 * len(place.visual))
-    first = place.visual[0]
-    order = [*range(first), *reversed(place.visual[:half]), *range(first + len(place.visual), place.length)]
+    half = round(0.5 * len(span.visual))
+    first = span.visual[0]
+    order = [*range(first), *reversed(span.visual[:half]), *range(first + len(span.visual), span.length)]
     torch.testing.assert_close(tables[1], tables[0][order])
     torch.testing.assert_close(states[1], seen.hidden[layer][0][order])
     assert trace.rows[0].indices(0) == [list(range(half))]
-    quarter = round(0.25 * len(place.visual))
+    quarter = round(0.25 * len(span.visual))
     assert trace.rows[0].indices(1) == [list(range(half - quarter, half))], "the first that stand there now"
 
 
 class KeepHalf(ScoreMethod):
-    """Keeps what stands first."""
+    """Keeps the first tokens."""
 
     paper = "https://arxiv.org"
 
@@ -725,7 +727,9 @@ def test_a_wrong_number_is_caught(tiny: Tiny, register: Callable[..., None]) -> 
     run_wrong(tiny, register, lambda view, mask: mask & (view.index != 0))
 
 
-def test_a_token_that_is_not_there_is_caught(all_tiny: dict[str, Tiny], register: Callable[..., None]) -> None:
+def test_keeping_a_token_that_is_not_present_is_caught(
+    all_tiny: dict[str, Tiny], register: Callable[..., None]
+) -> None:
     """The right number, but with one padding entry of the smallest image."""
 
     def spoil(view: TokenView, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The controls: they look at nothing, or at the image as a whole, and every table needs them."""
+"""The controls, which read no signal or only the complete image; every table needs them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_stride_by_hand() -> None:
 @pytest.mark.parametrize("n", [1, 2, 7, 64, 575, 576])
 def test_stride_gaps_differ_by_one_at_most(n: int) -> None:
     for count in {1, 2, 3, n // 3, n // 2, n - 1, n} & set(range(1, n + 1)):
-        [places] = chosen(Stride().select(view(n), torch.tensor([count])))
-        gaps = {b - a for a, b in zip(sorted(places), sorted(places)[1:], strict=False)}
-        assert len(places) == count
+        [image_spans] = chosen(Stride().select(view(n), torch.tensor([count])))
+        gaps = {b - a for a, b in zip(sorted(image_spans), sorted(image_spans)[1:], strict=False)}
+        assert len(image_spans) == count
         assert not gaps or max(gaps) - min(gaps) <= 1
 
 
@@ -52,7 +52,7 @@ def test_first_and_last_by_hand() -> None:
 
 
 @pytest.mark.parametrize("method", ["stride", "keepfirst", "keeplast"])
-def test_places_equal_a_slow_reference(tiny: Tiny, method: str) -> None:
+def test_kept_columns_equal_a_slow_reference(tiny: Tiny, method: str) -> None:
     rng = random.Random(5)
     rows = [tiny.row(rng, images=rng.choice([1, 1, 2])) for _ in range(12)]
     for keep in (0.1, 0.33, 0.75):
@@ -123,8 +123,8 @@ def test_pool_equals_the_library_where_cells_are_equal(tiny: Tiny, capture_view:
     assert index[0, : len(want)].tolist() == middles
 
 
-def test_pool_deeper_averages_what_is_left(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
-    """A plain loop over the tokens that an earlier stage left, cell by cell; empty cells vanish."""
+def test_pool_at_deeper_layers_averages_the_tokens_present(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
+    """A plain loop over the tokens that an earlier stage kept, cell by cell; empty cells are omitted."""
     rng = random.Random(2)
     seen = capture_view(tiny, tiny.batch([tiny.row(rng) for _ in range(6)]), 3, before="random@1:0.3,")
     budget = [round(0.2 * n) for n in seen.sizes]
@@ -134,16 +134,16 @@ def test_pool_deeper_averages_what_is_left(tiny: Tiny, capture_view: Callable[..
     for image, (rows, columns) in enumerate(seen.grids):
         r, c = grid_within(rows, columns, budget[image])
         cells: dict[tuple[int, int], list[Tensor]] = {}
-        for place in range(seen.counts[image]):
-            token = int(seen.index[image, place])
+        for span in range(seen.counts[image]):
+            token = int(seen.index[image, span])
             cell = (token // columns * r // rows, token % columns * c // columns)
-            cells.setdefault(cell, []).append(seen.hidden[image, place])
+            cells.setdefault(cell, []).append(seen.hidden[image, span])
         assert mask[image].sum() == len(cells)
         vanished += r * c - len(cells)
-        for place, cell in enumerate(sorted(cells)):
-            torch.testing.assert_close(pooled[image, place], torch.stack(cells[cell]).mean(0))
+        for span, cell in enumerate(sorted(cells)):
+            torch.testing.assert_close(pooled[image, span], torch.stack(cells[cell]).mean(0))
             middle = (2 * cell[0] + 1) * rows // (2 * r) * columns + (2 * cell[1] + 1) * columns // (2 * c)
-            assert index[image, place] == middle
+            assert index[image, span] == middle
     assert vanished, "some cells are empty, or the case is not tried"
 
 
@@ -151,7 +151,7 @@ def resized_image(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def test_downsample_is_the_tower_on_a_smaller_image(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
+def test_downsample_is_the_encoder_on_a_smaller_image(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
     """A picture of broad stripes resized by Pillow beforehand gives nearly the same tokens as our resizing inside."""
     wide = (8, 8) if tiny.family == "llava" else (6, 8)
     side = 14 if tiny.family == "llava" else 28
@@ -187,7 +187,7 @@ def _channels(image: Image.Image) -> list[list[list[int]]]:
     return [[[image.getpixel((x, y))[k] for x in range(width)] for y in range(height)] for k in range(3)]
 
 
-def test_downsample_of_a_small_image_costs_what_it_makes(tiny: Tiny) -> None:
+def test_downsample_of_a_small_image_costs_the_tokens_it_produces(tiny: Tiny) -> None:
     rng = random.Random(4)
     inputs = tiny.batch([tiny.row(rng, images=2), tiny.row(rng)])
     trace, logits = tiny.run(inputs, "downsample@0:0.3,random@3:0.1")

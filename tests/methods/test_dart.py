@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Place, Tiny, angles, assert_agree, chosen, image_count, kept, observe
+from observed import HandView, ImageSpan, Observed, Tiny, angles, assert_agree, chosen, image_count, kept, observe
 from torch import Tensor
 
 from lmms_prune import Schedule, prune
@@ -18,9 +18,9 @@ from lmms_prune.methods.dart import DART
 from lmms_prune.methods.view import LayerInput, TokenView
 
 
-def reference(seen: Observed, place: Place, layer: int, asked: int, **options: object) -> tuple[set[int], float]:
-    features = [slow.rms_norm(x, seen.norm_weight, seen.norm_eps) for x in seen.states(place, layer)]
-    return slow.dart(features, seen.key_rows(place, layer - 1), place.visual, place.text, asked, **options)
+def reference(seen: Observed, span: ImageSpan, layer: int, requested: int, **options: object) -> tuple[set[int], float]:
+    features = [slow.rms_norm(x, seen.norm_weight, seen.norm_eps) for x in seen.states(span, layer)]
+    return slow.dart(features, seen.key_rows(span, layer - 1), span.visual, span.text, requested, **options)
 
 
 def text_of(order: str, native_count: bool) -> str:
@@ -92,9 +92,9 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], order: str) 
         layer, native_count = 1 + number % 7, number % 2 == 0
         trace, _ = tiny.run(seen.inputs, f"dart@{layer}:{ratio}{text_of(order, native_count)}")
         got += kept(trace)
-        for place in seen.places:
-            asked = round(ratio * len(place.visual))
-            want.append(reference(seen, place, layer, asked, order=order, native_count=native_count))
+        for span in seen.spans:
+            requested = round(ratio * len(span.visual))
+            want.append(reference(seen, span, layer, requested, order=order, native_count=native_count))
     assert len(got) == image_count(batches)
     assert_agree(got, want)
 
@@ -104,16 +104,16 @@ def test_variants_differ(batches: list[Observed]) -> None:
     results = []
     for options in ({}, {"order": "reference"}):
         options = {**options, "native_count": False}
-        results.append([reference(batches[0], place, 3, 7, **options)[0] for place in batches[0].places])
+        results.append([reference(batches[0], span, 3, 7, **options)[0] for span in batches[0].spans])
     assert results[0] != results[1]
 
 
-def test_several_images_each_by_itself(tiny: Tiny) -> None:
+def test_several_images_are_independent(tiny: Tiny) -> None:
     rng = random.Random(3)
     rows = [tiny.row(rng, images=images) for images in (2, 1, 0, 3)]
     seen = observe(tiny, tiny.batch(rows))
     trace, _ = tiny.run(seen.inputs, "dart@3:0.5;order=reference")
-    want = [reference(seen, place, 3, round(0.5 * len(place.visual)), order="reference") for place in seen.places]
+    want = [reference(seen, span, 3, round(0.5 * len(span.visual)), order="reference") for span in seen.spans]
     assert len(want) == 6
     assert_agree(kept(trace), want)
 
@@ -135,39 +135,39 @@ def test_after_an_earlier_stage(tiny: Tiny, second: str) -> None:
     handle.remove()
     keys = cache.layers[layer - 1].keys.transpose(1, 2).flatten(2)
     want = []
-    for place, row in zip(seen.places, trace.rows, strict=True):
+    for span, row in zip(seen.spans, trace.rows, strict=True):
         [present] = row.indices(0)
-        gone = len(place.visual) - len(present)
-        length, start = place.length - gone, place.visual[0]
-        states = [slow.rms_norm(x, seen.norm_weight, seen.norm_eps) for x in entering[0][place.row, -length:].tolist()]
+        gone = len(span.visual) - len(present)
+        length, start = span.length - gone, span.visual[0]
+        states = [slow.rms_norm(x, seen.norm_weight, seen.norm_eps) for x in entering[0][span.row, -length:].tolist()]
         visual, text = range(start, start + len(present)), range(start + len(present), length)
         options = dict(schedule.stages[1].options)
-        asked = min(round(0.4 * len(place.visual)), len(present))
-        found, margin = slow.dart(states, keys[place.row, -length:].tolist(), visual, text, asked, **options)
+        requested = min(round(0.4 * len(span.visual)), len(present))
+        found, margin = slow.dart(states, keys[span.row, -length:].tolist(), visual, text, requested, **options)
         want.append(({present[token] for token in found}, margin))
     assert_agree(kept(trace, stage=1), want)
 
 
-@pytest.mark.parametrize("asked", [1, 7, 8, 23, 24, 40, 55])
-def test_keeps_quotas_and_all_visual_pivots(tiny: Tiny, asked: int) -> None:
-    rng = random.Random(asked)
+@pytest.mark.parametrize("requested", [1, 7, 8, 23, 24, 40, 55])
+def test_keeps_quotas_and_all_visual_pivots(tiny: Tiny, requested: int) -> None:
+    rng = random.Random(requested)
     rows = [([tiny.image(rng, size=(8, 8))], "is it red") for _ in range(3)]
     seen = observe(tiny, tiny.batch(rows))
-    trace, _ = tiny.run(seen.inputs, f"dart@2:{asked}t")
-    for place, tokens, row in zip(seen.places, kept(trace), trace.rows, strict=True):
-        assert len(place.visual) == 64
-        assert len(tokens) == 4 + 8 * (asked // 8) == row.visual[2]
+    trace, _ = tiny.run(seen.inputs, f"dart@2:{requested}t")
+    for span, tokens, row in zip(seen.spans, kept(trace), trace.rows, strict=True):
+        assert len(span.visual) == 64
+        assert len(tokens) == 4 + 8 * (requested // 8) == row.visual[2]
         assert tokens <= set(range(64))
-        pivots, _ = slow.dart_pivots(seen.key_rows(place, 1), place.visual)
-        assert {pivot - place.visual[0] for pivot in pivots} <= tokens
+        pivots, _ = slow.dart_pivots(seen.key_rows(span, 1), span.visual)
+        assert {pivot - span.visual[0] for pivot in pivots} <= tokens
 
 
-@pytest.mark.parametrize("asked", [60, 63])
-def test_quota_beyond_the_image_keeps_all(tiny: Tiny, asked: int) -> None:
+@pytest.mark.parametrize("requested", [60, 63])
+def test_quota_beyond_the_image_keeps_all(tiny: Tiny, requested: int) -> None:
     """8⌊N/8⌋+4 is 60 of 64 for N = 60 and 63: at most what is there, and never the 68 of N = 64."""
     rng = random.Random(0)
     inputs = tiny.batch([([tiny.image(rng, size=(8, 8))], "is it red")])
-    assert list(map(len, kept(tiny.run(inputs, f"dart@2:{asked}t")[0]))) == [60]
+    assert list(map(len, kept(tiny.run(inputs, f"dart@2:{requested}t")[0]))) == [60]
     assert list(map(len, kept(tiny.run(inputs, "dart@2:64t")[0]))) == [64]
 
 
@@ -193,10 +193,10 @@ def test_repeating_key_heads_changes_nothing(batches: list[Observed]) -> None:
         return [[*row[:half], *row[:half], *row[half:], *row[half:]] for row in keys]
 
     seen = batches[0]
-    for place in seen.places:
-        features, keys = seen.states(place, 2), seen.key_rows(place, 1)
-        once = slow.dart(features, keys, place.visual, place.text, 12, native_count=False)
-        twice = slow.dart(features, repeated(keys), place.visual, place.text, 12, native_count=False)
+    for span in seen.spans:
+        features, keys = seen.states(span, 2), seen.key_rows(span, 1)
+        once = slow.dart(features, keys, span.visual, span.text, 12, native_count=False)
+        twice = slow.dart(features, repeated(keys), span.visual, span.text, 12, native_count=False)
         assert once[0] == twice[0]
 
 

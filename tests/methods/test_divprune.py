@@ -47,9 +47,9 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
     for seen, layer, ratio in zip(batches, layers, ratios, strict=True):
         trace, _ = tiny.run(seen.inputs, f"divprune@{layer}:{ratio}")
         got += kept(trace)
-        for place in seen.places:
-            states = seen.states(place, layer)
-            tokens = [states[column] for column in place.visual]
+        for span in seen.spans:
+            states = seen.states(span, layer)
+            tokens = [states[column] for column in span.visual]
             want.append(slow.divprune(tokens, round(ratio * len(tokens))))
     assert len(got) == image_count(batches)
     assert_agree(got, want)
@@ -67,19 +67,19 @@ def test_layer_0_reads_the_projected_image_features(tiny: Tiny, batches: list[Ob
     assert_agree(kept(trace), want)
 
 
-def test_several_images_each_by_itself(tiny: Tiny) -> None:
+def test_several_images_are_independent(tiny: Tiny) -> None:
     rng = random.Random(3)
     seen = observe(tiny, tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)]))
     trace, _ = tiny.run(seen.inputs, "divprune@0:0.5")
     want = []
-    for place in seen.places:
-        states = seen.states(place, 0)
-        want.append(slow.divprune([states[c] for c in place.visual], round(0.5 * len(place.visual))))
+    for span in seen.spans:
+        states = seen.states(span, 0)
+        want.append(slow.divprune([states[c] for c in span.visual], round(0.5 * len(span.visual))))
     assert len(want) == 6
     assert_agree(kept(trace), want)
 
 
-def test_starts_with_the_loneliest_token(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
+def test_starts_with_the_most_isolated_token(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
     rng = random.Random(1)
     view = capture_view(tiny, tiny.batch([tiny.row(rng) for _ in range(10)]), 0)
     found = chosen(DivPrune().select(view, torch.ones(10, dtype=torch.long)))
@@ -166,7 +166,7 @@ def test_smallest_images(n: int) -> None:
 
 
 def test_large_image_crosses_the_blocks() -> None:
-    """More tokens than rows of the distance matrix that exist at once: the loneliest of 1100 stands at the end."""
+    """More tokens than rows of a block of the distance matrix: the most isolated of 1100 tokens is the last."""
     tokens = torch.randn(1, 1100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     tokens[..., 2] = tokens[..., 2].abs() + 1
     tokens[0, 1090] = torch.tensor([0.0, 0.0, -1.0])

@@ -29,14 +29,14 @@ def test_by_hand() -> None:
         assert chosen(FasterVLM().select(view, torch.tensor([count]))) == [tokens]
 
 
-def test_scores_follow_the_tokens_that_are_left() -> None:
-    """After an earlier stage left tokens 4, 1 and 3, their scores are those of places 4, 1 and 3."""
+def test_scores_are_those_of_the_tokens_present() -> None:
+    """After an earlier stage kept tokens 4, 1 and 3, their scores are those at raster indices 4, 1 and 3."""
     view = hand([[0.1, 0.3, 0.2, 0.25, 0.4]], [3])
     view.index, view.sizes = torch.tensor([[4, 1, 3]]), [5]
     assert chosen(FasterVLM().select(view, torch.tensor([2]))) == [{0, 1}]
 
 
-def test_it_asks_for_one_block() -> None:
+def test_it_needs_one_block() -> None:
     asks = FasterVLM().signals(EncoderShape(24, 22, 1))
     assert (asks.attention, asks.outputs, asks.features, asks.pixels) == (frozenset({22}), frozenset(), False, False)
 
@@ -65,12 +65,12 @@ def slow_fastervlm(tiny: Tiny, view: TokenView, ratio: float) -> list[tuple[set[
 
 
 @pytest.mark.slow
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], encoder_view: Callable[..., TokenView]) -> None:
     got, want = [], []
     for layer, seen in enumerate(batches):
         trace, _ = tiny.run(seen.inputs, f"fastervlm@{layer}:0.33")
         got += kept(trace)
-        want += slow_fastervlm(tiny, tower_view(tiny, seen), 0.33)
+        want += slow_fastervlm(tiny, encoder_view(tiny, seen), 0.33)
     assert layer == 7
     assert len(got) == image_count(batches)
     assert_agree(got, want)
@@ -83,7 +83,7 @@ def test_a_few_equal_the_slow_reference(tiny: Tiny, capture_view: Callable[..., 
     assert_agree(kept(trace), slow_fastervlm(tiny, capture_view(tiny, inputs, 0), 0.5))
 
 
-def test_deeper_it_ranks_what_is_still_there(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
+def test_at_deeper_layers_it_ranks_the_tokens_present(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
     rng = random.Random(23)
     inputs = tiny.batch([tiny.row(rng) for _ in range(4)])
     view = capture_view(tiny, inputs, 0)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, kept, observe, places
+from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, image_spans, kept, observe
 
 from lmms_prune import Schedule, prune
 from lmms_prune.methods.fastv import FastV
@@ -55,9 +55,9 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
         layer = 1 + number % 7
         trace, _ = tiny.run(seen.inputs, f"fastv@{layer}:{ratio}")
         got += kept(trace)
-        for place in seen.places:
-            attention = seen.attention(place, layer - 1)
-            want.append(slow.fastv(attention, place.visual, round(ratio * len(place.visual))))
+        for span in seen.spans:
+            attention = seen.attention(span, layer - 1)
+            want.append(slow.fastv(attention, span.visual, round(ratio * len(span.visual))))
     assert len(got) == image_count(batches)
     assert_agree(got, want)
 
@@ -66,14 +66,14 @@ def test_several_images_share_the_last_query(tiny: Tiny) -> None:
     rng = random.Random(3)
     seen = observe(tiny, tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)]))
     trace, _ = tiny.run(seen.inputs, "fastv@3:0.5")
-    want = [slow.fastv(seen.attention(p, 2), p.visual, round(0.5 * len(p.visual))) for p in seen.places]
+    want = [slow.fastv(seen.attention(p, 2), p.visual, round(0.5 * len(p.visual))) for p in seen.spans]
     assert len(want) == 6
     assert_agree(kept(trace), want)
 
 
 @pytest.mark.parametrize("schedule", ["random@1:0.7,fastv@2:0.4", "divprune@0:0.7,fastv@3:0.4"])
 def test_after_an_earlier_stage(tiny: Tiny, schedule: str) -> None:
-    """The softmax then runs over the keys that are left; row by row, as the library's eager padding is broken."""
+    """The softmax then runs over the keys present; row by row, as the library's eager padding is broken."""
     rng = random.Random(4)
     layer = Schedule.parse(schedule).stages[1].layer
     eager = tiny.model(torch.float64, "eager")
@@ -82,12 +82,12 @@ def test_after_an_earlier_stage(tiny: Tiny, schedule: str) -> None:
         inputs = tiny.batch([row])
         with torch.no_grad(), prune(eager, schedule) as trace:
             attention = eager(**inputs, output_attentions=True).attentions[layer - 1]
-        [place] = places(inputs["input_ids"], inputs["attention_mask"], eager.config.image_token_id)
+        [span] = image_spans(inputs["input_ids"], inputs["attention_mask"], eager.config.image_token_id)
         [present] = trace.rows[0].indices(0)
-        visual = range(place.visual[0], place.visual[0] + len(present))
-        asked = min(round(0.4 * len(place.visual)), len(present))
-        found, margin = slow.fastv(attention[0, :, -1:].tolist(), visual, asked)
-        assert attention.shape[-1] == place.length - len(place.visual) + len(present)
+        visual = range(span.visual[0], span.visual[0] + len(present))
+        requested = min(round(0.4 * len(span.visual)), len(present))
+        found, margin = slow.fastv(attention[0, :, -1:].tolist(), visual, requested)
+        assert attention.shape[-1] == span.length - len(span.visual) + len(present)
         want.append(({present[token] for token in found}, margin))
     trace, _ = tiny.run(tiny.batch(rows), schedule)
     assert_agree(kept(trace, stage=1), want)
@@ -105,10 +105,10 @@ def test_attention_row_equals_eager(tiny: Tiny, capture_view: Callable[..., Toke
     attention = view.attention(view.last)[:, :, 0]
     heads = tiny.model().model.language_model.layers[0].self_attn.config.num_attention_heads
     assert attention.shape[:2] == (4, heads)
-    for image, place in enumerate(seen.places):
-        eager = seen.last_rows[layer - 1][place.row][:, [place.pad + column for column in place.visual]]
+    for image, span in enumerate(seen.spans):
+        eager = seen.last_rows[layer - 1][span.row][:, [span.pad + column for column in span.visual]]
         assert eager.max() > 0.01, "attention is sharp enough for 1e-5 to mean something"
-        torch.testing.assert_close(attention[image, :, : len(place.visual)], eager, atol=1e-5, rtol=0)
+        torch.testing.assert_close(attention[image, :, : len(span.visual)], eager, atol=1e-5, rtol=0)
 
 
 def test_grouped_heads_are_really_grouped(all_tiny: dict[str, Tiny]) -> None:

@@ -8,16 +8,16 @@ import pytest
 import torch
 from observed import (
     HandView,
+    ImageSpan,
     Observed,
-    Place,
     Tiny,
     assert_agree,
     chosen,
     eager_attentions,
     image_count,
+    image_spans,
     kept,
     observe,
-    places,
 )
 from slow import best_first
 from torch import Tensor
@@ -43,8 +43,8 @@ def reference(attention: Tensor, visual: list[int], text: list[int], count: int)
     return set(order[:count]), margin
 
 
-def own(attention: Tensor, place: Place) -> Tensor:
-    return attention[place.row, :, place.pad :, place.pad :]
+def own(attention: Tensor, span: ImageSpan) -> Tensor:
+    return attention[span.row, :, span.pad :, span.pad :]
 
 
 @pytest.fixture
@@ -81,10 +81,10 @@ def test_by_hand(three_tokens: HandView) -> None:
 
 
 def test_pieces_add_up(three_tokens: HandView, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = measures(three_tokens)
+    at_once = measures(three_tokens)
     monkeypatch.setattr(lmms_prune.methods.view, "MOST", 1)
     assert len(list(three_tokens.attention_chunks(three_tokens.text))) == 2
-    for once, piecewise in zip(whole, measures(three_tokens), strict=True):
+    for once, piecewise in zip(at_once, measures(three_tokens), strict=True):
         torch.testing.assert_close(piecewise, once)
 
 
@@ -113,9 +113,9 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
         trace, _ = tiny.run(seen.inputs, f"fitprune@{layer}:{ratio}")
         got += kept(trace)
         attention = eager_attentions(tiny, seen.inputs, torch.float64)[layer - 1]
-        for place in seen.places:
-            count = round(ratio * len(place.visual))
-            want.append(reference(own(attention, place), place.visual, place.text, count))
+        for span in seen.spans:
+            count = round(ratio * len(span.visual))
+            want.append(reference(own(attention, span), span.visual, span.text, count))
     assert len(got) == image_count(batches)
     assert_agree(got, want)
 
@@ -126,14 +126,14 @@ def test_several_images_each_with_the_text_after_it(tiny: Tiny) -> None:
     seen = observe(tiny, inputs)
     attention = eager_attentions(tiny, inputs, torch.float64)[2]
     trace, _ = tiny.run(inputs, "fitprune@3:0.5")
-    want = [reference(own(attention, p), p.visual, p.text, round(0.5 * len(p.visual))) for p in seen.places]
-    assert len({len(p.text) for p in seen.places}) > 2
+    want = [reference(own(attention, p), p.visual, p.text, round(0.5 * len(p.visual))) for p in seen.spans]
+    assert len({len(p.text) for p in seen.spans}) > 2
     assert_agree(kept(trace), want)
 
 
 @pytest.mark.parametrize("first", ["random@1:0.7", "fitprune@2:0.7"])
 def test_after_an_earlier_stage(tiny: Tiny, first: str) -> None:
-    """Rows and mean are those of the tokens that are left; one by one, as the library's eager padding is broken."""
+    """Rows and mean are those of the tokens present; one by one, as the library's eager padding is broken."""
     rng = random.Random(4)
     eager, schedule = tiny.model(torch.float64, "eager"), f"{first},fitprune@3:0.4"
     want, rows = [], [tiny.row(rng) for _ in range(6)]
@@ -141,11 +141,11 @@ def test_after_an_earlier_stage(tiny: Tiny, first: str) -> None:
         inputs = tiny.batch([row])
         with torch.no_grad(), prune(eager, schedule) as trace:
             attention = eager(**inputs, output_attentions=True).attentions[2]
-        [place] = places(inputs["input_ids"], inputs["attention_mask"], eager.config.image_token_id)
+        [span] = image_spans(inputs["input_ids"], inputs["attention_mask"], eager.config.image_token_id)
         [present] = trace.rows[0].indices(0)
-        start, gone = place.visual[0], len(place.visual) - len(present)
-        visual, text = list(range(start, start + len(present))), [column - gone for column in place.text]
-        count = min(round(0.4 * len(place.visual)), len(present))
+        start, gone = span.visual[0], len(span.visual) - len(present)
+        visual, text = list(range(start, start + len(present))), [column - gone for column in span.text]
+        count = min(round(0.4 * len(span.visual)), len(present))
         found, margin = reference(attention[0], visual, text, count)
         want.append(({present[token] for token in found}, margin))
     trace, _ = tiny.run(tiny.batch(rows), schedule)
@@ -168,12 +168,12 @@ def test_equals_deleting_inside_the_layer_before(tiny: Tiny, layer: int) -> None
         model(**inputs)
         for handle in handles:
             handle.remove()
-        [place] = places(inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id)
-        tokens = [place.visual[raster] for raster in trace.rows[0].indices(0)[0]]
-        columns = sorted([*set(range(place.length)) - set(place.visual), *tokens])
+        [span] = image_spans(inputs["input_ids"], inputs["attention_mask"], model.config.image_token_id)
+        tokens = [span.visual[raster] for raster in trace.rows[0].indices(0)[0]]
+        columns = sorted([*set(range(span.length)) - set(span.visual), *tokens])
         left = between[0][:, columns]
         expected = left + module.mlp(module.post_attention_layernorm(left))
-    assert len(columns) < place.length
+    assert len(columns) < span.length
     torch.testing.assert_close(after[0], expected)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from observed import HandView, Observed, Place, Tiny, angles, chosen, image_count, kept, observe
+from observed import HandView, ImageSpan, Observed, Tiny, angles, chosen, image_count, kept, observe
 from slow_merging import Token, assert_same_tokens, attended, fed, outcome, step
 from torch import Tensor
 
@@ -63,8 +63,8 @@ def stage(hidden: Tensor, visual: int, budget: int) -> tuple[set[int], Tensor]:
 EIGHT = angles(33, 0, 10, 90, 100, 185, 180, 275, 272, 77)
 
 
-def mean(*places: int) -> Tensor:
-    return torch.stack([EIGHT[0, 1 + place] for place in places]).mean(0)
+def mean(*image_spans: int) -> Tensor:
+    return torch.stack([EIGHT[0, 1 + span] for span in image_spans]).mean(0)
 
 
 def test_one_fold_by_hand() -> None:
@@ -99,36 +99,36 @@ def test_folds() -> None:
 
 
 def test_every_token_is_counted() -> None:
-    """Equal tokens stay equal, so the scales alone are left: 1 + ln of sizes that sum to the number of tokens."""
+    """Equal tokens stay equal, so only the scales differ: 1 + ln of sizes that sum to the number of tokens."""
     _, states = stage(torch.ones(1, 14, 2, dtype=torch.float64), 12, 3)
     assert round(float((states[:, 0] - 1).exp().sum()), 9) == 12
 
 
-def reference(seen: Observed, place: Place, layer: int, count: int) -> tuple[list[Token], float]:
-    states = seen.states(place, layer)
-    return simplified([Token(i, states[c], states[c]) for i, c in enumerate(place.visual)], count)
+def reference(seen: Observed, span: ImageSpan, layer: int, count: int) -> tuple[list[Token], float]:
+    states = seen.states(span, layer)
+    return simplified([Token(i, states[c], states[c]) for i, c in enumerate(span.visual)], count)
 
 
 def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
     ratios = (0.6, 0.5, 0.33, 0.2, 0.8, 0.1, 0.7, 0.9)
     for layer, (seen, ratio) in enumerate(zip(batches, ratios, strict=True)):
         trace, states = outcome(tiny, seen, f"folder@{layer}:{ratio}")
-        counts = [round(ratio * len(place.visual)) for place in seen.places]
+        counts = [round(ratio * len(span.visual)) for span in seen.spans]
         assert [len(image) for image in kept(trace)] == counts
-        want = [reference(seen, place, layer, count) for place, count in zip(seen.places, counts, strict=True)]
+        want = [reference(seen, span, layer, count) for span, count in zip(seen.spans, counts, strict=True)]
         assert_same_tokens(trace, states, want)
 
 
 def test_full_equals_slow_reference(
     all_tiny: dict[str, Tiny],
     observed_batches: Callable[[str], list[Observed]],
-    tower_view: Callable[..., TokenView],
+    encoder_view: Callable[..., TokenView],
 ) -> None:
     tiny, number, batches = all_tiny["llava"], 0, observed_batches("llava")
     ratios = (0.6, 0.55, 0.33, 0.2, 0.75, 0.1, 0.9, 0.02)
     for seen, ratio in zip(batches, ratios, strict=True):
         trace, states = outcome(tiny, seen, f"folder@0:{ratio};variant=full")
-        encoder = tower_view(tiny, seen).encoder
+        encoder = encoder_view(tiny, seen).encoder
         assert isinstance(encoder, ClipEncoder)
         before = encoder.shape.selected - 1
         entering = torch.cat([encoder.class_output(before)[:, None], encoder.output(before)], dim=1)
@@ -141,7 +141,7 @@ def test_full_equals_slow_reference(
     assert number == image_count(batches)
 
 
-def test_full_takes_positions_along(all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]) -> None:
+def test_full_keeps_positions(all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]) -> None:
     """Each merged token carries its raster index, in the published order, without any twice."""
     tiny = all_tiny["llava"]
     view = capture_view(tiny, tiny.batch([tiny.row(random.Random(1), images=2)]), 0)
@@ -151,13 +151,13 @@ def test_full_takes_positions_along(all_tiny: dict[str, Tiny], capture_view: Cal
         states, index = method.rewrite(view, mask)
         assert mask.sum(1).tolist() == budget
         for image, count in enumerate(budget):
-            places = index[image][mask[image]].tolist()
-            assert len(set(places)) == count
+            raster = index[image][mask[image]].tolist()
+            assert len(set(raster)) == count
             assert torch.isfinite(states[image]).all()
             encoder = view.encoder
             entering = torch.cat([encoder.class_output(0)[:, None], encoder.output(0)], dim=1)[image]
             if 0 < count < 64:
-                assert places == [token.index for token in full(encoder, entering, count)[0]]
+                assert raster == [token.index for token in full(encoder, entering, count)[0]]
 
 
 def test_attention_protects(all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]) -> None:
@@ -177,12 +177,12 @@ def test_attention_protects(all_tiny: dict[str, Tiny], capture_view: Callable[..
     assert max(look[b] for b in stay) - min(look[a] for a in gone) > 2 / 500
 
 
-def test_variants_that_cannot_be_had(all_tiny: dict[str, Tiny]) -> None:
+def test_unsupported_variants_are_refused(all_tiny: dict[str, Tiny]) -> None:
     llava, qwen = all_tiny["llava"], all_tiny["qwen2_5_vl"]
     needs = pytest.raises(UnsupportedModelError, match=r"variant=full .* which this model does not have")
     with needs, prune(qwen.model(), "folder@0:0.5;variant=full"):
         pass
-    with pytest.raises(ScheduleError, match=r"variant=full .* must stand at layer 0"):
+    with pytest.raises(ScheduleError, match=r"variant=full .* must act at layer 0"):
         llava.run(llava.batch([llava.row(random.Random(0))]), "folder@2:0.5;variant=full")
 
 
@@ -201,7 +201,7 @@ def test_several_images_and_stages(tiny: Tiny) -> None:
         assert all(set(b) <= set(a) for a, b in zip(row.indices(0), row.indices(1), strict=True))
 
 
-def test_observed_prompts_hold_one_image(batches: list[Observed], tiny: Tiny) -> None:
+def test_observed_prompts_have_one_image(batches: list[Observed], tiny: Tiny) -> None:
     """`outcome` counts on it."""
-    assert all(len(seen.places) == len(seen.inputs["input_ids"]) for seen in batches)
-    assert observe(tiny, tiny.batch([tiny.row(random.Random(0))])).places[0].row == 0
+    assert all(len(seen.spans) == len(seen.inputs["input_ids"]) for seen in batches)
+    assert observe(tiny, tiny.batch([tiny.row(random.Random(0))])).spans[0].row == 0

@@ -35,10 +35,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def slow_logits(seen: Observed, layer: int) -> list[list[float]]:
     found = []
-    for place in seen.places:
-        states, attention = seen.states(place, layer), seen.attention(place, layer - 1)
+    for span in seen.spans:
+        states, attention = seen.states(span, layer), seen.attention(span, layer - 1)
         rows = []
-        for column in place.visual:
+        for column in span.visual:
             mean = sum(head[0][column] for head in attention) / len(attention)
             rows.append(40 * mean - 0.5 * sum(states[column][:32]) / 32)
         found.append(rows)

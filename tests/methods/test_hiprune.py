@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 
 import pytest
 import torch
+from encoders import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor, top
 from observed import Observed, Tiny, assert_agree, chosen, image_count, kept
-from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor, top
 
 from lmms_prune.methods.hiprune import HiPrune
 from lmms_prune.methods.view import TokenView
@@ -108,7 +108,7 @@ def test_ties_go_to_the_lower_index() -> None:
     assert select(flat, flat, (3, 4), 2, alpha=2.5) == {0, 1}
 
 
-def test_tokens_that_are_gone_are_neither_anchors_nor_buffers() -> None:
+def test_dropped_tokens_are_neither_anchors_nor_buffers() -> None:
     present = [0, 2, 3, 4, 6, 8, 9, 10, 11]
     # 5 is gone, so 0 is the anchor; of 1, 4 only 4 is there; then 11, 3 by the deep layer.
     assert select(OBJECTS, DEEP, (3, 4), 4, alpha=1.25, present=present) == {0, 4, 11, 3}
@@ -146,20 +146,20 @@ def wanted(
     ]
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], encoder_view: Callable[..., TokenView]) -> None:
     ratios, alphas = (0.33, 0.22, 0.11, 0.5, 0.75, 0.4, 0.6, 0.2), (0.1, 0.3, 1.0, 2.5, 0.5, 0.1, 1.0, 5.0)
     got, want = [], []
     for number, (seen, ratio, alpha) in enumerate(zip(batches, ratios, alphas, strict=True)):
         trace, _ = tiny.run(seen.inputs, f"hiprune@{number % 3}:{ratio};alpha={alpha}")
         got += kept(trace)
-        want += wanted(tiny, tower_view(tiny, seen), ratio, alpha)
+        want += wanted(tiny, encoder_view(tiny, seen), ratio, alpha)
     assert len(got) == image_count(batches)
     assert_agree(got, want)
     if tiny.family == "qwen2_5_vl":
-        assert len({size for batch in batches for size in map(lambda p: len(p.visual), batch.places)}) > 5
+        assert len({size for batch in batches for size in map(lambda p: len(p.visual), batch.spans)}) > 5
 
 
-def test_several_images_each_by_itself(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
+def test_several_images_are_independent(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
     rng = random.Random(3)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)])
     trace, _ = tiny.run(inputs, "hiprune@0:0.4;alpha=0.5")

@@ -8,8 +8,8 @@ from fractions import Fraction
 
 import pytest
 import torch
+from encoders import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor, top
 from observed import Observed, Tiny, assert_agree, chosen, image_count, kept
-from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor, top
 
 from lmms_prune import Schedule
 from lmms_prune.methods.hivtp import HIVTP
@@ -114,7 +114,7 @@ def test_by_hand(count: int | None, expected: set[int]) -> None:
     assert {SQUARE[i] for i in reference(scores, (4, 4), count)[0]} == expected
 
 
-def test_odd_grids_are_cut_at_the_border() -> None:
+def test_windows_of_odd_grids_are_smaller_at_the_border() -> None:
     # 3 × 5. Quadrants: 2 × 3, 2 × 2, 1 × 3, 1 × 2 tokens, of which a quarter is 1, 1, 0, 0: tokens 0 and 3.
     # Windows 2 × 2 from the top left: {0 1 5 6}, {2 3 7 8}, {4 9}, {10 11}, {12 13}, {14}: 1, 2, 4, 10, 12, 14.
     scores = [(15 - i) / 15 for i in range(15)]
@@ -171,7 +171,7 @@ def test_ties_go_to_the_lower_index() -> None:
     assert select([0.5] * 16, (4, 4), 6) == {0, 2, 8, 10, 1, 3}
 
 
-def test_tokens_that_are_gone_are_no_candidates() -> None:
+def test_dropped_tokens_are_no_candidates() -> None:
     """Shares are of what is present, and windows that are empty pick nothing."""
     present = [i for i, value in enumerate(SQUARE) if value not in (16, 15, 1, 2, 3, 4, 9)]
     scores = [value / 16 for value in SQUARE]
@@ -220,11 +220,11 @@ def wanted(
     ]
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], encoder_view: Callable[..., TokenView]) -> None:
     ratios = (None, None, 0.33, 0.11, 0.75, 0.5, 0.22, 0.9)
     native, exact, want_native, want_exact = [], [], [], []
     for number, (seen, ratio) in enumerate(zip(batches, ratios, strict=True)):
-        view = tower_view(tiny, seen)
+        view = encoder_view(tiny, seen)
         trace, _ = tiny.run(seen.inputs, f"hivtp@{number % 3}" + ("" if ratio is None else f":{ratio}"))
         (native if ratio is None else exact).extend(kept(trace))
         (want_native if ratio is None else want_exact).extend(wanted(tiny, view, ratio))
@@ -241,7 +241,7 @@ def test_a_stage_without_a_keep() -> None:
 
 
 @pytest.mark.parametrize("keep", ["", ":0.4"])
-def test_several_images_each_by_itself(tiny: Tiny, capture_view: Callable[..., TokenView], keep: str) -> None:
+def test_several_images_are_independent(tiny: Tiny, capture_view: Callable[..., TokenView], keep: str) -> None:
     rng = random.Random(3)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)])
     trace, _ = tiny.run(inputs, f"hivtp@0{keep}")

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from encoders import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor
 from observed import Observed, Tiny, angles, assert_agree, image_count, kept, observe
 from slow import dot
-from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava, tensor
 
 from lmms_prune.methods import holov
 from lmms_prune.methods.holov import HoloV
@@ -76,10 +76,10 @@ def reference(
 def variances_of(vectors: Vectors) -> list[float]:
     lengths = [math.sqrt(sum(x * x for x in vector)) + 1e-6 for vector in vectors]
     found = []
-    for i, mine in enumerate(vectors):
+    for i, vector in enumerate(vectors):
         row = []
         for j, other in enumerate(vectors):
-            row.append(0.0 if i == j else dot(mine, other) / lengths[i] / lengths[j])
+            row.append(0.0 if i == j else dot(vector, other) / lengths[i] / lengths[j])
         mean = sum(row) / (len(vectors) - 1)
         found.append(sum((x - mean) ** 2 for x in row) / (len(vectors) - 1))
     return found
@@ -90,7 +90,7 @@ def view_of(attention: Sequence[float], tokens: torch.Tensor, shape=CLIP, presen
 
 
 def select(attention: Sequence[float], tokens: torch.Tensor, count: int, crops: int = 0, **named) -> list[int]:
-    """The kept tokens in the order in which they stand."""
+    """The kept tokens in sequence order."""
     order = named.pop("order", "reference")
     view = view_of(attention, tokens, **named)
     method = HoloV(order=order, crops=crops)
@@ -131,7 +131,7 @@ def test_by_hand(count: int, expected: list[int]) -> None:
     assert reference(ATTENTION, vectors, 6, count, 2)[0] == expected
 
 
-def test_what_full_crops_cannot_take_goes_round_by_round() -> None:
+def test_tokens_beyond_full_crops_are_distributed_round_by_round() -> None:
     """Four crops of two, with weights 0.85, 0.08, 0.05 and 0.02.
 
     N = 5: ⌊4.25⌋ = 4, of which two fit, and none for the others. Three are left, one each for crops 1, 2 and 3. With N = 6
@@ -145,7 +145,7 @@ def test_what_full_crops_cannot_take_goes_round_by_round() -> None:
 
 
 def test_variety_adds_to_a_crop() -> None:
-    """Crops of three tokens with equal attention of 0.1; the first crop at 0, 60 and 180 degrees, the second alike.
+    """Crops of three tokens with equal attention of 0.1; the first crop at 0, 60 and 180 degrees, all tokens of the second equal.
 
     Cosines 0.5 -1 -0.5: token 0 has 0, 0.5, -1, mean -0.25: (0.0625 + 0.5625 + 0.5625) / 2 = 0.59375; token 1 has 0.5, 0,
     -0.5, mean 0: 0.25; token 2 has -1, -0.5, 0, mean -0.75: (0.0625 + 0.0625 + 0.5625) / 2 = 0.34375.
@@ -170,15 +170,15 @@ def test_matrices_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     unit = torch.nn.functional.normalize(torch.randn(2, 3, 7, 4, generator=generator, dtype=torch.float64), dim=-1)
     members = torch.rand(2, 3, 7, generator=generator) < 0.7
     unit = unit * members[..., None]
-    whole = holov._variance(unit, members)
+    variance = holov._variance(unit, members)
     monkeypatch.setattr(holov, "_ENTRIES", 100)
-    torch.testing.assert_close(holov._variance(unit, members), whole)
+    torch.testing.assert_close(holov._variance(unit, members), variance)
     for b in range(2):
         for p in range(3):
             some = members[b, p]
             if some.sum() > 1:
                 want = variances_of((unit[b, p][some] * 2).tolist())
-                torch.testing.assert_close(whole[b, p][some], tensor(want), atol=1e-5, rtol=0)
+                torch.testing.assert_close(variance[b, p][some], tensor(want), atol=1e-5, rtol=0)
 
 
 def test_ties_go_to_the_lower_index() -> None:
@@ -215,13 +215,13 @@ def test_smallest_images(n: int, shape) -> None:
 def test_crops_of_qwen(n: int, count: int, crops: int) -> None:
     """⌊1024/576 · n/N⌋: the 16 crops of LLaVA's 64 of 576."""
     view = view_of([0.1] * n, torch.zeros(1, n, 1, dtype=torch.float64), QWEN)
-    assert HoloV()._numbers(view, torch.tensor([count])) == [crops]
-    assert HoloV(crops=3)._numbers(view, torch.tensor([count])) == [3]
-    assert HoloV()._numbers(view_of([0.1], torch.zeros(1, 1, 1)), torch.tensor([1])) == [16]
+    assert HoloV()._crop_counts(view, torch.tensor([count])) == [crops]
+    assert HoloV(crops=3)._crop_counts(view, torch.tensor([count])) == [3]
+    assert HoloV()._crop_counts(view_of([0.1], torch.zeros(1, 1, 1)), torch.tensor([1])) == [16]
 
 
-def test_tokens_that_are_gone_are_no_candidates() -> None:
-    """Crops are of the original image: {0 1 2} and {3 4 5}, of which 2, 4, 5 are left."""
+def test_dropped_tokens_are_no_candidates() -> None:
+    """Crops are of the original image: {0 1 2} and {3 4 5}, of which 2, 4, 5 are present."""
     present = [2, 4, 5]
     tokens = PLAIN[:, present]
     # A single token has its plain attention, 0.2 against 125.
@@ -236,17 +236,17 @@ def test_what_is_recorded() -> None:
 def wanted(
     tiny: Tiny, view: TokenView, seen: Observed, layer: int, ratio: float, crops: int = 0
 ) -> list[tuple[list[int], float]]:
-    attention, made = view.encoder.saliency().tolist(), []
-    for i, place in enumerate(seen.places):
-        size, states = len(place.visual), seen.states(place, layer)
+    attention, results = view.encoder.saliency().tolist(), []
+    for i, span in enumerate(seen.spans):
+        size, states = len(span.visual), seen.states(span, layer)
         count = half_even(ratio * size)
         number = crops or (16 if is_llava(tiny) else max(1, math.floor(1024 / 576 * size / count)))
-        tokens = {raster: states[column] for raster, column in enumerate(place.visual)}
-        made.append(reference(attention[i], tokens, size, count, number))
-    return made
+        tokens = {raster: states[column] for raster, column in enumerate(span.visual)}
+        results.append(reference(attention[i], tokens, size, count, number))
+    return results
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], encoder_view: Callable[..., TokenView]) -> None:
     ratios, layers, crops = (
         (0.33, 0.22, 0.11, 0.5, 0.75, 0.4, 0.6, 0.2),
         (0, 0, 0, 1, 2, 3, 5, 7),
@@ -255,12 +255,12 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
     got, want = [], []
     for number, seen in enumerate(batches):
         ratio, layer, order = ratios[number], layers[number], ("raster", "reference")[number % 2]
-        view = tower_view(tiny, seen)
-        made = wanted(tiny, view, seen, layer, ratio, crops[number])
+        view = encoder_view(tiny, seen)
+        results = wanted(tiny, view, seen, layer, ratio, crops[number])
         schedule = f"holov@{layer}:{ratio};crops={crops[number]};order={order}"
         trace, _ = tiny.run(seen.inputs, schedule)
         got += kept(trace)
-        want += [(set(tokens), margin) for tokens, margin in made]
+        want += [(set(tokens), margin) for tokens, margin in results]
     assert len(got) == image_count(batches)
     assert_agree(got, want)
 
@@ -272,16 +272,16 @@ def test_reference_order(
     """Crops in order, the tokens of each by falling attention; states and raster indices go along."""
     seen = batches[0]
     view = capture_view(tiny, seen.inputs, layer or 2)
-    made = wanted(tiny, view, seen, layer, 0.4)
+    results = wanted(tiny, view, seen, layer, 0.4)
     full = full_view(tiny, seen, capture_view, layer)
     budget = torch.tensor([half_even(0.4 * size) for size in full.sizes])
     method = HoloV(order="reference")
     keep = method.select(full, budget)
     hidden, index = method.rewrite(full, keep)
-    for i, (tokens, _) in enumerate(made):
+    for i, (tokens, _) in enumerate(results):
         assert index[i, keep[i]].tolist() == tokens
         assert torch.equal(hidden[i, keep[i]], full.hidden[i, tokens])
-    assert any(tokens != sorted(tokens) for tokens, _ in made)
+    assert any(tokens != sorted(tokens) for tokens, _ in results)
 
 
 def full_view(tiny: Tiny, seen: Observed, capture_view: Callable[..., TokenView], layer: int) -> TokenView:
@@ -290,17 +290,17 @@ def full_view(tiny: Tiny, seen: Observed, capture_view: Callable[..., TokenView]
     return view
 
 
-def test_several_images_each_by_itself(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
+def test_several_images_are_independent(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
     rng = random.Random(3)
     seen = observe(tiny, tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)]))
     trace, _ = tiny.run(seen.inputs, "holov@0:0.4")
-    made = wanted(tiny, capture_view(tiny, seen.inputs, 2), seen, 0, 0.4)
-    assert_agree(kept(trace), [(set(tokens), margin) for tokens, margin in made])
+    results = wanted(tiny, capture_view(tiny, seen.inputs, 2), seen, 0, 0.4)
+    assert_agree(kept(trace), [(set(tokens), margin) for tokens, margin in results])
 
 
 @pytest.mark.parametrize("order", ["raster", "reference"])
 def test_after_an_earlier_stage(tiny: Tiny, capture_view: Callable[..., TokenView], order: str) -> None:
-    """Crops of the original image, of what is left; with hidden states of the pruned run."""
+    """Crops of the original image, restricted to the tokens present, with hidden states of the pruned run."""
     rng = random.Random(4)
     inputs = tiny.batch([tiny.row(rng) for _ in range(10)])
     present, found, _ = deeper(tiny, inputs, capture_view, f"holov@3:0.4;order={order}")
@@ -319,7 +319,7 @@ def test_after_an_earlier_stage(tiny: Tiny, capture_view: Callable[..., TokenVie
 
 
 def test_a_later_stage_after_the_reference_order(tiny: Tiny) -> None:
-    """HoloV again, on tokens that do not stand in raster order."""
+    """HoloV again, on tokens that are not in raster order."""
     inputs = tiny.batch([tiny.row(random.Random(6)) for _ in range(4)])
     for order in ("raster", "reference"):
         trace, _ = tiny.run(inputs, f"holov@0:0.6;order={order},holov@3:0.3;order={order}")

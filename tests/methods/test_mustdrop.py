@@ -1,4 +1,4 @@
-"""MustDrop against hand-computed cases and slow references: the encoder's windows, the key set, and the text's look."""
+"""MustDrop against hand-computed cases and slow references: the encoder's windows, the key set, and the text's attention."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from observed import (
     chosen,
     eager_attentions,
     image_count,
+    image_spans,
     kept,
-    places,
     run_to,
 )
 from torch import Tensor
@@ -32,19 +32,19 @@ from lmms_prune.methods.mustdrop import MustDrop
 from lmms_prune.methods.view import TokenView
 from lmms_prune.schedule.presets import PRESETS
 
-# Random images are less alike than real ones.
+# Windows of random images are less uniform than those of real ones.
 SIMILARITY = {"llava": 0.1, "qwen2_5_vl": 0.28}
 
 # -- the slow references -----------------------------------------------------------------------------------------------
 
 
 def windows(rows: int, columns: int) -> list[list[int]]:
-    """The nine tokens of every whole window, row by row."""
-    found = []
+    """The nine tokens of every complete window, row by row."""
+    result = []
     for top in range(0, rows - 2, 3):
         for left in range(0, columns - 2, 3):
-            found.append([(top + down) * columns + left + right for down in range(3) for right in range(3)])
-    return found
+            result.append([(top + down) * columns + left + right for down in range(3) for right in range(3)])
+    return result
 
 
 def pairwise_cosine(tokens: Sequence[slow.Vector]) -> float:
@@ -53,21 +53,21 @@ def pairwise_cosine(tokens: Sequence[slow.Vector]) -> float:
 
 
 def merge(
-    patches: Sequence[slow.Vector], grid: tuple[int, int], threshold: float, asked: int | None
+    patches: Sequence[slow.Vector], grid: tuple[int, int], threshold: float, requested: int | None
 ) -> tuple[list[list[int]], float]:
-    """The groups that go on, in order: merged windows, most alike first, then the other tokens one by one."""
-    found = windows(*grid)
-    alike = {w: pairwise_cosine([patches[i] for i in window]) for w, window in enumerate(found)}
-    order = slow.best_first(alike)
-    if asked is None:
-        count = sum(value >= threshold for value in alike.values())
-        margin = min((abs(value - threshold) for value in alike.values()), default=math.inf)
+    """The entries of the shorter sequence, in order: merged windows, most uniform first, then the other tokens one by one."""
+    all_windows = windows(*grid)
+    cosine = {w: pairwise_cosine([patches[i] for i in window]) for w, window in enumerate(all_windows)}
+    order = slow.best_first(cosine)
+    if requested is None:
+        count = sum(value >= threshold for value in cosine.values())
+        margin = min((abs(value - threshold) for value in cosine.values()), default=math.inf)
     else:
-        count = min(len(found), (len(patches) - asked) // 8)
-        margin = alike[order[count - 1]] - alike[order[count]] if 0 < count < len(order) else math.inf
-    merged = [found[w] for w in order[:count]]
-    gone = {i for window in merged for i in window}
-    return merged + [[i] for i in range(len(patches)) if i not in gone], margin
+        count = min(len(all_windows), (len(patches) - requested) // 8)
+        margin = cosine[order[count - 1]] - cosine[order[count]] if 0 < count < len(order) else math.inf
+    merged = [all_windows[w] for w in order[:count]]
+    in_windows = {i for window in merged for i in window}
+    return merged + [[i] for i in range(len(patches)) if i not in in_windows], margin
 
 
 def mean(vectors: Sequence[slow.Vector]) -> list[float]:
@@ -99,13 +99,13 @@ def after_block_0(tiny: Tiny, pixels: Tensor) -> Tensor:
     return first[0]
 
 
-def rerun_clip(tiny: Tiny, first: Tensor, threshold: float, asked: int | None) -> tuple[list, Tensor, dict, float]:
+def rerun_clip(tiny: Tiny, first: Tensor, threshold: float, requested: int | None) -> tuple[list, Tensor, dict, float]:
     """One image through the library's other blocks, really shortened: groups, projected states, attention, margin."""
     model, blocks = tiny.model().model, clip_blocks(tiny)
     with torch.no_grad():
         patches = first[1:].tolist()
         side = math.isqrt(len(patches))
-        groups, margin = merge(patches, (side, side), threshold, asked)
+        groups, margin = merge(patches, (side, side), threshold, requested)
         x = torch.tensor([first[0].tolist(), *[mean([patches[i] for i in group]) for group in groups]])
         x = x.to(first)[None]
         features = x
@@ -127,11 +127,11 @@ def rerun_clip(tiny: Tiny, first: Tensor, threshold: float, asked: int | None) -
 
 
 def average_merger(
-    view: TokenView, image: int, threshold: float, asked: int | None
+    view: TokenView, image: int, threshold: float, requested: int | None
 ) -> tuple[list, Tensor, dict, float]:
     """What Qwen2.5-VL's images are given instead: groups by block 0, means of the merger's outputs."""
     size, depth = view.sizes[image], view.encoder.shape.depth
-    groups, margin = merge(view.encoder.output(0)[image, :size].tolist(), view.grids[image], threshold, asked)
+    groups, margin = merge(view.encoder.output(0)[image, :size].tolist(), view.grids[image], threshold, requested)
     outputs = view.visual_embeddings[image, :size].tolist()
     received = view.encoder.received(depth - 1)[image, :size].tolist()
     states = torch.tensor([mean([outputs[i] for i in group]) for group in groups], dtype=torch.float64)
@@ -156,20 +156,20 @@ def prefill(
     keys: set[int],
     g: float,
     i: float,
-    asked: int | None,
+    requested: int | None,
 ) -> tuple[set[int], float]:
     """The tokens (as numbers among `visual`) that a stage inside the decoder keeps."""
     total, most = looked_at(attention, visual)
     every = sum(total.values())
-    if asked is None:
+    if requested is None:
         stays = {v for v in total if v in keys or not (total[v] < g * every and most[v] < i)}
         return stays, min(min(abs(total[v] - g * every), abs(most[v] - i)) for v in total)
     score = {v: min(total[v] / (g * every), most[v] / i) for v in total}
     order = [v for v in slow.best_first(score) if v in keys] + [v for v in slow.best_first(score) if v not in keys]
     margin = math.inf
-    if 0 < asked < len(order) and (order[asked - 1] in keys) == (order[asked] in keys):
-        margin = (score[order[asked - 1]] - score[order[asked]]) * min(g * every, i)
-    return set(order[:asked]), margin
+    if 0 < requested < len(order) and (order[requested - 1] in keys) == (order[requested] in keys):
+        margin = (score[order[requested - 1]] - score[order[requested]]) * min(g * every, i)
+    return set(order[:requested]), margin
 
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_ranking_by_hand() -> None:
         assert chosen(method.select(four_tokens(), torch.tensor([count]))) == [expected]
 
 
-def test_a_key_set_handed_over_is_used() -> None:
+def test_a_stored_key_set_is_used() -> None:
     view = four_tokens()
     view.memory["mustdrop keys"] = torch.tensor([[False, False, True, False]])
     assert chosen(MustDrop(theta_g=0.9, theta_i=0.9).select(view, torch.tensor([4]))) == [{2}]
@@ -296,23 +296,23 @@ def test_no_text_drops_nothing() -> None:
 # -- against the slow references ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", [None, 0.6, 0.3])
+@pytest.mark.parametrize("requested", [None, 0.6, 0.3])
 def test_layer_0_equals_slow_reference(
-    tiny: Tiny, batches: list[Observed], capture_view: Callable[..., TokenView], asked: float | None
+    tiny: Tiny, batches: list[Observed], capture_view: Callable[..., TokenView], requested: float | None
 ) -> None:
     """Images of one batch merge different numbers of windows, each as it would alone."""
     threshold = SIMILARITY[tiny.family]
-    text = f"mustdrop@0{'' if asked is None else f':{asked}'};similarity={threshold}"
+    text = f"mustdrop@0{'' if requested is None else f':{requested}'};similarity={threshold}"
     got, want, counts = [], [], set()
-    batches = batches if asked is None else batches[:2]
+    batches = batches if requested is None else batches[:2]
     for seen in batches:
         trace, entered = run_to(tiny, seen.inputs, text, 0)
         view = capture_view(tiny, seen.inputs, 3, text + ",")
         got += kept(trace)
         first = after_block_0(tiny, seen.inputs["pixel_values"]) if tiny.family == "llava" else None
-        for image, place in enumerate(seen.places):
-            size = len(place.visual)
-            most = None if asked is None else round(asked * size)
+        for image, span in enumerate(seen.spans):
+            size = len(span.visual)
+            most = None if requested is None else round(requested * size)
             if first is not None:
                 found = rerun_clip(tiny, first[image], threshold, most)
             else:
@@ -329,56 +329,56 @@ def test_layer_0_equals_slow_reference(
             counts.add(len(order))
             if margin < 1e-6:
                 continue
-            length = place.length - size + len(order)
-            now = entered[place.row, -length:][place.visual[0] :][: len(order)]
+            length = span.length - size + len(order)
+            now = entered[span.row, -length:][span.visual[0] :][: len(order)]
             torch.testing.assert_close(now, states.to(now), atol=1e-5, rtol=0)
             ranked = slow.best_first(attention)
             edge = math.ceil(0.08 * len(ranked))
             if edge == len(ranked) or attention[ranked[edge - 1]] - attention[ranked[edge]] > 1e-7:
                 assert chosen(view.memory["mustdrop keys"])[image] == key_set(attention)
     assert len(got) == image_count(batches)
-    assert len(counts) > 1 or asked
+    assert len(counts) > 1 or requested
     assert_agree(got, want)
 
 
 def text_rows(seen: Observed, attentions: list[Tensor], layer: int) -> list[list]:
     rows = []
-    for place in seen.places:
-        columns = [place.pad + column for column in place.text]
-        rows.append(attentions[layer][place.row][:, columns, place.pad :].tolist())
+    for span in seen.spans:
+        columns = [span.pad + column for column in span.text]
+        rows.append(attentions[layer][span.row][:, columns, span.pad :].tolist())
     return rows
 
 
-@pytest.mark.parametrize("asked", [None, 0.3])
+@pytest.mark.parametrize("requested", [None, 0.3])
 def test_prefill_equals_slow_reference(
-    tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView], asked: float | None
+    tiny: Tiny, batches: list[Observed], encoder_view: Callable[..., TokenView], requested: float | None
 ) -> None:
     """Without a stage at layer 0, the keys are those of the encoder as it is."""
     g, i = {"llava": (0.012, 0.03), "qwen2_5_vl": (0.07, 0.12)}[tiny.family]
     got, want = [], []
-    batches = batches if asked is None else batches[:3]
+    batches = batches if requested is None else batches[:3]
     for number, seen in enumerate(batches):
         layer = 1 + number % 7
         attentions = eager_attentions(tiny, seen.inputs, torch.float64)
-        encoder = tower_view(tiny, seen).encoder
+        encoder = encoder_view(tiny, seen).encoder
         last = encoder.shape.depth - 1
         saliency = encoder.class_attention(last).mean(1) if tiny.family == "llava" else encoder.received(last)
-        keep = "" if asked is None else f":{asked}"
+        keep = "" if requested is None else f":{requested}"
         trace, _ = tiny.run(seen.inputs, f"mustdrop@{layer}{keep};theta_g={g};theta_i={i}")
         got += kept(trace)
-        for image, (rows, place) in enumerate(zip(text_rows(seen, attentions, layer - 1), seen.places, strict=True)):
-            size = len(place.visual)
+        for image, (rows, span) in enumerate(zip(text_rows(seen, attentions, layer - 1), seen.spans, strict=True)):
+            size = len(span.visual)
             keys = key_set(dict(enumerate(saliency[image, :size].tolist())))
-            most = None if asked is None else round(asked * size)
-            want.append(prefill(rows, place.visual, keys, g, i, most))
+            most = None if requested is None else round(requested * size)
+            want.append(prefill(rows, span.visual, keys, g, i, most))
     assert len(got) == image_count(batches)
-    if asked is None:
+    if requested is None:
         # Where a token is within the softmax's float32 error of a threshold, the numbers may differ, too.
-        pairs = [(mine, found) for mine, (found, margin) in zip(got, want, strict=True) if margin > 1e-6]
+        pairs = [(tokens, reference) for tokens, (reference, margin) in zip(got, want, strict=True) if margin > 1e-6]
         assert len(pairs) > 0.75 * len(got)
-        assert all(mine == found for mine, found in pairs)
-        left = sum(len(mine) for mine in got) / sum(len(p.visual) for seen in batches for p in seen.places)
-        assert 0.2 < left < 0.9, "the thresholds are among the values"
+        assert all(tokens == reference for tokens, reference in pairs)
+        share = sum(len(tokens) for tokens in got) / sum(len(p.visual) for seen in batches for p in seen.spans)
+        assert 0.2 < share < 0.9, "the thresholds are among the values"
     else:
         assert_agree(got, want)
 
@@ -400,14 +400,14 @@ def test_stages_together(tiny: Tiny, capture_view: Callable[..., TokenView]) -> 
         schedule = f"{first},mustdrop@3;theta_g={g};theta_i={i}"
         trace, attention = look(tiny.model(torch.float64, "eager"), inputs, schedule, 3)
         view = capture_view(tiny, inputs, 3, first + ",")
-        [place] = places(inputs["input_ids"], inputs["attention_mask"], tiny.model().config.image_token_id)
+        [span] = image_spans(inputs["input_ids"], inputs["attention_mask"], tiny.model().config.image_token_id)
         if tiny.family == "llava":
             groups, _, weights, _ = rerun_clip(tiny, after_block_0(tiny, inputs["pixel_values"])[0], threshold, None)
         else:
             groups, _, weights, _ = average_merger(view, 0, threshold, None)
         order, keys = [middle(group) for group in groups], key_set(weights)
-        gone, start = len(place.visual) - len(order), place.visual[0]
-        rows = attention[0][:, [column - gone for column in place.text]].tolist()
+        gone, start = len(span.visual) - len(order), span.visual[0]
+        rows = attention[0][:, [column - gone for column in span.text]].tolist()
         numbers = {number for number, token in enumerate(order) if token in keys}
         found, margin = prefill(rows, range(start, start + len(order)), numbers, g, i, None)
         assert margin > 1e-7
@@ -416,7 +416,7 @@ def test_stages_together(tiny: Tiny, capture_view: Callable[..., TokenView]) -> 
     assert saved > 0, "some key would have been dropped"
 
 
-def test_rows_of_a_batch_are_as_alone(tiny: Tiny) -> None:
+def test_rows_of_a_batch_equal_single_rows(tiny: Tiny) -> None:
     """The reference merges in every image of a batch as many windows as the image with the fewest has."""
     rng = random.Random(6)
     rows = [tiny.row(rng) for _ in range(5)]
@@ -431,7 +431,7 @@ def test_rows_of_a_batch_are_as_alone(tiny: Tiny) -> None:
         assert len({row.kept[0][0] for row in trace.rows}) > 1
 
 
-def test_nothing_alike_leaves_the_image_as_it_is(tiny: Tiny) -> None:
+def test_without_uniform_windows_the_image_is_unchanged(tiny: Tiny) -> None:
     inputs = tiny.batch([tiny.row(random.Random(2), images=n) for n in (1, 2, 0)])
     trace, logits = tiny.run(inputs, "mustdrop@0;similarity=1")
     with torch.no_grad():
@@ -446,12 +446,12 @@ def test_small_and_narrow_grids(all_tiny: dict[str, Tiny], size: tuple[int, int]
     columns, rows = size
     inputs = tiny.batch([([tiny.image(random.Random(3), size)], "is it red"), tiny.row(random.Random(1))])
     trace, _ = tiny.run(inputs, "mustdrop@0;similarity=-1,mustdrop@2:1t")
-    whole = (columns // 3) * (rows // 3)
-    assert trace.rows[0].kept == [[columns * rows - 8 * whole], [1]]
+    merged = (columns // 3) * (rows // 3)
+    assert trace.rows[0].kept == [[columns * rows - 8 * merged], [1]]
 
 
 def test_presets() -> None:
-    """The thresholds of the reference's TextVQA settings, at the five places where it acts."""
+    """The thresholds of the reference's TextVQA settings, at the five layers at which it acts."""
     for name, thetas in (
         ("mustdrop-192", (0.001, 0.001)),
         ("mustdrop-128", (0.0012, 0.001)),

@@ -60,7 +60,7 @@ def embedding_of(tiny: Tiny, inputs: dict[str, Tensor], row: int, value: float) 
 
 
 @by_keeping_name
-def test_an_embedding_that_is_no_number_is_named(tiny: Tiny, spec: MethodSpec) -> None:
+def test_a_non_finite_embedding_is_reported(tiny: Tiny, spec: MethodSpec) -> None:
     rows, inputs = three_rows(tiny)
     value = WRONG[KEEPING.index(spec) % len(WRONG)]
     hook = embedding_of(tiny, inputs, 1, value)
@@ -74,7 +74,7 @@ def test_an_embedding_that_is_no_number_is_named(tiny: Tiny, spec: MethodSpec) -
 
 
 @by_keeping_name
-def test_an_encoder_feature_that_is_no_number_is_named(tiny: Tiny, spec: MethodSpec) -> None:
+def test_a_non_finite_encoder_feature_is_reported(tiny: Tiny, spec: MethodSpec) -> None:
     """From the first block on it spreads over its image; what reads no encoder finds it in the hidden states."""
     rows, inputs = three_rows(tiny)
     value = WRONG[KEEPING.index(spec) % len(WRONG)]
@@ -97,7 +97,7 @@ def test_an_encoder_feature_that_is_no_number_is_named(tiny: Tiny, spec: MethodS
 
 
 @pytest.mark.parametrize("name", ["fastervlm", "visionzip", "hiprune", "vispruner", "todre"])
-def test_the_encoder_is_named_before_what_comes_of_it(tiny: Tiny, name: str) -> None:
+def test_the_encoder_is_reported_before_its_consequences(tiny: Tiny, name: str) -> None:
     [spec] = [spec for spec in KEEPING if spec.name == name]
     rows, inputs = three_rows(tiny)
     encoder = tiny.model().model
@@ -124,7 +124,7 @@ class Broken(ScoreMethod):
 
 
 @pytest.mark.parametrize("value", WRONG)
-def test_a_score_that_is_no_number_is_named(
+def test_a_non_finite_score_is_reported(
     tiny: Tiny, register: Callable[..., None], monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     register(Broken)
@@ -153,7 +153,7 @@ def test_where_nothing_is_chosen_nothing_is_refused(tiny: Tiny, register: Callab
     assert len(trace.rows) == 3
 
 
-def test_beside_an_image_that_is_cut_one_that_keeps_all_is_not_looked_at(all_tiny: dict[str, Tiny]) -> None:
+def test_an_image_that_keeps_all_is_not_checked_next_to_a_pruned_one(all_tiny: dict[str, Tiny]) -> None:
     """As when it is alone."""
     tiny, rng = all_tiny["qwen2_5_vl"], random.Random(2)
     rows = [([tiny.image(rng, (4, 4))], "is it red"), ([tiny.image(rng, (6, 6))], "is it blue")]

@@ -54,9 +54,9 @@ def gathered(
 ) -> list[float]:
     """What a kept token becomes before it is projected: the weights of the paper, row by row; directions have length 1."""
     among = sorted(scores[other] for other in taken)
-    place = Fraction(55, 100) * (len(among) - 1)
-    low = among[math.floor(place)]
-    quantile = low + float(place - math.floor(place)) * (among[math.ceil(place)] - low)
+    rank = Fraction(55, 100) * (len(among) - 1)
+    low = among[math.floor(rank)]
+    quantile = low + float(rank - math.floor(rank)) * (among[math.ceil(rank)] - low)
     if scores[token] >= quantile:
         return list(features[token])
     rows, columns = grid
@@ -129,8 +129,8 @@ def test_weights_by_hand() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 11, 21, 41, 64])
-def test_who_stays_alone(count: int) -> None:
-    """At 21 and 41 kept tokens 0.55 (N - 1) is whole, and the token at that very place is not below the quantile."""
+def test_which_tokens_are_not_summed(count: int) -> None:
+    """At 21 and 41 kept tokens 0.55 (N - 1) is an integer, and the token of that rank is not below the quantile."""
     rng = random.Random(count)
     scores = [float(x) for x in rng.sample(range(1000), 64)]
     view = eight_tokens(scores, (8, 8))
@@ -163,7 +163,7 @@ def test_tiny_grids_and_ties(grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("count", "most"), [(112, 1), (224, 2), (336, 3)])
-def test_published_numbers_a_cell(count: int, most: int) -> None:
+def test_published_numbers_per_cell(count: int, most: int) -> None:
     rng = random.Random(count)
     view = eight_tokens([rng.random() for _ in range(576)], (24, 24))
     [tokens] = chosen(Nuwa().select(view, torch.tensor([count])))
@@ -187,12 +187,12 @@ def entering(tiny: Tiny, inputs: dict[str, Tensor], schedule: str) -> tuple[list
     return kept(trace), seen[0]
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], encoder_view: Callable[..., TokenView]) -> None:
     """Which tokens are kept, in which order, and what they carry into the decoder."""
     ratios = (0.26, 0.41, 0.05, 0.5, 0.75, 0.15, 0.33, 0.6)
     got, want = [], []
     for seen, ratio in zip(batches, ratios, strict=True):
-        encoder = tower_view(tiny, seen).encoder
+        encoder = encoder_view(tiny, seen).encoder
         depth = encoder.shape.depth
         third = range(15 * depth // 24, depth)
         assert 0 < third[0] < depth
@@ -200,12 +200,12 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: 
         states = sum(encoder.output(block) for block in third).tolist()
         tokens, hidden = entering(tiny, seen.inputs, f"nuwa@0:{ratio}")
         got += tokens
-        for image, (place, grid) in enumerate(zip(seen.places, encoder.grids, strict=True)):
-            size = len(place.visual)
+        for image, (span, grid) in enumerate(zip(seen.spans, encoder.grids, strict=True)):
+            size = len(span.visual)
             count = round(ratio * size)
             want.append(elected(scores[image][:size], grid, count))
-            length = place.length - size + count
-            found = hidden[place.row, len(hidden[0]) - length + place.visual[0] :][:count]
+            length = span.length - size + count
+            found = hidden[span.row, len(hidden[0]) - length + span.visual[0] :][:count]
             directions = [slow.unit(x) for x in states[image][:size]]
             rich = [
                 gathered(t, tokens[image], scores[image][:size], grid, directions, features[image][:size])
@@ -221,13 +221,13 @@ def test_second_stage_equals_slow_reference(tiny: Tiny, batches: list[Observed])
     got, want = [], []
     for layer, seen in enumerate(batches[:7], 1):
         got += kept(tiny.run(seen.inputs, f"nuwa@{layer}:0.3")[0])
-        for place in seen.places:
-            want.append(slow.fastv(seen.attention(place, layer - 1), place.visual, round(0.3 * len(place.visual))))
+        for span in seen.spans:
+            want.append(slow.fastv(seen.attention(span, layer - 1), span.visual, round(0.3 * len(span.visual))))
     assert_agree(got, want)
 
 
 def test_both_stages(tiny: Tiny) -> None:
-    """The second stage ranks what the first has left, and changes nothing of it."""
+    """The second stage ranks the tokens that the first has kept, and does not change them."""
     rng = random.Random(3)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)])
     both, logits = tiny.run(inputs, "nuwa@0:0.6,nuwa@4:0.2")
@@ -238,12 +238,12 @@ def test_both_stages(tiny: Tiny) -> None:
     assert torch.equal(logits, same)
 
 
-def test_several_images_each_by_itself(tiny: Tiny, capture_view: CaptureView) -> None:
+def test_several_images_are_independent(tiny: Tiny, capture_view: CaptureView) -> None:
     rng = random.Random(5)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)])
     encoder = capture_view(tiny, inputs, 0).encoder
-    places = observe(tiny, inputs).places
-    sizes = [len(place.visual) for place in places]
+    image_spans = observe(tiny, inputs).spans
+    sizes = [len(span.visual) for span in image_spans]
     want = [
         elected(scores[:size], grid, round(0.4 * size))
         for scores, size, grid in zip(encoder.saliency().tolist(), sizes, encoder.grids, strict=True)
@@ -251,7 +251,7 @@ def test_several_images_each_by_itself(tiny: Tiny, capture_view: CaptureView) ->
     assert_agree(kept(tiny.run(inputs, "nuwa@0:0.4")[0]), want)
 
 
-def test_blocks_of_the_published_towers() -> None:
+def test_blocks_of_the_published_encoders() -> None:
     """Hidden states 16 to 24 of CLIP are the outputs of its blocks 15 to 23."""
     asks = Nuwa().signals(EncoderShape(depth=24, selected=22, class_tokens=1))
     assert sorted(asks.outputs) == list(range(15, 24))

@@ -7,7 +7,7 @@ import random
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, kept, observe, places
+from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, image_spans, kept, observe
 
 from lmms_prune import Schedule, prune
 from lmms_prune.methods.fastv import FastV
@@ -49,8 +49,8 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
         layer = number % 8
         trace, _ = tiny.run(seen.inputs, f"pdrop@{layer}:{ratio}")
         got += kept(trace)
-        for place in seen.places:
-            want.append(slow.fastv(seen.attention(place, layer), place.visual, round(ratio * len(place.visual))))
+        for span in seen.spans:
+            want.append(slow.fastv(seen.attention(span, layer), span.visual, round(ratio * len(span.visual))))
     assert len(got) == image_count(batches)
     assert_agree(got, want)
 
@@ -63,8 +63,8 @@ def test_looking_ahead_is_the_next_layers_looking_back(tiny: Tiny, batches: list
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_later_stages_look_at_what_is_left(tiny: Tiny, positions: str) -> None:
-    """The published form has three stages; each normalises over the tokens that stand there, at their positions."""
+def test_later_stages_read_the_tokens_present(tiny: Tiny, positions: str) -> None:
+    """The published form has three stages; each normalises over the tokens present, at their positions."""
     if positions == "compact" and tiny.family != "llava":
         pytest.skip("compact positions are for one-dimensional ones")
     rng = random.Random(4)
@@ -74,10 +74,10 @@ def test_later_stages_look_at_what_is_left(tiny: Tiny, positions: str) -> None:
         inputs = tiny.batch([row])
         with torch.no_grad(), prune(eager, "pdrop@1:0.6", positions=positions) as trace:
             attention = eager(**inputs, output_attentions=True).attentions[4]
-        [place] = places(inputs["input_ids"], inputs["attention_mask"], eager.config.image_token_id)
+        [span] = image_spans(inputs["input_ids"], inputs["attention_mask"], eager.config.image_token_id)
         [present] = trace.rows[0].indices(0)
-        visual = range(place.visual[0], place.visual[0] + len(present))
-        found, margin = slow.fastv(attention[0, :, -1:].tolist(), visual, round(0.25 * len(place.visual)))
+        visual = range(span.visual[0], span.visual[0] + len(present))
+        found, margin = slow.fastv(attention[0, :, -1:].tolist(), visual, round(0.25 * len(span.visual)))
         want.append(({present[token] for token in found}, margin))
     inputs = tiny.batch(rows)
     if tiny.family == "llava":
@@ -90,7 +90,7 @@ def test_several_images_share_the_last_query(tiny: Tiny) -> None:
     rng = random.Random(3)
     seen = observe(tiny, tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)]))
     trace, _ = tiny.run(seen.inputs, "pdrop@3:0.5")
-    want = [slow.fastv(seen.attention(p, 3), p.visual, round(0.5 * len(p.visual))) for p in seen.places]
+    want = [slow.fastv(seen.attention(p, 3), p.visual, round(0.5 * len(p.visual))) for p in seen.spans]
     assert_agree(kept(trace), want)
 
 

@@ -1,4 +1,4 @@
-"""Random: uniform, without replacement, over what is present; decided by seed, sample, image and layer alone."""
+"""Random: uniform, without replacement, over the tokens present; decided by seed, sample, image and layer alone."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_uniform_in_real_runs(all_tiny: dict[str, Tiny]) -> None:
 
 
 def test_second_draw_is_uniform_over_the_survivors(all_tiny: dict[str, Tiny]) -> None:
-    """After an earlier stage kept 16 tokens, 8 of these 16 are drawn, whatever their places are."""
+    """After an earlier stage kept 16 tokens, 8 of these 16 are drawn, whatever their raster indices are."""
     tiny, rng = all_tiny["llava"], random.Random(2)
     inputs = tiny.batch([tiny.row(rng) for _ in range(25)])
     ranks: Counter[int] = Counter()
@@ -111,7 +111,7 @@ def test_what_decides_a_draw(tiny: Tiny) -> None:
     assert all(a != b for a, b in zip(first, nested, strict=True)), "drawn over what is present"
 
 
-def test_images_of_one_row_are_drawn_apart(all_tiny: dict[str, Tiny]) -> None:
+def test_images_of_one_row_have_separate_draws(all_tiny: dict[str, Tiny]) -> None:
     tiny, rng = all_tiny["llava"], random.Random(4)
     picture = tiny.image(rng)
     one, two = kept(tiny.run(tiny.batch([([picture, picture], "is it red")]), "random@2:0.5")[0])

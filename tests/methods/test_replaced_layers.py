@@ -1,4 +1,4 @@
-"""Models whose Linear layers were replaced: quantised ones, and ones with an adapter around them, have no `weight` to look at."""
+"""Models whose Linear layers were replaced: quantised ones, and ones with an adapter around them, have no plain `weight`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ KINDS = (Packed, FourBit, Method, Adapted)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_what_stands_in_for_linear_layers_does_not_matter(tiny: Tiny, spec: MethodSpec) -> None:
+def test_replaced_linear_layers_do_not_matter(tiny: Tiny, spec: MethodSpec) -> None:
     """Kept tokens and logits are those of Linear layers that compute the same."""
     kind = KINDS[SPECS.index(spec) % len(KINDS)]
     rng = random.Random(6)
@@ -109,7 +109,7 @@ def test_what_stands_in_for_linear_layers_does_not_matter(tiny: Tiny, spec: Meth
 
 
 class Wrapper(nn.Module):
-    """Hands on what is asked of it, as PEFT's models, compiled ones and DistributedDataParallel do, more or less."""
+    """Forwards attributes to the inner model, as PEFT's models, compiled ones and DistributedDataParallel do in part."""
 
     def __init__(self, inner: nn.Module, hands_on: bool):
         super().__init__()
@@ -127,13 +127,13 @@ class Wrapper(nn.Module):
 @pytest.mark.parametrize("hands_on", [True, False])
 def test_a_wrapper_around_the_model_is_refused_by_name(tiny: Tiny, hands_on: bool) -> None:
     model = tiny.model()
-    message = r"^Wrapper is a wrapper around a model; give the model inside it \(PEFT: get_base_model\(\)"
+    message = r"^Wrapper is a wrapper around a model; pass the model inside it \(PEFT: get_base_model\(\)"
     with pytest.raises(UnsupportedModelError, match=message), prune(Wrapper(model, hands_on), "random@2:0.5"):
         pass
     assert "generate" not in vars(model)
 
 
-def test_a_compiled_model_is_refused_before_anything_is_put_on_it(tiny: Tiny) -> None:
+def test_a_compiled_model_is_refused_before_hooks_are_registered(tiny: Tiny) -> None:
     model = copy.copy(tiny.model())
     with (
         pytest.raises(UnsupportedModelError, match="OptimizedModule is a wrapper"),

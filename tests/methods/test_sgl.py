@@ -11,7 +11,18 @@ import pytest
 import slow
 import torch
 from built import Checkpoint
-from observed import FAMILIES, LAYERS, Place, Row, Tiny, assert_agree, eager_attentions, kept, load_tiny, places
+from observed import (
+    FAMILIES,
+    LAYERS,
+    ImageSpan,
+    Row,
+    Tiny,
+    assert_agree,
+    eager_attentions,
+    image_spans,
+    kept,
+    load_tiny,
+)
 from torch import Tensor
 
 from lmms_prune import prune
@@ -49,12 +60,12 @@ def answered(tiny: Tiny, rows: Sequence[Row]) -> list[list[int]]:
         with torch.no_grad():
             output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
         for number, ids in zip(group, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            ended = [place for place, token in enumerate(ids) if token in ends]
+            ended = [span for span, token in enumerate(ids) if token in ends]
             found[number] = ids[: ended[0] if ended else -1]
     return found
 
 
-def looked(tiny: Tiny, rows: Sequence[Row]) -> list[tuple[Tensor, Place]]:
+def looked(tiny: Tiny, rows: Sequence[Row]) -> list[tuple[Tensor, ImageSpan]]:
     """For each prompt with its answer, eager attention (L, L), the mean over layers and heads; nothing is padded."""
     answers, found = answered(tiny, rows), {}
     for group in alike([*zip(lengths(tiny, rows), map(len, answers), strict=True)]):
@@ -65,25 +76,27 @@ def looked(tiny: Tiny, rows: Sequence[Row]) -> list[tuple[Tensor, Place]]:
         if "mm_token_type_ids" in longer:
             longer["mm_token_type_ids"] = torch.cat([longer["mm_token_type_ids"], torch.zeros_like(fed)], dim=1)
         weights = torch.cat(eager_attentions(tiny, longer, torch.float64), dim=1).mean(1)
-        there = places(longer["input_ids"], longer["attention_mask"], tiny.model().config.image_token_id)
-        found |= {number: (weights[place.row], place) for number, place in zip(group, there, strict=True)}
+        there = image_spans(longer["input_ids"], longer["attention_mask"], tiny.model().config.image_token_id)
+        found |= {number: (weights[span.row], span) for number, span in zip(group, there, strict=True)}
     return [found[number] for number in range(len(rows))]
 
 
-def slow_sgl(weights: Tensor, place: Place, keep: float, reference: bool = False) -> tuple[set[int], float]:
-    queries = ([place.visual[-1]] if reference else []) + place.text
-    scores = dict(enumerate(weights[queries][:, place.visual].mean(0).tolist()))
+def slow_sgl(weights: Tensor, span: ImageSpan, keep: float, reference: bool = False) -> tuple[set[int], float]:
+    queries = ([span.visual[-1]] if reference else []) + span.text
+    scores = dict(enumerate(weights[queries][:, span.visual].mean(0).tolist()))
     order, count = slow.best_first(scores), round(keep * len(scores))
     margin = scores[order[count - 1]] - scores[order[count]]
     return set(order[:count]), margin
 
 
 @pytest.fixture(scope="module")
-def asked(all_tiny: dict[str, Tiny], full: bool) -> Callable[[str], tuple[list[Row], list[tuple[Tensor, Place]]]]:
-    """For a family, 200 random prompts (56 without --full), and what is looked at in each with its answer."""
+def requested(
+    all_tiny: dict[str, Tiny], full: bool
+) -> Callable[[str], tuple[list[Row], list[tuple[Tensor, ImageSpan]]]]:
+    """For a family, 200 random prompts (56 without --full), and the attention of each answer."""
 
     @cache
-    def of(family: str) -> tuple[list[Row], list[tuple[Tensor, Place]]]:
+    def of(family: str) -> tuple[list[Row], list[tuple[Tensor, ImageSpan]]]:
         tiny, rng = all_tiny[family], random.Random(3)
         rows = [tiny.row(rng) for _ in range(200 if full else 56)]
         return rows, looked(tiny, rows)
@@ -93,8 +106,8 @@ def asked(all_tiny: dict[str, Tiny], full: bool) -> Callable[[str], tuple[list[R
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", [False, True])
-def test_equals_slow_reference(tiny: Tiny, asked: Callable, reference: bool) -> None:
-    rows, looks = asked(tiny.family)
+def test_equals_slow_reference(tiny: Tiny, requested: Callable, reference: bool) -> None:
+    rows, looks = requested(tiny.family)
     amount = len(rows) // 4 if reference else len(rows)
     got, want = [], []
     for start in range(0, amount, 25):
@@ -124,8 +137,8 @@ def test_answers_of_different_lengths_count_to_their_end(tiny: Tiny) -> None:
         together = answer_attention(model, tiny.batch(rows), TOKENS, False)
         alone = [answer_attention(model, tiny.batch([row]), TOKENS, False)[0] for row in rows]
     assert len(ends) > 1, "the answers differ in length, or the case is not tried"
-    for mine, single in zip(together, alone, strict=True):
-        torch.testing.assert_close(mine, single)
+    for batched, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(batched, single)
 
 
 def test_by_hand(all_tiny: dict[str, Tiny]) -> None:
@@ -134,19 +147,19 @@ def test_by_hand(all_tiny: dict[str, Tiny]) -> None:
     inputs = tiny.batch([tiny.row(random.Random(1))])
     [sums] = answer_attention(tiny.model(), inputs, 1, False)
     attentions = eager_attentions(tiny, inputs, torch.float64)
-    [place] = places(inputs["input_ids"], inputs["attention_mask"], tiny.model().config.image_token_id)
-    first, last = place.visual[0], place.visual[-1] + 1
-    want = sum(layer[0, :, place.text, first:last].sum((0, 1)) for layer in attentions)
+    [span] = image_spans(inputs["input_ids"], inputs["attention_mask"], tiny.model().config.image_token_id)
+    first, last = span.visual[0], span.visual[-1] + 1
+    want = sum(layer[0, :, span.text, first:last].sum((0, 1)) for layer in attentions)
     assert isinstance(want, Tensor)
     torch.testing.assert_close(sums, want, atol=1e-4, rtol=0)
-    rows = len(place.text) * len(attentions) * attentions[0].shape[1]
+    rows = len(span.text) * len(attentions) * attentions[0].shape[1]
     assert 0 < float(sums.sum()) < rows
     [more] = answer_attention(tiny.model(), inputs, 1, True)
     own = sum(layer[0, :, last - 1, first:last].sum(0) for layer in attentions)
     torch.testing.assert_close(more - sums, own, atol=1e-4, rtol=0)
 
 
-def test_a_second_model_guides(tiny: Tiny, guides: dict[str, Path]) -> None:
+def test_an_auxiliary_model_guides(tiny: Tiny, guides: dict[str, Path]) -> None:
     """The ranking is the guide's own, at any layer of the guided model; the guided model's own would differ."""
     rng = random.Random(9)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (1, 2, 0, 1)])
@@ -161,7 +174,7 @@ def test_a_second_model_guides(tiny: Tiny, guides: dict[str, Path]) -> None:
     assert kept(tiny.run(inputs, f"sgl@3:0.3;new_tokens={TOKENS}")[0]) != want
 
 
-def test_the_guided_model_goes_on_as_if_nothing_had_happened(tiny: Tiny) -> None:
+def test_guidance_does_not_change_the_guided_model(tiny: Tiny) -> None:
     """Guiding itself, the model runs inside its own prefill: answer, cache and positions are those of the mask alone."""
     rng = random.Random(10)
     inputs, model = tiny.batch([tiny.row(rng) for _ in range(3)]), tiny.model()

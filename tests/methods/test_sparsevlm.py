@@ -13,15 +13,15 @@ import slow
 import torch
 from observed import (
     HandView,
+    ImageSpan,
     Observed,
-    Place,
     Tiny,
     assert_agree,
     chosen,
     eager_attentions,
     image_count,
+    image_spans,
     kept,
-    places,
     rope_ids,
     run_to,
 )
@@ -100,14 +100,14 @@ def cluster(pool: Sequence[int], features: Sequence[slow.Vector], count: int) ->
 
 
 def sparsevlm(
-    score: dict[int, float], features: Sequence[slow.Vector], asked: int, recycle: bool = True
+    score: dict[int, float], features: Sequence[slow.Vector], requested: int, recycle: bool = True
 ) -> tuple[list[int], list[slow.Vector], float]:
     """SparseVLM (https://arxiv.org/abs/2410.04417), v1.5: tokens in their new order with their states, and the margin."""
     n = len(score)
-    if asked >= n or not asked:
-        return list(range(n))[:asked], list(features)[:asked], math.inf
+    if requested >= n or not requested:
+        return list(range(n))[:requested], list(features)[:requested], math.inf
     order = slow.best_first(score)
-    k = min(asked, n - 1)
+    k = min(requested, n - 1)
     dropped, tokens = order[k:], sorted(order[:k])
     q = int(0.3 * len(dropped)) + 1
     margin = score[order[k - 1]] - score[order[k]]
@@ -130,14 +130,14 @@ def sparsevlm(
 
 
 def judge(
-    tiny: Tiny, seen: Observed, attentions: list[Tensor], place: Place, layer: int, bias: list | None = None
+    tiny: Tiny, seen: Observed, attentions: list[Tensor], span: ImageSpan, layer: int, bias: list | None = None
 ) -> tuple[dict[int, float], float]:
     """Scores from an unpruned model, and how near its decisions were."""
-    embedded = seen.states(place, 0)
-    chosen_rows, margin = raters([embedded[c] for c in place.visual], [embedded[c] for c in place.text])
-    columns = [place.pad + column for column in place.text]
-    rows = attentions[layer - 1][place.row][:, columns, place.pad :].tolist()
-    score, near = scores(rows, chosen_rows, place.visual, bias)
+    embedded = seen.states(span, 0)
+    chosen_rows, margin = raters([embedded[c] for c in span.visual], [embedded[c] for c in span.text])
+    columns = [span.pad + column for column in span.text]
+    rows = attentions[layer - 1][span.row][:, columns, span.pad :].tolist()
+    score, near = scores(rows, chosen_rows, span.visual, bias)
     return score, min(margin, near)
 
 
@@ -235,7 +235,7 @@ def test_equal_tokens_are_one_cluster() -> None:
 def test_many_clusters_of_rows_of_different_sizes(seed: int) -> None:
     """Rows of 200 and 90 tokens side by side: 20 and 5 stay, six and three means of the best of the rest."""
     torch.manual_seed(seed)
-    counts, asked, totals = [200, 90], [20, 5], [26, 8]
+    counts, requested, totals = [200, 90], [20, 5], [26, 8]
     hidden = torch.randn(2, 203, 2, dtype=torch.float64)
     keys = torch.randn(2, 203, 1, dtype=torch.float64)
     view = HandView(hidden, counts, keys=keys, queries=torch.ones(2, 1, 203, 1, dtype=torch.float64))
@@ -244,7 +244,7 @@ def test_many_clusters_of_rows_of_different_sizes(seed: int) -> None:
     states, index = SparseVLM().rewrite(view, mask)
     for row, count in enumerate(counts):
         features = view.hidden[row, :count].tolist()
-        tokens, expected, _ = sparsevlm(dict(enumerate(score[row, :count].tolist())), features, asked[row])
+        tokens, expected, _ = sparsevlm(dict(enumerate(score[row, :count].tolist())), features, requested[row])
         assert index[row][mask[row]].tolist() == tokens
         assert len(tokens) == totals[row]
         torch.testing.assert_close(states[row][mask[row]], torch.tensor(expected, dtype=torch.float64))
@@ -336,40 +336,40 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
         attentions = eager_attentions(tiny, seen.inputs, torch.float64)
         trace, entered = run_to(tiny, seen.inputs, f"sparsevlm@{layer}:{ratio}", layer)
         got += kept(trace)
-        for place, row in zip(seen.places, trace.rows, strict=True):
-            score, margin = judge(tiny, seen, attentions, place, layer)
-            states = seen.states(place, layer)
-            asked = round(ratio * len(place.visual))
-            tokens, expected, near = sparsevlm(score, [states[c] for c in place.visual], asked)
+        for span, row in zip(seen.spans, trace.rows, strict=True):
+            score, margin = judge(tiny, seen, attentions, span, layer)
+            states = seen.states(span, layer)
+            requested = round(ratio * len(span.visual))
+            tokens, expected, near = sparsevlm(score, [states[c] for c in span.visual], requested)
             margin = min(margin, near)
             want.append((set(tokens), margin))
-            clusters.add(len(tokens) - asked)
+            clusters.add(len(tokens) - requested)
             if margin > 1e-6 and tokens:
-                length = place.length - len(place.visual) + len(tokens)
+                length = span.length - len(span.visual) + len(tokens)
                 assert row.visual[layer] == len(tokens)
-                now = entered[place.row, -length:][place.visual[0] :][: len(tokens)]
+                now = entered[span.row, -length:][span.visual[0] :][: len(tokens)]
                 torch.testing.assert_close(now, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
     assert len(got) == image_count(batches)
     assert clusters >= ({1, 2} if tiny.family == "llava" else {1})
     assert_agree(got, want)
 
 
-def rotary_bias(tiny: Tiny, seen: Observed, place: Place) -> list[list[float]]:
+def rotary_bias(tiny: Tiny, seen: Observed, span: ImageSpan) -> list[list[float]]:
     """[text row][key]: the product of two all-ones vectors, rotated pair by pair with the library's own tables."""
     text = tiny.model().config.get_text_config()
     size = text.hidden_size // text.num_attention_heads
     if tiny.family == "llava":
-        positions = [[float(p)] * 3 for p in range(place.length)]
+        positions = [[float(p)] * 3 for p in range(span.length)]
         sections = [size // 2, 0, 0]
     else:
-        ids = rope_ids(tiny, seen.inputs)[:, place.row, place.pad :]
+        ids = rope_ids(tiny, seen.inputs)[:, span.row, span.pad :]
         positions, sections = ids.T.tolist(), text.rope_parameters["mrope_section"]
     channel = [c for c, width in enumerate(sections) for _ in range(width)]
     frequency = [text.rope_parameters["rope_theta"] ** (-2 * f / size) for f in range(size // 2)]
     bias = []
-    for t in place.text:
+    for t in span.text:
         row = []
-        for k in range(place.length):
+        for k in range(span.length):
             turns = [(positions[t][c] - positions[k][c]) * w for c, w in zip(channel, frequency, strict=True)]
             row.append(sum(2 * math.cos(turn) for turn in turns) / math.sqrt(size))
         bias.append(row)
@@ -384,15 +384,15 @@ def test_v2_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> None:
         attentions = eager_attentions(tiny, seen.inputs, torch.float64)
         trace, _ = tiny.run(seen.inputs, f"sparsevlm@{layer}:{ratio};version=v2.0")
         got += kept(trace)
-        for place in seen.places:
-            asked, bias = round(ratio * len(place.visual)), rotary_bias(tiny, seen, place)
-            score, margin = judge(tiny, seen, attentions, place, layer, bias)
-            tokens, _, near = sparsevlm(score, [[0.0]] * len(score), asked, recycle=False)
+        for span in seen.spans:
+            requested, bias = round(ratio * len(span.visual)), rotary_bias(tiny, seen, span)
+            score, margin = judge(tiny, seen, attentions, span, layer, bias)
+            tokens, _, near = sparsevlm(score, [[0.0]] * len(score), requested, recycle=False)
             # A bias near 0 multiplies the float32 error of the library's tables.
-            steepest = max(1 / abs(row[c]) for row in bias for c in place.visual)
+            steepest = max(1 / abs(row[c]) for row in bias for c in span.visual)
             want.append((set(tokens), min(margin, near) / max(1.0, steepest)))
-            score, _ = judge(tiny, seen, attentions, place, layer)
-            plain.append(set(slow.best_first(score)[:asked]))
+            score, _ = judge(tiny, seen, attentions, span, layer)
+            plain.append(set(slow.best_first(score)[:requested]))
     assert len(got) == image_count(batches)
     assert_agree(got, want)
     assert sum(a != b for a, b in zip(got, plain, strict=True)) > len(got) / 2, "the correction changes what is kept"
@@ -415,22 +415,22 @@ def look(model: Any, inputs: dict[str, Tensor], schedule: str, layer: int) -> tu
 
 @pytest.mark.parametrize("schedule", ["sparsevlm@2:0.6,sparsevlm@5:0.3", "divprune@0:0.7,sparsevlm@4:0.4"])
 def test_after_an_earlier_stage(tiny: Tiny, schedule: str) -> None:
-    """Raters are those of all original tokens, scores and recycled states those of what is left, merged ones included."""
+    """Raters are those of all original tokens, scores and recycled states those of the tokens present, merged ones included."""
     rng = random.Random(4)
     layer, ratio = Schedule.parse(schedule).stages[1].layer, float(str(Schedule.parse(schedule).stages[1].keep))
     eager = tiny.model(torch.float64, "eager")
     for row in [tiny.row(rng) for _ in range(5)]:
         inputs = tiny.batch([row])
         trace, attention, entering = look(eager, inputs, schedule, layer)
-        [place] = places(inputs["input_ids"], inputs["attention_mask"], eager.config.image_token_id)
+        [span] = image_spans(inputs["input_ids"], inputs["attention_mask"], eager.config.image_token_id)
         present = trace.rows[0].kept[0][0]
-        gone, start = len(place.visual) - present, place.visual[0]
-        visual, text = range(start, start + present), [column - gone for column in place.text]
+        gone, start = len(span.visual) - present, span.visual[0]
+        visual, text = range(start, start + present), [column - gone for column in span.text]
         embedded = entering[0].tolist()
-        chosen_rows, _ = raters([embedded[c] for c in place.visual], [embedded[c] for c in place.text])
+        chosen_rows, _ = raters([embedded[c] for c in span.visual], [embedded[c] for c in span.text])
         score, _ = scores(attention[0][:, text].tolist(), chosen_rows, visual)
-        asked = min(round(ratio * len(place.visual)), present)
-        tokens, states, margin = sparsevlm(score, entering[1][start : start + present].tolist(), asked)
+        requested = min(round(ratio * len(span.visual)), present)
+        tokens, states, margin = sparsevlm(score, entering[1][start : start + present].tolist(), requested)
         assert margin > 1e-6
         _, entered = run_to(tiny, inputs, schedule, layer)
         now = entered[0, start:][: len(tokens)]
@@ -461,7 +461,7 @@ def test_published_counts(name: str, segments: list[int], average: float) -> Non
     assert float(schedule.average(32, [576])) == pytest.approx(average, abs=0.06)
 
 
-def test_its_own_accounting() -> None:
+def test_the_authors_accounting() -> None:
     """The authors count a pruning layer as pruned already: 192.0, 128.6 and 64.8."""
     for name, average in (("sparsevlm-192", 192.0), ("sparsevlm-128", 128.6), ("sparsevlm-64", 64.8)):
         first, second, third = (sum(counts) for counts in Schedule.parse(PRESETS[name]).plan([576]))
@@ -469,19 +469,19 @@ def test_its_own_accounting() -> None:
 
 
 @pytest.mark.parametrize("present", [1, 2, 3, 30, 64, 576])
-def test_any_count_is_told_from_the_total(present: int) -> None:
+def test_clusters_follow_from_the_total(present: int) -> None:
     """The budget is a total; the method finds the clusters again, by what was asked for where two ways lead there."""
-    for asked in range(1, present):
-        total = sparsevlm_count(asked, present, {})
-        q = int(0.3 * (present - asked)) + 1
-        assert total == asked + q // 10 + 1 <= present
+    for requested in range(1, present):
+        total = sparsevlm_count(requested, present, {})
+        q = int(0.3 * (present - requested)) + 1
+        assert total == requested + q // 10 + 1 <= present
         if total < present:
-            assert _clusters(total, present, asked) == total - asked
-            if total != sparsevlm_count(asked + 1, present, {}):
-                assert _clusters(total, present, None) == total - asked
+            assert _clusters(total, present, requested) == total - requested
+            if total != sparsevlm_count(requested + 1, present, {}):
+                assert _clusters(total, present, None) == total - requested
     if present == 576:
         assert sparsevlm_count(12, present, {}) == sparsevlm_count(13, present, {}), "two ways to the same total"
-    totals = [sparsevlm_count(asked, present, {}) for asked in range(present)]
+    totals = [sparsevlm_count(requested, present, {}) for requested in range(present)]
     assert all(b - a in (0, 1) for a, b in pairwise(totals[1:]))
     assert totals[0] == 0
     for stages in PRESETS["sparsevlm-192"], PRESETS["sparsevlm-128"], PRESETS["sparsevlm-96"], PRESETS["sparsevlm-64"]:
@@ -496,13 +496,13 @@ def test_any_count_is_told_from_the_total(present: int) -> None:
 @pytest.mark.parametrize("option", ["native_count=false", "version=v2.0"])
 def test_exact_counts(tiny: Tiny, option: str) -> None:
     inputs = tiny.batch([([tiny.image(random.Random(0), (8, 8))], "is it red")])
-    for asked in (1, 20, 63):
-        assert list(map(len, kept(tiny.run(inputs, f"sparsevlm@2:{asked}t;{option}")[0]))) == [asked]
+    for requested in (1, 20, 63):
+        assert list(map(len, kept(tiny.run(inputs, f"sparsevlm@2:{requested}t;{option}")[0]))) == [requested]
     # Recycling v1.5 keeps more: 20 and C = floor((floor(13.2) + 1)/10) + 1 = 2.
     assert list(map(len, kept(tiny.run(inputs, "sparsevlm@2:20t")[0]))) == [22]
 
 
-def test_several_images_each_by_itself(tiny: Tiny) -> None:
+def test_several_images_are_independent(tiny: Tiny) -> None:
     rng = random.Random(3)
     rows = [tiny.row(rng, images=images) for images in (2, 1, 0, 3)]
     inputs = tiny.batch(rows)

@@ -1,4 +1,4 @@
-"""SwiftVLM against hand-computed cases and a plain-Python run of several stages; the row of attention that it looks up."""
+"""SwiftVLM against hand-computed cases and a plain-Python run of several stages; its look-ahead attention row."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 import pytest
 import slow
 import torch
-from observed import HandView, Observed, Place, Tiny, assert_agree, image_count, kept, observe
+from observed import HandView, ImageSpan, Observed, Tiny, assert_agree, image_count, kept, observe
 from torch import Tensor
 
 from lmms_prune import Schedule, prune
 from lmms_prune.methods import swiftvlm
-from lmms_prune.methods.swiftvlm import SwiftVLM, _folded
+from lmms_prune.methods.swiftvlm import SwiftVLM, _grouped
 from lmms_prune.methods.view import TokenView
 
 CaptureView = Callable[..., TokenView]
 
 
 def fold(states: dict[int, list[float]], groups: int) -> tuple[list[list[int]], float]:
-    """Groups of tokens by merging even with odd places, in plain loops; and the margin of what was decided."""
+    """Groups of tokens by merging even with odd groups, in plain loops; and the margin of the decisions."""
     clusters, margin = [[token] for token in sorted(states)], math.inf
     while len(clusters) > groups:
         means = [slow.unit(mean([states[token] for token in cluster])) for cluster in clusters]
@@ -59,7 +59,7 @@ class Slow:
     then: dict[int, list[float]] = field(default_factory=dict)
 
     def candidates(self, now: dict[int, list[float]]) -> dict[int, list[float]]:
-        """All tokens that can go on, given what stands in the sequence now, by raster index."""
+        """All candidates, by raster index, given the states present in the sequence."""
         if not self.stored:
             return now
         found = {}
@@ -71,7 +71,7 @@ class Slow:
         return found
 
     def stage(self, states: dict[int, list[float]], scores: dict[int, float], count: int) -> tuple[dict, float]:
-        """What goes on, by raster index, and the margin."""
+        """The tokens that continue, by raster index, and the margin."""
         groups = min(int(self.size / 20 + 0.5), count // 2)
         if groups == 0 and count > 1:
             groups = 1
@@ -129,7 +129,7 @@ def test_second_stage_by_hand() -> None:
     later.index, later.sizes, later.memory = torch.tensor([[0, 2, 3]]), [6], view.memory
     later._origin = torch.tensor([[0, 1, 3, 4, 7, 8]])
     later._parts.keys = lambda layer, hidden, rotary: hidden[:, None].float()
-    later._uncut_rotary = (torch.zeros(1, 9, 2), torch.zeros(1, 9, 2))
+    later._unpruned_rotary = (torch.zeros(1, 9, 2), torch.zeros(1, 9, 2))
     keep = method.select(later, torch.tensor([2]))
     hidden, index = method.rewrite(later, keep)
     # The query reads the second entry: 24, 22, 20, 14, 3, 1 for tokens 3, 1, 4, 5, 2, 0. Token 3 comes back; the mean
@@ -138,7 +138,7 @@ def test_second_stage_by_hand() -> None:
     assert hidden[keep].tolist() == [[7, 12], [10, 24]]
 
 
-def test_folding_by_hand() -> None:
+def test_grouping_by_hand() -> None:
     # Tokens 1 … 6 (0 is kept) at 0, 90, 5, 80, 91, 300 degrees stand at places 0 … 5, to leave two groups.
     # Pass 1, of 6 at most 3 join: 0° (place 0) looks at 90°, 80°, 300°: 300° is 60° away; 5° (place 2): 300° is 65°
     # away; 91° (place 4): 90° is 1° away. All three join: {90, 91}, {80}, {300, 0, 5}. Pass 2, of 3 one joins: {90, 91}
@@ -146,22 +146,22 @@ def test_folding_by_hand() -> None:
     turned = torch.tensor([[45.0, 0, 90, 5, 80, 91, 300]], dtype=torch.float64).deg2rad()
     states = torch.stack([turned.cos(), turned.sin()], dim=-1)
     rest = torch.tensor([[False, True, True, True, True, True, True]])
-    assert _folded(states, rest, torch.tensor([2]), 2).tolist() == [[-1, 1, 0, 1, 0, 0, 1]]
-    assert _folded(states, rest, torch.tensor([1]), 1).tolist() == [[-1, 0, 0, 0, 0, 0, 0]]
-    assert _folded(states, rest, torch.tensor([3]), 5).tolist() == [[-1, 2, 0, 2, 1, 0, 2]]
+    assert _grouped(states, rest, torch.tensor([2]), 2).tolist() == [[-1, 1, 0, 1, 0, 0, 1]]
+    assert _grouped(states, rest, torch.tensor([1]), 1).tolist() == [[-1, 0, 0, 0, 0, 0, 0]]
+    assert _grouped(states, rest, torch.tensor([3]), 5).tolist() == [[-1, 2, 0, 2, 1, 0, 2]]
     vectors = {token: states[0, token].tolist() for token in range(1, 7)}
     assert fold(vectors, 2)[0] == [[2, 4, 5], [1, 3, 6]]
     assert fold(vectors, 3)[0] == [[2, 5], [4], [1, 3, 6]]
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 40])
-def test_folding_equals_plain_loops(tokens: int) -> None:
+def test_grouping_equals_plain_loops(tokens: int) -> None:
     """A batch whose rows want different numbers of groups and hold different numbers of tokens."""
     generator = torch.Generator().manual_seed(tokens)
     states = torch.randn(5, 40, 4, generator=generator, dtype=torch.float64)
     rest = torch.rand(5, 40, generator=generator).argsort(dim=1) < tokens
     groups = torch.tensor([1, 2, 3, 5, 7]).clamp(max=tokens)
-    found = _folded(states, rest, groups, 7)
+    found = _grouped(states, rest, groups, 7)
     for row, number in enumerate(groups.tolist()):
         vectors = {token: states[row, token].tolist() for token in rest[row].nonzero().flatten().tolist()}
         clusters, _ = fold(vectors, number)
@@ -182,12 +182,12 @@ def test_ties_go_to_the_lower_index() -> None:
 
 
 def hypothetical(
-    tiny: Tiny, layer: int, states: dict[int, list[float]], place: Place, text: Tensor, rotary: tuple[Tensor, Tensor]
+    tiny: Tiny, layer: int, states: dict[int, list[float]], span: ImageSpan, text: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> dict[int, float]:
-    """The last token's attention, by the library's eager layer, in a sequence in which all the candidates stand."""
+    """The last token's attention, by the library's eager layer, in a sequence with all the candidates."""
     module = tiny.model(torch.float64, "eager").model.language_model.layers[layer]
-    before, tokens = place.visual[0], sorted(states)
-    columns = [*range(before), *(before + t for t in tokens), *range(place.visual[-1] + 1, place.length)]
+    before, tokens = span.visual[0], sorted(states)
+    columns = [*range(before), *(before + t for t in tokens), *range(span.visual[-1] + 1, span.length)]
     visual = torch.tensor([states[token] for token in tokens], dtype=text.dtype)
     sequence = torch.cat([text[:before], visual, text[before:]])[None]
     at = tuple(table[..., columns, :] for table in rotary)
@@ -224,22 +224,22 @@ def follow(tiny: Tiny, row: tuple, schedule: str) -> tuple[list[set[int]], list[
     for handle in handles:
         handle.remove()
     seen = observe(tiny, inputs)
-    [place] = seen.places
-    start, reference, standing = place.visual[0], Slow(len(place.visual)), list(range(len(place.visual)))
-    got, want, returned, text_length = [], [], False, place.length - len(place.visual)
+    [span] = seen.spans
+    start, reference, standing = span.visual[0], Slow(len(span.visual)), list(range(len(span.visual)))
+    got, want, returned, text_length = [], [], False, span.length - len(span.visual)
     for number, stage in enumerate(stages):
         entering, [tokens] = before[stage.layer], trace.rows[0].indices(number)
         got.append(set(tokens))
-        count = min(stage.asked([len(place.visual)])[0], len(standing))
+        count = min(stage.requested([len(span.visual)])[0], len(standing))
         # A stage that keeps all that is there does nothing.
         if stage.method == "swiftvlm" and count < len(standing):
             now = dict(zip(standing, entering[start : start + len(standing)].tolist(), strict=True))
             states, text = reference.candidates(now), torch.cat([entering[:start], entering[start + len(standing) :]])
             if reference.stored:
-                scores = hypothetical(tiny, stage.layer, states, place, text, tables[0])
+                scores = hypothetical(tiny, stage.layer, states, span, text, tables[0])
             else:
-                heads = seen.attention(place, stage.layer - 1)
-                scores = {t: sum(h[0][c] for h in heads) / len(heads) for t, c in enumerate(place.visual)}
+                heads = seen.attention(span, stage.layer - 1)
+                scores = {t: sum(h[0][c] for h in heads) / len(heads) for t, c in enumerate(span.visual)}
             goes_on, margin = reference.stage(states, scores, count)
             want.append((set(goes_on), margin))
             returned |= bool(set(goes_on) - reference.merged - set(standing))
@@ -268,16 +268,16 @@ def test_a_stage_equals_slow_reference(tiny: Tiny, batches: list[Observed], part
             model(**seen.inputs, logits_to_keep=1)
             handle.remove()
         got += kept(trace)
-        for place, tokens in zip(seen.places, kept(trace), strict=True):
-            heads, size = seen.attention(place, layer - 1), len(place.visual)
-            scores = {t: sum(h[0][c] for h in heads) / len(heads) for t, c in enumerate(place.visual)}
-            states = dict(enumerate(seen.states(place, layer)[place.visual[0] : place.visual[-1] + 1]))
+        for span, tokens in zip(seen.spans, kept(trace), strict=True):
+            heads, size = seen.attention(span, layer - 1), len(span.visual)
+            scores = {t: sum(h[0][c] for h in heads) / len(heads) for t, c in enumerate(span.visual)}
+            states = dict(enumerate(seen.states(span, layer)[span.visual[0] : span.visual[-1] + 1]))
             count = round(ratio * size)
             goes_on, margin = Slow(size).stage(states, scores, count)
             want.append((set(goes_on), margin))
             if set(goes_on) == tokens:
-                length = place.length - size + count
-                found = left[0][place.row, left[0].shape[1] - length + place.visual[0] :][:count]
+                length = span.length - size + count
+                found = left[0][span.row, left[0].shape[1] - length + span.visual[0] :][:count]
                 expected = torch.tensor([goes_on[token] for token in sorted(goes_on)], dtype=found.dtype)
                 torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
     assert len(got) == image_count([batches[number] for number in numbers])
@@ -337,7 +337,7 @@ def test_batch_does_not_matter_to_later_stages(tiny: Tiny, schedule: str) -> Non
         torch.testing.assert_close(single[0], logits[number], atol=1e-4, rtol=0)
 
 
-def test_one_place_merges_nothing(tiny: Tiny) -> None:
+def test_a_single_slot_merges_nothing(tiny: Tiny) -> None:
     inputs = tiny.batch([tiny.row(random.Random(4)) for _ in range(4)])
     assert kept(tiny.run(inputs, "swiftvlm@3:1t")[0]) == kept(tiny.run(inputs, "fastv@3:1t")[0])
 
@@ -350,11 +350,11 @@ def test_renumbered_positions(all_tiny: dict[str, Tiny]) -> None:
     assert [len(tokens) for tokens in kept(trace, stage=1)] == [26] * 4
 
 
-# -- the row of attention that is looked up ----------------------------------------------------------------------------
+# -- the look-ahead attention row --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("before", ["", "random@1:0.6,"])
-def test_attention_to_tokens_that_do_stand_there(tiny: Tiny, capture_view: CaptureView, before: str) -> None:
+def test_attention_to_candidates_that_are_present(tiny: Tiny, capture_view: CaptureView, before: str) -> None:
     """Candidates that are the visual tokens themselves: the ordinary look ahead, whatever else is in the batch."""
     rng = random.Random(9)
     rows = [tiny.row(rng, images=n, words=words) for n, words in ((1, 3), (2, 8), (0, 5), (1, 25))]
@@ -378,7 +378,7 @@ def test_budgets(budget: int) -> None:
 
 
 @pytest.mark.parametrize("between", ["pool@3:0.3", "tome@3:0.3", "random@3:0.3"])
-def test_what_other_methods_make_in_between_goes_on(tiny: Tiny, between: str) -> None:
+def test_tokens_that_other_methods_merge_in_between_are_candidates(tiny: Tiny, between: str) -> None:
     """Every token that the second stage keeps is one that stood there or one that was stored; none is invented."""
     rng = random.Random(12)
     rows = [tiny.row(rng) for _ in range(6)]
@@ -391,7 +391,7 @@ def test_what_other_methods_make_in_between_goes_on(tiny: Tiny, between: str) ->
         states, exists, score = original(view, earlier)
         for image, count in enumerate(view.counts):
             standing = set(view.index[image, :count].tolist())
-            assert standing <= set(exists[image].nonzero().flatten().tolist()) | merged_places(view, image)
+            assert standing <= set(exists[image].nonzero().flatten().tolist()) | merged_indices(view, image)
             assert int(exists[image].sum()) >= min(count, round(0.2 * view.sizes[image]))
         found.append((states, exists))
         return states, exists, score
@@ -406,8 +406,8 @@ def test_what_other_methods_make_in_between_goes_on(tiny: Tiny, between: str) ->
         assert set(row.indices(2)[0]) <= candidates
 
 
-def merged_places(view: TokenView, image: int) -> set[int]:
-    """Places of merged tokens of the first stage: their members stand for them."""
+def merged_indices(view: TokenView, image: int) -> set[int]:
+    """Raster indices of the merged tokens of the first stage."""
     earlier = swiftvlm._earlier(view)
     assert earlier is not None
     return set(earlier.merged[image].nonzero().flatten().tolist())

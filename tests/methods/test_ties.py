@@ -1,4 +1,4 @@
-"""Images whose tokens are alike: no method's choice hangs on rounding, and so on what else is in the batch."""
+"""Images with equal tokens: no method's choice depends on rounding, and so on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ("flat", "checkered", "repeated", "rank-deficient", "few directions")
 
 
 def alike(kind: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Tokens in place of `like` (N, D): all the same; two, or three, in turn; sums of two vectors; signed units."""
+    """Tokens of the shape of `like` (N, D): all the same; two, or three, in turn; sums of two vectors; signed units."""
     count, width = like.shape
 
     def noise(*shape: int) -> Tensor:
@@ -107,13 +107,13 @@ def alone(view: TokenView, row: int) -> TokenView:
         _state=layer(view._state),
         _before=layer(view._before),
         _embedded=view._embedded[pick],
-        _uncut_rotary=rotary(view._uncut_rotary),
+        _unpruned_rotary=rotary(view._unpruned_rotary),
         _present=view._present[pick],
         _origin=view._origin[pick],
         _starts=view._starts[pick],
         _grid_list=view._grid_list[pick],
         _questions=view._questions and view._questions[pick],
-        asked=view.asked and view.asked[pick],
+        requested=view.requested and view.requested[pick],
         _encoder_run=run_alone(view, row),
         memory={},
     )
@@ -174,7 +174,7 @@ def view_of_three(tiny: Tiny, views: dict, capture_view: Callable[..., TokenView
 @pytest.mark.parametrize("spec", [s for s in KEEPING if "guide" not in s.reads], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_among_tokens_that_are_alike_the_batch_does_not_matter(
+def test_among_equal_tokens_the_batch_does_not_matter(
     tiny: Tiny, view_of_three: Callable[..., TokenView], spec: MethodSpec, kind: str, dtype: torch.dtype
 ) -> None:
     method = spec.build(OPTIONS.get(spec.name, {}))
@@ -183,8 +183,8 @@ def test_among_tokens_that_are_alike_the_batch_does_not_matter(
         budget = [planned(spec, 3 * count // 7, count) for count in batch.counts]
         keep = method.select(batch, torch.tensor(budget))
         for row in range(3):
-            mine = method.select(alone(batch, row), torch.tensor(budget[row : row + 1]))
-            assert keep[row].nonzero().flatten().tolist() == mine[0].nonzero().flatten().tolist(), (
+            single = method.select(alone(batch, row), torch.tensor(budget[row : row + 1]))
+            assert keep[row].nonzero().flatten().tolist() == single[0].nonzero().flatten().tolist(), (
                 f"layer {layer}, row {row}"
             )
 

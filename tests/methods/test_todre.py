@@ -110,17 +110,17 @@ def test_one_token() -> None:
 
 @pytest.mark.parametrize("layer", [0, 3])
 def test_stage_1_equals_slow_reference(
-    tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView], layer: int
+    tiny: Tiny, batches: list[Observed], encoder_view: Callable[..., TokenView], layer: int
 ) -> None:
     ratios = (0.25, 0.1, 0.5, 0.3, 0.66, 0.05, 0.4, 0.35)
     got, want = [], []
     for seen, ratio in zip(batches, ratios, strict=True):
-        saliency = tower_view(tiny, seen).encoder.saliency()
+        saliency = encoder_view(tiny, seen).encoder.saliency()
         trace, _ = tiny.run(seen.inputs, f"todre@{layer}:{ratio}")
         got += kept(trace)
-        for image, place in enumerate(seen.places):
-            states = seen.states(place, layer)
-            tokens, size = [states[column] for column in place.visual], len(place.visual)
+        for image, span in enumerate(seen.spans):
+            states = seen.states(span, layer)
+            tokens, size = [states[column] for column in span.visual], len(span.visual)
             want.append(diverse(tokens, saliency[image, :size].tolist(), round(ratio * size)))
     assert len(got) == image_count(batches)
     assert_agree(got, want)
@@ -142,9 +142,9 @@ def test_after_an_earlier_stage(tiny: Tiny, capture_view: Callable[..., TokenVie
 def text_rows(seen: Observed, attentions: list[Tensor], layer: int) -> list[list]:
     """For each image [head][text row][key] of `layer`, padding left out."""
     rows = []
-    for place in seen.places:
-        columns = [place.pad + column for column in place.text]
-        rows.append(attentions[layer][place.row][:, columns, place.pad :].tolist())
+    for span in seen.spans:
+        columns = [span.pad + column for column in span.text]
+        rows.append(attentions[layer][span.row][:, columns, span.pad :].tolist())
     return rows
 
 
@@ -154,14 +154,14 @@ def test_stage_2_equals_slow_reference(tiny: Tiny, batches: list[Observed]) -> N
     for number, seen in enumerate(batches):
         layer = 1 + number % 7
         attentions = eager_attentions(tiny, seen.inputs, torch.float64)
-        pairs = zip(text_rows(seen, attentions, layer - 1), seen.places, strict=True)
-        alphas = [attended(rows, place.visual) for rows, place in pairs]
+        pairs = zip(text_rows(seen, attentions, layer - 1), seen.spans, strict=True)
+        alphas = [attended(rows, span.visual) for rows, span in pairs]
         ranked = sorted(alphas)
         below = (number + 6) * len(ranked) // 25
         tau = (ranked[below - 1] + ranked[below]) / 2
         trace, _ = tiny.run(seen.inputs, f"todre@{layer};tau={tau}")
-        for row, alpha, place in zip(trace.rows, alphas, seen.places, strict=True):
-            expected = 0 if alpha < tau else len(place.visual)
+        for row, alpha, span in zip(trace.rows, alphas, seen.spans, strict=True):
+            expected = 0 if alpha < tau else len(span.visual)
             assert row.kept == [[expected]]
             gone, total = gone + (expected == 0), total + 1
     assert total == image_count(batches)
@@ -172,12 +172,12 @@ def test_each_image_is_withdrawn_by_itself(tiny: Tiny) -> None:
     rng = random.Random(3)
     seen = observe(tiny, tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)]))
     attentions = eager_attentions(tiny, seen.inputs, torch.float64)
-    pairs = zip(text_rows(seen, attentions, 4), seen.places, strict=True)
-    alphas = [attended(rows, place.visual) for rows, place in pairs]
+    pairs = zip(text_rows(seen, attentions, 4), seen.spans, strict=True)
+    alphas = [attended(rows, span.visual) for rows, span in pairs]
     tau = sum(sorted(alphas)[2:4]) / 2
     trace, _ = tiny.run(seen.inputs, f"todre@5;tau={tau}")
     got = [len(tokens) for tokens in kept(trace)]
-    assert got == [0 if alpha < tau else len(place.visual) for alpha, place in zip(alphas, seen.places, strict=True)]
+    assert got == [0 if alpha < tau else len(span.visual) for alpha, span in zip(alphas, seen.spans, strict=True)]
     assert sorted(got)[0] == 0 < sorted(got)[-1]
 
 
@@ -195,8 +195,8 @@ def test_layer_0_without_a_keep(tiny: Tiny, batches: list[Observed]) -> None:
     """There is no layer before: the first layer's own attention decides."""
     seen = batches[0]
     attentions = eager_attentions(tiny, seen.inputs, torch.float64)
-    pairs = zip(text_rows(seen, attentions, 0), seen.places, strict=True)
-    alphas = [attended(rows, place.visual) for rows, place in pairs]
+    pairs = zip(text_rows(seen, attentions, 0), seen.spans, strict=True)
+    alphas = [attended(rows, span.visual) for rows, span in pairs]
     tau = sum(sorted(alphas)[11:13]) / 2
     trace, _ = tiny.run(seen.inputs, f"todre@0;tau={tau}")
     assert [not tokens for tokens in kept(trace)] == [alpha < tau for alpha in alphas]

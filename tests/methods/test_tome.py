@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from observed import HandView, Observed, Place, Tiny, angles, chosen, image_count, kept, observe
+from observed import HandView, ImageSpan, Observed, Tiny, angles, chosen, image_count, kept, observe
 from slow_merging import Token, assert_same_tokens, attended, fed, outcome, step
 from torch import Tensor
 
@@ -30,14 +30,14 @@ def tome(tokens: list[Token], count: int) -> tuple[list[Token], float]:
 
 
 def reference(
-    seen: Observed, place: Place, layer: int, count: int, metric: str = "hidden"
+    seen: Observed, span: ImageSpan, layer: int, count: int, metric: str = "hidden"
 ) -> tuple[list[Token], float]:
-    states = seen.states(place, layer)
+    states = seen.states(span, layer)
     compared = states
     if metric == "keys":
-        keys = seen.keys[layer - 1][place.row].mean(0)
-        compared = keys[place.pad :].tolist()
-    return tome([Token(i, states[c], compared[c]) for i, c in enumerate(place.visual)], count)
+        keys = seen.keys[layer - 1][span.row].mean(0)
+        compared = keys[span.pad :].tolist()
+    return tome([Token(i, states[c], compared[c]) for i, c in enumerate(span.visual)], count)
 
 
 def stage(hidden: Tensor, visual: int, budget: int, method: ToMe | None = None) -> tuple[set[int], Tensor]:
@@ -85,7 +85,7 @@ def test_two_go_into_one_by_hand() -> None:
     torch.testing.assert_close(states[0], hidden[0, 1:4].mean(0))
 
 
-def test_equally_alike_tokens_go_in_order() -> None:
+def test_equally_similar_tokens_are_merged_in_order() -> None:
     assert stage(torch.ones(1, 9, 2, dtype=torch.float64), 7, 5)[0] == {1, 3, 4, 5, 6}
     assert stage(torch.ones(1, 9, 2, dtype=torch.float64), 7, 4)[0] == {1, 3, 5, 6}
 
@@ -105,9 +105,9 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], metric: str)
     for number, (seen, ratio) in enumerate(zip(batches, ratios, strict=False)):
         layer = number % 8 if metric == "hidden" else 1 + number % 7
         trace, states = outcome(tiny, seen, f"tome@{layer}:{ratio};metric={metric}")
-        counts = [round(ratio * len(place.visual)) for place in seen.places]
-        pairs = list(zip(seen.places, counts, strict=True))
-        want = [reference(seen, place, layer, count, metric) if count else ([], 1.0) for place, count in pairs]
+        counts = [round(ratio * len(span.visual)) for span in seen.spans]
+        pairs = list(zip(seen.spans, counts, strict=True))
+        want = [reference(seen, span, layer, count, metric) if count else ([], 1.0) for span, count in pairs]
         assert [len(tokens) for tokens, _ in want] == [len(image) for image in kept(trace)]
         some = [i for i, count in enumerate(counts) if count]
         trace.rows = [trace.rows[i] for i in some]
@@ -117,7 +117,7 @@ def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], metric: str)
 def test_metrics_differ(batches: list[Observed]) -> None:
     seen = batches[0]
     by_hidden, by_keys = (
-        [[token.index for token in reference(seen, place, 2, 7, metric)[0]] for place in seen.places[:5]]
+        [[token.index for token in reference(seen, span, 2, 7, metric)[0]] for span in seen.spans[:5]]
         for metric in ("hidden", "keys")
     )
     assert by_hidden != by_keys
@@ -140,9 +140,9 @@ def test_sizes_are_remembered(tiny: Tiny) -> None:
         for p, weight in zip(projections, before, strict=True):
             p.weight.data.copy_(weight)
     want = []
-    for place in seen.places:
-        n, vectors = len(place.visual), seen.states(place, 0)
-        tokens, margin = tome([Token(i, vectors[c], vectors[c]) for i, c in enumerate(place.visual)], round(0.6 * n))
+    for span in seen.spans:
+        n, vectors = len(span.visual), seen.states(span, 0)
+        tokens, margin = tome([Token(i, vectors[c], vectors[c]) for i, c in enumerate(span.visual)], round(0.6 * n))
         assert max(token.size for token in tokens) > 1
         tokens, second = tome(tokens, round(0.25 * n))
         want.append((tokens, min(margin, second)))
@@ -153,8 +153,8 @@ def test_one_column_is_enough_for_the_mean(tiny: Tiny) -> None:
     """However it is merged, one token is the mean of all; what is 1 on every token stays 1."""
     seen = observe(tiny, tiny.batch([tiny.row(random.Random(i)) for i in range(3)]))
     _, states = outcome(tiny, seen, "tome@2:1t")
-    for place, found in zip(seen.places, states, strict=True):
-        everything = torch.tensor(seen.states(place, 2), dtype=torch.float64)[place.visual]
+    for span, found in zip(seen.spans, states, strict=True):
+        everything = torch.tensor(seen.states(span, 2), dtype=torch.float64)[span.visual]
         torch.testing.assert_close(found[0], everything.mean(0))
 
 
@@ -171,7 +171,7 @@ def test_one_column_is_enough_for_the_mean(tiny: Tiny) -> None:
         (10, 6, 3, [2, 1, 1]),
         # Of 8 tokens the first pass can take 4, the second 2 of the 4 that are left.
         (8, 2, 2, [4, 2]),
-        # Three tokens for two blocks: 2, 1; but the second may only take half of what is left.
+        # Three tokens for two blocks: 2, 1; but the second may only take half of the remaining tokens.
         (4, 1, 2, [2, 1]),
     ],
 )
@@ -241,15 +241,15 @@ def first_input(tiny: Tiny, inputs: dict[str, Tensor]) -> Tensor:
     return seen[0]
 
 
-def test_tower_equals_slow_reference(
+def test_merging_inside_the_encoder_equals_slow_reference(
     all_tiny: dict[str, Tiny],
     observed_batches: Callable[[str], list[Observed]],
-    tower_view: Callable[..., TokenView],
+    encoder_view: Callable[..., TokenView],
 ) -> None:
     tiny, number, batches = all_tiny["llava"], 0, observed_batches("llava")
     for seen, ratio in zip(batches, (0.6, 0.5, 0.33, 0.27, 0.75, 0.1, 0.9, 0.02), strict=True):
         trace, states = outcome(tiny, seen, f"tome@0:{ratio};place=tower")
-        encoder = tower_view(tiny, seen).encoder
+        encoder = encoder_view(tiny, seen).encoder
         assert isinstance(encoder, ClipEncoder)
         plan = rates(64, round(ratio * 64), 2)
         with torch.no_grad():
@@ -304,9 +304,9 @@ def test_options_that_cannot_be_had(all_tiny: dict[str, Tiny]) -> None:
         prune(qwen.model(), "tome@0:0.5;place=tower"),
     ):
         pass
-    with pytest.raises(ScheduleError, match=r"place=tower .* must stand at layer 0"):
+    with pytest.raises(ScheduleError, match=r"place=tower .* must act at layer 0"):
         llava.run(llava.batch([llava.row(rng)]), "tome@2:0.5;place=tower")
-    with pytest.raises(ScheduleError, match=r"metric=keys .* must stand at layer 1 or deeper"):
+    with pytest.raises(ScheduleError, match=r"metric=keys .* must act at layer 1 or deeper"):
         llava.run(llava.batch([llava.row(rng)]), "tome@0:0.5;metric=keys")
 
 

@@ -78,13 +78,13 @@ def merged(
         # The last one that joined is the most important.
         lead = group[-1]
         tokens[lead] = Token(lead, mean([states[i] for i in group], [scores[i] for i in group]), [])
-    # More cells than tokens asked for: the most important ones.
-    places = sorted(sorted(tokens, key=lambda i: (-scores[i], i))[:count])
-    return [tokens[place] for place in places], margin
+    # More cells than tokens requested: the most important ones.
+    kept_tokens = sorted(sorted(tokens, key=lambda i: (-scores[i], i))[:count])
+    return [tokens[token] for token in kept_tokens], margin
 
 
-class FakeTower(ClipEncoder):
-    """One image, a token a patch, with the given attention of every head."""
+class FakeEncoder(ClipEncoder):
+    """One image with one token per patch, and the given attention of every head."""
 
     def __init__(self, attention: Tensor, grid: tuple[int, int], image: Tensor | None = None):
         self.shape, self.grids, self.owner = EncoderShape(1, 0, class_tokens=1), [grid], [0]
@@ -100,7 +100,7 @@ class FakeTower(ClipEncoder):
         return [self.image]
 
 
-def hand_tower(image: Tensor | None = None) -> FakeTower:
+def hand_tower(image: Tensor | None = None) -> FakeEncoder:
     """Two heads, a class token and four patches. The means of the heads over patches, in sixteenths:
 
         query \\ key   p0  p1  p2  p3
@@ -118,10 +118,10 @@ def hand_tower(image: Tensor | None = None) -> FakeTower:
     whole[1:, 1:] = rows
     change = torch.zeros_like(whole)
     change[1:, 1:] = 1 / 32
-    return FakeTower(torch.stack([whole + change, whole - change]), (2, 2), image)
+    return FakeEncoder(torch.stack([whole + change, whole - change]), (2, 2), image)
 
 
-def view_of(encoder: FakeTower, states: Tensor, layer: int = 0) -> HandView:
+def view_of(encoder: FakeEncoder, states: Tensor, layer: int = 0) -> HandView:
     """One image of tokens with one feature each."""
     hidden = torch.nn.functional.pad(states, (1, 1))[None, :, None]
     view = HandView(hidden, len(states), encoder=encoder, grids=encoder.grids)
@@ -147,11 +147,11 @@ def test_merging_by_hand() -> None:
     # N = 3: 1 and 2 are merged: (1·20 + 2·30)/3 = 80/3 at 2. N = 2: 1, 2 and 3: (20 + 60 + 200)/8 = 35 at 3.
     # N = 1: all: (60 + 20 + 60 + 200)/14 at 0.
     states = torch.tensor([10.0, 20, 30, 40], dtype=torch.float64)
-    for count, places, values in ((3, [0, 2, 3], [10, 80 / 3, 40]), (2, [0, 3], [10, 35]), (1, [0], [340 / 14])):
+    for count, image_spans, values in ((3, [0, 2, 3], [10, 80 / 3, 40]), (2, [0, 3], [10, 35]), (1, [0], [340 / 14])):
         view, method = view_of(hand_tower(), states), VFlowOpt(t=2.0, m=2.0)
         mask = method.select(view, torch.tensor([count]))
         found, index = method.rewrite(view, mask)
-        assert chosen(mask) == [set(places)]
+        assert chosen(mask) == [set(image_spans)]
         torch.testing.assert_close(found[0, mask[0], 0], torch.tensor(values, dtype=torch.float64))
         assert torch.equal(index, view.index)
 
@@ -174,7 +174,7 @@ def test_cells_of_two_rows_by_hand() -> None:
     rows = torch.zeros(9, 9, dtype=torch.float64)
     rows[1:, 1:] = torch.tensor([8.0, 1, 2, 3, 7, 6, 5, 4], dtype=torch.float64)
     states = torch.arange(8, dtype=torch.float64)
-    view, method = view_of(FakeTower(rows[None], (2, 4)), states), VFlowOpt(t=1.0, m=2.0)
+    view, method = view_of(FakeEncoder(rows[None], (2, 4)), states), VFlowOpt(t=1.0, m=2.0)
     mask = method.select(view, torch.tensor([5]))
     assert chosen(mask) == [{0, 1, 4, 5, 6}]
     found = method.rewrite(view, mask)[0][0, mask[0], 0]
@@ -248,13 +248,13 @@ SETTINGS = (
 
 @pytest.mark.parametrize("layer", [0, 4])
 def test_equals_slow_reference(
-    tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView], layer: int
+    tiny: Tiny, batches: list[Observed], encoder_view: Callable[..., TokenView], layer: int
 ) -> None:
     # All prompts for the published place, fewer for the deeper stage.
     asked_many, number, step = 0, 0, 3 if layer else 1
     for seen, (ratio, t, m) in list(zip(batches, SETTINGS, strict=True))[::step]:
         text = f"vflowopt@{layer}:{ratio};t={t};m={m}"
-        view = tower_view(tiny, seen)
+        view = encoder_view(tiny, seen)
         scores = [importance(attention, t) for attention in attentions(view.encoder)]
         asked_many += t < 2
         counts = [round(ratio * size) for size in view.sizes]
@@ -270,12 +270,12 @@ def test_equals_slow_reference(
             trace, states = outcome(tiny, seen, text)
             assert [len(image) for image in kept(trace)] == counts
             expected = []
-            for place, grid, (values, margin), count in zip(seen.places, view.grids, scores, counts, strict=True):
-                vectors = seen.states(place, 0)
-                tokens, gap = merged(values, [vectors[c] for c in place.visual], grid, count, m)
+            for span, grid, (values, margin), count in zip(seen.spans, view.grids, scores, counts, strict=True):
+                vectors = seen.states(span, 0)
+                tokens, gap = merged(values, [vectors[c] for c in span.visual], grid, count, m)
                 expected.append((tokens, min(margin, gap * 100)))
             assert_same_tokens(trace, states, expected)
-        number += len(seen.places)
+        number += len(seen.spans)
     assert number == image_count(batches[::step])
     assert asked_many
 
@@ -303,9 +303,9 @@ def test_several_images_and_stages(tiny: Tiny) -> None:
         assert all(c <= b <= a for a, b, c in zip(first, second, third, strict=True))
 
 
-def test_importance_is_found_once_a_prefill(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, looked = [], vflowopt._looked_at
-    monkeypatch.setattr(vflowopt, "_looked_at", lambda *args: calls.append(args) or looked(*args))
+def test_importance_is_computed_once_per_prefill(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, original = [], vflowopt._attention_of_global_tokens
+    monkeypatch.setattr(vflowopt, "_attention_of_global_tokens", lambda *args: calls.append(args) or original(*args))
     tiny.run(tiny.batch([tiny.row(random.Random(0))]), "vflowopt@0:0.6,vflowopt@2:0.4,vflowopt@5:0.2")
     assert len(calls) == 1
 
@@ -319,7 +319,7 @@ def test_importance_is_found_once_a_prefill(tiny: Tiny, monkeypatch: pytest.Monk
     ],
 )
 def test_presets(share: int, ratios: tuple[float, float, float], t: float, m: float) -> None:
-    """Published ratios are of what is left; over the 28 layers of LLaVA-OneVision they average to the share."""
+    """Published ratios are of the tokens still present; over the 28 layers of LLaVA-OneVision they average to the share."""
     schedule = Schedule.parse(f"vflowopt-{share}")
     expected, left = [], 1.0
     for layer, ratio in zip((0, 9, 18), ratios, strict=True):

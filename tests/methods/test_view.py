@@ -46,16 +46,16 @@ def test_rows_of_text_and_image_equal_eager(
         attention = view.attention(queries, ahead=ahead)
         assert attention.isfinite().all()
         for image, row in enumerate(view.rows.tolist()):
-            asked = queries.slots[image, queries.valid[image]]
+            requested = queries.slots[image, queries.valid[image]]
             columns = view.visual.slots[image, : view.counts[image]]
-            want = eager[row][:, asked][:, :, columns]
+            want = eager[row][:, requested][:, :, columns]
             got = attention[image][:, queries.valid[image]][:, :, : len(columns)]
             torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
             sharp = max(sharp, float(want.max()))
     assert sharp > 0.05, "attention is sharp enough for 1e-5 to mean something"
 
 
-def test_chunks_are_the_whole(
+def test_chunks_cover_all_queries(
     tiny: Tiny, capture_view: Callable[..., TokenView], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view = capture_view(tiny, tiny.batch(rows_of(tiny, 1)), 2)
@@ -87,10 +87,10 @@ def test_embeddings_are_those_before_the_decoder(tiny: Tiny, capture_view: Calla
     seen = observe(tiny, inputs)
     view = capture_view(tiny, inputs, 4, before="random@1:0.5,")
     assert view.counts != view.sizes
-    for image, place in enumerate(seen.places):
-        rows = seen.hidden[0][place.row, place.pad :]
-        torch.testing.assert_close(view.visual_embeddings[image, : view.sizes[image]], rows[place.visual])
-        torch.testing.assert_close(view.text_embeddings[image, view.text.valid[image]], rows[place.text])
+    for image, span in enumerate(seen.spans):
+        rows = seen.hidden[0][span.row, span.pad :]
+        torch.testing.assert_close(view.visual_embeddings[image, : view.sizes[image]], rows[span.visual])
+        torch.testing.assert_close(view.text_embeddings[image, view.text.valid[image]], rows[span.text])
 
 
 def test_a_later_stage_reads_what_its_own_layer_is_given(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
@@ -114,7 +114,7 @@ def test_a_later_stage_reads_what_its_own_layer_is_given(tiny: Tiny, capture_vie
     assert torch.equal(view.keys(view.visual)[view.valid], keys[rows, slots][view.valid])
 
 
-def test_candidates_in_place_of_the_tokens_present(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
+def test_candidates_replace_the_tokens_present(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
     """Offered what stands there already, the look-ahead row is the same; a subset is normalised over itself."""
     inputs = tiny.batch(rows_of(tiny, 4))
     view = capture_view(tiny, inputs, 3, before="random@1:0.5,")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pytest
 import slow
 import torch
+from encoders import CLIP, QWEN, half_even, hand_view, is_llava, tensor, top
 from observed import Observed, Tiny, assert_agree, image_count, kept
 from torch import Tensor
-from towers import CLIP, QWEN, half_even, hand_view, is_llava, tensor, top
 
 from lmms_prune import Schedule, ScheduleError, Trace, prune
 from lmms_prune.methods import visionzip
@@ -181,17 +181,17 @@ def test_published_splits(count: int, llava: int, qwen: int) -> None:
         found = zipped(VisionZip(), view, count)
         assert len(set(found.index)) == count
         # A target that something goes to is 1 + 1, doubled.
-        merged = [place for place, [x] in enumerate(found.tokens) if x == 4.0]
+        merged = [span for span, [x] in enumerate(found.tokens) if x == 4.0]
         assert bool(merged) == (contextual > 0)
         first = int(shape is CLIP and count > 0)
         dominant = top(dict(enumerate(signals["saliency"][0].tolist())), count - contextual - first)[0]
         if shape is CLIP:
-            assert all(place >= count - contextual for place in merged)
+            assert all(span >= count - contextual for span in merged)
             assert found.index[first : count - contextual] == sorted(dominant)
         else:
             assert found.index == sorted(found.index)
             assert set(dominant) <= set(found.index)
-            assert not set(dominant) & {found.index[place] for place in merged}
+            assert not set(dominant) & {found.index[span] for span in merged}
 
 
 @pytest.mark.parametrize(("name", "average"), [("visionzip-192", 192), ("visionzip-128", 128), ("visionzip-64", 64)])
@@ -275,30 +275,30 @@ def entering(tiny: Tiny, inputs: dict[str, Tensor], schedule: str) -> tuple[Trac
     return trace, hidden, sines
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], encoder_view: Callable[..., TokenView]) -> None:
     ratios = (0.33, 0.22, 0.11, 0.5, 0.75, 0.4, 0.6, 0.2)
     splits = (-1, -1, -1, 32, 10, 0, 20, 64)
     got, want = [], []
     for number, (seen, ratio, contextual) in enumerate(zip(batches, ratios, splits, strict=True)):
         merge = ("sum", "mean")[number % 2]
         text = f"visionzip@0:{ratio};contextual={contextual};merge={merge}"
-        made = wanted(tiny, tower_view(tiny, seen), ratio, contextual, merge)
+        made = wanted(tiny, encoder_view(tiny, seen), ratio, contextual, merge)
         trace, hidden, sines = entering(tiny, seen.inputs, text)
         sets = kept(trace)
         got += sets
         want += [(set(image.index), image.margin) for image in made]
         _, _, plain = entering(tiny, seen.inputs, "none")
-        for image, place in enumerate(seen.places):
+        for image, span in enumerate(seen.spans):
             if sets[image] != set(made[image].index):
                 continue
             # Left padding and one image a row: its tokens stand before the text after it.
-            last = hidden.shape[1] - len(place.text)
-            tokens = hidden[place.row, last - len(made[image].index) : last]
+            last = hidden.shape[1] - len(span.text)
+            tokens = hidden[span.row, last - len(made[image].index) : last]
             torch.testing.assert_close(tokens, projected(tiny, made[image].tokens), atol=1e-9, rtol=1e-9)
-            first = place.pad + place.visual[0]
-            row = place.row if len(plain) > 1 else 0
+            first = span.pad + span.visual[0]
+            row = span.row if len(plain) > 1 else 0
             expected = plain[row, [first + i for i in made[image].index]]
-            torch.testing.assert_close(sines[place.row if len(sines) > 1 else 0, last - len(tokens) : last], expected)
+            torch.testing.assert_close(sines[span.row if len(sines) > 1 else 0, last - len(tokens) : last], expected)
     assert len(got) == image_count(batches)
     assert_agree(got, want)
 
@@ -310,7 +310,7 @@ def projected(tiny: Tiny, tokens: Vectors) -> Tensor:
         return tiny.model().model.multi_modal_projector(tensor(tokens))
 
 
-def test_several_images_each_by_itself(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
+def test_several_images_are_independent(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
     rng = random.Random(3)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)])
     trace, _ = tiny.run(inputs, "visionzip@0:0.4")
@@ -327,7 +327,7 @@ def test_merging_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pieces.tokens == [pytest.approx(x) for x in whole.tokens]
 
 
-def test_deeper_stages_go_on_from_it(tiny: Tiny) -> None:
+def test_deeper_stages_follow_it(tiny: Tiny) -> None:
     """A token's raster index is what later stages know it by."""
     inputs = tiny.batch([tiny.row(random.Random(6)) for _ in range(4)])
     trace, _ = tiny.run(inputs, "visionzip@0:0.4,fastervlm@3:0.2")

@@ -11,8 +11,8 @@ from itertools import pairwise
 import pytest
 import slow
 import torch
+from encoders import CLIP, QWEN, deeper, half_even, hand_view, is_llava
 from observed import Observed, Tiny, angles, assert_agree, chosen, image_count, kept
-from towers import CLIP, QWEN, deeper, half_even, hand_view, is_llava
 
 from lmms_prune.methods import vispruner
 from lmms_prune.methods.view import TokenView
@@ -38,10 +38,10 @@ def reference(
     while len(others) > count - first:
         gone = min(8, len(others) - (count - first), (len(others) + 1) // 2)
         hand, other = others[0::2], others[1::2]
-        alike = {place: max((likeness(i, j) for j in other), default=0) for place, i in enumerate(hand)}
+        alike = {span: max((likeness(i, j) for j in other), default=0) for span, i in enumerate(hand)}
         order = slow.best_first(alike)
         margin = min([margin, *(alike[a] - alike[b] for a, b in pairwise(order))])
-        others = [hand[place] for place in order[gone:]] + other
+        others = [hand[span] for span in order[gone:]] + other
     return set(kept_first) | set(others), margin
 
 
@@ -86,7 +86,7 @@ def test_by_hand(shape, count: int, important: float, expected: set[int]) -> Non
     assert reference(falling(10)[0].tolist(), features[0].tolist(), count, important)[0] == expected
 
 
-def test_the_next_list_is_most_duplicated_first_then_the_second_hand() -> None:
+def test_the_next_list_is_most_duplicated_first_then_odd_entries() -> None:
     """Eight of 20 go in the first pass; which of the others meet in the second shows their order.
 
     Hands: even places at 0, 30, …, 270 degrees and odd ones at their sides, 1 to 10 degrees away, the nearest last.
@@ -183,13 +183,13 @@ def wanted(
     ]
 
 
-def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], tower_view: Callable[..., TokenView]) -> None:
+def test_equals_slow_reference(tiny: Tiny, batches: list[Observed], encoder_view: Callable[..., TokenView]) -> None:
     ratios, shares = (0.33, 0.22, 0.11, 0.5, 0.75, 0.4, 0.6, 0.2), (0.5, 0.5, 0.5, 0.5, 0.3, 0.0, 0.8, 0.25)
     got, want = [], []
     for number, (seen, ratio, share) in enumerate(zip(batches, ratios, shares, strict=True)):
         trace, _ = tiny.run(seen.inputs, f"vispruner@{number % 3}:{ratio};important={share}")
         got += kept(trace)
-        want += wanted(tower_view(tiny, seen), ratio, share)
+        want += wanted(encoder_view(tiny, seen), ratio, share)
     assert len(got) == image_count(batches)
     # The margin is over hundreds of decisions, nearly all of which decide nothing, so it excuses too much here.
     assert got == [tokens for tokens, _ in want]
@@ -202,7 +202,7 @@ def test_all_important_is_fastervlm(tiny: Tiny, batches: list[Observed]) -> None
     assert kept(one) != kept(tiny.run(inputs, "vispruner@0:0.3")[0])
 
 
-def test_several_images_each_by_itself(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
+def test_several_images_are_independent(tiny: Tiny, capture_view: Callable[..., TokenView]) -> None:
     rng = random.Random(3)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (2, 1, 0, 3)])
     trace, _ = tiny.run(inputs, "vispruner@0:0.4")

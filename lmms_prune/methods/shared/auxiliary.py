@@ -1,4 +1,4 @@
-"""Second models that some methods consult, loaded once and kept for the next prompt.
+"""Auxiliary models that some methods consult, loaded once and kept for the next prompt.
 
 Dimension letters: B images, N tokens, C width of the vision encoder, P width of the shared space, S segments of a text.
 """
@@ -21,7 +21,7 @@ from lmms_prune.errors import UnsupportedModelError
 
 @dataclass(frozen=True)
 class Clip:
-    """What CLIP adds to a vision encoder that is already there: its text encoder and both projections."""
+    """The parts of a CLIP besides its vision encoder's blocks: the text encoder and both projections."""
 
     tokenizer: Any
     text_model: Any
@@ -85,5 +85,5 @@ def load_clip(checkpoint: str, device: torch.device, dtype: torch.dtype) -> Clip
         message = f"clip={checkpoint} has no weights for {missing[0]} and {len(missing) - 1} others: {fix}"
         raise UnsupportedModelError(message)
     parts = (model.text_model, model.text_projection, model.vision_model.post_layernorm, model.visual_projection)
-    # The blocks of its vision encoder are left behind: the LLaVA has them already.
+    # The blocks of its vision encoder are not kept: the LLaVA has them already.
     return Clip(tokenizer, *(part.to(device).eval() for part in parts))

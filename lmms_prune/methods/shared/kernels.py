@@ -1,4 +1,4 @@
-"""A greedy search as one kernel: on a GPU its hundreds of dependent picks would else cost hundreds of launches."""
+"""A greedy search as one GPU kernel: otherwise its hundreds of dependent picks would cost hundreds of launches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # Triton comes with torch where there is a CUDA device for it.
+except ImportError:  # torch installs Triton only on platforms with CUDA.
     triton = None
 
 
@@ -23,16 +23,16 @@ def farthest(
     valid: Bool[Tensor, "B V"],
     count: Int[Tensor, " B"],
 ) -> Bool[Tensor, "B V"]:
-    """Greedy max-min search: each pick is the candidate whose most similar pick so far is least similar to it.
+    """Greedy max-min search: each pick is the candidate that is farthest from its nearest earlier pick.
 
     Args:
         similarity: of all pairs; distances are 1 - similarity.
-        first: the score by which the very first pick is made.
+        first: the score by which the first pick is made.
         valid: the candidates.
         count: how many to pick in each row, at most as many as there are candidates.
 
     Returns:
-        the picks; ties go to the lower index.
+        a mask of the picks; ties go to the lower index.
     """
     fused = similarity.is_cuda and _works(similarity.device)
     return (_fused if fused else _plain)(similarity, first, valid, count)
@@ -40,7 +40,7 @@ def farthest(
 
 @lru_cache
 def _works(device: torch.device) -> bool:
-    """Whether the kernel can be built here (Triton needs a C compiler) and agrees with the reference on a probe."""
+    """Whether the kernel can be built on this machine (Triton needs a C compiler) and agrees with `_plain` on a probe."""
     if triton is None:
         return False
     side = torch.linspace(0, 3, 37, device=device)
@@ -58,7 +58,7 @@ def _works(device: torch.device) -> bool:
 
 
 def _plain(similarity: Tensor, first: Tensor, valid: Tensor, count: Tensor) -> Tensor:
-    """The reference, and the path on a CPU."""
+    """The reference implementation, also used on CPUs."""
     rows, limit = torch.arange(len(first), device=first.device), count.to(first.device)
     keep, farness = torch.zeros_like(valid), first
     nearest = torch.full_like(first, torch.inf)
@@ -70,7 +70,7 @@ def _plain(similarity: Tensor, first: Tensor, valid: Tensor, count: Tensor) -> T
 
 
 def _fused(similarity: Tensor, first: Tensor, valid: Tensor, count: Tensor) -> Tensor:
-    """One program an image, its state in registers."""
+    """The Triton kernel: one program per image, its state in registers."""
     keep = torch.zeros_like(valid, dtype=torch.int8)
     if keep.numel():
         similarity, first, tokens = similarity.contiguous(), first.contiguous(), valid.shape[1]
@@ -88,21 +88,21 @@ if triton is not None:
     @triton.jit
     def _pick(similarity, first, valid, limit, keep, tokens, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
         row = tl.program_id(0).to(tl.int64)
-        place = tl.arange(0, BLOCK)
-        inside = place < tokens
-        is_free = tl.load(valid + row * tokens + place, mask=inside, other=0).to(tl.int32)
-        farness = tl.load(first + row * tokens + place, mask=inside, other=float("-inf"))
+        column = tl.arange(0, BLOCK)
+        inside = column < tokens
+        is_free = tl.load(valid + row * tokens + column, mask=inside, other=0).to(tl.int32)
+        farness = tl.load(first + row * tokens + column, mask=inside, other=float("-inf"))
         nearest = tl.full([BLOCK], float("inf"), dtype=farness.dtype)
         picked = tl.zeros([BLOCK], dtype=tl.int32)
         steps = tl.load(limit + row)
         for _ in range(steps):
             score = tl.where(is_free > 0, farness, float("-inf"))
             best = tl.max(score, axis=0)
-            # Of equal scores the lowest place; where only -inf is left, still a free one. Never beyond the last.
-            pick = tl.minimum(tl.min(tl.where((score == best) & (is_free > 0), place, BLOCK), axis=0), tokens - 1)
-            picked = tl.where(place == pick, 1, picked)
-            is_free = tl.where(place == pick, 0, is_free)
-            near = tl.load(similarity + (row * tokens + pick) * tokens + place, mask=inside, other=0.0)
+            # The lowest index of equal scores; a free one even if only -inf remains, and never beyond the last.
+            pick = tl.minimum(tl.min(tl.where((score == best) & (is_free > 0), column, BLOCK), axis=0), tokens - 1)
+            picked = tl.where(column == pick, 1, picked)
+            is_free = tl.where(column == pick, 0, is_free)
+            near = tl.load(similarity + (row * tokens + pick) * tokens + column, mask=inside, other=0.0)
             nearest = tl.minimum(nearest, 1 - near)
             farness = nearest
-        tl.store(keep + row * tokens + place, picked.to(tl.int8), mask=inside)
+        tl.store(keep + row * tokens + column, picked.to(tl.int8), mask=inside)

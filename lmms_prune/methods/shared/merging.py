@@ -1,6 +1,7 @@
-"""Merging of tokens into similar ones, as ToMe and FOLDER share it.
+"""Merging of tokens into similar ones, shared by ToMe and FOLDER.
 
-Dimension letters: B images, V tokens of a view, n of them left, m fewer, D features, K of them compared, b some images.
+Dimension letters: B images, V tokens of a view, n tokens before a pass, m after it, D features, K features of the
+metric, b a subset of the images. The tokens of a row are ranked from 0; tokens of even rank are merged into tokens of odd rank.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lmms_prune.models.clip_encoder import ClipEncoder
 
 @dataclass(frozen=True)
 class Merged:
-    """What a stage leaves: states, raster indices and numbers of tokens of the places that are kept."""
+    """Result of a merging stage: for each kept entry its state, its raster index, and how many tokens it stands for."""
 
     hidden: Float[Tensor, "B V D"]
     index: Int[Tensor, "B V"]
@@ -31,13 +32,13 @@ class Merged:
 
 @dataclass(frozen=True)
 class Bag:
-    """Tokens on their way to fewer ones, rows padded on the right.
+    """Tokens between two merging passes, rows padded on the right.
 
     Args:
-        states: what is merged.
-        metric: what is compared; None compares the states.
+        states: the states that are merged.
+        metric: the states that are compared; None compares `states`.
         size: how many tokens each stands for.
-        slot: where each stands in the view.
+        slot: the column of each in the view.
         counts: tokens of each row, known on the host.
     """
 
@@ -54,17 +55,17 @@ class Bag:
         return torch.arange(self.slot.shape[1], device=self.slot.device) < counts[:, None]
 
     def merge(self, remove: Sequence[int]) -> Bag:
-        """One pass, which leaves the tokens in their order."""
+        """Run one pass, which removes `remove` tokens of each row and does not change the order of the others."""
         into = partners(self.states if self.metric is None else self.metric, self.valid, remove)
         counts = tuple(n - r for n, r in zip(self.counts, remove, strict=True))
-        stays = self.valid & (into == torch.arange(into.shape[1], device=into.device))
-        order = (~stays).long().argsort(dim=1, stable=True)[:, : max(counts)]
+        remains = self.valid & (into == torch.arange(into.shape[1], device=into.device))
+        order = (~remains).long().argsort(dim=1, stable=True)[:, : max(counts)]
         metric = None if self.metric is None else gather(averaged(self.metric, into, self.size), order)
         states = gather(averaged(self.states, into, self.size), order)
         return Bag(states, metric, gather(summed(self.size, into), order), gather(self.slot, order), counts)
 
-    def in_place(self, view: TokenView) -> Merged:
-        """The tokens at their slots of the view."""
+    def in_view(self, view: TokenView) -> Merged:
+        """The tokens written back to their columns of the view."""
         # Padding is written to a spare last slot.
         slot = torch.where(self.valid, self.slot, view.valid.shape[1])
         keep = torch.zeros_like(pad(view.valid, (0, 1))).scatter(1, slot, True)
@@ -81,58 +82,60 @@ def partners(
     penalty: Float[Tensor, "B n"] | None = None,
     protected: int = 0,
 ) -> Int[Tensor, "B n"]:
-    """For each place the place into which its token goes: its own, or the most similar odd one's.
+    """For each token the number of the token into which it is merged: its own, or that of the most similar odd one.
 
     Args:
-        metric: what is compared, by cosine.
-        valid: which places hold a token.
-        remove: tokens that go, in each row; at most the unprotected even places of the row.
-        penalty: taken off the similarity of even places when those that go are chosen.
-        protected: tokens at the front that stay.
+        metric: the states that are compared, by cosine.
+        valid: which entries hold a token.
+        remove: tokens that are merged away in each row; at most the unprotected even tokens of the row.
+        penalty: subtracted from the similarity of even tokens when those to be merged are chosen.
+        protected: tokens at the front that are never merged away.
     """
-    place = torch.arange(metric.shape[1], device=metric.device)
-    into = place.expand_as(valid).clone()
+    number = torch.arange(metric.shape[1], device=metric.device)
+    into = number.expand_as(valid).clone()
     if not any(remove):
         return into
     unit = directions(metric)
     even, odd = unit[:, ::2], unit[:, 1::2].transpose(1, 2)
-    found = [
+    # In blocks of rows, so that the matrix of all pairs never exists at once.
+    nearest = [
         settled(even[:, start : start + BLOCK] @ odd).masked_fill(~valid[:, None, 1::2], -torch.inf).max(dim=-1)
         for start in range(0, even.shape[1], BLOCK)
     ]
-    score, partner = (torch.cat([part[i] for part in found], dim=1) for i in (0, 1))
+    score, partner = (torch.cat([part[i] for part in nearest], dim=1) for i in (0, 1))
+    # The penalty decides which tokens are merged, not into which.
     if penalty is not None:
         score = score - penalty[:, ::2]
-    score = score.masked_fill(~valid[:, ::2] | (place[::2] < protected), -torch.inf)
+    score = score.masked_fill(~valid[:, ::2] | (number[::2] < protected), -torch.inf)
     order = score.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, (place // 2)[::2].expand_as(order))
-    goes = rank < torch.tensor(remove, device=rank.device)[:, None]
-    into[:, ::2] = torch.where(goes, 2 * partner + 1, into[:, ::2])
+    rank = torch.empty_like(order).scatter_(1, order, (number // 2)[::2].expand_as(order))
+    merges = rank < torch.tensor(remove, device=rank.device)[:, None]
+    into[:, ::2] = torch.where(merges, 2 * partner + 1, into[:, ::2])
     return into
 
 
 def summed(x: Float[Tensor, "B n *D"], into: Int[Tensor, "B n"]) -> Float[Tensor, "B n *D"]:
-    """At each place the sum of what goes there."""
+    """For each token the sum of the values merged into it."""
     return add_up(x, into, x.shape[1])
 
 
 def averaged(
     x: Float[Tensor, "B n *D"], into: Int[Tensor, "B n"], weight: Float[Tensor, "B n"]
 ) -> Float[Tensor, "B n *D"]:
-    """At each place the weighted mean of what goes there; zero where nothing does."""
+    """For each token the weighted mean of the values merged into it; zero for tokens merged away."""
     share = weight / summed(weight, into).gather(1, into)
     return summed(x * share.view(*share.shape, *(1,) * (x.dim() - 2)), into)
 
 
 def evens_first(into: Int[Tensor, "B n"], count: int) -> Int[Tensor, "B m"]:
-    """The `count` places that are left, even ones before odd ones: the order that the published step leaves."""
-    place = torch.arange(into.shape[1], device=into.device)
-    rank = torch.where(into == place, place % 2, 2)
+    """The numbers of the `count` remaining tokens, even ones before odd ones: the order after the published step."""
+    number = torch.arange(into.shape[1], device=into.device)
+    rank = torch.where(into == number, number % 2, 2)
     return rank.argsort(dim=1, stable=True)[:, :count]
 
 
 def no_clip(option: str) -> str:
-    """Why `option` cannot be had from a encoder that is not CLIP's."""
+    """The message that `option` needs CLIP's vision encoder."""
     return f"{option} merges inside CLIP's blocks, which this model does not have; leave the option out."
 
 
@@ -142,13 +145,16 @@ def inside_encoder(
     option: str,
     run: Callable[[ClipEncoder, Int[Tensor, " b"], int], tuple[Tensor, Tensor, Tensor]],
 ) -> Merged:
-    """Tokens that were merged inside the encoder, in the image's first places.
+    """Merge tokens inside the encoder, and put the result into the first entries of each image.
 
     Args:
         view: at layer 0.
         budget: tokens to keep in each image.
-        option: that asks for it, as written.
-        run: gives states (b, n, D), sizes and raster indices of the n tokens that are left of the view's images b.
+        option: the option that selects this, as written; for messages.
+        run: returns states (b, n, D), sizes and raster indices of the n remaining tokens of the images b.
+
+    Raises:
+        UnsupportedModelError: the view is of a deeper layer, or the encoder is not CLIP's.
     """
     if view.layer:
         message = f"{option} encodes the image anew, so it can act at layer 0 only (is {view.layer}); leave it out."
@@ -157,7 +163,7 @@ def inside_encoder(
         raise UnsupportedModelError(no_clip(option))
     hidden, index, counts = view.hidden.clone(), view.index.clone(), budget.tolist()
     size = torch.ones_like(index, dtype=torch.float32)
-    # Images of one batch differ in their budget only where a row has several of them.
+    # All images with the same budget run together; budgets differ only where a row has several images.
     for count in sorted(set(counts) - {0, *view.sizes}):
         images = torch.tensor([image for image, n in enumerate(counts) if n == count], device=index.device)
         states, sizes, raster = run(view.encoder, images, count)

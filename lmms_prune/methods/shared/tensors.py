@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 BLOCK = 1024
-"""Rows of a matrix between all pairs of tokens that exist at once."""
+"""How many rows of a matrix of all pairs of tokens are computed at a time, which bounds the memory that it takes."""
 
 
 def gather(x: Shaped[Tensor, "B L *D"], index: Int[Tensor, "B N"]) -> Shaped[Tensor, "B N *D"]:
@@ -19,11 +19,11 @@ def gather(x: Shaped[Tensor, "B L *D"], index: Int[Tensor, "B N"]) -> Shaped[Ten
     return x[torch.arange(len(x), device=x.device)[:, None], index.to(x.device)]
 
 
-def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], places: int) -> Shaped[Tensor, "B N *D"]:
-    """At each of `places` places the sum of the entries that go there, added in the same order in every run."""
-    sums = x.new_zeros(len(x), places, *x.shape[2:])
+def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], count: int) -> Shaped[Tensor, "B N *D"]:
+    """Sum the entries of `x` by their index in `into`, of `count` indices; the order of addition is always the same."""
+    sums = x.new_zeros(len(x), count, *x.shape[2:])
     if x.is_cuda:
-        # Scattering adds in any order there, so that the last bits, and with them later choices, would vary.
+        # Scattering adds in any order on a GPU, so that the last bits, and with them later choices, would vary.
         rows = torch.arange(len(x), device=x.device)[:, None].expand_as(into)
         return sums.index_put((rows, into), x, accumulate=True)
     return sums.scatter_add(1, into.view(*into.shape, *(1,) * (x.dim() - 2)).expand_as(x), x)
@@ -40,21 +40,21 @@ def directions(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
 
 
 def settled(products: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Products of `directions`, put (in place) on a grid that is finer than any choice and coarser than rounding.
+    """Round products of `directions`, in place, to a grid coarser than rounding errors and finer than real differences.
 
-    A matrix product rounds differently from place to place, and from batch to batch: what is equal on paper becomes
-    equal here, so that ties are ties.
+    A matrix product rounds differently from entry to entry and from batch to batch. On the grid, products that are
+    equal in exact arithmetic become equal, so that ties are ties.
     """
     steps = 2.0**32 if products.dtype == torch.float64 else 2.0**20
     return products.mul_(steps).round_().div_(steps)
 
 
 def owners(rows: Sequence[int], repeats: int) -> list[int]:
-    """For each image, given its row, the number of the image it repeats.
+    """For each image, the number of the encoded image that it repeats.
 
     Args:
         rows: the row of each image, in order.
-        repeats: rows come in groups of so many equal ones, as `generate` makes them for several answers.
+        repeats: how many consecutive rows are equal, as `generate` makes them for several answers.
     """
     numbers: list[int] = []
     first = 0

@@ -1,4 +1,4 @@
-"""What the tests of methods that read the vision encoder share: a encoder made by hand, and slow helpers."""
+"""Shared by tests of methods that read the vision encoder: a hand-made encoder, and slow helpers."""
 
 from __future__ import annotations
 

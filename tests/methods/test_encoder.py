@@ -1,4 +1,4 @@
-"""Signals of the vision encoder against the library's own eager attentions and hidden states, on the right places."""
+"""Signals of the vision encoder against the library's eager attentions and hidden states, at the right raster indices."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_clip_signals_equal_the_library(all_tiny: dict[str, Tiny], capture_view:
     torch.testing.assert_close(encoder.saliency(), attentions[1][:, :, 0, 1:].mean(1), atol=1e-5, rtol=0)
 
 
-def test_four_patches_a_token_beside_a_class_token(
+def test_four_patches_per_token_after_a_class_token(
     all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where features are shuffled into fewer tokens: attention of a token's patches adds up, all else is their mean."""
@@ -113,8 +113,8 @@ def test_qwen_signals_in_plain_loops(all_tiny: dict[str, Tiny], capture_view: Ca
     start = 0
     for image, (rows, columns) in enumerate(encoder.grids):
         count = rows * columns
-        mine = [i for i, token in enumerate(window_index) if start <= token < start + count]
-        raster = sorted(mine, key=lambda i: window_index[i])
+        members = [i for i, token in enumerate(window_index) if start <= token < start + count]
+        raster = sorted(members, key=lambda i: window_index[i])
         for block in range(vision.depth):
             x = states[block].unflatten(0, (-1, 4))[raster].mean(1)
             torch.testing.assert_close(encoder.output(block)[image, :count], x, atol=1e-5, rtol=0)
@@ -147,7 +147,7 @@ def window_received(
     grid: tuple[int, int],
     is_full: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Mean attention that each token receives, and its mean key: all made anew from the block's input."""
+    """Mean attention that each token receives, and its mean key, recomputed from the block's input."""
     encoder = tiny.model().model.visual
     if block:
         x = states[block - 1].unflatten(0, (-1, 4))[raster].flatten(0, 1)
@@ -157,9 +157,11 @@ def window_received(
     with torch.no_grad():
         q, k, _ = module.attn.qkv(module.norm1(x)).reshape(len(x), 3, 4, -1).unbind(1)
     size = q.shape[-1]
-    places = [(2 * (t // grid[1]) + p // 2, 2 * (t % grid[1]) + p % 2) for t in range(len(raster)) for p in range(4)]
+    coordinates = [
+        (2 * (t // grid[1]) + p // 2, 2 * (t % grid[1]) + p % 2) for t in range(len(raster)) for p in range(4)
+    ]
     frequency = 1.0 / (10000.0 ** (torch.arange(0, size // 2, 2, dtype=torch.float32) / (size // 2)))
-    angle = torch.stack([torch.cat([row * frequency, column * frequency]) for row, column in places]).repeat(1, 2)
+    angle = torch.stack([torch.cat([row * frequency, column * frequency]) for row, column in coordinates]).repeat(1, 2)
     cos, sin = angle.cos()[:, None].double(), angle.sin()[:, None].double()
 
     def turn(y: Tensor) -> Tensor:
@@ -168,7 +170,7 @@ def window_received(
 
     scores = torch.einsum("qhd,khd->hqk", turn(q), turn(k)) / size**0.5
     if not is_full:
-        window = torch.tensor([(row // 8) * 1000 + column // 8 for row, column in places])
+        window = torch.tensor([(row // 8) * 1000 + column // 8 for row, column in coordinates])
         scores = scores.masked_fill(window[:, None] != window, -torch.inf)
     keys = sum(turn(k).unbind(1)) / k.shape[1]
     return scores.softmax(-1).mean((0, 1)).reshape(-1, 4).mean(1), sum(keys[i::4] for i in range(4)) / 4
@@ -186,7 +188,7 @@ def first_input(tiny: Tiny, inputs: dict[str, Tensor]) -> Tensor:
     return seen[0]
 
 
-def test_an_impulse_lands_at_its_raster_place(
+def test_an_impulse_lands_at_its_raster_index(
     all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]
 ) -> None:
     """One merged unit of a wide image is marked in the window order that the encoder really uses, found by its pixels."""
@@ -251,7 +253,7 @@ def test_images_encoded_outside_are_an_error(all_tiny: dict[str, Tiny]) -> None:
             model(**inputs, mm_encoder_outputs={"image": features})
 
 
-def test_nothing_is_recorded_unless_asked(tiny: Tiny) -> None:
+def test_nothing_is_recorded_unless_needed(tiny: Tiny) -> None:
     encoder = tiny.model().model.vision_tower if tiny.family == "llava" else tiny.model().model.visual
     inputs = tiny.batch([tiny.row(random.Random(0))])
 
