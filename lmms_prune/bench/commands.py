@@ -70,10 +70,10 @@ def bench(
         _check(wanted, arch or str(model), layers, sides)  # before the many weights are made or loaded
         from lmms_prune.bench.models import given_model
         from lmms_prune.bench.report import chart, described, tables
-        from lmms_prune.bench.schedules import Case, time_schedules
+        from lmms_prune.bench.schedules import Workload, time_schedules
 
         ready = given_model(model, arch, layers, dtype, device)
-        cases = [Case(*numbers) for numbers in product(*sweep)]
+        cases = [Workload(*numbers) for numbers in product(*sweep)]
         rows = None if ready.fixed else sides
         progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
         measured = time_schedules(ready.model, wanted, cases, rows, repeats, progress)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from lmms_prune.bench.schedules import Measured
+from lmms_prune.bench.schedules import ScheduleTiming
 
 WORTH = 1.1  # a speed-up below which pruning is hardly worth its loss
 
@@ -32,7 +32,7 @@ class BreakEven:
         return f"{'to' if self.gain == 'until' else self.gain} {self.new_tokens:.0f}"
 
 
-def break_even(pruned: Sequence[Measured], whole: Sequence[Measured]) -> BreakEven:
+def break_even(pruned: Sequence[ScheduleTiming], whole: Sequence[ScheduleTiming]) -> BreakEven:
     """The lengths of answer, from one new token, at which a schedule is at least `WORTH` times as fast.
 
     Args:
@@ -41,7 +41,7 @@ def break_even(pruned: Sequence[Measured], whole: Sequence[Measured]) -> BreakEv
     if len(pruned) < 2:
         return BreakEven("unknown")
 
-    def line(points: Sequence[Measured]) -> tuple[float, float]:
+    def line(points: Sequence[ScheduleTiming]) -> tuple[float, float]:
         slope, start = np.polyfit([p.case.new_tokens for p in points], [p.seconds for p in points], 1)
         return float(slope), float(start)
 

@@ -53,7 +53,7 @@ def existing_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Ready:
+class BenchModel:
     """A loaded model; `title` says what, where and in what type, `fixed` whether its images have only one size."""
 
     model: Any
@@ -61,7 +61,7 @@ class Ready:
     fixed: bool
 
 
-def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dtype: str, device: str) -> Ready:
+def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dtype: str, device: str) -> BenchModel:
     """A checkpoint, or random weights in the sizes of `arch`.
 
     Args:
@@ -89,7 +89,7 @@ def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dt
     name = checkpoint or f"{arch}, {len(parts.layers)} decoder layers of random weights"
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
     title = f"{name}, {str(model.dtype).removeprefix('torch.')}, {where}"
-    return Ready(model, title, parts.tokens_per_image is not None)
+    return BenchModel(model, title, parts.tokens_per_image is not None)
 
 
 def random_model(name: str, layers: int | None, device: torch.device, dtype: torch.dtype) -> Any:

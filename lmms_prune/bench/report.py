@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from lmms_prune.bench.gains import WORTH, BreakEven, break_even
-from lmms_prune.bench.schedules import PARTS, Measured
+from lmms_prune.bench.schedules import PARTS, ScheduleTiming
 
 _COLOURS = {"tower": "#7f7f7f", "selection": "#d62728", "prefill": "#1f77b4", "decode": "#aec7e8"}
 _CAPTION = (
@@ -21,7 +21,7 @@ _CAPTION = (
 )
 
 
-def tables(measured: Sequence[Measured], title: str) -> list[Table]:
+def tables(measured: Sequence[ScheduleTiming], title: str) -> list[Table]:
     """A table for each case, in milliseconds."""
     ends = _ends(measured)
     made = []
@@ -49,8 +49,8 @@ def tables(measured: Sequence[Measured], title: str) -> list[Table]:
     return made
 
 
-def described(measured: Sequence[Measured]) -> dict[str, Any]:
-    """For ``--json``, in the names of `Measured` and `BreakEven`."""
+def described(measured: Sequence[ScheduleTiming]) -> dict[str, Any]:
+    """For ``--json``, in the names of `ScheduleTiming` and `BreakEven`."""
     ends = [
         {"schedule": schedule, "batch": batch, "text_tokens": text, **asdict(end)}
         for (schedule, batch, text), end in _ends(measured).items()
@@ -59,7 +59,7 @@ def described(measured: Sequence[Measured]) -> dict[str, Any]:
     return {"runs": [asdict(one) for one in measured], "break_even": ends}
 
 
-def chart(measured: Sequence[Measured], path: Path, title: str) -> None:
+def chart(measured: Sequence[ScheduleTiming], path: Path, title: str) -> None:
     """Draw each schedule's time as a bar of its parts, with its interval: a panel for each case."""
     from lmms_prune.terminal.drawing import pyplot, save
 
@@ -92,13 +92,13 @@ def chart(measured: Sequence[Measured], path: Path, title: str) -> None:
     save(figure, path, dpi=120)
 
 
-def _line(one: Measured) -> tuple[str, int, int]:
+def _line(one: ScheduleTiming) -> tuple[str, int, int]:
     return one.schedule, one.case.batch, one.case.text_tokens
 
 
-def _ends(measured: Sequence[Measured]) -> dict[tuple[str, int, int], BreakEven]:
+def _ends(measured: Sequence[ScheduleTiming]) -> dict[tuple[str, int, int], BreakEven]:
     """Where each schedule's gain ends or begins, at each batch and text length."""
-    lines: dict[tuple[str, int, int], list[Measured]] = {}
+    lines: dict[tuple[str, int, int], list[ScheduleTiming]] = {}
     for one in measured:
         lines.setdefault(_line(one), []).append(one)
     return {key: break_even(points, lines[("none", *key[1:])]) for key, points in lines.items()}

@@ -26,7 +26,7 @@ PARTS = ("tower", "selection", "prefill", "decode")
 
 
 @dataclass(frozen=True)
-class Case:
+class Workload:
     """What is generated: `batch` rows of one image and `text_tokens`, each answered with `new_tokens`."""
 
     batch: int
@@ -35,7 +35,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScheduleTiming:
     """One schedule in one case.
 
     Args:
@@ -56,7 +56,7 @@ class Measured:
     """
 
     schedule: str
-    case: Case
+    case: Workload
     seconds: float
     low: float
     high: float
@@ -87,11 +87,11 @@ class _Runs:
 def time_schedules(
     model: Any,
     schedules: Sequence[Schedule],
-    cases: Sequence[Case],
+    cases: Sequence[Workload],
     grid: tuple[int, int] | None,
     repeats: int,
     progress: Callable[[str], None] = lambda _: None,
-) -> list[Measured]:
+) -> list[ScheduleTiming]:
     """Time generations of `model` under each schedule and unpruned, in the same process, one after the other in turn.
 
     Args:
@@ -125,14 +125,14 @@ def time_schedules(
     return measured
 
 
-def _summary(name: str, case: Case, run: _Runs, whole: _Runs) -> Measured:
+def _summary(name: str, case: Workload, run: _Runs, whole: _Runs) -> ScheduleTiming:
     low, high = _interval([run.seconds], lambda own, axis: np.median(own, axis))
     slowest, fastest = _interval(
         [whole.seconds, run.seconds], lambda unpruned, own, axis: np.median(unpruned, axis) / np.median(own, axis)
     )
     middle, ideal = float(np.median(run.seconds)), whole.flops / run.flops
     realised = float(np.median(whole.seconds)) / middle
-    return Measured(
+    return ScheduleTiming(
         schedule=name,
         case=case,
         seconds=middle,
@@ -240,7 +240,7 @@ class _Marks:
         return {"tower": tower, "selection": selection, "prefill": prefill, "decode": decode}
 
 
-def _generate(model: Any, inputs: dict[str, Tensor], case: Case) -> None:
+def _generate(model: Any, inputs: dict[str, Tensor], case: Workload) -> None:
     model.generate(
         **inputs,
         max_new_tokens=case.new_tokens,
@@ -253,7 +253,9 @@ def _generate(model: Any, inputs: dict[str, Tensor], case: Case) -> None:
     )
 
 
-def _timed(model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Case, clock: _Clock, run: _Runs) -> None:
+def _timed(
+    model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Workload, clock: _Clock, run: _Runs
+) -> None:
     if clock.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(clock.device)
     marks = _Marks(clock)
@@ -270,7 +272,7 @@ def _timed(model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Case
 
 
 def _account(
-    model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Case, sizes: Architecture, run: _Runs
+    model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Workload, sizes: Architecture, run: _Runs
 ) -> None:
     """Warm up, and count what the run computes."""
     with prune(model, schedule, count_selection=True) as trace:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lmms_prune.compat.lmms_eval import under_the_command
 from lmms_prune.errors import ScheduleError, did_you_mean
-from lmms_prune.harness.calibrations import CalibrationError, calibration_file, kept_schedule
+from lmms_prune.harness.calibrations import StoredCalibrationError, calibration_file, kept_schedule
 from lmms_prune.harness.failures import NOTES, OURS, Scope
 from lmms_prune.models import MODEL_NAMES, Family
 from lmms_prune.schedule import Schedule
@@ -263,7 +263,7 @@ def _kept_schedule(arguments: ModelArguments, family: Family | None) -> Schedule
     path = calibration_file(arguments.pretrained, arguments.budget)
     try:
         text = kept_schedule(path)
-    except CalibrationError as error:
+    except StoredCalibrationError as error:
         raise ArgumentError(f"model_args: schedule=auto: {error}") from None
     if text is None:
         family = family or next(iter(MODEL_NAMES.values()))

@@ -11,7 +11,7 @@ from lmms_prune.harness.memory import BatchSize
 _Prepared = TypeVar("_Prepared")
 
 
-class Batches(Generic[_Prepared]):
+class PreparedBatches(Generic[_Prepared]):
     """Groups of places, batch by batch, each prepared in another thread while the one before is answered.
 
     Iterating gives the places of a batch and what `prepare` made of them. An error of `prepare` is raised where its

@@ -12,7 +12,7 @@ from typing import Any
 from lmms_prune.record.files import write
 
 
-class CalibrationError(ValueError):
+class StoredCalibrationError(ValueError):
     """A calibration's file that cannot be used; the message names it."""
 
 
@@ -42,16 +42,16 @@ def kept_schedule(path: Path) -> str | None:
     """The schedule that was found, or None where none was kept.
 
     Raises:
-        CalibrationError: the file is there, and holds none.
+        StoredCalibrationError: the file exists but holds no schedule.
     """
     if not os.path.isfile(path):  # also False for what is too long to be a name
         return None
     try:
         schedule = json.loads(path.read_text(encoding="utf-8"))["schedule"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CalibrationError(f"{path} cannot be read ({error!r}); remove it and calibrate again.") from None
+        raise StoredCalibrationError(f"{path} cannot be read ({error!r}); remove it and calibrate again.") from None
     if not isinstance(schedule, str):
-        raise CalibrationError(
+        raise StoredCalibrationError(
             f"{path}: its schedule is {schedule!r}, which is no text; remove it and calibrate again."
         )
     return schedule

@@ -42,7 +42,7 @@ class InstallationError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Check:
+class InstallationCheck:
     """What was examined, and what came out.
 
     Args:
@@ -58,22 +58,24 @@ class Check:
     mend: str = ""
 
 
-def versions(supported: Mapping[str, str] = VERSIONS) -> Iterator[Check]:
+def versions(supported: Mapping[str, str] = VERSIONS) -> Iterator[InstallationCheck]:
     """What is installed of the packages in `supported`, a name and a range each."""
     for name, allowed in supported.items():
         mend = install_command(name, allowed)
         try:
             installed = version(name)
         except PackageNotFoundError:
-            yield Check(name, "failed", f"is not installed; use one of {allowed}", mend)
+            yield InstallationCheck(name, "failed", f"is not installed; use one of {allowed}", mend)
             continue
         if other_version(name, allowed) is None:
-            yield Check(name, "ok", f"{installed} (tested: {allowed})")
+            yield InstallationCheck(name, "ok", f"{installed} (tested: {allowed})")
         else:
-            yield Check(name, "failed", f"{installed} is installed, which is not supported; use one of {allowed}", mend)
+            yield InstallationCheck(
+                name, "failed", f"{installed} is installed, which is not supported; use one of {allowed}", mend
+            )
 
 
-def models_found(command: Sequence[str] = (sys.executable, "-c", _LIST)) -> Check:
+def models_found(command: Sequence[str] = (sys.executable, "-c", _LIST)) -> InstallationCheck:
     """Whether lmms-eval finds this package's models.
 
     Args:
@@ -81,21 +83,27 @@ def models_found(command: Sequence[str] = (sys.executable, "-c", _LIST)) -> Chec
     """
     what = "models in lmms-eval"
     if not LMMS_EVAL.is_file():
-        return Check(what, "failed", f"there is no {LMMS_EVAL}, lmms-eval's command", reinstall("lmms-eval"))
+        return InstallationCheck(
+            what, "failed", f"there is no {LMMS_EVAL}, lmms-eval's command", reinstall("lmms-eval")
+        )
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Check(what, "failed", f"lmms-eval itself does not list its models within {_SECONDS:.0f} seconds")
+        return InstallationCheck(
+            what, "failed", f"lmms-eval itself does not list its models within {_SECONDS:.0f} seconds"
+        )
     last_words = " ".join(done.stderr.strip().splitlines()[-1:])
     if done.returncode:
         detail = f"lmms-eval itself fails: {last_words or f'exit code {done.returncode}'}"
-        return Check(what, "failed", detail, mending(last_words, "lmms-eval"))
+        return InstallationCheck(what, "failed", detail, mending(last_words, "lmms-eval"))
     known = json.loads(done.stdout.splitlines()[-1])
     names = list(MODEL_NAMES)
     if missing := [name for name in names if name not in known]:
         detail = f"lmms-eval does not find {' and '.join(missing)}"
-        return Check(what, "failed", f"{detail}: {last_words}" if last_words else detail, reinstall("lmms-prune"))
-    return Check(what, "ok", " and ".join(names))
+        return InstallationCheck(
+            what, "failed", f"{detail}: {last_words}" if last_words else detail, reinstall("lmms-prune")
+        )
+    return InstallationCheck(what, "ok", " and ".join(names))
 
 
 def mending(error: str, package: str) -> str:

@@ -22,7 +22,7 @@ from PIL.Image import Image
 
 from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.harness.fingerprint import digest
-from lmms_prune.harness.records import Answer
+from lmms_prune.harness.records import AnsweredSample
 from lmms_prune.record.files import regular, write
 from lmms_prune.record.redaction import redacted, redacted_values
 
@@ -47,7 +47,7 @@ class Journal:
         self._secrets = secrets
         self._folder = Path(folder) / digest(run)
         self._file = self._folder / f"{uuid4().hex}.jsonl"
-        self._finished: dict[str, Answer] = {}
+        self._finished: dict[str, AnsweredSample] = {}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             clean = json.dumps(redacted_values(run, secrets), indent=1)
@@ -62,11 +62,11 @@ class Journal:
         if self._finished:
             logger.info("journal={}: {} samples of this run are answered already.", folder, len(self._finished))
 
-    def finished(self, key: str) -> Answer | None:
+    def finished(self, key: str) -> AnsweredSample | None:
         """What was there for a sample when the journal was opened."""
         return self._finished.get(key)
 
-    def add(self, answers: Mapping[str, Answer]) -> None:
+    def add(self, answers: Mapping[str, AnsweredSample]) -> None:
         """Append one batch, by the samples' keys; when this returns, it is on the disk.
 
         Raises:
@@ -98,7 +98,7 @@ class Journal:
                 logger.warning("journal: a batch in {} was cut short; it is answered again.", path)
                 continue
             for entry in json.loads(text):
-                self._finished[entry["key"]] = Answer.read(entry)
+                self._finished[entry["key"]] = AnsweredSample.read(entry)
 
 
 def check_folder(folder: str) -> None:

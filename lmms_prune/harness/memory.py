@@ -51,19 +51,19 @@ class BatchSize:
 
 
 @dataclass
-class Outcome:
+class BatchOutcome:
     """Whether a batch did not fit."""
 
     exhausted: bool = False
 
 
 @contextmanager
-def watched(size: BatchSize, rows: int, model: torch.nn.Module) -> Iterator[Outcome]:
+def watched(size: BatchSize, rows: int, model: torch.nn.Module) -> Iterator[BatchOutcome]:
     """Watch the memory of the GPUs that hold `model` while a batch of `rows` is answered, and let `size` grow by it.
 
     Memory that does not suffice is an outcome, and no error, where the size is to be found and half the rows are left.
     """
-    outcome = Outcome()
+    outcome = BatchOutcome()
     devices = [] if size.fixed else sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
     for device in devices:
         torch.cuda.reset_peak_memory_stats(device)

@@ -24,7 +24,7 @@ from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
-from lmms_prune.harness.batching import Batches
+from lmms_prune.harness.batching import PreparedBatches
 from lmms_prune.harness.chat import ChatModel
 from lmms_prune.harness.circumstances import OtherLoad, circumstances
 from lmms_prune.harness.fingerprint import digest, made_from
@@ -35,7 +35,7 @@ from lmms_prune.harness.lengths import CHARACTERS, visual_lengths
 from lmms_prune.harness.loading import load_model, pick_device, read_config
 from lmms_prune.harness.memory import BatchSize, release, watched
 from lmms_prune.harness.prompts import question_text, text_or_file
-from lmms_prune.harness.records import Answer, Answered, provenance, token_accounting
+from lmms_prune.harness.records import Answered, AnsweredSample, provenance, token_accounting
 from lmms_prune.harness.response_cache import hold_to
 from lmms_prune.harness.saving import read_back, refuse_unwritable
 from lmms_prune.harness.unseen import UNSEEN, refuse_unseen
@@ -77,7 +77,7 @@ class _Prepared:
     inputs: Any
     rows: list[_Row]
     given: Mapping[str, Any]
-    finished: dict[int, Answer]
+    finished: dict[int, AnsweredSample]
 
 
 class PrunedModel(ChatModel):
@@ -196,11 +196,13 @@ class PrunedModel(ChatModel):
             return self._generate(requests)
 
     def _generate(self, requests: list[Instance]) -> list[GenerationResult]:
-        answers: dict[int, Answer] = {}
+        answers: dict[int, AnsweredSample] = {}
         load = OtherLoad()
         answered, again, self._cut = Answered(), repeats(requests), set[str]()
         progress = make_progress(total=len(requests), desc="Model Responding", disable=self.rank != 0)
-        batches = Batches(self._groups(requests), self._size, lambda places: self._prepare(requests, places, again))
+        batches = PreparedBatches(
+            self._groups(requests), self._size, lambda places: self._prepare(requests, places, again)
+        )
         for places, prepared in batches:
             new = self._answer(prepared) if prepared.rows else []
             if new is None:
@@ -247,7 +249,7 @@ class PrunedModel(ChatModel):
     def _document(self, build: Any, task: str, part: str, doc: int) -> list[dict[str, Any]]:
         return self.chat(build(self.task_dict[task][part][doc]))
 
-    def _answer(self, prepared: _Prepared) -> list[Answer] | None:
+    def _answer(self, prepared: _Prepared) -> list[AnsweredSample] | None:
         """The answers of a batch; None if it does not fit the memory."""
         given, tokenizer = prepared.given, self.processor.tokenizer
         samples = [row.sample for row in prepared.rows]
@@ -282,10 +284,10 @@ class PrunedModel(ChatModel):
             accounting = token_accounting(rows[sample], shapes, self.architecture, length, len(own))
             computed, cached = sum(rows[sample].computed), int(sum(kv_bytes(self.architecture, rows[sample].cached)))
             text, share = clean(self.decode(own), stops), seconds / len(samples)
-            results.append(Answer(text, accounting, computed, cached, len(samples), share))
+            results.append(AnsweredSample(text, accounting, computed, cached, len(samples), share))
         return results
 
-    def _write_down(self, rows: Sequence[_Row], answers: Sequence[Answer]) -> None:
+    def _write_down(self, rows: Sequence[_Row], answers: Sequence[AnsweredSample]) -> None:
         kept = {row.key: answer for row, answer in zip(rows, answers, strict=True) if row.key}
         if self._journal is not None and kept:
             self._journal.add(kept)

@@ -60,7 +60,7 @@ def _grid(mask: Bool[Tensor, " V"], grid: tuple[int, int]) -> Bool[np.ndarray, "
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnsweredSample:
     """One answered sample, with what it took.
 
     Args:
@@ -84,7 +84,7 @@ class Answer:
         return {one.name: getattr(self, one.name) for one in fields(self)} | {"accounting": self.accounting.to_dict()}
 
     @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> Answer:
+    def read(cls, entry: Mapping[str, Any]) -> AnsweredSample:
         """What `to_dict` has written."""
         accounting = TokenAccounting.read(entry["accounting"])
         assert accounting is not None  # `to_dict` has written it
@@ -100,15 +100,15 @@ class Answered:
         resumed: how many of them an earlier process left in the journal.
     """
 
-    tasks: dict[str, list[Answer]] = field(default_factory=dict)
+    tasks: dict[str, list[AnsweredSample]] = field(default_factory=dict)
     resumed: int = 0
 
-    def add(self, task: str, answer: Answer) -> None:
+    def add(self, task: str, answer: AnsweredSample) -> None:
         """Count one sample."""
         self.tasks.setdefault(task, []).append(answer)
 
     @property
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[AnsweredSample]:
         """Of all tasks."""
         return [one for answers in self.tasks.values() for one in answers]
 

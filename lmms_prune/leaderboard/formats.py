@@ -11,11 +11,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from lmms_prune.leaderboard.grids import Grid, Line, grids, scores
+from lmms_prune.leaderboard.grids import Line, TextTable, grids, scores
 from lmms_prune.leaderboard.notes import footnotes
 from lmms_prune.leaderboard.page.render import html
 from lmms_prune.leaderboard.records import RunRecord
-from lmms_prune.leaderboard.rows import Leaderboard, Row
+from lmms_prune.leaderboard.rows import Leaderboard, TableRow
 from lmms_prune.leaderboard.sharing import shared
 from lmms_prune.leaderboard.statistics import Interval
 from lmms_prune.leaderboard.terminal import terminal
@@ -28,7 +28,7 @@ def markdown(board: Leaderboard, with_details: bool) -> str:
     return "\n".join([*parts, *(f"* {line}" for line in footnotes(board, with_details))]) + "\n"
 
 
-def markdown_grid(grid: Grid) -> str:
+def markdown_grid(grid: TextTable) -> str:
     """One table with its title."""
 
     def joined(cells: Any) -> str:
@@ -50,7 +50,7 @@ def latex(board: Leaderboard, with_details: bool) -> str:
     return "\n".join(_latex_grid(scores(model)) for model in board.models)
 
 
-def _latex_grid(grid: Grid) -> str:
+def _latex_grid(grid: TextTable) -> str:
     lines = [f"% {grid.title}", rf"\begin{{tabular}}{{l{'r' * (len(grid.columns) - 1)}}}", r"\toprule"]
     lines.append(" & ".join(map(_escaped, grid.columns)) + r" \\")
     for line in grid.lines:
@@ -86,7 +86,7 @@ def as_csv(board: Leaderboard, with_details: bool) -> str:
     return stream.getvalue()
 
 
-def _flat(model: str, budget: str, row: Row) -> dict[str, Any]:
+def _flat(model: str, budget: str, row: TableRow) -> dict[str, Any]:
     """One row without nesting."""
     plain: dict[str, Any] = {"model": model, "budget": budget, "schedule": row.label, "kind": row.kind}
     plain |= {"seeds": " ".join(map(str, row.seeds)), "baseline": row.baseline}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.entries import CONTROL, ORACLE
 from lmms_prune.leaderboard.formats import markdown_grid
-from lmms_prune.leaderboard.grids import Grid, Line, between, digits, label, number
-from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.grids import Line, TextTable, between, digits, label, number
+from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, TableRow
 from lmms_prune.leaderboard.statistics import Interval
 
 
@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Check:
+class LimitCheck:
     """One limit and one row.
 
     Args:
@@ -54,8 +54,8 @@ class Judgement:
     """All checks of one row."""
 
     model: str
-    row: Row
-    checks: tuple[Check, ...]
+    row: TableRow
+    checks: tuple[LimitCheck, ...]
 
     @property
     def failed(self) -> bool:
@@ -84,7 +84,7 @@ def _lonely(model: ModelTable) -> bool:
     return all(row.baseline is None and row.rel is None for row in model.rows)
 
 
-def _checks(model: ModelTable, row: Row, limits: Limits) -> Iterator[Check]:
+def _checks(model: ModelTable, row: TableRow, limits: Limits) -> Iterator[LimitCheck]:
     if limits.min_rel is not None:
         shifted = row.rel_interval
         broken = row.rel is not None and row.rel < limits.min_rel
@@ -105,22 +105,22 @@ def _checks(model: ModelTable, row: Row, limits: Limits) -> Iterator[Check]:
     beside = labels[row.baseline].faults if row.baseline in labels else ()
     if faults := [*row.faults, *(f"its baseline: {fault}" for fault in beside)]:
         many = "1 contradiction" if len(faults) == 1 else f"{len(faults)} contradictions"
-        yield Check("scores", "no contradictions", many, "", True, "; ".join(faults))
+        yield LimitCheck("scores", "no contradictions", many, "", True, "; ".join(faults))
     if limits.strict:
         many = "1 mark" if len(row.marks) == 1 else f"{len(row.marks)} marks"
-        yield Check("comparable", "no marks", many, "", bool(row.marks), "; ".join(row.marks))
+        yield LimitCheck("comparable", "no marks", many, "", bool(row.marks), "; ".join(row.marks))
 
 
 def _check(
     about: tuple[str, str, str, str], absent: bool, broken: bool, difference: Interval | None, limits: Limits
-) -> Check:
+) -> LimitCheck:
     if absent:
-        return Check(*about, failed=True, remark="there is no number to compare")
+        return LimitCheck(*about, failed=True, remark="there is no number to compare")
     unsure = difference is not None and not difference.excludes_zero
     remark = "not distinguishable from no loss" if unsure else ""
     if limits.significant and broken and difference is None:
         remark = "no samples to tell chance from loss; the number decides"
-    return Check(*about, failed=broken and not (limits.significant and unsure), remark=remark)
+    return LimitCheck(*about, failed=broken and not (limits.significant and unsure), remark=remark)
 
 
 def summary(found: Sequence[Judgement], board: Leaderboard, limits: Limits) -> str:
@@ -139,7 +139,7 @@ def summary(found: Sequence[Judgement], board: Leaderboard, limits: Limits) -> s
         for c in one.checks
     )
     columns = ("schedule", "model", "check", "limit", "measured", "95 %", "result", "remark")
-    lines += [markdown_grid(Grid("Checks", columns, rows))] if rows else []
+    lines += [markdown_grid(TextTable("Checks", columns, rows))] if rows else []
     if not found:
         hint = "" if board.problems else " There are only baselines and controls; name one with --schedule."
         lines.append(f"* FAIL: there is no row to judge.{hint}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.entries import ORACLE
-from lmms_prune.leaderboard.rows import Against, Budget, Cell, Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.rows import Against, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.schedule.presets import PRESETS
 
 _LONG = 3  # stages that a label shows; a longer schedule is named by its preset or by its number of stages
@@ -23,7 +23,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Grid:
+class TextTable:
     """A table of texts; the first column is to the left, the others to the right. Notes come after it."""
 
     title: str
@@ -32,7 +32,7 @@ class Grid:
     notes: tuple[str, ...] = ()
 
 
-def grids(board: Leaderboard, with_details: bool) -> Iterator[Grid]:
+def grids(board: Leaderboard, with_details: bool) -> Iterator[TextTable]:
     """All that a reader sees of the models, in order."""
     names = letters(board)
     for model in board.models:
@@ -47,7 +47,7 @@ def grids(board: Leaderboard, with_details: bool) -> Iterator[Grid]:
             yield from (details(row, model) for row in model.rows if row.baseline is not None)
 
 
-def only_columns(grid: Grid, kept: Sequence[int]) -> Grid:
+def only_columns(grid: TextTable, kept: Sequence[int]) -> TextTable:
     """The grid with some of its columns."""
     lines = (
         Line(
@@ -57,10 +57,10 @@ def only_columns(grid: Grid, kept: Sequence[int]) -> Grid:
         )
         for line in grid.lines
     )
-    return Grid(grid.title, tuple(grid.columns[i] for i in kept), tuple(lines), grid.notes)
+    return TextTable(grid.title, tuple(grid.columns[i] for i in kept), tuple(lines), grid.notes)
 
 
-def without_empty_columns(grid: Grid) -> Grid:
+def without_empty_columns(grid: TextTable) -> TextTable:
     """The grid without columns in which nothing stands."""
     lines = [line for line in grid.lines if line.cells]
     return only_columns(grid, [i for i in range(len(grid.columns)) if any(line.cells[i] for line in lines)])
@@ -77,7 +77,7 @@ def digits(task: str) -> int:
     return 0 if TASKS[task].whole > 100 else 1
 
 
-def label(row: Row) -> str:
+def label(row: TableRow) -> str:
     """The row's schedule, short enough for a table, with its seeds if they are several; an oracle is called one."""
     schedule, *more = row.label.split(" (", 1)
     stages = schedule.split(",")
@@ -94,7 +94,7 @@ def letters(board: Leaderboard) -> dict[str, str]:
     return {mark: ("" if i < 26 else chr(96 + i // 26)) + chr(97 + i % 26) for i, mark in enumerate(found)}
 
 
-def scores(model: ModelTable) -> Grid:
+def scores(model: ModelTable) -> TextTable:
     """Every benchmark, Acc and Rel; the best of each budget is bold."""
     columns = ("schedule", "tokens", *(model.column(task) for task in model.tasks), "Acc", "Rel")
     lines: list[Line] = []
@@ -110,7 +110,7 @@ def scores(model: ModelTable) -> Grid:
             values = [None, None, *(row.score(task) for task in model.tasks), row.acc, row.rel]
             bold = {i for i, value in enumerate(values) if value is not None and best.get(i) == _shown(i, value, model)}
             lines.append(Line(tuple(cells), frozenset() if row.kind == ORACLE else frozenset(bold)))
-    return without_empty_columns(Grid(model.title, columns, tuple(lines)))
+    return without_empty_columns(TextTable(model.title, columns, tuple(lines)))
 
 
 def _with_spread(value: float | None, spread: float | None, places: int) -> str:
@@ -123,7 +123,7 @@ def _shown(column: int, value: float, model: ModelTable) -> float:
     return round(value, places)
 
 
-def _best(budget: Budget, tasks: Sequence[str]) -> dict[int, float]:
+def _best(budget: BudgetGroup, tasks: Sequence[str]) -> dict[int, float]:
     """By column, the largest printed number where at least two rows have one; oracles do not compete."""
     best = {}
     getters = [*((lambda row, task=task: row.score(task)) for task in tasks), lambda row: row.acc, lambda row: row.rel]
@@ -134,7 +134,7 @@ def _best(budget: Budget, tasks: Sequence[str]) -> dict[int, float]:
     return best
 
 
-def cost(model: ModelTable) -> Grid:
+def cost(model: ModelTable) -> TextTable:
     """What each row costs, and what that is of its baseline."""
     columns = ("schedule", "tokens", "%", "KV MiB", "%", "TFLOPs", "%", "samples/s", "%")
     lines: list[Line] = []
@@ -152,10 +152,10 @@ def cost(model: ModelTable) -> Grid:
             lines.append(Line((label(row), *cells)))
     devices = sorted({row.cost.device for row in model.rows if row.cost.device})
     title = f"{model.title}: cost on {'; '.join(devices)}"
-    return without_empty_columns(Grid(title, columns, tuple(lines), tuple(notes)))
+    return without_empty_columns(TextTable(title, columns, tuple(lines), tuple(notes)))
 
 
-def confidence(model: ModelTable, names: dict[str, str]) -> Grid:
+def confidence(model: ModelTable, names: dict[str, str]) -> TextTable:
     """How sure each row's Rel is, how it stands against blind and random, and its marks by their letters."""
     columns = ("schedule", "Rel", "95 %", "above blind", "against random", "by, 95 %", "marks")
     lines: list[Line] = []
@@ -167,7 +167,7 @@ def confidence(model: ModelTable, names: dict[str, str]) -> Grid:
             marks = " ".join(names[mark] for mark in row.marks)
             cells = (number(row.rel), span, number(row.above_blind), *against(row.random), marks)
             lines.append(Line((label(row), *cells)))
-    return without_empty_columns(Grid(f"{model.title}: confidence", columns, tuple(lines)))
+    return without_empty_columns(TextTable(f"{model.title}: confidence", columns, tuple(lines)))
 
 
 def _three(value: float | None) -> str:
@@ -200,7 +200,7 @@ DETAILS = (
 )
 
 
-def details(row: Row, model: ModelTable) -> Grid:
+def details(row: TableRow, model: ModelTable) -> TextTable:
     """All statistics of one row, a benchmark a line."""
     lines: list[Line] = []
     notes = []
@@ -219,10 +219,10 @@ def details(row: Row, model: ModelTable) -> Grid:
         if cell.extras:
             said = ", ".join(f"{name} {value:.1f}" for name, value in cell.extras.items())
             notes.append(f"{model.column(task)}: {said}.")
-    return without_empty_columns(Grid(f"{model.title}, {label(row)}", DETAILS, tuple(lines), tuple(notes)))
+    return without_empty_columns(TextTable(f"{model.title}, {label(row)}", DETAILS, tuple(lines), tuple(notes)))
 
 
-def reproduction(model: ModelTable) -> Grid | None:
+def reproduction(model: ModelTable) -> TextTable | None:
     """Ours beside the published values, where model and schedule are those of a printed row; None if none is."""
     rows = [row for row in model.rows if row.published is not None and row.runs]
     if not rows:
@@ -234,8 +234,8 @@ def reproduction(model: ModelTable) -> Grid | None:
         assert printed is not None  # `rows` are those that have one
         cells = [label(row), f"{printed.name} {printed.budget}".strip()]
         for task in model.tasks:
-            cell = row.cells.get(task, Cell(0.0))
+            cell = row.cells.get(task, ScoreCell(0.0))
             cells.append(f"{number(cell.published, digits(task))} {number(cell.delta, digits(task), True)}".strip())
         gap = None if row.rel is None else row.rel - printed.rel
         lines.append(Line((*cells, f"{printed.rel:.1f} {number(gap, 1, True)}".strip())))
-    return Grid(f"{model.title}: published values, and ours minus these", columns, tuple(lines))
+    return TextTable(f"{model.title}: published values, and ours minus these", columns, tuple(lines))

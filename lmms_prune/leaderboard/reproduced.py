@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from lmms_prune.leaderboard.benchmarks import acc, rel
 from lmms_prune.leaderboard.entries import UNPRUNED
 from lmms_prune.leaderboard.published import published
-from lmms_prune.leaderboard.rows import Budget, Cell, Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.rows import BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 
 
 def published_table() -> Leaderboard:
@@ -16,14 +16,18 @@ def published_table() -> Leaderboard:
     for model in dict.fromkeys(row.model for row in published()):
         printed = [row for row in published() if row.model == model]
         whole = next(row.by_task for row in printed if row.name == "unpruned")
-        budgets: dict[str, list[Row]] = {}
+        budgets: dict[str, list[TableRow]] = {}
         for row in printed:
-            cells = {task: Cell(value, published=value) for task, value in row.by_task.items() if value is not None}
+            cells = {
+                task: ScoreCell(value, published=value) for task, value in row.by_task.items() if value is not None
+            }
             mean, share = acc(row.by_task), rel(row.by_task, whole)
             kind = UNPRUNED if row.name == "unpruned" else "pruned"
             title = {"": "unpruned", "50pct": "50 % of the tokens"}.get(row.budget, f"{row.budget} tokens")
-            budgets.setdefault(title, []).append(Row(row.name, kind, cells=cells, acc=mean, rel=share, published=row))
-        made = tuple(Budget(title, tuple(rows)) for title, rows in budgets.items())
+            budgets.setdefault(title, []).append(
+                TableRow(row.name, kind, cells=cells, acc=mean, rel=share, published=row)
+            )
+        made = tuple(BudgetGroup(title, tuple(rows)) for title, rows in budgets.items())
         title = f"{model}, Table {printed[0].table} of arXiv 2512.07580"
         models.append(
             ModelTable(model, title, tuple(whole), made, tuple(_misprints([r for b in made for r in b.rows])))
@@ -31,7 +35,7 @@ def published_table() -> Leaderboard:
     return Leaderboard(tuple(models))
 
 
-def _misprints(rows: Sequence[Row]) -> Iterator[str]:
+def _misprints(rows: Sequence[TableRow]) -> Iterator[str]:
     """Rows whose printed scores give another Rel than the printed one."""
     for row in rows:
         printed = row.published

@@ -54,7 +54,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """One benchmark of a row.
 
     Args:
@@ -112,7 +112,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One schedule, over one seed or several.
 
     Args:
@@ -137,7 +137,7 @@ class Row:
     kind: str
     seeds: tuple[int, ...] = ()
     cost: Cost = Cost()
-    cells: Mapping[str, Cell] = field(default_factory=dict)
+    cells: Mapping[str, ScoreCell] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     acc: float | None = None
     rel: float | None = None
@@ -157,11 +157,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetGroup:
     """Rows of about the same measured budget, best Rel first."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,11 @@ class ModelTable:
     model: str
     title: str
     tasks: tuple[str, ...]
-    budgets: tuple[Budget, ...]
+    budgets: tuple[BudgetGroup, ...]
     notes: tuple[str, ...] = ()
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TableRow]:
         return [row for budget in self.budgets for row in budget.rows]
 
     @property
@@ -215,6 +215,6 @@ class Leaderboard:
     keep_paths: bool = False
 
     @property
-    def marked(self) -> list[tuple[str, Row]]:
+    def marked(self) -> list[tuple[str, TableRow]]:
         """Rows that are not comparable without a word, with their model's title."""
         return [(model.title, row) for model in self.models for row in model.rows if row.marks]

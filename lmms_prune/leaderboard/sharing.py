@@ -33,7 +33,7 @@ def unique_names(paths: Sequence[str]) -> dict[str, str]:
         many |= {path: many[path] + 1 for path in again}
 
 
-class Names:
+class PathNames:
     """What stands for the paths of one table: below a results folder the rest, else the path's own name.
 
     Args:
@@ -106,9 +106,9 @@ class Names:
         )
 
 
-def names(board: Leaderboard) -> Names:
+def names(board: Leaderboard) -> PathNames:
     """Of all that a table tells."""
-    return Names(board.folders, [model.model for model in board.models], board.keep_paths)
+    return PathNames(board.folders, [model.model for model in board.models], board.keep_paths)
 
 
 def shared(board: Leaderboard) -> Leaderboard:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from statistics import fmean
 
 from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, acc, rel
+from lmms_prune.leaderboard.comparability import distance, marks
 from lmms_prune.leaderboard.compare import Draws, against_random, comparisons, rel_interval
 from lmms_prune.leaderboard.costs import cost
 from lmms_prune.leaderboard.entries import STOCK, UNPRUNED, Entry, deviation, entries
-from lmms_prune.leaderboard.honesty import distance, marks
 from lmms_prune.leaderboard.published import match
 from lmms_prune.leaderboard.records import Problem, RunRecord
 from lmms_prune.leaderboard.results import Results
-from lmms_prune.leaderboard.rows import Budget, Cell, Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.rows import BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.leaderboard.sharing import unique_names
 
 RESAMPLES = 2000
@@ -111,14 +111,16 @@ def _baselines(candidates: Sequence[Entry], given: bool) -> list[Entry]:
     return list(candidates) if given else []
 
 
-def _row(entry: Entry, found: Sequence[Entry], candidates: Sequence[Entry], tasks: Sequence[str], draws: Draws) -> Row:
+def _row(
+    entry: Entry, found: Sequence[Entry], candidates: Sequence[Entry], tasks: Sequence[str], draws: Draws
+) -> TableRow:
     baseline = min(candidates, key=lambda one: (one is not entry, distance(entry, one)), default=None)
-    row = Row(
+    row = TableRow(
         label=entry.label,
         kind=entry.kind,
         seeds=tuple(run.seed for run in entry.runs),
         cost=cost(entry, baseline),
-        cells={task: Cell(entry.scores[task], deviation(entry.each(task))) for task in entry.tasks},
+        cells={task: ScoreCell(entry.scores[task], deviation(entry.each(task))) for task in entry.tasks},
         marks=marks(entry, baseline),
         faults=entry.faults,
         published=match(entry.runs[0].model, entry.schedule),
@@ -132,7 +134,7 @@ def _row(entry: Entry, found: Sequence[Entry], candidates: Sequence[Entry], task
     return row if baseline is None else _beside(row, entry, baseline, found, draws)
 
 
-def _with_extras(row: Row, entry: Entry) -> Row:
+def _with_extras(row: TableRow, entry: Entry) -> TableRow:
     """The row with POPE's further figures, and with the published values."""
     printed = {} if row.published is None else row.published.scores
     cells = {}
@@ -144,7 +146,7 @@ def _with_extras(row: Row, entry: Entry) -> Row:
     return replace(row, cells=cells)
 
 
-def _beside(row: Row, entry: Entry, baseline: Entry, found: Sequence[Entry], draws: Draws) -> Row:
+def _beside(row: TableRow, entry: Entry, baseline: Entry, found: Sequence[Entry], draws: Draws) -> TableRow:
     """The row with all that a baseline, a blind run and a random control tell of it."""
     whole, tasks = baseline.scores, baseline.tasks
     counted = [task for task in tasks if whole[task]]
@@ -212,7 +214,7 @@ def _above_blind(entry: Entry, baseline: Entry, found: Sequence[Entry], draws: D
     return shares
 
 
-def _budgets(rows: Sequence[Row]) -> tuple[Budget, ...]:
+def _budgets(rows: Sequence[TableRow]) -> tuple[BudgetGroup, ...]:
     """Unpruned rows, then those of about the same measured tokens, then those without a measurement."""
     whole = [row for row in rows if row.kind == UNPRUNED]
     unmeasured = [row for row in rows if row.kind != UNPRUNED and row.cost.avg_visual_tokens is None]
@@ -221,29 +223,29 @@ def _budgets(rows: Sequence[Row]) -> tuple[Budget, ...]:
         key=_tokens,
         reverse=True,
     )
-    groups: list[list[Row]] = []
+    groups: list[list[TableRow]] = []
     for row in rest:
         if groups and _tokens(row) >= (1 - ONE_GROUP) * _tokens(groups[-1][-1]):
             groups[-1].append(row)
         else:
             groups.append([row])
-    made = [Budget("unpruned", tuple(whole))] if whole else []
+    made = [BudgetGroup("unpruned", tuple(whole))] if whole else []
     for group in groups:
         most, least = f"{_tokens(group[0]):.0f}", f"{_tokens(group[-1]):.0f}"
         share = fmean(row.cost.share_tokens or 0 for row in group)
         span = most if most == least else f"{least} to {most}"
         title = f"{span} tokens" + (f" ({share:.0f} %)" if share else "")
-        made.append(Budget(title, tuple(sorted(group, key=_best_first))))
+        made.append(BudgetGroup(title, tuple(sorted(group, key=_best_first))))
     if unmeasured:
-        made.append(Budget("no measured budget", tuple(sorted(unmeasured, key=_best_first))))
+        made.append(BudgetGroup("no measured budget", tuple(sorted(unmeasured, key=_best_first))))
     return tuple(made)
 
 
-def _tokens(row: Row) -> float:
+def _tokens(row: TableRow) -> float:
     return row.cost.avg_visual_tokens or 0.0
 
 
-def _best_first(row: Row) -> tuple[float, str]:
+def _best_first(row: TableRow) -> tuple[float, str]:
     return (-1.0 if row.rel is None else -row.rel), row.label
 
 
@@ -252,7 +254,7 @@ def _quoted(labels: Sequence[str]) -> str:
     return "; ".join(f"'{label}'" for label in labels)
 
 
-def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
+def _notes(rows: Sequence[TableRow]) -> tuple[str, ...]:
     """Which rows the others were compared with."""
     notes = []
     if baselines := sorted({row.baseline for row in rows if row.baseline}):

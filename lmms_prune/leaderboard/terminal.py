@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lmms_prune.leaderboard.grids import Grid, grids, only_columns
+from lmms_prune.leaderboard.grids import TextTable, grids, only_columns
 from lmms_prune.leaderboard.notes import footnotes
 from lmms_prune.leaderboard.rows import Leaderboard
 
@@ -36,22 +36,22 @@ def terminal(board: Leaderboard, with_details: bool) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def _fitting(grid: Grid, console: Console) -> Iterator[Grid]:
+def _fitting(grid: TextTable, console: Console) -> Iterator[TextTable]:
     title, rest = grid.title, list(range(1, len(grid.columns)))
     while rest:
         many = len(rest)
         while many > 1 and _width(only_columns(grid, [0, *rest[:many]]), console) > console.width:
             many -= 1
         part = only_columns(grid, [0, *rest[:many]])
-        yield Grid(title, part.columns, part.lines)
+        yield TextTable(title, part.columns, part.lines)
         title, rest = f"{grid.title} (continued)", rest[many:]
 
 
-def _width(grid: Grid, console: Console) -> int:
+def _width(grid: TextTable, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), _rich(grid)).maximum
 
 
-def _rich(grid: Grid) -> Table:
+def _rich(grid: TextTable) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for place, column in enumerate(grid.columns):
         table.add_column(column, justify="right" if place else "left", overflow="fold")

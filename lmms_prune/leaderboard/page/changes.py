@@ -12,7 +12,7 @@ from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.flips import Answers, Flip, flips, read_answers
 from lmms_prune.leaderboard.page.data import plain_text
 from lmms_prune.leaderboard.page.pictures import Pictured, Wanted
-from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, TableRow
 from lmms_prune.leaderboard.samples import SamplesError
 
 MOST = 4  # documents of each row, benchmark and direction
@@ -119,7 +119,7 @@ def _turned(model: ModelTable, task: str) -> dict[int, list[Flip]]:
     return turned
 
 
-def _answers(row: Row, task: str) -> Answers:
+def _answers(row: TableRow, task: str) -> Answers:
     samples = row.runs[0].tasks[task].samples
     assert samples is not None, "a comparison without samples"
     return read_answers(samples, TASKS[task])

@@ -12,7 +12,7 @@ from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.grids import digits, label, letters
 from lmms_prune.leaderboard.notes import explanations
-from lmms_prune.leaderboard.rows import Against, Cell, Cost, Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.rows import Against, Cost, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.leaderboard.statistics import Interval
 from lmms_prune.record.run import VERSIONS
 from lmms_prune.schedule import Schedule
@@ -56,7 +56,7 @@ def _model(model: ModelTable) -> dict[str, Any]:
     }
 
 
-def _row(row: Row, model: ModelTable) -> dict[str, Any]:
+def _row(row: TableRow, model: ModelTable) -> dict[str, Any]:
     printed = row.published
     sure = row.rel_interval
     return {
@@ -84,7 +84,7 @@ def _row(row: Row, model: ModelTable) -> dict[str, Any]:
     }
 
 
-def stages(row: Row) -> list[str]:
+def stages(row: TableRow) -> list[str]:
     """The stages of a row's schedule; none if it cannot be read (any more)."""
     try:
         return [str(stage) for stage in Schedule.parse((row.runs[0].schedule if row.runs else None) or "none").stages]
@@ -99,7 +99,7 @@ def _cost(cost: Cost) -> dict[str, float | str | None]:
     return {**found, "no_share_speed": cost.no_share_speed, "unlike": cost.unlike}
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
+def _cell(cell: ScoreCell) -> dict[str, Any]:
     found = cell.comparison
     made: dict[str, Any] = {"score": _number(cell.score), "sd": _number(cell.sd), "random": _against(cell.random)}
     made |= {"kept": _number(cell.retention), "above_blind": _number(cell.above_blind)}
