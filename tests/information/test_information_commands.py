@@ -175,7 +175,10 @@ def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
         (["horizon", "--tasks", "pope", "--out", "x", "--epsilon", "1"], "a share from 0 to below 1"),
         (["horizon", "--tasks", "mathvista", "--out", "x"], "'mathvista' is none of the benchmarks: "),
         (["calibrate", "--budget", "0.5"], "Missing option '--tasks'"),
-        (["calibrate", "--tasks", "pope", "--budget", "flops=4%", *given(LLAVA)], "the budget flops=4% cannot be met: "),
+        (
+            ["calibrate", "--tasks", "pope", "--budget", "flops=4%", *given(LLAVA)],
+            "the budget flops=4% cannot be met: ",
+        ),
         (["calibrate", "--tasks", "pope", "--budget", "60t", *given(QWEN)], "images differ in size; give a ratio"),
         (
             ["calibrate", "--tasks", "pope", "--budget", "999t", *given(LLAVA)],
