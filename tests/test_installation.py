@@ -17,7 +17,7 @@ from lmms_prune.harness import installation
 from lmms_prune.harness.installation import (
     InstallationCheck,
     InstallationError,
-    mending,
+    fixing_command,
     models_found,
     refuse_broken,
     reinstall,
@@ -121,7 +121,7 @@ def test_the_command_brings_what_is_missing_or_the_package_anew(
 )
 def test_an_error_that_names_a_module_is_mended_in_its_package(error: str, package: str) -> None:
     expected = f"pip install --force-reinstall --no-deps {package}=={version(package)}"
-    assert mending(error, "lmms-eval") == expected
+    assert fixing_command(error, "lmms-eval") == expected
 
 
 def test_what_is_not_installed_is_installed_in_a_version_that_will_do(tmp_path: Path) -> None:

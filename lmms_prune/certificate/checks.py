@@ -209,8 +209,8 @@ def really_pruned(case: Case, rows: Rows, name: str) -> Result:
     return Result("pruned", deviation=0.0)
 
 
-InstallationCheck = Callable[[Case, Rows, str], Result]
-CHECKS: dict[str, InstallationCheck] = {
+CheckFunction = Callable[[Case, Rows, str], Result]
+CHECKS: dict[str, CheckFunction] = {
     "keep-all": keeps_all,
     "reference": equals_reference,
     "cache": cache_is_the_trace,

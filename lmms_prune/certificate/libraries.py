@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from lmms_prune.compat.versions import VERSIONS
-from lmms_prune.harness.installation import InstallationCheck, mending, reinstall
+from lmms_prune.harness.installation import InstallationCheck, fixing_command, reinstall
 
 _MODULES = {"torch": "torch", "transformers": "transformers", "lmms-eval": "lmms_eval.__main__"}
 """What is imported of each package, each of which needs the ones before it."""
@@ -71,7 +71,9 @@ def imported() -> Iterator[InstallationCheck]:
             tables = {table.package: table for table in import_module("lmms_prune.compat.installed").LIBRARIES}
             moved = list(tables[package].moved())
         except Exception as error:  # whatever an import raises is what was asked
-            yield InstallationCheck(what, "failed", f"{type(error).__name__}: {error}", mending(str(error), package))
+            yield InstallationCheck(
+                what, "failed", f"{type(error).__name__}: {error}", fixing_command(str(error), package)
+            )
             broken = package
             continue
         count = sum(len(row.names) for row in tables[package].names)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from lmms_prune.certificate.case import Case
 from lmms_prune.certificate.cells import Cell, impossible, schedule
-from lmms_prune.certificate.checks import CHECKS, TIMES, InstallationCheck, Result
+from lmms_prune.certificate.checks import CHECKS, TIMES, CheckFunction, Result
 from lmms_prune.certificate.models import Models
 from lmms_prune.certificate.prompts import BATCHES
 
@@ -111,7 +111,7 @@ def certify(
     certificate.seconds += time.perf_counter() - began
 
 
-def examine(case: Case, name: str, checks: Mapping[str, InstallationCheck] = CHECKS) -> list[Result]:
+def examine(case: Case, name: str, checks: Mapping[str, CheckFunction] = CHECKS) -> list[Result]:
     """The checks of one case with the batch `name`.
 
     What the product refuses or asserts, and what a library cannot run, is a failure of the check like any other.

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmms_prune.certificate.libraries import printed
 from lmms_prune.harness.failures import Failure
-from lmms_prune.harness.installation import InstallationCheck, mending, reinstall
+from lmms_prune.harness.installation import InstallationCheck, fixing_command, reinstall
 from lmms_prune.record.run import RunReport
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS
@@ -30,7 +30,9 @@ def two_documents() -> list[InstallationCheck]:
         from lmms_prune.demo.models import LAYERS, MODELS, VISUAL_TOKENS, DemoError, model_arguments, weights
         from lmms_prune.demo.processes import Run, RunError, evaluate
     except ImportError as error:
-        return [InstallationCheck(_WHAT, "failed", f"cannot be started: {error}", mending(str(error), "lmms-prune"))]
+        return [
+            InstallationCheck(_WHAT, "failed", f"cannot be started: {error}", fixing_command(str(error), "lmms-prune"))
+        ]
     start = time.monotonic()
     with TemporaryDirectory() as folder:
         try:
@@ -70,7 +72,7 @@ def refused(failure: Failure) -> InstallationCheck:
     if failure.ours:
         return InstallationCheck(_WHAT, "failed", failure.reason)
     reason = failure.reason or "it printed nothing"
-    return InstallationCheck(_WHAT, "failed", f"lmms-eval itself fails: {reason}", mending(reason, "lmms-eval"))
+    return InstallationCheck(_WHAT, "failed", f"lmms-eval itself fails: {reason}", fixing_command(reason, "lmms-eval"))
 
 
 def judged(results: Mapping[str, Any], planned: float, seconds: float) -> InstallationCheck:
