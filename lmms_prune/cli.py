@@ -1,4 +1,4 @@
-"""``lmms-prune …``: the command line. Heavy modules are imported only by the commands that need them."""
+"""The command line ``lmms-prune …``. Heavy modules are imported only by the commands that need them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lmms_prune.record.redaction import secret_values
 from lmms_prune.terminal.console import SECRETS, ended_by_sigterm, fail, plainly
 from lmms_prune.terminal.options import DEFAULT_MODEL, Json
 
-# Where each command is, beside those of this file: a function, or a group of them.
+# Module and name of each command outside this file: a function, or a group of commands.
 COMMANDS = {
     "schedule": "lmms_prune.configs.schedule_command:schedule",
     "check": "lmms_prune.configs.commands:check_files",
@@ -40,49 +40,49 @@ COMMANDS = {
     "bench-throughput": "lmms_prune.bench.commands:bench_throughput",
     "doctor": "lmms_prune.certificate.commands:doctor",
 }
-# The order in which the README's table has the kinds of methods.
+# The kinds of methods, in the order of the README's table.
 KINDS = ("importance", "diversity", "hybrid", "merging", "control", "oracle")
-# What a group takes from another part.
-INSIDE = {"calibrate": {"hybrid": "lmms_prune.calibration.hybrid:calibrate"}}
+# Subcommands that a group takes from another module.
+SUBCOMMANDS = {"calibrate": {"hybrid": "lmms_prune.calibration.hybrid:calibrate"}}
 
 
 class _Commands(UserDict[str, Any]):
-    """Commands by name, each imported when it is asked for, so that none waits for the others' imports."""
+    """Commands by name, each imported on first use, so that no command waits for the imports of others."""
 
     def __getitem__(self, name: str) -> Any:
-        found = self.data[name]
-        if isinstance(found, str):
-            found = self.data[name] = _command(name, found)
-        return found
+        command = self.data[name]
+        if isinstance(command, str):
+            command = self.data[name] = _command(name, command)
+        return command
 
 
-def _command(name: str, place: str) -> Any:
-    """The command that is at `place`, a function or a group."""
-    found = _at(place)
-    group = found if isinstance(found, typer.Typer) else typer.Typer(rich_markup_mode="rich", add_completion=False)
-    if group is not found:
-        group.command(name)(found)
-    for inside, where in INSIDE.get(name, {}).items():
-        group.command(inside)(_at(where))
+def _command(name: str, location: str) -> Any:
+    """Import the command at `location`, a function or a group."""
+    target = _imported(location)
+    group = target if isinstance(target, typer.Typer) else typer.Typer(rich_markup_mode="rich", add_completion=False)
+    if group is not target:
+        group.command(name)(target)
+    for subcommand, sublocation in SUBCOMMANDS.get(name, {}).items():
+        group.command(subcommand)(_imported(sublocation))
     command = typer.main.get_command(group)
     command.name = name
     return command
 
 
-def _at(place: str) -> Any:
-    module, _, attribute = place.partition(":")
+def _imported(location: str) -> Any:
+    module, _, attribute = location.partition(":")
     return getattr(import_module(module), attribute)
 
 
 class _Lazy(TyperGroup):
-    """Has the commands of this file and those of COMMANDS."""
+    """A group with the commands of this file and those of COMMANDS."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = _Commands({**self.commands, **COMMANDS})
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command. Any of them may write, and meet a full or read-only disk."""
+        """Run a command; report a full or read-only disk, which any command may meet, without a traceback."""
         with plainly(WriteError):
             return super().invoke(ctx)
 
@@ -92,11 +92,11 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> bool:
-    if asked:
+def _version(requested: bool) -> bool:
+    if requested:
         typer.echo(f"lmms-prune {__version__}")
         raise typer.Exit
-    return asked
+    return requested
 
 
 @app.callback()
@@ -106,17 +106,17 @@ def main(
     ] = False,
 ) -> None:
     """Schedules of visual-token pruning methods for LLaVA-1.5 and Qwen2.5-VL, inside lmms-eval."""
-    # The one place where the environment is read: what no file may hold, for the commands that write some.
+    # Secrets are read from the environment only here; commands that write files redact them.
     SECRETS.set(secret_values(os.environ))
 
 
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The table of the README.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List every method: its class, where it can act, how it counts, and what it reads; or all about one."""
+    """List every method: its class, possible layers, how many tokens it keeps, and what it reads; or describe one fully."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -136,21 +136,21 @@ def methods(
         _show_one(METHODS[name])
         return
     table = Table(box=box.SIMPLE_HEAD)
-    # What a narrow terminal cannot hold is in each method's own view, and in the JSON.
-    more = ("training-free", "arXiv") if Console().width >= 140 else ()
-    for column in ("method", "class", "layers", "keeps", "reads", *more):
+    # Columns that do not fit a narrow terminal are in each method's own view and in the JSON.
+    wide_columns = ("training-free", "arXiv") if Console().width >= 140 else ()
+    for column in ("method", "class", "layers", "keeps", "reads", *wide_columns):
         table.add_column(column, no_wrap=column in ("method", "layers", "arXiv"), overflow="fold")
     for spec in METHODS.values():
         layers = spec.layers_text.replace("1 and deeper", "≥ 1")
         row = (spec.name, _class(spec), layers, spec.count_text, ", ".join(spec.reads) or "nothing")
-        wide = ("no" if spec.trained else "yes", _arxiv(spec))
-        table.add_row(*row, *(wide if more else ()))
+        wide_cells = ("no" if spec.trained else "yes", _arxiv(spec))
+        table.add_row(*row, *(wide_cells if wide_columns else ()))
     Console().print(table)
     Console().print("lmms-prune methods NAME shows one with its options, its example and its paper.")
 
 
 def markdown_table() -> str:
-    """The README's table of methods: name, kind, layers and paper, a row each, those of one kind together."""
+    """Return the README's table of methods in Markdown: name, kind, layers and paper, grouped by kind."""
     rows = [
         f"| `{spec.name}` | {spec.kind} | {spec.layers_text.replace('1 and deeper', '≥ 1')} | [{_arxiv(spec)}]({spec.paper}) |"
         for spec in sorted(METHODS.values(), key=lambda spec: KINDS.index(spec.kind))
@@ -167,7 +167,7 @@ def _class(spec: MethodSpec) -> str:
 
 
 def _show_one(spec: MethodSpec) -> None:
-    """All that the table knows of a method, a line each."""
+    """Print all facts about one method, one per line."""
     lines = {
         "class": _class(spec) + (", needs trained weights" if spec.trained else ", training-free"),
         "reads": spec.reads_text,
@@ -182,7 +182,7 @@ def _show_one(spec: MethodSpec) -> None:
 
 
 def _described(spec: MethodSpec) -> dict[str, Any]:
-    """One method for ``--json``."""
+    """Return one method's facts for ``--json``."""
     return {
         "name": spec.name,
         "paper": spec.paper,
@@ -205,17 +205,19 @@ def _shown(value: object) -> str:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where data and results go.")] = Path("lmms-prune-demo"),
+    folder: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path("lmms-prune-demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer schedules and questions: under two minutes.")] = False,
     schedules: Annotated[
         list[str] | None,
         typer.Option(
             "--schedule",
-            help="A schedule, maybe with its budget: 'dart@1:?,budget=0.5'; repeatable. "
+            help="A schedule, optionally with a budget: 'dart@1:?,budget=0.5'; repeatable. "
             "Default: hybrids, single methods, controls.",
         ),
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Task names with commas; default: all ten benchmarks.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Task names, separated by commas; default: all ten benchmarks.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run two small trained models through lmms-eval on ten small benchmarks: no network, no GPU.

@@ -15,9 +15,9 @@ from lmms_prune.cli import app
 from lmms_prune.compat.versions import VERSIONS
 from lmms_prune.harness import installation
 from lmms_prune.harness.installation import (
-    Check,
+    InstallationCheck,
     InstallationError,
-    mending,
+    fixing_command,
     models_found,
     refuse_broken,
     reinstall,
@@ -40,19 +40,19 @@ def test_tested_versions_are_fine() -> None:
 
 def test_other_versions_and_none_at_all_are_told_with_the_command() -> None:
     other, none = versions({"torch": ">=99,<100", "no-such-package": ">=1"})
-    assert other == Check(
+    assert other == InstallationCheck(
         "torch",
         "failed",
         f"{version('torch')} is installed, which is not supported; use one of >=99,<100",
         "pip install 'torch>=99,<100'",
     )
-    assert none == Check(
+    assert none == InstallationCheck(
         "no-such-package", "failed", "is not installed; use one of >=1", "pip install 'no-such-package>=1'"
     )
 
 
 def test_lmms_eval_finds_the_models() -> None:
-    assert models_found() == Check("models in lmms-eval", "ok", " and ".join(NAMES))
+    assert models_found() == InstallationCheck("models in lmms-eval", "ok", " and ".join(NAMES))
 
 
 def test_models_that_lmms_eval_does_not_find_are_named() -> None:
@@ -121,7 +121,7 @@ def test_the_command_brings_what_is_missing_or_the_package_anew(
 )
 def test_an_error_that_names_a_module_is_mended_in_its_package(error: str, package: str) -> None:
     expected = f"pip install --force-reinstall --no-deps {package}=={version(package)}"
-    assert mending(error, "lmms-eval") == expected
+    assert fixing_command(error, "lmms-eval") == expected
 
 
 def test_what_is_not_installed_is_installed_in_a_version_that_will_do(tmp_path: Path) -> None:
@@ -130,9 +130,9 @@ def test_what_is_not_installed_is_installed_in_a_version_that_will_do(tmp_path: 
 
 def test_all_that_is_wrong_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_broken()
-    broken = [Check("torch", "failed", "is old", "pip install new"), Check("x", "ok", "")]
+    broken = [InstallationCheck("torch", "failed", "is old", "pip install new"), InstallationCheck("x", "ok", "")]
     monkeypatch.setattr(installation, "versions", lambda: iter(broken))
-    monkeypatch.setattr(installation, "models_found", lambda: Check("models", "failed", "none"))
+    monkeypatch.setattr(installation, "models_found", lambda: InstallationCheck("models", "failed", "none"))
     with pytest.raises(InstallationError) as error:
         refuse_broken()
     assert str(error.value).splitlines()[1:] == ["torch: is old: pip install new", "models: none", installation.DOCTOR]
@@ -142,7 +142,9 @@ def test_all_that_is_wrong_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -
 def test_nothing_is_begun_in_a_broken_installation(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(installation, "versions", lambda: iter([Check("torch", "failed", "is old", "pip install new")]))
+    monkeypatch.setattr(
+        installation, "versions", lambda: iter([InstallationCheck("torch", "failed", "is old", "pip install new")])
+    )
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "a.yaml"
     config.write_text("model: llava_pruned\nmodel_args: {schedule: none}\ntasks: pope\n", encoding="utf-8")

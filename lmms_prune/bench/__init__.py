@@ -1,1 +1,1 @@
-"""Measured time: of whole runs under schedules, and of each method's selection."""
+"""Time measurements: whole runs under schedules, and each method's selection."""

@@ -1,4 +1,4 @@
-"""Seconds of something that runs on a device."""
+"""Timing of work on a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def median_seconds(run: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """The median of `repeats` runs, after one that warms up; each waits for the device."""
+    """Return the median seconds of `repeats` runs after one warm-up run; each waits for the device."""
     seconds = []
     for _ in range(repeats + 1):
         wait(device)
@@ -23,6 +23,6 @@ def median_seconds(run: Callable[[], Any], repeats: int, device: torch.device) -
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

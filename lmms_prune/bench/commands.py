@@ -1,4 +1,4 @@
-"""``lmms-prune bench`` and its relatives. Heavy modules are imported only when one of them runs."""
+"""The commands ``lmms-prune bench`` and ``bench-…``. They import heavy modules only when they run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ Dtype = Annotated[
     str, typer.Option(help="float32, float16, bfloat16 (or fp32, fp16, bf16), or auto: the checkpoint's.")
 ]
 GridSides = Annotated[
-    str, typer.Option("--grid", help="Where images differ in size: rows x columns of an image's visual tokens.")
+    str,
+    typer.Option("--grid", help="Rows x columns of an image's visual tokens, for models whose images differ in size."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 
 
 def bench(
     schedules: Annotated[
-        list[str] | None, typer.Argument(help=f"Schedules to time beside the unpruned model. Default: {HYBRID}.")
+        list[str] | None, typer.Argument(help=f"Schedules to compare with the unpruned model. Default: {HYBRID}.")
     ] = None,
     model: Model = None,
     arch: Arch = None,
@@ -46,59 +47,61 @@ def bench(
     dtype: Dtype = "auto",
     device: Device = "cpu",
     grid: GridSides = "24x24",
-    batch: Annotated[str, typer.Option(help="Rows at once; several with commas.")] = "1",
-    text_tokens: Annotated[str, typer.Option(help="Text tokens of a prompt; several with commas.")] = "60",
-    new_tokens: Annotated[str, typer.Option(help="Tokens of an answer; several with commas.")] = "1,32",
-    repeats: Annotated[int, typer.Option(min=2, help="Timed runs of each, after one that warms up.")] = 7,
+    batch: Annotated[str, typer.Option(help="Batch size; several separated by commas.")] = "1",
+    text_tokens: Annotated[str, typer.Option(help="Text tokens of a prompt; several separated by commas.")] = "60",
+    new_tokens: Annotated[str, typer.Option(help="Tokens of an answer; several separated by commas.")] = "1,32",
+    repeats: Annotated[int, typer.Option(min=2, help="Timed runs of each, after one warm-up run.")] = 7,
     plot: Annotated[Path | None, typer.Option(help="Draw the times into this .png or .svg file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Time schedules beside the unpruned model, split by cause, and what the FLOPs promise beside what is realised.
+    """Time schedules relative to the unpruned model, split by part, and compare the speed-up with the FLOPs' prediction.
 
     All run in turn in one process with the same attention kernel. Images and texts are random; every answer has its
     full length.
     """
     _one_model("bench", model, arch, layers)
     if plot is not None:
-        _drawable(plot)
+        _check_plot_path(plot)
     sides = _sides(grid)
     sweep = [
         _numbers(*option) for option in (("batch", batch), ("text-tokens", text_tokens), ("new-tokens", new_tokens))
     ]
-    with plainly(*_mendable()):
-        wanted = [Schedule.parse(text) for text in schedules or [HYBRID]]
-        _check(wanted, arch or str(model), layers, sides)  # before the many weights are made or loaded
+    with plainly(*_user_errors()):
+        parsed = [Schedule.parse(text) for text in schedules or [HYBRID]]
+        _check(
+            parsed, arch or str(model), layers, sides
+        )  # fail before the weights are made or loaded, which takes long
         from lmms_prune.bench.models import given_model
         from lmms_prune.bench.report import chart, described, tables
-        from lmms_prune.bench.schedules import Case, time_schedules
+        from lmms_prune.bench.schedules import Workload, time_schedules
 
         ready = given_model(model, arch, layers, dtype, device)
-        cases = [Case(*numbers) for numbers in product(*sweep)]
+        cases = [Workload(*numbers) for numbers in product(*sweep)]
         rows = None if ready.fixed else sides
         progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
-        measured = time_schedules(ready.model, wanted, cases, rows, repeats, progress)
+        measured = time_schedules(ready.model, parsed, cases, rows, repeats, progress)
     if as_json:
         typer.echo(json.dumps({"model": ready.title, "repeats": repeats, **described(measured)}))
     else:
         for table in tables(measured, ready.title):
             Console(markup=False).print(table)
-    # Last, so that what took long to measure is not lost where there is no room for a picture.
+    # Last, so that a full disk does not lose the measurements.
     if plot is not None:
         chart(measured, plot, ready.title)
 
 
 def bench_methods(
-    names: Annotated[str | None, typer.Option("--methods", help="Methods with commas; default: all.")] = None,
+    names: Annotated[str | None, typer.Option("--methods", help="Methods, separated by commas; default: all.")] = None,
     family: Annotated[str, typer.Option(help=f"{' or '.join(FAMILIES)}.")] = next(iter(FAMILIES)),
-    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size: images at once.")] = 1,
     keep: Annotated[float, typer.Option(min=0, max=1, help="The ratio of tokens to keep.")] = 0.33,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of runs; the median is reported.")] = 5,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Time each method's selection beside one decoder layer of the 7B shape, in the same run, with random weights.
+    """Time each method's selection relative to one decoder layer of the 7B shape, in the same run, with random weights.
 
-    Takes about 5 GB of memory for LLaVA and 9 GB for Qwen2.5-VL; float32 on a CPU, bfloat16 on a GPU.
+    Needs about 5 GB of memory for LLaVA and 9 GB for Qwen2.5-VL; float32 on a CPU, bfloat16 on a GPU.
     """
     if family not in FAMILIES:
         fail(f"--family {family}: use {' or '.join(FAMILIES)}.")
@@ -106,19 +109,19 @@ def bench_methods(
     for name in chosen:
         if name not in METHODS:
             fail(f"--methods {name}: unknown method.{did_you_mean(name, list(METHODS))}")
-    with plainly(*_mendable()):
+    with plainly(*_user_errors()):
         import torch
 
         from lmms_prune.bench.models import existing_device, fits
         from lmms_prune.bench.selection import time_selection
 
-        place = existing_device(device)
-        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+        torch_device = existing_device(device)
+        dtype = torch.float32 if torch_device.type == "cpu" else torch.bfloat16
         with fits(f"at batch {batch}", "a smaller --batch"):
-            layer, timings = time_selection(family, chosen, batch, keep, repeats, place, dtype)
+            layer, timings = time_selection(family, chosen, batch, keep, repeats, torch_device, dtype)
     if as_json:
-        about = {"family": family, "batch": batch, "layer_seconds": layer}
-        typer.echo(json.dumps({**about, "methods": [asdict(timing) for timing in timings]}))
+        context = {"family": family, "batch": batch, "layer_seconds": layer}
+        typer.echo(json.dumps({**context, "methods": [asdict(timing) for timing in timings]}))
         return
     table = Table(
         "method", "at layer", "ms", "of one layer", "of the prefill", title=f"{family}, batch {batch}, {device}"
@@ -135,19 +138,23 @@ def bench_throughput(
     task: Annotated[str, typer.Option(help="A task of lmms-eval whose answers are short.")] = "pope",
     model: Annotated[str, typer.Option(help=f"{' or '.join(MODEL_NAMES)}.")] = next(iter(MODEL_NAMES)),
     schedules: Annotated[
-        list[str] | None, typer.Option("--schedule", help="Repeatable. Default: none, and an average of a ninth.")
+        list[str] | None,
+        typer.Option("--schedule", help="Schedule to time; repeatable. Default: none, and divprune@0:0.11."),
     ] = None,
-    batch_size: Annotated[str, typer.Option(help="Of this package's model: a number, or auto.")] = "16",
-    samples: Annotated[int, typer.Option(min=1, help="The time of twice as many is measured.")] = 16,
-    repeats: Annotated[int, typer.Option(min=1, help="Of each run; medians count.")] = 1,
+    batch_size: Annotated[str, typer.Option(help="Batch size of this package's model: a number, or auto.")] = "16",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Samples of the short run; the time of twice as many is measured.")
+    ] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of each run; medians are reported.")] = 1,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Time samples through lmms-eval itself, beside the harness's own wrapper of the same checkpoint at batch size 1.
+    """Time samples through lmms-eval, compared with its own wrapper of the same checkpoint at batch size 1.
 
-    From reading a document to its score, in the same minutes on the same machine. The stock wrappers need `decord`.
+    The time is from reading a document to its score; the runs alternate on this machine. The stock wrappers need
+    `decord`.
     """
-    with plainly(*_mendable()):
+    with plainly(*_user_errors()):
         from lmms_prune.bench.throughput import STOCK, measure_throughput
         from lmms_prune.harness.tasks import task_configs
 
@@ -156,7 +163,7 @@ def bench_throughput(
         chosen = schedules or ["none", "divprune@0:0.11"]
         for text in chosen:
             Schedule.parse(text)
-        found = measure_throughput(
+        measured = measure_throughput(
             model,
             model_args,
             chosen,
@@ -169,11 +176,18 @@ def bench_throughput(
             Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print,
         )
     if as_json:
-        typer.echo(json.dumps({"task": task, "device": device, "runs": [asdict(one) for one in found]}))
+        typer.echo(
+            json.dumps({"task": task, "device": device, "runs": [asdict(throughput) for throughput in measured]})
+        )
         return
     table = Table("model", "batch", "samples a second", "of the stock wrapper's", title=f"{task}, {device}")
-    for one in found:
-        table.add_row(one.name, one.batch_size, f"{one.per_second:.2f}", f"{one.per_second / found[0].per_second:.2f}x")
+    for throughput in measured:
+        table.add_row(
+            throughput.name,
+            throughput.batch_size,
+            f"{throughput.per_second:.2f}",
+            f"{throughput.per_second / measured[0].per_second:.2f}x",
+        )
     Console(markup=False).print(table)
 
 
@@ -186,30 +200,32 @@ def bench_information(
     grid: GridSides = "24x24",
     block: Annotated[int, typer.Option(min=1, help="Side of a unit: 1 a visual token, 2 the paper's squares.")] = 1,
     text_tokens: Annotated[int, typer.Option(min=2, help="Text tokens of the prompt.")] = 60,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements, and full runs at each layer; medians count.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Number of measurements, and of full runs at each layer; medians are reported.")
+    ] = 3,
     as_json: Json = False,
 ) -> None:
-    """Time the information of all visual tokens at all layers, beside one full run for each of them.
+    """Time measuring the information of all visual tokens at all layers, compared with one full run for each of them.
 
-    Full runs already prune at the layer in question; those of one layer cost the same, so a few of them are timed.
+    The full runs prune at their layer, too. Runs of one layer cost the same, so only a few of them are timed.
     """
     _one_model("bench-information", model, arch, layers)
     sides = _sides(grid)
-    with plainly(*_mendable()):
+    with plainly(*_user_errors()):
         from lmms_prune.bench.information import time_information
         from lmms_prune.bench.models import given_model
 
         ready = given_model(model, arch, layers, dtype, device)
         depth = ready.model.config.get_text_config().num_hidden_layers
         rows = None if ready.fixed else sides
-        found = time_information(ready.model, range(depth), block, rows, text_tokens, repeats)
-    said = {**asdict(found), "runs_seconds": found.runs_seconds, "ratio": found.ratio}
+        timing = time_information(ready.model, range(depth), block, rows, text_tokens, repeats)
+    numbers = {**asdict(timing), "runs_seconds": timing.runs_seconds, "ratio": timing.ratio}
     if as_json:
-        typer.echo(json.dumps({"model": ready.title, "block": block, "repeats": repeats, **said}))
+        typer.echo(json.dumps({"model": ready.title, "block": block, "repeats": repeats, **numbers}))
         return
     Console(highlight=False, markup=False, soft_wrap=True).print(
-        f"{ready.title}\n{found.units} units at {found.layers} layers: {found.seconds:.2f} s together; one full run for "
-        f"each, {found.units * found.layers} in all: {found.runs_seconds:.1f} s. {found.ratio:.1f}x."
+        f"{ready.title}\n{timing.units} units at {timing.layers} layers: {timing.seconds:.2f} s together; one full run for "
+        f"each, {timing.units * timing.layers} in all: {timing.runs_seconds:.1f} s. {timing.ratio:.1f}x."
     )
 
 
@@ -223,19 +239,19 @@ def _one_model(command: str, model: str | None, arch: str | None, layers: int | 
 
 
 def _check(schedules: Sequence[Schedule], model: str, layers: int | None, sides: tuple[int, int]) -> None:
-    """Hold schedules against a model's depth and its images' tokens, as far as they are known before it is loaded.
+    """Check schedules against a model's layers and image tokens, as far as known before it is loaded.
 
     Raises:
-        ArchitectureError, ScheduleError: what they cannot be run on.
+        ArchitectureError, ScheduleError: a schedule cannot run on the model.
     """
     sizes = of_checkpoint(model)
     if sizes is None:
         return
-    for one in schedules:
-        one.check(layers or sizes.layers, [sizes.tokens_per_image or sides[0] * sides[1]])
+    for schedule in schedules:
+        schedule.check(layers or sizes.layers, [sizes.tokens_per_image or sides[0] * sides[1]])
 
 
-def _drawable(plot: Path) -> None:
+def _check_plot_path(plot: Path) -> None:
     if plot.suffix not in (".png", ".svg"):
         fail(f"--plot {plot}: the name must end with .png or .svg.")
     if not plot.absolute().parent.is_dir():
@@ -243,7 +259,7 @@ def _drawable(plot: Path) -> None:
 
 
 def _sides(text: str) -> tuple[int, int]:
-    """Rows x columns."""
+    """Parse rows x columns."""
     sides = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
     if sides is None:
         fail(f"--grid {text}: write rows x columns, such as 24x24.")
@@ -251,13 +267,13 @@ def _sides(text: str) -> tuple[int, int]:
 
 
 def _numbers(option: str, text: str) -> list[int]:
-    """Whole numbers of at least 1 with commas."""
+    """Parse whole numbers of at least 1, separated by commas."""
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
         fail(f"--{option} {text}: write whole numbers of at least 1 with commas, such as 1,8.")
     return sorted({int(number) for number in text.split(",")})
 
 
-def _mendable() -> tuple[type[Exception], ...]:
+def _user_errors() -> tuple[type[Exception], ...]:
     from lmms_prune.bench.models import BenchError
     from lmms_prune.errors import UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError

@@ -1,4 +1,4 @@
-"""At which lengths of answer a schedule is worth it, from measured times."""
+"""The answer lengths at which a schedule is worthwhile, from measured times."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Literal
 
 import numpy as np
 
-from lmms_prune.bench.schedules import Measured
+from lmms_prune.bench.schedules import ScheduleTiming
 
-WORTH = 1.1  # a speed-up below which pruning is hardly worth its loss
+WORTH = 1.1  # the least speed-up that is worth the loss in accuracy
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Where the speed-up crosses `WORTH`, by straight lines through the times of the answers' lengths.
+    """The answer length at which the speed-up crosses `WORTH`, by straight lines fitted to the times.
 
     Args:
-        gain: at which lengths the speed-up is `WORTH` or more: "always", "never", "until" a length, "from" a length on;
-            "unknown" if a single length was timed.
-        new_tokens: that length; None where there is none.
+        gain: the lengths at which the speed-up is at least `WORTH`: "always", "never", "until" or "from" a length;
+            "unknown" if only one length was timed.
+        new_tokens: that length; None if there is none.
     """
 
     gain: Literal["always", "never", "until", "from", "unknown"]
@@ -32,22 +32,22 @@ class BreakEven:
         return f"{'to' if self.gain == 'until' else self.gain} {self.new_tokens:.0f}"
 
 
-def break_even(pruned: Sequence[Measured], whole: Sequence[Measured]) -> BreakEven:
-    """The lengths of answer, from one new token, at which a schedule is at least `WORTH` times as fast.
+def break_even(pruned: Sequence[ScheduleTiming], unpruned: Sequence[ScheduleTiming]) -> BreakEven:
+    """Find the answer lengths, from one new token on, at which a schedule is at least `WORTH` times as fast.
 
     Args:
-        pruned, whole: of one batch and text length, and of the same numbers of new tokens.
+        pruned, unpruned: timings of one batch and text length, for the same numbers of new tokens.
     """
     if len(pruned) < 2:
         return BreakEven("unknown")
 
-    def line(points: Sequence[Measured]) -> tuple[float, float]:
+    def line(points: Sequence[ScheduleTiming]) -> tuple[float, float]:
         slope, start = np.polyfit([p.case.new_tokens for p in points], [p.seconds for p in points], 1)
         return float(slope), float(start)
 
-    (slope, start), (whole_slope, whole_start) = line(pruned), line(whole)
-    # Seconds that are left beyond those that `WORTH` asks for: at no new token, and what each of them adds.
-    spare, more = whole_start - WORTH * start, whole_slope - WORTH * slope
-    if spare + more >= 0:
-        return BreakEven("always") if more >= 0 else BreakEven("until", -spare / more)
-    return BreakEven("never") if more <= 0 else BreakEven("from", -spare / more)
+    (slope, start), (unpruned_slope, unpruned_start) = line(pruned), line(unpruned)
+    # Seconds saved beyond what `WORTH` requires: with no new token, and per new token.
+    spare_at_zero, spare_per_token = unpruned_start - WORTH * start, unpruned_slope - WORTH * slope
+    if spare_at_zero + spare_per_token >= 0:
+        return BreakEven("always") if spare_per_token >= 0 else BreakEven("until", -spare_at_zero / spare_per_token)
+    return BreakEven("never") if spare_per_token <= 0 else BreakEven("from", -spare_at_zero / spare_per_token)

@@ -1,4 +1,4 @@
-"""How long the information of all visual tokens takes, beside one full run for each, in the same process."""
+"""Time of measuring the information of all visual tokens, compared with one full run for each, in one process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lmms_prune.schedule import Schedule
 
 @dataclass(frozen=True)
 class InformationTiming:
-    """One prompt, measured at some layers.
+    """Timing of one prompt's information at several layers.
 
     Args:
-        layers: how many.
-        units: visual tokens, or blocks of them, each at every layer.
-        seconds: of all of them together: the median of some measurements.
-        run_seconds: for each layer, the median of some full runs that cut to one unit there.
+        layers: number of layers.
+        units: number of visual tokens, or of blocks of them, measured at every layer.
+        seconds: median seconds of measuring all units at all layers.
+        run_seconds: for each layer, median seconds of a full run that prunes to one unit there.
     """
 
     layers: int
@@ -33,12 +33,12 @@ class InformationTiming:
 
     @property
     def runs_seconds(self) -> float:
-        """What one full run for each unit and layer would take, all of a layer being alike."""
+        """Return the seconds of one full run for each unit and layer; runs of one layer take equally long."""
         return self.units * sum(self.run_seconds)
 
     @property
     def ratio(self) -> float:
-        """How many times faster than full runs."""
+        """Return how many times faster the measurement is than full runs."""
         return self.runs_seconds / self.seconds
 
 
@@ -47,34 +47,34 @@ def time_information(
 ) -> InformationTiming:
     """Time `measure` on a random prompt, and full runs of it that are pruned to one unit at each of the layers.
 
-    Runs at one layer differ in which tokens they keep, not in what they compute, so that a few of them are timed.
+    Runs at one layer differ in the tokens they keep, not in how many, so timing a few of them is enough.
 
     Args:
         model: a loaded checkpoint of either family.
-        layers: at which to measure.
-        block: side of a unit.
-        grid: rows and columns of the image's visual tokens; None where the model has only one size.
-        text_tokens: of the prompt.
-        repeats: measurements, and runs at each layer, of which medians count.
+        layers: the layers to measure at.
+        block: side of a unit, in visual tokens.
+        grid: rows and columns of the image's visual tokens; None if the model has a fixed size.
+        text_tokens: text tokens of the prompt.
+        repeats: number of measurements, and of runs at each layer; medians are reported.
 
     Raises:
-        BenchError, InformationError, ScheduleError: what cannot be measured.
+        BenchError, InformationError, ScheduleError: the model, grid or layers cannot be measured.
     """
     inputs = random_inputs(model, 1, grid, text_tokens)
     device = inputs["input_ids"].device
     answer = int(inputs["input_ids"][0, -1])
-    made = measure(model, inputs, answer, [], block).units
+    units = measure(model, inputs, answer, [], block).units
 
-    def whole() -> None:
+    def all_layers() -> None:
         for _ in measure(model, inputs, answer, layers, block).layers:
             pass
 
     @torch.no_grad()
-    def one(schedule: Schedule) -> None:
+    def full_run(schedule: Schedule) -> None:
         with prune(model, schedule):
             model(**inputs, logits_to_keep=1)
 
-    seconds = median_seconds(whole, repeats, device)
-    schedules = [Schedule.parse(f"random@{layer}:{len(made[0].tokens)}t") for layer in layers]
-    runs = [median_seconds(lambda: one(schedule), repeats, device) for schedule in schedules]  # noqa: B023
-    return InformationTiming(len(layers), len(made), seconds, runs)
+    seconds = median_seconds(all_layers, repeats, device)
+    schedules = [Schedule.parse(f"random@{layer}:{len(units[0].tokens)}t") for layer in layers]
+    runs = [median_seconds(lambda: full_run(schedule), repeats, device) for schedule in schedules]  # noqa: B023
+    return InformationTiming(len(layers), len(units), seconds, runs)

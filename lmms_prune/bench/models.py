@@ -1,4 +1,4 @@
-"""Random-weight models of named architectures, and inputs for any model of the families."""
+"""Models of named architectures with random weights, and random inputs for any supported model."""
 
 from __future__ import annotations
 
@@ -23,82 +23,82 @@ _BEFORE = 35  # text tokens before the image, as in LLaVA-1.5's prompt
 
 
 class BenchError(ValueError):
-    """What was asked for cannot be timed; the message says why."""
+    """A request that cannot be timed; the message says why."""
 
 
 @contextmanager
-def fits(what: str, mend: str) -> Iterator[None]:
-    """Say of memory that does not suffice that it does not hold `what`, and how to `mend` it.
+def fits(what: str, remedy: str) -> Iterator[None]:
+    """Turn an out-of-memory error into one that names the situation `what` and a `remedy`.
 
     Raises:
-        BenchError: the device, or this machine, has too little.
+        BenchError: the device or this machine has too little memory.
     """
     try:
         yield
     except RuntimeError as error:
-        # On a CPU it has no class of its own.
+        # torch has no error class for running out of CPU memory.
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise BenchError(f"out of memory {what}; use {mend} or another --device.") from error
+            raise BenchError(f"out of memory {what}; use {remedy} or another --device.") from error
         raise
 
 
 def existing_device(name: str) -> torch.device:
-    """The device of that name.
+    """Return the device of that name.
 
     Raises:
-        ArgumentError: this machine has none.
+        ArgumentError: this machine has no such device.
     """
-    given = {"pretrained": "none", "schedule": "none", "device": name}
-    return pick_device(ModelArguments.read(given), 0, 1)
+    arguments = {"pretrained": "none", "schedule": "none", "device": name}
+    return pick_device(ModelArguments.read(arguments), 0, 1)
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A loaded model; `title` says what, where and in what type, `fixed` whether its images have only one size."""
+class BenchModel:
+    """A loaded model; `title` names it, its dtype and its device, `fixed` tells whether its images have one size."""
 
     model: Any
     title: str
     fixed: bool
 
 
-def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dtype: str, device: str) -> Ready:
-    """A checkpoint, or random weights in the sizes of `arch`.
+def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dtype: str, device: str) -> BenchModel:
+    """Load a checkpoint, or make random weights in the sizes of `arch`.
 
     Args:
-        checkpoint, arch: one of the two.
+        checkpoint, arch: exactly one of the two.
         layers: decoder layers of the random model; None for all.
-        dtype: "auto" is the checkpoint's, and for random weights bfloat16 on a GPU and float32 on a CPU.
+        dtype: "auto" is the checkpoint's dtype; for random weights, bfloat16 on a GPU and float32 on a CPU.
         device: "cpu", "cuda" or "cuda:N".
 
     Raises:
-        BenchError, ArgumentError, UnsupportedModelError: no such type, device or checkpoint, or it does not fit.
+        BenchError, ArgumentError, UnsupportedModelError: no such dtype, device or checkpoint, or the weights do not fit.
     """
     dtype = _SHORT.get(dtype, dtype)
     if dtype not in _DTYPES:
         raise BenchError(f"--dtype {dtype}: use {', '.join(_DTYPES)}.")
-    given = {"pretrained": checkpoint or str(arch), "schedule": "none", "dtype": dtype, "device": device}
-    arguments = ModelArguments.read(given)
-    place = pick_device(arguments, 0, 1)
+    values = {"pretrained": checkpoint or str(arch), "schedule": "none", "dtype": dtype, "device": device}
+    arguments = ModelArguments.read(values)
+    torch_device = pick_device(arguments, 0, 1)
     with fits(f"with the weights of {checkpoint or arch} alone", "a 16-bit --dtype, with --arch fewer --layers,"):
         if checkpoint is not None:
-            model = load_model(arguments, place)
+            model = load_model(arguments, torch_device)
         else:
-            kind = {"auto": torch.bfloat16 if place.type == "cuda" else torch.float32}
-            model = random_model(str(arch), layers, place, kind.get(dtype) or getattr(torch, dtype))
+            auto = torch.bfloat16 if torch_device.type == "cuda" else torch.float32
+            model = random_model(str(arch), layers, torch_device, auto if dtype == "auto" else getattr(torch, dtype))
     parts = ModelParts.of(model)
     name = checkpoint or f"{arch}, {len(parts.layers)} decoder layers of random weights"
-    where = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
+    where = torch.cuda.get_device_name(torch_device) if torch_device.type == "cuda" else torch_device.type
     title = f"{name}, {str(model.dtype).removeprefix('torch.')}, {where}"
-    return Ready(model, title, parts.tokens_per_image is not None)
+    return BenchModel(model, title, parts.tokens_per_image is not None)
 
 
 def random_model(name: str, layers: int | None, device: torch.device, dtype: torch.dtype) -> Any:
-    """A model of a named architecture with the library's random weights.
+    """Make a model of a named architecture with transformers' random initial weights.
 
     Args:
-        name: one of `lmms_prune.models.sizes.PUBLISHED`.
-        layers: decoder layers, if fewer than the architecture has are enough.
-        device, dtype: where and in what type the weights are made.
+        name: one of `lmms_prune.models.architectures.PUBLISHED`.
+        layers: number of decoder layers; None for all.
+        device, dtype: device and dtype of the weights.
     """
     config = FAMILIES[PUBLISHED[name]["model_type"]].random_config(name, layers)
     with torch.device(device):
@@ -106,27 +106,29 @@ def random_model(name: str, layers: int | None, device: torch.device, dtype: tor
 
 
 def random_inputs(model: Any, batch: int, grid: tuple[int, int] | None, text_tokens: int) -> dict[str, Tensor]:
-    """One random image and random text in each row, as a processor would give them.
+    """Make inputs of one random image and random text per row, in a processor's format.
 
     Args:
-        model: of either family; its device and type hold for the inputs.
+        model: a supported model; the inputs get its device and dtype.
         batch: rows.
-        grid: rows and columns of visual tokens of each image; None where the model has only one size.
-        text_tokens: of each row, before and after the image.
+        grid: rows and columns of visual tokens of each image; None if the model has a fixed size.
+        text_tokens: text tokens of each row, before and after the image together.
 
     Raises:
         BenchError: the model takes images of another size.
     """
     parts = ModelParts.of(model)
-    only = parts.family.only_grid(parts.config)
-    if only and grid not in (None, only):
-        raise BenchError(f"this model's images have {only[0]} x {only[1]} visual tokens, not {grid[0]} x {grid[1]}.")
-    grid = only or grid
+    fixed_grid = parts.family.only_grid(parts.config)
+    if fixed_grid and grid not in (None, fixed_grid):
+        raise BenchError(
+            f"this model's images have {fixed_grid[0]} x {fixed_grid[1]} visual tokens, not {grid[0]} x {grid[1]}."
+        )
+    grid = fixed_grid or grid
     if grid is None:
         raise BenchError("images of this model have any size: say their rows and columns of visual tokens.")
     rows, columns = grid
     generator = torch.Generator().manual_seed(0)
-    # Ids of specials lie at either end of a vocabulary.
+    # Special tokens have ids at either end of the vocabulary; text is drawn between.
     vocabulary = parts.config.get_text_config().vocab_size
     text = torch.randint(vocabulary // 8, vocabulary // 2, (batch, text_tokens), generator=generator)
     text[text == parts.config.image_token_id] += 1

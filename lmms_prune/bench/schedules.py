@@ -1,4 +1,4 @@
-"""Measured time of whole generations under schedules, split by cause, beside what the FLOPs promise."""
+"""Measured time of whole generations under schedules, split by part, compared with the FLOPs' prediction."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PARTS = ("tower", "selection", "prefill", "decode")
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is generated: `batch` rows of one image and `text_tokens`, each answered with `new_tokens`."""
+class Workload:
+    """A generation to time: `batch` rows of one image and `text_tokens`, each answered with `new_tokens`."""
 
     batch: int
     text_tokens: int
@@ -35,28 +35,28 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One schedule in one case.
+class ScheduleTiming:
+    """Measured time of one schedule on one workload.
 
     Args:
-        schedule: its text; "none" is the unpruned model, without any hook but those that mark times.
-        case: what was generated.
-        seconds: median over the repeats, from the call of ``generate`` to the last token.
+        schedule: its text; "none" is the unpruned model, with no hooks but those that mark times.
+        case: the workload.
+        seconds: median over the repeats, from calling ``generate`` to the last token.
         low, high: 95 % bootstrap interval of that median.
-        parts: median seconds of the vision encoder with its projector, of selecting and cutting, of the rest up to the
-            first token, and of all further tokens.
-        ideal_speedup: the unpruned model's FLOPs over this one's, tower and decode steps included, the selection's not:
-            it is no promise of the schedule, but a price.
-        realised_speedup: the unpruned model's median over this one.
-        realised_low, realised_high: 95 % bootstrap interval of that ratio; the repeats of both are drawn in pairs.
-        realised_fraction: the realised over the ideal speed-up; a schedule that keeps everything has what its hooks leave.
-        selection_flops: matrix products of the selection for the whole batch, as torch counts them.
-        avg_visual_tokens: average over the layers and rows.
-        peak_bytes: most memory that was allocated on the GPU; None on a CPU.
+        parts: median seconds by part: the vision encoder with its projector ("tower"), selecting and dropping
+            ("selection"), the rest up to the first token ("prefill"), and all further tokens ("decode").
+        ideal_speedup: the unpruned model's FLOPs over this one's, including encoder and decode steps. The selection's
+            FLOPs are excluded: they are an overhead, not part of what the schedule promises.
+        realised_speedup: the unpruned model's median over this one's.
+        realised_low, realised_high: 95 % bootstrap interval of that ratio; repeats of both are drawn in pairs.
+        realised_fraction: realised over ideal speed-up; for a keep-all schedule it shows the overhead of the hooks.
+        selection_flops: FLOPs of the selection's matrix products for the whole batch, as torch counts them.
+        avg_visual_tokens: visual tokens, averaged over layers and rows.
+        peak_bytes: peak allocated GPU memory; None on a CPU.
     """
 
     schedule: str
-    case: Case
+    case: Workload
     seconds: float
     low: float
     high: float
@@ -73,7 +73,7 @@ class Measured:
 
 @dataclass
 class _Runs:
-    """All repeats of one schedule in one case."""
+    """All repeats of one schedule on one workload."""
 
     seconds: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
@@ -87,55 +87,56 @@ class _Runs:
 def time_schedules(
     model: Any,
     schedules: Sequence[Schedule],
-    cases: Sequence[Case],
+    cases: Sequence[Workload],
     grid: tuple[int, int] | None,
     repeats: int,
     progress: Callable[[str], None] = lambda _: None,
-) -> list[Measured]:
-    """Time generations of `model` under each schedule and unpruned, in the same process, one after the other in turn.
+) -> list[ScheduleTiming]:
+    """Time generations of `model`, unpruned and under each schedule, in turn and in one process.
 
     Args:
-        model: loaded, of either family. Every answer has its full length: ends of answers are suppressed.
-        schedules: every ``?`` solved; the empty one is measured in any case and comes first.
-        cases: what to generate.
-        grid: rows and columns of visual tokens of each image; None where the model has only one size.
-        repeats: timed runs of each, after one that warms up. The order goes round, so that a drift hits all alike.
-        progress: is told which case begins.
+        model: a loaded, supported model. The end token is suppressed, so every answer has its full length.
+        schedules: with every ``?`` solved. The empty schedule is always measured, and comes first.
+        cases: the workloads.
+        grid: rows and columns of visual tokens of each image; None if the model has a fixed size.
+        repeats: timed runs of each after one warm-up. Schedules alternate, so that a drift affects all alike.
+        progress: called with each workload's description as it begins.
 
     Raises:
-        BenchError: as `random_inputs`, or the memory does not hold a case.
+        BenchError: as `random_inputs`, or a workload does not fit the memory.
         ScheduleError, UnsupportedModelError: as `prune`.
     """
-    everything = [Schedule(()), *(one for one in schedules if one.stages)]
+    all_schedules = [Schedule(()), *(schedule for schedule in schedules if schedule.stages)]
     sizes = from_config(model.config.to_dict(), "model")
     clock = _Clock(next(model.parameters()).device)
     measured = []
     for case in cases:
         progress(f"batch {case.batch}, {case.text_tokens} text tokens, {case.new_tokens} new tokens")
-        runs = [_Runs() for _ in everything]
+        runs = [_Runs() for _ in all_schedules]
         size = f"batch {case.batch}, {case.text_tokens} text and {case.new_tokens} new tokens"
         with fits(f"at {size}", "a smaller --batch, fewer --layers"):
             inputs = random_inputs(model, case.batch, grid, case.text_tokens)
-            for schedule, run in zip(everything, runs, strict=True):
+            for schedule, run in zip(all_schedules, runs, strict=True):
                 _account(model, schedule, inputs, case, sizes, run)
             for _ in range(repeats):
-                for schedule, run in zip(everything, runs, strict=True):
+                for schedule, run in zip(all_schedules, runs, strict=True):
                     _timed(model, schedule, inputs, case, clock, run)
-        measured += [_summary(str(s) or "none", case, run, runs[0]) for s, run in zip(everything, runs, strict=True)]
+        measured += [_summary(str(s) or "none", case, run, runs[0]) for s, run in zip(all_schedules, runs, strict=True)]
     return measured
 
 
-def _summary(name: str, case: Case, run: _Runs, whole: _Runs) -> Measured:
+def _summary(name: str, case: Workload, run: _Runs, unpruned_run: _Runs) -> ScheduleTiming:
     low, high = _interval([run.seconds], lambda own, axis: np.median(own, axis))
     slowest, fastest = _interval(
-        [whole.seconds, run.seconds], lambda unpruned, own, axis: np.median(unpruned, axis) / np.median(own, axis)
+        [unpruned_run.seconds, run.seconds],
+        lambda unpruned, own, axis: np.median(unpruned, axis) / np.median(own, axis),
     )
-    middle, ideal = float(np.median(run.seconds)), whole.flops / run.flops
-    realised = float(np.median(whole.seconds)) / middle
-    return Measured(
+    seconds, ideal = float(np.median(run.seconds)), unpruned_run.flops / run.flops
+    realised = float(np.median(unpruned_run.seconds)) / seconds
+    return ScheduleTiming(
         schedule=name,
         case=case,
-        seconds=middle,
+        seconds=seconds,
         low=low,
         high=high,
         parts={part: float(np.median([some[part] for some in run.parts])) for part in PARTS},
@@ -151,7 +152,7 @@ def _summary(name: str, case: Case, run: _Runs, whole: _Runs) -> Measured:
 
 
 def _interval(repeats: Sequence[Sequence[float]], statistic: Callable[..., Any]) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a statistic of one or more series, whose repeats are drawn together."""
+    """Return the 95 % bootstrap interval of a statistic of one or more series, whose repeats are drawn together."""
     if len(repeats[0]) == 1:
         value = float(statistic(*map(np.array, repeats), axis=-1))
         return value, value
@@ -161,7 +162,7 @@ def _interval(repeats: Sequence[Sequence[float]], statistic: Callable[..., Any])
 
 
 class _Clock:
-    """Marks points in time where the device reaches them, without making the host wait."""
+    """Records when the device reaches a point, without making the host wait."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -178,24 +179,24 @@ class _Clock:
             torch.cuda.synchronize(self.device)
 
     def between(self, first: Any, second: Any) -> float:
-        """Seconds; call `wait` before."""
+        """Return the seconds between two marks; call `wait` first."""
         return second - first if self.device.type != "cuda" else first.elapsed_time(second) / 1000
 
 
 class _Marks:
-    """Where in time a run's parts begin and end."""
+    """The times at which a run's parts begin and end."""
 
     def __init__(self, clock: _Clock) -> None:
         self.clock = clock
         self.tower: list[list[Any]] = []
         self.selection: list[list[Any]] = []
         self.first_token: Any = None
-        # A method may run the tower again, or the whole model as its guide: that is time of its own stage.
+        # A method may run the encoder again, or the whole model as its guide: that time belongs to its stage.
         self.open_stages = 0
 
     @contextmanager
     def around(self, model: Any, schedule: Schedule) -> Iterator[None]:
-        """Hooks around `prune`'s own: a stage's time is what passes between the hook before and the hook after."""
+        """Hook the model outside `prune`'s own hooks: a stage's time passes between a hook before and one after them."""
         parts = ModelParts.of(model)
         stages = [parts.layers[stage.layer] for stage in schedule.stages]
         last = parts.family.last_of_vision(parts.multimodal)
@@ -205,9 +206,9 @@ class _Marks:
             model.register_forward_hook(self._answered),
             *(layer.register_forward_pre_hook(self._opens(self.selection)) for layer in stages),
         ]
-        # What is compared with is the model as it is: an empty block would hook it to write down what it sees.
-        closes = (layer.register_forward_pre_hook(self._closes(self.selection)) for layer in stages)
-        with hooked(handles), prune(model, schedule) if stages else nullcontext(), hooked(closes):
+        # The baseline is the unhooked model; `prune` with an empty schedule would still hook it for the trace.
+        closing = (layer.register_forward_pre_hook(self._closes(self.selection)) for layer in stages)
+        with hooked(handles), prune(model, schedule) if stages else nullcontext(), hooked(closing):
             yield
 
     def _opens(self, spans: list[list[Any]]) -> Callable[..., None]:
@@ -231,7 +232,7 @@ class _Marks:
             self.first_token = self.clock.mark()
 
     def parts(self, start: Any, end: Any) -> dict[str, float]:
-        """Seconds of each of PARTS, which add up to the whole."""
+        """Return the seconds of each of PARTS; they add up to the whole."""
         between = self.clock.between
         tower = sum(between(*span) for span in self.tower)
         selection = sum(between(*span) for span in self.selection)
@@ -240,7 +241,7 @@ class _Marks:
         return {"tower": tower, "selection": selection, "prefill": prefill, "decode": decode}
 
 
-def _generate(model: Any, inputs: dict[str, Tensor], case: Case) -> None:
+def _generate(model: Any, inputs: dict[str, Tensor], case: Workload) -> None:
     model.generate(
         **inputs,
         max_new_tokens=case.new_tokens,
@@ -253,7 +254,9 @@ def _generate(model: Any, inputs: dict[str, Tensor], case: Case) -> None:
     )
 
 
-def _timed(model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Case, clock: _Clock, run: _Runs) -> None:
+def _timed(
+    model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Workload, clock: _Clock, run: _Runs
+) -> None:
     if clock.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(clock.device)
     marks = _Marks(clock)
@@ -270,9 +273,9 @@ def _timed(model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Case
 
 
 def _account(
-    model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Case, sizes: Architecture, run: _Runs
+    model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Workload, sizes: Architecture, run: _Runs
 ) -> None:
-    """Warm up, and count what the run computes."""
+    """Run once to warm up, and record the FLOPs and tokens of the run."""
     with prune(model, schedule, count_selection=True) as trace:
         _generate(model, inputs, case)
     grids = ModelParts.of(model).grids(inputs, [row.visual_tokens for row in trace.rows])

@@ -1,4 +1,4 @@
-"""How long methods take to select, beside one decoder layer of the 7B shape in the same run."""
+"""Time of each method's selection, relative to one decoder layer of the 7B shape in the same run."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.schedule import Schedule
 
-TEXT = 95  # tokens of a prompt beside its image
-GRID = (64, 32)  # of visual tokens, where images differ in size
+TEXT = 95  # text tokens of the prompt
+GRID = (64, 32)  # rows and columns of visual tokens, if the model's images differ in size
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One method's selection.
+    """Measured time of one method's selection.
 
     Args:
-        method: its name.
-        layer: where it acted.
-        seconds: median time of `select` (and `rewrite`) for the whole batch.
-        of_layer: as a part of one unpruned decoder layer's time.
-        of_prefill: as a part of all decoder layers' time.
+        method: the method's name.
+        layer: the decoder layer at which it selected.
+        seconds: median seconds of `select` (and `rewrite`) for the whole batch.
+        of_layer: fraction of one unpruned decoder layer's time.
+        of_prefill: fraction of all decoder layers' time.
     """
 
     method: str
@@ -52,15 +52,15 @@ def time_selection(
     """Time methods on a model of the 7B widths with random weights and few layers.
 
     Args:
-        family: a ``model_type``. Images have its own grid, or `GRID` where they differ in size.
-        names: methods; those that need trained weights or a second model's answer are left out.
-        batch: images selected for at once.
+        family: a ``model_type``. Images have the family's grid, or `GRID` if they differ in size.
+        names: methods; those that need trained weights or an auxiliary model's answer are skipped.
+        batch: number of images selected for at once.
         keep: ratio of tokens to keep.
-        repeats: runs of which the median counts.
-        device, dtype: where and in what type.
+        repeats: number of runs; the median is reported.
+        device, dtype: device and dtype of the model.
 
     Returns:
-        the seconds of one unpruned decoder layer on the same batch, and one timing a method.
+        the seconds of one unpruned decoder layer on the same batch, and one timing per method.
     """
     chosen = [METHODS[name] for name in names if _timeable(METHODS[name])]
     methods = [spec.build(dict(Schedule.parse(spec.example).stages[0].options)) for spec in chosen]
@@ -86,7 +86,7 @@ def _timeable(spec: MethodSpec) -> bool:
 
 
 def _select(method: Method, spec: MethodSpec, view: TokenView, budget: Tensor) -> None:
-    # A new view, so that nothing is remembered from the run before.
+    # A new view with an empty memory, so that nothing is reused from the previous run.
     fresh = replace(view, memory={})
     keep = method.select(fresh, budget)
     if spec.rewrites:
@@ -96,7 +96,7 @@ def _select(method: Method, spec: MethodSpec, view: TokenView, budget: Tensor) -
 def _observe(
     model: Any, parts: ModelParts, inputs: dict[str, Tensor], methods: Sequence[Method]
 ) -> tuple[dict[int, TokenView], Callable[[], Any]]:
-    """Views at layers 0 and 1 of one unpruned prefill, and layer 1 itself ready to run again."""
+    """Return token views at layers 0 and 1 of one unpruned prefill, and a function that runs layer 1 again."""
     signals = Signals(grids=True)
     for method in methods:
         signals |= method.signals(parts.encoder_shape)
@@ -115,9 +115,10 @@ def _observe(
     assert recorder.run is not None
     layout = Layout.of(parts, inputs, None, recorder.run.grids)
     states = [LayerInput(i, hidden, kwargs["position_embeddings"]) for i, (hidden, kwargs) in enumerate(calls)]
-    more = {"_embedded": states[0].hidden, "_unpruned_rotary": states[0].rotary, "_encoder_run": recorder.run}
+    from_encoder = {"_embedded": states[0].hidden, "_unpruned_rotary": states[0].rotary, "_encoder_run": recorder.run}
     views = {
-        layer: layout.view(parts, states[layer], states[layer - 1] if layer else None, 0, **more) for layer in (0, 1)
+        layer: layout.view(parts, states[layer], states[layer - 1] if layer else None, 0, **from_encoder)
+        for layer in (0, 1)
     }
     hidden, kwargs = calls[1]
     return views, lambda: parts.layers[1](hidden, **kwargs)

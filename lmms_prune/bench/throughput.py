@@ -1,4 +1,4 @@
-"""Samples a second through lmms-eval itself, beside the harness's own wrapper of the same checkpoint."""
+"""Samples per second through lmms-eval, compared with its own (stock) wrapper of the same checkpoint."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STOCK = {name: family.stock_model for name, family in MODEL_NAMES.items()}
 
 @dataclass(frozen=True)
 class Throughput:
-    """How fast one model answered.
+    """Measured throughput of one model.
 
     Args:
-        name: lmms-eval's model, with its schedule.
-        batch_size: of its batches.
-        seconds: for as many samples as lie between the two runs, loading and scoring of the first ones left out.
-        per_second: samples.
+        name: lmms-eval's name of the model, with its schedule.
+        batch_size: the batch size.
+        seconds: difference in time between the long and the short run, so start and loading are excluded.
+        per_second: samples per second.
     """
 
     name: str
@@ -49,20 +49,21 @@ def measure_throughput(
 ) -> list[Throughput]:
     """Time a task's samples through ``lmms-eval`` processes: the stock wrapper first, then ours with each schedule.
 
-    Each is run on `samples` and on three times as many documents in turn, `repeats` times; the difference of the medians
-    is the time of 2 `samples`, from reading a document to its score, without start, imports and loading.
+    Each runs in turn on `samples` and on three times as many documents, `repeats` times. The difference of the medians is
+    the time of 2 · `samples` documents, from reading a document to its score, without start, imports and loading.
 
     Args:
-        model: ours; the stock wrapper is the one of its family, at batch size 1, the only one that LLaVA's takes.
-        model_args: for ours, without schedule and batch size. The stock wrapper gets the checkpoint alone.
-        schedules: texts.
-        batch_size: of ours, a number or "auto".
-        task: of lmms-eval, with enough documents.
-        samples: see above.
-        repeats: see above.
-        device: for both.
+        model: name of our model. The stock wrapper is that of its family, at batch size 1, the only one that LLaVA's
+            wrapper supports.
+        model_args: arguments of our model, without schedule and batch size. The stock wrapper gets only the checkpoint.
+        schedules: schedule texts.
+        batch_size: batch size of our model, a number or "auto".
+        task: an lmms-eval task with at least 3 · `samples` documents.
+        samples: number of documents of the short run.
+        repeats: number of runs of each length.
+        device: device of both models.
         include: folder of further tasks.
-        progress: is told what runs.
+        progress: called with a description of each run.
 
     Raises:
         BenchError: a run left no results, the task has fewer documents, or the longer run took no longer than the
@@ -74,7 +75,7 @@ def measure_throughput(
     ours = [part for part in (model_args, f"device={device}") if part]
     jobs = [(STOCK[model], f"pretrained={checkpoint},device_map={device}", "1")]
     jobs += [(model, ",".join([*ours, f"schedule={text}"]), batch_size) for text in schedules]
-    made = []
+    throughputs = []
     for name, arguments, size in jobs:
         options = ["--model", name, "--model_args", arguments, "--batch_size", size, "--device", device]
         times: dict[int, list[float]] = {samples: [], 3 * samples: []}
@@ -92,12 +93,12 @@ def measure_throughput(
         if seconds <= 0:
             raise BenchError(f"--samples {samples} are too few to time {name}; give more, or more --repeats.")
         label = name if name in STOCK.values() else f"{name}, {arguments.split('schedule=')[1]}"
-        made.append(Throughput(label, size, seconds, 2 * samples / seconds))
-    return made
+        throughputs.append(Throughput(label, size, seconds, 2 * samples / seconds))
+    return throughputs
 
 
 def _run(options: Sequence[str], include: Path) -> tuple[float, int]:
-    """What the harness says that one evaluation took, and how many documents it had."""
+    """Run one evaluation; return its seconds, as lmms-eval recorded them, and its number of documents."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(sys.executable).with_name("lmms-eval")
         command = [str(program), *options, "--include_path", str(include), "--output_path", folder]

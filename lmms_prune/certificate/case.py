@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmms_prune.certificate.observe import Observed, Rewritten, generate, observe
-from lmms_prune.certificate.prompts import BATCHES, Row, answer, batch
+from lmms_prune.certificate.prompts import BATCHES, PromptRow, answer, batch
 from lmms_prune.certificate.reference import Masked, Standing, masked_run
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.parts import ModelParts
@@ -78,23 +78,23 @@ class Case:
     def parts(self) -> ModelParts:
         return ModelParts.of(self.subject.model)
 
-    def run(self, rows: tuple[Row, ...]) -> Observed:
+    def run(self, rows: tuple[PromptRow, ...]) -> Observed:
         """The pruned answers of some rows, generated together."""
         key = tuple(row.name for row in rows)
         if key not in self.observed:
             self.observed[key] = self.begun(rows, STEPS + 1)
         return self.observed[key]
 
-    def begun(self, rows: tuple[Row, ...], steps: int = FEW) -> Observed:
+    def begun(self, rows: tuple[PromptRow, ...], steps: int = FEW) -> Observed:
         """Only the first tokens of their pruned answers."""
         return observe(self.subject.model, rows, self.schedule, self.positions, steps)
 
-    def kept_all(self, rows: tuple[Row, ...]) -> Observed:
+    def kept_all(self, rows: tuple[PromptRow, ...]) -> Observed:
         """The first answers of the rows where every stage keeps everything."""
         whole = tuple(replace(stage, keep=Decimal(1)) for stage in self.schedule.stages)
         return observe(self.subject.model, rows, Schedule(whole), self.positions, FEW)
 
-    def standings(self, rows: tuple[Row, ...], number: int) -> dict[int, Standing]:
+    def standings(self, rows: tuple[PromptRow, ...], number: int) -> dict[int, Standing]:
         """What stands in one row of a run from each stage's layer on, by what its methods answered.
 
         Columns are those of the row without padding.
@@ -129,7 +129,7 @@ class Case:
         length = max(all_columns) + 1
         return dict.fromkeys(range(min(cropping) - 1, max(cropping)), set(range(length)) - left)
 
-    def reference(self, rows: tuple[Row, ...], number: int) -> Masked:
+    def reference(self, rows: tuple[PromptRow, ...], number: int) -> Masked:
         """What the masked reference answers for one row of a run, given what the run's methods answered."""
         row, standing = rows[number], self.standings(rows, number)
         key: tuple[Any, ...] = (row.name, *(tuple(one.columns) for one in standing.values()))

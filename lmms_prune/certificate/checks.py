@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmms_prune.certificate.case import STEPS, Case, off
 from lmms_prune.certificate.observe import Observed, Rewritten, bare_loop
-from lmms_prune.certificate.prompts import Row
+from lmms_prune.certificate.prompts import PromptRow
 
 # How far logits may be apart, as a multiple of what the unpruned model's own logits are when they are made step by step
 # in a batch and at once. That is rounding, which depends on type, depth and weights.
@@ -39,7 +39,7 @@ class Result:
     note: str = ""
 
 
-Rows = tuple[Row, ...]
+Rows = tuple[PromptRow, ...]
 
 
 def keeps_all(case: Case, rows: Rows, name: str) -> Result:
@@ -209,8 +209,8 @@ def really_pruned(case: Case, rows: Rows, name: str) -> Result:
     return Result("pruned", deviation=0.0)
 
 
-Check = Callable[[Case, Rows, str], Result]
-CHECKS: dict[str, Check] = {
+CheckFunction = Callable[[Case, Rows, str], Result]
+CHECKS: dict[str, CheckFunction] = {
     "keep-all": keeps_all,
     "reference": equals_reference,
     "cache": cache_is_the_trace,

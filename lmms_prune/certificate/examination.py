@@ -16,12 +16,12 @@ from rich.table import Table
 from lmms_prune import __version__
 from lmms_prune.certificate.libraries import libraries
 from lmms_prune.certificate.trial import not_tried, two_documents
-from lmms_prune.harness.installation import Check, models_found, versions
+from lmms_prune.harness.installation import InstallationCheck, models_found, versions
 
 _COLOURS = {"ok": "green", "failed": "bold red", "not there": "dim"}
 
 
-def examine() -> Iterator[Check]:
+def examine() -> Iterator[InstallationCheck]:
     """Every check, in the order of the table.
 
     Importing the libraries takes most of the time, so they are looked at in the process that evaluates, and in another one
@@ -42,7 +42,7 @@ def examine() -> Iterator[Check]:
     yield replace(evaluation, mend="") if any(check.state == "failed" for check in checks) else evaluation
 
 
-def table(checks: Sequence[Check]) -> Table:
+def table(checks: Sequence[InstallationCheck]) -> Table:
     """One line a check."""
     shown = Table(box=box.SIMPLE_HEAD, title=f"lmms-prune {__version__}, Python {platform.python_version()}")
     shown.add_column("what", no_wrap=True)
@@ -54,12 +54,12 @@ def table(checks: Sequence[Check]) -> Table:
     return shown
 
 
-def commands(checks: Sequence[Check]) -> list[str]:
+def commands(checks: Sequence[InstallationCheck]) -> list[str]:
     """What mends the failures, each command once."""
     return list(dict.fromkeys(check.mend for check in checks if check.state == "failed" and check.mend))
 
 
-def described(checks: Sequence[Check], seconds: float) -> dict[str, Any]:
+def described(checks: Sequence[InstallationCheck], seconds: float) -> dict[str, Any]:
     """All of it, for ``--json``."""
     return {
         "lmms_prune": __version__,

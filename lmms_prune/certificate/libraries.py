@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from lmms_prune.compat.versions import VERSIONS
-from lmms_prune.harness.installation import Check, mending, reinstall
+from lmms_prune.harness.installation import InstallationCheck, fixing_command, reinstall
 
 _MODULES = {"torch": "torch", "transformers": "transformers", "lmms-eval": "lmms_eval.__main__"}
 """What is imported of each package, each of which needs the ones before it."""
@@ -27,21 +27,23 @@ _PRINTED = "lmms-prune: check: "
 _NO_DEVICE = ("Found no NVIDIA driver", "No CUDA GPUs are available")
 
 
-def libraries(command: Sequence[str] = (sys.executable, "-m", "lmms_prune.certificate.libraries")) -> list[Check]:
+def libraries(
+    command: Sequence[str] = (sys.executable, "-m", "lmms_prune.certificate.libraries"),
+) -> list[InstallationCheck]:
     """All checks of this module, made by a process of their own, whose end may be one of them."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     checks = printed(done.stdout)
     if done.returncode:
         last_words = " ".join(done.stderr.strip().splitlines()[-1:])
         detail = f"the process that looks at the libraries ended with exit code {done.returncode}: {last_words}"
-        checks.append(Check("libraries", "failed", detail, reinstall("torch")))
+        checks.append(InstallationCheck("libraries", "failed", detail, reinstall("torch")))
     return checks
 
 
-def printed(text: str) -> list[Check]:
+def printed(text: str) -> list[InstallationCheck]:
     """The checks in what a process has printed."""
     lines = [line.removeprefix(_PRINTED) for line in text.splitlines() if line.startswith(_PRINTED)]
-    return [Check(**json.loads(line)) for line in lines]
+    return [InstallationCheck(**json.loads(line)) for line in lines]
 
 
 @cache
@@ -52,34 +54,36 @@ def print_checks() -> None:
         print(_PRINTED + json.dumps(asdict(check)), flush=True)
         usable = usable and not (check.what == "import of torch" and check.state == "failed")
     for what, examine in (("CUDA", cuda), ("FlashAttention", flash_attention)):
-        check = examine() if usable else Check(what, "failed", "cannot be examined without torch")
+        check = examine() if usable else InstallationCheck(what, "failed", "cannot be examined without torch")
         print(_PRINTED + json.dumps(asdict(check)), flush=True)
 
 
-def imported() -> Iterator[Check]:
+def imported() -> Iterator[InstallationCheck]:
     """Whether each library can be imported, and has all names of the tables in `lmms_prune.compat`."""
     broken = None
     for package, module in _MODULES.items():
         what = f"import of {package}"
         if broken is not None:
-            yield Check(what, "failed", f"cannot be examined without {broken}")
+            yield InstallationCheck(what, "failed", f"cannot be examined without {broken}")
             continue
         try:
             import_module(module)
             tables = {table.package: table for table in import_module("lmms_prune.compat.installed").LIBRARIES}
             moved = list(tables[package].moved())
         except Exception as error:  # whatever an import raises is what was asked
-            yield Check(what, "failed", f"{type(error).__name__}: {error}", mending(str(error), package))
+            yield InstallationCheck(
+                what, "failed", f"{type(error).__name__}: {error}", fixing_command(str(error), package)
+            )
             broken = package
             continue
         count = sum(len(row.names) for row in tables[package].names)
         if moved:
-            yield Check(what, "failed", "\n".join(moved), reinstall(package))
+            yield InstallationCheck(what, "failed", "\n".join(moved), reinstall(package))
         else:
-            yield Check(what, "ok", f"all {count} names that are relied on are there")
+            yield InstallationCheck(what, "ok", f"all {count} names that are relied on are there")
 
 
-def cuda() -> Check:
+def cuda() -> InstallationCheck:
     """Whether torch computes on each CUDA device, if there are any."""
     import torch
 
@@ -87,23 +91,33 @@ def cuda() -> Check:
     if torch.version.cuda is None:
         detail = f"torch {torch.__version__} is built without CUDA"
         gpus = _gpus()
-        return Check("CUDA", "failed", f"{detail}, though there is {gpus}", mend) if gpus else _absent("CUDA", detail)
+        return (
+            InstallationCheck("CUDA", "failed", f"{detail}, though there is {gpus}", mend)
+            if gpus
+            else _absent("CUDA", detail)
+        )
     try:
         torch.cuda.init()
         count = torch.cuda.device_count()
         for device in range(count):
             ones = torch.ones(64, 64, device=f"cuda:{device}", dtype=torch.bfloat16)
             if (total := (ones @ ones).sum().item()) != 64**3:
-                return Check("CUDA", "failed", f"cuda:{device}: a product of ones is {total}, not {64**3}", mend)
+                return InstallationCheck(
+                    "CUDA", "failed", f"cuda:{device}: a product of ones is {total}, not {64**3}", mend
+                )
     except (RuntimeError, AssertionError) as error:  # torch's own errors of CUDA, out of memory among them
         # Its first sentence; the next ones are advice, with addresses.
         reason = str(error).strip().splitlines()[0].partition(". ")[0]
-        return _absent("CUDA", reason) if reason.startswith(_NO_DEVICE) else Check("CUDA", "failed", reason, mend)
+        return (
+            _absent("CUDA", reason)
+            if reason.startswith(_NO_DEVICE)
+            else InstallationCheck("CUDA", "failed", reason, mend)
+        )
     names = ", ".join(dict.fromkeys(torch.cuda.get_device_name(device) for device in range(count)))
-    return Check("CUDA", "ok", f"{count} × {names}, CUDA {torch.version.cuda}")
+    return InstallationCheck("CUDA", "ok", f"{count} × {names}, CUDA {torch.version.cuda}")
 
 
-def flash_attention() -> Check:
+def flash_attention() -> InstallationCheck:
     """Whether FlashAttention, if it is installed, computes what torch's attention does."""
     what = "FlashAttention"
     try:
@@ -123,14 +137,14 @@ def flash_attention() -> Check:
         expected = attention(heads[0], heads[1], heads[2], is_causal=True).transpose(1, 2)
         apart = (compute(query, key, value, causal=True) - expected).abs().max().item()
     except Exception as error:  # an extension that was built for another torch raises anything
-        return Check(what, "failed", f"{installed}: {type(error).__name__}: {error}", mend)
+        return InstallationCheck(what, "failed", f"{installed}: {type(error).__name__}: {error}", mend)
     if not apart < 0.05:
-        return Check(what, "failed", f"{installed}: its outputs are {apart:.2g} off those of torch", mend)
-    return Check(what, "ok", installed)
+        return InstallationCheck(what, "failed", f"{installed}: its outputs are {apart:.2g} off those of torch", mend)
+    return InstallationCheck(what, "ok", installed)
 
 
-def _absent(what: str, detail: str) -> Check:
-    return Check(what, "not there", detail)
+def _absent(what: str, detail: str) -> InstallationCheck:
+    return InstallationCheck(what, "not there", detail)
 
 
 def _gpus() -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from lmms_prune.certificate.prompts import Row, answer, batch
+from lmms_prune.certificate.prompts import PromptRow, answer, batch
 from lmms_prune.certificate.reference import Tables
 from lmms_prune.compat.transformers import cached_lengths, filled_cache, with_cache
 from lmms_prune.methods.base import Method
@@ -69,7 +69,7 @@ class Forced(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, self.tokens[:, step : step + 1].to(scores.device), 0.0)
 
 
-def generate(model: Any, rows: Sequence[Row], steps: int) -> tuple[Tensor, Any]:
+def generate(model: Any, rows: Sequence[PromptRow], steps: int) -> tuple[Tensor, Any]:
     """Logits (B, S, vocabulary) of `steps` forced tokens, and the cache, by the model's own ``generate``."""
     inputs = batch(model, rows)
     tokens = torch.stack([answer(model, row, steps) for row in rows])
@@ -93,7 +93,7 @@ def generate(model: Any, rows: Sequence[Row], steps: int) -> tuple[Tensor, Any]:
     return torch.stack(output.logits, dim=1).float(), filled_cache(output)
 
 
-def observe(model: Any, rows: Sequence[Row], schedule: Schedule, positions: str, steps: int) -> Observed:
+def observe(model: Any, rows: Sequence[PromptRow], schedule: Schedule, positions: str, steps: int) -> Observed:
     """Generate `steps` forced tokens under a schedule and look on."""
     parts = ModelParts.of(model)
     with ExitStack() as stack:
@@ -110,7 +110,9 @@ def observe(model: Any, rows: Sequence[Row], schedule: Schedule, positions: str,
     return onlooker.seen
 
 
-def bare_loop(model: Any, row: Row, schedule: Schedule, positions: str, steps: int) -> Float[Tensor, "S vocabulary"]:
+def bare_loop(
+    model: Any, row: PromptRow, schedule: Schedule, positions: str, steps: int
+) -> Float[Tensor, "S vocabulary"]:
     """Logits of forced tokens from a loop that hands on nothing but the cache: neither positions nor a mask."""
     tokens, logits = answer(model, row, steps), []
     pruned = prune(model, schedule, positions=positions, samples=[row.name], questions=[_question(row)])
@@ -123,7 +125,7 @@ def bare_loop(model: Any, row: Row, schedule: Schedule, positions: str, steps: i
     return torch.stack(logits)
 
 
-def _question(row: Row) -> str:
+def _question(row: PromptRow) -> str:
     return f"what is in picture {row.name}"
 
 

@@ -17,7 +17,7 @@ from lmms_prune.models.parts import ModelParts
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptRow:
     """One prompt.
 
     Args:
@@ -33,14 +33,22 @@ class Row:
 
 _SQUARE, _WIDE, _SMALL = (6, 6), (4, 7), (3, 3)
 # Rows of one shape, and rows of which no two are: several images, no image, other lengths.
-BATCHES: dict[str, tuple[Row, ...]] = {
-    "1": (Row("a", (9, 0, 12), (_SQUARE,)),),
-    "3": (Row("a", (9, 0, 12), (_SQUARE,)), Row("b", (9, 0, 12), (_SQUARE,)), Row("c", (9, 0, 12), (_SQUARE,))),
-    "ragged": (Row("a", (9, 0, 12), (_SQUARE,)), Row("two", (4, 3, 17), (_WIDE, _SMALL)), Row("none", (5, 0, 6), ())),
+BATCHES: dict[str, tuple[PromptRow, ...]] = {
+    "1": (PromptRow("a", (9, 0, 12), (_SQUARE,)),),
+    "3": (
+        PromptRow("a", (9, 0, 12), (_SQUARE,)),
+        PromptRow("b", (9, 0, 12), (_SQUARE,)),
+        PromptRow("c", (9, 0, 12), (_SQUARE,)),
+    ),
+    "ragged": (
+        PromptRow("a", (9, 0, 12), (_SQUARE,)),
+        PromptRow("two", (4, 3, 17), (_WIDE, _SMALL)),
+        PromptRow("none", (5, 0, 6), ()),
+    ),
 }
 
 
-def batch(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
+def batch(model: Any, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
     """A left-padded batch of prompts as a processor would give it, on the model's device."""
     parts = ModelParts.of(model)
     ids, images = [], []
@@ -65,7 +73,7 @@ def batch(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
     return {name: tensor.to(weight.device) for name, tensor in inputs.items()}
 
 
-def answer(model: Any, row: Row, steps: int) -> Int[Tensor, " S"]:
+def answer(model: Any, row: PromptRow, steps: int) -> Int[Tensor, " S"]:
     """Text tokens that the row is made to answer, whatever the model would: then all runs can be compared."""
     return _draw(ModelParts.of(model), steps, _generator(row.name, "answer"))
 
@@ -83,7 +91,7 @@ def _draw(parts: ModelParts, count: int, generator: torch.Generator) -> Int[Tens
     return drawn
 
 
-def _text(parts: ModelParts, row: Row, images: list[int], generator: torch.Generator) -> Int[Tensor, " L"]:
+def _text(parts: ModelParts, row: PromptRow, images: list[int], generator: torch.Generator) -> Int[Tensor, " L"]:
     """The row's ids: text around the images' tokens, which stand between their markers where the family has such."""
     before, between, after = (_draw(parts, count, generator) for count in row.text)
     starts, ends = (torch.tensor(ids, dtype=torch.long) for ids in parts.family.markers(parts.config))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from lmms_prune.certificate.case import Case
 from lmms_prune.certificate.cells import Cell, impossible, schedule
-from lmms_prune.certificate.checks import CHECKS, TIMES, Check, Result
+from lmms_prune.certificate.checks import CHECKS, TIMES, CheckFunction, Result
 from lmms_prune.certificate.models import Models
 from lmms_prune.certificate.prompts import BATCHES
 
 
 @dataclass(frozen=True)
-class Failure:
+class CellFailure:
     """A check that a cell did not pass."""
 
     cell: Cell
@@ -50,7 +50,7 @@ class Certificate:
     notes: dict[tuple[str, str, str], int] = field(default_factory=dict)
     deviations: dict[tuple[str, str], float] = field(default_factory=dict)
     limits: dict[tuple[str, str, str], float] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[CellFailure] = field(default_factory=list)
     seconds: float = 0.0
 
     def possible(self, cells: Iterable[Cell]) -> list[Cell]:
@@ -77,7 +77,7 @@ class Certificate:
             if result.deviation is not None:
                 self.deviations[check, dtype] = max(self.deviations.get((check, dtype), 0.0), result.deviation)
             if result.reason:
-                self.failures.append(Failure(cell, text, check, result.reason))
+                self.failures.append(CellFailure(cell, text, check, result.reason))
             else:
                 passed[check] = passed.get(check, 0) + 1
 
@@ -111,7 +111,7 @@ def certify(
     certificate.seconds += time.perf_counter() - began
 
 
-def examine(case: Case, name: str, checks: Mapping[str, Check] = CHECKS) -> list[Result]:
+def examine(case: Case, name: str, checks: Mapping[str, CheckFunction] = CHECKS) -> list[Result]:
     """The checks of one case with the batch `name`.
 
     What the product refuses or asserts, and what a library cannot run, is a failure of the check like any other.

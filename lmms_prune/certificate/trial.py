@@ -10,7 +10,7 @@ from typing import Any
 
 from lmms_prune.certificate.libraries import printed
 from lmms_prune.harness.failures import Failure
-from lmms_prune.harness.installation import Check, mending, reinstall
+from lmms_prune.harness.installation import InstallationCheck, fixing_command, reinstall
 from lmms_prune.record.run import RunReport
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS
@@ -20,7 +20,7 @@ _TASK = "lmms_prune_two_documents"
 _SCHEDULE = Schedule.parse("dart@1:0.44,random@8:0.1")
 
 
-def two_documents() -> list[Check]:
+def two_documents() -> list[InstallationCheck]:
     """Whether lmms-eval evaluates one of the models, and drops the visual tokens that the schedule says.
 
     Returns:
@@ -30,7 +30,9 @@ def two_documents() -> list[Check]:
         from lmms_prune.demo.models import LAYERS, MODELS, VISUAL_TOKENS, DemoError, model_arguments, weights
         from lmms_prune.demo.processes import DemoRun, RunError, evaluate
     except ImportError as error:
-        return [Check(_WHAT, "failed", f"cannot be started: {error}", mending(str(error), "lmms-prune"))]
+        return [
+            InstallationCheck(_WHAT, "failed", f"cannot be started: {error}", fixing_command(str(error), "lmms-prune"))
+        ]
     start = time.monotonic()
     with TemporaryDirectory() as folder:
         try:
@@ -43,9 +45,13 @@ def two_documents() -> list[Check]:
             run = DemoRun(options, Path(folder) / "results")
             [outcome] = evaluate([run], Path(folder), Path(folder), None, SECRETS.get(), lambda done: None)
         except DemoError as error:
-            return [Check(_WHAT, "failed", str(error), reinstall("lmms-prune"))]
+            return [InstallationCheck(_WHAT, "failed", str(error), reinstall("lmms-prune"))]
         except FileNotFoundError as error:
-            return [Check(_WHAT, "failed", f"lmms-eval itself cannot be started: {error}", reinstall("lmms-eval"))]
+            return [
+                InstallationCheck(
+                    _WHAT, "failed", f"lmms-eval itself cannot be started: {error}", reinstall("lmms-eval")
+                )
+            ]
         except RunError as error:
             outcome = error
         examined = printed(run.log.read_text(encoding="utf-8", errors="replace"))
@@ -55,21 +61,21 @@ def two_documents() -> list[Check]:
     return [*examined, judged(outcome, planned, time.monotonic() - start)]
 
 
-def not_tried(unsupported: Sequence[Check]) -> Check:
+def not_tried(unsupported: Sequence[InstallationCheck]) -> InstallationCheck:
     """Beside versions that are not supported, which every model refuses."""
     reasons = [f"{check.what} {check.detail}: {check.mend}" for check in unsupported]
-    return Check(_WHAT, "failed", "\n".join(["is not tried, as every model is refused.", *reasons]))
+    return InstallationCheck(_WHAT, "failed", "\n".join(["is not tried, as every model is refused.", *reasons]))
 
 
-def refused(failure: Failure) -> Check:
+def refused(failure: Failure) -> InstallationCheck:
     """Why there are no results: our own message names what mends it, and else lmms-eval is at fault."""
     if failure.ours:
-        return Check(_WHAT, "failed", failure.reason)
+        return InstallationCheck(_WHAT, "failed", failure.reason)
     reason = failure.reason or "it printed nothing"
-    return Check(_WHAT, "failed", f"lmms-eval itself fails: {reason}", mending(reason, "lmms-eval"))
+    return InstallationCheck(_WHAT, "failed", f"lmms-eval itself fails: {reason}", fixing_command(reason, "lmms-eval"))
 
 
-def judged(results: Mapping[str, Any], planned: float, seconds: float) -> Check:
+def judged(results: Mapping[str, Any], planned: float, seconds: float) -> InstallationCheck:
     """What lmms-eval's results say.
 
     Args:
@@ -81,10 +87,10 @@ def judged(results: Mapping[str, Any], planned: float, seconds: float) -> Check:
     report = RunReport.of_results(results)
     averages = None if report is None else report.averages
     if averages is None:
-        return Check(_WHAT, "failed", "its results hold no averages of ours", reinstall("lmms-prune"))
+        return InstallationCheck(_WHAT, "failed", "its results hold no averages of ours", reinstall("lmms-prune"))
     kept = averages.avg_visual_tokens
     detail = f"{answered} answered in {seconds:.0f} seconds, with {kept:.2f} visual tokens a layer"
     if answered != 2 or abs(kept - planned) > 1e-6:
         wrong = f"{detail}; 2 and {planned:.2f} were to be expected"
-        return Check(_WHAT, "failed", wrong, reinstall("lmms-prune"))
-    return Check(_WHAT, "ok", detail)
+        return InstallationCheck(_WHAT, "failed", wrong, reinstall("lmms-prune"))
+    return InstallationCheck(_WHAT, "ok", detail)

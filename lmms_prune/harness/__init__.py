@@ -1,1 +1,1 @@
-"""lmms-eval's side: the entry point, the arguments and the model wrappers."""
+"""The plugin for lmms-eval: entry point, model arguments and model wrappers."""

@@ -1,4 +1,4 @@
-"""--model_args: one set of arguments, whether it came as text, as a YAML mapping or as a dict."""
+"""The arguments of --model_args, from a text, a YAML mapping or a dict."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 
 from lmms_prune.compat.lmms_eval import under_the_command
 from lmms_prune.errors import ScheduleError, did_you_mean
-from lmms_prune.harness.calibrations import CalibrationError, calibration_file, kept_schedule
+from lmms_prune.harness.calibrations import StoredCalibrationError, calibration_file, kept_schedule
 from lmms_prune.harness.failures import NOTES, OURS, Scope
 from lmms_prune.models import MODEL_NAMES, Family
 from lmms_prune.schedule import Schedule
 
-# An argument begins with "name="; any other piece between commas belongs to the value before it, so that the comma
+# An argument begins with "name=". Any other piece between commas continues the value before it, so that the comma
 # inside schedule=a@2:0.4,b@9:0.1 does not end the argument.
 _ARGUMENT = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=")
-# A quoted or bracketed value, whole; an apostrophe inside a text is none.
+# A value that is quoted or bracketed as a whole; an apostrophe inside a text does not start one.
 _QUOTED = re.compile(r"""(?<==)\s*("[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\})(?=\s*(?:,|$))""")
-# Values in which a comma is to be expected.
+# Arguments whose values may contain commas.
 _CONTINUED = ("schedule", "system_prompt", "chat_template")
 
 
@@ -31,31 +31,31 @@ class ArgumentError(ValueError):
 
 
 class CheckpointError(ArgumentError):
-    """A checkpoint that cannot be used, whatever else is given with it."""
+    """A checkpoint that cannot be used with any other arguments either."""
 
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """What --model_args may say. Every field that can change an answer is part of the run's identity.
+    """The arguments of --model_args. Every field that can change an answer is part of the run's identity.
 
     Args:
         pretrained: a checkpoint's folder or hub name.
-        schedule: what is pruned; texts, presets and lists of stages have been read. "auto" is what ``lmms-prune
-            calibrate`` has found for the checkpoint at the budget. Default: nothing.
-        budget: solves the schedule's one ``?``; see `lmms_prune.schedule.budgets`: 192t, 0.5, flops=40%, kv=100MiB.
+        schedule: the pruning schedule, parsed from a text, a preset or a list of stages; "auto" is the one that
+            ``lmms-prune calibrate`` found for the checkpoint at the budget. Default: no pruning.
+        budget: the budget that the schedule's one ``?`` is solved for; see `lmms_prune.schedule.budgets`: 192t, 0.5, flops=40%, kv=100MiB.
         positions: "original" position ids, or "compact" (renumbered after every stage; LLaVA only).
-        seed: of every random draw.
-        batch_size: rows that are generated together; "auto" finds how many the GPU's memory holds.
+        seed: seed of every random draw.
+        batch_size: number of rows generated together; "auto" adapts it to the GPU's memory.
         revision, dtype, device, device_map, attn_implementation, trust_remote_code, use_cache: as in transformers.
-            dtype "auto" is the checkpoint's; device defaults to CUDA if there is one.
-        prompt: LLaVA: "hf" is the checkpoint's chat template, "vicuna" LLaVA-1.5's own evaluation prompt.
-        image_aspect: LLaVA: "crop" is the checkpoint's image processor, "pad" pads to a square first, as LLaVA-1.5's
-            own evaluation does.
-        min_pixels, max_pixels: Qwen2.5-VL: bounds to which an image is resized.
-        system_prompt: a system message, or a file that holds one.
-        chat_template: a Jinja template, or a file that holds one, instead of the checkpoint's.
-        journal: a folder that takes every finished batch at once, so that the same run, started again, goes on from
-            there. No part of the identity.
+            dtype "auto" is the checkpoint's dtype; device defaults to CUDA if there is one.
+        prompt: LLaVA only: "hf" is the checkpoint's chat template, "vicuna" is LLaVA-1.5's own evaluation prompt.
+        image_aspect: LLaVA only: "crop" is the checkpoint's image processor, "pad" pads to a square first, as in
+            LLaVA-1.5's own evaluation.
+        min_pixels, max_pixels: Qwen2.5-VL only: bounds of the pixels to which an image is resized.
+        system_prompt: a system message, or a file that contains one.
+        chat_template: a Jinja template, or a file that contains one, instead of the checkpoint's.
+        journal: a folder to which every finished batch is written immediately, so that the same run, started again,
+            continues from there. Not part of the identity.
     """
 
     pretrained: str
@@ -82,29 +82,30 @@ class ModelArguments:
     @classmethod
     def read(
         cls,
-        given: Any,
+        model_args: Any,
         additional: Mapping[str, Any] | None = None,
         family: Family | None = None,
     ) -> ModelArguments:
         """Read --model_args and the harness's own --batch_size and --device.
 
         Args:
-            given: the text or mapping after --model_args.
-            additional: the harness's own options; its default batch size (the int 1) gives way to --model_args.
-            family: whose defaults hold, and which refuses what means nothing for it; None where only weights are loaded.
+            model_args: the text or mapping after --model_args.
+            additional: lmms-eval's own options; --model_args overrides its default batch size (the int 1).
+            family: the family whose defaults hold and whose inapplicable arguments are refused; None if only weights are
+                loaded.
 
         Raises:
             ArgumentError, ScheduleError: see the message.
         """
-        if given and not isinstance(given, (str, Mapping)):
-            raise ArgumentError(f"model_args: {given!r} is neither a text nor a mapping.")
-        values = split(given) if isinstance(given, str) else dict(given or {})
+        if model_args and not isinstance(model_args, (str, Mapping)):
+            raise ArgumentError(f"model_args: {model_args!r} is neither a text nor a mapping.")
+        values = split(model_args) if isinstance(model_args, str) else dict(model_args or {})
         refused = () if family is None else family.refused
         known = [field.name for field in fields(cls) if field.name not in refused]
         for name in values:
             if name not in known:
-                where = " It is for the other model family." if name in refused else did_you_mean(str(name), known)
-                raise ArgumentError(f"model_args: unknown argument '{name}'.{where}")
+                hint = " It is for the other model family." if name in refused else did_you_mean(str(name), known)
+                raise ArgumentError(f"model_args: unknown argument '{name}'.{hint}")
         for name in ("batch_size", "device"):
             outer = (additional or {}).get(name)
             if outer is None or (name == "batch_size" and outer == 1 and not isinstance(outer, str)):
@@ -113,13 +114,13 @@ class ModelArguments:
                 message = f"model_args: {name}={values[name]} contradicts --{name} {outer}; say it once."
                 raise ArgumentError(message)
             values[name] = outer
-        auto = str(values.get("schedule", "")).strip() == "auto"
-        if auto:
+        is_auto = str(values.get("schedule", "")).strip() == "auto"
+        if is_auto:
             del values["schedule"]
         read = {name: _read(name, value) for name, value in values.items() if value is not None}
         defaults = {} if family is None else {"pretrained": family.checkpoint, **family.defaults}
         arguments = cls(**{**defaults, **read})
-        if auto:
+        if is_auto:
             arguments = replace(arguments, schedule=_kept_schedule(arguments, family), budget=None)
         low, high = arguments.min_pixels, arguments.max_pixels
         if low and high and low > high:
@@ -127,13 +128,13 @@ class ModelArguments:
         return arguments
 
     def refuse_combinations(self, family: Family) -> None:
-        """Refuse arguments that cannot go together.
+        """Refuse arguments that contradict each other.
 
         Args:
-            family: the model's.
+            family: the model's family.
 
         Raises:
-            ArgumentError: says which, and what to do.
+            ArgumentError: names them and the fix.
         """
         if self.schedule.stages and not self.use_cache:
             raise ArgumentError("use_cache=false prunes anew at every generated token; leave it out with a schedule.")
@@ -144,33 +145,33 @@ class ModelArguments:
             raise ArgumentError("prompt=vicuna and chat_template both say how to prompt; give one of them.")
 
     def weights(self) -> tuple[str, ...]:
-        """All that decides which weights are loaded, and how, as texts."""
+        """Return the values that decide which weights are loaded, and how, as texts."""
         names = ("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code")
         return tuple(str(getattr(self, name)) for name in names)
 
     def settings(self) -> dict[str, str]:
-        """All that can change an answer, as texts by their names; equal settings give equal answers."""
-        aside = ("budget", "journal")
-        return {field.name: str(getattr(self, field.name)) for field in fields(self) if field.name not in aside}
+        """Return all values that can change an answer, as texts by name; equal settings give equal answers."""
+        excluded = ("budget", "journal")
+        return {field.name: str(getattr(self, field.name)) for field in fields(self) if field.name not in excluded}
 
 
 def split(text: str) -> dict[str, str]:
-    """The arguments of ``a=1,schedule=x@2:0.4,y@9:0.1,b=2`` as a dict of texts.
+    """Split ``a=1,schedule=x@2:0.4,y@9:0.1,b=2`` into a dict of texts.
 
-    A piece that does not begin with ``name=`` continues a schedule, system prompt or chat template before it. Commas in
-    a value that is quoted or bracketed as a whole never split; its quotes are taken off.
+    A piece that does not begin with ``name=`` continues a schedule, system prompt or chat template before it. A value
+    that is quoted or bracketed as a whole is never split at its commas; its quotes are removed.
     """
     if "\0" in text:
         raise ArgumentError(f"model_args: {text!r} holds a NUL character.")
-    # Quoted stretches are set aside, so that neither their commas nor their equals signs count.
-    stretches: list[str] = []
+    # Quoted values are replaced by placeholders, so that their commas and equals signs do not count.
+    quoted: list[str] = []
 
-    def aside(match: re.Match[str]) -> str:
-        stretches.append(match.group(1))
-        return f"\0{len(stretches) - 1}\0"
+    def placeholder(match: re.Match[str]) -> str:
+        quoted.append(match.group(1))
+        return f"\0{len(quoted) - 1}\0"
 
     pieces: list[str] = []
-    for piece in _QUOTED.sub(aside, text.strip().rstrip(", ")).split(","):
+    for piece in _QUOTED.sub(placeholder, text.strip().rstrip(", ")).split(","):
         if _ARGUMENT.match(piece):
             pieces.append(piece)
         elif piece.strip() and pieces and pieces[-1].split("=", 1)[0].strip() in _CONTINUED:
@@ -180,7 +181,7 @@ def split(text: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for piece in pieces:
         name, value = (part.strip() for part in piece.split("=", 1))
-        value = re.sub("\0(\\d+)\0", lambda match: stretches[int(match.group(1))], value)
+        value = re.sub("\0(\\d+)\0", lambda match: quoted[int(match.group(1))], value)
         if name in values:
             raise ArgumentError(f"model_args: '{name}' is given twice.")
         if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
@@ -191,14 +192,14 @@ def split(text: str) -> dict[str, str]:
 
 @contextmanager
 def plain_errors(*errors: type[Exception], scope: Scope = "run") -> Iterator[None]:
-    """Under the lmms-eval command, end it with the message last and an exit code that is not 0; elsewhere let the error pass.
+    """End the lmms-eval command with an error's message and a nonzero exit code; outside the command, raise the error.
 
-    The harness prints a stack trace for every exception and exits with 0, so that CI takes a failed run for a good one.
-    What a user did gets the message alone and code 2; any other error its stack trace, too, and code 1.
+    lmms-eval prints a stack trace for every exception and exits with 0, so that CI takes a failed run for a good one.
+    A user's mistake is reported by its message alone, with code 2; any other error with its stack trace and code 1.
 
     Args:
-        errors: further ones whose message says enough.
-        scope: which runs share what fails here; a `CheckpointError` is always all runs' of the checkpoint.
+        errors: further error types that are reported by their message alone.
+        scope: which runs share a failure here; a `CheckpointError` is always shared by all runs of the checkpoint.
     """
     try:
         yield
@@ -227,7 +228,7 @@ _FLAGS = ("trust_remote_code", "use_cache")
 
 
 def _read(name: str, value: Any) -> Any:
-    """The value of one argument in its own type."""
+    """Convert the value of one argument to its type."""
     if name == "schedule":
         return Schedule.parse(value)
     text = str(value).strip()
@@ -238,7 +239,7 @@ def _read(name: str, value: Any) -> Any:
     if (name, text) == ("batch_size", "auto"):
         return text
     if name in _LOWEST:
-        # More digits than that fit no generator's seed, and Python refuses to read thousands of them.
+        # Longer numbers do not fit a generator's seed, and Python refuses to parse thousands of digits.
         if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < _LOWEST[name]:
             also = " or auto" if name == "batch_size" else ""
             raise ArgumentError(f"model_args: {name}={text} must be a whole number of at least {_LOWEST[name]}{also}.")
@@ -257,13 +258,13 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _kept_schedule(arguments: ModelArguments, family: Family | None) -> Schedule:
-    """What ``schedule=auto`` stands for."""
+    """Return the calibrated schedule that ``schedule=auto`` stands for."""
     if arguments.budget is None:
         raise ArgumentError("model_args: schedule=auto needs a budget: schedule=auto,budget=192t or budget=0.5.")
     path = calibration_file(arguments.pretrained, arguments.budget)
     try:
         text = kept_schedule(path)
-    except CalibrationError as error:
+    except StoredCalibrationError as error:
         raise ArgumentError(f"model_args: schedule=auto: {error}") from None
     if text is None:
         family = family or next(iter(MODEL_NAMES.values()))

@@ -1,4 +1,4 @@
-"""Which requests are answered together, and the preparing of the next ones while the device answers."""
+"""Batches of requests, each prepared in another thread while the device answers the one before."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lmms_prune.harness.memory import BatchSize
 _Prepared = TypeVar("_Prepared")
 
 
-class Batches(Generic[_Prepared]):
-    """Groups of places, batch by batch, each prepared in another thread while the one before is answered.
+class PreparedBatches(Generic[_Prepared]):
+    """Batches of request indices, each prepared in another thread while the one before is answered.
 
-    Iterating gives the places of a batch and what `prepare` made of them. An error of `prepare` is raised where its
-    batch is due. What is put back comes again, in batches of the size that then holds.
+    Iteration yields the request indices of a batch and the result of `prepare`. An error of `prepare` is raised when its
+    batch is due. Requests that are put back come again, in batches of the size that then holds.
     """
 
     def __init__(self, groups: Sequence[list[int]], size: BatchSize, prepare: Callable[[list[int]], _Prepared]) -> None:
@@ -28,24 +28,24 @@ class Batches(Generic[_Prepared]):
         with self._pool:
             self._ahead = self._submit()
             while self._ahead is not None:
-                places, prepared = self._ahead
-                made = prepared.result()
+                requests, prepared = self._ahead
+                batch = prepared.result()
                 self._ahead = self._submit()
-                yield places, made
+                yield requests, batch
 
-    def put_back(self, places: list[int]) -> None:
-        """Give these places again, next."""
+    def put_back(self, requests: list[int]) -> None:
+        """Put requests back, to be yielded next."""
         if self._ahead is not None:
             self._ahead[1].cancel()
             self._waiting.insert(0, self._ahead[0])
-        self._waiting.insert(0, places)
+        self._waiting.insert(0, requests)
         self._ahead = self._submit()
 
     def _submit(self) -> tuple[list[int], Future[_Prepared]] | None:
         if not self._waiting:
             return None
         group = self._waiting[0]
-        places, self._waiting[0] = group[: self._size.rows], group[self._size.rows :]
+        requests, self._waiting[0] = group[: self._size.rows], group[self._size.rows :]
         if not self._waiting[0]:
             del self._waiting[0]
-        return places, self._pool.submit(self._prepare, places)
+        return requests, self._pool.submit(self._prepare, requests)

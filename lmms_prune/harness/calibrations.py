@@ -1,4 +1,4 @@
-"""Schedules that ``lmms-prune calibrate`` has found, kept for ``schedule=auto``."""
+"""Schedules found by ``lmms-prune calibrate``, stored for ``schedule=auto``."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from typing import Any
 from lmms_prune.record.files import write
 
 
-class CalibrationError(ValueError):
-    """A calibration's file that cannot be used; the message names it."""
+class StoredCalibrationError(ValueError):
+    """A stored calibration that cannot be used; the message names its file."""
 
 
 def calibration_file(pretrained: str, budget: str, home: Path | None = None) -> Path:
-    """Where the calibration of a checkpoint at a budget is kept; a local checkpoint goes by its whole path.
+    """Return the file that stores the calibration of a checkpoint at a budget; a local checkpoint is identified by its path.
 
     Args:
         pretrained: as in --model_args.
         budget: as in --model_args.
-        home: instead of ``~/.cache/lmms-prune``.
+        home: folder to use instead of ``~/.cache/lmms-prune``.
     """
     name = str(Path(pretrained).resolve()) if os.path.isdir(pretrained) else pretrained
     folder = Path.home() / ".cache" / "lmms-prune" if home is None else home
     return folder / "calibrations" / (re.sub(r"[^A-Za-z0-9.]+", "-", f"{name}@{budget}").strip("-") + ".json")
 
 
-def keep_calibration(path: Path, found: Mapping[str, Any]) -> None:
-    """Write a calibration; `found` has at least the key ``schedule``.
+def keep_calibration(path: Path, calibration: Mapping[str, Any]) -> None:
+    """Write a calibration, a mapping with at least the key ``schedule``.
 
     Raises:
-        WriteError: that is not possible.
+        WriteError: the file cannot be written.
     """
-    write(path, json.dumps(found, indent=1))
+    write(path, json.dumps(calibration, indent=1))
 
 
 def kept_schedule(path: Path) -> str | None:
-    """The schedule that was found, or None where none was kept.
+    """Return the stored schedule; None if the file does not exist.
 
     Raises:
-        CalibrationError: the file is there, and holds none.
+        StoredCalibrationError: the file exists but holds no schedule.
     """
-    if not os.path.isfile(path):  # also False for what is too long to be a name
+    if not os.path.isfile(path):  # also False for a path that is too long to exist
         return None
     try:
         schedule = json.loads(path.read_text(encoding="utf-8"))["schedule"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CalibrationError(f"{path} cannot be read ({error!r}); remove it and calibrate again.") from None
+        raise StoredCalibrationError(f"{path} cannot be read ({error!r}); remove it and calibrate again.") from None
     if not isinstance(schedule, str):
-        raise CalibrationError(
+        raise StoredCalibrationError(
             f"{path}: its schedule is {schedule!r}, which is no text; remove it and calibrate again."
         )
     return schedule

@@ -1,4 +1,4 @@
-"""What a model of either family is shown: prompts and pixels, as lmms-eval's own chat wrappers make them."""
+"""Model inputs: prompts and pixels, as lmms-eval's own chat wrappers make them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmms_prune.models import Family
 
 
 class ChatModel(lmms):
-    """A checkpoint with its processor behind lmms-eval's chat interface; how it answers is left to `PrunedModel`."""
+    """A checkpoint and its processor behind lmms-eval's chat interface; `PrunedModel` implements answering."""
 
     is_simple = False
     family: ClassVar[Family]
@@ -26,12 +26,12 @@ class ChatModel(lmms):
     template: str | None
 
     def inputs(self, image: Image, question: str) -> Any:
-        """The model's inputs for one question about one image, with the prompt and the pixels of an evaluation."""
+        """Return the model's inputs for one question about one image, with an evaluation's prompt and pixels."""
         content = [{"type": "image", "url": image}, {"type": "text", "text": question}]
         return self.inputs_of([{"role": "user", "content": content}])
 
     def chat(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One chat, as a task of the harness builds it, in transformers' form with the system prompt."""
+        """Convert a chat of an lmms-eval task to transformers' format, with the system prompt."""
         chat = ChatMessages(messages=messages).to_hf_messages()
         kinds = {part["type"] for message in chat for part in message["content"]} - {"image", "text"}
         if kinds:
@@ -42,14 +42,14 @@ class ChatModel(lmms):
         return self._apply_system_prompt(chat, self.arguments.system_prompt or "")
 
     def images_of(self, messages: list[dict[str, Any]]) -> list[Image]:
-        """The images of one chat of the harness, as the dataset has them."""
+        """Return the images of one lmms-eval chat, as the dataset has them."""
         return [part["image"] for turn in self.chat(messages) for part in turn["content"] if "image" in part]
 
     def inputs_of(self, messages: list[dict[str, Any]]) -> Any:
-        """The model's inputs for one chat, as a task of the harness builds it.
+        """Return the model's inputs for one chat of an lmms-eval task.
 
         Raises:
-            ArgumentError: the family's own reader of images refuses one; says why.
+            ArgumentError: the family's image reader refuses an image; the message says why.
         """
         chat = self.chat(messages)
         try:
@@ -86,9 +86,9 @@ class ChatModel(lmms):
         return processor
 
     def _inputs(self, messages: list[list[dict[str, Any]]]) -> Any:
-        """The processor's output for a batch of messages, left-padded."""
+        """Return the processor's output for a batch of messages, left-padded."""
         return self.family.processed(self.processor, self._prompts(messages), messages, self.arguments)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of generated tokens, as the stock wrapper of the family decodes it."""
+        """Decode generated tokens as the family's stock wrapper does."""
         return self.family.decoded(self.processor.tokenizer, ids)

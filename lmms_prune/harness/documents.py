@@ -1,4 +1,4 @@
-"""The documents of lmms-eval's tasks, with prompts as in an evaluation, for what looks at them outside of one."""
+"""The documents of lmms-eval's tasks with an evaluation's prompts, for use outside an evaluation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Document:
     """One document of a task.
 
     Args:
-        task, split, number: where it stands.
-        fields: what the dataset says of it, images included.
-        target: what the task calls its target: a text, a choice's number or a list of texts.
-        messages: its prompt as the harness builds it.
+        task, split, number: the document's task, split, and number in the split.
+        fields: the dataset's row, images included.
+        target: the task's target: a text, the number of a choice, or a list of texts.
+        messages: the prompt as lmms-eval builds it.
     """
 
     task: str
@@ -34,12 +34,12 @@ class Document:
 
     @property
     def images(self) -> list[Any]:
-        """Its images, in the order of the prompt."""
+        """Return the images, in the order of the prompt."""
         return [part["url"] for turn in self.messages for part in turn["content"] if part["type"] == "image"]
 
     @property
     def sample(self) -> str:
-        """The id under which an evaluation of ours seeds its random draws."""
+        """Return the sample id from which an evaluation seeds its random draws."""
         return f"{self.task}/{self.split}/{self.number}"
 
 
@@ -51,20 +51,20 @@ def documents(
     offset: int = 0,
     only: Mapping[str, Collection[int]] | None = None,
 ) -> Iterator[Document]:
-    """The documents of some tasks and groups, task by task, in the order of an evaluation.
+    """Yield the documents of tasks and groups, task by task, in the order of an evaluation.
 
     Args:
         tasks: names, as for ``lmms-eval --tasks``.
         model: lmms-eval's name of the model, for prompts that depend on it.
-        limit: only so many of each task, the first ones.
+        limit: number of documents per task; None for all.
         include: a folder of further task YAMLs.
-        offset: how many of each task are left out before these.
-        only: by task, the numbers of the documents that are wanted; the others are not even read.
+        offset: number of documents to skip first in each task.
+        only: by task, the numbers of the documents to read; the others are not even loaded.
 
     Raises:
         ArgumentError: a task that does not exist, or whose data or code cannot be read.
     """
-    # It names every file of its own that is no task.
+    # It would log every YAML of its own that is not a task.
     logger.disable("lmms_eval")
     try:
         folder = None if include is None else str(include)
@@ -76,7 +76,7 @@ def documents(
             f"--tasks: '{unknown[0]}' is neither a task nor a group of lmms-eval; --include_path names a folder of more."
         )
     try:
-        made = get_task_dict(list(tasks), manager, "chat")
+        loaded = get_task_dict(list(tasks), manager, "chat")
     except (OSError, RetryError) as error:
         cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
         raise ArgumentError(
@@ -87,7 +87,7 @@ def documents(
         raise ArgumentError(
             f"--tasks {','.join(tasks)}: lmms-eval's own code for it needs what is not installed here ({error})."
         ) from error
-    for task in _flat(made):
+    for task in _flat(loaded):
         split = task.config.test_split if task.has_test_docs() else task.config.validation_split
         rows = task.dataset[split]
         end = len(rows) if limit is None else min(len(rows), offset + limit)
@@ -100,7 +100,7 @@ def documents(
 
 
 def _flat(tasks: Mapping[Any, Any]) -> Iterator[Any]:
-    """The tasks of nested groups."""
+    """Yield the tasks of nested groups."""
     for task in tasks.values():
         if isinstance(task, Mapping):
             yield from _flat(task)

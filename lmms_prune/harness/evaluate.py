@@ -1,10 +1,10 @@
 """The process that evaluates for a sweep: ``[torchrun …] -m lmms_prune.harness.evaluate``.
 
-Its standard input brings one JSON object a line: lmms-eval's options as a ``--config`` file has them. Each is done by
-lmms-eval's own command, whose files are the result; the standard output gets the line `STARTED` before and the line
-`FINISHED` after it. All other output belongs to that evaluation, and the sweep, which reads it, writes its log. Equal weights are loaded once. Any error ends the
-process, since one that came from the device would meet every later evaluation too. When the input ends, so does the
-process, at once.
+It reads one JSON object per line from its standard input: lmms-eval's options, as in a ``--config`` file. Each job is run
+by lmms-eval's own command, whose files are the result. The standard output gets the line `STARTED` before a job and the
+line `FINISHED` after it; all output between belongs to the job, and the sweep writes it to the job's log. Equal weights
+are loaded once. Any error ends the process, since an error of the device would affect every later job too. When the
+input ends, the process ends at once.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ STARTED, FINISHED = "lmms-prune: started", "lmms-prune: finished"
 
 
 def main() -> None:
-    """Evaluate what the standard input brings, until it ends."""
+    """Evaluate the jobs of the standard input until it ends."""
     import torch.distributed as dist
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     from lmms_prune.harness.loading import shared_weights
 
-    # As lmms-eval's command begins. On CPUs only torch itself knows afterwards that torchrun started several processes.
+    # lmms-eval's command begins like this, too. On CPUs only torch.distributed then knows about torchrun's processes.
     Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=1))])
     several = dist.is_initialized()
     jobs = None if several and dist.get_rank() else _Jobs()
@@ -45,7 +45,7 @@ def main() -> None:
             if jobs:
                 print(f"\n{STARTED}", flush=True)
             evaluate(json.loads(line[0]))
-            # What is printed of this evaluation, by any of the processes, comes before the line that ends it.
+            # All processes flush their output before the line that ends the job.
             sys.stdout.flush()
             sys.stderr.flush()
             if several:
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 class _Jobs:
-    """The lines of the standard input, in a thread that ends the process if the input ends amid an evaluation."""
+    """The lines of the standard input. Its reading thread ends the process if the input ends during a job."""
 
     def __init__(self) -> None:
         self._lines: SimpleQueue[str | None] = SimpleQueue()
@@ -64,15 +64,15 @@ class _Jobs:
         Thread(target=self._read, daemon=True).start()
 
     def next(self) -> str | None:
-        """The next line; None when there are no more."""
+        """Return the next line; None at the end."""
         return self._lines.get()
 
     def finished(self) -> None:
-        """Say that the last line is done with."""
+        """Mark the last line's job as finished."""
         self._busy = False
 
     def _read(self) -> None:
-        # Unbuffered, because a lock that this thread held at the interpreter's end would be an error.
+        # Unbuffered: a buffer's lock held by this thread at the interpreter's exit would be a fatal error.
         with FileIO(0, closefd=False) as stream:
             for line in stream:
                 self._busy = True
@@ -84,10 +84,10 @@ class _Jobs:
 
 @contextmanager
 def _harness() -> Iterator[Any]:
-    """lmms-eval's command for one configuration, as a function of its options."""
+    """Yield lmms-eval's command for one configuration, as a function of its options."""
     from loguru import logger
 
-    # Its parser and its logger are set up as its own command does.
+    # Its parser and logger are set up as in its own command.
     arguments, sys.argv = sys.argv, ["lmms-eval"]
     from lmms_eval import __main__ as command
 
@@ -99,7 +99,7 @@ def _harness() -> Iterator[Any]:
     original, managers = command.TaskManager, {}
 
     def manager(verbosity: str, include_path: Any, model_name: str) -> Any:
-        # Its index of two thousand YAMLs takes seconds to build. The tasks themselves are made anew for each evaluation.
+        # Indexing lmms-eval's two thousand YAMLs takes seconds, so it is done once. Tasks are still created for each job.
         key = (str(include_path), model_name)
         if key not in managers:
             managers[key] = original(verbosity, include_path=include_path, model_name=model_name)

@@ -1,4 +1,4 @@
-"""Why a run of lmms-eval failed, read from what it printed; and which other runs will fail for the same reason."""
+"""The reason why a run of lmms-eval failed, read from its output, and which other runs will fail for it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lmms_prune.record.files import regular
 
 OURS = "lmms-prune: error:"
 Scope = Literal["run", "checkpoint", "environment"]
-"""Which runs share a failure: that run alone, all of its checkpoint, or all with this Python and its packages."""
+"""Runs that share a failure: this run only, all of the checkpoint, or all in this Python environment."""
 NOTES: dict[Scope, str] = {
     "checkpoint": "lmms-prune: every run of this checkpoint fails like this:",
     "environment": "lmms-prune: every run in this environment fails like this:",
 }
-"""What stands before our own error in a log, for people and for `read_failure`."""
+"""Lines before our own error in a log, for readers and for `read_failure`."""
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b")
 _IMPORT = re.compile(r"(ImportError|ModuleNotFoundError)\b")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -28,10 +28,10 @@ class Failure:
     """Why a run failed.
 
     Args:
-        reason: this package's own message, which may take several lines; else the last error, else the last line, "" where
-            nothing was printed.
-        ours: whether this package ended the run; else lmms-eval or a library of it did.
-        scope: which other runs will fail for this reason.
+        reason: this package's own message (possibly several lines), else the last error, else the last line; "" if nothing
+            was printed.
+        ours: whether this package ended the run, rather than lmms-eval or a library.
+        scope: which other runs will fail for the same reason.
     """
 
     reason: str
@@ -40,11 +40,11 @@ class Failure:
 
 
 def read_failure(text: str, *, before_any_run: bool = False) -> Failure:
-    """The failure that ended what printed `text`.
+    """Return the failure that ended the process with the output `text`.
 
     Args:
-        text: all that was printed, errors included.
-        before_any_run: whether the process ended before it came to a run, so that no run can be to blame.
+        text: the whole output, errors included.
+        before_any_run: whether the process ended before any run began, so that no run is the cause.
     """
     text = text.strip()
     if OURS in text:
@@ -52,11 +52,11 @@ def read_failure(text: str, *, before_any_run: bool = False) -> Failure:
         return Failure(text[text.rindex(OURS) + len(OURS) :].strip(), True, scope)
     lines = [line.strip() for line in text.splitlines()]
     reason = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "")
-    # What a task imports for itself, other tasks can do without.
-    elsewhere = _IMPORT.match(reason) and not through_a_task(text.rpartition(_TRACEBACK)[2])
-    return Failure(reason, False, "environment" if before_any_run or elsewhere else "run")
+    # An import inside a task's own code fails only for that task.
+    everywhere = _IMPORT.match(reason) and not through_a_task(text.rpartition(_TRACEBACK)[2])
+    return Failure(reason, False, "environment" if before_any_run or everywhere else "run")
 
 
 def read_log(log: Path, *, before_any_run: bool = False) -> Failure:
-    """As `read_failure`, of a file."""
+    """Return the failure that a log file shows; see `read_failure`."""
     return read_failure(regular(log).read_text(encoding="utf-8", errors="replace"), before_any_run=before_any_run)

@@ -1,4 +1,4 @@
-"""What an answer depends on beside its document: arguments, versions, this package's own code, and files they name."""
+"""All that an answer depends on besides its document: arguments, versions, this package's code, and named files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lmms_prune.harness.tasks import task_configs
 from lmms_prune.record.run import Provenance
 
 PACKAGE = Path(__file__).parents[1]
-# Parts that no evaluation runs through. All else counts, also where it does not matter to a given run.
+# Parts that no evaluation uses. All others count, even if a given run does not use them.
 ASIDE = (
     "bench",
     "calibration",
@@ -33,13 +33,13 @@ _PACKAGES = ("lmms-prune", "lmms-eval", "torch", "transformers", "tokenizers", "
 
 @cache
 def versions() -> dict[str, str]:
-    """The packages that answers depend on most."""
+    """Return the versions of the packages that answers depend on most."""
     return {name: version(name) for name in _PACKAGES}
 
 
 @cache
 def code() -> str:
-    """A digest of this package's modules and tasks: another one after any change, committed or not."""
+    """Return a digest of this package's modules and tasks; any change, committed or not, changes it."""
     digest = hashlib.sha256()
     modules = [
         path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in ASIDE
@@ -50,27 +50,27 @@ def code() -> str:
 
 
 def inputs(arguments: ModelArguments) -> dict[str, list[int]]:
-    """Sizes and times of the local files that a run's arguments name: a checkpoint's, those of prompts and of methods."""
+    """Return sizes and times of the local files that a run's arguments name: checkpoint, prompts, methods' files."""
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in _files(arguments)}
 
 
 def _files(arguments: ModelArguments) -> Iterator[Path]:
-    named = [arguments.pretrained, arguments.system_prompt, arguments.chat_template]
+    named_files = [arguments.pretrained, arguments.system_prompt, arguments.chat_template]
     methods = [value for stage in arguments.schedule.stages for _, value in stage.options if isinstance(value, str)]
-    # Measurements lie in folders of folders; what lies below a checkpoint is another one.
-    for below, names in (("*", named), ("**/*", methods)):
-        # Unlike Path's own, these answer for a template, which is too long for a file's name.
+    # Measurements are in nested folders; a folder inside a checkpoint is another checkpoint, so it is skipped.
+    for pattern, names in (("*", named_files), ("**/*", methods)):
+        # `os.path` functions return False for a template's text, which is too long for a file name; Path's methods raise.
         for path in (Path(name) for name in names if name):
-            yield from (file for file in (sorted(path.glob(below)) if isdir(path) else [path]) if isfile(file))
+            yield from (file for file in (sorted(path.glob(pattern)) if isdir(path) else [path]) if isfile(file))
 
 
 def made_from(arguments: ModelArguments, executed: Provenance, commit: str | None) -> dict[str, str]:
     """All that a run's answers depend on beside its documents, as texts.
 
     Args:
-        arguments: as executed, with what their files say.
-        executed: of which device, attention kernel and dtype of the loaded model are taken.
-        commit: of a checkpoint from the hub.
+        arguments: the executed arguments, with the contents of their files.
+        executed: provenance of the loaded model; its device, attention kernel and dtype are used.
+        commit: the commit of a checkpoint from the hub.
     """
     return {
         **arguments.settings(),
@@ -82,6 +82,6 @@ def made_from(arguments: ModelArguments, executed: Provenance, commit: str | Non
     }
 
 
-def digest(said: Mapping[str, object]) -> str:
-    """Of a mapping, whatever its order."""
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+def digest(values: Mapping[str, object]) -> str:
+    """Return a digest of a mapping, independent of its order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""From a task's generation_kwargs to transformers' options, and from tokens back to text."""
+"""Conversion of a task's generation_kwargs to transformers' options, and of tokens to text."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from typing import Any
 
 from lmms_prune.harness.arguments import ArgumentError
 
-# What openpyxl refuses: one such character in one answer loses a whole run's spreadsheet.
+# Characters that openpyxl refuses; a single one in an answer would lose a run's whole spreadsheet.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _DEFAULT_LENGTH = 128
 _PASSED_ON = ("min_new_tokens", "top_k", "repetition_penalty", "no_repeat_ngram_size")
 KNOWN = frozenset({"until", "max_new_tokens", "temperature", "top_p", "do_sample", "num_beams", *_PASSED_ON})
 
 
-def options(given: Mapping[str, Any], tokenizer: Any, use_cache: bool) -> dict[str, Any]:
-    """transformers' generation options for a task's `given` ones, which are left as they are.
+def options(kwargs: Mapping[str, Any], tokenizer: Any, use_cache: bool) -> dict[str, Any]:
+    """Return transformers' generation options for a task's `kwargs`, which are not changed.
 
     Raises:
-        ArgumentError: a value that is no number, or options that contradict each other.
+        ArgumentError: a value is not a number, or options contradict each other.
     """
-    beams = _number(given, "num_beams", int, 1, lowest=1)
+    beams = _number(kwargs, "num_beams", int, 1, lowest=1)
     result = {
-        "max_new_tokens": _number(given, "max_new_tokens", int, _DEFAULT_LENGTH, lowest=1),
+        "max_new_tokens": _number(kwargs, "max_new_tokens", int, _DEFAULT_LENGTH, lowest=1),
         "temperature": None,
         "top_p": None,
         "top_k": None,
-        **_sampling(given),
-        **{name: given[name] for name in _PASSED_ON if name in given},
+        **_sampling(kwargs),
+        **{name: kwargs[name] for name in _PASSED_ON if name in kwargs},
         "num_beams": beams,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         "use_cache": use_cache,
     }
-    if stops := stop_texts(given):
+    if stops := stop_texts(kwargs):
         result |= {"stop_strings": stops, "tokenizer": tokenizer}
     return result
 
 
-def stop_texts(given: Mapping[str, Any]) -> list[str]:
-    """The texts at which an answer ends."""
-    until = given.get("until") or []
+def stop_texts(kwargs: Mapping[str, Any]) -> list[str]:
+    """Return the texts at which an answer ends."""
+    until = kwargs.get("until") or []
     if not isinstance(until, str) and not (isinstance(until, (list, tuple)) and all(isinstance(s, str) for s in until)):
         raise ArgumentError(f"gen_kwargs: until={until!r} must be a text or a list of texts.")
-    # "\n\n" is what the harness fills in when a task names no stop; the stock chat models do not apply it either.
+    # lmms-eval fills in "\n\n" for tasks without a stop text; the stock chat models ignore it, too.
     return [stop for stop in ([until] if isinstance(until, str) else until) if stop and stop != "\n\n"]
 
 
 def own_tokens(ids: list[int], tokenizer: Any) -> list[int]:
-    """A row's own tokens: up to its end, or without the padding that follows a stop text."""
+    """Return a row's tokens up to the end token, or without the padding after a stop text."""
     if tokenizer.eos_token_id in ids:
         return ids[: ids.index(tokenizer.eos_token_id) + 1]
     length = len(ids)
@@ -59,28 +59,28 @@ def own_tokens(ids: list[int], tokenizer: Any) -> list[int]:
 
 
 def clean(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the first stop text, without control characters."""
+    """Return `text` up to the first stop text, without control characters."""
     for stop in stops:
         text = text.split(stop, 1)[0]
     return _CONTROL.sub("", text)
 
 
-def _sampling(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling if do_sample says so, or, where it is not given, if the temperature is above 0."""
-    temperature = _number(given, "temperature", float, None, lowest=0)
-    flag = str(given.get("do_sample", "none")).lower()
+def _sampling(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sampling options: sampled if do_sample says so or, without it, if the temperature is above 0."""
+    temperature = _number(kwargs, "temperature", float, None, lowest=0)
+    flag = str(kwargs.get("do_sample", "none")).lower()
     if flag not in ("true", "false", "1", "0", "none"):
-        raise ArgumentError(f"gen_kwargs: do_sample={given['do_sample']} must be true or false.")
-    wanted = bool(temperature) if flag == "none" else flag in ("true", "1")
-    if not wanted:
+        raise ArgumentError(f"gen_kwargs: do_sample={kwargs['do_sample']} must be true or false.")
+    sampling = bool(temperature) if flag == "none" else flag in ("true", "1")
+    if not sampling:
         return {"do_sample": False}
     if temperature == 0:
         raise ArgumentError("gen_kwargs: do_sample=true contradicts temperature=0; say one of them.")
-    return {"do_sample": True, "temperature": temperature, "top_p": _number(given, "top_p", float, None, lowest=0)}
+    return {"do_sample": True, "temperature": temperature, "top_p": _number(kwargs, "top_p", float, None, lowest=0)}
 
 
-def _number(given: Mapping[str, Any], name: str, kind: type, default: Any, lowest: int) -> Any:
-    value = given.get(name)
+def _number(kwargs: Mapping[str, Any], name: str, kind: type, default: Any, lowest: int) -> Any:
+    value = kwargs.get(name)
     if value is None:
         return default
     try:

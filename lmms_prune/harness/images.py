@@ -1,4 +1,4 @@
-"""Images of documents that are cut short, which lmms-eval lets Pillow fill with grey."""
+"""Detection of truncated images, which lmms-eval lets Pillow fill with grey."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from PIL.Image import Image
 
 
 def read_whole(read: Callable[[], list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], bool]:
-    """A chat, and whether an image in it was cut short and filled up.
+    """Return a chat, and whether one of its images was truncated and filled up.
 
     Args:
-        read: makes the chat, and decodes its images if the dataset does.
+        read: builds the chat, and decodes its images if the dataset does.
     """
     tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
@@ -23,7 +23,7 @@ def read_whole(read: Callable[[], list[dict[str, Any]]]) -> tuple[list[dict[str,
             raise
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
-    # As for every other model of the harness.
+    # Tolerantly this time, as for every other model of lmms-eval.
     return _loaded(read()), True
 
 

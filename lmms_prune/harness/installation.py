@@ -1,7 +1,7 @@
-"""What an installation must have before anything is evaluated: versions that were tested, and an lmms-eval that finds us.
+"""Checks of an installation before any evaluation: tested versions, and an lmms-eval that finds this package's models.
 
-It takes less than a second and imports no library, so that it can speak where they cannot be imported. `lmms-prune doctor
---installation` looks further.
+They take less than a second and import no library, so that they work even if libraries cannot be imported. `lmms-prune doctor
+--installation` checks more.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from lmms_prune.compat.versions import VERSIONS, install_command, other_version
 from lmms_prune.models import MODEL_NAMES
 
 LMMS_EVAL = Path(sys.executable).with_name("lmms-eval")
-"""lmms-eval's command, which is installed beside this Python."""
+"""lmms-eval's command, installed next to this Python."""
 DOCTOR = "`lmms-prune doctor --installation` examines all of it."
-_SECONDS = 120.0  # for lmms-eval's list of models, which takes less than one
+_SECONDS = 120.0  # timeout for lmms-eval's list of models, which normally takes less than one
 _MODULE = re.compile(r"No module named '(\w+)|cannot import name '\w+' from (?:partially initialized module )?'(\w+)")
 _LIST = "import json; from lmms_eval.models import list_available_models as models; print(json.dumps(models()))"
 
 
 class InstallationError(RuntimeError):
-    """An installation in which no run can go well; names all that is wrong, with the commands that mend it."""
+    """An installation in which no run can succeed; the message names every fault, with the commands that fix it."""
 
 
 @dataclass(frozen=True)
-class Check:
-    """What was examined, and what came out.
+class InstallationCheck:
+    """The outcome of one check of the installation.
 
     Args:
-        what: a package, or what it is to do.
-        state: "not there" is no failure: the machine or the installation has no such thing, and need not.
-        detail: what is installed, or why it fails.
-        mend: the command that mends a failure, "" if none is known.
+        what: a package, or what it must be able to do.
+        state: "not there" is not a failure: the machine or installation has no such part, and does not need it.
+        detail: the installed version, or the reason of the failure.
+        mend: the command that fixes a failure; "" if none is known.
     """
 
     what: str
@@ -58,55 +58,63 @@ class Check:
     mend: str = ""
 
 
-def versions(supported: Mapping[str, str] = VERSIONS) -> Iterator[Check]:
-    """What is installed of the packages in `supported`, a name and a range each."""
+def versions(supported: Mapping[str, str] = VERSIONS) -> Iterator[InstallationCheck]:
+    """Check the installed versions of packages against the ranges in `supported`."""
     for name, allowed in supported.items():
         mend = install_command(name, allowed)
         try:
             installed = version(name)
         except PackageNotFoundError:
-            yield Check(name, "failed", f"is not installed; use one of {allowed}", mend)
+            yield InstallationCheck(name, "failed", f"is not installed; use one of {allowed}", mend)
             continue
         if other_version(name, allowed) is None:
-            yield Check(name, "ok", f"{installed} (tested: {allowed})")
+            yield InstallationCheck(name, "ok", f"{installed} (tested: {allowed})")
         else:
-            yield Check(name, "failed", f"{installed} is installed, which is not supported; use one of {allowed}", mend)
+            yield InstallationCheck(
+                name, "failed", f"{installed} is installed, which is not supported; use one of {allowed}", mend
+            )
 
 
-def models_found(command: Sequence[str] = (sys.executable, "-c", _LIST)) -> Check:
-    """Whether lmms-eval finds this package's models.
+def models_found(command: Sequence[str] = (sys.executable, "-c", _LIST)) -> InstallationCheck:
+    """Check whether lmms-eval finds this package's models.
 
     Args:
-        command: prints the names of all models as a JSON list, on its last line.
+        command: a command whose last output line is a JSON list of all model names.
     """
     what = "models in lmms-eval"
     if not LMMS_EVAL.is_file():
-        return Check(what, "failed", f"there is no {LMMS_EVAL}, lmms-eval's command", reinstall("lmms-eval"))
+        return InstallationCheck(
+            what, "failed", f"there is no {LMMS_EVAL}, lmms-eval's command", reinstall("lmms-eval")
+        )
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Check(what, "failed", f"lmms-eval itself does not list its models within {_SECONDS:.0f} seconds")
+        return InstallationCheck(
+            what, "failed", f"lmms-eval itself does not list its models within {_SECONDS:.0f} seconds"
+        )
     last_words = " ".join(done.stderr.strip().splitlines()[-1:])
     if done.returncode:
         detail = f"lmms-eval itself fails: {last_words or f'exit code {done.returncode}'}"
-        return Check(what, "failed", detail, mending(last_words, "lmms-eval"))
+        return InstallationCheck(what, "failed", detail, fixing_command(last_words, "lmms-eval"))
     known = json.loads(done.stdout.splitlines()[-1])
     names = list(MODEL_NAMES)
     if missing := [name for name in names if name not in known]:
         detail = f"lmms-eval does not find {' and '.join(missing)}"
-        return Check(what, "failed", f"{detail}: {last_words}" if last_words else detail, reinstall("lmms-prune"))
-    return Check(what, "ok", " and ".join(names))
+        return InstallationCheck(
+            what, "failed", f"{detail}: {last_words}" if last_words else detail, reinstall("lmms-prune")
+        )
+    return InstallationCheck(what, "ok", " and ".join(names))
 
 
-def mending(error: str, package: str) -> str:
-    """The command for an error of `package`: of another one, if the error names a module of one that is installed."""
-    named = _MODULE.search(error)
-    owners = packages_distributions().get(named[named.lastindex or 0], []) if named else []
+def fixing_command(error: str, package: str) -> str:
+    """Return the command that fixes an error of `package`; if the error names a module of another package, of that one."""
+    match = _MODULE.search(error)
+    owners = packages_distributions().get(match[match.lastindex or 0], []) if match else []
     return reinstall(owners[0] if owners else package)
 
 
 def reinstall(package: str) -> str:
-    """The command for a package that fails: a tested version, what it requires and is not there, or the package anew."""
+    """Return the command that fixes a package: installs a tested version, its missing requirements, or the package again."""
     package = canonicalize_name(package)
     allowed = VERSIONS.get(package, "")
     try:
@@ -121,10 +129,10 @@ def reinstall(package: str) -> str:
 
 
 def refuse_broken() -> None:
-    """Make sure that runs can go well, as far as this is known in a second.
+    """Check that runs can succeed, as far as a second of checks can tell.
 
     Raises:
-        InstallationError: they cannot.
+        InstallationError: they cannot succeed.
     """
     failed = [check for check in (*versions(), models_found()) if check.state == "failed"]
     if failed:
@@ -133,7 +141,7 @@ def refuse_broken() -> None:
 
 
 def _unmet(package: str) -> Iterator[str]:
-    """The requirements of an installed package that are not met by what is installed, as pip takes them."""
+    """Yield an installed package's unmet requirements, in pip's format."""
     for requirement in map(Requirement, requires(package) or ()):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -146,7 +154,7 @@ def _unmet(package: str) -> Iterator[str]:
 
 
 def _source(installed: Distribution) -> str:
-    """What pip is to install again: the folder or file that a package came from, else its name and version."""
+    """Return what pip must reinstall: the folder or file that a package came from, else its name and version."""
     origin = json.loads(installed.read_text("direct_url.json") or "{}")
     if "url" not in origin:
         return f"{canonicalize_name(installed.metadata['Name'])}=={installed.version}"

@@ -1,8 +1,8 @@
-"""Finished answers on disk, batch by batch, so that an interrupted run goes on where it was.
+"""Finished answers on disk, batch by batch, so that an interrupted run can continue.
 
-A journal is a folder with one folder for each run, named by a digest of all that the run's answers depend on, which its
-``run.json`` spells out. There, each process has a file of its own, to which it appends a line for each batch: a digest of the
-line's JSON, and the JSON. Whatever was cut short does not match its digest, and is answered again.
+A journal is a folder with one folder per run, named by a digest of all that the run's answers depend on; its ``run.json``
+spells that out. Each process appends to its own file there, one line per batch: a digest of the line's JSON, and the JSON.
+A truncated line does not match its digest, and its batch is answered again.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from PIL.Image import Image
 
 from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.harness.fingerprint import digest
-from lmms_prune.harness.records import Answer
+from lmms_prune.harness.records import AnsweredSample
 from lmms_prune.record.files import regular, write
 from lmms_prune.record.redaction import redacted, redacted_values
 
 
 class JournalError(RuntimeError):
-    """A batch that could not be written down; the message says why, and what stands."""
+    """A batch that could not be written; the message says why, and what is still stored."""
 
 
 class Journal:
-    """The finished answers of one run, and where new ones are added.
+    """The stored answers of one run, to which new ones are appended.
 
     Args:
-        folder: of journals, of this and of other runs.
-        run: all that the answers depend on beside their documents.
-        secrets: values that no file may hold. An answer that holds one is not kept, and is answered again.
+        folder: the folder of journals, of this and of other runs.
+        run: all that the answers depend on besides their documents.
+        secrets: values that no file may contain. An answer that contains one is not stored, and will be answered again.
 
     Raises:
         ArgumentError: the folder cannot be used.
@@ -47,7 +47,7 @@ class Journal:
         self._secrets = secrets
         self._folder = Path(folder) / digest(run)
         self._file = self._folder / f"{uuid4().hex}.jsonl"
-        self._finished: dict[str, Answer] = {}
+        self._finished: dict[str, AnsweredSample] = {}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             clean = json.dumps(redacted_values(run, secrets), indent=1)
@@ -62,20 +62,20 @@ class Journal:
         if self._finished:
             logger.info("journal={}: {} samples of this run are answered already.", folder, len(self._finished))
 
-    def finished(self, key: str) -> Answer | None:
-        """What was there for a sample when the journal was opened."""
+    def finished(self, key: str) -> AnsweredSample | None:
+        """Return a sample's answer that was stored when the journal was opened; None if there was none."""
         return self._finished.get(key)
 
-    def add(self, answers: Mapping[str, Answer]) -> None:
-        """Append one batch, by the samples' keys; when this returns, it is on the disk.
+    def add(self, answers: Mapping[str, AnsweredSample]) -> None:
+        """Append one batch of answers by sample key; on return it is on the disk.
 
         Raises:
             JournalError: it could not be written.
         """
-        kept = {key: one for key, one in answers.items() if redacted(one.text, self._secrets) == one.text}
-        if not kept:
+        clean = {key: answer for key, answer in answers.items() if redacted(answer.text, self._secrets) == answer.text}
+        if not clean:
             return
-        batch = [{"key": key, **answer.to_dict()} for key, answer in kept.items()]
+        batch = [{"key": key, **answer.to_dict()} for key, answer in clean.items()]
         text = json.dumps(batch).encode()
         try:
             new = not self._file.exists()
@@ -88,7 +88,7 @@ class Journal:
         except OSError as error:
             raise JournalError(
                 f"journal: {self._file} cannot be written: {error.strerror}. The batches before this one are kept there: "
-                "when that is mended, start the same run again."
+                "when that is fixed, start the same run again."
             ) from error
 
     def _read(self, path: Path) -> None:
@@ -98,14 +98,14 @@ class Journal:
                 logger.warning("journal: a batch in {} was cut short; it is answered again.", path)
                 continue
             for entry in json.loads(text):
-                self._finished[entry["key"]] = Answer.read(entry)
+                self._finished[entry["key"]] = AnsweredSample.read(entry)
 
 
 def check_folder(folder: str) -> None:
-    """Make the folder of journals.
+    """Create the folder of journals.
 
     Raises:
-        ArgumentError: it can be no such folder.
+        ArgumentError: it cannot be created or written to.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -116,28 +116,28 @@ def check_folder(folder: str) -> None:
 
 
 def repeats(requests: Sequence[Instance]) -> list[int]:
-    """For each request, how many before it ask the same: the harness may ask several times."""
+    """Count, for each request, the equal requests before it; lmms-eval may ask the same several times."""
     seen: Counter[tuple[Any, ...]] = Counter()
-    found = []
+    counts = []
     for request in requests:
-        text, _, given, document, task, split = request.args
-        asked = (text, repr(sorted(given.items())), document, task, split)
-        found.append(seen[asked])
+        text, _, options, document, task, split = request.args
+        asked = (text, repr(sorted(options.items())), document, task, split)
+        counts.append(seen[asked])
         seen[asked] += 1
-    return found
+    return counts
 
 
-def sample_key(sample: str, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any], repeat: int) -> str:
-    """What a sample's answer depends on beside the run, as a digest: its document as it is shown, and the options.
+def sample_key(sample: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], repeat: int) -> str:
+    """Return a digest of all that a sample's answer depends on besides the run: its document as shown, and the options.
 
     Args:
-        sample: task/split/number, which seeds its random draws.
-        messages: the chat with its images.
-        given: the task's generation options.
-        repeat: how often the same was asked before.
+        sample: the sample id (task/split/number), which seeds its random draws.
+        messages: the chat, images included.
+        options: the task's generation options.
+        repeat: number of equal requests before this one.
     """
-    said = [sample, messages, repr(sorted(given.items(), key=lambda item: item[0])), repeat]
-    return blake2b(json.dumps(said, sort_keys=True, default=_pixels).encode(), digest_size=16).hexdigest()
+    identity = [sample, messages, repr(sorted(options.items(), key=lambda item: item[0])), repeat]
+    return blake2b(json.dumps(identity, sort_keys=True, default=_pixels).encode(), digest_size=16).hexdigest()
 
 
 def _pixels(image: Any) -> list[Any]:
@@ -146,7 +146,7 @@ def _pixels(image: Any) -> list[Any]:
     return [image.mode, image.size, image.getpalette(), blake2b(image.tobytes(), digest_size=16).hexdigest()]
 
 
-_MARK = 33  # digest and a space
+_MARK = 33  # characters of the digest and a space
 
 
 def _line(text: bytes) -> bytes:
@@ -154,7 +154,7 @@ def _line(text: bytes) -> bytes:
 
 
 def _sync(folder: Path) -> None:
-    """A new file's name is on the disk only when its folder is."""
+    """Write a folder to the disk; only then is a new file's name in it stored, too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

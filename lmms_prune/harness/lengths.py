@@ -1,4 +1,4 @@
-"""How long prompts will be, before they are made: so that prompts of one batch are about alike, and little is padding."""
+"""Cheap prompt-length estimates, used to batch prompts of similar length and reduce padding."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from PIL import Image
 
 from lmms_prune.models import Family
 
-CHARACTERS = 4  # of a text token, about
+CHARACTERS = 4  # average characters per text token
 
 
 def visual_lengths(
     family: Family, config: Any, bounds: tuple[int, int], dataset: Any, numbers: Sequence[int]
 ) -> Mapping[int, float]:
-    """About how many visual tokens some documents have, from their images' headers alone.
+    """Estimate the visual tokens of documents, from their images' headers alone.
 
-    Nothing where all images have as many; an image that is not in the document's own row, or that cannot be read, has
-    none here (if it cannot be read at all, its sample will say so).
+    Empty if all images have the same number of tokens. An image outside the document's own row, or an unreadable one,
+    counts as 0 here; an unreadable image is reported when its sample is answered.
 
     Args:
-        family, config: of the model.
-        bounds: the fewest and the most pixels to which images are resized.
+        family, config: the model's family and configuration.
+        bounds: smallest and largest number of pixels to which images are resized.
         dataset: one split of a task.
-        numbers: documents.
+        numbers: the documents' numbers in the split.
     """
     features = getattr(dataset, "features", None) or {}
     names = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
@@ -34,16 +34,16 @@ def visual_lengths(
         return {}
     raw = dataset.select_columns(names).with_format("arrow")
     side = family.pixel_side(config)
-    made = {}
+    lengths = {}
     for number in set(numbers):
         [row] = raw[[number]].to_pylist()
         areas = [_area(image) for image in row.values() if image is not None]
-        made[number] = sum(min(max(area, bounds[0]), bounds[1]) / side**2 for area in areas if area)
-    return made
+        lengths[number] = sum(min(max(area, bounds[0]), bounds[1]) / side**2 for area in areas if area)
+    return lengths
 
 
 def _area(stored: Mapping[str, Any]) -> int:
-    """Pixels of an image as datasets keep it: its bytes, or a path."""
+    """Return the pixels of an image stored by `datasets` as bytes or path; 0 if unreadable."""
     try:
         with Image.open(BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]) as image:
             return image.width * image.height

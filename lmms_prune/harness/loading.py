@@ -1,4 +1,4 @@
-"""Loading a checkpoint for evaluation: every way in which it can be the wrong one has its own message."""
+"""Loading a checkpoint for evaluation, with a specific message for every way in which it can be unusable."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, CheckpointError, ModelArguments
 from lmms_prune.models import Family, family_of
 
-# inv_freq is computed, and stood in older files.
+# inv_freq is computed at load time, but older files contain it.
 _IN_A_LAYER = re.compile(r"\.(layers|blocks|h)\.\d+\.(?!.*inv_freq$)")
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def read_config(arguments: ModelArguments, family: Family) -> Any:
-    """The checkpoint's configuration, if the checkpoint is of `family`.
+    """Read the checkpoint's configuration; the checkpoint must be of `family`.
 
     Raises:
         CheckpointError: no such checkpoint.
         UnsupportedModelError: a checkpoint of another family, or without image input.
     """
     config = any_config(arguments)
-    found = family_of(config)
-    if found != family:
-        message = f"pretrained={arguments.pretrained} is of type '{found.model_type}': use --model {found.model_name}, "
+    actual = family_of(config)
+    if actual != family:
+        message = (
+            f"pretrained={arguments.pretrained} is of type '{actual.model_type}': use --model {actual.model_name}, "
+        )
         raise UnsupportedModelError(message + f"not {family.model_name}.")
     return config
 
 
 def any_config(arguments: ModelArguments) -> Any:
-    """The checkpoint's configuration, whatever its family.
+    """Read the checkpoint's configuration, for any family.
 
     Raises:
         CheckpointError: no such checkpoint.
@@ -55,7 +57,7 @@ def any_config(arguments: ModelArguments) -> Any:
 
 
 def pick_device(arguments: ModelArguments, process: int, processes: int) -> torch.device:
-    """The device of this process: one CUDA device each where there are several processes.
+    """Return the device of this process; several processes use one CUDA device each.
 
     Raises:
         ArgumentError: there is no such device.
@@ -77,7 +79,7 @@ def pick_device(arguments: ModelArguments, process: int, processes: int) -> torc
 
 
 def _existing(argument: str, name: str, default: int) -> torch.device:
-    """The device that `argument` names, CUDA's number `default` where the name has none."""
+    """Return the device that `argument` names; a plain "cuda" becomes the CUDA device with index `default`."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -96,7 +98,7 @@ def _existing(argument: str, name: str, default: int) -> torch.device:
 
 
 def load_processor(arguments: ModelArguments, **options: Any) -> Any:
-    """The checkpoint's processor: tokenizer, image processor and chat template.
+    """Load the checkpoint's processor: tokenizer, image processor and chat template.
 
     Raises:
         CheckpointError: the checkpoint has none, or a broken one.
@@ -112,7 +114,7 @@ def load_processor(arguments: ModelArguments, **options: Any) -> Any:
 
 @contextmanager
 def _unloadable(arguments: ModelArguments, what: str) -> Iterator[None]:
-    """Whatever the libraries say of a broken checkpoint, in one message that names it."""
+    """Turn the libraries' various errors about a broken checkpoint into one message that names it."""
     try:
         yield
     except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
@@ -122,9 +124,9 @@ def _unloadable(arguments: ModelArguments, what: str) -> Iterator[None]:
 
 @contextmanager
 def shared_weights() -> Iterator[None]:
-    """Inside, weights are loaded once: whoever asks for the same ones again gets the model that is there.
+    """Inside this context equal weights are loaded once; later requests get the model already loaded.
 
-    They stay in memory until the block ends. Models that several runs prune are left as they were by each.
+    They stay in memory until the context ends. Every run leaves the shared model unchanged.
     """
     token = _SHARED.set({})
     try:
@@ -137,13 +139,13 @@ _SHARED: ContextVar[dict[tuple[Any, ...], Any] | None] = ContextVar("shared weig
 
 
 def load_model(arguments: ModelArguments, device: torch.device) -> Any:
-    """The checkpoint's weights, in evaluation mode.
+    """Load the checkpoint's weights, in evaluation mode.
 
     Raises:
-        CheckpointError: weights that are missing, of another shape or left over in a layer, or an attention kernel that
-            is not installed.
+        CheckpointError: weights are missing, of another shape or left over in a layer, or the attention kernel is not
+            installed.
     """
-    # A plain "cuda" has become this process's own device by now.
+    # `pick_device` has already turned a plain "cuda" into this process's device.
     where = arguments.device_map if arguments.device_map in _SPREAD else str(device)
     shared = _SHARED.get()
     if shared is None:
@@ -164,7 +166,7 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
             revision=arguments.revision,
             trust_remote_code=arguments.trust_remote_code,
             output_loading_info=True,
-            # Wrong shapes are then told by `info`, like missing weights, instead of a report of many lines.
+            # Wrong shapes then appear in `info`, like missing weights, instead of in a report of many lines.
             ignore_mismatched_sizes=True,
             **options,
         )
@@ -175,11 +177,11 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
             f"pretrained={arguments.pretrained}: {len(wrong)} weights are missing or of the wrong shape ({some}, …)."
         )
         raise CheckpointError(message)
-    # A head beside the model may be left over; what belongs to a layer is what an answer would be computed without.
-    over = [key for key in info["unexpected_keys"] if _IN_A_LAYER.search(key)]
-    if over:
+    # An unused head may be left over, but a left-over weight of a layer means that answers would be computed without it.
+    left_over = [key for key in info["unexpected_keys"] if _IN_A_LAYER.search(key)]
+    if left_over:
         raise CheckpointError(
-            f"pretrained={arguments.pretrained}: {len(over)} weights have no place in the model ({', '.join(sorted(over)[:3])}, "
+            f"pretrained={arguments.pretrained}: {len(left_over)} weights have no place in the model ({', '.join(sorted(left_over)[:3])}, "
             "…): its config.json describes another model, or adapters were not merged."
         )
     return model.eval()

@@ -1,4 +1,4 @@
-"""How many rows are answered at once: a given number, or as many as the device's memory takes."""
+"""The batch size: a fixed number, or as many rows as the device's memory holds."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import torch
 from loguru import logger
 
-_FIRST = 4  # rows of the first batch whose size is to be found
-_ON_CPU = 8  # rows where no memory can be asked: more gain little there
-_FILLED = 0.8  # share of the device's memory that a batch may be expected to take
+_FIRST = 4  # rows of the first batch with batch_size=auto
+_ON_CPU = 8  # rows with batch_size=auto on a CPU: its free memory is not measured, and larger batches gain little
+_FILLED = 0.8  # share of the device's memory that a batch is planned to fill
 
 
 @dataclass
 class BatchSize:
-    """How many rows the next batch may have.
+    """The number of rows that the next batch may have.
 
     Args:
-        rows: the number now.
-        fixed: whether a memory that does not suffice ends the run, instead of halving the number.
-        most: no more than this many; lowered where memory did not suffice.
+        rows: the current number.
+        fixed: whether out-of-memory ends the run instead of halving the number.
+        most: the upper bound; lowered after out-of-memory.
     """
 
     rows: int
@@ -30,40 +30,40 @@ class BatchSize:
     most: int = 1024
 
     @classmethod
-    def of(cls, asked: int | str, device: torch.device) -> BatchSize:
-        """A given number, or "auto": found as the run goes."""
-        if asked != "auto":
-            return cls(int(asked), fixed=True)
+    def of(cls, requested: int | str, device: torch.device) -> BatchSize:
+        """Make a batch size from a number, or from "auto", which is adapted during the run."""
+        if requested != "auto":
+            return cls(int(requested), fixed=True)
         return cls(_FIRST if device.type == "cuda" else _ON_CPU, fixed=False)
 
     def halve(self, rows: int) -> None:
-        """A batch of `rows` did not fit."""
+        """Halve the size after a batch of `rows` did not fit."""
         self.most = self.rows = max(1, rows // 2)
         logger.warning("out of memory with {} rows at once; going on with {}.", rows, self.rows)
 
     def grow(self, rows: int, memory: Sequence[tuple[int, int, int]]) -> None:
-        """A batch of `rows` took each device's memory from so many bytes to so many at its peak, of so many in all."""
+        """Adapt the size after a batch of `rows`; `memory` has each device's bytes (before, at the peak, in total)."""
         fits = [
-            int((_FILLED * whole - before) / (peak - before) * rows) for before, peak, whole in memory if peak > before
+            int((_FILLED * total - before) / (peak - before) * rows) for before, peak, total in memory if peak > before
         ]
         if fits and not self.fixed:
             self.rows = max(1, min(2 * rows, self.most, *fits))
 
 
 @dataclass
-class Outcome:
-    """Whether a batch did not fit."""
+class BatchOutcome:
+    """The outcome of a batch: whether it exhausted the memory."""
 
     exhausted: bool = False
 
 
 @contextmanager
-def watched(size: BatchSize, rows: int, model: torch.nn.Module) -> Iterator[Outcome]:
-    """Watch the memory of the GPUs that hold `model` while a batch of `rows` is answered, and let `size` grow by it.
+def watched(size: BatchSize, rows: int, model: torch.nn.Module) -> Iterator[BatchOutcome]:
+    """Watch the GPUs that hold `model` while a batch of `rows` is answered, and adapt `size` to their memory.
 
-    Memory that does not suffice is an outcome, and no error, where the size is to be found and half the rows are left.
+    With `batch_size=auto`, out-of-memory is reported as an outcome (not raised) while the batch can still be halved.
     """
-    outcome = Outcome()
+    outcome = BatchOutcome()
     devices = [] if size.fixed else sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
     for device in devices:
         torch.cuda.reset_peak_memory_stats(device)
@@ -75,16 +75,16 @@ def watched(size: BatchSize, rows: int, model: torch.nn.Module) -> Iterator[Outc
             raise
         outcome.exhausted = True
     if outcome.exhausted:
-        # Only here, where the error and all that its frames held are gone.
+        # Only here: the error is gone, and with it the tensors that its frames referenced.
         release()
     else:
         peaks = [torch.cuda.max_memory_allocated(device) for device in devices]
-        whole = [torch.cuda.mem_get_info(device)[1] for device in devices]
-        size.grow(rows, list(zip(before, peaks, whole, strict=True)))
+        totals = [torch.cuda.mem_get_info(device)[1] for device in devices]
+        size.grow(rows, list(zip(before, peaks, totals, strict=True)))
 
 
 def release() -> None:
-    """Give back to the device what nothing holds any more."""
+    """Free unreferenced memory on the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The lmms-eval models, one a family: an unmodified checkpoint behind lmms-eval's chat interface, pruned by a schedule."""
+"""The lmms-eval models, one per family: an unmodified checkpoint behind lmms-eval's chat interface, with pruning."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ MODELS: dict[str, type[PrunedModel]] = {
     name: type(class_name(name), (PrunedModel,), {"family": family, "__doc__": family.__doc__, "__module__": __name__})
     for name, family in MODEL_NAMES.items()
 }
-"""By the name that lmms-eval knows them by."""
+"""Model classes by lmms-eval's name of the model."""
 
 
 def unpruned(model: str, model_args: str) -> PrunedModel:
-    """The model that ``lmms-eval --model … --model_args …`` would make, for work that decides itself what is pruned.
+    """Make the model of ``lmms-eval --model … --model_args …``, for commands that decide themselves what is pruned.
 
     Args:
         model: a name of `MODELS`.

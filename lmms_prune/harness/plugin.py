@@ -1,4 +1,4 @@
-"""The entry point of group ``lmms_eval.models``. Imports nothing heavy: lmms-eval loads it on every command."""
+"""The entry point of the group ``lmms_eval.models``. It imports nothing heavy, since lmms-eval loads it on every command."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ if TYPE_CHECKING:
 
 
 def class_name(model_name: str) -> str:
-    """The class of one of this package's models, as lmms-eval asks for it."""
+    """Return the class name of a model, by which lmms-eval imports it."""
     return "".join(part.capitalize() for part in model_name.split("_"))
 
 
 def manifests() -> list[ModelManifest]:
-    """The models that this plugin adds. Chat form only: it is lmms-eval's default, and needs no decord."""
-    # Imported here, since lmms_eval.models loads this module while it is itself being imported.
+    """Return the manifests of this plugin's models. They have only the chat form, lmms-eval's default, which needs no decord."""
+    # Imported here, because lmms_eval.models loads this module during its own import.
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return [ModelManifest(model_id=name, chat_class_path=f"{__name__}.{class_name(name)}") for name in MODEL_NAMES]
 
 
 def __getattr__(name: str) -> Any:
-    # The harness asks for a class once its model is to run. Only then may an unsupported version, or a library that has
-    # moved a name, end the command: beside one, other models still run, and `lmms-prune doctor --installation` says how to
-    # mend it.
-    asked = {class_name(model_name): model_name for model_name in MODEL_NAMES}
-    if name not in asked:
+    # lmms-eval requests a class only when its model is to run. Only then may an unsupported version, or a library that
+    # moved a name, end the command: other models still run, and `lmms-prune doctor --installation` says how to fix it.
+    model_names = {class_name(model_name): model_name for model_name in MODEL_NAMES}
+    if name not in model_names:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     with plain_errors(UnsupportedVersionError, MovedNameError, scope="environment"):
         refuse_other_versions()
@@ -41,6 +40,6 @@ def __getattr__(name: str) -> Any:
 
         refuse_moved_names()
         from lmms_prune.harness import models
-    # Here lmms-eval's command becomes ours: what its environment keeps secret, no file of ours may hold.
+    # From here on this package writes files, which must not contain the environment's secrets.
     models.PrunedModel.secrets = secret_values(os.environ)
-    return models.MODELS[asked[name]]
+    return models.MODELS[model_names[name]]

@@ -1,4 +1,4 @@
-"""Prompts and pixels: templates, texts that may be files, and LLaVA-1.5's own way with images."""
+"""Prompt templates, texts that may be files, and the question of a chat."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ VICUNA_TEMPLATE = (
 
 
 def text_or_file(name: str, value: str | None) -> str | None:
-    """The text `value`, or what stands in the file that it names.
+    """Return the text `value`, or the content of the file that it names.
 
     Raises:
-        ArgumentError: it looks like a file's name, and there is no such file.
+        ArgumentError: `value` looks like a file name, but there is no such file.
     """
-    # A template is longer than a file name may be; asking for such a file is an error of its own.
-    if value is not None and isfile(value):  # unlike Path's own, it answers for what is too long for a name
+    # `os.path.isfile` returns False for a template's text, which is too long for a file name; Path.is_file would raise.
+    if value is not None and isfile(value):
         return Path(value).read_text(encoding="utf-8").strip()
     if value is not None and re.fullmatch(r"(~|\.{0,2}/)\S*|\S+\.(txt|jinja2?|j2)", value):
         raise ArgumentError(f"{name}={value}: there is no such file.")
@@ -38,6 +38,6 @@ def text_or_file(name: str, value: str | None) -> str | None:
 
 
 def question_text(chat: Sequence[Mapping[str, Any]]) -> str:
-    """What the user says in a chat, as text: what a method that reads the question is given."""
+    """Return the user's text in a chat, for methods that read the question."""
     parts = [part for message in chat if message["role"] == "user" for part in message["content"]]
     return "\n".join(part["text"] for part in parts if part["type"] == "text").strip()

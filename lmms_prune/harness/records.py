@@ -1,4 +1,4 @@
-"""What was executed, as the records in the harness's results have it: one of every sample, one of every run."""
+"""Records of what was executed, per sample and per run, as lmms-eval's results contain them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from lmms_prune.record.run import VERSIONS, Provenance
 def token_accounting(
     row: RowTrace, grids: Sequence[tuple[int, int]], model: Architecture, input_tokens: int, output_tokens: int
 ) -> TokenAccounting:
-    """What one executed row cost, whose images have `grids` of visual tokens and whose masks are on the CPU."""
+    """Return the token accounting of one executed row; `grids` are its images' visual tokens, its masks are on the CPU."""
     lengths = [row.text_tokens + visual for visual in row.visual]
-    # Where a method made earlier layers forget, they hold what a later layer had.
-    held = tuple(int(size) for size in kv_bytes(model, [lengths[row.computed.index(n)] for n in row.cached]))
+    # If a method cropped the cache of earlier layers, these hold the tokens of the later layer with the same length.
+    cached_bytes = tuple(int(size) for size in kv_bytes(model, [lengths[row.computed.index(n)] for n in row.cached]))
     return TokenAccounting(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
@@ -44,32 +44,32 @@ def token_accounting(
         token_bitmaps=tuple(
             tuple(encode(_grid(mask, grid)) for mask, grid in zip(masks, grids, strict=True)) for masks in row.masks
         ),
-        kv_bytes=sum(held),
-        layer_kv_bytes=held,
+        kv_bytes=sum(cached_bytes),
+        layer_kv_bytes=cached_bytes,
         encoder_flops=sum(encoder_flops(model.encoder, grid) for grid in grids),
         selection_flops=round(row.selection_flops or 0),
         prefill_flops=int(prefill_flops(model, lengths)),
-        # The prefill gives the first new token.
+        # The prefill already produces the first new token.
         decode_flops=int(decode_flops(model, lengths, max(0, output_tokens - 1))),
     )
 
 
 def _grid(mask: Bool[Tensor, " V"], grid: tuple[int, int]) -> Bool[np.ndarray, "rows columns"]:
-    """One image's mask in rows and columns, without the class token that may stand before them."""
+    """Reshape one image's mask to rows and columns, without a class token before them."""
     return mask[len(mask) - grid[0] * grid[1] :].numpy().reshape(grid)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answered sample, with what it took.
+class AnsweredSample:
+    """One answered sample, with its cost.
 
     Args:
         text: the answer.
-        accounting: what it cost by itself.
-        computed: tokens that were executed for it, over all layers, padding included.
-        cached: bytes that the prefill left in the cache for it, padding included.
-        rows: of the batch in which it was answered.
-        seconds: its share of that batch's generation.
+        accounting: the token accounting of its own tokens, without padding.
+        computed: executed tokens summed over all layers, padding included.
+        cached: bytes of its KV cache after the prefill, padding included.
+        rows: number of rows of its batch.
+        seconds: its share of the batch's generation time.
     """
 
     text: str
@@ -80,56 +80,58 @@ class Answer:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types."""
-        return {one.name: getattr(self, one.name) for one in fields(self)} | {"accounting": self.accounting.to_dict()}
+        """Return this in JSON types."""
+        return {part.name: getattr(self, part.name) for part in fields(self)} | {
+            "accounting": self.accounting.to_dict()
+        }
 
     @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> Answer:
-        """What `to_dict` has written."""
+    def read(cls, entry: Mapping[str, Any]) -> AnsweredSample:
+        """Read what `to_dict` returned."""
         accounting = TokenAccounting.read(entry["accounting"])
-        assert accounting is not None  # `to_dict` has written it
-        return cls(**{one.name: entry[one.name] for one in fields(cls)} | {"accounting": accounting})
+        assert accounting is not None  # guaranteed by `to_dict`
+        return cls(**{part.name: entry[part.name] for part in fields(cls)} | {"accounting": accounting})
 
 
 @dataclass
 class Answered:
-    """The samples of one process, by their tasks, whether they were answered now or come from the journal.
+    """The samples of one process by task, both newly answered and from the journal.
 
     Args:
-        tasks: the answers.
-        resumed: how many of them an earlier process left in the journal.
+        tasks: the answers by task.
+        resumed: number of answers taken from the journal.
     """
 
-    tasks: dict[str, list[Answer]] = field(default_factory=dict)
+    tasks: dict[str, list[AnsweredSample]] = field(default_factory=dict)
     resumed: int = 0
 
-    def add(self, task: str, answer: Answer) -> None:
-        """Count one sample."""
+    def add(self, task: str, answer: AnsweredSample) -> None:
+        """Add one sample."""
         self.tasks.setdefault(task, []).append(answer)
 
     @property
-    def answers(self) -> list[Answer]:
-        """Of all tasks."""
-        return [one for answers in self.tasks.values() for one in answers]
+    def answers(self) -> list[AnsweredSample]:
+        """Return the answers of all tasks."""
+        return [answer for answers in self.tasks.values() for answer in answers]
 
     def averages(self) -> Averages:
-        """Over all samples."""
-        return Averages.of([one.accounting for one in self.answers])
+        """Return the averages over all samples."""
+        return Averages.of([answer.accounting for answer in self.answers])
 
     def by_task(self) -> dict[str, TaskAverages]:
-        """Each task's averages over its samples."""
+        """Return each task's averages over its samples."""
         return {
             task: TaskAverages.of_task(
-                [one.accounting for one in answers],
-                [one.computed for one in answers],
-                [one.cached for one in answers],
+                [answer.accounting for answer in answers],
+                [answer.computed for answer in answers],
+                [answer.cached for answer in answers],
             )
             for task, answers in self.tasks.items()
         }
 
 
 def provenance(model: Any, device: torch.device) -> Provenance:
-    """What a loaded model's answers are made with; the harness records none of it."""
+    """Return the provenance of a loaded model's answers, which lmms-eval does not record."""
     cuda = device.type == "cuda"
     return Provenance(
         versions={name: version(name) for name in VERSIONS},

@@ -1,7 +1,7 @@
-"""lmms-eval's response cache, held to the code, versions and files that its answers come from.
+"""A guard of lmms-eval's response cache: its answers must come from the same code, versions and files.
 
-The harness keys an answer by the text of ``--model_args`` and by its own version. What else answers depend on would not
-tell two runs apart, so a file in the cache's folder says what each of our runs was made from, and another one is refused.
+lmms-eval keys an answer by the text of ``--model_args`` and by its own version, but answers depend on more. A file in the
+cache's folder therefore records what each of our runs was made from, and a run made from something else is refused.
 """
 
 from __future__ import annotations
@@ -20,41 +20,45 @@ from lmms_prune.record.files import read_text, write
 _STAMPS = "lmms-prune.json"
 
 
-def hold_to(cache: Path, model: str, given: Any, made_from: Mapping[str, str]) -> None:
-    """Say in a cache's folder what a run is made from.
+def hold_to(cache: Path, model: str, model_args: Any, made_from: Mapping[str, str]) -> None:
+    """Record in a cache's folder what a run is made from, or refuse a run that contradicts the record.
 
     Args:
-        cache: what ``--use_cache`` names.
-        model: lmms-eval's name of it.
-        given: ``--model_args``.
-        made_from: all that the run's answers depend on beside their documents.
+        cache: the path after ``--use_cache``.
+        model: lmms-eval's name of the model.
+        model_args: the text or mapping after ``--model_args``.
+        made_from: all that the run's answers depend on besides their documents.
 
     Raises:
-        ArgumentError: what is in the cache for these arguments was made from something else.
+        ArgumentError: the cache's answers to these arguments were made from something else, or it cannot be written to.
     """
     folder = cache.parent if cache.suffix == ".db" else cache
-    arguments = split(given) if isinstance(given, str) else {name: str(value) for name, value in (given or {}).items()}
+    arguments = (
+        split(model_args)
+        if isinstance(model_args, str)
+        else {name: str(value) for name, value in (model_args or {}).items()}
+    )
     key = digest({"model": model, **{name: _as_the_harness_reads(value) for name, value in arguments.items()}})
-    # The number of rows is no more of an answer's origin than the harness takes it for.
-    said = {name: value for name, value in made_from.items() if name != "batch_size"}
+    # Batch size is excluded: it does not change answers, and the harness ignores it too.
+    stamp = {name: value for name, value in made_from.items() if name != "batch_size"}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{_STAMPS}.lock"):
             stamps = _read(folder / _STAMPS)
-            before = stamps.setdefault(key, said)
+            recorded = stamps.setdefault(key, stamp)
             write(folder / _STAMPS, json.dumps(stamps))
     except OSError as error:
         raise ArgumentError(f"--use_cache {cache} cannot be written to: {error.strerror}.") from error
-    if changed := [name for name in said | before if before.get(name) != said.get(name)]:
+    if changed := [name for name in stamp | recorded if recorded.get(name) != stamp.get(name)]:
         name = changed[0]
         raise ArgumentError(
             f"--use_cache {cache} holds answers to these arguments from another {', '.join(changed)} ({name}: "
-            f"{before.get(name)}, now {said.get(name)}), and lmms-eval would give them out again; use a new folder."
+            f"{recorded.get(name)}, now {stamp.get(name)}), and lmms-eval would give them out again; use a new folder."
         )
 
 
 def _as_the_harness_reads(value: str) -> str:
-    """lmms-eval takes 007 for 7, 1e3 for 1000.0 and TRUE for true, whatever they name, before it makes its key of them."""
+    """Convert a value as lmms-eval does before it makes its key: 007 to 7, 1e3 to 1000.0 and TRUE to true."""
     try:
         return str(float(value))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What lmms-eval's command has saved, read back: it logs that it could not save results, and exits with 0."""
+"""Reading back the files that lmms-eval saves: if saving fails, lmms-eval only logs it and exits with 0."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lmms_prune.record.results import SUFFIX, ResultsError, read_results_file
 
 
 class SavingError(RuntimeError):
-    """Results that were not saved whole; the message names the file and says why."""
+    """Results that were not saved completely; the message names the file and says why."""
 
 
 def refuse_unwritable(tracker: Any) -> None:
-    """Know before any weights are loaded that nothing can be saved.
+    """Refuse an unwritable results folder before any weights are loaded.
 
     Args:
-        tracker: what saves the evaluation's results, of lmms-eval.
+        tracker: lmms-eval's object that saves the evaluation's results.
 
     Raises:
         ArgumentError: the folder cannot be written to.
@@ -48,23 +48,23 @@ def refuse_unwritable(tracker: Any) -> None:
 
 
 def read_back(tracker: Any) -> None:
-    """Have an evaluation's tracker look at what it has saved; what is not there whole ends the command.
+    """Make an evaluation's tracker check the files that it saves; an incomplete file ends the command.
 
     Args:
-        tracker: of the evaluation that is being set up; no other one is touched.
+        tracker: the tracker of the evaluation being set up; no other one is changed.
     """
     if saved_below(tracker) is None:
         return
     results, samples = tracker.save_results_aggregated, tracker.save_results_samples
 
-    def save_results(*given: Any, **named: Any) -> None:
+    def save_results(*args: Any, **kwargs: Any) -> None:
         with plain_errors(SavingError):
-            _saved(lambda: results(*given, **named), lambda: saved_file(tracker, SUFFIX[1:]), read_results_file)
+            _saved(lambda: results(*args, **kwargs), lambda: saved_file(tracker, SUFFIX[1:]), read_results_file)
 
-    def save_samples(task_name: str, samples_: Any = None, **named: Any) -> None:
-        rows = named.pop("samples", samples_)
+    def save_samples(task_name: str, samples_: Any = None, **kwargs: Any) -> None:
+        rows = kwargs.pop("samples", samples_)
 
-        def whole(path: Path) -> None:
+        def check_samples(path: Path) -> None:
             lines = read_text(path).splitlines()
             if len([json.loads(line) for line in lines]) != len(rows):
                 raise ResultsError(
@@ -73,28 +73,28 @@ def read_back(tracker: Any) -> None:
 
         with plain_errors(SavingError):
             _saved(
-                lambda: samples(task_name=task_name, samples=rows, **named),
+                lambda: samples(task_name=task_name, samples=rows, **kwargs),
                 lambda: saved_file(tracker, f"samples_{task_name}.jsonl"),
-                whole,
+                check_samples,
             )
 
     tracker.save_results_aggregated, tracker.save_results_samples = save_results, save_samples
 
 
 def _saved(save: Callable[[], None], name: Callable[[], Path], read: Callable[[Path], Any]) -> None:
-    """Let lmms-eval save a file, and read it.
+    """Let lmms-eval save a file, and check it by reading.
 
     Raises:
-        SavingError: it is not whole.
+        SavingError: the file is not complete.
     """
     errors: list[OSError] = []
 
-    def heard(_: Any) -> None:
+    def record_error(_: Any) -> None:
         if isinstance(error := sys.exc_info()[1], OSError):
             errors.append(error)
 
-    # It says why in its log alone, from where it has caught the error.
-    sink = logger.add(heard, level="INFO", format="{message}", filter="lmms_eval")
+    # lmms-eval names the error only in its log; inside its handler the exception is still available.
+    sink = logger.add(record_error, level="INFO", format="{message}", filter="lmms_eval")
     try:
         save()
     finally:
@@ -105,11 +105,11 @@ def _saved(save: Callable[[], None], name: Callable[[], Path], read: Callable[[P
     except (OSError, ValueError) as error:
         why = errors[0].strerror or str(errors[0]) if errors else getattr(error, "strerror", None) or str(error)
         if not errors and not isinstance(error, OSError) and path.name.endswith(SUFFIX):
-            # What lmms-eval's buffer holds is written when nobody hears of an error any more.
+            # lmms-eval's buffer is flushed when the file is closed, where errors are no longer logged.
             why = "it is cut short, as on a full disk"
-        # Half of a file helps nobody. Too many samples without an error are another run's of the same second, too.
+        # An incomplete file is removed. Too many samples without an error belong to another run of the same second; they stay.
         if path.is_file() and (errors or path.name.endswith(SUFFIX)):
             path.unlink()
         raise SavingError(
-            f"{path} was not saved whole: {why.rstrip('.')}. When that is mended, run it again; a journal keeps the answers."
+            f"{path} was not saved whole: {why.rstrip('.')}. When that is fixed, run it again; a journal keeps the answers."
         ) from error

@@ -1,7 +1,7 @@
-"""This package's own lmms-eval tasks and groups: where their YAMLs are, and what one of them scores with.
+"""This package's own lmms-eval tasks and groups: their YAML files and scoring functions.
 
-lmms-eval 0.7.3 has no way for an installed package to offer tasks: the folder is always named, by ``--include_path`` or by
-``include_path:`` in a ``--config`` file.
+lmms-eval 0.7.3 cannot discover the tasks of an installed package: the folder must always be named, by ``--include_path``
+or by ``include_path:`` in a ``--config`` file.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ from lmms_prune.record.yamls import read_yaml
 
 
 def task_configs() -> Path:
-    """The folder of this package's task YAMLs: inside an installed wheel, or beside a checkout's package."""
+    """Return the folder of this package's task YAMLs: inside an installed wheel, or next to the package in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "task_configs"
     return inside if inside.is_dir() else package.parent / "task_configs"
 
 
 def own_tasks() -> dict[str, Path]:
-    """This package's tasks: their names, and their YAMLs."""
-    return {read["task"]: path for path, read in _configs() if isinstance(read["task"], str)}
+    """Return this package's tasks: YAML files by name."""
+    return {config["task"]: path for path, config in _configs() if isinstance(config["task"], str)}
 
 
 def own_groups() -> dict[str, tuple[str, ...]]:
-    """This package's groups: their names, and their tasks."""
-    return {read["group"]: tuple(read["task"]) for _, read in _configs() if isinstance(read["task"], list)}
+    """Return this package's groups: task names by group name."""
+    return {config["group"]: tuple(config["task"]) for _, config in _configs() if isinstance(config["task"], list)}
 
 
 def single_tasks(tasks: str) -> list[str]:
-    """The tasks of ``--tasks``, this package's groups replaced by their members, each once, in order."""
+    """Return the tasks of ``--tasks`` in order and without repeats; this package's groups are replaced by their members."""
     groups = own_groups()
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     return list(dict.fromkeys(task for name in names for task in groups.get(name, (name,))))
 
 
 def known_tasks() -> set[str]:
-    """All tasks and groups that this package's YAMLs name, lmms-eval's among them."""
+    """Return all tasks and groups that this package's YAMLs name, including lmms-eval's."""
     groups = own_groups()
     return {*groups, *own_tasks(), *(task for tasks in groups.values() for task in tasks)}
 
 
 def mmbench_by_rules(results: Sequence[Mapping[str, Any]]) -> float:
-    """MMBench's accuracy in percent, by lmms-eval's rules and without its judge; writes no file."""
+    """Return MMBench's accuracy in percent, by lmms-eval's rules without its judge; writes no file."""
     from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
     accuracy, _, _ = mmbench_evaluator.eval_result(results, eval_method="static")
@@ -53,7 +53,7 @@ def mmbench_by_rules(results: Sequence[Mapping[str, Any]]) -> float:
 
 
 def pope_by_first_sentence(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """What lmms-eval's POPE makes of the answer that POPE's own evaluation reads in ``results[0]``, "yes" or "no"."""
+    """Score POPE with lmms-eval, after reading ``results[0]`` as "yes" or "no" by POPE's own evaluation rule."""
     from lmms_eval.tasks.pope.utils import pope_process_results
 
     words = results[0].split(".")[0].replace(",", "").split()

@@ -1,4 +1,4 @@
-"""Options of an evaluation that lmms-eval works into texts of which a chat model is shown nothing."""
+"""Guards against evaluation options whose texts lmms-eval does not show to chat models."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ UNSEEN = {
     "system_instruction": "lmms-eval does not show it to chat models; use --model_args system_prompt=…",
     "apply_chat_template": "the checkpoint's chat template is applied anyway; leave it out",
 }
-"""Why each is refused where it is set: the results would say that it was in force."""
+"""Reasons for refusing each option: it has no effect, but the results would claim that it was in force."""
 
 
 def refuse_unseen(options: Mapping[str, Any]) -> None:
-    """Refuse what would change nothing, and still be written into the results.
+    """Refuse options that would change nothing but still be written into the results.
 
     Args:
-        options: of the evaluation, by lmms-eval's names; others are passed by.
+        options: options of the evaluation by lmms-eval's names; other options are ignored.
 
     Raises:
-        ArgumentError: names the first that is set.
+        ArgumentError: names the first refused option that is set.
     """
     for name, why in UNSEEN.items():
         if value := options.get(name):

@@ -1,4 +1,4 @@
-"""The ten benchmarks: lmms-eval's tasks, their columns, and how a number is read and put on the paper's scale."""
+"""The ten benchmarks: their lmms-eval tasks and columns, and how a score is read and put on the paper's scale."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Benchmark:
 
     Args:
         name: the column's name, as in the paper.
-        narrow: the same for a narrow terminal.
-        tasks: lmms-eval's tasks that measure it; the first is the one that scores locally. Variants go here.
-        metrics: the metrics that are added.
-        factor: times their sum is the paper's scale.
-        whole: the best possible score on that scale.
+        narrow: a short name for a narrow terminal.
+        tasks: lmms-eval tasks that measure it, variants included; the first one scores without a judge.
+        metrics: the metrics whose sum is the score.
+        factor: the sum of the metrics times this factor is on the paper's scale.
+        best_score: the best possible score on that scale.
         kind: how a sample's score is read from the samples file (`lmms_prune.leaderboard.samples`).
         binary: whether the score is the share of units (questions, circular groups) that are right.
     """
@@ -28,16 +28,22 @@ class Benchmark:
     tasks: tuple[str, ...]
     metrics: tuple[str, ...]
     factor: float = 100.0
-    whole: float = 100.0
+    best_score: float = 100.0
     kind: Literal["plain", "mme", "pope", "mmbench"] = "plain"
     binary: bool = False
 
 
 # POPE is the F1 score: printed values such as 25.2 cannot be an accuracy, which constant answers keep at 50.
-# OCRBench divides by 1000 whatever the number of questions; `score` mends that. MMBench's numbers are percents already.
+# OCRBench divides by 1000 whatever the number of questions; `score` corrects that. MMBench's numbers are in percent already.
 BENCHMARKS = (
     Benchmark(
-        "MME", "MME", ("mme",), ("mme_perception_score", "mme_cognition_score"), factor=1.0, whole=2800.0, kind="mme"
+        "MME",
+        "MME",
+        ("mme",),
+        ("mme_perception_score", "mme_cognition_score"),
+        factor=1.0,
+        best_score=2800.0,
+        kind="mme",
     ),
     Benchmark("SQA", "SQA", ("scienceqa_img",), ("exact_match",), binary=True),
     Benchmark(
@@ -69,21 +75,21 @@ BENCHMARKS = (
 )
 TASKS: dict[str, Benchmark] = {task: benchmark for benchmark in BENCHMARKS for task in benchmark.tasks}
 JUDGED = frozenset({"mmbench_en_dev", "mmbench_cn_dev"})
-"""Tasks whose harness may ask a judge what an answer means: their samples give the score by rules alone."""
-ORDER = {task: place for place, task in enumerate(TASKS)}
+"""Tasks for which lmms-eval may ask a judge what an answer means; we score their samples by rules alone."""
+ORDER = {task: index for index, task in enumerate(TASKS)}
 
 
 def named(name: str) -> tuple[str, ...]:
-    """The tasks that a benchmark's or a task's name stands for, whatever its case; none if it is unknown."""
-    wanted = name.strip().lower()
+    """Return the tasks of a benchmark or task name, case-insensitively; empty if the name is unknown."""
+    lowered = name.strip().lower()
     for benchmark in BENCHMARKS:
-        if wanted in (benchmark.name.lower(), benchmark.narrow.lower()):
+        if lowered in (benchmark.name.lower(), benchmark.narrow.lower()):
             return benchmark.tasks
-    return (wanted,) if wanted in TASKS else ()
+    return (lowered,) if lowered in TASKS else ()
 
 
 def score(results: Mapping[str, Any], task: str) -> float | None:
-    """A benchmark's figure on the paper's scale, from the content of a results file; None if it is not there, or `fault` of it."""
+    """Return a benchmark's score on the paper's scale from the content of a results file; None if absent or faulty (`fault`)."""
     metrics = _metrics(results, task).values()
     if fault(results, task) or any(value is None for value in metrics):
         return None
@@ -91,7 +97,7 @@ def score(results: Mapping[str, Any], task: str) -> float | None:
 
 
 def fault(results: Mapping[str, Any], task: str) -> str:
-    """Why what a results file says of a benchmark can be no figure of it: no finite number, or outside of its scale; "" if it can."""
+    """Say why a recorded score is impossible for a benchmark (not finite, or outside its scale); "" if it is possible."""
     benchmark = TASKS[task]
     for metric, value in _metrics(results, task).items():
         if value is None:
@@ -100,33 +106,33 @@ def fault(results: Mapping[str, Any], task: str) -> str:
             return f"{metric} is {value!r}, which is no finite number"
         if value < 0:
             return f"{metric} is {value:g}, where the least is 0"
-    # Sums of the harness's own may end beside the last digit of the whole.
-    if not _figure(results, task) <= benchmark.whole * (1 + 1e-9):
+    # The harness sums floats, so a perfect score may exceed the best one by rounding.
+    if not _figure(results, task) <= benchmark.best_score * (1 + 1e-9):
         recorded = " and ".join(f"{metric} is {value:g}" for metric, value in _metrics(results, task).items() if value)
         return f"{recorded}, more than the best score"
     return ""
 
 
 def _metrics(results: Mapping[str, Any], task: str) -> dict[str, Any]:
-    told = results["results"].get(task, {})
-    return {metric: told.get(f"{metric},none") for metric in TASKS[task].metrics}
+    recorded = results["results"].get(task, {})
+    return {metric: recorded.get(f"{metric},none") for metric in TASKS[task].metrics}
 
 
 def _figure(results: Mapping[str, Any], task: str) -> float:
-    """On the paper's scale, of the metrics that are there."""
+    """Sum the recorded metrics, on the paper's scale."""
     total = TASKS[task].factor * sum(value for value in _metrics(results, task).values() if value is not None)
     return float(total * 1000 / max(1, documents(results, task)[0]) if task == "ocrbench" else total)
 
 
 def documents(results: Mapping[str, Any], task: str) -> tuple[int, int]:
-    """How many documents of a task were answered, and how many it has."""
+    """Return how many documents of a task were answered, and how many the task has."""
     counts = results["n-samples"][task]
     return int(counts["effective"]), int(counts["original"])
 
 
 def acc(scores: Mapping[str, float | None]) -> float | None:
     """The paper's Acc: the mean over the benchmarks in percent, MME's total of 2800 as 100 %; None if one is missing."""
-    shares = [None if value is None else 100 * value / TASKS[task].whole for task, value in scores.items()]
+    shares = [None if value is None else 100 * value / TASKS[task].best_score for task, value in scores.items()]
     return _mean(shares)
 
 
@@ -138,13 +144,16 @@ def rel(scores: Mapping[str, float | None], unpruned: Mapping[str, float | None]
         unpruned: by task; a benchmark on which the unpruned model scores nothing cannot be compared and does not count.
 
     Returns:
-        None if no benchmark counts, or if one that counts is missing in `scores`.
+        None if no benchmark counts, or if a counted one is missing in `scores`.
     """
-    counted = {task: whole for task, whole in unpruned.items() if whole}
-    shares = [None if (value := scores.get(task)) is None else 100 * value / whole for task, whole in counted.items()]
+    counted = {task: unpruned_score for task, unpruned_score in unpruned.items() if unpruned_score}
+    shares = [
+        None if (value := scores.get(task)) is None else 100 * value / unpruned_score
+        for task, unpruned_score in counted.items()
+    ]
     return _mean(shares)
 
 
 def _mean(values: list[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there and len(there) == len(values) else None
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

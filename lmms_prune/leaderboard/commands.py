@@ -1,4 +1,4 @@
-"""``lmms-prune leaderboard`` and ``gate``. Heavy modules are imported only when one of them runs."""
+"""The commands ``lmms-prune leaderboard`` and ``gate``. They import heavy modules only when they run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from lmms_prune.terminal.console import SECRETS, fail, plainly
 if TYPE_CHECKING:
     from lmms_prune.leaderboard.rows import Leaderboard
 
-MOST_REL = 200  # percent; no schedule doubles what the whole model scores
+MOST_REL = 200  # percent; no schedule doubles the unpruned score
 
-Resamples = Annotated[int, typer.Option(min=200, help="Resamples of every interval.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the resampling; the same seed gives the same intervals.")]
+Resamples = Annotated[int, typer.Option(min=200, help="Number of resamples for every interval.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the resampling; the same seed gives the same intervals.")]
 KeepPaths = Annotated[
     bool, typer.Option("--keep-paths", help="Print full paths, not names relative to the results folders.")
 ]
@@ -35,23 +35,28 @@ Baseline = Annotated[
 def leaderboard(
     paths: Annotated[list[Path] | None, typer.Argument(help="lmms-eval's result folders or files.")] = None,
     form: Annotated[str, typer.Option("--format", help="table, markdown, csv, json, latex or html.")] = "table",
-    out: Annotated[Path | None, typer.Option(help="A file for it, instead of the terminal.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
     images: Annotated[
-        bool, typer.Option("--images", help="With html: read the benchmarks again, for the images of changed answers.")
+        bool,
+        typer.Option("--images", help="With html: read the benchmarks again, to show the images of changed answers."),
     ] = False,
-    details: Annotated[bool, typer.Option("--details", help="Every benchmark's statistics, a table a row.")] = False,
-    benchmarks: Annotated[str | None, typer.Option(help="Only these columns, with commas: POPE,TextVQA.")] = None,
+    details: Annotated[bool, typer.Option("--details", help="Also print each row's statistics by benchmark.")] = False,
+    benchmarks: Annotated[
+        str | None, typer.Option(help="Show only these columns, separated by commas: POPE,TextVQA.")
+    ] = None,
     baseline: Baseline = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse rows that are marked.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a row is marked.")] = False,
     resamples: Resamples = 2000,
     seed: Seed = 0,
     keep_paths: KeepPaths = False,
-    published: Annotated[bool, typer.Option("--published", help="Instead: the paper's own Tables 1 and 2.")] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="Print the paper's own Tables 1 and 2 instead.")
+    ] = False,
 ) -> None:
-    """Make the paper's tables of result folders: scores, Acc, Rel, measured budgets, intervals, and what is doubtful.
+    """Make the paper's tables from result folders: scores, Acc, Rel, measured budgets, intervals and warning marks.
 
-    Every row is compared with the unpruned run of the same checkpoint. What cannot be read is named after the table, and
-    the exit code is then 1, as it is with --strict if a row is marked.
+    Every row is compared with the unpruned run of the same checkpoint. Files that cannot be read are named after the
+    table, and the exit code is then 1. With --strict it is also 1 if a row is marked.
     """
     from lmms_prune.leaderboard.formats import FORMATS
     from lmms_prune.leaderboard.page.pictures import PicturesError
@@ -106,7 +111,7 @@ def gate(
         list[str] | None, typer.Option(help="BENCHMARK=POINTS, the largest drop: textvqa=2.0; repeatable.")
     ] = None,
     schedule: Annotated[
-        list[str] | None, typer.Option(help="Judge only this schedule, which may be a control; repeatable.")
+        list[str] | None, typer.Option(help="Judge only this schedule; it may be a control. Repeatable.")
     ] = None,
     baseline: Baseline = None,
     significant: Annotated[
@@ -120,8 +125,8 @@ def gate(
     """Fail if a pruned row loses too much: exit code 1 with the reasons, and a Markdown summary for a pull request.
 
     All rows but baselines and controls are judged, each against the unpruned run of its checkpoint. The measured numbers
-    decide; a loss whose interval includes zero is named "not distinguishable" and fails all the same, unless
-    --significant is given. Results that cannot be read fail too, and so do scores that a run's own samples contradict.
+    decide: a loss whose interval includes zero is named "not distinguishable", but still fails unless --significant is
+    given. Results that cannot be read fail too, and so do scores that a run's own samples contradict.
     """
     from lmms_prune.leaderboard.gate import Limits, judged, summary
     from lmms_prune.leaderboard.records import Problem
@@ -136,16 +141,18 @@ def gate(
     with plainly(ScheduleError):
         wanted = None if schedule is None else [str(Schedule.parse(text)) for text in schedule]
     board = replace(_board(paths, baseline, None, resamples, seed), keep_paths=keep_paths)
-    found = judged(board, limits, wanted)
+    judgements = judged(board, limits, wanted)
     for text in wanted or []:
-        if text not in [one.row.runs[0].schedule for one in found]:
-            absent = Problem(f"--schedule {text}", "no such row with a baseline among the results.")
-            board = replace(board, problems=(*board.problems, absent))
-    known = names(board)
-    typer.echo(redacted(summary(known.shared(found), known.shared(board), limits), SECRETS.get()), nl=False)
+        if text not in [judgement.row.runs[0].schedule for judgement in judgements]:
+            missing_row = Problem(f"--schedule {text}", "no such row with a baseline among the results.")
+            board = replace(board, problems=(*board.problems, missing_row))
+    path_names = names(board)
+    typer.echo(
+        redacted(summary(path_names.shared(judgements), path_names.shared(board), limits), SECRETS.get()), nl=False
+    )
     for problem in board.problems:
         typer.echo(f"lmms-prune: {problem}", err=True)
-    if not found or board.problems or any(one.failed for one in found):
+    if not judgements or board.problems or any(judgement.failed for judgement in judgements):
         raise typer.Exit(1)
 
 
@@ -153,26 +160,26 @@ def _board(
     paths: Sequence[Path], baseline: Path | None, benchmarks: str | None, resamples: int, seed: int
 ) -> Leaderboard:
     from lmms_prune.leaderboard.results import read_results
-    from lmms_prune.leaderboard.table import leaderboard as made
+    from lmms_prune.leaderboard.table import leaderboard as make_table
 
     tasks = None
     if benchmarks is not None:
         tasks = [task for name in benchmarks.split(",") for task in _tasks("--benchmarks", name)]
     with Console(stderr=True).status("reading results and samples"):
-        before = None if baseline is None else read_results([baseline])
-        return made(read_results(paths), before, tasks, resamples, seed)
+        baseline_results = None if baseline is None else read_results([baseline])
+        return make_table(read_results(paths), baseline_results, tasks, resamples, seed)
 
 
 def _tasks(option: str, name: str) -> tuple[str, ...]:
-    """The tasks of a benchmark that was named on the command line."""
-    if not (found := named(name)):
-        names = [one.name for one in BENCHMARKS]
+    """Return the tasks of a benchmark named on the command line, or fail."""
+    if not (tasks := named(name)):
+        names = [benchmark.name for benchmark in BENCHMARKS]
         fail(f"{option} {name}: unknown benchmark. Use one of {', '.join(names)}, or a task's name.")
-    return found
+    return tasks
 
 
 def _percent(text: str) -> float:
-    """The least Rel."""
+    """Parse the least Rel, in percent."""
     allowed = f"a share of the unpruned scores in percent, above 1 and at most {MOST_REL}, such as 95; 0 for none"
     try:
         least = float(text)
@@ -180,7 +187,7 @@ def _percent(text: str) -> float:
         fail(f"--min-rel {text}: write {allowed}.")
     if 0 < least <= 1:
         fail(f"--min-rel {text}: percent: {100 * least:g}? It is {allowed}.")
-    # A gate that nothing fails would say that all is well, and one that everything fails that nothing is.
+    # A gate that every row passes, or that every row fails, would tell nothing.
     if not 0 <= least <= MOST_REL:
         fail(f"--min-rel {text}: it is {allowed}.")
     return least
@@ -193,11 +200,11 @@ def _drop(text: str) -> tuple[tuple[str, ...], float]:
     except ValueError:
         fail(f"--max-drop {text}: write BENCHMARK=POINTS, such as textvqa=2.0.")
     tasks = _tasks("--max-drop", name)
-    whole = TASKS[tasks[0]].whole
-    # Nothing is more than "nan" or than the whole scale, and a gate that nothing fails would say that all is well.
-    if not 0 <= most < whole:
+    best = TASKS[tasks[0]].best_score
+    # No drop exceeds "nan" or the best score, so such a limit would let every row pass.
+    if not 0 <= most < best:
         fail(
-            f"--max-drop {text}: points are a number from 0 on and below {whole:g}, the best score: how much lower than the "
+            f"--max-drop {text}: points are a number from 0 on and below {best:g}, the best score: how much lower than the "
             "baseline a score may be."
         )
     return tasks, most

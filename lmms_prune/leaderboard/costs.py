@@ -1,4 +1,4 @@
-"""What a row costs, measured, and what that is of its baseline."""
+"""Measured cost per document, absolute and relative to the baseline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lmms_prune.leaderboard.entries import Entry
 from lmms_prune.leaderboard.records import Source
 from lmms_prune.leaderboard.rows import Cost
 
-# What changes the time of an evaluation and none of its answers: by the name in its record.
+# Facts that change the time of an evaluation but not its answers: name in the record, and name for readers.
 CIRCUMSTANCES = {
     "batch_size": "batch size",
     "device": "device",
@@ -17,41 +17,43 @@ CIRCUMSTANCES = {
     "threads": "threads",
     "processes": "processes",
 }
-MOST_LOAD = 0.10  # of the cores' time that other programs may take where a speed is compared
+MOST_LOAD = 0.10  # largest share of the cores' time that other programs may take if speeds are compared
 
 
 def cost(entry: Entry, baseline: Entry | None) -> Cost:
-    """Measured per document, and as shares of the baseline's."""
-    mine = _measured(entry)
+    """Return the measured cost per document, and its shares of the baseline's in percent."""
+    own = _measured(entry)
     if baseline is None:
-        return mine
-    whole = _measured(baseline)
-    unlike = [] if entry is baseline else list(_unlike(_sources(entry), _sources(baseline)))
-    compared = mine.samples_per_second is not None and whole.samples_per_second is not None
+        return own
+    unpruned = _measured(baseline)
+    differing = [] if entry is baseline else list(_unlike(_sources(entry), _sources(baseline)))
+    compared = own.samples_per_second is not None and unpruned.samples_per_second is not None
 
-    def share(part: float | None, whole: float | None) -> float | None:
-        return None if part is None or not whole else 100 * part / whole
+    def share(value: float | None, reference: float | None) -> float | None:
+        return None if value is None or not reference else 100 * value / reference
 
     return replace(
-        mine,
-        share_tokens=share(mine.avg_visual_tokens, mine.original_tokens),
-        share_kv=share(mine.kv_mib, whole.kv_mib),
-        share_flops=share(mine.prefill_tflops, whole.prefill_tflops),
-        share_speed=None if unlike else share(mine.samples_per_second, whole.samples_per_second),
-        no_share_speed="; ".join(reason for _, reason in unlike) if compared else "",
-        unlike=", ".join(word for word, _ in unlike) if compared else "",
+        own,
+        share_tokens=share(own.avg_visual_tokens, own.original_tokens),
+        share_kv=share(own.kv_mib, unpruned.kv_mib),
+        share_flops=share(own.prefill_tflops, unpruned.prefill_tflops),
+        share_speed=None if differing else share(own.samples_per_second, unpruned.samples_per_second),
+        no_share_speed="; ".join(reason for _, reason in differing) if compared else "",
+        unlike=", ".join(word for word, _ in differing) if compared else "",
     )
 
 
-def _unlike(mine: list[Source], others: list[Source]) -> Iterator[tuple[str, str]]:
-    """Why two speeds cannot be compared, in a word and in full."""
+def _unlike(own: list[Source], others: list[Source]) -> Iterator[tuple[str, str]]:
+    """Yield why two speeds cannot be compared: in a word, and in full."""
     for fact, name in CIRCUMSTANCES.items():
-        ours, theirs = (sorted({source.facts.get(fact, "") for source in some}) for some in (mine, others))
-        if "" in (*ours, *theirs):
+        own_values, other_values = (
+            sorted({source.facts.get(fact, "") for source in sources}) for sources in (own, others)
+        )
+        if "" in (*own_values, *other_values):
             yield f"unknown {name}", f"{name} not recorded"
-        elif ours != theirs or len(ours) > 1:
-            yield f"other {name}", f"{name}: {' and '.join(ours)}; its baseline: {' and '.join(theirs)}"
-    loads = [source.other_load for source in (*mine, *others)]
+        elif own_values != other_values or len(own_values) > 1:
+            yield f"other {name}", f"{name}: {' and '.join(own_values)}; its baseline: {' and '.join(other_values)}"
+    loads = [source.other_load for source in (*own, *others)]
     known = [load for load in loads if load is not None]
     if known and max(known) > MOST_LOAD:
         yield "other load", f"other programs took {max(known):.0%} of the machine (at most {MOST_LOAD:.0%} is compared)"

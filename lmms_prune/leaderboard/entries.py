@@ -1,4 +1,4 @@
-"""The rows of a table before they are compared: runs that differ in their seed only, with their samples and their cost."""
+"""Leaderboard rows before comparison: runs that differ only in seed, with their samples and their cost."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ UNPRUNED, CONTROL, ORACLE, PRUNED, STOCK = "unpruned", "control", "oracle", "pru
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One row to be.
+    """A leaderboard row before comparison: all runs that differ only in seed.
 
     Args:
-        runs: that differ in their seed only.
-        label: the schedule, with the settings that tell it from other entries of the same one.
-        kind: UNPRUNED, CONTROL (only methods of that class), ORACLE (some method is told the answers), PRUNED or STOCK (not
-            a run of ours).
-        samples: by task, of each run; only where all could be read and their scores are those recorded.
-        accounting: what the documents of all tasks cost; None if a part was not measured.
-        flaws: what its samples lack.
-        faults: what cannot be: scores that its samples contradict, or that no such benchmark can have.
+        runs: runs that differ only in seed.
+        label: the schedule, with the settings that distinguish it from other entries of the same schedule.
+        kind: UNPRUNED, CONTROL (control methods only), ORACLE (a method reads the right answers), PRUNED, or STOCK (a model
+            that is not this plugin's).
+        samples: by task, one per run; only tasks whose samples all could be read and give the recorded scores.
+        accounting: the cost of the documents of all tasks; None if a part was not measured.
+        flaws: samples that are absent, unusable or empty.
+        faults: contradictions: scores that the samples contradict, or that the benchmark cannot have.
     """
 
     runs: tuple[RunRecord, ...]
@@ -48,57 +48,57 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """The same for the same settings, whatever stands beside them."""
+        """Return a text that is equal for equal settings, seed excluded."""
         return "|".join(self.runs[0].key(("seed",)))
 
     @property
     def tasks(self) -> list[str]:
-        """Those that every run has a score of."""
+        """Return the tasks that every run has a score of."""
         shared = set.intersection(
-            *({name for name, one in run.tasks.items() if one.score is not None} for run in self.runs)
+            *({name for name, task in run.tasks.items() if task.score is not None} for run in self.runs)
         )
         return sorted(shared, key=ORDER.__getitem__)
 
     def each(self, task: str) -> list[float]:
-        """The score of each run."""
-        found = [run.tasks[task].score for run in self.runs]
-        return [value for value in found if value is not None]
+        """Return the score of each run."""
+        scores = [run.tasks[task].score for run in self.runs]
+        return [value for value in scores if value is not None]
 
     @property
     def scores(self) -> dict[str, float]:
-        """By task, the mean over the seeds."""
+        """Return the mean score over the seeds, by task."""
         return {task: fmean(self.each(task)) for task in self.tasks}
 
     @property
     def avg_visual_tokens(self) -> float | None:
-        """The measured budget: visual tokens, average over the decoder's layers."""
+        """Return the measured budget: visual tokens, averaged over the decoder layers."""
         return None if self.accounting is None else self.accounting.avg_visual_tokens
 
     @property
     def loses_tokens(self) -> bool:
-        """Whether it was measured, and some visual tokens were dropped."""
+        """Tell whether the cost was measured and some visual tokens were dropped."""
         totals = self.accounting
         return totals is not None and totals.avg_visual_tokens < totals.original_visual_tokens
 
     @property
     def is_random(self) -> bool:
-        """Whether nothing but random draws decides what stays, and something goes."""
+        """Tell whether only random draws decide which tokens are kept, and some are dropped."""
         stages = methods_of(self.schedule)
         return bool(stages) and set(stages) == {"random"} and self.loses_tokens
 
     @property
     def is_blind(self) -> bool:
-        """Whether the decoder saw no image."""
+        """Tell whether the decoder saw no visual token."""
         return self.kind == CONTROL and self.avg_visual_tokens == 0
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The standard deviation over seeds, of at least two."""
+    """Return the standard deviation over seeds; None for a single one."""
     return stdev(values) if len(values) > 1 else None
 
 
 def entries(records: Sequence[RunRecord], problems: list[Problem]) -> list[Entry]:
-    """One entry for all runs of one model that differ in their seed only; what is wrong with samples is noted."""
+    """Group runs of one model that differ only in seed into entries; problems with samples are added to `problems`."""
     pools: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
         if record.tasks:
@@ -133,17 +133,17 @@ def _entry(pool: list[RunRecord], label: str, problems: list[Problem]) -> Entry:
                 usable.setdefault(name, []).append(samples)
             if samples.empty and not run.ours:
                 flaws.add("empty answers, which may be failures", f"{column} ({samples.empty})")
-    whole = {name: tuple(some) for name, some in usable.items() if len(some) == len(runs)}
+    complete = {name: tuple(some) for name, some in usable.items() if len(some) == len(runs)}
     measured = [totals for totals in accounted if totals is not None]
     total = reduce(add, measured) if runs[0].ours and len(measured) == len(accounted) else None
-    return Entry(runs, label, _kind(runs[0]), whole, total, flaws.texts(), faults.texts())
+    return Entry(runs, label, _kind(runs[0]), complete, total, flaws.texts(), faults.texts())
 
 
 def _agree(task: TaskRecord, samples: Samples, column: str, flaws: _Remarks, faults: _Remarks) -> bool:
-    """Whether a task's record is what follows from its samples; if not, why."""
+    """Tell whether a task's samples give the recorded score; if not, add the reason to `flaws` or `faults`."""
     if samples.logged != task.answered:
-        what = "samples are missing" if samples.logged < task.answered else "more samples than documents"
-        faults.add(what, f"{column} ({samples.logged} of {task.answered})")
+        remark = "samples are missing" if samples.logged < task.answered else "more samples than documents"
+        faults.add(remark, f"{column} ({samples.logged} of {task.answered})")
     elif task.score is None:
         if not task.fault:
             faults.add("no score, though there are samples", f"{column} (they give {samples.score:.2f})")
@@ -156,7 +156,7 @@ def _agree(task: TaskRecord, samples: Samples, column: str, flaws: _Remarks, fau
 
 
 class _Remarks:
-    """What is wrong, each time with the benchmarks of which it is."""
+    """Remarks on a row, each with the benchmarks that it concerns."""
 
     def __init__(self) -> None:
         self._benchmarks: dict[str, dict[str, None]] = {}
@@ -169,7 +169,7 @@ class _Remarks:
 
 
 def methods_of(schedule: str | None) -> list[str]:
-    """The methods of a schedule's stages; none if it cannot be read (any more)."""
+    """Return the methods of a schedule's stages; empty if this version cannot parse it."""
     try:
         return [stage.method for stage in Schedule.parse(schedule or "none").stages]
     except ScheduleError:
@@ -186,11 +186,11 @@ def _kind(run: RunRecord) -> str:
 
 
 def _labels(records: Sequence[RunRecord]) -> list[str]:
-    """Each run's schedule, and where several have the same one, the settings in which these differ."""
+    """Label each run by its schedule; runs of the same schedule also by the settings in which they differ."""
     names = [record.schedule or record.wrapper for record in records]
     labels = []
     for record, name in zip(records, names, strict=True):
-        same = [other.settings for other, its in zip(records, names, strict=True) if its == name]
+        same = [other.settings for other, other_name in zip(records, names, strict=True) if other_name == name]
         differing = [
             f"{key}={record.settings[key]}"
             for key in sorted(set(record.settings) - {"seed"})

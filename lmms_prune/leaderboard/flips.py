@@ -1,4 +1,4 @@
-"""The documents behind a row's flips: what was asked, both answers, and which visual tokens were left."""
+"""Documents behind a row's flips: the question, both answers, and which visual tokens were kept."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Flip:
     """One document of a unit (see `Samples`) that turned from right to wrong, or from wrong to right.
 
     Args:
-        doc_id: its number in the task's split.
+        doc_id: the document's number in the task's split.
         worse: whether the unit was right before.
-        question: as the harness asks it, without the model's chat template.
+        question: the text as lmms-eval builds it, without the model's chat template.
         target: what the task logs as its target.
         before, after: the answers.
-        kept: visual tokens left after each stage of the second run.
-        visual_tokens: those of its images.
+        kept: number of visual tokens kept after each stage of the second run.
+        visual_tokens: number of visual tokens of its images.
         grids: rows and columns of the visual tokens of each image; empty where the run did not log them.
-        bitmaps: for each stage and image, which of them are kept, as `lmms_prune.record.bitmaps` writes them.
+        bitmaps: token bitmaps: which visual tokens are kept, by stage and image, as `lmms_prune.record.bitmaps` writes them.
     """
 
     doc_id: int
@@ -43,7 +43,7 @@ class Flip:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """One samples file, whole: its scores, and each line by its document."""
+    """The content of one samples file: its scores, and its lines by document number."""
 
     path: Path
     samples: Samples
@@ -63,7 +63,7 @@ def read_answers(path: Path, benchmark: Benchmark) -> Answers:
 
 
 def flips(before: Answers, after: Answers) -> list[Flip]:
-    """The documents of all units that flipped from one run of a task to another, by their numbers.
+    """Return the documents of all units that flipped between two runs of a task, ordered by number.
 
     Raises:
         SamplesError: the runs are of different documents, or kept tokens that do not fit their images.
@@ -71,8 +71,8 @@ def flips(before: Answers, after: Answers) -> list[Flip]:
     first, second = before.samples, after.samples
     if first.signature != second.signature:
         raise SamplesError(f"{after.path}: not the documents of {before.path}.")
-    turned = (first.right != second.right)[first.unit]
-    pairs = zip(first.documents[turned].tolist(), first.right[first.unit][turned].tolist(), strict=True)
+    flipped = (first.right != second.right)[first.unit]
+    pairs = zip(first.documents[flipped].tolist(), first.right[first.unit][flipped].tolist(), strict=True)
     return [_flip(before.lines[document], after, document, worse) for document, worse in pairs]
 
 

@@ -1,4 +1,4 @@
-"""What is printed, before any format: headings, rows of texts, and which of them are bold."""
+"""Tables of texts that every format prints: headings, rows, and which cells are bold."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.entries import ORACLE
-from lmms_prune.leaderboard.rows import Against, Budget, Cell, Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.rows import Against, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.schedule.presets import PRESETS
 
-_LONG = 3  # stages that a label shows; a longer schedule is named by its preset or by its number of stages
+_LONG = 3  # most stages that a label shows; a longer schedule is named by its preset or its number of stages
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a grid: texts, and which of them are bold; or a heading over the rows that follow."""
+    """One line of a table: cell texts and the indices of bold ones, or a heading over the lines that follow."""
 
     cells: tuple[str, ...] = ()
     bold: frozenset[int] = frozenset()
@@ -23,8 +23,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table of texts; the first column is to the left, the others to the right. Notes come after it."""
+class TextTable:
+    """A table of texts. The first column is left-aligned, the others right-aligned; notes follow the table."""
 
     title: str
     columns: tuple[str, ...]
@@ -32,70 +32,70 @@ class Grid:
     notes: tuple[str, ...] = ()
 
 
-def grids(board: Leaderboard, with_details: bool) -> Iterator[Grid]:
-    """All that a reader sees of the models, in order."""
+def grids(board: Leaderboard, with_details: bool) -> Iterator[TextTable]:
+    """Yield all tables of the leaderboard, in printed order."""
     names = letters(board)
     for model in board.models:
         yield scores(model)
         if any(row.runs for row in model.rows):
             yield cost(model)
-            if len((sure := confidence(model, names)).columns) > 1:
-                yield sure
-        if (beside := reproduction(model)) is not None:
-            yield beside
+            if len((confidence_table := confidence(model, names)).columns) > 1:
+                yield confidence_table
+        if (paper_table := reproduction(model)) is not None:
+            yield paper_table
         if with_details:
             yield from (details(row, model) for row in model.rows if row.baseline is not None)
 
 
-def only_columns(grid: Grid, kept: Sequence[int]) -> Grid:
-    """The grid with some of its columns."""
+def only_columns(grid: TextTable, kept: Sequence[int]) -> TextTable:
+    """Return the table with the columns in `kept` only."""
     lines = (
         Line(
             tuple(line.cells[i] for i in kept if line.cells),
-            frozenset(place for place, i in enumerate(kept) if i in line.bold),
+            frozenset(new for new, old in enumerate(kept) if old in line.bold),
             line.heading,
         )
         for line in grid.lines
     )
-    return Grid(grid.title, tuple(grid.columns[i] for i in kept), tuple(lines), grid.notes)
+    return TextTable(grid.title, tuple(grid.columns[i] for i in kept), tuple(lines), grid.notes)
 
 
-def without_empty_columns(grid: Grid) -> Grid:
-    """The grid without columns in which nothing stands."""
+def without_empty_columns(grid: TextTable) -> TextTable:
+    """Return the table without its empty columns."""
     lines = [line for line in grid.lines if line.cells]
     return only_columns(grid, [i for i in range(len(grid.columns)) if any(line.cells[i] for line in lines)])
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    """A number of a cell; nothing where there is none."""
-    # Adding 0 takes the sign from a zero.
+    """Format a number; "" for None."""
+    # Adding 0.0 turns a rounded -0.0 into 0.0, which prints without a sign.
     return "" if value is None else f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
 def digits(task: str) -> int:
-    """Decimals of a score, as the paper prints them."""
-    return 0 if TASKS[task].whole > 100 else 1
+    """Return the decimals with which the paper prints a task's score."""
+    return 0 if TASKS[task].best_score > 100 else 1
 
 
-def label(row: Row) -> str:
-    """The row's schedule, short enough for a table, with its seeds if they are several; an oracle is called one."""
-    schedule, *more = row.label.split(" (", 1)
+def label(row: TableRow) -> str:
+    """Shorten a row's schedule for a table; several seeds are counted, and an oracle is marked as one."""
+    schedule, *settings = row.label.split(" (", 1)
     stages = schedule.split(",")
     if len(stages) > _LONG:
         names = [name for name, text in PRESETS.items() if text == schedule]
         schedule = names[0] if names else f"{stages[0]}, … ({len(stages)} stages)"
-    text = " (".join([schedule, *more]) + (" [oracle]" if row.kind == ORACLE else "")
+    text = " (".join([schedule, *settings]) + (" [oracle]" if row.kind == ORACLE else "")
     return f"{text} × {len(row.seeds)} seeds" if len(row.seeds) > 1 else text
 
 
 def letters(board: Leaderboard) -> dict[str, str]:
-    """A short name for every mark of the board: a to z, then aa and so on."""
-    found = list(dict.fromkeys(mark for _, row in board.marked for mark in row.marks))
-    return {mark: ("" if i < 26 else chr(96 + i // 26)) + chr(97 + i % 26) for i, mark in enumerate(found)}
+    """Give every mark of the leaderboard a short name: a to z, then aa, ab and so on."""
+    marks = list(dict.fromkeys(mark for _, row in board.marked for mark in row.marks))
+    return {mark: ("" if i < 26 else chr(96 + i // 26)) + chr(97 + i % 26) for i, mark in enumerate(marks)}
 
 
-def scores(model: ModelTable) -> Grid:
-    """Every benchmark, Acc and Rel; the best of each budget is bold."""
+def scores(model: ModelTable) -> TextTable:
+    """Tabulate every benchmark, Acc and Rel; the best value within each budget is bold."""
     columns = ("schedule", "tokens", *(model.column(task) for task in model.tasks), "Acc", "Rel")
     lines: list[Line] = []
     for budget in model.budgets:
@@ -110,21 +110,21 @@ def scores(model: ModelTable) -> Grid:
             values = [None, None, *(row.score(task) for task in model.tasks), row.acc, row.rel]
             bold = {i for i, value in enumerate(values) if value is not None and best.get(i) == _shown(i, value, model)}
             lines.append(Line(tuple(cells), frozenset() if row.kind == ORACLE else frozenset(bold)))
-    return without_empty_columns(Grid(model.title, columns, tuple(lines)))
+    return without_empty_columns(TextTable(model.title, columns, tuple(lines)))
 
 
-def _with_spread(value: float | None, spread: float | None, places: int) -> str:
-    return number(value, places) + ("" if spread is None else f" ±{spread:.{places}f}")
+def _with_spread(value: float | None, spread: float | None, decimals: int) -> str:
+    return number(value, decimals) + ("" if spread is None else f" ±{spread:.{decimals}f}")
 
 
 def _shown(column: int, value: float, model: ModelTable) -> float:
-    """A value as printed: what looks alike is equally good."""
-    places = digits(model.tasks[column - 2]) if column - 2 < len(model.tasks) else 1
-    return round(value, places)
+    """Round a value as printed, so that equal-looking values count as equally good."""
+    decimals = digits(model.tasks[column - 2]) if column - 2 < len(model.tasks) else 1
+    return round(value, decimals)
 
 
-def _best(budget: Budget, tasks: Sequence[str]) -> dict[int, float]:
-    """By column, the largest printed number where at least two rows have one; oracles do not compete."""
+def _best(budget: BudgetGroup, tasks: Sequence[str]) -> dict[int, float]:
+    """Return the largest printed number by column, if at least two rows have one; oracles do not compete."""
     best = {}
     getters = [*((lambda row, task=task: row.score(task)) for task in tasks), lambda row: row.acc, lambda row: row.rel]
     for i, get in enumerate(getters):
@@ -134,44 +134,44 @@ def _best(budget: Budget, tasks: Sequence[str]) -> dict[int, float]:
     return best
 
 
-def cost(model: ModelTable) -> Grid:
-    """What each row costs, and what that is of its baseline."""
+def cost(model: ModelTable) -> TextTable:
+    """Tabulate each row's measured cost, absolute and relative to its baseline."""
     columns = ("schedule", "tokens", "%", "KV MiB", "%", "TFLOPs", "%", "samples/s", "%")
     lines: list[Line] = []
     notes = []
     for budget in model.budgets:
         lines.append(Line(heading=budget.title))
         for row in budget.rows:
-            one = row.cost
-            cells = [number(one.avg_visual_tokens, 0), number(one.share_tokens, 0)]
-            cells += [_three(one.kv_mib), number(one.share_kv, 0)]
-            cells += [_three(one.prefill_tflops), number(one.share_flops, 0)]
-            cells += [_three(one.samples_per_second), number(one.share_speed, 0) or one.unlike]
-            if one.no_share_speed:
-                notes.append(f"{label(row)}: its speed is no share of the baseline's: {one.no_share_speed}.")
+            measured = row.cost
+            cells = [number(measured.avg_visual_tokens, 0), number(measured.share_tokens, 0)]
+            cells += [_three(measured.kv_mib), number(measured.share_kv, 0)]
+            cells += [_three(measured.prefill_tflops), number(measured.share_flops, 0)]
+            cells += [_three(measured.samples_per_second), number(measured.share_speed, 0) or measured.unlike]
+            if measured.no_share_speed:
+                notes.append(f"{label(row)}: its speed is no share of the baseline's: {measured.no_share_speed}.")
             lines.append(Line((label(row), *cells)))
     devices = sorted({row.cost.device for row in model.rows if row.cost.device})
     title = f"{model.title}: cost on {'; '.join(devices)}"
-    return without_empty_columns(Grid(title, columns, tuple(lines), tuple(notes)))
+    return without_empty_columns(TextTable(title, columns, tuple(lines), tuple(notes)))
 
 
-def confidence(model: ModelTable, names: dict[str, str]) -> Grid:
-    """How sure each row's Rel is, how it stands against blind and random, and its marks by their letters."""
+def confidence(model: ModelTable, names: dict[str, str]) -> TextTable:
+    """Tabulate each row's Rel interval, its comparison with the blind and random runs, and its marks by letter."""
     columns = ("schedule", "Rel", "95 %", "above blind", "against random", "by, 95 %", "marks")
     lines: list[Line] = []
     for budget in model.budgets:
         lines.append(Line(heading=budget.title))
         for row in budget.rows:
-            sure = row.rel_interval
-            span = "" if sure is None else between(100 + sure.low, 100 + sure.high)
+            interval = row.rel_interval
+            span = "" if interval is None else between(100 + interval.low, 100 + interval.high)
             marks = " ".join(names[mark] for mark in row.marks)
             cells = (number(row.rel), span, number(row.above_blind), *against(row.random), marks)
             lines.append(Line((label(row), *cells)))
-    return without_empty_columns(Grid(f"{model.title}: confidence", columns, tuple(lines)))
+    return without_empty_columns(TextTable(f"{model.title}: confidence", columns, tuple(lines)))
 
 
 def _three(value: float | None) -> str:
-    """Three digits, and no powers of ten where a few more zeros say it."""
+    """Format with three significant digits and without an exponent."""
     return (
         ""
         if value is None
@@ -182,16 +182,16 @@ def _three(value: float | None) -> str:
 
 
 def between(low: float, high: float) -> str:
-    """An interval."""
+    """Format an interval."""
     return f"{number(low)} to {number(high)}"
 
 
-def against(found: Against | None) -> tuple[str, str]:
-    """A verdict, and its difference with the interval; nothing where there is nothing to compare with."""
-    if found is None:
+def against(comparison: Against | None) -> tuple[str, str]:
+    """Return a verdict and its difference with the interval; empty texts without a comparison."""
+    if comparison is None:
         return "", ""
-    difference = found.difference
-    return found.verdict, f"{number(difference.value, 1, True)} ({between(difference.low, difference.high)})"
+    difference = comparison.difference
+    return comparison.verdict, f"{number(difference.value, 1, True)} ({between(difference.low, difference.high)})"
 
 
 DETAILS = (
@@ -200,30 +200,38 @@ DETAILS = (
 )
 
 
-def details(row: Row, model: ModelTable) -> Grid:
-    """All statistics of one row, a benchmark a line."""
+def details(row: TableRow, model: ModelTable) -> TextTable:
+    """Tabulate all statistics of one row, one benchmark per line."""
     lines: list[Line] = []
     notes = []
     for task in model.tasks:
         if task not in row.cells:
             lines.append(Line((model.column(task), *[""] * (len(DETAILS) - 1))))
             continue
-        cell, places = row.cells[task], digits(task)
-        found = [""] * 8
-        if (one := cell.comparison) is not None:
-            flips = [f"{one.worse:g}", f"{one.better:g}", str(one.units), number(one.agreement)]
-            found = [number(one.difference.value, places, True), between(one.difference.low, one.difference.high)]
-            found += [f"{one.p_holm:.3f}", *flips, number(one.detectable, places)]
+        cell, decimals = row.cells[task], digits(task)
+        statistics = [""] * 8
+        if (comparison := cell.comparison) is not None:
+            flips = [
+                f"{comparison.worse:g}",
+                f"{comparison.better:g}",
+                str(comparison.units),
+                number(comparison.agreement),
+            ]
+            statistics = [
+                number(comparison.difference.value, decimals, True),
+                between(comparison.difference.low, comparison.difference.high),
+            ]
+            statistics += [f"{comparison.p_holm:.3f}", *flips, number(comparison.detectable, decimals)]
         shares = [number(cell.retention), number(cell.above_blind), against(cell.random)[1]]
-        lines.append(Line((model.column(task), number(cell.score, places), *found, *shares)))
+        lines.append(Line((model.column(task), number(cell.score, decimals), *statistics, *shares)))
         if cell.extras:
-            said = ", ".join(f"{name} {value:.1f}" for name, value in cell.extras.items())
-            notes.append(f"{model.column(task)}: {said}.")
-    return without_empty_columns(Grid(f"{model.title}, {label(row)}", DETAILS, tuple(lines), tuple(notes)))
+            extras = ", ".join(f"{name} {value:.1f}" for name, value in cell.extras.items())
+            notes.append(f"{model.column(task)}: {extras}.")
+    return without_empty_columns(TextTable(f"{model.title}, {label(row)}", DETAILS, tuple(lines), tuple(notes)))
 
 
-def reproduction(model: ModelTable) -> Grid | None:
-    """Ours beside the published values, where model and schedule are those of a printed row; None if none is."""
+def reproduction(model: ModelTable) -> TextTable | None:
+    """Tabulate published values and our differences, for rows whose model and schedule the paper prints; None if none."""
     rows = [row for row in model.rows if row.published is not None and row.runs]
     if not rows:
         return None
@@ -231,11 +239,11 @@ def reproduction(model: ModelTable) -> Grid | None:
     lines = []
     for row in rows:
         printed = row.published
-        assert printed is not None  # `rows` are those that have one
+        assert printed is not None  # guaranteed by the filter of `rows`
         cells = [label(row), f"{printed.name} {printed.budget}".strip()]
         for task in model.tasks:
-            cell = row.cells.get(task, Cell(0.0))
+            cell = row.cells.get(task, ScoreCell(0.0))
             cells.append(f"{number(cell.published, digits(task))} {number(cell.delta, digits(task), True)}".strip())
         gap = None if row.rel is None else row.rel - printed.rel
         lines.append(Line((*cells, f"{printed.rel:.1f} {number(gap, 1, True)}".strip())))
-    return Grid(f"{model.title}: published values, and ours minus these", columns, tuple(lines))
+    return TextTable(f"{model.title}: published values, and ours minus these", columns, tuple(lines))

@@ -1,7 +1,7 @@
-"""Which option an MMBench answer names, by the rules of lmms-eval's static scoring.
+"""The option that an MMBench answer names, by the rules of lmms-eval's static scoring.
 
-The samples file has the answers of MMBench and not what they were worth, so the rules are needed here again; a test holds
-them against the harness's own on random answers.
+The samples file has MMBench's answers but not their scores, so the rules are implemented here again. A test compares
+them with lmms-eval's own on random answers.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _PHRASES = (
 
 
 def chosen(item: Mapping[str, Any]) -> str:
-    """The letter that an answer names, "" if none.
+    """Return the letter that an answer names; "" if none.
 
     Args:
         item: one logged ``gpt_eval_score``: the prediction, and the options A to D.
     """
-    # NaN is the one value that is not itself; a text "nan" is an option to the harness, so it is one here.
+    # An absent option is None or NaN (which is not equal to itself). lmms-eval takes the text "nan" for an option.
     options = {
         letter: item[letter] for letter in "ABCD" if item.get(letter) is not None and item[letter] == item[letter]
     }
@@ -47,7 +47,7 @@ def chosen(item: Mapping[str, Any]) -> str:
 
 
 def _letter(answer: str) -> str:
-    """A letter that stands by itself, if it is the only one."""
+    """Return the letter that stands by itself, if there is exactly one."""
     if "Failed to obtain answer via API" in answer:
         return ""
     words = [word.strip() for word in answer.split()]
@@ -63,28 +63,28 @@ def _letter(answer: str) -> str:
 
 
 def _text(answer: str, options: Mapping[str, Any]) -> str:
-    """The option whose words the answer holds, if it is the only one."""
-    held = [letter for letter, text in options.items() if str(text).lower() in answer.lower()]
-    return held[0] if len(held) == 1 else ""
+    """Return the option whose text the answer contains, if there is exactly one."""
+    contained = [letter for letter, text in options.items() if str(text).lower() in answer.lower()]
+    return contained[0] if len(contained) == 1 else ""
 
 
 def _extracted(answer: str, letters: Sequence[str]) -> str:
-    """The best candidate among letters in any usual form: by the form's rank, then the last."""
+    """Return the best candidate among letters in any usual form: highest rank of the form, then the last in the text."""
     text = answer.strip()
     for mark in (",", ".", "!", "?", ";", ":", "'", '"'):
         text = text.strip(mark)
     bare = text.strip()
     text = f" {text} "
-    found: list[tuple[int, int, str]] = []  # rank, place, letter
+    candidates: list[tuple[int, int, str]] = []  # rank of the form, index in the text, letter
     for rank, form in ((6, "({})"), (5, "{}."), (4, "{}:"), (3, "{})"), (2, "{} ")):
-        found += [(rank, text.rfind(form.format(a)), a) for a in letters if form.format(a) in text]
+        candidates += [(rank, text.rfind(form.format(a)), a) for a in letters if form.format(a) in text]
     for phrase in _PHRASES:
         if phrase in text.lower():
             after = text.lower().find(phrase) + len(phrase)
-            found += [(7, text.find(a, after), a) for a in letters if text.find(a, after) != -1]
-    found += [(10, 0, a) for a in letters if bare.startswith(a) and not bare[1:2].isalpha()]
-    found += [(9, len(text) - 1, a) for a in letters if bare.endswith(a) and not bare[-2:-1].isalpha()]
-    if not found:
-        found = [(0, text.rfind(a), a) for a in letters if a in text]
-    # Of equals the first that was found counts.
-    return max(found, key=lambda one: one[:2])[2] if found and answer.strip() else ""
+            candidates += [(7, text.find(a, after), a) for a in letters if text.find(a, after) != -1]
+    candidates += [(10, 0, a) for a in letters if bare.startswith(a) and not bare[1:2].isalpha()]
+    candidates += [(9, len(text) - 1, a) for a in letters if bare.endswith(a) and not bare[-2:-1].isalpha()]
+    if not candidates:
+        candidates = [(0, text.rfind(a), a) for a in letters if a in text]
+    # `max` returns the first of equal candidates, as lmms-eval does.
+    return max(candidates, key=lambda candidate: candidate[:2])[2] if candidates and answer.strip() else ""

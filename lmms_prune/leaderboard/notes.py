@@ -1,4 +1,4 @@
-"""What a reader must know beside the numbers: the meaning of marks and columns, and what was left out."""
+"""Footnotes of the tables: the meaning of marks and columns, and what was left out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from lmms_prune.leaderboard.rows import Leaderboard
 
 
 def footnotes(board: Leaderboard, with_details: bool) -> list[str]:
-    """What the marks and columns mean, what was compared with what, and what is not there."""
+    """Return all footnotes: marks, columns, baselines and controls, and missing numbers."""
     return [*(f"{letter}: {mark}." for mark, letter in letters(board).items()), *explanations(board, with_details)]
 
 
 def explanations(board: Leaderboard, with_details: bool) -> list[str]:
-    """The footnotes without the marks."""
+    """Return the footnotes without those of marks."""
     lines = []
     for model in board.models:
         lines += [f"{model.title}: {note}" for note in model.notes]
         if model.missing:
-            many = "1 number is" if model.missing == 1 else f"{model.missing} numbers are"
-            lines.append(f"{model.title}: {many} missing; Acc and Rel stay blank without.")
+            count = "1 number is" if model.missing == 1 else f"{model.missing} numbers are"
+            lines.append(f"{model.title}: {count} missing; Acc and Rel stay blank without.")
     rows = [row for model in board.models for row in model.rows]
     if any(row.rel_interval for row in rows):
         lines.append(f"Intervals: 95 %, percentiles of {board.resamples} paired resamples of documents and seeds.")

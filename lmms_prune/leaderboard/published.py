@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 2 (arXiv 2512.07580), to stand beside our rows."""
+"""The paper's Tables 1 and 2 (arXiv 2512.07580), for comparison with our rows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TASK = {benchmark.name: benchmark.tasks[0] for benchmark in BENCHMARKS}
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One printed row.
+    """One row of a table that the paper prints.
 
     Args:
-        model: as the paper calls it.
-        table: its number.
-        name: of the row; "unpruned" is the upper bound.
+        model: the paper's name of the model.
+        table: the table's number.
+        name: the row's name; "unpruned" is the upper bound.
         budget: as printed: 192 or 64 tokens, or 50pct.
-        scores: by the column's name.
+        scores: scores by column name.
         acc, rel: as printed; None where the table has none.
     """
 
@@ -39,28 +39,28 @@ class PublishedRow:
 
     @property
     def by_task(self) -> dict[str, float | None]:
-        """The scores under the name of each benchmark's first task."""
+        """Return the scores by the name of each benchmark's first task."""
         return {_TASK[name]: value for name, value in self.scores.items()}
 
 
 @cache
 def published() -> tuple[PublishedRow, ...]:
-    """All printed rows, in the order of the tables."""
+    """Return all printed rows, in the order of the tables."""
     rows = []
     for table in json.loads(_FILE.read_text(encoding="utf-8"))["tables"]:
         for row in table["rows"]:
             printed = {key: float(value) for key, value in row["printed"].items()}
             scores = {name: float(value) for name, value in row["scores"].items()}
-            about = (table["model"], table["table"], row["name"], row["budget"])
-            rows.append(PublishedRow(*about, scores, printed.get("Acc"), printed["Rel"]))
+            identity = (table["model"], table["table"], row["name"], row["budget"])
+            rows.append(PublishedRow(*identity, scores, printed.get("Acc"), printed["Rel"]))
     return tuple(rows)
 
 
 def match(model: str, schedule: str | None) -> PublishedRow | None:
-    """The printed row of the same model and schedule, the schedule being one of the row's presets.
+    """Return the printed row of the same model whose presets include the schedule; None if there is none.
 
     Args:
-        model: a checkpoint's name or folder; it must hold the paper's name of the model.
+        model: a checkpoint's name or folder; it must contain the paper's name of the model.
         schedule: as executed.
     """
     if schedule is None:

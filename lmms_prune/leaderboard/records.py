@@ -1,4 +1,4 @@
-"""One record for each finished evaluation, whatever files it came in."""
+"""Records of finished evaluations, one each, whichever files their results came from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lmms_prune.record.accounting import TokenTotals
 
 @dataclass(frozen=True)
 class Problem:
-    """Something among the results that cannot be used; the rest is."""
+    """A file or folder among the results that cannot be used; the others still are."""
 
     path: str
     message: str
@@ -25,13 +25,13 @@ class Source:
     """One results file: one process of lmms-eval.
 
     Args:
-        path: of the file.
-        date: when the run began, as the harness writes it; sorts.
-        command: what repeats the run.
-        facts: device, attention, dtype, code, the versions and what else changes times, as far as they were recorded.
-        requests, seconds: answered, and the time their generation took.
-        other_load: share of the cores' time that other programs took meanwhile; None if it was not recorded.
-        unpruned: samples with an image that lost no visual token, though a schedule was to prune them.
+        path: path of the file.
+        date: start of the run, as lmms-eval writes it; sorts chronologically.
+        command: the command that repeats the run.
+        facts: recorded device, attention, dtype, code, versions and other facts that change times.
+        requests, seconds: number of answered requests, and the seconds that their generation took.
+        other_load: share of the cores' time that other programs took meanwhile; None if not recorded.
+        unpruned: number of samples with an image that lost no visual token although a schedule should have pruned it.
     """
 
     path: Path
@@ -50,14 +50,14 @@ class TaskRecord:
 
     Args:
         task: lmms-eval's name.
-        score: on the paper's scale, as the harness scored it; None if it did not, or recorded what is no score of the benchmark.
-        fault: why what was recorded can be no score of the benchmark; "" if it can.
-        answered, documents: how many documents were answered, of how many.
-        samples: the samples file; None if none was logged.
-        accounting: what the run's own averages say; None for a model without our record.
-        asked: equal for the same prompts, data and generation settings.
-        source: where it stands.
-        target: the field that the task names as its target; "" where a function finds it.
+        score: the harness's score, on the paper's scale; None if there is none, or an impossible one.
+        fault: why the recorded score is impossible; "" if it is possible.
+        answered, documents: number of answered documents, and of all documents.
+        samples: path of the samples file; None if none was logged.
+        accounting: token accounting by the run's own averages; None for a model without our record.
+        asked: a digest that is equal for equal prompts, data and generation settings.
+        source: the results file.
+        target: the field that the task names as its target; "" if a function computes it.
     """
 
     task: str
@@ -78,9 +78,9 @@ class RunRecord:
 
     Args:
         wrapper: lmms-eval's name of the model, such as ``llava_pruned``.
-        settings: every argument that can change an answer, the seed and the schedule as executed among them.
-        ours: whether it is a run of this plugin; others have no schedule and no measured budget.
-        tasks: by name.
+        settings: every argument that can change an answer, including the seed and the executed schedule.
+        ours: whether this plugin ran it; other runs have no schedule and no measured budget.
+        tasks: task records by name.
     """
 
     wrapper: str
@@ -90,7 +90,7 @@ class RunRecord:
 
     @property
     def model(self) -> str:
-        """The checkpoint, with its revision where that is not the main one."""
+        """Return the checkpoint, with its revision unless that is "main"."""
         revision = self.settings.get("revision", "main")
         return self.settings["pretrained"] + ("" if revision == "main" else f"@{revision}")
 
@@ -100,18 +100,18 @@ class RunRecord:
 
     @property
     def seed(self) -> int:
-        """Of our random draws; 0 for a model that is not ours."""
+        """Return the seed of our random draws; 0 for a model that is not ours."""
         return int(self.settings.get("seed", 0)) if self.ours else 0
 
     @property
     def sources(self) -> list[Source]:
-        """Each results file once."""
+        """Return each results file once."""
         return list({task.source.path: task.source for task in self.tasks.values()}.values())
 
     def facts(self, name: str) -> set[str]:
-        """All that its processes recorded under this name; "not recorded" where one did not."""
+        """Return the values that the processes recorded for a fact; "not recorded" for a process without one."""
         return {source.facts.get(name, "not recorded") for source in self.sources}
 
     def key(self, without: Sequence[str] = ()) -> tuple[str, ...]:
-        """Equal for runs with the same settings."""
+        """Return a tuple that is equal for runs with equal settings, those named in `without` excluded."""
         return (self.wrapper, *(f"{k}={v}" for k, v in sorted(self.settings.items()) if k not in without))

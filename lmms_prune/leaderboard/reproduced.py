@@ -1,4 +1,4 @@
-"""The paper's printed tables as a leaderboard of their own."""
+"""The paper's printed tables as a leaderboard."""
 
 from __future__ import annotations
 
@@ -7,32 +7,36 @@ from collections.abc import Iterator, Sequence
 from lmms_prune.leaderboard.benchmarks import acc, rel
 from lmms_prune.leaderboard.entries import UNPRUNED
 from lmms_prune.leaderboard.published import published
-from lmms_prune.leaderboard.rows import Budget, Cell, Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.rows import BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 
 
 def published_table() -> Leaderboard:
-    """The paper's printed scores, with Acc and Rel computed from them as for any run of ours."""
+    """Return the paper's printed scores as a leaderboard, with Acc and Rel computed as for our runs."""
     models = []
     for model in dict.fromkeys(row.model for row in published()):
         printed = [row for row in published() if row.model == model]
-        whole = next(row.by_task for row in printed if row.name == "unpruned")
-        budgets: dict[str, list[Row]] = {}
+        unpruned = next(row.by_task for row in printed if row.name == "unpruned")
+        budgets: dict[str, list[TableRow]] = {}
         for row in printed:
-            cells = {task: Cell(value, published=value) for task, value in row.by_task.items() if value is not None}
-            mean, share = acc(row.by_task), rel(row.by_task, whole)
+            cells = {
+                task: ScoreCell(value, published=value) for task, value in row.by_task.items() if value is not None
+            }
+            mean, share = acc(row.by_task), rel(row.by_task, unpruned)
             kind = UNPRUNED if row.name == "unpruned" else "pruned"
             title = {"": "unpruned", "50pct": "50 % of the tokens"}.get(row.budget, f"{row.budget} tokens")
-            budgets.setdefault(title, []).append(Row(row.name, kind, cells=cells, acc=mean, rel=share, published=row))
-        made = tuple(Budget(title, tuple(rows)) for title, rows in budgets.items())
+            budgets.setdefault(title, []).append(
+                TableRow(row.name, kind, cells=cells, acc=mean, rel=share, published=row)
+            )
+        groups = tuple(BudgetGroup(title, tuple(rows)) for title, rows in budgets.items())
         title = f"{model}, Table {printed[0].table} of arXiv 2512.07580"
         models.append(
-            ModelTable(model, title, tuple(whole), made, tuple(_misprints([r for b in made for r in b.rows])))
+            ModelTable(model, title, tuple(unpruned), groups, tuple(_misprints([r for b in groups for r in b.rows])))
         )
     return Leaderboard(tuple(models))
 
 
-def _misprints(rows: Sequence[Row]) -> Iterator[str]:
-    """Rows whose printed scores give another Rel than the printed one."""
+def _misprints(rows: Sequence[TableRow]) -> Iterator[str]:
+    """Yield a note for each row whose printed scores give another Rel than the printed one."""
     for row in rows:
         printed = row.published
         if printed is not None and row.rel is not None and round(row.rel, 1) != printed.rel:

@@ -1,4 +1,4 @@
-"""lmms-eval's result folders, read back into records, and what could not be read."""
+"""Reading lmms-eval's result folders into records, with a list of what could not be read."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.results import SUFFIX, ResultsError, orphans, read_results_file, results_files
 from lmms_prune.record.run import RunReport
 
-# The harness's own options that change answers; they stand beside the model's settings.
+# lmms-eval's own options that change answers; recorded in addition to the model's settings.
 _HARNESS = ("limit", "offset", "gen_kwargs", "num_fewshot", "system_instruction")
 
 
 @dataclass
 class Results:
-    """All that was found below some paths."""
+    """The records and problems found below some paths."""
 
     records: list[RunRecord] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    ignored: set[str] = field(default_factory=set)  # tasks that are none of the benchmarks
-    folders: list[Path] = field(default_factory=list)  # that were named
+    ignored: set[str] = field(default_factory=set)  # tasks outside the ten benchmarks
+    folders: list[Path] = field(default_factory=list)  # the paths that were given
 
 
 def read_results(paths: Iterable[Path]) -> Results:
     """Read every results file below `paths`, and merge those that agree in all settings into one record each.
 
-    What must be results and is not is named among the problems, so that no row is ever left out without a word.
+    A file or folder that should hold results but does not is listed among the problems, so that no row is silently left
+    out.
     """
     results = Results()
-    parts: dict[tuple[str, ...], list[RunRecord]] = {}
+    by_settings: dict[tuple[str, ...], list[RunRecord]] = {}
     seen: set[Path] = set()
     for path in paths:
         results.folders.append(path)
         used: list[Path] = []
-        unread = len(results.problems)
+        problems_before = len(results.problems)
         for file in _files(path, results.problems):
             try:
                 record = _read(file, results.ignored, named=file == path)
@@ -55,16 +56,16 @@ def read_results(paths: Iterable[Path]) -> Results:
             used += [] if record is None else [file]
             if record is not None and record.tasks and (real := file.resolve()) not in seen:
                 seen.add(real)
-                parts.setdefault(record.key(), []).append(record)
-        if used or len(results.problems) == unread:
+                by_settings.setdefault(record.key(), []).append(record)
+        if used or len(results.problems) == problems_before:
             results.problems += _empty_folders(path, used)
-    for same in parts.values():
+    for same in by_settings.values():
         results.records.append(_merged(same, results.problems))
     return results
 
 
 def _files(path: Path, problems: list[Problem]) -> list[Path]:
-    """The results files of a folder, or the one that was named; folders that cannot be read are problems."""
+    """Return the results files below a folder, or the named file; unreadable folders are added to `problems`."""
 
     def unreadable(error: OSError) -> None:
         problems.append(Problem(str(error.filename), f"{error.strerror}; what is below is left out."))
@@ -72,8 +73,8 @@ def _files(path: Path, problems: list[Problem]) -> list[Path]:
     try:
         path.lstat()
     except OSError as error:
-        absent = isinstance(error, FileNotFoundError)
-        problems.append(Problem(str(path), "no such file or folder." if absent else f"{error.strerror}."))
+        missing = isinstance(error, FileNotFoundError)
+        problems.append(Problem(str(path), "no such file or folder." if missing else f"{error.strerror}."))
         return []
     if not isdir(path):
         return [path]
@@ -91,21 +92,21 @@ def _unreadable(error: Exception) -> str:
 
 
 def _empty_folders(path: Path, used: list[Path]) -> Iterator[Problem]:
-    """`path` if no results are below; else the folders without results that stand among those of other runs."""
+    """Yield a problem for `path` if it has no results, else for empty folders among the folders of other runs."""
     if not used:
         yield Problem(str(path), f"no results of lmms-eval (*{SUFFIX}) here or below.")
-    # The harness puts its files into a folder with the model's name, inside the one that it was given.
+    # lmms-eval writes into a folder named after the model, inside the run's own output folder.
     runs = {file.parent.parent for file in used}
-    for parent, many in Counter(run.parent for run in runs).items():
-        if many < 2 or path not in (parent, *parent.parents):
+    for parent, count in Counter(run.parent for run in runs).items():
+        if count < 2 or path not in (parent, *parent.parents):
             continue
-        for folder in sorted(one for one in parent.iterdir() if one.is_dir() and one not in runs):
+        for folder in sorted(child for child in parent.iterdir() if child.is_dir() and child not in runs):
             if not folder.name.startswith(".") and not results_files(folder, lambda error: None):
                 yield Problem(str(folder), "no results below: the run failed or goes on; its log may tell.")
 
 
 def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
-    """One results file; None if somebody else wrote it for something else."""
+    """Read one results file; None if another program wrote it for another purpose."""
     content = read_results_file(file, named=named)
     if content is None:
         return None
@@ -138,64 +139,68 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
 
 
 def _facts(config: Mapping[str, Any], run: RunReport | None) -> dict[str, str]:
-    """What a run's report says; of a model that is not ours, the batch size that was asked for."""
+    """Return the facts of a run's report; for a model that is not ours only the requested batch size."""
     size = config.get("batch_size")
     return {**({} if size is None else {"batch_size": str(size)}), **({} if run is None else run.facts)}
 
 
-def _task(said: Mapping[str, Any], task: str, run: RunReport | None, source: Source) -> TaskRecord:
-    answered, whole = documents(said, task)
+def _task(content: Mapping[str, Any], task: str, run: RunReport | None, source: Source) -> TaskRecord:
+    answered, total = documents(content, task)
     samples = source.path.with_name(source.path.name.removesuffix(SUFFIX) + f"_samples_{task}.jsonl")
     averages = None if run is None else run.tasks.get(task)
-    # Functions are written with their addresses, which differ from process to process.
-    asked = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(said["configs"].get(task), sort_keys=True, default=str))
+    # lmms-eval writes functions with their addresses, which differ between processes.
+    asked = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(content["configs"].get(task), sort_keys=True, default=str))
     return TaskRecord(
         task=task,
-        score=score(said, task),
-        fault=fault(said, task),
+        score=score(content, task),
+        fault=fault(content, task),
         answered=answered,
-        documents=whole,
+        documents=total,
         samples=samples if lexists(samples) else None,
         accounting=averages.totals if averages and averages.samples else None,
         asked=blake2b(asked.encode(), digest_size=8).hexdigest(),
         source=source,
         target=""
-        if str(named := (said["configs"].get(task) or {}).get("doc_to_target", "")).startswith("<")
-        else str(named),
+        if str(target := (content["configs"].get(task) or {}).get("doc_to_target", "")).startswith("<")
+        else str(target),
     )
 
 
-def _stock_settings(said: Mapping[str, Any]) -> dict[str, str]:
-    """What is known of a model that is not ours: its arguments."""
-    given = said["config"].get("model_args") or ""
-    pairs = given.items() if isinstance(given, dict) else (one.partition("=")[::2] for one in given.split(",") if one)
+def _stock_settings(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of a model that is not ours: its arguments."""
+    arguments = content["config"].get("model_args") or ""
+    pairs = (
+        arguments.items()
+        if isinstance(arguments, dict)
+        else (piece.partition("=")[::2] for piece in arguments.split(",") if piece)
+    )
     settings = {str(name).strip(): str(value).strip() for name, value in pairs}
-    settings.setdefault("pretrained", str(said.get("model_name") or said["config"]["model"]))
+    settings.setdefault("pretrained", str(content.get("model_name") or content["config"]["model"]))
     return settings
 
 
 def _command(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """What repeats a run, from the harness's own record of how it was called."""
-    given = config.get("resolved_cli_args") or {}
-    arguments = given.get("model_args") or config.get("model_args") or ""
+    """Return the command that repeats a run, from lmms-eval's own record of its arguments."""
+    called_with = config.get("resolved_cli_args") or {}
+    arguments = called_with.get("model_args") or config.get("model_args") or ""
     if isinstance(arguments, dict):
         texts = {name: ",".join(value) if isinstance(value, list) else value for name, value in arguments.items()}
         arguments = ",".join(f"{name}={value}" for name, value in texts.items())
     parts = ["lmms-eval", "--model", str(config["model"])]
     parts += ["--model_args", arguments] if arguments else []
-    parts += ["--tasks", str(given.get("tasks") or ",".join(results))]
+    parts += ["--tasks", str(called_with.get("tasks") or ",".join(results))]
     for name in ("include_path", "batch_size", *_HARNESS, "output_path"):
-        value = given.get(name, config.get(name))
+        value = called_with.get(name, config.get(name))
         if value and (name, str(value)) != ("batch_size", "1"):
             parts += [f"--{name}", str(value)]
     return shlex.join([*parts, "--log_samples"])
 
 
 def _merged(same: list[RunRecord], problems: list[Problem]) -> RunRecord:
-    """One record of all with the same settings; a task that has two different scores is left out and named."""
+    """Merge records of equal settings; a task with two different scores is left out and reported as a problem."""
     tasks: dict[str, TaskRecord] = {}
     clashes: set[str] = set()
-    for record in sorted(same, key=lambda one: one.sources[0].date):
+    for record in sorted(same, key=lambda record: record.sources[0].date):
         for task, later in record.tasks.items():
             earlier = tasks.get(task)
             if earlier is not None and earlier.score != later.score:
@@ -206,9 +211,9 @@ def _merged(same: list[RunRecord], problems: list[Problem]) -> RunRecord:
                     f"{later.score}; the number is left out. Remove one of them."
                 )
                 problems.append(Problem(str(earlier.source.path), message))
-            # The date is what a clock said, which may have gone back: what can be checked comes before what is newer.
+            # A clock may have been set back, so a record with samples, which can be checked, precedes a newer one without.
             if earlier is None or later.samples is not None or earlier.samples is None:
                 tasks[task] = later
-    kept = {task: tasks[task] for task in sorted(tasks, key=ORDER.__getitem__) if task not in clashes}
+    agreeing = {task: tasks[task] for task in sorted(tasks, key=ORDER.__getitem__) if task not in clashes}
     first = same[0]
-    return RunRecord(first.wrapper, first.settings, first.ours, kept)
+    return RunRecord(first.wrapper, first.settings, first.ours, agreeing)

@@ -1,4 +1,4 @@
-"""A finished table: models, budgets, rows and cells. Every format prints this and nothing else.
+"""The finished leaderboard: models, budgets, rows and cells. Every format prints only this.
 
 Scores are on the paper's scale, shares and ratios in percent, tokens, bytes and FLOPs per document.
 """
@@ -17,7 +17,7 @@ from lmms_prune.leaderboard.statistics import Interval
 
 @dataclass(frozen=True)
 class Against:
-    """A difference to another row, in words: "not distinguishable" unless the interval excludes zero."""
+    """A difference to another row, with a verdict: "not distinguishable" unless the interval excludes zero."""
 
     other: str
     difference: Interval
@@ -26,16 +26,16 @@ class Against:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One benchmark of a row beside its baseline, on the same documents.
+    """Comparison of one benchmark of a row with its baseline, on the same documents.
 
     Args:
         difference: row minus baseline.
-        p: of no difference: McNemar's exact test where the score is a share of right answers and each side is one run,
-            else by resampling.
+        p: p value of no difference: McNemar's exact test if the score is a share of right answers and each side is one
+            run, else by resampling.
         p_holm: `p` corrected for the number of benchmarks of the row.
-        mcnemar: McNemar's p of the right and wrong answers whatever the score is; None over several seeds.
-        worse, better: units that turned from right to wrong and from wrong to right, mean over the seeds.
-        units: what is counted and resampled: documents, MME's images, MMBench's circular groups.
+        mcnemar: McNemar's p value of right and wrong answers, for any kind of score; None over several seeds.
+        worse, better: units that flipped from right to wrong, and from wrong to right; mean over the seeds.
+        units: number of resampled units: documents, MME's images, or MMBench's circular groups.
         agreement: documents with the same answer as in the baseline, in percent.
         detectable: the smallest true difference that would be found with 80 % power at a two-sided 5 %.
         verdict: "better than unpruned", "worse than unpruned" or "not distinguishable".
@@ -54,15 +54,15 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """One benchmark of a row.
 
     Args:
         score, sd: mean and standard deviation over the seeds.
-        unpruned: the baseline's score. retention: the share of it that is left.
+        unpruned: the baseline's score. retention: the score relative to it.
         above_blind: (score - blind) / (baseline - blind).
-        comparison: with the baseline; None without samples of both.
-        random: with the random control at the same measured budget.
+        comparison: comparison with the baseline; None without samples of both.
+        random: comparison with the random control at the same measured budget.
         published: the paper's value for the same model and schedule.
         extras: POPE's accuracy, precision, recall and yes-rate, mean over the seeds.
     """
@@ -79,20 +79,22 @@ class Cell:
 
     @property
     def delta(self) -> float | None:
-        """What a reproduction misses: ours minus the published value."""
+        """Return our score minus the published one."""
         return None if self.published is None else self.score - self.published
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured, per document; the shares are of the row's baseline.
+    """Measured cost per document, absolute and relative to the baseline.
 
     Args:
-        avg_visual_tokens: visual tokens, average over the decoder's layers and the documents with an image: the measured budget.
-        original_tokens: visual tokens of these images.
-        kv_mib: the prefill's cache. prefill_tflops: of the decoder, with selecting. encoder_tflops, decode_tflops: before and after it.
-        samples_per_second: as the harness recorded: generation alone, at the run's batch size, of its first process.
-        share_speed: None, with `no_share_speed` as the reason and `unlike` in a word, unless all that changes times is the same.
+        avg_visual_tokens: the measured budget: visual tokens, averaged over decoder layers and documents with an image.
+        original_tokens: visual tokens of these images before pruning.
+        kv_mib: size of the prefill's KV cache. prefill_tflops: the decoder's prefill, selection included.
+        encoder_tflops, decode_tflops: the vision encoder, and all decode steps.
+        samples_per_second: as lmms-eval recorded it: generation only, at the run's batch size, first process only.
+        share_speed: None unless all circumstances that change times are equal; `no_share_speed` then has the reason, and
+            `unlike` the reason in a word.
     """
 
     avg_visual_tokens: float | None = None
@@ -112,32 +114,32 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One schedule, over one seed or several.
+class TableRow:
+    """One row of the leaderboard: a schedule, over one or more seeds.
 
     Args:
-        label: the schedule as executed, with further settings where others have the same one.
+        label: the executed schedule, with the settings that distinguish it from other rows of the same schedule.
         kind: "unpruned", "control", "oracle", "pruned" or "stock".
-        seeds: of its runs.
-        cells: by task; a benchmark without a number has none.
-        missing: columns of its baseline that it lacks.
-        acc, rel: as the paper has them; None where a benchmark is missing. rel_sd: over the seeds.
-        rel_interval: of Rel minus 100.
-        uncounted: benchmarks on which its baseline scores nothing, which count in no mean of ratios.
-        above_blind: the mean over the benchmarks on which the baseline is distinguishably better than blind.
-        random: Rel against the random control.
-        baseline: the label of the row it is compared with; None if it is one.
-        marks: what keeps it from being compared without a word of warning.
-        faults: those of the marks that cannot be true: no verdict is given on such a row, nor beside it.
+        seeds: the seeds of its runs.
+        cells: scores by task; a benchmark without a score has no cell.
+        missing: tasks of the table that the row has no score of.
+        acc, rel: as the paper defines them; None if a benchmark is missing. rel_sd: standard deviation over the seeds.
+        rel_interval: interval of Rel minus 100.
+        uncounted: tasks on which the baseline scores 0; they cannot count in a mean of ratios.
+        above_blind: mean over the tasks on which the baseline is distinguishably better than blind.
+        random: comparison of Rel with the random control.
+        baseline: label of the row it is compared with; None for a baseline itself.
+        marks: reasons why the row is not directly comparable.
+        faults: the marks that are contradictions; the gate passes neither such a row nor one with such a baseline.
         published: the paper's row of the same model and schedule.
-        runs: what it was made from: settings, files, commands.
+        runs: the runs behind the row, with settings, files and commands.
     """
 
     label: str
     kind: str
     seeds: tuple[int, ...] = ()
     cost: Cost = Cost()
-    cells: Mapping[str, Cell] = field(default_factory=dict)
+    cells: Mapping[str, ScoreCell] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     acc: float | None = None
     rel: float | None = None
@@ -157,11 +159,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetGroup:
     """Rows of about the same measured budget, best Rel first."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True)
@@ -169,29 +171,29 @@ class ModelTable:
     """All rows of one checkpoint.
 
     Args:
-        model: its name or folder. title: the same, shorter.
+        model: the checkpoint's name or folder. title: a shorter form of it.
         tasks: the columns.
-        budgets: unpruned rows first, then the larger budgets.
-        notes: what was compared with what.
+        budgets: groups of rows: unpruned first, then by decreasing budget.
+        notes: which rows were compared with which.
     """
 
     model: str
     title: str
     tasks: tuple[str, ...]
-    budgets: tuple[Budget, ...]
+    budgets: tuple[BudgetGroup, ...]
     notes: tuple[str, ...] = ()
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TableRow]:
         return [row for budget in self.budgets for row in budget.rows]
 
     @property
     def missing(self) -> int:
-        """Numbers that should be there."""
+        """Return how many scores are missing."""
         return sum(len(row.missing) for row in self.rows)
 
     def column(self, task: str) -> str:
-        """The heading of a task's column; with the task's name where another column measures the same benchmark."""
+        """Return the heading of a task's column, with the task's name if another column has the same benchmark."""
         name = TASKS[task].name
         first = next(other for other in self.tasks if TASKS[other].name == name)
         return name if first == task else f"{name} ({task})"
@@ -199,11 +201,11 @@ class ModelTable:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All models, and what could not be read.
+    """The tables of all models, and what could not be read.
 
     Args:
-        folders: from which the results were read.
-        keep_paths: whether what is printed has full paths; else names, relative to these folders.
+        folders: folders from which the results were read.
+        keep_paths: whether to print full paths instead of names relative to these folders.
     """
 
     models: tuple[ModelTable, ...]
@@ -215,6 +217,6 @@ class Leaderboard:
     keep_paths: bool = False
 
     @property
-    def marked(self) -> list[tuple[str, Row]]:
-        """Rows that are not comparable without a word, with their model's title."""
+    def marked(self) -> list[tuple[str, TableRow]]:
+        """Return the rows that have marks, with their model's title."""
         return [(model.title, row) for model in self.models for row in model.rows if row.marks]

@@ -1,4 +1,4 @@
-"""One samples file of lmms-eval: what each document was worth, what it answered, and what it cost."""
+"""Reading a samples file of lmms-eval: score, answer and token accounting of each document."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lmms_prune.leaderboard.mmbench import chosen
 from lmms_prune.record.accounting import TokenAccounting, TokenTotals
 from lmms_prune.record.files import regular
 
-RIGHT = 0.5  # a partial score (TextVQA, ANLS) from here on counts as right where answers are counted
-CIRCLE = 1_000_000  # MMBench asks a question again with its options turned, under its index plus a multiple of this
+RIGHT = 0.5  # partial scores (TextVQA, ANLS) of at least this count as right where right answers are counted
+CIRCLE = 1_000_000  # MMBench repeats a question with rotated options, under its index plus a multiple of this
 
 
-# What Python says of values that are missing, of another type, or beyond all bounds, and of JSON that is none.
+# The errors that Python raises for missing, mistyped or out-of-range values, and for invalid JSON.
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
@@ -33,19 +33,19 @@ class SamplesError(ValueError):
 class Samples:
     """The documents of one task in one run.
 
-    What is resampled is a *unit*: the two questions about an MME image, the circular group of an MMBench question, a
-    document of all other tasks. The score is the sum over the strata (MME: its categories) of the sum of `num` over the
+    Resampling draws *units*: the two questions about an MME image, the circular group of an MMBench question, or one
+    document of any other task. The score is the sum over the strata (MME: its categories) of the sum of `num` over the
     sum of `den`.
 
     Args:
-        signature: equal for runs of the same documents with the same questions and targets.
-        num, den, stratum, right: of each unit, in the order of the units' keys.
-        documents: the ids, ascending. unit: the unit of each.
-        answers: a number for the text of each document's answer.
-        score: the score that follows, on the paper's scale.
-        logged: documents in the file; a copy of MMBench's whose own question is not there is one of them.
-        empty: documents that were answered with nothing.
-        accounting: of all documents; None where one has no token accounting.
+        signature: a digest that is equal for runs of the same documents, questions and targets.
+        num, den, stratum, right: numerator, denominator, stratum index and correctness of each unit, ordered by key.
+        documents: document ids, ascending. unit: the index of each document's unit.
+        answers: a hash of each document's answer text.
+        score: the score that follows from the units, on the paper's scale.
+        logged: number of documents in the file, including MMBench copies whose original question is absent.
+        empty: number of documents with an empty answer.
+        accounting: token totals of all documents; None if one has no token accounting.
         extras: POPE's accuracy, precision, recall and yes-rate, in percent.
     """
 
@@ -73,8 +73,8 @@ class _Document(NamedTuple):
     score: float
     answer: str
     asked: str
-    main: bool = True  # not one of MMBench's turned copies
-    pope: tuple[str, str] = ("", "")  # the truth, and what was said
+    main: bool = True  # False for MMBench's copies with rotated options
+    pope: tuple[str, str] = ("", "")  # the right answer, and the given one
 
 
 def read_samples(path: Path, benchmark: Benchmark) -> Samples:
@@ -88,18 +88,18 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     accounted: list[TokenAccounting] = []
     for number, line in enumerate(lines(path), 1):
         try:
-            said = json.loads(line)
-            if not isinstance(said, Mapping):
-                raise TypeError(f"a {type(said).__name__}, where an object is expected")
-            documents.append(_document(said, benchmark))
+            logged = json.loads(line)
+            if not isinstance(logged, Mapping):
+                raise TypeError(f"a {type(logged).__name__}, where an object is expected")
+            documents.append(_document(logged, benchmark))
             if not 0 <= documents[-1].score <= 1:
                 raise ValueError(f"a score of {documents[-1].score:g}, where 0 to 1 is possible")
-            if (accounting := sample_accounting(said)) is not None:
+            if (accounting := sample_accounting(logged)) is not None:
                 accounted.append(accounting)
         except (*UNREADABLE, StopIteration) as error:
             reason = f"{type(error).__name__}: {error}"
             raise SamplesError(f"{path}, line {number}: no sample of {benchmark.name} ({reason}).") from error
-    ids = {one.doc_id for one in documents}
+    ids = {document.doc_id for document in documents}
     if len(ids) < len(documents):
         raise SamplesError(
             f"{path}: {len(documents)} lines for {len(ids)} documents; two runs of the same second write into one "
@@ -108,14 +108,14 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     if not documents:
         raise SamplesError(f"{path}: no samples.")
     totals = TokenTotals.of(accounted) if len(accounted) == len(documents) else None
-    # As the harness, which scores no turned copy whose own question is not there.
-    main = {one.key for one in documents if one.main}
-    scored = sorted(one for one in documents if one.key in main)
+    # lmms-eval scores no rotated copy whose original question is absent; neither do we.
+    main = {document.key for document in documents if document.main}
+    scored = sorted(document for document in documents if document.key in main)
     return _assemble(path, benchmark, scored, totals, len(documents))
 
 
 def lines(path: Path) -> Iterator[str]:
-    """The lines of a samples file, without empty ones.
+    """Yield the lines of a samples file, without empty ones.
 
     Raises:
         OSError: it is no regular file, or cannot be read.
@@ -126,104 +126,104 @@ def lines(path: Path) -> Iterator[str]:
                 yield line
 
 
-def sample_accounting(said: Mapping[str, Any]) -> TokenAccounting | None:
-    """The token accounting of one line of a samples file; None if it has none of ours."""
-    return TokenAccounting.read((said.get("token_counts") or [None])[0])
+def sample_accounting(logged: Mapping[str, Any]) -> TokenAccounting | None:
+    """Return the token accounting of one line of a samples file; None if it has none of ours."""
+    return TokenAccounting.read((logged.get("token_counts") or [None])[0])
 
 
-def answer_text(said: Mapping[str, Any]) -> str:
-    """The answer of one line of a samples file."""
-    given = said["filtered_resps"]
-    return (given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)).strip()
+def answer_text(logged: Mapping[str, Any]) -> str:
+    """Return the answer text of one line of a samples file."""
+    responses = logged["filtered_resps"]
+    return (responses if isinstance(responses, str) else json.dumps(responses, ensure_ascii=False)).strip()
 
 
-def _document(said: Mapping[str, Any], benchmark: Benchmark) -> _Document:
-    doc_id = int(np.int64(said["doc_id"]))  # a damaged file may have a number of any length
-    asked, answer = f"{said['target']}\0{said['input']}", answer_text(said)
+def _document(logged: Mapping[str, Any], benchmark: Benchmark) -> _Document:
+    doc_id = int(np.int64(logged["doc_id"]))  # a damaged file may have a number of any length
+    asked, answer = f"{logged['target']}\0{logged['input']}", answer_text(logged)
     if benchmark.kind == "mme":
-        item = next(said[metric] for metric in benchmark.metrics if metric in said)
+        item = next(logged[metric] for metric in benchmark.metrics if metric in logged)
         key = (str(item["category"]), str(item["question_id"]))
         return _Document(doc_id, key, key[0], float(item["score"]), answer, asked)
     if benchmark.kind == "mmbench":
-        item = said["gpt_eval_score"]
+        item = logged["gpt_eval_score"]
         index, value = int(item["index"]), float(chosen(item) == item["answer"])
         return _Document(doc_id, (index % CIRCLE,), "", value, answer, asked, index < CIRCLE)
     if benchmark.kind == "pope":
-        item = said["pope_accuracy"]
+        item = logged["pope_accuracy"]
         pair = (item["ground_truth"], item["prediction"])
         return _Document(doc_id, (doc_id,), "", float(item["score"]), answer, asked, True, pair)
-    given = said[benchmark.metrics[0]]
-    value = float(given["score"] if isinstance(given, Mapping) else given)
+    scored = logged[benchmark.metrics[0]]
+    value = float(scored["score"] if isinstance(scored, Mapping) else scored)
     return _Document(doc_id, (doc_id,), "", value, answer, asked)
 
 
 def _assemble(
     path: Path, benchmark: Benchmark, documents: Sequence[_Document], totals: TokenTotals | None, logged: int
 ) -> Samples:
-    keys = sorted({one.key for one in documents})
-    place = {key: i for i, key in enumerate(keys)}
-    unit = np.array([place[one.key] for one in documents], int)
-    many = np.bincount(unit, minlength=len(keys))
-    total = np.bincount(unit, np.array([one.score for one in documents]), len(keys))
-    strata = {name: i for i, name in enumerate(sorted({one.stratum for one in documents}))}
+    keys = sorted({document.key for document in documents})
+    index = {key: i for i, key in enumerate(keys)}
+    unit = np.array([index[document.key] for document in documents], int)
+    counts = np.bincount(unit, minlength=len(keys))
+    total = np.bincount(unit, np.array([document.score for document in documents]), len(keys))
+    strata = {name: i for i, name in enumerate(sorted({document.stratum for document in documents}))}
     stratum = np.zeros(len(keys), int)
-    stratum[unit] = [strata[one.stratum] for one in documents]
+    stratum[unit] = [strata[document.stratum] for document in documents]
     num, den, right = 100 * total, np.ones(len(keys)), total >= RIGHT
     if benchmark.kind == "mme":
-        if (many != 2).any():
-            key = keys[int(np.argmax(many != 2))]
+        if (counts != 2).any():
+            key = keys[int(np.argmax(counts != 2))]
             raise SamplesError(f"{path}: MME asks twice about each image, but not about {'/'.join(key)}.")
         right = total == 2
         num = 50 * total + 100 * right
     elif benchmark.kind == "mmbench":
-        right = total == many
+        right = total == counts
         num = 100.0 * right
     elif benchmark.kind == "pope":
-        num, den = _f1_parts([one.pope for one in documents])
+        num, den = _f1_parts([document.pope for document in documents])
     digest = blake2b(digest_size=12)
-    for one in documents:
-        # A text may hold half of a surrogate pair, as JSON's \\ud83d.
-        digest.update(f"{one.doc_id}\0{one.key}\0{one.asked}\0".encode(errors="surrogatepass"))
+    for document in documents:
+        # A text may contain half of a surrogate pair, such as JSON's \\ud83d.
+        digest.update(f"{document.doc_id}\0{document.key}\0{document.asked}\0".encode(errors="surrogatepass"))
     return Samples(
         signature=digest.hexdigest(),
         num=num,
         den=den,
         stratum=stratum,
         right=right,
-        documents=np.array([one.doc_id for one in documents], int),
+        documents=np.array([document.doc_id for document in documents], int),
         unit=unit,
-        answers=np.array([hash(one.answer) for one in documents], np.int64),
+        answers=np.array([hash(document.answer) for document in documents], np.int64),
         score=float(ratios(np.bincount(stratum, num), np.bincount(stratum, den)).sum()),
         logged=logged,
-        empty=sum(not one.answer for one in documents),
+        empty=sum(not document.answer for document in documents),
         accounting=totals,
-        extras=_pope_extras([one.pope for one in documents]) if benchmark.kind == "pope" else {},
+        extras=_pope_extras([document.pope for document in documents]) if benchmark.kind == "pope" else {},
     )
 
 
 def ratios(num: Float[np.ndarray, "..."], den: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """`num` over `den`; 0 where there is nothing to share, as the harness says of F1."""
+    """Return `num` / `den`, and 0 where `den` is 0, as lmms-eval does for F1."""
     return np.divide(num, den, out=np.zeros(np.broadcast(num, den).shape), where=den > 0)
 
 
-def _f1_parts(said: Sequence[tuple[str, str]]) -> tuple[Float[np.ndarray, " units"], Float[np.ndarray, " units"]]:
-    """Two true positives, and those with the false of both kinds: F1 is the ratio of their sums.
+def _f1_parts(pairs: Sequence[tuple[str, str]]) -> tuple[Float[np.ndarray, " units"], Float[np.ndarray, " units"]]:
+    """Return each document's 2·TP and 2·TP + FP + FN; F1 is the ratio of their sums.
 
-    As the harness counts: an answer that is neither yes nor no is no false negative.
+    As in lmms-eval, an answer that is neither yes nor no is not a false negative.
     """
     parts = {("yes", "yes"): (200.0, 2.0), ("no", "yes"): (0.0, 1.0), ("yes", "no"): (0.0, 1.0)}
-    table = np.array([parts.get(pair, (0.0, 0.0)) for pair in said])
+    table = np.array([parts.get(pair, (0.0, 0.0)) for pair in pairs])
     return table[:, 0], table[:, 1]
 
 
-def _pope_extras(said: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """In percent; a share of nothing is left out."""
-    answered_yes = [truth for truth, answer in said if answer == "yes"]
-    positives = [answer for truth, answer in said if truth == "yes" and answer in ("yes", "no")]
+def _pope_extras(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Return POPE's further metrics in percent; a metric without any case is left out."""
+    answered_yes = [truth for truth, answer in pairs if answer == "yes"]
+    positives = [answer for truth, answer in pairs if truth == "yes" and answer in ("yes", "no")]
     parts = {
-        "accuracy": (sum(truth == answer for truth, answer in said), len(said)),
+        "accuracy": (sum(truth == answer for truth, answer in pairs), len(pairs)),
         "precision": (answered_yes.count("yes"), len(answered_yes)),
         "recall": (positives.count("yes"), len(positives)),
-        "yes-rate": (len(answered_yes), len(said)),
+        "yes-rate": (len(answered_yes), len(pairs)),
     }
-    return {name: 100 * part / whole for name, (part, whole) in parts.items() if whole}
+    return {name: 100 * part / total for name, (part, total) in parts.items() if total}

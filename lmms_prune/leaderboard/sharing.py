@@ -1,4 +1,4 @@
-"""A table for others: names in the place of paths, which tell of nobody's machine."""
+"""Replacing paths in a leaderboard by names, so that it can be shared without exposing a machine's folders."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ if TYPE_CHECKING:
     from lmms_prune.leaderboard.rows import Leaderboard
 
 Value = TypeVar("Value")
-# An absolute path in a text: no part of a word, of a relative path or of an address.
+# An absolute path in a text; not part of a word, a relative path or a URL.
 _PATH = re.compile(r"(?<![\w.~/])(?:/[^\s/,;:'\"`()\[\]{}|=]+)+/?")
 
 
 def unique_names(paths: Sequence[str]) -> dict[str, str]:
-    """Each path's last part, with as many parts before it as tell it from the others."""
-    many = {path: 1 for path in paths}
+    """Name each path by its last parts, as few as distinguish it from the others."""
+    kept_parts = {path: 1 for path in paths}
     while True:
-        names = {path: "/".join(path.strip("/").split("/")[-parts:]) for path, parts in many.items()}
+        names = {path: "/".join(path.strip("/").split("/")[-parts:]) for path, parts in kept_parts.items()}
         counts = Counter(names.values())
-        again = [path for path in names if counts[names[path]] > 1 and path.strip("/").count("/") >= many[path]]
-        if not again:
+        ambiguous = [
+            path for path in names if counts[names[path]] > 1 and path.strip("/").count("/") >= kept_parts[path]
+        ]
+        if not ambiguous:
             return names
-        many |= {path: many[path] + 1 for path in again}
+        kept_parts |= {path: kept_parts[path] + 1 for path in ambiguous}
 
 
-class Names:
-    """What stands for the paths of one table: below a results folder the rest, else the path's own name.
+class PathNames:
+    """Names for the paths of one leaderboard: relative to a results folder if below one, else the last part.
 
     Args:
-        folders: from which the results were read.
-        checkpoints: of the table's models; those that are folders are called by their names.
+        folders: folders from which the results were read.
+        checkpoints: the models' checkpoints; folders among them get short names.
         keep: leave paths as they are.
     """
 
@@ -46,17 +48,17 @@ class Names:
         self._keep = keep
         roots = [folder.parent if folder.is_file() else folder for folder in folders]
         names = unique_names(list(dict.fromkeys(abspath(root) for root in roots)))
-        # Several folders are told apart; in one alone its name says nothing.
-        inside = {root: f"{name}/" if len(names) > 1 else "" for root, name in names.items()}
-        known: dict[str, tuple[str, str]] = {}  # spelling: the folder's own name, and what stands before what is in it
+        # With several folders the name distinguishes them; a single folder's name would add nothing.
+        prefixes = {root: f"{name}/" if len(names) > 1 else "" for root, name in names.items()}
+        spellings: dict[str, tuple[str, str]] = {}  # spelling of a folder: its name, and the prefix of paths below it
         for root in roots:
             full = abspath(root)
-            known |= dict.fromkeys((str(root), full, realpath(root)), (names[full], inside[full]))
-        self._roots = dict(sorted(known.items(), key=lambda item: -len(item[0])))
+            spellings |= dict.fromkeys((str(root), full, realpath(root)), (names[full], prefixes[full]))
+        self._roots = dict(sorted(spellings.items(), key=lambda item: -len(item[0])))
         self._checkpoints = unique_names([name for name in dict.fromkeys(checkpoints) if name.startswith("/")])
 
     def shared(self, value: Value) -> Value:
-        """Anything of a table, of the same type, with names in all of its texts."""
+        """Return any part of a leaderboard with paths replaced in all of its texts; the type is unchanged."""
         if self._keep:
             return value
         shown: Any = value
@@ -78,7 +80,7 @@ class Names:
         return shown
 
     def _path(self, text: str) -> str:
-        """A path that is a text of its own."""
+        """Name a text that is one path."""
         for root, (name, before) in self._roots.items():
             if text == root:
                 return name
@@ -89,14 +91,14 @@ class Names:
         return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith("/") else self._text(text)
 
     def _text(self, text: str) -> str:
-        """A text in which paths may stand; those that are known may have any letters."""
+        """Replace the paths inside a text; known paths may contain any characters."""
         for path in [*self._checkpoints, *(root for root in self._roots if root.startswith("/") and root != "/")]:
-            whole = re.compile(rf"(?<![\w.~/]){re.escape(path.rstrip('/'))}(/[^\s,;:'\"`()]*)?(?![\w.-])")
-            text = whole.sub(lambda match: self._path(match[0]), text)
+            pattern = re.compile(rf"(?<![\w.~/]){re.escape(path.rstrip('/'))}(/[^\s,;:'\"`()]*)?(?![\w.-])")
+            text = pattern.sub(lambda match: self._path(match[0]), text)
         return _PATH.sub(lambda match: self._path(match[0]), text)
 
     def _word(self, word: str) -> str:
-        """A word of a command: a path, or ``name=value`` with commas between; paths may have spaces."""
+        """Replace paths in one word of a command: a path, or ``name=value`` pairs; paths may contain spaces."""
         if word.startswith("/"):
             return self._path(word)
         pieces = (piece.partition("=") for piece in word.split(","))
@@ -106,11 +108,11 @@ class Names:
         )
 
 
-def names(board: Leaderboard) -> Names:
-    """Of all that a table tells."""
-    return Names(board.folders, [model.model for model in board.models], board.keep_paths)
+def names(board: Leaderboard) -> PathNames:
+    """Return the path names of a leaderboard."""
+    return PathNames(board.folders, [model.model for model in board.models], board.keep_paths)
 
 
 def shared(board: Leaderboard) -> Leaderboard:
-    """The table as others may have it; unchanged if it keeps its paths."""
+    """Return the leaderboard with names instead of paths; unchanged if it keeps its paths."""
     return names(board).shared(board)

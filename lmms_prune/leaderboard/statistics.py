@@ -1,4 +1,4 @@
-"""Paired statistics over samples: resampling, exact tests, and what a sample of this size could have shown."""
+"""Paired statistics over samples: resampling, exact tests, and the smallest detectable difference."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from scipy.stats import binomtest, norm
 from lmms_prune.leaderboard.samples import Samples, ratios
 
 CONFIDENCE = 0.95
-# Two-sided alpha of 5 % and power of 80 %: a true difference of this many standard errors is found four times of five.
+# With a two-sided alpha of 5 %, a true difference of this many standard errors is found with 80 % power.
 DETECTABLE = float(norm.ppf(0.975) + norm.ppf(0.80))
 _CHUNK = 4_000_000  # drawn units at a time: 32 MB
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference or a level with its 95 % percentile interval, and how often resamples fell on either side of zero.
+    """A value with its 95 % percentile interval, and the p value of zero.
 
     Args:
-        value: of the data.
-        low, high: of the interval.
-        p: two-sided, of no difference; 1/(resamples + 1) at least.
+        value: the value on the data itself.
+        low, high: ends of the interval.
+        p: two-sided p value of no difference, from the resamples on either side of zero; at least 1/(resamples + 1).
         error: the standard error.
     """
 
@@ -39,40 +39,40 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def resampled(runs: Sequence[Samples], many: int, rng: np.random.Generator) -> Float[np.ndarray, "many runs"]:
-    """Scores of runs of the same documents on `many` samples of their units, drawn with replacement within strata.
+def resampled(runs: Sequence[Samples], resamples: int, rng: np.random.Generator) -> Float[np.ndarray, "resamples runs"]:
+    """Score runs of the same documents on `resamples` samples of their units, drawn with replacement within strata.
 
-    Every run is scored on the same draws, so differences of columns are paired.
+    Every run is scored on the same draws, so that differences of columns are paired.
 
     Args:
-        runs: with equal signatures.
-        many: resamples.
-        rng: decides the draws.
+        runs: samples with equal signatures.
+        resamples: number of resamples.
+        rng: the generator of the draws.
     """
     num, den = (np.stack([getattr(run, name) for run in runs], axis=1) for name in ("num", "den"))
-    total = np.zeros((many, len(runs)))
+    total = np.zeros((resamples, len(runs)))
     for stratum in range(int(runs[0].stratum.max()) + 1):
         chosen = runs[0].stratum == stratum
-        total += _resampled_ratio(num[chosen], den[chosen], many, rng)
+        total += _resampled_ratio(num[chosen], den[chosen], resamples, rng)
     return total
 
 
 def _resampled_ratio(
-    num: Float[np.ndarray, "units runs"], den: Float[np.ndarray, "units runs"], many: int, rng: np.random.Generator
-) -> Float[np.ndarray, "many runs"]:
+    num: Float[np.ndarray, "units runs"], den: Float[np.ndarray, "units runs"], resamples: int, rng: np.random.Generator
+) -> Float[np.ndarray, "resamples runs"]:
     units = len(num)
     parts = []
-    for start in range(0, many, max(1, _CHUNK // units)):
-        rows = min(max(1, _CHUNK // units), many - start)
+    for start in range(0, resamples, max(1, _CHUNK // units)):
+        rows = min(max(1, _CHUNK // units), resamples - start)
         draws = rng.integers(0, units, size=(rows, units)) + units * np.arange(rows)[:, None]
         weights = np.bincount(draws.ravel(), minlength=rows * units).reshape(rows, units).astype(float)
         parts.append(ratios(weights @ num, weights @ den))
     return np.concatenate(parts)
 
 
-def interval(value: float, draws: Float[np.ndarray, " many"]) -> Interval:
-    """The percentile interval of resampled differences around the difference `value` of the data."""
-    # Sums of the same numbers in another order differ in the last digits; that is no difference.
+def interval(value: float, draws: Float[np.ndarray, " resamples"]) -> Interval:
+    """Return the percentile interval of resampled differences; `value` is the difference on the data."""
+    # Sums of the same numbers in another order differ in the last digits; rounding makes them equal again.
     draws = np.round(draws[np.isfinite(draws)], 9)
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     side = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
@@ -81,35 +81,36 @@ def interval(value: float, draws: Float[np.ndarray, " many"]) -> Interval:
 
 
 def over_seeds(
-    draws: Float[np.ndarray, "many runs"], picks: Int[np.ndarray, "many runs"]
-) -> Float[np.ndarray, " many"]:
-    """The mean over runs that differ in their seed, with the seeds drawn with replacement too: `picks` says which."""
+    draws: Float[np.ndarray, "resamples runs"], picks: Int[np.ndarray, "resamples runs"]
+) -> Float[np.ndarray, " resamples"]:
+    """Average over runs that differ in seed; the seeds are resampled too, as `picks` says."""
     return np.take_along_axis(draws, picks, axis=1).mean(axis=1)
 
 
 def mean_ratio(
-    scores: Mapping[str, Float[np.ndarray, " many"]], unpruned: Mapping[str, Float[np.ndarray, " many"]]
-) -> Float[np.ndarray, " many"]:
-    """Rel on each resample, in percent: a benchmark does not count where the unpruned run scores nothing."""
+    scores: Mapping[str, Float[np.ndarray, " resamples"]], unpruned: Mapping[str, Float[np.ndarray, " resamples"]]
+) -> Float[np.ndarray, " resamples"]:
+    """Return Rel on each resample, in percent; a benchmark counts only where the unpruned run scores above 0."""
     shares = [
-        np.where(whole > 0, scores[task] / np.where(whole > 0, whole, 1), np.nan) for task, whole in unpruned.items()
+        np.where(unpruned_scores > 0, scores[task] / np.where(unpruned_scores > 0, unpruned_scores, 1), np.nan)
+        for task, unpruned_scores in unpruned.items()
     ]
     counted = np.isfinite(shares).sum(axis=0)
     return 100 * np.divide(np.nansum(shares, axis=0), counted, out=np.full(counted.shape, np.nan), where=counted > 0)
 
 
 def flips(before: Bool[np.ndarray, " units"], after: Bool[np.ndarray, " units"]) -> tuple[int, int]:
-    """How many units turned from right to wrong, and from wrong to right."""
+    """Count the units that flipped from right to wrong, and from wrong to right."""
     return int((before & ~after).sum()), int((~before & after).sum())
 
 
 def mcnemar(worse: int, better: int) -> float:
-    """The exact two-sided p of as many flips in the two directions, if both were equally likely."""
+    """Return the exact two-sided p value of these flips if both directions were equally likely."""
     return float(binomtest(worse, worse + better).pvalue) if worse + better else 1.0
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """The p values corrected for their number by Holm's method; at most 1, in the order given."""
+    """Correct p values for their number by Holm's method; at most 1, in the given order."""
     order = np.argsort(pvalues)
     stepped = np.maximum.accumulate([(len(order) - rank) * pvalues[i] for rank, i in enumerate(order)])
     corrected = np.empty(len(order))
@@ -118,14 +119,14 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 
 def detectable(error: float) -> float | None:
-    """The smallest true difference that a paired comparison of this standard error finds with 80 % power at 5 %.
+    """Return the smallest true difference that a comparison of this standard error finds with 80 % power at 5 %.
 
     For a score that is the share of right units the standard error is sqrt(d - D²) / sqrt(n), with d the share of units
-    that flipped and D the difference. None if nothing differed: then the samples do not tell.
+    that flipped and D the difference. None if nothing differed, since the standard error is then unknown.
     """
     return DETECTABLE * error if error > 0 else None
 
 
 def verdict(compared: Interval, above: str, below: str) -> str:
-    """In words: `above` or `below` only if the interval excludes zero."""
+    """Return `above` or `below` if the interval excludes zero, else "not distinguishable"."""
     return above if compared.low > 0 else below if compared.high < 0 else "not distinguishable"

@@ -1,4 +1,4 @@
-"""The table on a terminal, as wide as that is."""
+"""Printing the tables on a terminal, fitted to its width."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lmms_prune.leaderboard.grids import Grid, grids, only_columns
+from lmms_prune.leaderboard.grids import TextTable, grids, only_columns
 from lmms_prune.leaderboard.notes import footnotes
 from lmms_prune.leaderboard.rows import Leaderboard
 
 
 def show(board: Leaderboard, with_details: bool, console: Console) -> None:
-    """Print the tables; columns that the console has no room for follow below, beside the first one again."""
+    """Print the tables; columns that do not fit are continued below, with the first column repeated."""
     for grid in grids(board, with_details):
         for part in _fitting(grid, console):
-            # A title of the table's own would be folded to the table's width.
+            # rich would fold a title of the table itself to the table's width.
             console.print(Text(part.title, style="bold"))
             console.print(_rich(part))
         for note in [*grid.notes, ""] if grid.notes else []:
@@ -30,40 +30,39 @@ def show(board: Leaderboard, with_details: bool, console: Console) -> None:
 
 
 def terminal(board: Leaderboard, with_details: bool) -> str:
-    """The same as plain text, as wide as it is."""
+    """Return the tables as plain text, without a limit on the width."""
     stream = io.StringIO()
     show(board, with_details, Console(file=stream, width=1000, highlight=False, force_terminal=False))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def _fitting(grid: Grid, console: Console) -> Iterator[Grid]:
+def _fitting(grid: TextTable, console: Console) -> Iterator[TextTable]:
     title, rest = grid.title, list(range(1, len(grid.columns)))
     while rest:
-        many = len(rest)
-        while many > 1 and _width(only_columns(grid, [0, *rest[:many]]), console) > console.width:
-            many -= 1
-        part = only_columns(grid, [0, *rest[:many]])
-        yield Grid(title, part.columns, part.lines)
-        title, rest = f"{grid.title} (continued)", rest[many:]
+        count = len(rest)
+        while count > 1 and _width(only_columns(grid, [0, *rest[:count]]), console) > console.width:
+            count -= 1
+        part = only_columns(grid, [0, *rest[:count]])
+        yield TextTable(title, part.columns, part.lines)
+        title, rest = f"{grid.title} (continued)", rest[count:]
 
 
-def _width(grid: Grid, console: Console) -> int:
+def _width(grid: TextTable, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), _rich(grid)).maximum
 
 
-def _rich(grid: Grid) -> Table:
+def _rich(grid: TextTable) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for place, column in enumerate(grid.columns):
-        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    for i, column in enumerate(grid.columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
     for line in grid.lines:
         if line.heading:
             table.add_section()
             table.add_row(Text(line.heading, style="italic"))
         else:
-            # Stages and spreads stand below each other, so that columns stay narrow.
+            # Line breaks between stages and before spreads keep the columns narrow.
             texts = [
-                text.replace(",", ",\n") if place == 0 else text.replace(" ±", "\n±")
-                for place, text in enumerate(line.cells)
+                text.replace(",", ",\n") if i == 0 else text.replace(" ±", "\n±") for i, text in enumerate(line.cells)
             ]
             table.add_row(*(Text(text, style="bold" if i in line.bold else "") for i, text in enumerate(texts)))
     return table

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from lmms_prune.bench.gains import BreakEven, break_even
 from lmms_prune.bench.models import BenchError, fits, given_model, random_inputs, random_model
 from lmms_prune.bench.report import chart, described, tables
-from lmms_prune.bench.schedules import PARTS, Case, Measured, _Clock, _generate, _Marks, time_schedules
+from lmms_prune.bench.schedules import PARTS, ScheduleTiming, Workload, _Clock, _generate, _Marks, time_schedules
 from lmms_prune.cli import app
 from lmms_prune.compat.torch import forgotten_rules
 from lmms_prune.methods.dart import DART
@@ -53,7 +53,7 @@ def test_random_models_have_the_named_sizes(name: str) -> None:
 
 def test_flops_are_those_that_torch_counts(family: Family) -> None:
     """Of a whole generation, selection included: two independent counts."""
-    case = Case(2, 21, 3)
+    case = Workload(2, 21, 3)
     whole, pruned = time_schedules(family.model, [HYBRID], [case], GRIDS[family.name], 1)
     inputs = random_inputs(family.model, 2, GRIDS[family.name], 21)
     counted = []
@@ -71,7 +71,7 @@ def test_flops_are_those_that_torch_counts(family: Family) -> None:
 
 
 def test_what_was_measured_is_what_ran(family: Family) -> None:
-    cases = [Case(1, 12, 1), Case(3, 12, 4)]
+    cases = [Workload(1, 12, 1), Workload(3, 12, 4)]
     keep_all = Schedule.parse("random@1:1.0")
     measured = time_schedules(family.model, [HYBRID, keep_all], cases, GRIDS[family.name], 3)
     assert [(one.schedule, one.case) for one in measured] == [
@@ -102,7 +102,7 @@ def test_what_was_measured_is_what_ran(family: Family) -> None:
 def test_a_speed_up_is_of_what_ran_and_not_of_the_schedule(loaded: Callable[..., Family]) -> None:
     """Half of 6 x 5 tokens are 15, but the largest grid of that shape with as many has 4 x 3."""
     family, pooled = loaded("qwen", torch.float32), Schedule.parse("pool@2:0.5")
-    case = Case(1, 21, 3)
+    case = Workload(1, 21, 3)
     _, measured = time_schedules(family.model, [pooled], [case], (6, 5), 1)
     assert measured.avg_visual_tokens == (2 * 30 + (LAYERS - 2) * 12) / LAYERS < pooled.average(LAYERS, [30])
     counted, inputs = [], random_inputs(family.model, 1, (6, 5), 21)
@@ -142,7 +142,7 @@ def test_time_is_put_down_to_the_part_that_took_it(
     marks, inputs = _Marks(clock), random_inputs(family.model, 2, None, 9)
     with torch.inference_mode(), marks.around(family.model, Schedule.parse("dart@2:0.5")):
         start = clock.mark()
-        _generate(family.model, inputs, Case(2, 9, 2))
+        _generate(family.model, inputs, Workload(2, 9, 2))
         end = clock.mark()
     parts = marks.parts(start, end)
     assert parts[part] >= 0.4
@@ -156,14 +156,14 @@ def test_the_unpruned_model_is_timed_without_hooks(loaded: Callable[..., Family]
     hooks, inputs = {}, random_inputs(model, 1, None, 9)
     for text in ("none", "random@2:1.0"):
         with torch.inference_mode(), _Marks(_Clock(torch.device("cpu"))).around(model, Schedule.parse(text)):
-            _generate(model, inputs, Case(1, 9, 1))
+            _generate(model, inputs, Workload(1, 9, 1))
             hooks[text] = sum(len(module._forward_pre_hooks) for module in watched)
     assert hooks == {"none": 0, "random@2:1.0": 2 + LAYERS + 2}  # two of them mark the stage's time
 
 
 def test_the_parts_add_up_to_the_whole(family: Family) -> None:
     clock = _Clock(torch.device("cpu"))
-    marks, case = _Marks(clock), Case(2, 9, 3)
+    marks, case = _Marks(clock), Workload(2, 9, 3)
     inputs = random_inputs(family.model, 2, GRIDS[family.name], 9)
     with torch.inference_mode(), marks.around(family.model, HYBRID):
         start = clock.mark()
@@ -183,17 +183,17 @@ def test_what_a_method_runs_again_is_time_of_its_stage(family: Family, text: str
     marks, inputs = _Marks(clock), random_inputs(family.model, 2, GRIDS[family.name], 9)
     with torch.inference_mode(), marks.around(family.model, Schedule.parse(text)):
         start = clock.mark()
-        _generate(family.model, inputs, Case(2, 9, 3))
+        _generate(family.model, inputs, Workload(2, 9, 3))
         end = clock.mark()
     (tower,), (stage,) = marks.tower, marks.selection
     assert start < tower[0] < tower[1] < stage[0] < stage[1] < marks.first_token < end
     assert sum(marks.parts(start, end).values()) == pytest.approx(end - start)
 
 
-def made(schedule: str, new_tokens: int, seconds: float, batch: int = 1) -> Measured:
+def made(schedule: str, new_tokens: int, seconds: float, batch: int = 1) -> ScheduleTiming:
     parts = dict.fromkeys(PARTS, seconds / len(PARTS))
-    case = Case(batch, 60, new_tokens)
-    return Measured(schedule, case, seconds, seconds, seconds, parts, 1.25, 1.0, 0.9, 1.1, 0.8, 0, 576.0, None)
+    case = Workload(batch, 60, new_tokens)
+    return ScheduleTiming(schedule, case, seconds, seconds, seconds, parts, 1.25, 1.0, 0.9, 1.1, 0.8, 0, 576.0, None)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_case_that_does_not_fit_is_named(loaded: Callable[..., Family], monkey
 
     monkeypatch.setattr(type(family.model), "generate", scarce)
     with pytest.raises(BenchError, match="out of memory at batch 2, 9 text and 3 new tokens; use a smaller --batch"):
-        time_schedules(family.model, [HYBRID], [Case(2, 9, 3)], None, 2)
+        time_schedules(family.model, [HYBRID], [Workload(2, 9, 3)], None, 2)
 
 
 def test_memory_that_this_machine_lacks_is_said_and_other_errors_pass() -> None:

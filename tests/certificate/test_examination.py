@@ -24,7 +24,7 @@ from lmms_prune.compat.versions import VERSIONS
 from lmms_prune.demo import processes
 from lmms_prune.demo.models import DemoError
 from lmms_prune.harness.failures import Failure
-from lmms_prune.harness.installation import Check
+from lmms_prune.harness.installation import InstallationCheck
 
 LIBRARIES = [f"import of {name}" for name in ("torch", "transformers", "lmms-eval")]
 CHECKS = [*VERSIONS, "models in lmms-eval", *LIBRARIES, "CUDA", "FlashAttention", "evaluation of two documents"]
@@ -138,11 +138,11 @@ def test_this_machines_cuda_is_told() -> None:
 
 
 @pytest.fixture
-def flash(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Check]:
+def flash(monkeypatch: pytest.MonkeyPatch) -> Callable[..., InstallationCheck]:
     """Makes the check with a FlashAttention that computes by `function`, on the CPU in the place of a device."""
     draw = torch.randn
 
-    def check(function: Any, device: bool = True) -> Check:
+    def check(function: Any, device: bool = True) -> InstallationCheck:
         monkeypatch.setattr(libraries, "version", lambda name: "2.8")
         monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=function))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
@@ -157,15 +157,15 @@ def right(query: Any, key: Any, value: Any, causal: bool) -> Any:
     return torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=causal).transpose(1, 2).to(query.dtype)
 
 
-def test_flash_attention_is_held_against_torch(flash: Callable[..., Check]) -> None:
-    assert flash(right) == Check("FlashAttention", "ok", "2.8")
+def test_flash_attention_is_held_against_torch(flash: Callable[..., InstallationCheck]) -> None:
+    assert flash(right) == InstallationCheck("FlashAttention", "ok", "2.8")
     wrong = flash(lambda query, key, value, causal: right(query, key, value, False))
     assert (wrong.state, "off those of torch" in wrong.detail) == ("failed", True)
     assert flash(lambda query, key, value, causal: torch.full_like(query, float("nan"))).state == "failed"
     assert flash(right, device=False).state == "not there"
 
 
-def test_a_flash_attention_that_fails_is_named_with_the_command(flash: Callable[..., Check]) -> None:
+def test_a_flash_attention_that_fails_is_named_with_the_command(flash: Callable[..., InstallationCheck]) -> None:
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("undefined symbol: _ZN3c10")
 
@@ -186,7 +186,7 @@ def test_a_library_that_ends_the_process_leaves_what_was_known() -> None:
     line = libraries._PRINTED + json.dumps({"what": "import of torch", "state": "ok", "detail": ""})
     code = f"import os; print({line!r}, flush=True); os.write(2, b'one\\nFatal error\\n'); os._exit(9)"
     before, end = libraries.libraries([sys.executable, "-c", code])
-    assert before == Check("import of torch", "ok", "", "")
+    assert before == InstallationCheck("import of torch", "ok", "", "")
     assert end.state == "failed"
     assert end.detail.endswith("ended with exit code 9: Fatal error")
 
@@ -248,7 +248,7 @@ def test_what_was_examined_before_a_failure_is_kept(host: Callable[[str], None])
     line = libraries._PRINTED + json.dumps({"what": "CUDA", "state": "not there", "detail": "none"})
     host(f"print({line!r}); print('ValueError: bad')")
     examined, evaluation = two_documents()
-    assert examined == Check("CUDA", "not there", "none")
+    assert examined == InstallationCheck("CUDA", "not there", "none")
     assert evaluation.detail == "lmms-eval itself fails: ValueError: bad"
 
 
@@ -277,12 +277,15 @@ def test_what_cannot_be_tried_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 def checked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs the command with checks that need no process."""
 
-    failing = [Check("import of torch", "failed", "no", "pip x")]
+    failing = [InstallationCheck("import of torch", "failed", "no", "pip x")]
 
     def run(
-        evaluation: Check, *options: str, looked_at: list[Check] | None = None, found: list[Check] = failing
+        evaluation: InstallationCheck,
+        *options: str,
+        looked_at: list[InstallationCheck] | None = None,
+        found: list[InstallationCheck] = failing,
     ) -> Any:
-        monkeypatch.setattr(examination, "models_found", lambda: Check("models", "ok", "both"))
+        monkeypatch.setattr(examination, "models_found", lambda: InstallationCheck("models", "ok", "both"))
         monkeypatch.setattr(examination, "two_documents", lambda: [*(looked_at or []), evaluation])
         monkeypatch.setattr(examination, "libraries", lambda: found)
         return CliRunner().invoke(app, ["doctor", "--installation", *options])
@@ -294,9 +297,15 @@ def test_beside_an_unsupported_version_nothing_is_tried(
     checked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every model would be refused, after ten seconds of imports."""
-    wrong = Check("torch", "failed", "9.0 is installed, which is not supported; use one of <9", "pip install 'torch<9'")
-    monkeypatch.setattr(examination, "versions", lambda: iter([Check("numpy", "ok", "2.0"), wrong]))
-    done = checked(Check("evaluation", "ok", "2 answered"), "--json", found=[Check("import of torch", "ok", "")])
+    wrong = InstallationCheck(
+        "torch", "failed", "9.0 is installed, which is not supported; use one of <9", "pip install 'torch<9'"
+    )
+    monkeypatch.setattr(examination, "versions", lambda: iter([InstallationCheck("numpy", "ok", "2.0"), wrong]))
+    done = checked(
+        InstallationCheck("evaluation", "ok", "2 answered"),
+        "--json",
+        found=[InstallationCheck("import of torch", "ok", "")],
+    )
     assert done.exit_code == 1
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["commands"] == ["pip install 'torch<9'"]
@@ -307,19 +316,24 @@ def test_beside_an_unsupported_version_nothing_is_tried(
 
 
 def test_a_healthy_installation_exits_with_0(checked: Callable[..., Any]) -> None:
-    done = checked(Check("evaluation", "ok", "2 [answered]"), looked_at=[Check("CUDA", "not there", "none")])
+    done = checked(
+        InstallationCheck("evaluation", "ok", "2 [answered]"),
+        looked_at=[InstallationCheck("CUDA", "not there", "none")],
+    )
     assert done.exit_code == 0
     assert "2 [answered]" in done.stdout
     assert "What mends it" not in done.stdout
 
 
 def test_the_libraries_are_looked_at_where_the_evaluation_did_not(checked: Callable[..., Any]) -> None:
-    done = checked(Check("evaluation", "failed", "bad", "pip y"), "--json")
+    done = checked(InstallationCheck("evaluation", "failed", "bad", "pip y"), "--json")
     assert done.exit_code == 1
     record = json.loads(done.stdout.splitlines()[-1])
     assert (record["failed"], record["commands"]) == (2, ["pip x"])  # the cause is mended first
     assert [check["what"] for check in record["checks"]][-2:] == ["import of torch", "evaluation"]
-    alone = checked(Check("evaluation", "failed", "bad", "pip y"), looked_at=[Check("CUDA", "ok", "")])
+    alone = checked(
+        InstallationCheck("evaluation", "failed", "bad", "pip y"), looked_at=[InstallationCheck("CUDA", "ok", "")]
+    )
     assert alone.stdout.endswith("What mends it:\n  pip y\n")
 
 

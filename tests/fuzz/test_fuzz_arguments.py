@@ -15,7 +15,7 @@ from schedule_texts import mutated, valid
 
 from lmms_prune import Schedule, ScheduleError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
-from lmms_prune.harness.calibrations import CalibrationError, kept_schedule
+from lmms_prune.harness.calibrations import StoredCalibrationError, kept_schedule
 from lmms_prune.models import MODEL_NAMES
 from lmms_prune.models.architectures import PUBLISHED, architecture
 from lmms_prune.models.sizes import ArchitectureError
@@ -114,5 +114,5 @@ def test_any_config_json_is_read_or_refused_with_its_path(config: Path, draw: Ra
 def test_a_broken_calibration_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "found.json"
     path.write_bytes(content)
-    with pytest.raises(CalibrationError, match=r"found\.json"):
+    with pytest.raises(StoredCalibrationError, match=r"found\.json"):
         kept_schedule(path)

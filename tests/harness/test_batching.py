@@ -20,14 +20,14 @@ def sizes(rows: int, fixed: bool = False):
 
 
 def test_groups_come_batch_by_batch():
-    from lmms_prune.harness.batching import Batches
+    from lmms_prune.harness.batching import PreparedBatches
 
-    seen = list(Batches([[3, 1, 2], [], [0, 4]], sizes(2), lambda places: [10 * place for place in places]))
+    seen = list(PreparedBatches([[3, 1, 2], [], [0, 4]], sizes(2), lambda places: [10 * place for place in places]))
     assert seen == [([3, 1], [30, 10]), ([2], [20]), ([0, 4], [0, 40])]
 
 
 def test_the_next_batch_is_prepared_in_another_thread_meanwhile():
-    from lmms_prune.harness.batching import Batches
+    from lmms_prune.harness.batching import PreparedBatches
 
     begun = {place: threading.Event() for place in range(3)}
 
@@ -35,7 +35,7 @@ def test_the_next_batch_is_prepared_in_another_thread_meanwhile():
         begun[places[0]].set()
         return threading.current_thread().name
 
-    for places, thread in Batches([[0, 1, 2]], sizes(1), prepare):
+    for places, thread in PreparedBatches([[0, 1, 2]], sizes(1), prepare):
         assert thread.startswith("prepare")
         if places[0] < 2:
             # While this one is in hand, the next must begin by itself.
@@ -43,10 +43,10 @@ def test_the_next_batch_is_prepared_in_another_thread_meanwhile():
 
 
 def test_what_is_put_back_comes_next_and_nothing_is_lost():
-    from lmms_prune.harness.batching import Batches
+    from lmms_prune.harness.batching import PreparedBatches
 
     size, seen = sizes(4), []
-    batches = Batches([[*range(10)]], size, list)
+    batches = PreparedBatches([[*range(10)]], size, list)
     for places, _ in batches:
         if len(places) > 2:
             size.halve(len(places))
@@ -58,7 +58,7 @@ def test_what_is_put_back_comes_next_and_nothing_is_lost():
 
 
 def test_an_error_is_raised_where_its_batch_is_due():
-    from lmms_prune.harness.batching import Batches
+    from lmms_prune.harness.batching import PreparedBatches
 
     def prepare(places):
         if 2 in places:
@@ -67,8 +67,8 @@ def test_an_error_is_raised_where_its_batch_is_due():
 
     seen = []
     with pytest.raises(ValueError, match="two"):
-        seen += [places for places, _ in iter(Batches([[0], [1], [2], [3]], sizes(1), prepare))]
-    batches = iter(Batches([[0], [1], [2], [3]], sizes(1), prepare))
+        seen += [places for places, _ in iter(PreparedBatches([[0], [1], [2], [3]], sizes(1), prepare))]
+    batches = iter(PreparedBatches([[0], [1], [2], [3]], sizes(1), prepare))
     assert [next(batches)[0], next(batches)[0]] == [[0], [1]]
 
 

@@ -77,7 +77,7 @@ def test_results_that_do_not_fit_are_named_and_removed(
         save(tracker)
     path = tmp_path / "tiny" / f"{STAMP}_results.json"
     why = r"(File too large|it is cut short, as on a full disk)"
-    assert re.match(rf"{path} was not saved whole: {why}\. When that is mended, run it again", str(caught.value))
+    assert re.match(rf"{path} was not saved whole: {why}\. When that is fixed, run it again", str(caught.value))
     assert list((tmp_path / "tiny").iterdir()) == []
 
 

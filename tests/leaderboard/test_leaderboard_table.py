@@ -15,7 +15,7 @@ from lmms_prune.leaderboard.gate import Limits, judged
 from lmms_prune.leaderboard.grids import scores
 from lmms_prune.leaderboard.notes import footnotes
 from lmms_prune.leaderboard.results import read_results
-from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, TableRow
 from lmms_prune.leaderboard.table import leaderboard
 
 MANY = 200
@@ -37,7 +37,7 @@ def only(board: Leaderboard) -> ModelTable:
     return model
 
 
-def row(board: Leaderboard, label: str) -> Row:
+def row(board: Leaderboard, label: str) -> TableRow:
     (found,) = [one for one in only(board).rows if one.label == label]
     return found
 

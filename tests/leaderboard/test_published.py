@@ -7,7 +7,7 @@ import pytest
 from lmms_prune.leaderboard.formats import FORMATS
 from lmms_prune.leaderboard.published import match, published
 from lmms_prune.leaderboard.reproduced import published_table
-from lmms_prune.leaderboard.rows import Row
+from lmms_prune.leaderboard.rows import TableRow
 from lmms_prune.schedule.presets import PRESETS
 
 ROWS = [row for model in published_table().models for row in model.rows]
@@ -21,7 +21,7 @@ def test_there_are_thirty_pruned_rows_and_two_baselines() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.published.model} {row.label} {row.published.budget}")
-def test_rel_is_reproduced_to_the_printed_digit(row: Row) -> None:
+def test_rel_is_reproduced_to_the_printed_digit(row: TableRow) -> None:
     printed = row.published
     assert printed is not None
     assert row.rel is not None
@@ -33,7 +33,7 @@ def test_rel_is_reproduced_to_the_printed_digit(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.published.acc], ids=lambda row: row.label)
-def test_acc_is_reproduced_to_the_printed_digit(row: Row) -> None:
+def test_acc_is_reproduced_to_the_printed_digit(row: TableRow) -> None:
     assert row.acc is not None
     assert round(row.acc, 1) == row.published.acc
 

@@ -12,7 +12,7 @@ from written import write_run
 
 from lmms_prune.cli import app
 from lmms_prune.leaderboard.formats import FORMATS
-from lmms_prune.leaderboard.sharing import Names, unique_names
+from lmms_prune.leaderboard.sharing import PathNames, unique_names
 
 RIGHT = {"gqa": [1.0] * 8 + [0.0] * 4}
 WORSE = {"gqa": [1.0] * 6 + [0.0] * 6}
@@ -110,13 +110,13 @@ def test_names_in_json_lead_from_the_results_folder(results: Path) -> None:
     ],
 )  # fmt: skip
 def test_paths_become_names_and_nothing_else_does(text: str, shared: str | None) -> None:
-    assert Names([Path("/data/r")], ["/models/my model", "org/name"]).shared(text) == (
+    assert PathNames([Path("/data/r")], ["/models/my model", "org/name"]).shared(text) == (
         text if shared is None else shared
     )
 
 
 def test_several_results_folders_are_told_apart() -> None:
-    names = Names([Path("/x/new/results"), Path("/x/old/results"), Path("here")], [])
+    names = PathNames([Path("/x/new/results"), Path("/x/old/results"), Path("here")], [])
     assert names.shared([Path("/x/new/results/a"), Path("/x/old/results/a"), Path("here/a")]) == [
         Path("new/results/a"),
         Path("old/results/a"),

@@ -1,4 +1,4 @@
-"""The page's data: all that it shows of the table, in JSON's types. The page's script names these keys."""
+"""The page's data: all that it shows of the leaderboard, in JSON types. The page's script reads these keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.grids import digits, label, letters
 from lmms_prune.leaderboard.notes import explanations
-from lmms_prune.leaderboard.rows import Against, Cell, Cost, Leaderboard, ModelTable, Row
+from lmms_prune.leaderboard.rows import Against, Cost, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.leaderboard.statistics import Interval
 from lmms_prune.record.run import VERSIONS
 from lmms_prune.schedule import Schedule
@@ -29,7 +29,7 @@ _COSTS = (
 
 
 def described(board: Leaderboard) -> dict[str, Any]:
-    """The table, without what changed from answer to answer."""
+    """Return the leaderboard without the changed answers."""
     runs = [run for model in board.models for row in model.rows for run in row.runs]
     sources = [source for run in runs for source in run.sources]
     return {
@@ -46,19 +46,19 @@ def described(board: Leaderboard) -> dict[str, Any]:
 
 
 def _model(model: ModelTable) -> dict[str, Any]:
-    place = {id(row): i for i, budget in enumerate(model.budgets) for row in budget.rows}
+    budget_index = {id(row): i for i, budget in enumerate(model.budgets) for row in budget.rows}
     return {
         "title": model.title,
         "model": model.model,
         "tasks": [{"task": task, "name": model.column(task), "digits": digits(task)} for task in model.tasks],
         "budgets": [budget.title for budget in model.budgets],
-        "rows": [{**_row(row, model), "budget": place[id(row)]} for row in model.rows],
+        "rows": [{**_row(row, model), "budget": budget_index[id(row)]} for row in model.rows],
     }
 
 
-def _row(row: Row, model: ModelTable) -> dict[str, Any]:
+def _row(row: TableRow, model: ModelTable) -> dict[str, Any]:
     printed = row.published
-    sure = row.rel_interval
+    interval = row.rel_interval
     return {
         "label": label(row),
         "schedule": row.label,
@@ -71,7 +71,7 @@ def _row(row: Row, model: ModelTable) -> dict[str, Any]:
         "acc": _number(row.acc),
         "rel": _number(row.rel),
         "rel_sd": _number(row.rel_sd),
-        "rel_interval": None if sure is None else [_number(100 + sure.low), _number(100 + sure.high)],
+        "rel_interval": None if interval is None else [_number(100 + interval.low), _number(100 + interval.high)],
         "above_blind": _number(row.above_blind),
         "random": _against(row.random),
         "marks": list(row.marks),
@@ -84,8 +84,8 @@ def _row(row: Row, model: ModelTable) -> dict[str, Any]:
     }
 
 
-def stages(row: Row) -> list[str]:
-    """The stages of a row's schedule; none if it cannot be read (any more)."""
+def stages(row: TableRow) -> list[str]:
+    """Return the stages of a row's schedule; empty if this version cannot parse it."""
     try:
         return [str(stage) for stage in Schedule.parse((row.runs[0].schedule if row.runs else None) or "none").stages]
     except ScheduleError:
@@ -93,74 +93,78 @@ def stages(row: Row) -> list[str]:
 
 
 def _cost(cost: Cost) -> dict[str, float | str | None]:
-    found: dict[str, float | None] = {name: _number(getattr(cost, name)) for name in _COSTS}
+    columns: dict[str, float | None] = {name: _number(getattr(cost, name)) for name in _COSTS}
     speed = cost.samples_per_second
-    found |= {"seconds": _number(1 / speed) if speed else None, "share_speed": _number(cost.share_speed)}
-    return {**found, "no_share_speed": cost.no_share_speed, "unlike": cost.unlike}
+    columns |= {"seconds": _number(1 / speed) if speed else None, "share_speed": _number(cost.share_speed)}
+    return {**columns, "no_share_speed": cost.no_share_speed, "unlike": cost.unlike}
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
-    found = cell.comparison
-    made: dict[str, Any] = {"score": _number(cell.score), "sd": _number(cell.sd), "random": _against(cell.random)}
-    made |= {"kept": _number(cell.retention), "above_blind": _number(cell.above_blind)}
-    made |= {"published": cell.published, "extras": {name: _number(value) for name, value in cell.extras.items()}}
-    if found is not None:
-        made |= {"change": _interval(found.difference), "p": _number(found.p_holm), "verdict": found.verdict}
-        made |= {"lost": _number(found.worse), "gained": _number(found.better), "units": found.units}
-        made |= {"same": _number(found.agreement), "detectable": _number(found.detectable)}
-    return {name: value for name, value in made.items() if value not in (None, {})}
+def _cell(cell: ScoreCell) -> dict[str, Any]:
+    comparison = cell.comparison
+    entry: dict[str, Any] = {"score": _number(cell.score), "sd": _number(cell.sd), "random": _against(cell.random)}
+    entry |= {"kept": _number(cell.retention), "above_blind": _number(cell.above_blind)}
+    entry |= {"published": cell.published, "extras": {name: _number(value) for name, value in cell.extras.items()}}
+    if comparison is not None:
+        entry |= {
+            "change": _interval(comparison.difference),
+            "p": _number(comparison.p_holm),
+            "verdict": comparison.verdict,
+        }
+        entry |= {"lost": _number(comparison.worse), "gained": _number(comparison.better), "units": comparison.units}
+        entry |= {"same": _number(comparison.agreement), "detectable": _number(comparison.detectable)}
+    return {name: value for name, value in entry.items() if value not in (None, {})}
 
 
-def _against(found: Against | None) -> dict[str, Any] | None:
-    if found is None:
+def _against(against: Against | None) -> dict[str, Any] | None:
+    if against is None:
         return None
-    return {"other": found.other, "verdict": found.verdict, "difference": _interval(found.difference)}
+    return {"other": against.other, "verdict": against.verdict, "difference": _interval(against.difference)}
 
 
-def _interval(found: Interval) -> list[float | None]:
-    return [_number(value) for value in (found.value, found.low, found.high)]
+def _interval(interval: Interval) -> list[float | None]:
+    return [_number(value) for value in (interval.value, interval.low, interval.high)]
 
 
 def _number(value: float | None) -> float | None:
-    """As many digits as anybody reads; what is no number is null."""
+    """Round to six significant digits; NaN and infinities become null."""
     return None if value is None or not isfinite(value) else float(f"{value:.6g}")
 
 
 def plain_text(text: str, longest: int | None = None) -> str:
-    """Any text in a form that every file takes; cut after `longest` letters."""
-    # Half of a surrogate pair, which a model's output may end with, cannot be written.
+    """Make a text writable to any file, and truncate it to `longest` characters."""
+    # A model's output may end with half of a surrogate pair, which cannot be encoded.
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text if longest is None or len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def commands(made: Iterable[str]) -> list[str]:
-    """What repeats some runs; runs that differ in their task and their folder only become one command."""
-    same: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-    for command in made:
-        rest, taken = _without(shlex.split(command), ("--tasks", "--output_path"))
-        same.setdefault(tuple(rest), []).append(taken)
+def commands(run_commands: Iterable[str]) -> list[str]:
+    """Return the commands that repeat some runs; runs that differ only in task and folder are joined into one."""
+    by_rest: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for command in run_commands:
+        rest, options = _without(shlex.split(command), ("--tasks", "--output_path"))
+        by_rest.setdefault(tuple(rest), []).append(options)
     joined = []
-    for words, parts in same.items():
+    for words, parts in by_rest.items():
         tasks = dict.fromkeys(task for part in parts for task in part.get("--tasks", "").split(",") if task)
         folders = [part["--output_path"] for part in parts if "--output_path" in part]
-        more = ["--tasks", ",".join(tasks)] if tasks else []
-        more += ["--output_path", _shared(folders)] if folders else []
-        joined.append(shlex.join([*words, *more]))
+        merged = ["--tasks", ",".join(tasks)] if tasks else []
+        merged += ["--output_path", _shared(folders)] if folders else []
+        joined.append(shlex.join([*words, *merged]))
     return joined
 
 
 def _without(words: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """A command without some options, and their values."""
-    rest, taken, left = [], {}, iter(words)
-    for word in left:
+    """Split a command into its words without the options in `names`, and those options' values."""
+    rest, options, remaining = [], {}, iter(words)
+    for word in remaining:
         if word in names:
-            taken[word] = next(left)
+            options[word] = next(remaining)
         else:
             rest.append(word)
-    return rest, taken
+    return rest, options
 
 
 def _shared(folders: Sequence[str]) -> str:
-    """The folder, or the one that holds them all."""
+    """Return the common parent folder; the first folder if absolute and relative ones are mixed."""
     mixed = len({folder.startswith("/") for folder in folders}) > 1
     return folders[0] if mixed else commonpath(folders) or "."

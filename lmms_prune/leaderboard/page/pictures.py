@@ -1,4 +1,4 @@
-"""The images behind changed answers: read again from the benchmark's data, small enough for a page."""
+"""Images behind changed answers, read again from the benchmark's data and reduced for the page."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lmms_prune.models import MODEL_NAMES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ROOM = 3_000_000  # letters of base64 for all images
-SIDE = 448  # pixels of the longer side
-QUALITY = 55  # of WebP
-# The mean colour of CLIP's processor, with which the padded evaluation fills.
+ROOM = 3_000_000  # base64 characters for all images
+SIDE = 448  # largest length of the longer side, in pixels
+QUALITY = 55  # WebP quality
+# The mean colour of CLIP's processor, with which LLaVA-1.5's own evaluation pads.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 
 
 class PicturesError(Exception):
-    """The benchmark's documents cannot be read, or are others; the message says which and what helps."""
+    """The benchmark's documents cannot be read or differ; the message names them and a fix."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Wanted:
 
     Args:
         wrapper: lmms-eval's name of the model, on which prompts may depend.
-        view: "crop" to a square in the middle, "pad" to a square, or "whole".
-        task, doc_id: where they stand.
-        target: that of the evaluated document, to tell other data from it.
+        view: "crop" (to the central square), "pad" (to a square), or "whole".
+        task, doc_id: the document.
+        target: target of the evaluated document, to detect different data.
     """
 
     wrapper: str
@@ -46,51 +46,51 @@ class Wanted:
 
     @classmethod
     def of(cls, run: RunRecord, task: str) -> Wanted:
-        """For the documents of one task of a run."""
+        """Describe the documents of one task of a run."""
         view = MODEL_NAMES[run.wrapper].view_of(run.settings) if run.ours else "whole"
         return cls(run.wrapper, view, task)
 
     def at(self, flip: Flip) -> Wanted:
-        """For one document."""
+        """Return the same for one document."""
         return replace(self, doc_id=flip.doc_id, target=flip.target)
 
 
 @dataclass(frozen=True)
 class Pictured:
-    """What the data say of one document.
+    """Images and reference answers of one document, from the benchmark's data.
 
     Args:
-        images: their numbers on the page; None for one that there is no room for.
-        reference: the right answers, where the data have a list of them; the most frequent first.
+        images: their indices on the page; None for an image that does not fit.
+        reference: the right answers, most frequent first; None if the data have no list of them.
     """
 
     images: tuple[int | None, ...]
     reference: str | None
 
     def described(self) -> dict[str, Any]:
-        """In JSON's types."""
-        more = {} if self.reference is None else {"reference": self.reference}
-        return {"images": list(self.images), **more}
+        """Return this in JSON types."""
+        reference = {} if self.reference is None else {"reference": self.reference}
+        return {"images": list(self.images), **reference}
 
 
 def pictures(wanted: Sequence[Wanted]) -> tuple[list[str], dict[Wanted, Pictured]]:
-    """Images as ``data:`` URLs, those of the documents that are wanted most often first, until the room is used up.
+    """Return images as ``data:`` URLs, those of the most often shown documents first, up to `ROOM`.
 
     Args:
-        wanted: once for every time that a document is shown.
+        wanted: the shown documents, repeated once per showing.
 
     Returns:
-        the images, and what else is known of each document.
+        the URLs, and images and references by document.
 
     Raises:
-        PicturesError: the data cannot be read, or are not those that were evaluated.
+        PicturesError: the data cannot be read, or differ from the evaluated ones.
     """
-    read = _read(dict.fromkeys(wanted).keys())
+    loaded = _read(dict.fromkeys(wanted).keys())
     urls: list[str] = []
-    found: dict[Wanted, Pictured] = {}
+    pictured: dict[Wanted, Pictured] = {}
     room = ROOM
-    for one, _ in Counter(wanted).most_common():
-        images, reference = read[one]
+    for document, _ in Counter(wanted).most_common():
+        images, reference = loaded[document]
         numbers: list[int | None] = []
         for image in images:
             url = f"data:image/webp;base64,{b64encode(image).decode('ascii')}"
@@ -99,40 +99,40 @@ def pictures(wanted: Sequence[Wanted]) -> tuple[list[str], dict[Wanted, Pictured
             if fits:
                 urls.append(url)
                 room -= len(url)
-        found[one] = Pictured(tuple(numbers), reference)
-    return urls, found
+        pictured[document] = Pictured(tuple(numbers), reference)
+    return urls, pictured
 
 
 def _read(wanted: Collection[Wanted]) -> Mapping[Wanted, tuple[list[bytes], str | None]]:
-    """The encoded images and the references of some documents."""
+    """Read the encoded images and the references of some documents."""
     from lmms_prune.harness.arguments import ArgumentError
     from lmms_prune.harness.documents import documents
     from lmms_prune.harness.tasks import task_configs
 
-    # By model, task and number; making the tasks of a model takes seconds, and is done once.
+    # Grouped by model, task and number: creating the tasks of a model takes seconds, so it is done once.
     models: dict[str, dict[str, dict[int, list[Wanted]]]] = {}
     for one in wanted:
         models.setdefault(one.wrapper, {}).setdefault(one.task, {}).setdefault(one.doc_id, []).append(one)
-    found: dict[Wanted, tuple[list[bytes], str | None]] = {}
+    loaded: dict[Wanted, tuple[list[bytes], str | None]] = {}
     for wrapper, tasks in models.items():
         try:
             for document in documents(list(tasks), wrapper, include=task_configs(), only=tasks):
                 for one in tasks[document.task][document.number]:
                     if str(document.target) == one.target:
                         images = [_encoded(seen(image, one.view)) for image in document.images]
-                        found[one] = images, _references(document.fields)
+                        loaded[one] = images, _references(document.fields)
         except (OSError, ArgumentError) as error:
             raise PicturesError(f"--images: {error} Or leave --images out.") from error
-    if absent := [one for one in wanted if one not in found]:
-        raise PicturesError(_OTHER.format(task=absent[0].task, number=absent[0].doc_id, target=absent[0].target))
-    return found
+    if missing := [one for one in wanted if one not in loaded]:
+        raise PicturesError(_OTHER.format(task=missing[0].task, number=missing[0].doc_id, target=missing[0].target))
+    return loaded
 
 
 def _references(fields: Mapping[str, Any]) -> str | None:
     answers = fields.get("answers")
     if not isinstance(answers, list):
         return None
-    return ", ".join(text for text, _ in Counter(str(one) for one in answers).most_common())
+    return ", ".join(text for text, _ in Counter(str(answer) for answer in answers).most_common())
 
 
 _OTHER = (
@@ -142,7 +142,7 @@ _OTHER = (
 
 
 def seen(image: Image, view: str) -> Image:
-    """What a model sees of an image, as LLaVA-1.5's processor cuts it, its own evaluation pads it, or whole."""
+    """Return an image as a model sees it: cropped as by LLaVA-1.5's processor, padded as by its evaluation, or whole."""
     from lmms_prune.models.images import on_white, pad_to_square
 
     if view == "pad":

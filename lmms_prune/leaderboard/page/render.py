@@ -1,4 +1,4 @@
-"""The page itself: the data, the script and the style in one file that needs nothing else."""
+"""The HTML page: data, script and style in one self-contained file."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ _FOLDER = Path(__file__).parent
 
 
 def html(board: Leaderboard, with_details: bool = True, secrets: Collection[str] = (), *, images: bool = False) -> str:
-    """The page.
+    """Render the leaderboard as a page.
 
     Args:
-        board: the table, with the paths of its samples.
-        with_details: means nothing here: a page has every benchmark's statistics.
-        secrets: values that the page may not hold, beside what is known by its form.
-        images: read the benchmarks' data again, for the images behind changed answers. Needs the data as an evaluation
-            does, and imports torch, which nothing else here does.
+        board: the leaderboard, with the paths of its samples.
+        with_details: ignored; a page always has every benchmark's statistics.
+        secrets: values to redact, in addition to secrets recognised by their form.
+        images: read the benchmarks' data again, to show the images behind changed answers. Needs the data as in an
+            evaluation, and imports torch, unlike the rest of this module.
 
     Raises:
         PicturesError: the data cannot be read.
     """
-    chosen, many = changes.changes(board)
-    urls, pictured = pictures([one.wanted for one in chosen]) if images else ([], None)
-    said: dict[str, Any] = data.described(shared(board))
-    for model, rows in zip(said["models"], many, strict=True):
+    chosen, counts = changes.changes(board)
+    urls, pictured = pictures([change.wanted for change in chosen]) if images else ([], None)
+    page_data: dict[str, Any] = data.described(shared(board))
+    for model, rows in zip(page_data["models"], counts, strict=True):
         for row, flips in zip(model["rows"], rows, strict=True):
             row["flips"] = flips
-    said |= {"changes": changes.described(chosen, pictured)}
-    said = {**redacted_values(said, secrets), "images": urls}
+    page_data |= {"changes": changes.described(chosen, pictured)}
+    page_data = {**redacted_values(page_data, secrets), "images": urls}
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
-    # `tojson` writes <, > and & as \u00..: nothing in the data can end the script element.
+    # `tojson` escapes <, > and & as \u00.., so that no data can end the script element.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     script, style = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     return environment.get_template("page.html").render(
-        data=said, script=script, style=style, script_hash=_hash(script), style_hash=_hash(style)
+        data=page_data, script=script, style=style, script_hash=_hash(script), style_hash=_hash(style)
     )
 
 
 def _hash(text: str) -> str:
-    """As a content security policy names the one script, or style, that may run."""
+    """Return the hash by which a content security policy allows one script or style."""
     return f"sha256-{b64encode(sha256(text.encode()).digest()).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""What makes a row less than comparable: it is shown all the same, and says so."""
+"""Reasons why a row is not directly comparable with its baseline. Such rows are shown, but flagged."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ SETTINGS = (
 
 
 def marks(entry: Entry, baseline: Entry | None) -> tuple[str, ...]:
-    """All that keeps `entry` from being compared without a word of warning, each in a few words."""
-    found = list(_own(entry))
+    """Return the reasons why `entry` is not directly comparable, a short text each."""
+    reasons = list(_own(entry))
     if baseline is not None and entry is not baseline:
-        found += _beside(entry, baseline)
-    return tuple(dict.fromkeys(found))
+        reasons += _against_baseline(entry, baseline)
+    return tuple(dict.fromkeys(reasons))
 
 
 def distance(entry: Entry, other: Entry) -> int:
-    """In how many settings and circumstances two entries differ; what was not recorded differs."""
+    """Count the settings and circumstances in which two entries differ; unrecorded ones count as different."""
     return len(list(_differences(entry, other)))
 
 
@@ -40,13 +40,13 @@ def _own(entry: Entry) -> Iterator[str]:
         oracles = {name for run in entry.runs for name in methods_of(run.schedule) if METHODS[name].kind == "oracle"}
         yield f"{', '.join(sorted(oracles))} is told the right answers: a bound, not a method"
     tasks = [(TASKS[name].name, task) for run in entry.runs for name, task in run.tasks.items()]
-    limited = dict.fromkeys(f"{name} ({t.answered} of {t.documents})" for name, t in tasks if t.answered < t.documents)
-    if limited:
-        yield f"--limit, only a part of the documents: {', '.join(limited)}"
+    partial = dict.fromkeys(f"{name} ({t.answered} of {t.documents})" for name, t in tasks if t.answered < t.documents)
+    if partial:
+        yield f"--limit, only a part of the documents: {', '.join(partial)}"
     if unscored := dict.fromkeys(name for name, task in tasks if task.score is None):
         yield f"no score: {', '.join(unscored)}"
     yield from entry.faults
-    if unpruned := sum(source.unpruned for run in entry.runs if not _control(run) for source in run.sources):
+    if unpruned := sum(source.unpruned for run in entry.runs if not _keeps_all(run) for source in run.sources):
         yield f"{unpruned} samples lost no visual token: their images have no more than the schedule keeps"
     yield from entry.flaws
     if entry.kind == STOCK:
@@ -57,17 +57,17 @@ def _own(entry: Entry) -> Iterator[str]:
             yield f"{fact}: {' and '.join(values)} in one row"
         if "not recorded" in values:
             yield f"{fact} not recorded"
-    # The code's digest tells versions apart; only the commit tells whether anybody else can have this one.
+    # The code digest distinguishes versions; only the commit tells whether others can check out this one.
     if any(value.endswith("-dirty") for value in _facts(entry, "commit")):
         yield "the plugin's code had changes that were not committed"
 
 
-def _control(run: RunRecord) -> bool:
-    """Whether the run's schedule asks for all tokens."""
+def _keeps_all(run: RunRecord) -> bool:
+    """Tell whether the run's schedule keeps all tokens."""
     return not run.schedule or Schedule.parse(run.schedule).keeps_all
 
 
-def _beside(entry: Entry, baseline: Entry) -> Iterator[str]:
+def _against_baseline(entry: Entry, baseline: Entry) -> Iterator[str]:
     if alone := [TASKS[task].name for task in entry.tasks if task not in baseline.tasks]:
         yield f"its baseline was not evaluated on {', '.join(alone)}: not in Rel"
     if STOCK in (entry.kind, baseline.kind):
@@ -79,15 +79,15 @@ def _beside(entry: Entry, baseline: Entry) -> Iterator[str]:
 
 def _differences(entry: Entry, baseline: Entry) -> Iterator[str]:
     for fact in FACTS:
-        mine, its = _facts(entry, fact), _facts(baseline, fact)
-        if mine != its:
-            yield f"{fact}: {', '.join(mine)}; its baseline: {', '.join(its)}"
+        own, baseline_values = _facts(entry, fact), _facts(baseline, fact)
+        if own != baseline_values:
+            yield f"{fact}: {', '.join(own)}; its baseline: {', '.join(baseline_values)}"
     for name in SETTINGS:
-        asked, by_it = (one.runs[0].settings.get(name) for one in (entry, baseline))
-        if asked != by_it:
-            yield f"{name}: {_short(asked)}; its baseline: {_short(by_it)}"
+        own_setting, baseline_setting = (either.runs[0].settings.get(name) for either in (entry, baseline))
+        if own_setting != baseline_setting:
+            yield f"{name}: {_short(own_setting)}; its baseline: {_short(baseline_setting)}"
     for task in [task for task in entry.tasks if task in baseline.tasks]:
-        if len({run.tasks[task].asked for one in (entry, baseline) for run in one.runs}) > 1:
+        if len({run.tasks[task].asked for either in (entry, baseline) for run in either.runs}) > 1:
             yield f"{TASKS[task].name}: other prompts or generation settings of the task than its baseline"
 
 
