@@ -114,7 +114,7 @@ def test_a_config_from_a_stranger_runs_nothing(tmp_path: Path, command: list[str
     )
     done = CliRunner().invoke(app, [*command, str(path)])
     assert done.exit_code == 2
-    assert f"{path}: is no YAML: line 3" in done.output
+    assert f"{path}: is not YAML: line 3" in done.output
     assert not mark.exists()
 
 
@@ -135,7 +135,7 @@ def test_aliases_are_counted_before_they_are_expanded(tmp_path: Path, command: l
     path.write_text(laughs(9, merged), encoding="utf-8")
     done = CliRunner().invoke(app, [*command, str(path)])
     assert done.exit_code == 2
-    assert f"{path}: is no YAML: line 5, column " in done.output
+    assert f"{path}: is not YAML: line 5, column " in done.output
     assert "more than 10,000 values, each alias counted as all that it stands for" in done.output
 
 
@@ -157,9 +157,9 @@ def test_a_task_cannot_lead_out_of_a_sweeps_folder(tmp_path: Path, name: str) ->
     """A sweep empties the folder in which it works, so that a name with a way in it could empty any other."""
     path = tmp_path / "a.yaml"
     path.write_text(f"model: llava_pruned\nmodel_args: schedule=vtw@2\ntasks: '{name}'\n", encoding="utf-8")
-    with pytest.raises(SweepError, match=r"is no name of a task"):
+    with pytest.raises(SweepError, match=r"is not a task name"):
         plan([path], tmp_path / "out")
-    with pytest.raises(SweepError, match=r"is no name of a task"):
+    with pytest.raises(SweepError, match=r"is not a task name"):
         plan([path], tmp_path / "out", tasks=name)
 
 

@@ -68,7 +68,7 @@ def read_samples(file: Path, images: Path | None = None, limit: int | None = Non
         raise SearchError(f"--data {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     folder = file.parent if images is None else images
     if not folder.is_dir():
-        raise SearchError(f"--images {folder} is no folder.")
+        raise SearchError(f"--images {folder} is not a folder.")
     entries = islice(_entries(file, text), limit)
     samples = [_sample(f"{file}, {line}", entry, folder) for line, entry in entries]
     if not samples:
@@ -82,7 +82,7 @@ def _entries(file: Path, text: str) -> Iterator[tuple[str, Any]]:
         try:
             listed = json.loads(text)
         except json.JSONDecodeError as error:
-            raise SearchError(f"{file}, line {error.lineno}: no JSON: {error.msg}; {_FORMS}.") from error
+            raise SearchError(f"{file}, line {error.lineno}: not JSON: {error.msg}; {_FORMS}.") from error
         for number, entry in enumerate(listed, 1):
             yield f"entry {number}", entry
         return
@@ -92,13 +92,13 @@ def _entries(file: Path, text: str) -> Iterator[tuple[str, Any]]:
         try:
             yield f"line {number}", json.loads(line)
         except json.JSONDecodeError as error:
-            raise SearchError(f"{file}, line {number}: no JSON: {error.msg}; {_FORMS}.") from error
+            raise SearchError(f"{file}, line {number}: not JSON: {error.msg}; {_FORMS}.") from error
 
 
 def _sample(origin: str, entry: Any, folder: Path) -> Sample:
     """One entry as a sample, checked."""
     if not isinstance(entry, dict):
-        raise SearchError(f"{origin}: {json.dumps(entry)[:60]} is no JSON object; {_FORMS}.")
+        raise SearchError(f"{origin}: {json.dumps(entry)[:60]} is not a JSON object; {_FORMS}.")
     asking = [key for key in ("question", "conversations") if key in entry]
     for key, present in (("image", "image" in entry), ("question' or 'conversations", bool(asking))):
         if not present:

@@ -112,7 +112,7 @@ def calibrate(
         typer.echo(json.dumps({**record, "yaml": str(path), "kept": str(stored)}))
         return
     _print(proposal, f"information vanishes at layer {first}, removal is free at {layer}, of {loaded.depth}", limit)
-    typer.echo(f"{path}\nFrom now on schedule=auto,budget={budget} stands for it.")
+    typer.echo(f"{path}\nFrom now on, schedule=auto,budget={budget} means this schedule.")
 
 
 def _write_config(path: Path, model: str, model_args: str, tasks: list[str]) -> None:

@@ -171,7 +171,7 @@ def _space(
     try:
         share = Fraction(str(budget).strip())
     except (ValueError, ZeroDivisionError) as error:
-        raise SearchError(f"--budget {budget} is no ratio of the visual tokens; write e.g. 0.25.") from error
+        raise SearchError(f"--budget {budget} is not a ratio of the visual tokens; write e.g. 0.25.") from error
     if not 0 < share < 1:
         raise SearchError(f"--budget {budget} must lie between 0 and 1: it is a ratio of the visual tokens.")
     if not layers or sorted(set(layers)) != list(layers) or layers[0] < 1 or layers[-1] >= depth:

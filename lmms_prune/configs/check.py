@@ -62,7 +62,7 @@ def check(run: Run) -> Checked:
     name = settings.get("model")
     if not isinstance(name, str) or name not in MODEL_NAMES:
         hint = did_you_mean(name, list(MODEL_NAMES)) if isinstance(name, str) else f" Use {' or '.join(MODEL_NAMES)}."
-        checked.problems.append(f"model: {name!r} is none of this package's models.{hint}")
+        checked.problems.append(f"model: {name!r} is not one of this package's models.{hint}")
         return checked
     family = MODEL_NAMES[name]
     try:
@@ -116,7 +116,7 @@ def _outputs(settings: Mapping[str, Any]) -> list[str]:
     """Mistakes in outputs and limit, which lmms-eval would only find after loading the model."""
     problems, path = [], settings.get("output_path")
     if path is not None and (not isinstance(path, str) or "," in path):
-        problems.append(f"output_path: {path!r} must be a text without commas, at which lmms-eval would cut it.")
+        problems.append(f"output_path: {path!r} must be a text without commas: lmms-eval would split it there.")
     if settings.get("log_samples") and path is None:
         problems.append("log_samples: needs an output_path.")
     limit = settings.get("limit")
@@ -143,13 +143,13 @@ def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
         if name.startswith("prune_") and name not in known
     ]
     problems += [
-        f"tasks: '{name}' holds a test split, which nobody can score locally. Use {_UNSCORED[name]}."
+        f"tasks: '{name}' contains a test split, which cannot be scored locally. Use {_UNSCORED[name]}."
         for name in names
         if name in _UNSCORED
     ]
     # Results go to folders with these names, so a name must not lead out of the results folder.
     problems += [
-        f"tasks: {name!r} is no name of a task: it has a slash or begins with a dot."
+        f"tasks: {name!r} is not a task name: it has a slash or starts with a dot."
         for name in names
         if re.search(r"^\.|[/\\\0]", name)
     ]
@@ -159,5 +159,5 @@ def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
     if folder is not None and not isinstance(folder, str):
         problems.append(f"include_path: {folder!r} must be the text of one folder's path.")
     elif folder is not None and not isdir(folder):
-        notes.append(f"include_path: there is no folder {folder} below the working directory")
+        notes.append(f"include_path: there is not a folder {folder} below the working directory")
     return problems

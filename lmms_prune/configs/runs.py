@@ -56,7 +56,7 @@ class Run:
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The YAML files that `paths` name; a folder stands for its files. Without duplicates.
+    """The YAML files that `paths` name; a folder is replaced by its files. Without duplicates.
 
     Raises:
         ConfigError: a path does not exist, or a folder has no YAML files.
@@ -86,14 +86,14 @@ def read(path: Path) -> list[Run]:
     except ClaimError as error:
         raise ConfigError(str(error)) from None
     except YamlError as error:
-        raise ConfigError(f"is no YAML: {error}") from None
+        raise ConfigError(f"is not YAML: {error}") from None
     is_list = isinstance(content, list)
     runs = content if is_list else [content]
     if not runs or not all(isinstance(run, dict) for run in runs):
         kind = "nothing" if content in (None, []) else type(content).__name__
         raise ConfigError(f"holds {kind}; lmms-eval takes a mapping such as 'model: NAME', or a list of them.")
     for key in (key for run in runs for key in run if not isinstance(key, str)):
-        raise ConfigError(f"has the key {key!r}, which is no text; quote it.")
+        raise ConfigError(f"has the key {key!r}, which is not a text; quote it.")
     if len(budgets) not in (0, len(runs)):
         raise ConfigError(
             f"has {len(budgets)} comments '# budget: …' for {len(runs)} runs; give one for each run, in order."

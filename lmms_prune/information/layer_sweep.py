@@ -44,7 +44,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if unknown := [task for task in self.tasks if task not in TASKS]:
-            raise InformationError(f"--tasks: '{unknown[0]}' is none of the benchmarks: {', '.join(TASKS)}.")
+            raise InformationError(f"--tasks: '{unknown[0]}' is not one of the benchmarks: {', '.join(TASKS)}.")
 
     def settings(self, schedule: str) -> dict[str, Any]:
         """lmms-eval's options for one schedule, which may be followed by ``,budget=…``."""

@@ -123,7 +123,7 @@ def measure(
     """
     parts = ModelParts.of(model)
     if parts.form == "flash":
-        raise UnsupportedModelError("information is measured with masks of its own; use attn_implementation=sdpa.")
+        raise UnsupportedModelError("measuring information needs custom masks; use attn_implementation=sdpa.")
     for layer in layers:
         Schedule.parse(f"vtw@{layer}").check(len(parts.layers))
     with torch.no_grad():
@@ -183,7 +183,9 @@ class _Prompt:
         grids = parts.grids(inputs, [size for _, size in spans])
         for (rows, columns), (_, size) in zip(grids, spans, strict=True):
             if rows * columns != size:
-                raise InformationError(f"an image of {rows} x {columns} visual tokens stands in {size} places.")
+                raise InformationError(
+                    f"an image of {rows} x {columns} visual tokens has {size} columns in the prompt."
+                )
         first = spans[0][0]
         all_columns = torch.arange(ids.shape[1], device=ids.device)
         text = all_columns[(all_columns >= first) & ~visual]

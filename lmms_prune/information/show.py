@@ -20,7 +20,7 @@ from lmms_prune.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ShownComparison:
     """One prompt answered with and without pruning.
 
     Args:
@@ -43,7 +43,7 @@ class Comparison:
 
 def show(
     wrapper: PrunedModel, images: Sequence[Image.Image], question: str, schedule: Schedule, new_tokens: int = 64
-) -> Comparison:
+) -> ShownComparison:
     """Ask one question about some images, with and without pruning.
 
     Args:
@@ -63,7 +63,7 @@ def show(
         [mask.cpu().numpy().reshape(grid) for mask, grid in zip(masks, grids, strict=True)] for masks in trace.masks
     ]
     seen = seen_images(wrapper, inputs, grids)
-    return Comparison(question, schedule, seen, kept, answer, unpruned, trace)
+    return ShownComparison(question, schedule, seen, kept, answer, unpruned, trace)
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def _answer(
     return clean(wrapper.decode(new), []), trace.rows[0]
 
 
-def draw_comparison(comparison: Comparison, path: Path) -> None:
+def draw_comparison(comparison: ShownComparison, path: Path) -> None:
     """Draw each image unpruned and after each stage, with both answers below; `path` ends with .png, .svg or .pdf."""
     from lmms_prune.terminal.drawing import pyplot, save, wrapped
 

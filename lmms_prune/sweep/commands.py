@@ -109,7 +109,7 @@ def _with_progress(jobs: Sequence[Job], outcomes: Generator[JobOutcome], as_json
                 if outcome.state not in ("skipped", "untried"):
                     _print(console, outcome, f"{len(finished)} of {len(jobs)}", left)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted after {len(finished)} of {len(jobs)}; the same command goes on from here.", err=True)
+        typer.echo(f"interrupted after {len(finished)} of {len(jobs)}; the same command resumes from here.", err=True)
         raise
     return finished
 
@@ -148,7 +148,7 @@ def _clock(seconds: float) -> str:
 
 def _counted(counts: Counter[str]) -> str:
     words = {"done": "evaluated", "skipped": "complete before", "busy": "with another sweep", "failed": "failed"}
-    words["untried"] = "not tried, which would fail alike"
+    words["untried"] = "not tried (they would fail for the same reason)"
     return ", ".join(f"{counts[state]} {word}" for state, word in words.items() if counts[state]) or "nothing to do"
 
 

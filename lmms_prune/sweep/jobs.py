@@ -17,7 +17,7 @@ from lmms_prune.harness.tasks import single_tasks, task_configs
 
 # lmms-eval options that a sweep refuses, and why: they act on all configurations at once, or ignore code and versions.
 _REFUSED = {
-    "env": "the runs share a process; set the variables where you start the sweep.",
+    "env": "the runs share a process; set the variables in the environment of the sweep.",
     "use_cache": "a sweep skips what is complete, and the cache does not know when code or versions change.",
     "wandb_args": "log finished results instead.",
     "swanlab_args": "log finished results instead.",
@@ -89,7 +89,7 @@ def plan(
         SweepError: files with mistakes (all are named), two configurations of one name, or an invalid shard.
     """
     if "," in str(out):
-        raise SweepError(f"--out {out}: lmms-eval cuts paths at commas; use another folder.")
+        raise SweepError(f"--out {out}: lmms-eval splits paths at commas; use another folder.")
     checked = _checked(files(paths), tasks, limit)
     part, parts = _shard(shard)
     jobs = []
@@ -139,7 +139,7 @@ def _checked(paths: Sequence[Path], tasks: str | None, limit: int | None) -> lis
     for run in runs:
         if "," in run.name:
             problems.append(
-                f"{run}: lmms-eval cuts paths at commas, and results go to a folder of this name; rename it."
+                f"{run}: lmms-eval splits paths at commas, and results go to a folder of this name; rename it."
             )
         if run.name.startswith("."):
             problems.append(f"{run}: results go to a folder of this name, where a dot hides them; rename it.")

@@ -50,9 +50,9 @@ def test_limit_and_folder_of_images(folder: Path) -> None:
     assert len(read_samples(file, folder, limit=3)) == 3
     with pytest.raises(SearchError, match=r"elsewhere/a\.png does not exist; --images FOLDER says"):
         read_samples(file)
-    with pytest.raises(SearchError, match="line 6: no JSON"):
+    with pytest.raises(SearchError, match="line 6: not JSON"):
         read_samples(file, folder)
-    with pytest.raises(SearchError, match=r"--images .*nowhere is no folder"):
+    with pytest.raises(SearchError, match=r"--images .*nowhere is not a folder"):
         read_samples(file, folder / "nowhere")
 
 
@@ -62,7 +62,7 @@ HUMAN = {"from": "human", "value": "<image>\nx"}
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (["a"], r'\["a"\] is no JSON object; an entry is \{"image"'),
+        (["a"], r'\["a"\] is not a JSON object; an entry is \{"image"'),
         ({"question": "x"}, "'image' is missing, there is 'question'; an entry is"),
         ({}, "'image' is missing, there is nothing;"),
         (
@@ -106,8 +106,8 @@ def test_a_file_that_is_not_an_image(folder: Path, name: str, lenient: bool, mon
     [
         (b"", "holds no sample; an entry is"),
         (b"[]", "holds no sample; an entry is"),
-        (b'[\n{"image": }]', "line 2: no JSON: Expecting value"),
-        (b"{'image': 1}", "line 1: no JSON: Expecting property name"),
+        (b'[\n{"image": }]', "line 2: not JSON: Expecting value"),
+        (b"{'image': 1}", "line 1: not JSON: Expecting property name"),
         (b"\xff\xfe", "cannot be read: 'utf-8' codec"),
     ],
 )

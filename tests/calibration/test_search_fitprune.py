@@ -189,17 +189,17 @@ def test_deletions_equal_slow(searched: Searched, alpha: float) -> None:
 def test_search_equals_slow(searched: Searched, reduction: float) -> None:
     prompts = searched.prompts[:3]
     alpha, lost = slow_search(searched, prompts, reduction)
-    found = search_fitprune(searched.model, prompts, reduction=reduction)
-    assert found.alpha == alpha
+    result = search_fitprune(searched.model, prompts, reduction=reduction)
+    assert result.alpha == alpha
     sizes = [len(columns(searched, prompt)[0]) for prompt in prompts]
     shares = [
         sum(Fraction(counts[layer], n) for counts, n in zip(lost, sizes, strict=True)) / 3 for layer in range(LAYERS)
     ]
     unit = 64 if searched.name == "llava" else 10_000
     want = [floor(share * unit) for share in shares]
-    assert found.deletions == (want if unit == 64 else [count / unit for count in want])
+    assert result.deletions == (want if unit == 64 else [count / unit for count in want])
     savings = [slow_saving(searched, n, counts) for n, counts in zip(sizes, lost, strict=True)]
-    assert found.reduction == pytest.approx(sum(savings) / 3)
+    assert result.reduction == pytest.approx(sum(savings) / 3)
 
 
 def test_average_of_counts_and_of_shares() -> None:
@@ -215,10 +215,10 @@ def test_average_of_counts_and_of_shares() -> None:
 
 @pytest.mark.slow
 def test_more_reduction_needs_more_alpha_and_runs_as_planned(searched: Searched) -> None:
-    found = [search_fitprune(searched.model, searched.prompts, reduction=share) for share in (0.2, 0.4, 0.6, 0.75)]
-    assert all(before.alpha < after.alpha for before, after in pairwise(found))
+    result = [search_fitprune(searched.model, searched.prompts, reduction=share) for share in (0.2, 0.4, 0.6, 0.75)]
+    assert all(before.alpha < after.alpha for before, after in pairwise(result))
     cost = LayerCost.of(ModelParts.of(searched.model))
-    for one, asked in zip(found, (0.2, 0.4, 0.6, 0.75), strict=True):
+    for one, asked in zip(result, (0.2, 0.4, 0.6, 0.75), strict=True):
         assert asked <= one.reduction < asked + 0.08
         kept = []
         for prompt in searched.prompts:

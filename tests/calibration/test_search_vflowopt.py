@@ -109,9 +109,9 @@ def test_it_improves_on_its_random_start(searched: Searched) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": "a"}, "--budget a is no ratio"),
-        ({"budget": "192t"}, "--budget 192t is no ratio of the visual tokens; write e.g. 0.25"),
-        ({"budget": "1/0"}, "is no ratio"),
+        ({"budget": "a"}, "--budget a is not a ratio"),
+        ({"budget": "192t"}, "--budget 192t is not a ratio of the visual tokens; write e.g. 0.25"),
+        ({"budget": "1/0"}, "is not a ratio"),
         ({"budget": 0.0}, "--budget 0.0 must lie between 0 and 1"),
         ({"budget": 1.5}, "--budget 1.5 must lie between 0 and 1"),
         ({"layers": [9, 18]}, "--layers 9,18 must increase and lie between 1 and 3, the model's last"),

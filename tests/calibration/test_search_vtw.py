@@ -21,8 +21,8 @@ def slow_probabilities(searched: Searched, prompt: dict[str, Tensor], layer: int
 
 
 def slow_divergence(searched: Searched, prompt: dict[str, Tensor], layer: int) -> float:
-    whole, pruned = (slow_probabilities(searched, prompt, at) for at in (99, layer))
-    return sum(p * (math.log(p) - math.log(q)) for p, q in zip(pruned, whole, strict=True))
+    unpruned, pruned = (slow_probabilities(searched, prompt, at) for at in (99, layer))
+    return sum(p * (math.log(p) - math.log(q)) for p, q in zip(pruned, unpruned, strict=True))
 
 
 def test_divergences_equal_slow(searched: Searched) -> None:

@@ -60,7 +60,7 @@ def test_a_good_file_has_no_problems_and_its_numbers(tmp_path: Path) -> None:
         (
             "llava_pruned",
             "llava_prunned",
-            "model: 'llava_prunned' is none of this package's models. Did you mean 'llava_pruned'?",
+            "model: 'llava_prunned' is not one of this package's models. Did you mean 'llava_pruned'?",
         ),
         ("schedule:", "schedul:", "model_args: unknown argument 'schedul'. Did you mean 'schedule'?"),
         ("dart@2", "drat@2", "unknown method 'drat' in stage 1. Did you mean 'dart'?"),
@@ -89,7 +89,7 @@ def test_a_good_file_has_no_problems_and_its_numbers(tmp_path: Path) -> None:
         (
             "prune_llava",
             "mme,textvqa",
-            "tasks: 'textvqa' holds a test split, which nobody can score locally. Use textvqa_",
+            "tasks: 'textvqa' contains a test split, which cannot be scored locally. Use textvqa_",
         ),
         ("tasks: prune_llava", "tasks: [mme, pope]", "tasks: ['mme', 'pope'] must be a text of names with commas"),
         (
@@ -101,8 +101,8 @@ def test_a_good_file_has_no_problems_and_its_numbers(tmp_path: Path) -> None:
 )
 def test_each_mistake_is_named_with_its_fix(old: str, new: str, message: str, tmp_path: Path) -> None:
     assert old in GOOD
-    found = problems(tmp_path, GOOD.replace(old, new))
-    assert any(message in problem for problem in found), found
+    listed = problems(tmp_path, GOOD.replace(old, new))
+    assert any(message in problem for problem in listed), listed
 
 
 def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
@@ -141,16 +141,16 @@ def test_what_cannot_be_checked_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: [a\n", "is no YAML: line 2, column 1"),
-        ("model: a\nmodel: b\n", "is no YAML: line 2, column 1: the key 'model' is given twice."),
-        ("!!set ab", "is no YAML: line 1, column 1: expected a mapping node"),
+        ("model: [a\n", "is not YAML: line 2, column 1"),
+        ("model: a\nmodel: b\n", "is not YAML: line 2, column 1: the key 'model' is given twice."),
+        ("!!set ab", "is not YAML: line 1, column 1: expected a mapping node"),
         ("model_args: {seed: 1, seed: 2}\n", "the key 'seed' is given twice"),
         ("", "holds nothing; lmms-eval takes a mapping"),
         ("- 3\n", "holds list; lmms-eval takes a mapping"),
         ("# budget: 192\nmodel: a\n", "'# budget: 192' is not understood; write '# budget: 192t'"),
         ("# budget: 192t, really 50%\nmodel: a\n", "is not understood"),
         ("# budget: 64t\n- model: a\n- model: b\n", "has 1 comments '# budget: …' for 2 runs"),
-        ("a: !!python/object:os.system {}\n", "is no YAML: line 1"),
+        ("a: !!python/object:os.system {}\n", "is not YAML: line 1"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(text: str, message: str, tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_claims_are_read_as_they_are_written() -> None:
 
 
 def test_folders_stand_for_their_files(tmp_path: Path) -> None:
-    one, two = written(tmp_path, GOOD), written(tmp_path, GOOD, "b.yml")
-    assert files([two, tmp_path]) == [two, one]
+    first, second = written(tmp_path, GOOD), written(tmp_path, GOOD, "b.yml")
+    assert files([second, tmp_path]) == [second, first]
     with pytest.raises(ConfigError, match=r"nowhere: there is no such file"):
         files([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()

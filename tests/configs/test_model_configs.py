@@ -62,8 +62,12 @@ def test_a_file_can_be_run_and_keeps_its_budget(path: Path) -> None:
     row, model = ROWS[path.stem], MODELS[ROWS[path.stem].model]
     assert checked.arguments is not None
     assert (checked.arguments.schedule, checked.arguments.seed) == (Schedule.parse(row.text), row.seed)
-    said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert (said["tasks"], said["output_path"], said["log_samples"]) == (model.tasks, f"results/{path.stem}", True)
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert (settings["tasks"], settings["output_path"], settings["log_samples"]) == (
+        model.tasks,
+        f"results/{path.stem}",
+        True,
+    )
 
 
 def test_the_exact_counts_give_the_published_averages() -> None:

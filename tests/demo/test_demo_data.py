@@ -69,11 +69,11 @@ def test_one_visual_token_per_patch_or_merged_patch(family, loaded):
 
 def test_first_logits_depend_on_image_and_question(loaded):
     model, processor = loaded
-    one, two = _pictures(2)
+    shown, other = _pictures(2)
     with torch.no_grad():
-        first = model(**_inputs(processor, one)).logits[0, -1]
-        other_image = model(**_inputs(processor, two)).logits[0, -1]
-        other_question = model(**_inputs(processor, one, "Is there a star in the image?")).logits[0, -1]
+        first = model(**_inputs(processor, shown)).logits[0, -1]
+        other_image = model(**_inputs(processor, other)).logits[0, -1]
+        other_question = model(**_inputs(processor, shown, "Is there a star in the image?")).logits[0, -1]
     assert (first - other_image).abs().max() > 0.1
     assert (first - other_question).abs().max() > 0.1
 

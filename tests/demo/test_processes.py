@@ -25,9 +25,9 @@ import json, os, sys, time, yaml
 from pathlib import Path
 words = sys.argv[1:]
 flags = ["--log_samples"]
-given = dict(zip(*[iter(word for word in words if word not in flags)] * 2))
-runs = yaml.safe_load(Path(given["--config"]).read_text()) if "--config" in given else [
-    {{name.removeprefix("--"): value for name, value in given.items()}}
+options = dict(zip(*[iter(word for word in words if word not in flags)] * 2))
+runs = yaml.safe_load(Path(options["--config"]).read_text()) if "--config" in options else [
+    {{name.removeprefix("--"): value for name, value in options.items()}}
 ]
 for number, run in enumerate(runs):
     print("INFO starts", run["model_args"], {{"token": os.environ.get("HF_TOKEN")}}, flush=True)
@@ -55,8 +55,8 @@ for number, run in enumerate(runs):
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Evaluate runs with the given names and number of cores."""
+def run_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Evaluate runs with the options names and number of cores."""
     program = tmp_path / "lmms-eval"
     program.write_text(STAND_IN.format(python=sys.executable), "utf-8")
     program.chmod(0o755)
@@ -68,22 +68,24 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         names: Sequence[str], cores: int, interrupted: Any = None
     ) -> tuple[list[dict[str, Any] | RunError], list[int]]:
         monkeypatch.setattr("os.cpu_count", lambda: cores)
-        told: list[int] = []
+        finished_counts: list[int] = []
         folder = tmp_path / "results"
         runs = [
             DemoRun({"model": "m", "model_args": name, "tasks": "a,b"}, folder / name.split("=")[0]) for name in names
         ]
         environment = {"TOLD": "yes", "HF_TOKEN": "hf_SECRET"}
-        progressed = told.append if interrupted is None else interrupted
-        return evaluate(runs, folder, tmp_path / "mirror", environment, secret_values(environment), progressed), told
+        progressed = finished_counts.append if interrupted is None else interrupted
+        return evaluate(
+            runs, folder, tmp_path / "mirror", environment, secret_values(environment), progressed
+        ), finished_counts
 
     return make
 
 
-def test_a_failed_run_is_named_and_the_others_are_evaluated(made: Any, tmp_path: Path) -> None:
+def test_a_failed_run_is_named_and_the_others_are_evaluated(run_all: Any, tmp_path: Path) -> None:
     """A refused run ends its process; the runs after it are still evaluated."""
     names = ["first", "second=broken", "third", "fourth=refused", "fifth", "sixth=broken"]
-    outcomes, told = made(names, 1)
+    outcomes, finished_counts = run_all(names, 1)
     for name, outcome in zip(names, outcomes, strict=True):
         log = tmp_path / "results" / name.split("=")[0] / "log.txt"
         if "=" not in name:
@@ -96,7 +98,7 @@ def test_a_failed_run_is_named_and_the_others_are_evaluated(made: Any, tmp_path:
         assert str(outcome) == f"this run left no results; its log is {log} and ends with:\n{reason}"
     first, third, fifth = (outcomes[number]["process"] for number in (0, 2, 4))
     assert first == third != fifth
-    assert told[-1] == len(names)
+    assert finished_counts[-1] == len(names)
     logs = [path.read_text("utf-8") for path in tmp_path.rglob("*.log")]
     assert "INFO starts first {'token': '[REDACTED]'}\n" in logs[0]
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_SECRET" in path.read_bytes()]
@@ -112,12 +114,12 @@ def test_a_failed_run_is_named_and_the_others_are_evaluated(made: Any, tmp_path:
 )
 @pytest.mark.parametrize("cores", [1, 2])
 def test_a_failure_that_all_runs_share_ends_them_at_once(
-    made: Any, kind: str, reason: str, cores: int, tmp_path: Path
+    run_all: Any, kind: str, reason: str, cores: int, tmp_path: Path
 ) -> None:
     """No run is started after the first failure, and running processes are ended."""
     names = [f"first={kind}", "second=slow", f"third={kind}", "fourth=slow"]
     with pytest.raises(RunError, match="every run fails for the same reason, so no more were started") as error:
-        made(names, cores)
+        run_all(names, cores)
     assert not list(tmp_path.rglob("*_results.json")), "the slow one, left alone, leaves results"
     log = tmp_path / "results" / "process-1.log"
     assert str(error.value).endswith(f"its log is {log} and ends with:\n{reason}")
@@ -125,21 +127,21 @@ def test_a_failure_that_all_runs_share_ends_them_at_once(
     assert sum(text.count("INFO starts") for text in logs) == cores
 
 
-def test_a_failure_that_not_all_runs_share_ends_no_other(made: Any) -> None:
-    outcomes, _ = made(["first", "second=early", "third"], 1)
+def test_a_failure_that_not_all_runs_share_ends_no_other(run_all: Any) -> None:
+    outcomes, _ = run_all(["first", "second=early", "third"], 1)
     assert [isinstance(outcome, RunError) for outcome in outcomes] == [False, True, False]
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, [5]), (3, [1, 2, 2]), (8, [1] * 5)])
-def test_there_are_as_many_processes_as_cores(made: Any, cores: int, expected: list[int]) -> None:
-    outcomes, _ = made([f"run-{number}" for number in range(5)], cores)
+def test_there_are_as_many_processes_as_cores(run_all: Any, cores: int, expected: list[int]) -> None:
+    outcomes, _ = run_all([f"run-{number}" for number in range(5)], cores)
     pids = [outcome["process"] for outcome in outcomes]
     assert sorted(pids.count(pid) for pid in set(pids)) == expected
 
 
-def test_results_of_an_earlier_call_are_not_taken(made: Any) -> None:
-    before, _ = made(["one", "two"], 1)
-    after, _ = made(["one=broken", "two"], 1)
+def test_results_of_an_earlier_call_are_not_taken(run_all: Any) -> None:
+    before, _ = run_all(["one", "two"], 1)
+    after, _ = run_all(["one=broken", "two"], 1)
     assert isinstance(after[0], RunError)
     assert before[1]["process"] != after[1]["process"]
 
@@ -154,7 +156,7 @@ def test_the_command_and_the_configuration_are_the_same_run(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_an_interruption_ends_the_processes(made: Any, tmp_path: Path, kind: type[BaseException]) -> None:
+def test_an_interruption_ends_the_processes(run_all: Any, tmp_path: Path, kind: type[BaseException]) -> None:
     """After Ctrl-C on the command only, or SIGTERM, no process may go on."""
 
     def interrupted(_: int) -> None:
@@ -163,7 +165,7 @@ def test_an_interruption_ends_the_processes(made: Any, tmp_path: Path, kind: typ
 
     begun = time.monotonic()
     with pytest.raises(kind):
-        made(["slow=1", "slow=2"], 2, interrupted)
+        run_all(["slow=1", "slow=2"], 2, interrupted)
     assert time.monotonic() - begun < 40, "each would have gone on for a minute"
 
 

@@ -54,10 +54,10 @@ def test_the_table_fits_a_narrow_terminal_and_tells_models_apart() -> None:
             run("none", 9.0, MODELS[1].wrapper),
         ]
     }
-    made = tables(record, TASKS)
-    assert [table.title for table in made] == [model.folder for model in MODELS]
+    model_tables = tables(record, TASKS)
+    assert [table.title for table in model_tables] == [model.folder for model in MODELS]
     stream = StringIO()
-    Console(file=stream, width=80).print(made[0])
+    Console(file=stream, width=80).print(model_tables[0])
     text = stream.getvalue()
     for name in ("tokens", "kept", *(BENCHMARKS[task].narrow for task in TASKS), "50"):
         assert name in text

@@ -60,7 +60,9 @@ def _drawn(name: str) -> TrainingFamily:
     sizes: Sizes = replace(SIZES[name], **SMALL, kv_heads=KV_HEADS[name], mrope_section=SECTIONS[name])
     rng = random.Random(0)
     prompted = [ask(rng, some_content(rng, "train"), "train") for _ in range(300)]
-    return new_family(name, sizes, [text for one in prompted for text in (one.prompt, one.answer)], seed=0)
+    return new_family(
+        name, sizes, [text for question in prompted for text in (question.prompt, question.answer)], seed=0
+    )
 
 
 @pytest.fixture(params=sorted(SIZES))
@@ -235,14 +237,14 @@ def test_a_predicting_token_attends_to_what_the_question_states(
 @pytest.mark.parametrize(("truth", "answer"), [(True, "yes"), (False, "no")])
 def test_a_pair_states_what_differs(truth: bool, answer: str) -> None:
     """The stated words are those that the pair's other question does not have."""
-    scene, found = Scene((Thing("star", "blue", True, 2, 0), Thing("cross", "red", False, 0, 1))), set()
+    scene, sorts = Scene((Thing("star", "blue", True, 2, 0), Thing("cross", "red", False, 0, 1))), set()
     for seed in range(200):
         asked = ask(random.Random(seed), scene, "train")
         if asked.sort in ("yes/no color", "yes/no count") and asked.answer == answer:
-            found.add(asked.sort)
+            sorts.add(asked.sort)
             assert asked.question.rstrip("?").split()[-1] == asked.stated
             assert (asked.stated in ("blue", "red", "2")) >= truth
-    assert found == {"yes/no color", "yes/no count"}
+    assert sorts == {"yes/no color", "yes/no count"}
 
 
 SIGN = Sign("word", ("KABO",), "red")
@@ -300,14 +302,14 @@ def test_the_stage_of_comparisons_compares_more(shown: Content, shares: dict[str
 
 
 def test_a_choice_knows_all_its_options() -> None:
-    found = 0
+    count = 0
     for seed in range(60):
         asked = ask(random.Random(seed), SIGN, "train")
         if asked.sort.startswith("choice"):
-            found += 1
+            count += 1
             assert asked.stated in asked.options
             assert [line for line in asked.prompt.splitlines() if line[1:3] == ". "] == list(asked.options)
-    assert found
+    assert count
 
 
 def test_attention_supervision_measures_attention(family: TrainingFamily) -> None:
@@ -346,14 +348,14 @@ def test_attention_supervision_measures_attention(family: TrainingFamily) -> Non
 def test_a_word_starts_with_one_embedding_with_and_without_a_space() -> None:
     family = small("llava")
     embedding = family.model.get_input_embeddings().weight
-    found = 0
+    count = 0
     for word in (*content.COLOURS, *content.KINDS):
         alone, after = (family.tokenizer.encode(text, add_special_tokens=False) for text in (word, f" {word}"))
         if len(alone) == len(after) == 1:
-            found += 1
+            count += 1
             assert alone != after
             assert torch.equal(embedding[alone[0]], embedding[after[0]])
-    assert found
+    assert count
 
 
 def test_capitals_and_digits_are_spelled(family: TrainingFamily) -> None:
@@ -365,25 +367,27 @@ def test_capitals_and_digits_are_spelled(family: TrainingFamily) -> None:
 
 def test_a_batch_depends_on_its_number_alone(family: TrainingFamily) -> None:
     batches = [QuestionBatches(family, 0, 2, 2, "questions") for _ in range(2)]
-    one, two = batches[0][5], [batches[1][n] for n in (3, 5)][1]
-    assert one.ids.equal(two.ids)
-    assert one.pixels["pixel_values"].equal(two.pixels["pixel_values"])
-    assert not one.ids.equal(QuestionBatches(family, 0, 2, 2, "questions", "test")[5].ids)
+    first, same = batches[0][5], [batches[1][n] for n in (3, 5)][1]
+    assert first.ids.equal(same.ids)
+    assert first.pixels["pixel_values"].equal(same.pixels["pixel_values"])
+    assert not first.ids.equal(QuestionBatches(family, 0, 2, 2, "questions", "test")[5].ids)
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_an_interrupted_training_resumes_unchanged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Drawing forty batches of held-out pictures would take most of the time.
     monkeypatch.setattr(Trainer, "_evaluate", partialmethod(Trainer._evaluate, batches=6))
-    whole = small(name)
-    assert trainer(whole, tmp_path / "whole").run(None, 0)
+    uninterrupted = small(name)
+    assert trainer(uninterrupted, tmp_path / "whole").run(None, 0)
     parted = small(name)
     rounds = 0
     while not trainer(parted, tmp_path / "parted").run(0.0, 0):  # one step each time
         rounds += 1
         parted = small(name)
     assert rounds >= 5
-    for (key, one), two in zip(whole.model.state_dict().items(), parted.model.state_dict().values(), strict=True):
+    for (key, one), two in zip(
+        uninterrupted.model.state_dict().items(), parted.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, two), key
     held_out = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert "patch letter" in held_out[0]["held out"]
@@ -412,9 +416,9 @@ def test_each_stage_trains_its_own_part(family: TrainingFamily, tmp_path: Path) 
         runner._set_rates(stage)
         runner._learn(stage, QuestionBatches(family, 0, 2, stage.each, stage.name)[1])
         changed = {name for name, value in family.model.state_dict().items() if not value.equal(before[name])}
-        tower = {name for name in changed if "vision_tower" in name or "visual" in name or "projector" in name}
-        assert bool(tower) == (stage.tower_rate > 0)
-        assert bool(changed - tower) == (stage.rate > 0)
+        encoder = {name for name in changed if "vision_tower" in name or "visual" in name or "projector" in name}
+        assert bool(encoder) == (stage.tower_rate > 0)
+        assert bool(changed - encoder) == (stage.rate > 0)
 
 
 def test_a_training_with_other_settings_is_refused(family: TrainingFamily, tmp_path: Path) -> None:
@@ -474,7 +478,7 @@ def test_the_training_command_reports_its_step_and_resumes(tmp_path: Path) -> No
     command = ["llava", str(tmp_path / "run"), *steps, *begin]
     stopped = CliRunner().invoke(COMMAND, [*command, "--minutes", "0"])
     assert stopped.exit_code == 0, stopped.output
-    assert "stopped in stage 1 at step 1; the same command goes on" in stopped.output
+    assert "stopped in stage 1 at step 1; the same command resumes" in stopped.output
     other = CliRunner().invoke(COMMAND, [*command, "--rate", "0.5"])
     assert other.exit_code == 2
     assert "tower.tower_rate was 0.0015 and is 0.75" in other.output

@@ -122,13 +122,13 @@ def test_a_single_shape_in_the_middle_has_no_position() -> None:
 
 def test_open_and_closed_questions_about_positions_agree() -> None:
     """Open questions cover every shape, and the middle is an answer too."""
-    told = set()
+    answers = set()
     for number in range(60):
         asked = questions.where(random.Random(number), SCENE)
         assert asked.answer in asked.question.rstrip("?").replace(",", "").split()
         assert {asked.answer, *asked.wrong} <= {"left", "middle", "right", "above", "below"}
-        told.add((asked.question.split()[2], asked.answer))
-    assert told == {("circle", "left"), ("circle", "above"), ("square", "right"), ("square", "middle")}
+        answers.add((asked.question.split()[2], asked.answer))
+    assert answers == {("circle", "left"), ("circle", "above"), ("square", "right"), ("square", "middle")}
 
 
 @pytest.mark.parametrize("category", ["random", "popular", "adversarial"])
@@ -217,7 +217,7 @@ def test_open_questions_have_the_true_answer_and_other_wrong_ones() -> None:
 )
 def test_entries_are_looked_up(shown: Form | NumberTable | Chart, expected: dict[str, str]) -> None:
     asked = [questions.looked_up(random.Random(number), shown) for number in range(40)]
-    assert {one.question: one.answer for one in asked} == expected
+    assert {question.question: question.answer for question in asked} == expected
 
 
 def test_chinese_questions_ask_the_same() -> None:
@@ -247,7 +247,7 @@ def test_a_question_without_an_image_is_of_one_split() -> None:
     """In any order of its wrong options."""
     asked: dict[content.Split, set[tuple[str, frozenset[str]]]] = {"train": set(), "test": set()}
     for split, seen in asked.items():
-        made = [questions.without_image(random.Random(f"{split}/{number}"), split) for number in range(2000)]
-        seen.update((one.answer, frozenset(one.wrong)) for one in made)
+        drawn_questions = [questions.without_image(random.Random(f"{split}/{number}"), split) for number in range(2000)]
+        seen.update((question.answer, frozenset(question.wrong)) for question in drawn_questions)
     assert min(map(len, asked.values())) > 100
     assert not asked["train"] & asked["test"]

@@ -34,22 +34,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_an_interrupted_run_resumes_with_the_same_result(
     wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
 ) -> None:
-    wrapper, found = wrappers["llava_pruned"], [document(number) for number in range(4)]
-    whole = Store.open(tmp_path / "whole", {"block": 3})
-    measure_documents(wrapper, found, whole, LAYERS, 3)
+    wrapper, documents = wrappers["llava_pruned"], [document(number) for number in range(4)]
+    uninterrupted = Store.open(tmp_path / "whole", {"block": 3})
+    measure_documents(wrapper, documents, uninterrupted, LAYERS, 3)
     seen: list[int] = []
 
-    def stop(one: Document) -> None:
-        seen.append(one.number)
+    def stop(measured: Document) -> None:
+        seen.append(measured.number)
         if len(seen) == 2:
             raise KeyboardInterrupt
 
     again = Store.open(tmp_path / "again", {"block": 3})
     with pytest.raises(KeyboardInterrupt):
-        measure_documents(wrapper, found, again, LAYERS, 3, stop)
+        measure_documents(wrapper, documents, again, LAYERS, 3, stop)
     assert len(again.samples()) == 2
     stamps = {sample: again.path(sample).stat().st_mtime_ns for sample in again.samples()}
-    measure_documents(wrapper, found, Store.open(tmp_path / "again", {"block": 3}), LAYERS, 3)
+    measure_documents(wrapper, documents, Store.open(tmp_path / "again", {"block": 3}), LAYERS, 3)
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
     assert {sample: again.path(sample).stat().st_mtime_ns for sample in stamps} == stamps
 
@@ -59,17 +59,17 @@ def test_tables_match_the_measurements(
     name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
 ) -> None:
     """Means and variances against plain loops over the stored lines; a block counts for each of its tokens."""
-    wrapper, found = wrappers[name], [document(number) for number in range(3)]
+    wrapper, documents = wrappers[name], [document(number) for number in range(3)]
     store = Store.open(tmp_path, {})
-    measure_documents(wrapper, found, store, LAYERS, 2)
+    measure_documents(wrapper, documents, store, LAYERS, 2)
     rows = store.read()
-    assert set(rows["sample"]) == {one.sample for one in found}
+    assert set(rows["sample"]) == {measured.sample for measured in documents}
     columns = {"sample", "layer", "token", "row", "column", "p_k", "p_text"}
-    assert columns <= set(pd.read_parquet(store.path(found[0].sample)).columns)
+    assert columns <= set(pd.read_parquet(store.path(documents[0].sample)).columns)
     samples = by_sample(rows)
     for line in samples.itertuples():
         lines = rows[(rows["sample"] == line.sample) & (rows.layer == line.layer)]
-        values = [one.p_k - one.p_text for one in lines.itertuples() for _ in range(one.tokens)]
+        values = [unit.p_k - unit.p_text for unit in lines.itertuples() for _ in range(unit.tokens)]
         grids = grids_of(wrapper, dict(wrapper.inputs_of(document(int(line.sample.split("/")[-1])).messages)))
         assert len(values) == line.tokens == sum(r * c for r, c in grids)
         assert (lines.token == lines.row * grids[0][1] + lines.column).all()
@@ -122,12 +122,12 @@ def test_a_document_that_cannot_be_measured_is_named(
 def test_information_kept_is_that_of_the_tokens_kept(
     name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
 ) -> None:
-    wrapper, found = wrappers[name], [document(1)]
+    wrapper, documents = wrappers[name], [document(1)]
     store = Store.open(tmp_path, {})
-    measure_documents(wrapper, found, store, LAYERS, 1)
-    kept = kept_information(wrapper, found, store, ["random", "fastv"], [0.25], LAYERS, 1)
+    measure_documents(wrapper, documents, store, LAYERS, 1)
+    kept = kept_information(wrapper, documents, store, ["random", "fastv"], [0.25], LAYERS, 1)
     assert set(kept[kept.layer == 0].method) == {"most", "mean", "random"}  # FastV reads a layer before
-    inputs = dict(wrapper.inputs_of(found[0].messages))
+    inputs = dict(wrapper.inputs_of(documents[0].messages))
     [grid] = grids_of(wrapper, inputs)
     rows = store.read()
     for layer in LAYERS:
@@ -137,7 +137,7 @@ def test_information_kept_is_that_of_the_tokens_kept(
         assert here.information["most"] == pytest.approx(np.sort(values)[-count:].sum())
         assert here.information["mean"] == pytest.approx(values.mean() * count)
         for method in set(here.index) - {"most", "mean"}:
-            with prune(wrapper.model, f"{method}@{layer}:0.25", samples=[found[0].sample]) as trace:
+            with prune(wrapper.model, f"{method}@{layer}:0.25", samples=[documents[0].sample]) as trace:
                 wrapper.model(**inputs)
             expected = sum(values[token] for token in trace.rows[0].indices(0)[0])
             assert here.information[method] == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""The horizon as a number, and the schedules that follow from it, on made-up scores."""
+"""The horizon as a number, and the schedules that follow from it, on schedules-up scores."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_horizon_needs_both_conditions(
     assert horizon.layers.score.tolist() == [100 - 12.5 * n for n in wrong]
     assert horizon.layers["mean"].tolist() == pytest.approx(means)
     assert horizon.by_divergence == next((n for n, mean in enumerate(means) if mean / 10 <= 0.003), DEPTH)
-    for path in draw_horizon(horizon, "made up", tmp_path / "horizon"):
+    for path in draw_horizon(horizon, "schedules up", tmp_path / "horizon"):
         assert path.stat().st_size > 5000
 
 
@@ -111,15 +111,15 @@ def test_information_vanishes_where_no_task_has_any() -> None:
     ("budget", "tokens", "limit"), [("0.5", None, 0.5), ("192t", 576, 192), ("0.3", 576, 0.3 * 576)]
 )
 def test_candidates_meet_the_budget(budget: str, tokens: int | None, limit: float) -> None:
-    made = candidates(["dart", "divprune"], [16, 24], budget, PromptSizes(32, tokens))
-    assert len(made) == len(set(made)) > 10
-    for text in made:
+    schedules = candidates(["dart", "divprune"], [16, 24], budget, PromptSizes(32, tokens))
+    assert len(schedules) == len(set(schedules)) > 10
+    for text in schedules:
         schedule = Schedule.parse(text)
         schedule.check(32, [tokens] if tokens else None)
         assert schedule.average(32, [tokens or 10_000]) <= limit * (10_000 if tokens is None else 1)
         assert schedule.stages[-1].layer in (16, 24)
         assert schedule.stages[-1].method in ("random", "vtw")
-    assert {Schedule.parse(text).stages[0].method for text in made} == {"dart", "divprune"}
+    assert {Schedule.parse(text).stages[0].method for text in schedules} == {"dart", "divprune"}
     # Without a horizon there is only one stage.
     assert all(
         len(Schedule.parse(text).stages) == 1 for text in candidates(["dart"], [32], budget, PromptSizes(32, tokens))
@@ -128,15 +128,15 @@ def test_candidates_meet_the_budget(budget: str, tokens: int | None, limit: floa
 
 def test_a_budget_too_large_for_hybrids_is_spent_before_the_horizon() -> None:
     """From layer 3 of 12 on at most 15 % are left, hence at most 36 % on average: 40 % leave all until there, or one method alone."""
-    made = [Schedule.parse(text) for text in candidates(["dart"], [3], "0.4", PromptSizes(12, 144))]
-    assert [[stage.method for stage in schedule.stages] for schedule in made] == [["random"], ["dart"]]
-    assert made[0].stages[0].layer == 3
-    for schedule in made:
+    schedules = [Schedule.parse(text) for text in candidates(["dart"], [3], "0.4", PromptSizes(12, 144))]
+    assert [[stage.method for stage in schedule.stages] for schedule in schedules] == [["random"], ["dart"]]
+    assert schedules[0].stages[0].layer == 3
+    for schedule in schedules:
         assert 0.36 * 144 < schedule.average(12, [144]) <= 0.4 * 144  # DART counts in eights
 
 
 def test_only_benchmarks_are_evaluated() -> None:
-    with pytest.raises(InformationError, match="--tasks: 'mathvista' is none of the benchmarks: "):
+    with pytest.raises(InformationError, match="--tasks: 'mathvista' is not one of the benchmarks: "):
         Evaluation("llava_pruned", "", ["pope", "mathvista"])
 
 
@@ -158,10 +158,10 @@ def test_loss_is_the_mean_over_tasks_of_what_is_lost() -> None:
 
 
 def test_the_options_of_an_evaluation() -> None:
-    made = Evaluation("llava_pruned", "pretrained=x", ["pope", "gqa"], 8, 16).settings(
+    schedules = Evaluation("llava_pruned", "pretrained=x", ["pope", "gqa"], 8, 16).settings(
         "dart@2:?,random@9:0.1,budget=0.5"
     )
-    assert made == {
+    assert schedules == {
         "model": "llava_pruned",
         "model_args": "pretrained=x,schedule=dart@2:?,random@9:0.1,budget=0.5",
         "tasks": "pope,gqa",
@@ -176,8 +176,8 @@ def test_the_options_of_an_evaluation() -> None:
 def test_auto_is_the_calibrated_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
 
-    def read(given: object, model: str = "llava_pruned") -> ModelArguments:
-        return ModelArguments.read(given, None, MODEL_NAMES[model])
+    def read(model_args: object, model: str = "llava_pruned") -> ModelArguments:
+        return ModelArguments.read(model_args, None, MODEL_NAMES[model])
 
     with pytest.raises(ArgumentError, match=r"--model llava_pruned .*pretrained=org/model --tasks .* --budget 192t"):
         read("pretrained=org/model,schedule=auto,budget=192t")

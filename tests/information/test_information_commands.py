@@ -27,7 +27,7 @@ LLAVA, QWEN = MODELS
 DEPTH = 12
 
 
-def given(model: Any) -> list[str]:
+def model_options(model: Any) -> list[str]:
     arguments = f"pretrained={weights(model)},device=cpu,dtype=float32,{model.arguments}"
     return ["--model", model.wrapper, "--model_args", arguments]
 
@@ -47,7 +47,17 @@ def run(data: Path, forking: Forking) -> Callable[..., str]:
 @pytest.mark.slow
 def test_the_horizon_of_a_task(run: Callable[..., str], forking: Forking, tmp_path: Path) -> None:
     """The command measures, evaluates with lmms-eval and plots; a second call reuses everything and prints the same."""
-    command = ["lmms-prune", "horizon", *given(LLAVA), "--tasks", "pope", "--limit", "4", "--out", str(tmp_path)]
+    command = [
+        "lmms-prune",
+        "horizon",
+        *model_options(LLAVA),
+        "--tasks",
+        "pope",
+        "--limit",
+        "4",
+        "--out",
+        str(tmp_path),
+    ]
     command += ["--methods", "random,information", "--keeps", "0.25", "--json", "--launch", forking.launch]
     printed = json.loads(run(*command).strip().splitlines()[-1])
     [task] = printed["tasks"]
@@ -70,22 +80,32 @@ def test_the_horizon_of_a_task(run: Callable[..., str], forking: Forking, tmp_pa
 def test_auto_is_the_schedule_of_a_calibration(run: Callable[..., str], forking: Forking, tmp_path: Path) -> None:
     """The best schedule meets the budget, and runs under lmms-eval as `auto` and from the written YAML."""
     out = tmp_path / "calibration"
-    scarce = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--limit", "5"]
+    scarce = ["lmms-prune", "calibrate", *model_options(QWEN), "--tasks", "pope", "--budget", "0.5", "--limit", "5"]
     assert "pope has 8 documents, 10 are needed: half to choose on" in run(*scarce, "--out", str(out), code=2)
     assert not out.exists()
-    command = ["lmms-prune", "calibrate", *given(QWEN), "--tasks", "pope", "--budget", "0.5", "--methods", "dart"]
+    command = [
+        "lmms-prune",
+        "calibrate",
+        *model_options(QWEN),
+        "--tasks",
+        "pope",
+        "--budget",
+        "0.5",
+        "--methods",
+        "dart",
+    ]
     command += ["--beside", "random@1:?", "--limit", "2", "--out", str(out), "--json"]
     command += ["--launch", forking.launch]
     printed = json.loads(run(*command).strip().splitlines()[-1])
-    found = Schedule.parse(printed["schedule"])
-    assert found.average(DEPTH, [10_000]) <= 5000
-    assert printed["tried"][printed["schedule"]]["value"] == min(one["value"] for one in printed["tried"].values())
+    best = Schedule.parse(printed["schedule"])
+    assert best.average(DEPTH, [10_000]) <= 5000
+    assert printed["tried"][printed["schedule"]]["value"] == min(loss["value"] for loss in printed["tried"].values())
     assert printed["verified"]["low"] <= printed["verified"]["value"] <= printed["verified"]["high"]
     [(fixed, loss)] = printed["beside"].items()
     assert 4900 <= Schedule.parse(fixed).average(DEPTH, [10_000]) <= 5000
     assert loss["low"] <= loss["value"] <= loss["high"]
     run("lmms-prune", "check", printed["yaml"])
-    [_, model, _, arguments] = given(QWEN)
+    [_, model, _, arguments] = model_options(QWEN)
     auto = f"{arguments},schedule=auto,budget=0.5"
     run(
         *("lmms-eval", "--model", model, "--model_args", auto, "--tasks", "pope", "--limit", "2"),
@@ -98,7 +118,15 @@ def test_auto_is_the_schedule_of_a_calibration(run: Callable[..., str], forking:
 
 @pytest.mark.slow
 def test_information_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
-    command = ["lmms-prune", "information", *given(QWEN), "--tasks", "docvqa_val,mmbench_cn_dev_static", "--limit", "2"]
+    command = [
+        "lmms-prune",
+        "information",
+        *model_options(QWEN),
+        "--tasks",
+        "docvqa_val,mmbench_cn_dev_static",
+        "--limit",
+        "2",
+    ]
     command += ["--layers", "0,5-6,11", "--methods", "random", "--keeps", "0.5", "--pictures", "1", "--json"]
     printed = json.loads(run(*command, "--out", str(tmp_path)).strip().splitlines()[-1])
     assert printed["samples"] == 4
@@ -129,7 +157,7 @@ def test_show_draws_a_picture(model: Any, document: Callable[..., Document], tmp
         "--schedule",
         "divprune@1:0.5,random@8:0.1",
     ]
-    result = CliRunner().invoke(app, [*command, "--out", str(out), *given(model), "--json"])
+    result = CliRunner().invoke(app, [*command, "--out", str(out), *model_options(model), "--json"])
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout.strip().splitlines()[-1])
     assert len(printed["kept"]) == len(printed["kept"][0]) == 2
@@ -173,19 +201,22 @@ def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
         (["information", "--tasks", "pope", "--out", "x", "--include_path", "y"], "does not exist"),
         (["information", "--tasks", "pope", "--out", "x", "--model", "llava"], "--model llava is unknown"),
         (["horizon", "--tasks", "pope", "--out", "x", "--epsilon", "1"], "a share from 0 to below 1"),
-        (["horizon", "--tasks", "mathvista", "--out", "x"], "'mathvista' is none of the benchmarks: "),
+        (["horizon", "--tasks", "mathvista", "--out", "x"], "'mathvista' is not one of the benchmarks: "),
         (["calibrate", "--budget", "0.5"], "Missing option '--tasks'"),
         (
-            ["calibrate", "--tasks", "pope", "--budget", "flops=4%", *given(LLAVA)],
+            ["calibrate", "--tasks", "pope", "--budget", "flops=4%", *model_options(LLAVA)],
             "the budget flops=4% cannot be met: ",
         ),
         (
-            ["calibrate", "--tasks", "pope", "--budget", "speed=40%", *given(LLAVA)],
+            ["calibrate", "--tasks", "pope", "--budget", "speed=40%", *model_options(LLAVA)],
             "'speed' is not known; use flops= or kv=",
         ),
-        (["calibrate", "--tasks", "pope", "--budget", "60t", *given(QWEN)], "images differ in size; give a ratio"),
         (
-            ["calibrate", "--tasks", "pope", "--budget", "999t", *given(LLAVA)],
+            ["calibrate", "--tasks", "pope", "--budget", "60t", *model_options(QWEN)],
+            "images differ in size; give a ratio",
+        ),
+        (
+            ["calibrate", "--tasks", "pope", "--budget", "999t", *model_options(LLAVA)],
             "the smallest possible is 0t, the largest 144t",
         ),
         (["show", "none.png", "--question", "?", "--schedule", "none", "--out", "x.png"], "none.png cannot be read"),
@@ -200,7 +231,7 @@ def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
 def test_impossible_commands_are_refused(command: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     if "--model" not in command:
-        command = [*command, *given(LLAVA)]
+        command = [*command, *model_options(LLAVA)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())

@@ -95,13 +95,13 @@ def test_units_of_several_images(name: str, loaded: Callable[..., Family]) -> No
 
 def test_prompts_that_cannot_be_measured_are_named(loaded: Callable[..., Family]) -> None:
     family = loaded("llava")
-    one = family.inputs([QUESTION], [[noise(1)]])
+    prompt = family.inputs([QUESTION], [[noise(1)]])
     with pytest.raises(ScheduleError, match="layers are 0 to 7"):
-        measure(family.model, one, 3, [8])
+        measure(family.model, prompt, 3, [8])
     with pytest.raises(InformationError, match="token 100000 is not one of"):
-        measure(family.model, one, 100_000, [0])
+        measure(family.model, prompt, 100_000, [0])
     with pytest.raises(InformationError, match="8 x 8 visual tokens has no block of 9 x 9; use block 8"):
-        measure(family.model, one, 3, [0], block=9)
+        measure(family.model, prompt, 3, [0], block=9)
     with pytest.raises(InformationError, match="no image"):
         measure(family.model, family.inputs([QUESTION], [[]]), 3, [0])
     with pytest.raises(InformationError, match="2 were given at once"):

@@ -25,25 +25,25 @@ def test_it_keeps_the_tokens_with_the_most_information(
     name: str, wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
 ) -> None:
     """Each document by its own numbers; a tie goes to the lower index."""
-    wrapper, found = wrappers[name], [document(1), document(4)]
+    wrapper, documents = wrappers[name], [document(1), document(4)]
     store = Store.open(tmp_path / "worth", {"layers": [5], "block": 1})
-    measure_documents(wrapper, found, store, [5], 1)
-    for one in found:
-        with prune(wrapper.model, f"information@5:3t;of={tmp_path / 'worth'}", samples=[one.sample]) as trace:
-            wrapper.model(**wrapper.inputs_of(one.messages))
-        rows = store.read([one.sample])
+    measure_documents(wrapper, documents, store, [5], 1)
+    for shown in documents:
+        with prune(wrapper.model, f"information@5:3t;of={tmp_path / 'worth'}", samples=[shown.sample]) as trace:
+            wrapper.model(**wrapper.inputs_of(shown.messages))
+        rows = store.read([shown.sample])
         best = np.argsort(-rows.information.to_numpy(), kind="stable")[:3]
         assert trace.rows[0].indices(0) == [sorted(best.tolist())]
 
 
 def measured(worth: list[np.ndarray], columns: list[int]) -> pd.DataFrame:
     """Measurements made by hand at layer 2, token by token of some images."""
-    made = [
+    lines = [
         {"layer": 2, "image": image, "row": n // width, "column": n % width, "tokens": 1, "p_k": 0.1 + x, "p_text": 0.1}
         for image, (values, width) in enumerate(zip(worth, columns, strict=True))
         for n, x in enumerate(values.tolist())
     ]
-    return pd.DataFrame(made)
+    return pd.DataFrame(lines)
 
 
 def test_each_image_is_pruned_by_its_own_measurements(family: Family, tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_without_a_folder_the_schedule_is_refused() -> None:
 def test_missing_measurements_are_named(
     wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
 ) -> None:
-    wrapper, one = wrappers["llava_pruned"], document(1)
+    wrapper, shown = wrappers["llava_pruned"], document(1)
 
     def ask(folder: Path, layer: int) -> None:
-        with prune(wrapper.model, f"information@{layer}:0.5;of={folder}", samples=[one.sample]):
-            wrapper.model(**wrapper.inputs_of(one.messages))
+        with prune(wrapper.model, f"information@{layer}:0.5;of={folder}", samples=[shown.sample]):
+            wrapper.model(**wrapper.inputs_of(shown.messages))
 
     with pytest.raises(InformationError, match=r"nowhere holds no measured information"):
         ask(tmp_path / "nowhere", 5)

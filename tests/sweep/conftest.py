@@ -10,9 +10,9 @@ from sweeps import SCHEDULES, SECRETS, TASKS, Place, Processes, config
 
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
-    made = Processes()
-    monkeypatch.setattr("lmms_prune.sweep.run.Worker", made)
-    return made
+    stand_in = Processes()
+    monkeypatch.setattr("lmms_prune.sweep.run.Worker", stand_in)
+    return stand_in
 
 
 @pytest.fixture(scope="session")

@@ -72,8 +72,8 @@ def test_a_task_that_prints_crashes_or_kills(place: Place, tmp_path: Path) -> No
     (run,) = out.glob(f"{PARTIAL}/a@unscored.journal/*/run.json")
     assert json.loads(run.read_text(encoding="utf-8"))["system_prompt"] == "My password is [REDACTED]."
     (results,) = out.glob("a/printing/*_results.json")
-    said = json.loads(results.read_text(encoding="utf-8"))["config"]["batch_sizes"][0]
-    assert said["settings"]["system_prompt"] == "My password is [REDACTED]."
+    recorded = json.loads(results.read_text(encoding="utf-8"))["config"]["batch_sizes"][0]
+    assert recorded["settings"]["system_prompt"] == "My password is [REDACTED]."
     # A second sweep recognises the result as complete.
     again = place.sweep(path, "--out", out, "--tasks", "printing")
     assert (again.returncode, "1 complete before" in again.stdout) == (0, True), again.stderr

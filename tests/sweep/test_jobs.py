@@ -15,9 +15,9 @@ def test_a_job_is_one_task_of_one_configuration(tmp_path: Path) -> None:
     config(tmp_path, "b", "none")
     config(tmp_path, "a", "vtw@5", tasks="prune_llava,mme")
     jobs = plan([tmp_path], tmp_path / "out")
-    mine = [*own_groups()["prune_llava"]]
+    group = [*own_groups()["prune_llava"]]
     assert [(job.name, job.task) for job in jobs] == [
-        *(("a", task) for task in mine),
+        *(("a", task) for task in group),
         ("b", "pope"),
         ("b", "ocrbench"),
     ]
@@ -39,11 +39,11 @@ def test_configurations_that_share_weights_follow_each_other(tmp_path: Path) -> 
 def test_shards_are_all_configurations_once(tmp_path: Path) -> None:
     for name in "abcde":
         config(tmp_path, name, "none")
-    whole = plan([tmp_path], tmp_path)
+    every_job = plan([tmp_path], tmp_path)
     parts = [plan([tmp_path], tmp_path, shard=f"{part}/3") for part in (1, 2, 3)]
-    assert sorted(map(str, (job for part in parts for job in part))) == sorted(map(str, whole))
+    assert sorted(map(str, (job for part in parts for job in part))) == sorted(map(str, every_job))
     # A job's own shard is its configuration alone.
-    for job in whole:
+    for job in every_job:
         assert {planned.name for planned in plan([tmp_path], tmp_path, shard=job.part)} == {job.name}
 
 
@@ -87,9 +87,9 @@ def test_every_mistake_of_every_file_is_reported_before_anything_runs(tmp_path: 
 
 def test_commas_at_which_the_harness_would_cut_are_refused(tmp_path: Path) -> None:
     path = config(tmp_path, "dart,random", "none")
-    with pytest.raises(SweepError, match="cuts paths at commas, and results go to a folder of this name; rename it"):
+    with pytest.raises(SweepError, match="splits paths at commas, and results go to a folder of this name; rename it"):
         plan([path], tmp_path)
-    with pytest.raises(SweepError, match="--out a,b: lmms-eval cuts paths at commas"):
+    with pytest.raises(SweepError, match="--out a,b: lmms-eval splits paths at commas"):
         plan([config(tmp_path, "a", "none")], Path("a,b"))
 
 

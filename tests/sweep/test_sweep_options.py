@@ -92,7 +92,7 @@ def test_failures_are_reported_at_once_and_an_interruption_says_how_to_resume(
     assert done.exit_code != 0
     assert "failed: a, mme, 0:00:02 (1 of 2)\n  no such device\n" in done.output
     assert "log: here" not in done.output
-    assert "interrupted after 1 of 2; the same command goes on from here." in done.stderr
+    assert "interrupted after 1 of 2; the same command resumes from here." in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def main(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: trainer.stop())
     if not trainer.run(minutes, workers):
-        typer.echo(f"stopped in stage {trainer.stage + 1} at step {trainer.step}; the same command goes on")
+        typer.echo(f"stopped in stage {trainer.stage + 1} at step {trainer.step}; the same command resumes")
         raise typer.Exit(130 if trainer.stopping else 0)
     if not (model := folder / "model").exists():
         export(trained, model)

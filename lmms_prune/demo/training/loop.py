@@ -270,13 +270,13 @@ class Trainer:
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
         stage = self.stages[min(self.stage, len(self.stages) - 1)]
         for name, parameter in [*self.family.model.named_parameters(), *self.heads.named_parameters(prefix="heads")]:
-            tower = any(part in name for part in ("vision_tower", "visual.", "multi_modal_projector", "heads."))
-            parameter.requires_grad_(stage.tower_rate > 0 if tower else stage.each > 0)
+            encoder = any(part in name for part in ("vision_tower", "visual.", "multi_modal_projector", "heads."))
+            parameter.requires_grad_(stage.tower_rate > 0 if encoder else stage.each > 0)
             if parameter.requires_grad:
-                groups[tower, parameter.ndim > 1].append(parameter)
+                groups[encoder, parameter.ndim > 1].append(parameter)
         settings = [
-            {"params": group, "tower": tower, "weight_decay": 0.05 * decays}
-            for (tower, decays), group in sorted(groups.items())
+            {"params": group, "tower": encoder, "weight_decay": 0.05 * decays}
+            for (encoder, decays), group in sorted(groups.items())
         ]
         return torch.optim.AdamW(settings, lr=0.0, betas=(0.9, 0.98), fused=self.device.type == "cuda")
 
