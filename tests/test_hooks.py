@@ -563,7 +563,7 @@ def test_merged_tokens_decode_as_one_long_prompt_would(family: Family, schedule:
 @pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("schedule", ["mustdrop@3:0.5,mustdrop@6:0.2", "random@1:0.8,mustdrop@4:0.3,vtw@7"])
 def test_caches_of_earlier_layers_are_cropped_by_mustdrop(family: Family, schedule: str, positions: str) -> None:
-    """Generated tokens see, from the layer before its first stage on, only what its last one leaves; the prompt saw all."""
+    """Generated tokens see, from the layer before its first stage on, only the tokens that its last one keeps; the prompt saw all."""
     if positions == "compact" and family.name != "llava":
         pytest.skip("compact positions are for one-dimensional ones")
     inputs = mixed_batch(family)
@@ -579,17 +579,19 @@ def test_caches_of_earlier_layers_are_cropped_by_mustdrop(family: Family, schedu
     generated = output.sequences[:, -STEPS:]
     for row, alone in enumerate(single_rows(family)):
         ids, record = alone["input_ids"][0].tolist(), trace.rows[row]
-        dropped_columns = [
+        dropped = [
             dropped_columns(ids, family.model.config.image_token_id, record.images, masks) for masks in record.masks
         ]
-        drops = {stage.layer: columns for stage, columns in zip(parsed.stages, dropped_columns, strict=True)}
-        cropped_columns = dict.fromkeys(range(first, last + 1), dropped_columns[cropping[-1]])
+        drops = {stage.layer: columns for stage, columns in zip(parsed.stages, dropped, strict=True)}
+        cropped_columns = dict.fromkeys(range(first, last + 1), dropped[cropping[-1]])
         logits = torch.stack([step[row] for step in output.logits])
         expected = masked_logits(family.model, alone, generated[row], drops, positions == "compact", cropped_columns)
         assert_same(logits, expected)
         if record.images:
             plain = masked_logits(family.model, alone, generated[row], drops, positions == "compact")
-            assert (logits[1:] - plain[1:]).abs().max() > 1e-3, "forgetting shows, or the case is not tried"
+            assert (logits[1:] - plain[1:]).abs().max() > 1e-3, (
+                "cropping must change the logits, or the case is not tested"
+            )
 
 
 @pytest.mark.parametrize("schedule", ["visionzip@0:0.5,random@4:0.2", "sparsevlm@2:0.5,sparsevlm@5:0.2", "tome@2:0.4"])
