@@ -1,4 +1,4 @@
-"""One schedule on one loaded model, and what several cells of the matrix need of it, computed once."""
+"""A schedule on a loaded model, with runs that several cells of the matrix share."""
 
 from __future__ import annotations
 
@@ -33,20 +33,22 @@ class Subject:
 
     @cached_property
     def noise(self) -> float:
-        """How far the unpruned model's logits, made step by step in a batch, are from those made at once: rounding.
+        """Return the rounding noise: how far the unpruned model's stepwise, batched logits are from those of one pass.
 
         Raises:
-            UnsupportedModelError: they are no numbers.
+            UnsupportedModelError: the logits are not finite.
         """
-        device, found = next(self.model.parameters()).device, [LEAST[self.dtype]]
+        device, deviations = next(self.model.parameters()).device, [LEAST[self.dtype]]
         for rows in (BATCHES["3"], BATCHES["ragged"]):
             with torch.inference_mode():
                 logits, _ = generate(self.model, rows, STEPS + 1)
-            for row, mine in zip(rows, logits, strict=True):
-                said = answer(self.model, row, STEPS + 1).to(device)
-                found.append(off(mine, masked_run(self.model, batch(self.model, (row,)), said, {}, False).logits))
-        if (worst := max(found)) == float("inf"):
-            # Any limit that is made of it would let everything pass.
+            for row, row_logits in zip(rows, logits, strict=True):
+                tokens = answer(self.model, row, STEPS + 1).to(device)
+                deviations.append(
+                    off(row_logits, masked_run(self.model, batch(self.model, (row,)), tokens, {}, False).logits)
+                )
+        if (worst := max(deviations)) == float("inf"):
+            # A limit derived from it would let everything pass.
             message = f"the unpruned model's own logits are no numbers in {self.dtype}; try another --dtype."
             raise UnsupportedModelError(message)
         return worst
@@ -79,14 +81,14 @@ class Case:
         return ModelParts.of(self.subject.model)
 
     def run(self, rows: tuple[PromptRow, ...]) -> Observed:
-        """The pruned answers of some rows, generated together."""
+        """Return the pruned answers of some rows, generated together."""
         key = tuple(row.name for row in rows)
         if key not in self.observed:
             self.observed[key] = self.begun(rows, STEPS + 1)
         return self.observed[key]
 
     def begun(self, rows: tuple[PromptRow, ...], steps: int = FEW) -> Observed:
-        """Only the first tokens of their pruned answers."""
+        """Return only the first tokens of the rows' pruned answers."""
         return observe(self.subject.model, rows, self.schedule, self.positions, steps)
 
     def kept_all(self, rows: tuple[PromptRow, ...]) -> Observed:
@@ -95,7 +97,7 @@ class Case:
         return observe(self.subject.model, rows, Schedule(whole), self.positions, FEW)
 
     def standings(self, rows: tuple[PromptRow, ...], number: int) -> dict[int, Standing]:
-        """What stands in one row of a run from each stage's layer on, by what its methods answered.
+        """Return which tokens one row of a run has from each stage's layer on, as its methods decided.
 
         Columns are those of the row without padding.
         """
@@ -158,7 +160,7 @@ def _stays(columns: list[int], own: list[int], mask: list[bool], now: Rewritten 
     return [c for c in columns if c < own[0]] + placed + [c for c in columns if c > own[-1]]
 
 
-def off(mine: Tensor, other: Tensor) -> float:
-    """How far logits (S, vocabulary) are from others: the distance as a share of the others' norm."""
-    found = float((mine.float() - other.float()).norm() / other.float().norm())
-    return found if found == found else float("inf")
+def off(logits: Tensor, other: Tensor) -> float:
+    """Return the distance of logits (S, vocabulary) from others, relative to the others' norm."""
+    distance = float((logits.float() - other.float()).norm() / other.float().norm())
+    return distance if distance == distance else float("inf")

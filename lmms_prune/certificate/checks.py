@@ -1,4 +1,4 @@
-"""The checks of one cell: small functions that look at a case, and say how far it is from what must hold."""
+"""The checks of one cell: functions that measure how far a case deviates from what must hold."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ROUNDING = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found in a cell.
+    """The result of a check of a cell.
 
     Args:
         check: its name.
-        reason: what is wrong, or nothing.
-        deviation: the largest one, in the check's own unit; None where there is nothing to measure.
-        skipped: why it does not apply, or nothing.
-        note: what happened, where that is worth counting.
+        reason: what is wrong; "" if the check passed.
+        deviation: the largest deviation, in the check's own unit; None if there is nothing to measure.
+        skipped: why the check does not apply; "" if it does.
+        note: an event worth counting; "" if none.
     """
 
     check: str
@@ -154,7 +154,7 @@ def permutation_permutes(case: Case, rows: Rows, name: str) -> Result:
 
 
 def _same_answers(check: str, case: Case, pairs: Sequence[tuple[Observed, int, Observed, int]]) -> Result:
-    """One row of a run beside one of another: the same tokens kept, and the same logits as far as both go.
+    """Compare rows of two runs: they must keep the same tokens, and have the same logits as far as both go.
 
     In 16-bit types rounding may decide between two tokens, or which of two a third is merged into; then both runs are
     only held against the reference, each by its own choice, and the case is counted.
@@ -177,7 +177,7 @@ def _same_answers(check: str, case: Case, pairs: Sequence[tuple[Observed, int, O
 
 
 def _written(seen: Observed, number: int) -> list[Rewritten]:
-    """What methods put into one row's images, by stage and image."""
+    """Return the states that methods wrote into one row's images, by stage and image."""
     first = sum(len(row.images) for row in seen.trace.rows[:number])
     images = slice(first, first + len(seen.trace.rows[number].images))
     return [one for layer in sorted(seen.rewritten) for one in seen.rewritten[layer][images] if one is not None]
@@ -195,7 +195,7 @@ def _merged_alike(mine: Sequence[Rewritten], theirs: Sequence[Rewritten], dtype:
 
 
 def really_pruned(case: Case, rows: Rows, name: str) -> Result:
-    """The sequence that layers are given is really shorter, from the layer of the first stage on."""
+    """From the first stage's layer on, the sequence that layers receive is actually shorter."""
     seen = case.run(rows)
     if any(record.computed != seen.lengths for record in seen.trace.rows):
         said = seen.trace.rows[0].computed

@@ -1,4 +1,4 @@
-"""``lmms-prune doctor``. Heavy modules are imported only when it runs."""
+"""The command ``lmms-prune doctor``. It imports heavy modules only when it runs."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ def doctor(
     model: Annotated[
         str | None, typer.Option(help="A checkpoint's folder or hub name. Default: small random ones of each family.")
     ] = None,
-    methods: Annotated[str | None, typer.Option(help="Methods with commas; default: all.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Every cell, not only a choice that covers all pairs.")] = False,
+    methods: Annotated[str | None, typer.Option(help="Methods, separated by commas; default: all.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run every cell, not only a choice that covers all pairs.")
+    ] = False,
     dtype: Annotated[
         str | None, typer.Option(help="With commas. Default: the checkpoint's own; without one float32,bfloat16.")
     ] = None,
     attention: Annotated[str, typer.Option(help=f"With commas: {', '.join(_KERNELS)}.")] = ",".join(ATTENTIONS),
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: CUDA if there is one.")] = None,
     installation: Annotated[
-        bool, typer.Option("--installation", help="Examine what is installed instead, and say what mends it.")
+        bool, typer.Option("--installation", help="Check the installation instead, and print the commands that fix it.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Certify that pruning a checkpoint does what it should: every method, in every way that it can be run.
 
-    Each way (place and number of stages, batch, position policy, type, attention kernel) is held against a reference
+    Each way (place and number of stages, batch, position policy, type, attention kernel) is compared with a reference
     that removes nothing and only masks, in the prefill and 16 decode steps; see docs/reliability.md. Exits with 1 if
     anything fails, or nothing can be run.
 
@@ -53,21 +55,21 @@ def doctor(
     kinds = _chosen("--dtype", dtype or ("auto" if model else "float32,bfloat16"), _DTYPES)
     kernels = _chosen("--attention", attention, _KERNELS)
     names = _chosen("--methods", methods or ",".join(METHODS), tuple(METHODS))
-    tell = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+    progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     from lmms_prune.certificate.models import Models, random_checkpoints
     from lmms_prune.certificate.report import described, tables
     from lmms_prune.certificate.runner import Certificate, certify
     from lmms_prune.errors import UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
 
-    given = random_checkpoints() if model is None else nullcontext({"": model})
-    with plainly(ArgumentError, UnsupportedModelError), given as checkpoints:
-        found = [Models(one, device, tell) for one in checkpoints.values()]
-        families = {one.family: one for one in found}
+    checkpoint_context = random_checkpoints() if model is None else nullcontext({"": model})
+    with plainly(ArgumentError, UnsupportedModelError), checkpoint_context as checkpoints:
+        loaders = [Models(checkpoint, device, progress) for checkpoint in checkpoints.values()]
+        families = {loader.family: loader for loader in loaders}
         certificate = Certificate(title=f"certificate of {model or 'random models of every family'}")
         cells = certificate.possible(enumerate_cells(list(families), names, kinds, kernels))
         chosen = cells if full else covering(cells)
-        certify(chosen, families, certificate, tell)
+        certify(chosen, families, certificate, progress)
         certificate.outside = _outside({dtype for _, dtype, _ in certificate.limits}, kernels, names)
     if as_json:
         typer.echo(json.dumps({**described(certificate), "full": full, "possible_cells": len(cells)}))
@@ -94,13 +96,13 @@ def _examine(as_json: bool) -> None:
     else:
         console.print(table(checks))
         if mending := commands(checks):
-            typer.echo("\n".join(["What mends it:", *(f"  {command}" for command in mending)]))
+            typer.echo("\n".join(["To fix it:", *(f"  {command}" for command in mending)]))
     if any(check.state == "failed" for check in checks):
         raise typer.Exit(1)
 
 
 def _chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
-    """Names with commas, each of which must be one of `allowed`."""
+    """Parse names separated by commas; each must be one of `allowed`."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in allowed:
@@ -109,11 +111,11 @@ def _chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
 
 
 def _outside(dtypes: Collection[str], kernels: Collection[str], methods: Collection[str]) -> list[str]:
-    """What a certificate of these axes says nothing about."""
-    said = []
+    """List what a certificate of these axes does not cover."""
+    excluded = []
     for what, tried, known in (("attention kernels", kernels, _KERNELS), ("types", dtypes, _DTYPES[1:])):
         if rest := [name for name in known if name not in tried]:
-            said.append(f"the {what} {', '.join(rest)}")
+            excluded.append(f"the {what} {', '.join(rest)}")
     if rest := [name for name in METHODS if name not in methods]:
-        said.append(f"the methods {', '.join(rest)}")
-    return [*said, "beam search, assisted decoding, static caches, video, right padding: pruning refuses them"]
+        excluded.append(f"the methods {', '.join(rest)}")
+    return [*excluded, "beam search, assisted decoding, static caches, video, right padding: pruning refuses them"]

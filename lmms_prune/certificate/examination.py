@@ -1,4 +1,4 @@
-"""``lmms-prune doctor --installation``: all that an evaluation needs, each examined by itself, and what mends it."""
+"""``lmms-prune doctor --installation``: separate checks of all that an evaluation needs, and the commands that fix failures."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _COLOURS = {"ok": "green", "failed": "bold red", "not there": "dim"}
 
 
 def examine() -> Iterator[InstallationCheck]:
-    """Every check, in the order of the table.
+    """Yield every check, in the order of the table.
 
-    Importing the libraries takes most of the time, so they are looked at in the process that evaluates, and in another one
-    only where it did not come so far. Beside a version that is not supported every model is refused: none is tried.
+    Importing the libraries takes most of the time, so they are checked in the evaluating process, and in another process
+    only if that one ended before. With an unsupported version every model is refused, so no evaluation is tried.
     """
     checks = list(versions())
     yield from checks
     unsupported = [check for check in checks if check.state == "failed"]
     with ThreadPoolExecutor(1) as pool:
-        # Beside it, for it is what takes long.
+        # In parallel with the other checks, because it takes longest.
         trial = None if unsupported else pool.submit(copy_context().run, two_documents)
-        checks.append(found := models_found())
-        yield found
+        checks.append(models_check := models_found())
+        yield models_check
         *examined, evaluation = trial.result() if trial else [not_tried(unsupported)]
-    checks += (looked_at := examined or libraries())
-    yield from looked_at
-    # What else fails is the likely cause, and mended first.
+    checks += (library_checks := examined or libraries())
+    yield from library_checks
+    # If another check fails, it is the likely cause and must be fixed first.
     yield replace(evaluation, mend="") if any(check.state == "failed" for check in checks) else evaluation
 
 
 def table(checks: Sequence[InstallationCheck]) -> Table:
-    """One line a check."""
+    """Return a table with one line per check."""
     shown = Table(box=box.SIMPLE_HEAD, title=f"lmms-prune {__version__}, Python {platform.python_version()}")
     shown.add_column("what", no_wrap=True)
     shown.add_column("state", no_wrap=True)
@@ -55,12 +55,12 @@ def table(checks: Sequence[InstallationCheck]) -> Table:
 
 
 def commands(checks: Sequence[InstallationCheck]) -> list[str]:
-    """What mends the failures, each command once."""
+    """Return the commands that fix the failures, each once."""
     return list(dict.fromkeys(check.mend for check in checks if check.state == "failed" and check.mend))
 
 
 def described(checks: Sequence[InstallationCheck], seconds: float) -> dict[str, Any]:
-    """All of it, for ``--json``."""
+    """Return the content for ``--json``."""
     return {
         "lmms_prune": __version__,
         "python": platform.python_version(),

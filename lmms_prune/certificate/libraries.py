@@ -1,8 +1,8 @@
-"""Whether the libraries can be imported and have what is relied on, and whether CUDA and FlashAttention compute.
+"""Checks that the libraries can be imported and have the required names, and that CUDA and FlashAttention compute.
 
-Looked at inside a process of lmms-eval, which has imported them anyway; where it does not come so far, by
-``python -m lmms_prune.certificate.libraries``. Either prints each check on a line of its own as soon as it is known, so
-that a library that ends the process leaves what was known before.
+They run inside a process of lmms-eval, which imports the libraries anyway; if it ends before, they run by
+``python -m lmms_prune.certificate.libraries``. Each check is printed on its own line as soon as it is known, so that a
+library that ends the process does not lose earlier checks.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from lmms_prune.compat.versions import VERSIONS
 from lmms_prune.harness.installation import InstallationCheck, fixing_command, reinstall
 
 _MODULES = {"torch": "torch", "transformers": "transformers", "lmms-eval": "lmms_eval.__main__"}
-"""What is imported of each package, each of which needs the ones before it."""
+"""The module imported of each package; each package needs the ones before it."""
 _PRINTED = "lmms-prune: check: "
-# Of torch, where there is nothing to mend.
+# torch's messages on a machine without a GPU, where there is nothing to fix.
 _NO_DEVICE = ("Found no NVIDIA driver", "No CUDA GPUs are available")
 
 
 def libraries(
     command: Sequence[str] = (sys.executable, "-m", "lmms_prune.certificate.libraries"),
 ) -> list[InstallationCheck]:
-    """All checks of this module, made by a process of their own, whose end may be one of them."""
+    """Run all checks of this module in their own process; a crash of the process is a failed check."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     checks = printed(done.stdout)
     if done.returncode:
@@ -41,7 +41,7 @@ def libraries(
 
 
 def printed(text: str) -> list[InstallationCheck]:
-    """The checks in what a process has printed."""
+    """Return the checks in a process's output."""
     lines = [line.removeprefix(_PRINTED) for line in text.splitlines() if line.startswith(_PRINTED)]
     return [InstallationCheck(**json.loads(line)) for line in lines]
 
@@ -59,7 +59,7 @@ def print_checks() -> None:
 
 
 def imported() -> Iterator[InstallationCheck]:
-    """Whether each library can be imported, and has all names of the tables in `lmms_prune.compat`."""
+    """Check that each library can be imported and has all names of the tables in `lmms_prune.compat`."""
     broken = None
     for package, module in _MODULES.items():
         what = f"import of {package}"
@@ -84,7 +84,7 @@ def imported() -> Iterator[InstallationCheck]:
 
 
 def cuda() -> InstallationCheck:
-    """Whether torch computes on each CUDA device, if there are any."""
+    """Check that torch computes on each CUDA device, if there are any."""
     import torch
 
     mend = f"pip install --force-reinstall 'torch{VERSIONS['torch']}' torchvision"
@@ -118,7 +118,7 @@ def cuda() -> InstallationCheck:
 
 
 def flash_attention() -> InstallationCheck:
-    """Whether FlashAttention, if it is installed, computes what torch's attention does."""
+    """Check that FlashAttention, if installed, computes the same as torch's attention."""
     what = "FlashAttention"
     try:
         installed = version("flash-attn")

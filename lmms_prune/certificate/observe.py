@@ -1,4 +1,4 @@
-"""One generation under `prune`, and what an onlooker sees of it: what every layer is given, and what methods answer."""
+"""Observation of one generation under `prune`: the inputs of every layer, and the outputs of methods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lmms_prune.schedule import Schedule
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What a method put into one image's kept places, in the order in which they stand: raster indices and states."""
+    """The tokens that a method wrote for one image, in sequence order: raster indices and states."""
 
     index: list[int]
     states: Float[Tensor, "n D"]
@@ -37,12 +37,12 @@ class Observed:
     """One generation of S tokens for B rows.
 
     Args:
-        trace: what the product says.
-        logits: before any processing, for each of the S tokens.
+        trace: the trace that `prune` recorded.
+        logits: unprocessed logits of each of the S tokens.
         cached: length of each layer's cache, without the generated tokens.
-        entering: what comes to the layer of each stage, before the stage acts.
-        standing: what the layer itself is given.
-        lengths: of the sequence that each layer is given with the prompt.
+        entering: hidden states before each stage acts, by the stage's layer.
+        standing: hidden states that the layer itself receives, after the stage.
+        lengths: sequence length that each layer receives in the prefill.
         tables: for the prompt and each step, the rotary tables that each layer is given.
         rewritten: for the layer of each stage that rewrites, what each image of the batch became; None for an image
             that keeps all its tokens.
@@ -193,7 +193,7 @@ def _answers(schedule: Schedule) -> Iterator[dict[int, list[Rewritten | None]]]:
         def rewrite(self: Method, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Tensor, Tensor]:
             hidden, index = original(self, view, keep)
             found[view.layer] = [
-                # An image of which all is kept is left alone.
+                # A keep-all image is not rewritten.
                 None if int(mask.sum()) == n else Rewritten(index[i][mask].tolist(), hidden[i][mask])
                 for i, (mask, n) in enumerate(zip(keep, view.counts, strict=True))
             ]

@@ -1,4 +1,4 @@
-"""Runs cells and adds up what their checks found."""
+"""Running the cells and counting the results of their checks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class CellFailure:
 
 @dataclass
 class Certificate:
-    """What was found.
+    """The counted results of all cells.
 
     Args:
-        title: of what.
-        outside: what is not certified by it, in words.
+        title: the model that is certified.
+        outside: what the certificate does not cover, in words.
         cells: how many were run, by method.
         passed: how many checks were passed, by method and check.
         skipped: how many cells cannot be run, by method and reason.
@@ -38,7 +38,7 @@ class Certificate:
         deviations: the largest one, by check and type.
         limits: of logits' deviations, by family, type and attention kernel.
         failures: all checks that were not passed.
-        seconds: it took.
+        seconds: time that the cells took.
     """
 
     title: str = ""
@@ -88,26 +88,28 @@ def certify(
     certificate: Certificate,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Run `cells` and add to `certificate` what was found.
+    """Run `cells` and add their results to `certificate`.
 
     Args:
         cells: that can be run; neighbours that differ in the batch alone share their runs.
         models: for each family.
-        certificate: is filled.
-        progress: is told now and then how far it is.
+        certificate: the certificate to fill.
+        progress: called every ten seconds with the progress.
     """
-    began = told = time.perf_counter()
+    began = last_report = time.perf_counter()
     last, case = None, None
     for number, cell in enumerate(cells, 1):
         subject = models[cell.family].get(cell.dtype, cell.attention)
-        now = (cell.family, cell.dtype, cell.attention, cell.positions, cell.method, cell.place, cell.stages)
-        if case is None or now != last:
-            last, case = now, Case(subject, schedule(cell, subject.layers), cell.positions)
+        shared = (cell.family, cell.dtype, cell.attention, cell.positions, cell.method, cell.place, cell.stages)
+        if case is None or shared != last:
+            last, case = shared, Case(subject, schedule(cell, subject.layers), cell.positions)
         certificate.limits[cell.family, subject.dtype, cell.attention] = TIMES * subject.noise
         certificate.add(cell, subject.dtype, str(case.schedule), examine(case, cell.batch))
-        if time.perf_counter() - told > 10:
-            told = time.perf_counter()
-            progress(f"{number} of {len(cells)} cells, {len(certificate.failures)} failures, {told - began:.0f} s")
+        if time.perf_counter() - last_report > 10:
+            last_report = time.perf_counter()
+            progress(
+                f"{number} of {len(cells)} cells, {len(certificate.failures)} failures, {last_report - began:.0f} s"
+            )
     certificate.seconds += time.perf_counter() - began
 
 
@@ -121,6 +123,6 @@ def examine(case: Case, name: str, checks: Mapping[str, CheckFunction] = CHECKS)
         try:
             results.append(look(case, BATCHES[name], name))
         except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            said = str(error).strip().splitlines() or ["no message"]
-            results.append(Result(check, f"{type(error).__name__}: {said[0]}"))
+            message = str(error).strip().splitlines() or ["no message"]
+            results.append(Result(check, f"{type(error).__name__}: {message[0]}"))
     return results

@@ -21,10 +21,10 @@ _SCHEDULE = Schedule.parse("dart@1:0.44,random@8:0.1")
 
 
 def two_documents() -> list[InstallationCheck]:
-    """Whether lmms-eval evaluates one of the models, and drops the visual tokens that the schedule says.
+    """Check that lmms-eval evaluates a model and that as many visual tokens are kept as the schedule says.
 
     Returns:
-        what was examined inside its process, if it came so far, then the evaluation itself.
+        the library checks made inside its process, if it got that far, then the evaluation's own check.
     """
     try:
         from lmms_prune.demo.models import LAYERS, MODELS, VISUAL_TOKENS, DemoError, model_arguments, weights
@@ -62,13 +62,13 @@ def two_documents() -> list[InstallationCheck]:
 
 
 def not_tried(unsupported: Sequence[InstallationCheck]) -> InstallationCheck:
-    """Beside versions that are not supported, which every model refuses."""
+    """Return the failed check for unsupported versions, with which every model is refused."""
     reasons = [f"{check.what} {check.detail}: {check.mend}" for check in unsupported]
     return InstallationCheck(_WHAT, "failed", "\n".join(["is not tried, as every model is refused.", *reasons]))
 
 
 def refused(failure: Failure) -> InstallationCheck:
-    """Why there are no results: our own message names what mends it, and else lmms-eval is at fault."""
+    """Return the failed check of a run without results: our own message names the fix, else lmms-eval is at fault."""
     if failure.ours:
         return InstallationCheck(_WHAT, "failed", failure.reason)
     reason = failure.reason or "it printed nothing"
@@ -76,7 +76,7 @@ def refused(failure: Failure) -> InstallationCheck:
 
 
 def judged(results: Mapping[str, Any], planned: float, seconds: float) -> InstallationCheck:
-    """What lmms-eval's results say.
+    """Check lmms-eval's results.
 
     Args:
         results: as in its file.

@@ -65,7 +65,7 @@ def _files(arguments: ModelArguments) -> Iterator[Path]:
 
 
 def made_from(arguments: ModelArguments, executed: Provenance, commit: str | None) -> dict[str, str]:
-    """All that a run's answers depend on beside its documents, as texts.
+    """Return all that a run's answers depend on besides its documents, as texts.
 
     Args:
         arguments: the executed arguments, with the contents of their files.

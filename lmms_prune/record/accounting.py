@@ -1,6 +1,6 @@
 """Token accounting: what one sample cost in tokens, bytes and FLOPs. Without torch.
 
-Each line of a samples file holds one `TokenAccounting` in ``token_counts[0]``; whoever writes or reads it does so here.
+Each line of a samples file holds one `TokenAccounting` in ``token_counts[0]``; only this module writes and reads it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ OLD_NAMES = {
     "token_bitmaps": "kept_places",
     "avg_visual_tokens": "visual_tokens_per_layer",  # in the averages of a run
 }
-"""What fields were called in files of before: they are read, and no longer written."""
+"""Field names in older files: still read, no longer written."""
 
 
 @dataclass(frozen=True)
 class TokenAccounting:
-    """What one sample cost, as executed, of its own tokens: padding is in none of it but `selection_flops`.
+    """Executed cost of one sample's own tokens. Padding is excluded, except in `selection_flops`.
 
     Args:
-        input_tokens, output_tokens: of the prompt and of the answer, as lmms-eval has them.
+        input_tokens, output_tokens: tokens of the prompt and of the answer, as lmms-eval counts them.
         visual_tokens: original visual tokens of the sample's images.
         avg_visual_tokens: visual tokens, average over the decoder's layers.
         text_tokens: all other tokens of the prompt.
         kept_visual_tokens: visual tokens that are kept after each stage.
-        recycled_visual_tokens: those of them that hold what the stage's method took from others.
+        recycled_visual_tokens: kept tokens that contain states of other tokens, by stage.
         layer_visual_tokens: visual tokens in each decoder layer.
         visual_grids: rows and columns of each image's visual tokens.
         token_bitmaps: for each stage and image, which of the original visual tokens are kept, as
@@ -42,10 +42,10 @@ class TokenAccounting:
             where it stands; a class token, which stands nowhere in the image, is left out.
         kv_bytes: keys and values that the prefill left in the cache, all layers.
         layer_kv_bytes: the same of each layer.
-        encoder_flops: of the vision encoder and the projector.
-        selection_flops: of the methods that chose, their auxiliary models included: the sample's part of its batch.
-        prefill_flops: of the decoder.
-        decode_flops: of the passes after the prefill.
+        encoder_flops: FLOPs of the vision encoder and the projector.
+        selection_flops: FLOPs of the methods' selection, auxiliary models included: the sample's share of its batch.
+        prefill_flops: FLOPs of the decoder's prefill.
+        decode_flops: FLOPs of the decode steps.
     """
 
     input_tokens: int
@@ -78,7 +78,7 @@ class TokenAccounting:
 
     @classmethod
     def read(cls, entry: Any) -> TokenAccounting | None:
-        """What `to_dict` has written, or a version of before with `OLD_NAMES`; what was not counted then is 0 or empty.
+        """Read what `to_dict` wrote, also in older versions with `OLD_NAMES`; fields not counted then are 0 or empty.
 
         Returns:
             None where there is none of ours: the answer came from a cache, or from another model.
@@ -144,9 +144,9 @@ class TokenTotals:
 
     def costs(self) -> dict[str, float]:
         """Average bytes and FLOPs of a sample, by the names of `Averages`."""
-        many = max(1.0, self.samples)
-        flops = {f"{part}_tflops": getattr(self, f"{part}_flops") / many / 1e12 for part in PARTS}
-        return {"kv_mib": self.kv_bytes / many / 2**20, **flops}
+        samples = max(1.0, self.samples)
+        flops = {f"{part}_tflops": getattr(self, f"{part}_flops") / samples / 1e12 for part in PARTS}
+        return {"kv_mib": self.kv_bytes / samples / 2**20, **flops}
 
     @classmethod
     def of(cls, samples: Iterable[TokenAccounting]) -> TokenTotals:
@@ -154,26 +154,26 @@ class TokenTotals:
         rows = [
             (
                 1.0,
-                float(one.visual_tokens > 0),
-                one.visual_tokens,
-                one.avg_visual_tokens if one.visual_tokens else 0.0,
-                one.kv_bytes,
-                *(getattr(one, f"{part}_flops") for part in PARTS),
+                float(sample.visual_tokens > 0),
+                sample.visual_tokens,
+                sample.avg_visual_tokens if sample.visual_tokens else 0.0,
+                sample.kv_bytes,
+                *(getattr(sample, f"{part}_flops") for part in PARTS),
             )
-            for one in samples
+            for sample in samples
         ]
         return cls(*np.array(rows, float).sum(axis=0).tolist()) if rows else cls()
 
 
 def written(value: Any) -> Any:
-    """A record in JSON's types: a mapping of its fields, and lists in the place of tuples."""
+    """Convert a record to JSON types: a mapping of its fields, with lists for tuples."""
     if is_dataclass(value):
-        return {one.name: written(getattr(value, one.name)) for one in fields(value)}
+        return {item.name: written(getattr(value, item.name)) for item in fields(value)}
     return [written(part) for part in value] if isinstance(value, tuple) else value
 
 
 def _field(entry: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """A field under its name, or under the one that it had before."""
+    """Return a field by its name or its older name."""
     return entry[name] if name in entry else entry.get(OLD_NAMES.get(name, name), default)
 
 

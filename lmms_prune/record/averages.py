@@ -1,4 +1,4 @@
-"""What samples cost on average: of a run and of each of its tasks, as the results hold it. Without torch."""
+"""Average cost of samples, for a run and each of its tasks, as stored in the results. Without torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lmms_prune.record.accounting import PARTS, TokenAccounting, TokenTotals, co
 
 @dataclass(frozen=True)
 class Averages:
-    """What a sample cost on average.
+    """Average cost of a sample.
 
     Args:
         original_visual_tokens: over the samples with an image.
         avg_visual_tokens: visual tokens, average over the decoder's layers and the samples with an image.
         input_tokens: over all samples, as the rest.
-        kv_mib: the cache that the prefill left.
+        kv_mib: size of the KV cache after the prefill.
         encoder_tflops, selection_tflops, prefill_tflops, decode_tflops: see `TokenAccounting`.
     """
 
@@ -34,7 +34,7 @@ class Averages:
     def of(cls, samples: Sequence[TokenAccounting]) -> Averages:
         """The averages of some samples."""
         totals = TokenTotals.of(samples)
-        inputs = sum(one.input_tokens for one in samples) / max(1, len(samples))
+        inputs = sum(sample.input_tokens for sample in samples) / max(1, len(samples))
         return cls(totals.original_visual_tokens, totals.avg_visual_tokens, inputs, **totals.costs())
 
     @classmethod
@@ -45,7 +45,7 @@ class Averages:
 
 @dataclass(frozen=True)
 class TaskAverages(Averages):
-    """What a sample of one task cost on average, and layer by layer.
+    """Average cost of a sample of one task, in total and by layer.
 
     Args:
         samples: how many were answered. with_image: how many of them have visual tokens.
@@ -72,14 +72,14 @@ class TaskAverages(Averages):
     @property
     def totals(self) -> TokenTotals:
         """The sums behind the averages, for where no samples were logged."""
-        many, pictured = float(self.samples), float(self.with_image)
+        samples, with_image = float(self.samples), float(self.with_image)
         return TokenTotals(
-            many,
-            pictured,
-            self.original_visual_tokens * pictured,
-            self.avg_visual_tokens * pictured,
-            self.kv_mib * 2**20 * many,
-            *(getattr(self, f"{part}_tflops") * 1e12 * many for part in PARTS),
+            samples,
+            with_image,
+            self.original_visual_tokens * with_image,
+            self.avg_visual_tokens * with_image,
+            self.kv_mib * 2**20 * samples,
+            *(getattr(self, f"{part}_tflops") * 1e12 * samples for part in PARTS),
         )
 
     @classmethod
@@ -93,21 +93,21 @@ class TaskAverages(Averages):
             computed: tokens that were executed for each, over all layers, padding included.
             cached: bytes that the prefill left in the cache for each, padding included.
         """
-        many, executed = len(samples), sum(computed)
-        text = sum(one.text_tokens for one in samples) / many
-        visual = _means([one.layer_visual_tokens for one in samples])
+        sample_count, executed = len(samples), sum(computed)
+        text = sum(sample.text_tokens for sample in samples) / sample_count
+        visual = _means([sample.layer_visual_tokens for sample in samples])
         return cls(
             **asdict(Averages.of(samples)),
-            samples=many,
-            with_image=sum(one.visual_tokens > 0 for one in samples),
+            samples=sample_count,
+            with_image=sum(sample.visual_tokens > 0 for sample in samples),
             text_tokens=text,
             layer_visual_tokens=visual,
             layer_tokens=tuple(text + tokens for tokens in visual),
-            recycled_visual_tokens=_means([one.recycled_visual_tokens for one in samples]),
-            layer_kv_mib=tuple(size / 2**20 for size in _means([one.layer_kv_bytes for one in samples])),
-            computed_tokens=executed / many / len(visual),
-            padding=1 - (text * len(visual) + sum(visual)) * many / executed,
-            cache_mib=sum(cached) / many / 2**20,
+            recycled_visual_tokens=_means([sample.recycled_visual_tokens for sample in samples]),
+            layer_kv_mib=tuple(size / 2**20 for size in _means([sample.layer_kv_bytes for sample in samples])),
+            computed_tokens=executed / sample_count / len(visual),
+            padding=1 - (text * len(visual) + sum(visual)) * sample_count / executed,
+            cache_mib=sum(cached) / sample_count / 2**20,
         )
 
     @classmethod

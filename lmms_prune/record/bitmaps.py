@@ -1,4 +1,4 @@
-"""Which visual tokens survive a stage, as a short text for result files. Without torch."""
+"""Token bitmaps: which visual tokens a stage keeps, as a short text for result files. Without torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jaxtyping import Bool
 def encode(kept: Bool[np.ndarray, "rows columns"]) -> str:
     """One image's visual tokens as base64 of a bitmap.
 
-    Row by row from the top left, a set bit for a token that goes on; the first token is the highest bit of the first
+    Row by row from the top left, a set bit for a kept token; the first token is the highest bit of the first
     byte, and the last byte is filled up with zeros (``numpy.packbits``). 576 tokens take 96 letters.
     """
     return b64encode(np.packbits(kept).tobytes()).decode("ascii")
 
 
 def decode(text: str, grid: tuple[int, int]) -> Bool[np.ndarray, "rows columns"]:
-    """What `encode` was given.
+    """Decode the text of `encode` to the mask of kept tokens.
 
     Args:
-        text: as it wrote it.
+        text: the result of `encode`.
         grid: rows and columns of the image's visual tokens.
 
     Raises:

@@ -1,6 +1,7 @@
-"""Files that somebody else named, read and written.
+"""Reading and writing files with user-given names.
 
-What is no regular file is refused before it is opened, since opening a pipe may hang. What is written appears whole or not at all.
+Reading refuses anything but a regular file before opening it, since opening a pipe may hang. Writing is atomic: a file
+appears completely or not at all.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _KINDS = {
 
 
 PARTIAL = ".partial"
-"""How the names of files end that a killed process left half-written; they begin with a dot."""
+"""Suffix of files that a killed process left half-written; their names begin with a dot."""
 
 
 class FileError(OSError):
@@ -50,7 +51,7 @@ class WriteError(OSError):
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file, and the folders above it, in one move: whatever ends it early, there is the old content or the new.
+    """Write a file, and the folders above it, atomically: an interruption leaves either the old content or the new.
 
     A link stays a link to the file that is written; what is no regular file (``/dev/stdout``, a pipe) is written into.
 
@@ -132,28 +133,28 @@ def read_text(path: Path) -> str:
 
 
 def find(folder: Path, pattern: str, unreadable: Callable[[OSError], None]) -> list[Path]:
-    """Whatever below a folder bears a name of the pattern; links to folders are followed, and no folder is read twice.
+    """Find all paths below a folder whose name matches a pattern; links are followed, and no folder is read twice.
 
     Args:
         folder: whose hidden folders (names that begin with a dot) are left out.
         pattern: of names, as a shell has them.
-        unreadable: is told of each folder that cannot be read.
+        unreadable: called for each folder that cannot be read.
     """
     return sorted(path for path in _walk(folder, unreadable) if fnmatch(path.name, pattern))
 
 
 def _walk(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
-    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        about = os.stat(place)
-        if (about.st_dev, about.st_ino) in seen:
+    for folder_path, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        status = os.stat(folder_path)
+        if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
-        seen.add((about.st_dev, about.st_ino))
-        yield from (Path(place, name) for name in (*folders, *names))
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(folder_path, name) for name in (*folders, *names))
         # A link's own folder comes before the link, whatever their names: paths stay as short as they can be.
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=Path(place).joinpath)
-        folders.sort(key=lambda name: os.path.islink(os.path.join(place, name)))
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=Path(folder_path).joinpath)
+        folders.sort(key=lambda name: os.path.islink(os.path.join(folder_path, name)))
 
 
 _BROKEN = (ArithmeticError, EOFError, LookupError, MemoryError, SyntaxError, TypeError, ValueError, struct.error)

@@ -108,8 +108,8 @@ class Store:
             raise InformationError(f"{unreadable[0].filename} cannot be read: {unreadable[0].strerror}.")
         if other := [path for path in paths if not path.stem.isdigit()]:
             raise InformationError(f"{other[0]} is no measured sample, which is called by its number; take it away.")
-        found = [path.relative_to(self.folder).with_suffix("").parts for path in paths]
-        return ["/".join(parts) for parts in sorted(found, key=lambda parts: (*parts[:-1], int(parts[-1])))]
+        names = [path.relative_to(self.folder).with_suffix("").parts for path in paths]
+        return ["/".join(parts) for parts in sorted(names, key=lambda parts: (*parts[:-1], int(parts[-1])))]
 
     def read(self, samples: Sequence[str] | None = None) -> pd.DataFrame:
         """The lines of some samples, or of all, with the column `information`.
@@ -152,12 +152,12 @@ def token_information(rows: pd.DataFrame, image: int, grid: tuple[int, int], blo
     Raises:
         InformationError: the measurements do not cover the grid.
     """
-    made = np.full(grid, np.nan)
+    information = np.full(grid, np.nan)
     for line in rows[rows.image == image].itertuples():
-        made[line.row : line.row + block, line.column : line.column + block] = line.information
-    if np.isnan(made).any():
+        information[line.row : line.row + block, line.column : line.column + block] = line.information
+    if np.isnan(information).any():
         raise InformationError(f"the measurements do not cover an image of {grid[0]} x {grid[1]} visual tokens.")
-    return made
+    return information
 
 
 def _differences(asked: dict[str, Any], known: dict[str, Any], path: Path) -> Iterator[tuple[str, Any, Any]]:
@@ -168,7 +168,7 @@ def _differences(asked: dict[str, Any], known: dict[str, Any], path: Path) -> It
     if "identity" in known and "settings" in asked:
         asked = {"identity": settings_text(asked["settings"]), **_rest(asked)}
     try:
-        mine, others = (
+        own, others = (
             {f"setting {name}": value for name, value in read_settings(about).items()}
             if {"settings", "identity"} & set(about)
             else {}
@@ -176,7 +176,7 @@ def _differences(asked: dict[str, Any], known: dict[str, Any], path: Path) -> It
         )
     except ResultsError as error:
         raise InformationError(f"{path}: {error}") from None
-    for name, value in {**mine, **_rest(asked)}.items():
+    for name, value in {**own, **_rest(asked)}.items():
         other = {**known, **others}.get(name)
         if other != value:
             yield name, value, other

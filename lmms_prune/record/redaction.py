@@ -1,4 +1,4 @@
-"""Secrets stay out of files: whoever writes a log, a record or a page writes `redacted` text.
+"""Redaction of secrets: logs, records and pages are written as `redacted` text only.
 
 A secret is known by its value, where an environment variable with a name such as ``HF_TOKEN`` holds it, or by its form.
 What a child process prints is read through a pipe and redacted line by line before it is written, so that no file ever
@@ -92,7 +92,7 @@ def redacted(text: str, secrets: Collection[str] = ()) -> str:
     """`text` with `MARK` in place of every secret; text without one is returned as it is.
 
     Args:
-        secrets: of `secret_values`; tokens, keys, logins in URLs and the like are known by their form beside them.
+        secrets: from `secret_values`; tokens, keys, logins in URLs and the like are also recognised by their form.
     """
     # What a secret was taken from may look like another one then.
     while (clean := MARK.join(_once(part, secrets) for part in text.split(MARK))) != text:
@@ -122,7 +122,7 @@ def _once(text: str, secrets: Collection[str]) -> str:
             start = text.find(secret, start + 1)
     clean, end = [], 0
     for start, stop in sorted(spans):
-        # Secrets that overlap become one.
+        # Overlapping secrets are replaced by one mark.
         if start >= end:
             clean += [text[end:start], MARK]
         end = max(end, stop)

@@ -1,4 +1,4 @@
-"""lmms-eval's results files: which files are such, and which should be and are not."""
+"""Finding and reading lmms-eval's results files, and recognising damaged or missing ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STAMPED = re.compile(r"(\d{8}_\d{6})_(results\.json|samples_.+\.jsonl)")
 
 
 class ResultsError(ValueError):
-    """A file in the place of results that holds none; the message says what it holds instead, without its name."""
+    """A results file without valid results; the message says what it contains instead, without the file's name."""
 
 
 def results_files(folder: Path, unreadable: Callable[[OSError], None]) -> list[Path]:
@@ -32,13 +32,13 @@ def results_files(folder: Path, unreadable: Callable[[OSError], None]) -> list[P
 
 
 def orphans(folder: Path, unreadable: Callable[[OSError], None]) -> dict[Path, Path]:
-    """For each results file that is gone from below `folder`, one of the samples files that were written with it."""
-    gone: dict[Path, Path] = {}
+    """Map each missing results file below `folder` to a samples file that was written with it."""
+    missing: dict[Path, Path] = {}
     for path in find(folder, "*_samples_*.jsonl", unreadable):
         stamp = _STAMPED.fullmatch(path.name)
         if stamp is not None and not (results := path.with_name(stamp[1] + SUFFIX)).exists():
-            gone.setdefault(results, path)
-    return gone
+            missing.setdefault(results, path)
+    return missing
 
 
 def read_results_file(path: Path, *, named: bool = False) -> dict[str, Any] | None:
@@ -46,10 +46,10 @@ def read_results_file(path: Path, *, named: bool = False) -> dict[str, Any] | No
 
     Args:
         path: of the file.
-        named: whether somebody said that these are results; else only the file's name tells.
+        named: whether the user named the file as results; else only its name tells.
 
     Returns:
-        None where it is well-formed and somebody else's, which is only called like results.
+        None for a well-formed file of another program that only has a results file's name.
 
     Raises:
         ResultsError: it must be lmms-eval's, and is cut short or damaged.
@@ -80,8 +80,8 @@ def _problem(content: dict[str, Any]) -> str:
     if not results:
         return "its 'results' name no task."
     configs = content.get("configs")
-    absent = [task for task in configs if task not in results] if isinstance(configs, dict) else []
-    return f"it was evaluated on '{absent[0]}', of which 'results' say nothing." if absent else ""
+    missing = [task for task in configs if task not in results] if isinstance(configs, dict) else []
+    return f"it was evaluated on '{missing[0]}', of which 'results' say nothing." if missing else ""
 
 
 def _short(text: str) -> str:

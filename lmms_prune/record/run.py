@@ -1,4 +1,4 @@
-"""What a run of ours says of itself in lmms-eval's results: ``config.batch_sizes[0]``. Without torch.
+"""The report of one of our runs in lmms-eval's results: ``config.batch_sizes[0]``. Without torch.
 
 lmms-eval copies the values of a model's ``batch_sizes`` into the results' config as they are: the one place for what it does
 not record by itself (its throughput section takes numbers only).
@@ -21,7 +21,7 @@ VERSIONS = ("lmms-prune", "lmms-eval", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made the answers, beside the settings.
+    """The origin of the answers, in addition to the settings.
 
     Args:
         versions: of the packages `VERSIONS`.
@@ -40,7 +40,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What changes a run's time and none of its answers.
+    """Circumstances that change a run's time but not its answers.
 
     Args:
         batch_size: that was asked for: a number or "auto".
@@ -60,7 +60,7 @@ class Circumstances:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run says of itself.
+    """The report of a run.
 
     Args:
         settings: all that can change an answer, by the names of the model's arguments, as texts.
@@ -92,16 +92,16 @@ class RunReport:
     @property
     def facts(self) -> dict[str, str]:
         """Provenance and circumstances as texts, by their names, as far as they are known; load and largest batch aside."""
-        where = self.circumstances
-        size = None if where.batch_size is None else str(where.batch_size)
+        circumstances = self.circumstances
+        size = None if circumstances.batch_size is None else str(circumstances.batch_size)
         if size == "auto":
-            size = f"auto, at most {where.largest_batch}"
-        given = {**_flat(self.provenance), "batch_size": size}
-        given |= {name: getattr(where, name) for name in ("machine", "threads", "processes")}
-        return {name: value for name, value in given.items() if value is not None}
+            size = f"auto, at most {circumstances.largest_batch}"
+        known = {**_flat(self.provenance), "batch_size": size}
+        known |= {name: getattr(circumstances, name) for name in ("machine", "threads", "processes")}
+        return {name: value for name, value in known.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """As the results hold it: provenance and circumstances beside the rest, without what is not known."""
+        """Return the report as stored in the results, provenance and circumstances at the top level, unknown values left out."""
         outcome = {name: getattr(self, name) for name in _COUNTS}
         parts = {**_flat(self.provenance), **asdict(self.circumstances)}
         return {

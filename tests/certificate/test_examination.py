@@ -322,19 +322,19 @@ def test_a_healthy_installation_exits_with_0(checked: Callable[..., Any]) -> Non
     )
     assert done.exit_code == 0
     assert "2 [answered]" in done.stdout
-    assert "What mends it" not in done.stdout
+    assert "To fix it" not in done.stdout
 
 
 def test_the_libraries_are_looked_at_where_the_evaluation_did_not(checked: Callable[..., Any]) -> None:
     done = checked(InstallationCheck("evaluation", "failed", "bad", "pip y"), "--json")
     assert done.exit_code == 1
     record = json.loads(done.stdout.splitlines()[-1])
-    assert (record["failed"], record["commands"]) == (2, ["pip x"])  # the cause is mended first
+    assert (record["failed"], record["commands"]) == (2, ["pip x"])  # the cause is fixed first
     assert [check["what"] for check in record["checks"]][-2:] == ["import of torch", "evaluation"]
     alone = checked(
         InstallationCheck("evaluation", "failed", "bad", "pip y"), looked_at=[InstallationCheck("CUDA", "ok", "")]
     )
-    assert alone.stdout.endswith("What mends it:\n  pip y\n")
+    assert alone.stdout.endswith("To fix it:\n  pip y\n")
 
 
 @pytest.mark.parametrize("option", [["--model", "x"], ["--full"], ["--attention", "eager"], ["--methods", "dart"]])
