@@ -292,3 +292,13 @@ def test_nothing_outside_of_models_knows_a_family(path: Path) -> None:
     """A family is asked, never told from another by its name, or by a stand-in such as "has M-RoPE"."""
     if str(path.relative_to(PACKAGE)) not in ABOUT_ONE_MODEL:
         assert told_of_one_family(path) == []
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """Whoever reads a name must know which of them is meant."""
+    homes: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

@@ -47,7 +47,9 @@ class Wanted:
     @classmethod
     def of(cls, run: RunRecord, task: str) -> Wanted:
         """Describe the documents of one task of a run."""
-        view = MODEL_NAMES[run.wrapper].view_of(run.settings) if run.ours else "whole"
+        # The name comes from a file, which may be damaged.
+        family = MODEL_NAMES.get(run.wrapper) if run.ours else None
+        view = "whole" if family is None else family.view_of(run.settings)
         return cls(run.wrapper, view, task)
 
     def at(self, flip: Flip) -> Wanted:
