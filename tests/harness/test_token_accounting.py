@@ -225,7 +225,7 @@ def test_a_budget_of_cost_is_solved_for_the_checkpoint(family, budget, harness):
     sizes = prompt_sizes(from_config(json.loads((harness.checkpoints[family] / "config.json").read_text()), family))
     assert run.recorded["schedule"] == str(Schedule.parse("random@1:?").solve(budget, sizes))
     assert run.recorded["schedule"].endswith("t") == (family == "llava")
-    assert all(row["avg_visual_tokens"] < row["visual_tokens"] for row in run.ledger["pope"])
+    assert all(row["avg_visual_tokens"] < row["visual_tokens"] for row in run.accounting["pope"])
 
 
 def test_output_tokens_end_with_the_answer_in_any_batch(harness):
