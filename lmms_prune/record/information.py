@@ -93,7 +93,7 @@ class Store:
             write(self.path(sample), stream.getvalue())
         except WriteError as error:
             raise InformationError(
-                f"{error} What was measured before is kept: when that is mended, call the same command again."
+                f"{error} What was measured before is kept: when that is fixed, call the same command again."
             ) from error
 
     def samples(self) -> list[str]:
