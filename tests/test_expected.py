@@ -53,7 +53,7 @@ TYPES: list[tuple[Callable[[], object], str]] = [
     (lambda: Schedule().plan(576), "images=576 must be"),
     (lambda: Schedule().plan("576"), "images='576' must be"),
     (lambda: Schedule().layer_counts(2.5, [576]), "layers=2.5 must be"),
-    (lambda: Schedule().average(True, [576]), "layers=True must be"),
+    (lambda: Schedule().avg_visual_tokens(True, [576]), "layers=True must be"),
     (lambda: Schedule([Stage("random", 2, HALF)]), "must be a tuple of Stage objects"),
     (lambda: Schedule(("random@2:0.5",)), "must be a tuple of Stage objects"),
     (lambda: Stage(3, 2, HALF), "method=3 must be a text"),

@@ -53,7 +53,7 @@ def test_counts_never_grow_and_never_exceed_an_image(text: str, images: list[int
         present = kept
     counts = schedule.layer_counts(48, images)
     assert counts == sorted(counts, reverse=True)
-    assert schedule.average(48, images) * 48 == sum(counts)
+    assert schedule.avg_visual_tokens(48, images) * 48 == sum(counts)
 
 
 @given(st.integers(0, 500), st.lists(st.integers(0, 300), min_size=1, max_size=6))
@@ -91,7 +91,7 @@ def test_largest_remainders_come_first() -> None:
 )
 def test_released_counts_give_the_published_averages(text: str, average: float) -> None:
     """The counts of arXiv 2512.07580's release, on 32 layers and 576 tokens."""
-    assert Schedule.parse(text).average(32, [576]) == average
+    assert Schedule.parse(text).avg_visual_tokens(32, [576]) == average
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_released_counts_give_the_published_averages(text: str, average: float) 
 )
 def test_table_5_ratios_give_its_averages(text: str, average: float) -> None:
     """Ratios resolve to integer counts, so the averages of exact ratios are met to half a token."""
-    assert float(Schedule.parse(text).average(32, [576])) == pytest.approx(average, abs=0.6)
+    assert float(Schedule.parse(text).avg_visual_tokens(32, [576])) == pytest.approx(average, abs=0.6)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_budget_solves_the_unknown(text: str, budget: str, layers: int, tokens
     solution = Schedule.parse(text).solve(budget, PromptSizes(layers, tokens))
     assert str(solution).startswith(solved)
     limit = float(str(budget).rstrip("t")) * (1 if str(budget).endswith("t") else (tokens or 10_000))
-    assert solution.average(layers, [tokens or 10_000]) <= limit
+    assert solution.avg_visual_tokens(layers, [tokens or 10_000]) <= limit
 
 
 @given(st.integers(3, 36), st.integers(8, 2000), st.floats(0.2, 1), st.booleans())
@@ -177,10 +177,10 @@ def test_a_solved_budget_is_the_largest_within_it(layers: int, tokens: int, rati
         assert Fraction(tokens, layers) > limit
         return
     assert isinstance(stage.keep, int if in_tokens else Decimal)
-    assert Schedule((stage,)).average(layers, [tokens]) <= limit
+    assert Schedule((stage,)).avg_visual_tokens(layers, [tokens]) <= limit
     more = stage.keep + (1 if in_tokens else Decimal("0.0001"))
     if more <= (tokens if in_tokens else 1):
-        assert Schedule((Stage("random", 1, more),)).average(layers, [tokens]) > limit
+        assert Schedule((Stage("random", 1, more),)).avg_visual_tokens(layers, [tokens]) > limit
 
 
 def test_every_preset_is_a_schedule() -> None:

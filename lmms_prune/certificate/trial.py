@@ -57,7 +57,7 @@ def two_documents() -> list[InstallationCheck]:
         examined = printed(run.log.read_text(encoding="utf-8", errors="replace"))
     if isinstance(outcome, RunError):
         return [*examined, refused(outcome.failure)]
-    planned = float(_SCHEDULE.average(LAYERS, [VISUAL_TOKENS]))
+    planned = float(_SCHEDULE.avg_visual_tokens(LAYERS, [VISUAL_TOKENS]))
     return [*examined, judged(outcome, planned, time.monotonic() - start)]
 
 

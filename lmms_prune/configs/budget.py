@@ -94,5 +94,5 @@ def kept_average(schedule: Schedule, model: Architecture, unit: str) -> Fraction
     if unit == "t" and model.tokens_per_image is None:
         raise ClaimError(f"budget: images of {model.name} differ in size, so claim a share, such as 50%.")
     tokens = model.example_tokens
-    average = schedule.average(model.layers, [tokens])
+    average = schedule.avg_visual_tokens(model.layers, [tokens])
     return average if unit == "t" else 100 * average / tokens

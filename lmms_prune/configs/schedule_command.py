@@ -64,7 +64,7 @@ def _kept(parsed: Schedule, depth: int, tokens: int) -> dict[str, Any]:
         {"method": s.method, "layer": s.layer, "kept_tokens": n, "at_most": s.at_most, "options": dict(s.options)}
         for s, n in zip(parsed.stages, kept, strict=True)
     ]
-    average = float(parsed.average(depth, [tokens]))
+    average = float(parsed.avg_visual_tokens(depth, [tokens]))
     return {"schedule": str(parsed), "stages": stages, "avg_visual_tokens": average, "at_most": parsed.at_most}
 
 
@@ -96,7 +96,7 @@ def _show(parsed: Schedule, depth: int, tokens: int, cost: dict[str, Any]) -> No
         table.add_row(str(number), stage.method, str(stage.layer), f"{bound}{count}", share)
     console = Console(markup=False)  # a folder's name may look like markup: [b]
     console.print(table if parsed.stages else "The empty schedule prunes nothing.")
-    average, bound = float(parsed.average(depth, [tokens])), "at most " if parsed.at_most else ""
+    average, bound = float(parsed.avg_visual_tokens(depth, [tokens])), "at most " if parsed.at_most else ""
     console.print(
         f"Average over {depth} layers: {bound}{average:.2f} of {tokens} visual tokens ({average / tokens:.1%})."
     )

@@ -89,7 +89,7 @@ class PaperRow:
 
 def _cost(schedule: str) -> str:
     """LLaVA's tokens that a schedule actually keeps, on average, for a comment."""
-    return f"{schedule}: {float(Schedule.parse(schedule).average(32, [576])):.2f} a layer"
+    return f"{schedule}: {float(Schedule.parse(schedule).avg_visual_tokens(32, [576])):.2f} a layer"
 
 
 _PRINTED = "as Table {table} prints them"

@@ -170,7 +170,7 @@ class Schedule:
             counts.append(present)
         return counts
 
-    def average(self, layers: int, images: Sequence[int]) -> Fraction:
+    def avg_visual_tokens(self, layers: int, images: Sequence[int]) -> Fraction:
         """Average visual tokens per decoder layer for one row with these images."""
         return Fraction(sum(self.layer_counts(layers, images)), layers)
 

@@ -91,7 +91,7 @@ def test_what_was_measured_is_what_ran(family: Family) -> None:
         assert (one.parts["selection"] > 0) == (one.schedule != "none")
         assert one.parts["tower"] > 0
         if one.schedule == str(HYBRID):
-            assert one.avg_visual_tokens == HYBRID.average(LAYERS, [visual])
+            assert one.avg_visual_tokens == HYBRID.avg_visual_tokens(LAYERS, [visual])
             assert one.ideal_speedup > 1
         else:
             assert one.avg_visual_tokens == visual
@@ -104,7 +104,7 @@ def test_a_speed_up_is_of_what_ran_and_not_of_the_schedule(loaded: Callable[...,
     family, pooled = loaded("qwen", torch.float32), Schedule.parse("pool@2:0.5")
     case = Workload(1, 21, 3)
     _, measured = time_schedules(family.model, [pooled], [case], (6, 5), 1)
-    assert measured.avg_visual_tokens == (2 * 30 + (LAYERS - 2) * 12) / LAYERS < pooled.average(LAYERS, [30])
+    assert measured.avg_visual_tokens == (2 * 30 + (LAYERS - 2) * 12) / LAYERS < pooled.avg_visual_tokens(LAYERS, [30])
     counted, inputs = [], random_inputs(family.model, 1, (6, 5), 21)
     for schedule in (Schedule(()), pooled):
         with (

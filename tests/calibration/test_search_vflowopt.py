@@ -61,7 +61,7 @@ def test_every_draw_meets_the_budget() -> None:
         places = [rng.choice([0.0, 1.0, rng.random()]) for _ in layers[1:]]
         schedule = Space(layers, depth, budget, fixed, 8).schedule(1.0, 2.0, places)
         unit = fixed or 10_000
-        average = schedule.average(depth, [unit])
+        average = schedule.avg_visual_tokens(depth, [unit])
         assert budget * unit - 1 < average <= budget * unit
         keeps = [stage.keep for stage in schedule.stages]
         assert all(before >= after for before, after in pairwise(keeps))  # type: ignore[operator]

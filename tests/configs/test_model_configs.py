@@ -74,7 +74,7 @@ def test_the_exact_counts_give_the_published_averages() -> None:
     for budget, averages in AVERAGES.items():
         for name, average in averages.items():
             row = ROWS[f"llava-1.5-7b_{budget}_{name}"]
-            assert Schedule.parse(row.text).average(32, [576]) == average, name
+            assert Schedule.parse(row.text).avg_visual_tokens(32, [576]) == average, name
 
 
 def test_a_row_whose_settings_the_paper_does_not_state_says_so() -> None:

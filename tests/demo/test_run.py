@@ -39,7 +39,7 @@ def test_every_schedule_of_the_demo_fits_its_models() -> None:
         if row.budget is not None:
             read = read.solve(row.budget, PromptSizes(LAYERS, VISUAL_TOKENS))
             # DART keeps multiples of 8, and pooling whole rows and columns.
-            share = float(read.average(LAYERS, [VISUAL_TOKENS])) / VISUAL_TOKENS
+            share = float(read.avg_visual_tokens(LAYERS, [VISUAL_TOKENS])) / VISUAL_TOKENS
             assert float(row.budget) - 0.04 < share <= float(row.budget)
         read.check(LAYERS, [VISUAL_TOKENS])
         assert DemoRow.parse(str(row)) == row

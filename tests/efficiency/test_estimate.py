@@ -99,7 +99,7 @@ def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
     read = Schedule.parse("dart@2:?,random@20:38t")
     for budget in ("192t", "0.4"):
         assert read.solve(budget, SIZES) == read.solve(budget, PromptSizes(32, 576))
-    assert Fraction(192) == read.solve("192t", SIZES).average(32, [576])
+    assert Fraction(192) == read.solve("192t", SIZES).avg_visual_tokens(32, [576])
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_candidates_meet_the_budget(budget: str, tokens: int | None, limit: floa
     for text in schedules:
         schedule = Schedule.parse(text)
         schedule.check(32, [tokens] if tokens else None)
-        assert schedule.average(32, [tokens or 10_000]) <= limit * (10_000 if tokens is None else 1)
+        assert schedule.avg_visual_tokens(32, [tokens or 10_000]) <= limit * (10_000 if tokens is None else 1)
         assert schedule.stages[-1].layer in (16, 24)
         assert schedule.stages[-1].method in ("random", "vtw")
     assert {Schedule.parse(text).stages[0].method for text in schedules} == {"dart", "divprune"}
@@ -132,7 +132,7 @@ def test_a_budget_too_large_for_hybrids_is_spent_before_the_horizon() -> None:
     assert [[stage.method for stage in schedule.stages] for schedule in schedules] == [["random"], ["dart"]]
     assert schedules[0].stages[0].layer == 3
     for schedule in schedules:
-        assert 0.36 * 144 < schedule.average(12, [144]) <= 0.4 * 144  # DART counts in eights
+        assert 0.36 * 144 < schedule.avg_visual_tokens(12, [144]) <= 0.4 * 144  # DART counts in eights
 
 
 def test_only_benchmarks_are_evaluated() -> None:

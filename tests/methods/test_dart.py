@@ -213,7 +213,7 @@ def test_repeating_key_heads_changes_nothing(batches: list[Observed]) -> None:
 )
 def test_averages_as_printed(schedule: str, average: float) -> None:
     """Table 5 of https://arxiv.org/abs/2512.07580 multiplies the ratios; whole tokens differ by half of one at most."""
-    assert float(Schedule.parse(schedule).average(32, [576])) == pytest.approx(average, abs=0.55)
+    assert float(Schedule.parse(schedule).avg_visual_tokens(32, [576])) == pytest.approx(average, abs=0.55)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_averages_as_printed(schedule: str, average: float) -> None:
     ],
 )
 def test_averages_of_released_counts(schedule: str, average: float) -> None:
-    assert float(Schedule.parse(schedule).average(32, [576])) == average
+    assert float(Schedule.parse(schedule).avg_visual_tokens(32, [576])) == average
 
 
 @pytest.mark.parametrize(
@@ -237,4 +237,4 @@ def test_averages_of_released_counts(schedule: str, average: float) -> None:
 )
 def test_qwen_averages(schedule: str, ratio: float) -> None:
     """Table 4, with 28 layers; the quota's rounding of four tokens vanishes in a large image."""
-    assert float(Schedule.parse(schedule).average(28, [10_000])) / 10_000 == pytest.approx(ratio, abs=1e-3)
+    assert float(Schedule.parse(schedule).avg_visual_tokens(28, [10_000])) / 10_000 == pytest.approx(ratio, abs=1e-3)

@@ -188,7 +188,7 @@ def test_large_image_crosses_the_blocks() -> None:
 )
 def test_averages_as_printed(schedule: str, average: float) -> None:
     """Table 5 of https://arxiv.org/abs/2512.07580 multiplies the ratios; whole tokens differ by half of one at most."""
-    assert float(Schedule.parse(schedule).average(32, [576])) == pytest.approx(average, abs=0.55)
+    assert float(Schedule.parse(schedule).avg_visual_tokens(32, [576])) == pytest.approx(average, abs=0.55)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_averages_as_printed(schedule: str, average: float) -> None:
     ],
 )
 def test_averages_of_released_counts(schedule: str, average: float) -> None:
-    assert float(Schedule.parse(schedule).average(32, [576])) == average
+    assert float(Schedule.parse(schedule).avg_visual_tokens(32, [576])) == average
 
 
 @pytest.mark.parametrize(
@@ -210,4 +210,4 @@ def test_averages_of_released_counts(schedule: str, average: float) -> None:
     [("divprune@0:0.50", 0.5), ("divprune@0:0.53,vtw@26", 0.492), ("divprune@0:0.53,random@25:0.25", 0.5)],
 )
 def test_qwen_averages(schedule: str, ratio: float) -> None:
-    assert float(Schedule.parse(schedule).average(28, [1000])) / 1000 == pytest.approx(ratio, abs=6e-4)
+    assert float(Schedule.parse(schedule).avg_visual_tokens(28, [1000])) / 1000 == pytest.approx(ratio, abs=6e-4)

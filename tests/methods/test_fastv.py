@@ -130,10 +130,10 @@ def test_grouped_heads_are_really_grouped(all_tiny: dict[str, Tiny]) -> None:
 )
 def test_averages_as_printed(schedule: str, average: float) -> None:
     """Table 5 of https://arxiv.org/abs/2512.07580 multiplies the ratios; whole tokens differ by half of one at most."""
-    assert float(Schedule.parse(schedule).average(32, [576])) == pytest.approx(average, abs=0.55)
+    assert float(Schedule.parse(schedule).avg_visual_tokens(32, [576])) == pytest.approx(average, abs=0.55)
 
 
 @pytest.mark.parametrize(("kept_tokens", "average"), [(148, 201.5), (11, 81.625)])
 def test_averages_as_measured(kept_tokens: int, average: float) -> None:
     """The paper's cost table fits four full layers, which cost more than its budgets of 192 and 64."""
-    assert float(Schedule.parse(f"fastv@4:{kept_tokens}t").average(32, [576])) == average
+    assert float(Schedule.parse(f"fastv@4:{kept_tokens}t").avg_visual_tokens(32, [576])) == average

@@ -200,11 +200,13 @@ def test_published_schedules(percent: int) -> None:
     if attention is not None:
         assert sum(counts[:32]) / 32 == pytest.approx(attention, abs=0.05)
         assert sum(counts[1:]) / 32 == pytest.approx(mlp, abs=0.05)
-        assert float(schedule.average(32, [576])) == sum(counts[:32]) / 32
+        assert float(schedule.avg_visual_tokens(32, [576])) == sum(counts[:32]) / 32
 
 
 def test_more_saved_is_fewer_kept() -> None:
-    averages = [Schedule.parse(f"fitprune-{p}").average(32, [576]) for p in (10, 20, 30, 40, 50, 55, 60, 70, 80, 90)]
+    averages = [
+        Schedule.parse(f"fitprune-{p}").avg_visual_tokens(32, [576]) for p in (10, 20, 30, 40, 50, 55, 60, 70, 80, 90)
+    ]
     assert averages == sorted(averages, reverse=True)
     # Spelled out once: 262 of 576 go inside layer 0, 153 inside layer 1, 80 inside layer 2.
     assert str(Schedule.parse("fitprune-90")).startswith(

@@ -189,7 +189,7 @@ def test_unsupported_variants_are_refused(all_tiny: dict[str, Tiny]) -> None:
 @pytest.mark.parametrize(("rate", "left"), [(16, 192), (18, 144)])
 def test_published_counts(rate: int, left: int) -> None:
     """r = 16 and 18 remove 24·r of 576."""
-    assert Schedule.parse(f"folder@0:{576 - 24 * rate}t;variant=full").average(32, [576]) == left
+    assert Schedule.parse(f"folder@0:{576 - 24 * rate}t;variant=full").avg_visual_tokens(32, [576]) == left
 
 
 def test_several_images_and_stages(tiny: Tiny) -> None:

@@ -265,4 +265,4 @@ def test_published_budgets(budget: int, first: int, second: int) -> None:
     schedule = Schedule.parse(f"nuwa-{budget}")
     assert schedule.plan([576]) == [[first], [second]]
     assert [stage.layer for stage in schedule.stages] == [0, 16]
-    assert schedule.average(32, [576]) == budget
+    assert schedule.avg_visual_tokens(32, [576]) == budget

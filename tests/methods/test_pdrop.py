@@ -98,7 +98,7 @@ def test_several_images_share_the_last_query(tiny: Tiny) -> None:
 def test_presets(preset: str, average: float) -> None:
     """The default keeps 1/2, 1/4, 1/8; for lower budgets the author's rule keeps λ, λ², λ³ from earlier layers."""
     schedule = Schedule.parse(PRESETS[f"pdrop-{preset}"])
-    assert float(schedule.average(32, [576])) == pytest.approx(average, abs=0.06)
+    assert float(schedule.avg_visual_tokens(32, [576])) == pytest.approx(average, abs=0.06)
     counts = [stage.keep for stage in schedule.stages]
     factor = {"270": 0.5, "192": 0.5596, "128": 0.4197, "64": 0.1916}[preset]
     assert counts == [int(576 * factor**power) for power in (1, 2, 3)]

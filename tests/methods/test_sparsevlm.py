@@ -458,7 +458,7 @@ def test_published_counts(name: str, segments: list[int], average: float) -> Non
     schedule = Schedule.parse(name)
     assert [stage.layer for stage in schedule.stages] == [3, 7, 16]
     assert schedule.plan([576]) == [[n] for n in segments]
-    assert float(schedule.average(32, [576])) == pytest.approx(average, abs=0.06)
+    assert float(schedule.avg_visual_tokens(32, [576])) == pytest.approx(average, abs=0.06)
 
 
 def test_the_authors_accounting() -> None:

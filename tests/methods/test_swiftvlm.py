@@ -373,7 +373,7 @@ def test_attention_to_candidates_that_are_present(tiny: Tiny, capture_view: Capt
 @pytest.mark.parametrize("budget", [192, 128])
 def test_budgets(budget: int) -> None:
     schedule = Schedule.parse(f"swiftvlm-{budget}")
-    assert schedule.average(32, [576]) == budget
+    assert schedule.avg_visual_tokens(32, [576]) == budget
     assert [stage.layer for stage in schedule.stages] == [3, 10, 14]
 
 

@@ -311,7 +311,7 @@ def test_options_that_cannot_be_had(all_tiny: dict[str, Tiny]) -> None:
 
 
 def test_count_is_exact(tiny: Tiny) -> None:
-    assert Schedule.parse("tome@0:192t").average(32, [576]) == 192
+    assert Schedule.parse("tome@0:192t").avg_visual_tokens(32, [576]) == 192
     inputs = tiny.batch([tiny.row(random.Random(i)) for i in range(3)])
     for count in (1, 3, 5, 8):
         assert [len(image) for image in kept(tiny.run(inputs, f"tome@1:{count}t")[0])] == [count] * 3

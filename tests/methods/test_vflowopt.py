@@ -330,7 +330,7 @@ def test_presets(share: int, ratios: tuple[float, float, float], t: float, m: fl
     built = [stage.spec.build(dict(stage.options)) for stage in schedule.stages]
     assert {method.t for method in built} == {t}
     assert built[0].m == m
-    assert float(schedule.average(28, [10_000])) / 10_000 == pytest.approx(share / 100, abs=0.002)
+    assert float(schedule.avg_visual_tokens(28, [10_000])) / 10_000 == pytest.approx(share / 100, abs=0.002)
 
 
 def test_published_share_of_merged_tokens() -> None:

@@ -196,7 +196,7 @@ def test_published_splits(count: int, llava: int, qwen: int) -> None:
 
 @pytest.mark.parametrize(("name", "average"), [("visionzip-192", 192), ("visionzip-128", 128), ("visionzip-64", 64)])
 def test_presets(name: str, average: int) -> None:
-    assert float(Schedule.parse(name).average(32, [576])) == average
+    assert float(Schedule.parse(name).avg_visual_tokens(32, [576])) == average
 
 
 def test_only_before_the_decoder() -> None:

@@ -24,7 +24,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize(("layer", "average"), [(11, 198), (7, 126), (4, 72), (3, 54)])
 def test_average(layer: int, average: int) -> None:
     """n K / L of 576 tokens in 32 layers."""
-    assert Schedule.parse(f"vtw@{layer}").average(32, [576]) == average
+    assert Schedule.parse(f"vtw@{layer}").avg_visual_tokens(32, [576]) == average
 
 
 @pytest.mark.parametrize("layer", [0, 1, 4, 7])
