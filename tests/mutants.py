@@ -45,8 +45,8 @@ REFERENCE = "tests/test_hooks.py::test_pruned_equals_the_masked_reference"
 MUTANTS = (
     Mutant(
         "decode positions restart after pruning at layer 0",
-        "pruning/prefill.py",
-        'kwargs = {**kwargs, "position_ids": self.next_position + (self.steps - 1)}',
+        "pruning/decode.py",
+        'kwargs = {**kwargs, "position_ids": self.prefill.next_position + (self.steps - 1)}',
         "kwargs = dict(kwargs)",
         ("tests/test_hooks.py::test_decode_without_position_ids_continues_where_the_prompt_ended",),
     ),

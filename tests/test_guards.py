@@ -24,7 +24,7 @@ from lmms_prune import prune
 from lmms_prune.compat.transformers import CACHE_NAMES, filled_cache, with_cache
 from lmms_prune.errors import PruningError
 from lmms_prune.pruning.calls import FORWARD, GENERATE
-from lmms_prune.pruning.prefill import next_position
+from lmms_prune.pruning.decode import next_position
 
 PLAIN = {"do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3}
 

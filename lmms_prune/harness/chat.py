@@ -41,10 +41,6 @@ class ChatModel(lmms):
                 raise ArgumentError(f"the sample holds an image of {image.width} x {image.height} pixels.")
         return self._apply_system_prompt(chat, self.arguments.system_prompt or "")
 
-    def images_of(self, messages: list[dict[str, Any]]) -> list[Image]:
-        """Return the images of one lmms-eval chat, as the dataset has them."""
-        return [part["image"] for turn in self.chat(messages) for part in turn["content"] if "image" in part]
-
     def inputs_of(self, messages: list[dict[str, Any]]) -> Any:
         """Return the model's inputs for one chat of an lmms-eval task.
 

@@ -27,9 +27,10 @@ from lmms_prune.models.encoder import EncoderRecorder
 from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.block import Block
+from lmms_prune.pruning.decode import OTHER_CACHE, DecodeSteps
 from lmms_prune.pruning.guards import CacheGuard, GenerateGuard, refuse_arguments, refuse_growing_prompt, refuse_inputs
 from lmms_prune.pruning.layout import read_rows
-from lmms_prune.pruning.prefill import OTHER_CACHE, Prefill
+from lmms_prune.pruning.prefill import Prefill
 from lmms_prune.pruning.trace import RowTrace, Trace
 from lmms_prune.schedule import PromptSizes, Schedule
 
@@ -194,6 +195,7 @@ class Pruner(Hooks):
         self.guards: list[CacheGuard] = []
         self.inputs: dict[str, Any] | None = None
         self.running: Prefill | None = None
+        self.steps: DecodeSteps | None = None
         self.decoding = False
 
     def register(self) -> Iterator[Any]:
@@ -246,26 +248,27 @@ class Pruner(Hooks):
         cache = cache_of(kwargs)
         self.decoding = cache is not None and cache.get_seq_length() > 0
         if self.decoding:
-            if self.running is None:
+            if self.steps is None:
                 raise PruningError(OTHER_CACHE)
-            return args, self.running.begin_step(inputs, cache, kwargs)
+            return args, self.steps.begin(inputs, cache, kwargs)
         if cache is None and self.running is not None and self.running.cache is None:
             refuse_growing_prompt(self.running.ids, inputs["input_ids"])
         self.running = Prefill(self.block, inputs, cache, kwargs.get("position_ids"), self.recorder)
+        self.steps = DecodeSteps(self.running)
         self.guards.append(self.running.guard)
         kwargs, self.running.between = self.parts.family.between_layers(kwargs)
         return args, kwargs
 
     def enter_layer(self, layer: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Before a decoder layer: pass it the kept tokens."""
-        running = self.running
+        running, steps = self.running, self.steps
         if self.asleep:
             return args, kwargs
-        if running is None:
+        if running is None or steps is None:
             raise PruningError("a decoder layer ran by itself; inside a prune block call the whole model.")
         hidden = args[0] if args else kwargs.pop("hidden_states")
         if self.decoding:
-            kwargs = running.enter_step(layer, hidden, kwargs)
+            kwargs = steps.enter(layer, hidden, kwargs)
         else:
             hidden, kwargs = running.enter(layer, hidden, kwargs)
         return (hidden, *args[1:]), kwargs
@@ -278,9 +281,9 @@ class Pruner(Hooks):
 
     def end(self, module: nn.Module, args: tuple, output: Any) -> None:
         """After the last layer: verify the prefill and add it to the trace."""
-        if self.running is None or self.asleep:
+        if self.running is None or self.steps is None or self.asleep:
             return
         if self.decoding:
-            self.running.finish_step()
+            self.steps.finish()
         else:
             self.trace.rows += self.running.finish(output)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, layer_keys
@@ -22,6 +22,7 @@ from lmms_prune.methods.view import LayerInput, TokenView
 from lmms_prune.models.encoder import EncoderRecorder, EncoderRun
 from lmms_prune.pruning.block import Acting, Block
 from lmms_prune.pruning.cropping import crop_caches
+from lmms_prune.pruning.decode import next_position
 from lmms_prune.pruning.guards import CacheGuard
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.pruning.ragged import Packing, attention_mask, gather_rotary
@@ -66,7 +67,6 @@ class Prefill:
         self.between: Sequence[Tensor] = ()
         self.embedded: Tensor | None = None
         self.before: LayerInput | None = None
-        self.steps = self.entered = 0
 
     def _refuse_dropped_ends(self) -> None:
         """Refuse to drop the last token of a prompt, because its logits are the prompt's."""
@@ -86,7 +86,6 @@ class Prefill:
 
     def enter(self, layer: int, hidden: Tensor, kwargs: dict) -> tuple[Tensor, dict]:
         """Before a decoder layer: let its stage act, and return the layer's input and arguments for the kept tokens."""
-        self.entered += 1
         segment = self.segments[layer - 1] if layer else None
         original: Rotary = kwargs["position_embeddings"]
         state = LayerInput(layer, hidden, segment.rotary if segment else original)
@@ -267,58 +266,3 @@ class Prefill:
         if cached != planned:
             names = ", ".join(row.sample for row in rows)
             raise PruningError(f"samples {names}: the cache holds {cached} tokens, planned were {planned}.")
-
-    # -- decode steps ----------------------------------------------------------------------------------------------
-
-    def begin_step(self, inputs: dict[str, Any], cache: Any, kwargs: dict) -> dict:
-        """Prepare a decode step; returns the decoder's arguments.
-
-        Raises:
-            PruningError: more than one token, or another cache than the prefill's.
-        """
-        ids = inputs["input_ids"]
-        if cache is not self.cache:
-            raise PruningError(OTHER_CACHE)
-        if ids.shape[1] != 1:
-            message = f"{ids.shape[1]} tokens at once after the prefill: chunked prefill, assisted decoding and "
-            raise PruningError(message + "continuing a conversation are not supported while pruning.")
-        self.steps, self.entered = self.steps + 1, 0
-        segments = {id(s): s for s in self.segments if s is not None}.values()
-        for segment in segments:
-            segment.begin_step(self.steps, self.block.parts, self.block.positions)
-        if segments and inputs.get("position_ids") is None:
-            # The library counts from the length of layer 0's cache, which a stage at layer 0 has shortened.
-            kwargs = {**kwargs, "position_ids": self.next_position + (self.steps - 1)}
-        return kwargs if self.segments[0] is None else {**kwargs, "attention_mask": None}
-
-    def enter_step(self, layer: int, hidden: Tensor, kwargs: dict) -> dict:
-        """The arguments of a layer in a decode step."""
-        self.entered += 1
-        segment = self.segments[layer]
-        return kwargs if segment is None else {**kwargs, **segment.step_arguments(hidden.device)}
-
-    def finish_step(self) -> None:
-        """After a decode step.
-
-        Raises:
-            PruningError: not all layers ran.
-        """
-        if self.entered != len(self.segments):
-            raise PruningError(f"{self.entered} of {len(self.segments)} decoder layers ran in a decode step.")
-
-
-OTHER_CACHE = "this cache was not filled inside the block by its latest prompt; start from the whole prompt."
-
-
-def next_position(positions: Tensor | None, present: Bool[Tensor, "B L"]) -> Int[Tensor, "#B 1"]:
-    """The position after a prompt: 1 more than the largest of its tokens (with M-RoPE, of all channels).
-
-    Args:
-        positions: (B or 1, L), (3, B or 1, L), or (4, B or 1, L) with the column numbers first; None if columns are positions.
-        present: which columns hold a token.
-    """
-    if positions is None:
-        return torch.full((1, 1), present.shape[1], device=present.device)
-    if positions.dim() == 3:
-        positions = positions[-3:].amax(0)
-    return torch.where(present, positions, 0).amax(1, keepdim=True) + 1
