@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 PARTS = ("encoder", "selection", "prefill", "decode")
-"""What FLOPs are counted for: each has a field ``PART_flops`` of a sample and ``PART_tflops`` of an average."""
+"""Parts of the work whose FLOPs are counted: a sample has the field ``PART_flops``, an average ``PART_tflops``."""
 
 OLD_NAMES = {
     "encoder_flops": "tower_flops",
@@ -31,19 +31,19 @@ class TokenAccounting:
     Args:
         input_tokens, output_tokens: tokens of the prompt and of the answer, as lmms-eval counts them.
         visual_tokens: original visual tokens of the sample's images.
-        avg_visual_tokens: visual tokens, average over the decoder's layers.
+        avg_visual_tokens: visual tokens, averaged over the decoder's layers.
         text_tokens: all other tokens of the prompt.
-        kept_visual_tokens: visual tokens that are kept after each stage.
+        kept_visual_tokens: visual tokens kept after each stage.
         recycled_visual_tokens: kept tokens that contain states of other tokens, by stage.
         layer_visual_tokens: visual tokens in each decoder layer.
         visual_grids: rows and columns of each image's visual tokens.
         token_bitmaps: for each stage and image, which of the original visual tokens are kept, as
             `lmms_prune.record.bitmaps` writes them. A token into which others were merged, pooled or resized counts
-            where it stands; a class token, which stands nowhere in the image, is left out.
-        kv_bytes: keys and values that the prefill left in the cache, all layers.
-        layer_kv_bytes: the same of each layer.
+            at its own raster index; a class token has none and is left out.
+        kv_bytes: bytes of the keys and values in the cache after the prefill, over all layers.
+        layer_kv_bytes: the same bytes for each layer.
         encoder_flops: FLOPs of the vision encoder and the projector.
-        selection_flops: FLOPs of the methods' selection, auxiliary models included: the sample's share of its batch.
+        selection_flops: FLOPs of the methods' selection, auxiliary models included; the sample's share of its batch.
         prefill_flops: FLOPs of the decoder's prefill.
         decode_flops: FLOPs of the decode steps.
     """
@@ -67,28 +67,30 @@ class TokenAccounting:
 
     @property
     def unpruned(self) -> bool:
-        """Whether the sample has an image and every visual token went through all stages as it was."""
+        """Whether the sample has an image, and all its visual tokens passed all stages unchanged."""
         kept = self.kept_visual_tokens
         everything = bool(self.visual_tokens and kept) and kept[-1] == self.visual_tokens
         return everything and not any(self.recycled_visual_tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """As a samples file holds it; lmms-eval calls it by this name."""
+        """Return the accounting as stored in a samples file; lmms-eval calls this method by name."""
         return written(self)
 
     @classmethod
     def read(cls, entry: Any) -> TokenAccounting | None:
-        """Read what `to_dict` wrote, also in older versions with `OLD_NAMES`; fields not counted then are 0 or empty.
+        """Read what `to_dict` wrote.
+
+        Entries of older versions, with `OLD_NAMES`, are read too; fields that these did not count are 0 or empty.
 
         Returns:
-            None where there is none of ours: the answer came from a cache, or from another model.
+            None if the entry has no accounting of lmms-prune: the answer came from a cache, or from another model.
 
         Raises:
-            ValueError: a number that is negative or not finite.
-            LookupError, OverflowError, TypeError: a field that is missing or of another type.
+            ValueError: a number is negative or not finite.
+            LookupError, OverflowError, TypeError: a field is missing or of another type.
         """
         if entry is not None and not isinstance(entry, Mapping):
-            raise TypeError(f"token_counts has a {type(entry).__name__}, where an object is expected")
+            raise TypeError(f"token_counts is a {type(entry).__name__}, but must be an object")
         if not entry or "avg_visual_tokens" not in entry:
             return None
         grids, bitmaps = entry.get("visual_grids", ()), _field(entry, "token_bitmaps", ())
@@ -113,10 +115,11 @@ class TokenTotals:
     """Token accounting summed over samples, so that tasks and seeds can be added.
 
     Args:
-        samples: how many. with_image: how many of them have visual tokens.
-        visual_tokens: original ones.
-        layer_averages: the sum of each sample's average over the layers.
-        kv_bytes, encoder_flops, selection_flops, prefill_flops, decode_flops: as of a sample.
+        samples: number of samples.
+        with_image: number of samples that have visual tokens.
+        visual_tokens: original visual tokens.
+        layer_averages: sum of the samples' `avg_visual_tokens`, over the samples with an image.
+        kv_bytes, encoder_flops, selection_flops, prefill_flops, decode_flops: see `TokenAccounting`.
     """
 
     samples: float = 0.0
@@ -130,27 +133,27 @@ class TokenTotals:
     decode_flops: float = 0.0
 
     def __add__(self, other: TokenTotals) -> TokenTotals:
-        return TokenTotals(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(TokenTotals)))
+        return TokenTotals(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(TokenTotals)))
 
     @property
     def original_visual_tokens(self) -> float:
-        """Visual tokens of a sample with an image."""
+        """Average number of original visual tokens of a sample with an image."""
         return self.visual_tokens / max(1.0, self.with_image)
 
     @property
     def avg_visual_tokens(self) -> float:
-        """Visual tokens, average over the decoder's layers and the samples with an image: the measured budget."""
+        """Measured budget: visual tokens, averaged over the decoder's layers and the samples with an image."""
         return self.layer_averages / max(1.0, self.with_image)
 
     def costs(self) -> dict[str, float]:
-        """Average bytes and FLOPs of a sample, by the names of `Averages`."""
+        """Return the average MiB and TFLOPs of a sample, under the field names of `Averages`."""
         samples = max(1.0, self.samples)
         flops = {f"{part}_tflops": getattr(self, f"{part}_flops") / samples / 1e12 for part in PARTS}
         return {"kv_mib": self.kv_bytes / samples / 2**20, **flops}
 
     @classmethod
     def of(cls, samples: Iterable[TokenAccounting]) -> TokenTotals:
-        """The sums of some samples' accounting."""
+        """Sum the accounting of samples."""
         rows = [
             (
                 1.0,
@@ -178,12 +181,12 @@ def _field(entry: Mapping[str, Any], name: str, default: Any = None) -> Any:
 
 
 def count(entry: Mapping[str, Any], name: str, default: Any = None) -> int:
-    """A field of a record that is a whole number from 0 on; without a default it must be there."""
+    """Read a field that is a whole number of at least 0; it is required unless there is a default."""
     return int(_checked(entry, name, default))
 
 
 def number(entry: Mapping[str, Any], name: str, default: Any = None) -> float:
-    """A field of a record that is a number from 0 on; without a default it must be there."""
+    """Read a field that is a number of at least 0; it is required unless there is a default."""
     return float(_checked(entry, name, default))
 
 
@@ -192,7 +195,7 @@ def _checked(entry: Mapping[str, Any], name: str, default: Any) -> Any:
     if value is None:
         raise KeyError(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: {value!r} is no number")
+        raise TypeError(f"{name}: {value!r} is not a number")
     if not 0 <= float(value) < inf:
-        raise ValueError(f"{name}: {float(value):g}, where finite numbers from 0 on are possible")
+        raise ValueError(f"{name}: {float(value):g}, but must be finite and at least 0")
     return value

@@ -1,4 +1,4 @@
-"""Average cost of samples, for a run and each of its tasks, as stored in the results. Without torch."""
+"""Average cost of a sample, for a run and for each of its tasks, as stored in the results. Without torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Averages:
     """Average cost of a sample.
 
     Args:
-        original_visual_tokens: over the samples with an image.
-        avg_visual_tokens: visual tokens, average over the decoder's layers and the samples with an image.
-        input_tokens: over all samples, as the rest.
+        original_visual_tokens: original visual tokens, averaged over the samples with an image.
+        avg_visual_tokens: visual tokens, averaged over the decoder's layers and the samples with an image.
+        input_tokens: tokens of the prompt. This and all fields below are averaged over all samples.
         kv_mib: size of the KV cache after the prefill.
         encoder_tflops, selection_tflops, prefill_tflops, decode_tflops: see `TokenAccounting`.
     """
@@ -32,15 +32,15 @@ class Averages:
 
     @classmethod
     def of(cls, samples: Sequence[TokenAccounting]) -> Averages:
-        """The averages of some samples."""
+        """Average the accounting of samples."""
         totals = TokenTotals.of(samples)
         inputs = sum(sample.input_tokens for sample in samples) / max(1, len(samples))
         return cls(totals.original_visual_tokens, totals.avg_visual_tokens, inputs, **totals.costs())
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> Averages:
-        """What `written` has made of it, now or before; what was not counted then is 0."""
-        return cls(**{one.name: number(entry, one.name, 0.0) for one in fields(cls)})
+        """Read what `written` wrote, also in older versions; fields that these did not count are 0."""
+        return cls(**{item.name: number(entry, item.name, 0.0) for item in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,16 @@ class TaskAverages(Averages):
     """Average cost of a sample of one task, in total and by layer.
 
     Args:
-        samples: how many were answered. with_image: how many of them have visual tokens.
-        text_tokens: of the prompt, over all samples, as all that follows.
-        layer_visual_tokens: in each decoder layer. layer_tokens: with the text.
-        recycled_visual_tokens: after each stage.
-        layer_kv_mib: of each layer.
-        computed_tokens: that a layer processed, padding included.
-        padding: the share of the executed tokens that were no sample's own.
-        cache_mib: the cache as it was, padding included.
+        samples: number of answered samples.
+        with_image: number of samples that have visual tokens.
+        text_tokens: text tokens of the prompt. This and all fields below are averaged over all samples.
+        layer_visual_tokens: visual tokens in each decoder layer.
+        layer_tokens: visual and text tokens in each decoder layer.
+        recycled_visual_tokens: kept tokens that contain states of other tokens, after each stage.
+        layer_kv_mib: size of each layer's KV cache after the prefill.
+        computed_tokens: tokens that a layer processed, padding included.
+        padding: share of the executed tokens that are padding.
+        cache_mib: size of the allocated KV cache, padding included.
     """
 
     samples: int
@@ -71,7 +73,7 @@ class TaskAverages(Averages):
 
     @property
     def totals(self) -> TokenTotals:
-        """The sums behind the averages, for where no samples were logged."""
+        """The sums behind the averages, used when no samples were logged."""
         samples, with_image = float(self.samples), float(self.with_image)
         return TokenTotals(
             samples,
@@ -86,12 +88,12 @@ class TaskAverages(Averages):
     def of_task(
         cls, samples: Sequence[TokenAccounting], computed: Sequence[int], cached: Sequence[int]
     ) -> TaskAverages:
-        """The averages of one task's samples.
+        """Average the accounting of one task's samples.
 
         Args:
             samples: at least one.
-            computed: tokens that were executed for each, over all layers, padding included.
-            cached: bytes that the prefill left in the cache for each, padding included.
+            computed: executed tokens of each sample, summed over all layers, padding included.
+            cached: bytes in the cache after the prefill for each sample, padding included.
         """
         sample_count, executed = len(samples), sum(computed)
         text = sum(sample.text_tokens for sample in samples) / sample_count
@@ -112,16 +114,16 @@ class TaskAverages(Averages):
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> TaskAverages:
-        """What `written` has made of it, now or before.
+        """Read what `written` wrote, also in older versions.
 
-        Records of before do not say how many samples had an image, nor what these had before the first layer: there
-        every sample counts, and the first layer stands for the original.
+        Older records lack the number of samples with an image and the original number of visual tokens. For them every
+        sample counts as one with an image, and the first layer's visual tokens count as the original ones.
         """
         samples, visual = count(entry, "samples"), _floats(entry, "layer_visual_tokens")
         with_image = count(entry, "with_image", samples)
         if "with_image" not in entry:
             entry = {**entry, "original_visual_tokens": visual[0], "avg_visual_tokens": sum(visual) / len(visual)}
-        number(entry, "kv_mib")  # which all have had
+        number(entry, "kv_mib")  # required: every version has recorded it
         lists = ("layer_tokens", "recycled_visual_tokens", "layer_kv_mib")
         rest: dict[str, Any] = {name: _floats(entry, name) for name in lists}
         rest |= {name: number(entry, name, 0.0) for name in ("text_tokens", "computed_tokens", "padding", "cache_mib")}
@@ -135,7 +137,7 @@ class TaskAverages(Averages):
 
 
 def _means(samples: Sequence[Sequence[int]]) -> tuple[float, ...]:
-    """Averages over the samples' lists, entry by entry."""
+    """Average the samples' lists entry by entry."""
     return tuple(sum(values) / len(samples) for values in zip(*samples, strict=True))
 
 

@@ -10,10 +10,10 @@ from jaxtyping import Bool
 
 
 def encode(kept: Bool[np.ndarray, "rows columns"]) -> str:
-    """One image's visual tokens as base64 of a bitmap.
+    """Encode which visual tokens of one image are kept, as the base64 text of a bitmap.
 
-    Row by row from the top left, a set bit for a kept token; the first token is the highest bit of the first
-    byte, and the last byte is filled up with zeros (``numpy.packbits``). 576 tokens take 96 letters.
+    Tokens go row by row from the top left; a set bit marks a kept token. The first token is the highest bit of the first
+    byte, and the last byte is filled up with zeros (``numpy.packbits``). 576 tokens take 96 characters.
     """
     return b64encode(np.packbits(kept).tobytes()).decode("ascii")
 
@@ -26,13 +26,15 @@ def decode(text: str, grid: tuple[int, int]) -> Bool[np.ndarray, "rows columns"]
         grid: rows and columns of the image's visual tokens.
 
     Raises:
-        ValueError: the text is no bitmap of so many tokens.
+        ValueError: the text is not a bitmap of that many tokens.
     """
     rows, columns = grid
     try:
         packed = np.frombuffer(b64decode(text, validate=True), np.uint8)
     except Error as error:
-        raise ValueError(f"'{text}' is no base64 ({error}).") from error
+        raise ValueError(f"'{text}' is not base64 ({error}).") from error
     if len(packed) != -(-rows * columns // 8):
-        raise ValueError(f"'{text}' holds {len(packed)} bytes, which is no bitmap of {rows} × {columns} visual tokens.")
+        raise ValueError(
+            f"'{text}' holds {len(packed)} bytes, which is not a bitmap of {rows} × {columns} visual tokens."
+        )
     return np.unpackbits(packed, count=rows * columns).reshape(rows, columns).astype(bool)

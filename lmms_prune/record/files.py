@@ -1,7 +1,7 @@
-"""Reading and writing files with user-given names.
+"""Reads and writes files that the user names.
 
-Reading refuses anything but a regular file before opening it, since opening a pipe may hang. Writing is atomic: a file
-appears completely or not at all.
+Reading accepts only regular files, and checks that before it opens them, since opening a pipe may hang. Writing is
+atomic: a file appears completely or not at all.
 """
 
 from __future__ import annotations
@@ -28,20 +28,19 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
-
 PARTIAL = ".partial"
-"""Suffix of files that a killed process left half-written; their names begin with a dot."""
+"""Suffix of files that are being written; a killed process may leave them behind. Their names begin with a dot."""
 
 
 class FileError(OSError):
-    """A name of something else than a regular file, or a file that is no image; `strerror` says what it is."""
+    """A path that is not a regular file, or a file that is not a readable image; `strerror` gives the reason."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(errno.EINVAL, what, str(path))
 
 
 class WriteError(OSError):
-    """A file or folder that cannot be written; the message names it and says why."""
+    """A file or folder that cannot be written; the message names it and the reason."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         super().__init__(error.errno, error.strerror or str(error), str(path))
@@ -51,16 +50,17 @@ class WriteError(OSError):
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file, and the folders above it, atomically: an interruption leaves either the old content or the new.
+    """Write a file atomically, creating its parent folders: an interruption leaves either the old content or the new.
 
-    A link stays a link to the file that is written; what is no regular file (``/dev/stdout``, a pipe) is written into.
+    A link stays a link: the file that it points to is written. Anything but a regular file (``/dev/stdout``, a pipe) is
+    written to directly, not atomically.
 
     Raises:
-        WriteError: it cannot be written; what was there stays.
+        WriteError: the file cannot be written; a regular file keeps its old content.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
-        if _stream(path):
+        if _is_stream(path):
             with open(path, "wb") as stream:
                 stream.write(data)
         else:
@@ -70,10 +70,10 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are not there.
+    """Make a folder and its parents, unless they exist.
 
     Raises:
-        WriteError: that is not possible.
+        WriteError: the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -81,14 +81,15 @@ def make_folder(path: Path) -> None:
         raise WriteError(path, error) from error
 
 
-def _stream(path: Path) -> bool:
-    """Whether a name stands for something that is open or has no content of its own, and so cannot be replaced."""
+def _is_stream(path: Path) -> bool:
+    """Whether `path` names a device, a pipe, an open file or a folder, which an atomic write must not replace."""
     return os.path.lexists(path) and (
-        path.absolute().is_relative_to("/dev") or path.absolute().is_relative_to("/proc") or _no_file(path)
+        path.absolute().is_relative_to("/dev") or path.absolute().is_relative_to("/proc") or _exists_as_other(path)
     )
 
 
-def _no_file(path: Path) -> bool:
+def _exists_as_other(path: Path) -> bool:
+    """Whether `path` exists, but is not a regular file."""
     return path.exists() and not path.is_file()
 
 
@@ -99,7 +100,7 @@ def _replace(path: Path, data: bytes) -> None:
         with open(partial, "wb") as stream:
             stream.write(data)
             stream.flush()
-            # Else the name may be on the disk before the content is.
+            # Without it, a crash could leave the new name on the disk without the content.
             os.fsync(stream.fileno())
         if path.exists():
             shutil.copymode(path, partial)
@@ -110,11 +111,11 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def regular(path: Path) -> Path:
-    """`path`, if it names a regular file or a link to one.
+    """Return `path` if it names a regular file or a link to one.
 
     Raises:
         FileError: it names a folder, a named pipe, a socket or a device.
-        OSError: it does not exist, cannot be looked at, or is a loop of links.
+        OSError: it does not exist, its status cannot be read, or it is a loop of links.
     """
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:
@@ -123,21 +124,21 @@ def regular(path: Path) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a regular file, in UTF-8.
+    """Read a regular file as UTF-8 text.
 
     Raises:
-        OSError: see `regular`; or it cannot be read.
-        UnicodeDecodeError: it is no text.
+        OSError: see `regular`; or the file cannot be read.
+        UnicodeDecodeError: the file is not UTF-8 text.
     """
     return regular(path).read_text(encoding="utf-8")
 
 
 def find(folder: Path, pattern: str, unreadable: Callable[[OSError], None]) -> list[Path]:
-    """Find all paths below a folder whose name matches a pattern; links are followed, and no folder is read twice.
+    """Find all paths below a folder whose name matches a pattern. Links are followed, but no folder is read twice.
 
     Args:
-        folder: whose hidden folders (names that begin with a dot) are left out.
-        pattern: of names, as a shell has them.
+        folder: where to search. Hidden folders (names that begin with a dot) are skipped.
+        pattern: shell pattern of the names.
         unreadable: called for each folder that cannot be read.
     """
     return sorted(path for path in _walk(folder, unreadable) if fnmatch(path.name, pattern))
@@ -152,35 +153,38 @@ def _walk(folder: Path, unreadable: Callable[[OSError], None]) -> Iterator[Path]
             continue
         seen.add((status.st_dev, status.st_ino))
         yield from (Path(folder_path, name) for name in (*folders, *names))
-        # A link's own folder comes before the link, whatever their names: paths stay as short as they can be.
+        # Visit real folders before links, whatever their names, so that a folder is found under its own path, not a link's.
         folders[:] = sorted((name for name in folders if not name.startswith(".")), key=Path(folder_path).joinpath)
         folders.sort(key=lambda name: os.path.islink(os.path.join(folder_path, name)))
 
 
+# Errors that Pillow's readers raise for broken files, besides its own.
 _BROKEN = (ArithmeticError, EOFError, LookupError, MemoryError, SyntaxError, TypeError, ValueError, struct.error)
 
 
 def read_image(path: Path) -> Image:
-    """An image file as `datasets` decodes it, and evaluations so see it: whole, its first frame, upright, in its own mode.
+    """Read an image file as the `datasets` package decodes it, so as evaluations see it.
+
+    The result is the first frame, turned upright by its EXIF orientation, in the file's own colour mode. Unlike in an
+    evaluation, a truncated file is an error.
 
     Raises:
-        FileError: no regular file, no image, cut short, or larger than Pillow decodes.
-        OSError: it does not exist or cannot be read.
+        FileError: not a regular file, not an image, truncated, or larger than Pillow decodes.
+        OSError: the file does not exist or cannot be read.
     """
     from PIL import Image, ImageFile, ImageOps
 
-    # The harness, once imported, lets Pillow fill what a truncated file lacks with grey.
-    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    # lmms-eval, once imported, sets LOAD_TRUNCATED_IMAGES: Pillow then fills the missing part of a truncated file.
+    load_truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with Image.open(regular(path)) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except FileError:
         raise
-    # All that Pillow's readers say of broken files, and of images that would fill the memory.
     except _BROKEN as error:
         raise FileError(path, str(error)) from error
     except (Image.DecompressionBombError, Image.UnidentifiedImageError) as error:
         raise FileError(path, str(error).rstrip(".")) from error
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+        ImageFile.LOAD_TRUNCATED_IMAGES = load_truncated

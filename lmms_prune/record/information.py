@@ -1,9 +1,9 @@
-"""Measured information on disk: a folder with one Parquet file a sample, complete or not there.
+"""Measured information on disk: a folder with one Parquet file per sample, which is either complete or missing.
 
 `lmms-prune information` writes such folders; its pictures and the oracle `information@…;of=FOLDER` read them.
 
-Columns: sample, task, answer (the reference), p_full, layer, p_text, divergence, image, token (raster index), row, column
-(of the unit's upper left token), tokens (in the unit), p_k. One line a layer and unit.
+Each file has one line per layer and unit. Columns: sample, task, answer (the reference), p_full, layer, p_text, divergence,
+image, token (raster index), row and column (of the unit's upper left token), tokens (number in the unit), p_k.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ ABOUT = "information.json"
 
 
 class InformationError(ValueError):
-    """A prompt or an answer whose information cannot be measured, or measurements that cannot be had; says why."""
+    """Information cannot be measured for a prompt or an answer, or measurements cannot be read or written; says why."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of measured samples, all of one model measured in one way."""
+    """A folder of measured samples, all measured on one model with the same settings."""
 
     folder: Path
 
     @classmethod
     def open(cls, folder: Path, settings: Mapping[str, Any]) -> Store:
-        """The folder for measurements with `settings`; what it already holds stays.
+        """Open or make the folder for measurements with `settings`; existing measurements are kept.
 
         Raises:
-            InformationError: it holds measurements with other settings, or cannot be made.
+            InformationError: the folder holds measurements with other settings, or cannot be made.
         """
         about = folder / ABOUT
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # The settings of a run that measured nothing bind no one.
+            # The settings of an earlier run that measured nothing are overwritten.
             if not about.exists() or next(folder.rglob("*.parquet"), None) is None:
                 write(about, json.dumps(settings, indent=1))
         except OSError as error:
             raise InformationError(
-                f"{folder} cannot be the folder of the results ({error.strerror}); give another --out."
+                f"{folder} cannot be used as the results folder ({error.strerror}); give another --out."
             ) from error
         store = cls(folder)
         for name, value, other in _differences(json.loads(json.dumps(settings)), store.settings(), about):
@@ -61,10 +61,10 @@ class Store:
         return store
 
     def settings(self) -> dict[str, Any]:
-        """How its samples were measured.
+        """Read the settings with which the samples were measured.
 
         Raises:
-            InformationError: it is no such folder.
+            InformationError: the folder holds no measured information.
         """
         try:
             return json.loads(read_text(self.folder / ABOUT))
@@ -74,18 +74,18 @@ class Store:
             ) from error
 
     def path(self, sample: str) -> Path:
-        """The file of a sample (task/split/number)."""
+        """Return the file of a sample, which is named task/split/number."""
         return self.folder.joinpath(*sample.split("/")).with_suffix(".parquet")
 
     def has(self, sample: str) -> bool:
-        """Whether a sample is measured."""
+        """Return whether a sample is measured."""
         return self.path(sample).exists()
 
     def write(self, sample: str, rows: pd.DataFrame) -> None:
-        """Add a sample, in one move: an interruption leaves it out as a whole.
+        """Add a sample atomically: an interruption leaves no part of it.
 
         Raises:
-            InformationError: it cannot be written.
+            InformationError: the sample cannot be written.
         """
         stream = BytesIO()
         rows.to_parquet(stream, index=False)
@@ -93,29 +93,31 @@ class Store:
             write(self.path(sample), stream.getvalue())
         except WriteError as error:
             raise InformationError(
-                f"{error} What was measured before is kept: when that is fixed, call the same command again."
+                f"{error} Earlier measurements are kept: fix the cause, then run the same command again."
             ) from error
 
     def samples(self) -> list[str]:
-        """All samples measured, in the order of their tasks and numbers.
+        """List all measured samples, ordered by task and number.
 
         Raises:
-            InformationError: a file that no measurement is called like, or a folder that cannot be read.
+            InformationError: a file does not have the name of a measurement, or a folder cannot be read.
         """
         unreadable: list[OSError] = []
         paths = find(self.folder, "*.parquet", unreadable.append)
         if unreadable:
             raise InformationError(f"{unreadable[0].filename} cannot be read: {unreadable[0].strerror}.")
-        if other := [path for path in paths if not path.stem.isdigit()]:
-            raise InformationError(f"{other[0]} is no measured sample, which is called by its number; take it away.")
+        if unexpected := [path for path in paths if not path.stem.isdigit()]:
+            raise InformationError(
+                f"{unexpected[0]} is not a measured sample: those are named by their number; remove the file."
+            )
         names = [path.relative_to(self.folder).with_suffix("").parts for path in paths]
         return ["/".join(parts) for parts in sorted(names, key=lambda parts: (*parts[:-1], int(parts[-1])))]
 
     def read(self, samples: Sequence[str] | None = None) -> pd.DataFrame:
-        """The lines of some samples, or of all, with the column `information`.
+        """Read the lines of `samples`, or of all samples, and add the column `information` (p_k - p_text).
 
         Raises:
-            InformationError: nothing is measured yet, or a sample is not.
+            InformationError: no sample is measured yet, or one of `samples` is not measured, or a file is damaged.
         """
         wanted = self.samples() if samples is None else list(samples)
         if not wanted:
@@ -141,13 +143,13 @@ class Store:
 
 
 def token_information(rows: pd.DataFrame, image: int, grid: tuple[int, int], block: int) -> np.ndarray:
-    """One image's information at one layer as an array (rows, columns) of its visual tokens.
+    """Return one image's information at one layer as an array (rows, columns) of its visual tokens.
 
     Args:
-        rows: the lines of one sample at one layer.
-        image: its number in the sample.
-        grid: rows and columns of its visual tokens.
-        block: side of a unit.
+        rows: lines of one sample at one layer.
+        image: the image's number in the sample.
+        grid: rows and columns of the image's visual tokens.
+        block: side of a unit, in visual tokens.
 
     Raises:
         InformationError: the measurements do not cover the grid.
@@ -156,31 +158,35 @@ def token_information(rows: pd.DataFrame, image: int, grid: tuple[int, int], blo
     for line in rows[rows.image == image].itertuples():
         information[line.row : line.row + block, line.column : line.column + block] = line.information
     if np.isnan(information).any():
-        raise InformationError(f"the measurements do not cover an image of {grid[0]} x {grid[1]} visual tokens.")
+        raise InformationError(f"the measurements do not cover all of an image of {grid[0]} x {grid[1]} visual tokens.")
     return information
 
 
-def _differences(asked: dict[str, Any], known: dict[str, Any], path: Path) -> Iterator[tuple[str, Any, Any]]:
-    """The names under which a folder says something else than what is asked for, with both values.
+def _differences(requested: dict[str, Any], stored: dict[str, Any], path: Path) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each setting whose requested and stored values differ, as (name, requested, stored).
 
-    Among them are the model's settings, each by itself; folders of before have all of them as one text.
+    The model's settings are compared one by one; older folders have them as one text, ``identity``.
+
+    Args:
+        path: the file of the stored settings, for messages.
     """
-    if "identity" in known and "settings" in asked:
-        asked = {"identity": settings_text(asked["settings"]), **_rest(asked)}
+    if "identity" in stored and "settings" in requested:
+        requested = {"identity": settings_text(requested["settings"]), **_without_model(requested)}
     try:
-        own, others = (
+        requested_model, stored_model = (
             {f"setting {name}": value for name, value in read_settings(about).items()}
             if {"settings", "identity"} & set(about)
             else {}
-            for about in (asked, known)
+            for about in (requested, stored)
         )
     except ResultsError as error:
         raise InformationError(f"{path}: {error}") from None
-    for name, value in {**own, **_rest(asked)}.items():
-        other = {**known, **others}.get(name)
+    for name, value in {**requested_model, **_without_model(requested)}.items():
+        other = {**stored, **stored_model}.get(name)
         if other != value:
             yield name, value, other
 
 
-def _rest(about: Mapping[str, Any]) -> dict[str, Any]:
+def _without_model(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings except the model's."""
     return {name: value for name, value in about.items() if name not in ("settings", "identity")}

@@ -1,8 +1,8 @@
-"""Redaction of secrets: logs, records and pages are written as `redacted` text only.
+"""Redaction of secrets: logs, records and pages contain `redacted` text only.
 
-A secret is known by its value, where an environment variable with a name such as ``HF_TOKEN`` holds it, or by its form.
-What a child process prints is read through a pipe and redacted line by line before it is written, so that no file ever
-holds it in clear, whatever ends the process.
+A secret is recognised by its value, if an environment variable with a name such as ``HF_TOKEN`` holds it, or by its form.
+The output of a child process is read through a pipe and redacted line by line before it is written. So no file ever
+contains a secret, however the process ends.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from urllib.parse import quote
 MARK = "[REDACTED]"  # as lmms-eval writes it
 SHORTEST = 8  # characters; shorter values of variables are flags and numbers more often than secrets
 LONGEST = 1024  # characters of a header's secret
-_CONTEXT = 4096  # characters in which whatever is known by its form has room
-_LINE = 2**16  # characters that a line may have before it is written in parts
+_CONTEXT = 4096  # characters; every secret that is recognised by its form is shorter
+_LINE = 2**16  # characters; longer lines are written in parts
 
-# Whole words of a name, so that TOKENIZERS_PARALLELISM and GIT_AUTHOR_NAME are none; HFTOKEN is one.
+# Each alternative must end a word of the name, so TOKENIZERS_PARALLELISM and GIT_AUTHOR_NAME do not match; HFTOKEN does.
 _SECRET_NAME = re.compile(
     r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH|APIKEY|_KEY|_PWD|_PAT)S?\d*(?:_|$)"
 )
-_PLACE_NAME = re.compile(r"_(?:PATH|FILE|DIR|HOME|SOCK)$")
+_PATH_NAME = re.compile(r"_(?:PATH|FILE|DIR|HOME|SOCK)$")
 
 _VALUE = r"[^\s\"'`,;&\\\[\](){}<>]"
-_RANDOM = rf"(?={_VALUE}{{0,{LONGEST}}}[A-Z0-9]){_VALUE}"  # random texts have capitals or digits, where prose has none
-_START = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"  # of a word, also after the \n of a text that is quoted as Python does
+_RANDOM = rf"(?={_VALUE}{{0,{LONGEST}}}[A-Z0-9]){_VALUE}"  # random texts have capitals or digits, prose rarely has
+_START = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"  # start of a word, also after the escape \n in a text quoted by Python
 _ASSIGNED = r"\\?[\"']?\s{0,3}[=:]\s{0,3}\\?[\"']?"
 _NAMED = {
     "key": r"(?:api|access|private|secret|auth|signing|encryption)[_-]?key(?:[_-]?id)?",
@@ -40,7 +40,7 @@ _NAMED = {
     "passphrase": r"passphrase",
     "token": r"(?:hf|hub|api|auth|access|refresh|session|github|gitlab|bot)[_-]?token",
 }
-# Each with a text in small letters that stands in whatever it matches: most lines have none of them, which is soon seen.
+# Each form has a hint: a lower-case text that every match contains. Most lines contain no hint, so this check is fast.
 _FORMS = [
     (hint, re.compile(pattern))
     for hint, pattern in (
@@ -66,42 +66,44 @@ _FORMS = [
 
 
 def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The secrets that an environment holds, as they may appear in text: quoted by Python, JSON or a URL, and line by line.
+    """Return the secrets of an environment in every form in which they may appear in text.
+
+    The forms are the value itself, its single lines, and both as quoted by Python, JSON or a URL.
 
     Args:
-        environment: variables by name. One holds a secret if a word of its name says so, such as TOKEN or PASSWORD, and its
-            value has `SHORTEST` characters or more and is no place in the file system.
+        environment: variables by name. A variable holds a secret if its name has a word such as TOKEN or PASSWORD, and its
+            value has at least `SHORTEST` characters and is not an existing path.
     """
-    held: dict[str, None] = {}
+    values: dict[str, None] = {}
     for name, value in environment.items():
         upper = name.upper()
-        if not _SECRET_NAME.search(upper) or _PLACE_NAME.search(upper) or _is_place(value):
+        if not _SECRET_NAME.search(upper) or _PATH_NAME.search(upper) or _is_existing_path(value):
             continue
         for text in (value.strip(), *map(str.strip, value.splitlines())):
             if len(text) >= SHORTEST:
                 quoted = (repr(text)[1:-1], json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
-                held |= dict.fromkeys((text, *quoted, quote(text, safe=""), quote(text)))
-    return tuple(held)
+                values |= dict.fromkeys((text, *quoted, quote(text, safe=""), quote(text)))
+    return tuple(values)
 
 
-def _is_place(value: str) -> bool:
+def _is_existing_path(value: str) -> bool:
     return os.path.isabs(value) and os.path.exists(value)
 
 
 def redacted(text: str, secrets: Collection[str] = ()) -> str:
-    """`text` with `MARK` in place of every secret; text without one is returned as it is.
+    """Replace every secret in `text` by `MARK`; text without secrets is returned unchanged.
 
     Args:
-        secrets: from `secret_values`; tokens, keys, logins in URLs and the like are also recognised by their form.
+        secrets: from `secret_values`. Tokens, keys, logins in URLs and similar secrets are also recognised by their form.
     """
-    # What a secret was taken from may look like another one then.
-    while (clean := MARK.join(_once(part, secrets) for part in text.split(MARK))) != text:
+    # Removing one secret may turn the rest of the text into the form of another, so repeat until nothing changes.
+    while (clean := MARK.join(_redacted_once(part, secrets) for part in text.split(MARK))) != text:
         text = clean
     return text
 
 
 def redacted_values(value: Any, secrets: Collection[str] = ()) -> Any:
-    """`redacted` for all texts in a value of JSON's types, its keys among them."""
+    """Apply `redacted` to all texts in a JSON value, including the keys of mappings."""
     if isinstance(value, str):
         return redacted(value, secrets)
     if isinstance(value, Mapping):
@@ -111,9 +113,9 @@ def redacted_values(value: Any, secrets: Collection[str] = ()) -> Any:
     return value
 
 
-def _once(text: str, secrets: Collection[str]) -> str:
-    small = text.lower()
-    forms = [form for hint, form in _FORMS if hint in small]
+def _redacted_once(text: str, secrets: Collection[str]) -> str:
+    lowered = text.lower()
+    forms = [form for hint, form in _FORMS if hint in lowered]
     spans = [match.span(match.lastgroup or 0) for form in forms for match in form.finditer(text)]
     for secret in filter(None, secrets):
         start = text.find(secret)
@@ -130,49 +132,53 @@ def _once(text: str, secrets: Collection[str]) -> str:
 
 
 def redacted_lines(chunks: Iterable[bytes], secrets: Collection[str] = ()) -> Iterator[str]:
-    """The lines of a stream as they become complete, redacted, with their ends (a progress bar ends with a carriage return).
+    """Yield the redacted lines of a stream as they become complete, with their line ends.
+
+    A carriage return also ends a line, since progress bars end with one.
 
     Args:
-        chunks: of UTF-8; what is none becomes a replacement character. A secret may lie in two of them.
+        chunks: UTF-8 bytes; invalid bytes become replacement characters. A secret may span several chunks.
 
     Yields:
-        all text of the stream. A line of more than 64 Ki characters comes in parts, none of which ends inside of a secret.
+        all text of the stream. A line of more than 64 Ki characters comes in parts, none of which ends inside a secret.
     """
-    decoder, held, size = codecs.getincrementaldecoder("utf-8")("replace"), list[str](), 0
+    decoder, pending, size = codecs.getincrementaldecoder("utf-8")("replace"), list[str](), 0
     context = max([_CONTEXT, *(2 * len(secret) for secret in secrets)])
     for chunk in chunks:
         for number, part in enumerate(re.split(r"(?<=[\r\n])", decoder.decode(chunk))):
-            if number:  # what is held has its end
-                yield redacted("".join(held), secrets)
-                held, size = [], 0
-            held.append(part)
+            if number:  # every part but the first begins a new line, so the pending line is complete
+                yield redacted("".join(pending), secrets)
+                pending, size = [], 0
+            pending.append(part)
             size += len(part)
         if size > _LINE + 2 * context:
-            line = "".join(held)
-            cut = _cut(line, size - context, context, secrets)
+            line = "".join(pending)
+            cut = _safe_cut(line, size - context, context, secrets)
             yield redacted(line[:cut], secrets)
-            held, size = [line[cut:]], size - cut
-    if rest := "".join(held) + decoder.decode(b"", final=True):
+            pending, size = [line[cut:]], size - cut
+    if rest := "".join(pending) + decoder.decode(b"", final=True):
         yield redacted(rest, secrets)
 
 
-def _cut(text: str, cut: int, context: int, secrets: Collection[str]) -> int:
-    """The last place at or before `cut` where no secret of `context` characters or fewer is cut in two."""
-    for place in range(cut, cut - context, -1):
-        before, after = text[place - context : place], text[place : place + context]
+def _safe_cut(text: str, cut: int, context: int, secrets: Collection[str]) -> int:
+    """Return the last offset at or before `cut` that splits no secret of up to `context` characters."""
+    for offset in range(cut, cut - context, -1):
+        before, after = text[offset - context : offset], text[offset : offset + context]
         if redacted(before, secrets) + redacted(after, secrets) == redacted(before + after, secrets):
-            return place
+            return offset
     return cut
 
 
 def printed(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
-    """What a process writes to its standard output, a pipe, until it has ended or closed it.
+    """Yield the output of a process until it ends or closes its standard output, which must be a pipe.
 
-    A process of its own that it leaves behind, and that holds the pipe, is not waited for.
+    Child processes that outlive the process and keep the pipe open are not waited for.
     """
     stream: IO[bytes] | None = process.stdout
     if stream is None:
-        raise ValueError("printed: the process has no pipe; start it with stdout=subprocess.PIPE.")
+        raise ValueError(
+            "printed: the standard output of the process is not a pipe; start it with stdout=subprocess.PIPE."
+        )
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while True:

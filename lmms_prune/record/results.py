@@ -1,4 +1,4 @@
-"""Finding and reading lmms-eval's results files, and recognising damaged or missing ones."""
+"""Finds and reads lmms-eval's results files, and recognises damaged or missing ones."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from lmms_prune.record.files import find, read_text
 
 SUFFIX = "_results.json"
 SUBMISSIONS = "submissions"
-"""The folder into which lmms-eval's tasks write details of their own; some are called results, too."""
-# What no one but lmms-eval calls its files: the second when a run began.
+"""Folder into which lmms-eval's tasks write their submission files; some of these are named like results files."""
+# Only lmms-eval names files like this; the digits are the date and time at which the run began.
 _STAMPED = re.compile(r"(\d{8}_\d{6})_(results\.json|samples_.+\.jsonl)")
 
 
 class ResultsError(ValueError):
-    """A results file without valid results; the message says what it contains instead, without the file's name."""
+    """A results file without valid results; the message says what is wrong, but does not name the file."""
 
 
 def results_files(folder: Path, unreadable: Callable[[OSError], None]) -> list[Path]:
-    """All files below `folder` that are called results, but what tasks wrote for themselves.
+    """Find all files below `folder` that are named like results files, except the submission files of tasks.
 
     Args:
-        folder: whose hidden folders, in which a sweep is at work, are left out.
-        unreadable: is told of each folder that cannot be read.
+        folder: where to search. Hidden folders are skipped, because a running sweep writes into them.
+        unreadable: called for each folder that cannot be read.
     """
     return [path for path in find(folder, f"*{SUFFIX}", unreadable) if path.parent.name != SUBMISSIONS]
 
 
 def orphans(folder: Path, unreadable: Callable[[OSError], None]) -> dict[Path, Path]:
-    """Map each missing results file below `folder` to a samples file that was written with it."""
+    """Map each missing results file below `folder` to a samples file of the same run."""
     missing: dict[Path, Path] = {}
     for path in find(folder, "*_samples_*.jsonl", unreadable):
         stamp = _STAMPED.fullmatch(path.name)
@@ -42,27 +42,29 @@ def orphans(folder: Path, unreadable: Callable[[OSError], None]) -> dict[Path, P
 
 
 def read_results_file(path: Path, *, named: bool = False) -> dict[str, Any] | None:
-    """The content of one results file: a mapping with ``config`` and ``results``, which name the same tasks.
+    """Read a results file: a mapping with ``config`` and ``results``, which name the same tasks.
 
     Args:
-        path: of the file.
-        named: whether the user named the file as results; else only its name tells.
+        path: path of the file.
+        named: whether the user named the file as a results file. Otherwise only the file's name shows whose it is.
 
     Returns:
-        None for a well-formed file of another program that only has a results file's name.
+        None for valid JSON of another program that only has the name of a results file.
 
     Raises:
-        ResultsError: it must be lmms-eval's, and is cut short or damaged.
-        OSError: it is no regular file, or cannot be read.
+        ResultsError: the file must be from lmms-eval, but is truncated or damaged.
+        OSError: it is not a regular file, or cannot be read.
     """
     try:
         content = _printable(json.loads(read_text(path)))
     except json.JSONDecodeError as error:
-        raise ResultsError(f"no complete JSON ({error}); the run was cut short while it wrote. Run it again.") from None
+        raise ResultsError(
+            f"incomplete JSON ({error}); the run was cut short while it wrote the file. Run it again."
+        ) from None
     except UnicodeDecodeError as error:
-        raise ResultsError(f"no text ({error}).") from None
+        raise ResultsError(f"not a text file ({error}).") from None
     except (RecursionError, ValueError) as error:
-        raise ResultsError(f"no JSON that can be read ({error}).") from None
+        raise ResultsError(f"JSON that cannot be read ({error}).") from None
     if not isinstance(content, dict) or "config" not in content:
         if not named and _STAMPED.fullmatch(path.name) is None:
             return None
@@ -78,10 +80,10 @@ def _problem(content: dict[str, Any]) -> str:
     if not isinstance(content["config"], dict) or not isinstance(results, dict):
         return "its 'config' and 'results' must be mappings."
     if not results:
-        return "its 'results' name no task."
+        return "its 'results' contain no task."
     configs = content.get("configs")
     missing = [task for task in configs if task not in results] if isinstance(configs, dict) else []
-    return f"it was evaluated on '{missing[0]}', of which 'results' say nothing." if missing else ""
+    return f"it was evaluated on '{missing[0]}', which 'results' do not contain." if missing else ""
 
 
 def _short(text: str) -> str:
@@ -89,7 +91,7 @@ def _short(text: str) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """A JSON value without halves of surrogate pairs, as JSON's \\ud83d makes them and no file or terminal takes them."""
+    """Replace lone surrogates in a JSON value; JSON's \\ud83d creates them, and no file or terminal can encode them."""
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""The report of one of our runs in lmms-eval's results: ``config.batch_sizes[0]``. Without torch.
+"""The report of an lmms-prune run, stored in lmms-eval's results as ``config.batch_sizes[0]``. Without torch.
 
-lmms-eval copies the values of a model's ``batch_sizes`` into the results' config as they are: the one place for what it does
-not record by itself (its throughput section takes numbers only).
+lmms-eval copies the values of a model's ``batch_sizes`` unchanged into the config of the results. No other part of the
+results takes arbitrary values from a model: the throughput section takes numbers only.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from lmms_prune.record.averages import Averages, TaskAverages
 from lmms_prune.record.results import ResultsError
 
 VERSIONS = ("lmms-prune", "lmms-eval", "torch", "transformers")
-"""The packages whose versions each run records under their names."""
+"""Packages whose versions each run records, each under the name of the package."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """The origin of the answers, in addition to the settings.
+    """What determines the answers besides the settings. None: not known.
 
     Args:
-        versions: of the packages `VERSIONS`.
-        code: a digest of this package's modules and tasks.
-        commit: of the checkout, as git describes it; None where it is none.
-        device: its name. attention: transformers' kernel. dtype: of the weights.
+        versions: versions of the packages `VERSIONS`, by package name.
+        code: digest of this package's modules and tasks.
+        commit: commit of the checkout, as `git describe` prints it; None outside a git checkout.
+        device: name of the device.
+        attention: attention implementation of transformers.
+        dtype: dtype of the weights.
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -43,11 +45,12 @@ class Circumstances:
     """Circumstances that change a run's time but not its answers.
 
     Args:
-        batch_size: that was asked for: a number or "auto".
-        machine: the processor, with the number of cores that may be used.
-        threads: of torch. processes: of the evaluation.
-        largest_batch: that there was; None before anything was answered.
-        other_load: share of the cores' time that other programs took meanwhile; None where that is not known.
+        batch_size: requested batch size: a number or "auto".
+        machine: the processor, with the number of usable cores.
+        threads: number of torch's threads.
+        processes: number of processes of the evaluation.
+        largest_batch: samples in the largest batch; None before the first answer.
+        other_load: share of the cores' time that other programs used during the run; None if not known.
     """
 
     batch_size: int | str | None = None
@@ -63,15 +66,15 @@ class RunReport:
     """The report of a run.
 
     Args:
-        settings: all that can change an answer, by the names of the model's arguments, as texts.
-        provenance: what made the answers.
-        circumstances: what changes times.
-        averages: over all samples of the first process; None before anything was answered.
-        tasks: the averages of each task.
-        unpruned_samples: samples with an image that lost no visual token, though a schedule was to prune them.
-        resumed: samples whose answers an earlier process had left in the journal.
-        cut_images: samples with an image whose file is cut short or damaged.
-        beyond_positions: samples that are longer than the model's positions.
+        settings: every model argument that can change an answer, as text, by the argument's name.
+        provenance: what determines the answers besides the settings.
+        circumstances: what changes the run's time.
+        averages: averages over all samples of the first process; None before the first answer.
+        tasks: averages of each task.
+        unpruned_samples: samples with an image that kept every visual token although the schedule has stages.
+        resumed: samples whose answers were read from the journal of an earlier process.
+        cut_images: samples with an image whose file is truncated or damaged.
+        beyond_positions: samples that are longer than the model's maximum number of positions.
     """
 
     settings: Mapping[str, str]
@@ -86,12 +89,12 @@ class RunReport:
 
     @property
     def schedule(self) -> str | None:
-        """As it was executed, every "?" solved."""
+        """The executed schedule, with every "?" solved."""
         return self.settings.get("schedule")
 
     @property
     def facts(self) -> dict[str, str]:
-        """Provenance and circumstances as texts, by their names, as far as they are known; load and largest batch aside."""
+        """Known provenance and circumstances as texts, by name, except `other_load` and `largest_batch`."""
         circumstances = self.circumstances
         size = None if circumstances.batch_size is None else str(circumstances.batch_size)
         if size == "auto":
@@ -101,25 +104,28 @@ class RunReport:
         return {name: value for name, value in known.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as stored in the results, provenance and circumstances at the top level, unknown values left out."""
-        outcome = {name: getattr(self, name) for name in _COUNTS}
+        """Return the report as stored in the results.
+
+        Provenance and circumstances are at the top level; unknown values are omitted.
+        """
+        counts = {name: getattr(self, name) for name in _COUNTS}
         parts = {**_flat(self.provenance), **asdict(self.circumstances)}
         return {
             "schedule": self.schedule,
             "settings": dict(self.settings),
             **{name: value for name, value in parts.items() if value is not None},
-            **outcome,
+            **counts,
             "averages": written(self.averages),
             "tasks": {name: written(task) for name, task in self.tasks.items()},
         }
 
     @classmethod
     def of_results(cls, results: Mapping[str, Any]) -> RunReport | None:
-        """The report in the content of a results file; None for a model that is not ours.
+        """Read the report from the content of a results file; None for a model of another package.
 
         Raises:
-            ResultsError: its settings are damaged.
-            ArithmeticError, LookupError, TypeError, ValueError, AttributeError: something else of it is.
+            ResultsError: the report's settings are damaged.
+            ArithmeticError, LookupError, TypeError, ValueError, AttributeError: another part of the report is damaged.
         """
         for entry in results["config"].get("batch_sizes") or []:
             if isinstance(entry, dict) and ("settings" in entry or "identity" in entry):
@@ -128,10 +134,12 @@ class RunReport:
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> RunReport:
-        """What `to_dict` has written, or a version of before, which wrote its settings as one text, ``identity``.
+        """Read what `to_dict` wrote.
+
+        Reports of older versions, which have their settings as one text called ``identity``, are read too.
 
         Raises:
-            as `of_results`.
+            the errors of `of_results`.
         """
         texts = {name: value for name, value in entry.items() if isinstance(value, str)}
         load, averages = entry.get("other_load"), entry.get("averages")
@@ -158,31 +166,35 @@ _COUNTS = ("unpruned_samples", "resumed", "cut_images", "beyond_positions")
 
 
 def _flat(provenance: Provenance) -> dict[str, Any]:
+    """Return the provenance as one mapping, with each package's version under the package's name."""
     parts = asdict(provenance)
     return {**parts.pop("versions"), **parts}
 
 
 def settings_text(settings: Mapping[str, str]) -> str:
-    """Settings as one text, equal where they are equal; records of before have them in this form alone, as ``identity``."""
+    """Format settings as one text; equal settings give equal texts.
+
+    Older records have their settings only in this form, as ``identity``.
+    """
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def read_settings(entry: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of a record, by name, whether it has them so or, from a version of before, as one text.
+    """Read the settings of a record, by name. Older records have them as one text, ``identity``.
 
     Raises:
-        ResultsError: neither is there, or it names no checkpoint.
+        ResultsError: the settings are missing, name no checkpoint, or have a seed that is not a number.
     """
-    known = entry.get("settings")
-    if isinstance(known, Mapping):
-        settings = {str(name): str(value) for name, value in known.items()}
+    recorded = entry.get("settings")
+    if isinstance(recorded, Mapping):
+        settings = {str(name): str(value) for name, value in recorded.items()}
     else:
         settings = {}
-        # A template at the text's end may hold commas, so the first of a name counts.
+        # A chat template at the end of the text may contain text like ", name=", so the first value of a name counts.
         for piece in re.split(r", (?=[a-z_]+=)", str(entry.get("identity", ""))):
             name, _, value = piece.partition("=")
             settings.setdefault(name, value)
     if "pretrained" not in settings or not settings.get("seed", "0").isdigit():
-        what = "settings" if "settings" in entry else "identity"
-        raise ResultsError(f"damaged: its {what} {'are' if what == 'settings' else 'is'} {entry.get(what)!r}.")
+        key = "settings" if "settings" in entry else "identity"
+        raise ResultsError(f"damaged: its {key} {'are' if key == 'settings' else 'is'} {entry.get(key)!r}.")
     return settings

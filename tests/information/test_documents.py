@@ -97,7 +97,7 @@ def test_a_folder_holds_one_kind_of_measurement(tmp_path: Path) -> None:
         Store(tmp_path).read(["pope/test/3"])
     with pytest.raises(InformationError, match="holds no measured information"):
         Store(tmp_path / "elsewhere").settings()
-    with pytest.raises(InformationError, match=r"0\.parquet cannot be the folder of the results \(File exists\)"):
+    with pytest.raises(InformationError, match=r"0\.parquet cannot be used as the results folder \(File exists\)"):
         Store.open(store.path("pope/test/0"), {})
 
 

@@ -125,7 +125,7 @@ def test_problems_are_named_after_the_table_and_fail(results: Path) -> None:
     done = call("leaderboard", results)
     assert done.exit_code == 1
     assert "97.6" in done.stdout
-    assert f"lmms-prune: {cut}: no complete JSON" in done.stderr
+    assert f"lmms-prune: {cut}: incomplete JSON" in done.stderr
 
 
 def test_strict_refuses_marked_rows_with_the_reason(results: Path) -> None:

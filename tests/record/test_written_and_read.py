@@ -145,9 +145,9 @@ def test_what_another_model_counts_is_no_token_accounting(entry: dict[str, Any] 
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"kv_bytes": -1}, ValueError, "kv_bytes: -1, where finite numbers from 0 on are possible"),
+        ({"kv_bytes": -1}, ValueError, "kv_bytes: -1, but must be finite and at least 0"),
         ({"tower_flops": float("nan")}, ValueError, "encoder_flops: nan"),
-        ({"visual_tokens": "144"}, TypeError, "visual_tokens: '144' is no number"),
+        ({"visual_tokens": "144"}, TypeError, "visual_tokens: '144' is not a number"),
         ({"visual_tokens": None}, KeyError, "visual_tokens"),
     ],
 )
