@@ -1,4 +1,4 @@
-"""Answering lmms-eval's requests with a checkpoint whose visual tokens are pruned by a schedule."""
+"""Answers lmms-eval's requests with a checkpoint whose visual tokens are pruned by a schedule."""
 
 from __future__ import annotations
 
@@ -52,15 +52,21 @@ from lmms_prune.record.run import RunReport, settings_text
 class SampleError(Exception):
     """A sample that could not be answered; the message names the task, the document and the cause.
 
-    It is not a RuntimeError: Python itself turns a StopIteration, which processors may raise, into a RuntimeError.
+    It is not a RuntimeError on purpose. A processor may raise StopIteration, and `contextlib` mistakes a RuntimeError whose
+    cause is that StopIteration for Python's own conversion (PEP 479): it drops the error and raises the StopIteration.
     """
 
 
 @dataclass
 class _Row:
-    """One request to answer: its request index, its name for messages, its sample id for random draws, and its chat.
+    """One request to answer.
 
-    `key` is its key in the journal; "" without a journal.
+    Args:
+        index: request index.
+        name: names the sample in messages.
+        sample: sample id, which seeds random draws.
+        key: the sample's key in the journal; "" without a journal.
+        chat: the messages of the prompt.
     """
 
     index: int
@@ -72,7 +78,14 @@ class _Row:
 
 @dataclass
 class _Prepared:
-    """One batch, ready for the device. `finished` has the answers from the journal by request index; `rows` has the rest."""
+    """One batch, ready for the device.
+
+    Args:
+        inputs: the processor's output for `rows`; None if there are none.
+        rows: the requests to answer.
+        kwargs: generation options of the batch.
+        finished: answers from the journal, by request index.
+    """
 
     inputs: Any
     rows: list[_Row]
@@ -83,10 +96,10 @@ class _Prepared:
 class PrunedModel(ChatModel):
     """A checkpoint whose visual tokens are pruned by a schedule.
 
-    lmms-eval creates it by `create_from_arg_string`; `ModelArguments` lists its arguments.
+    lmms-eval creates it with `create_from_arg_string`; `ModelArguments` lists the arguments.
 
     Attributes:
-        secrets: values that no file may contain: those of the environment if lmms-eval loaded the class.
+        secrets: values that no file may contain. They come from the environment if lmms-eval loaded the class.
     """
 
     secrets: ClassVar[tuple[str, ...]] = ()
@@ -103,8 +116,8 @@ class PrunedModel(ChatModel):
             schedule = schedule.solve(arguments.budget, prompt_sizes(sizes, fixed))
         schedule.check(layers, [fixed] if fixed else None)
         for stage in schedule.idle([fixed]) if fixed else ():
-            logger.warning("stage '{}' prunes nothing of an image: all {} visual tokens stay.", stage, fixed)
-        # Files are read now, so that the run's identity includes their content.
+            logger.warning("stage '{}' prunes nothing from an image: all {} visual tokens are kept.", stage, fixed)
+        # Text files are read here, so that the recorded settings contain their content, not only their path.
         self.arguments = replace(
             arguments,
             schedule=schedule,
@@ -119,7 +132,7 @@ class PrunedModel(ChatModel):
         self._device = pick_device(arguments, self.accelerator.local_process_index, self._world_size)
         self.processor = self._load_processor()
         self.model = load_model(arguments, self._device)
-        # A missing requirement of a method (an auxiliary model, say) must be reported before the first sample.
+        # A missing requirement of a method, such as an auxiliary model, is reported before the first sample is answered.
         check(self.model, schedule)
         sizes = from_config(self.model.config.to_dict(), arguments.pretrained)
         self.architecture = replace(sizes, bytes_per_number=self.model.dtype.itemsize)
@@ -143,11 +156,11 @@ class PrunedModel(ChatModel):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: Any, additional_config: Mapping[str, Any] | None = None) -> PrunedModel:
-        """Create the model for lmms-eval from the text of --model_args, or from a mapping out of a YAML file.
+        """Create the model for lmms-eval from the text of --model_args, or from a mapping read from a YAML file.
 
         Raises:
             ArgumentError, InformationError, ScheduleError, UnsupportedModelError: see the message. Under the lmms-eval
-                command they end it with exit code 2 and the message alone.
+                command, these errors print only the message and end the command with exit code 2.
         """
         with plain_errors(InformationError, UnsupportedModelError):
             refuse_unseen(evaluation_options(tuple(UNSEEN)))
@@ -162,7 +175,7 @@ class PrunedModel(ChatModel):
             return model
 
     def __repr__(self) -> str:
-        # lmms-eval's response cache uses a model object's repr as its key.
+        # lmms-eval's response cache puts this text into its keys if the evaluation was called with a model object.
         return f"{type(self).__name__}({settings_text(self.report.settings)}, made_from={digest(self.made_from)})"
 
     @property
@@ -174,11 +187,13 @@ class PrunedModel(ChatModel):
         return self.arguments.batch_size
 
     def clean(self) -> None:
-        """Free the run's memory, but keep the weights: the same object may be evaluated again."""
+        """Free the run's memory but keep the weights, since the same object may be evaluated again."""
         release()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("lmms-eval's chat tasks only generate; use a generate_until task.")
+        raise NotImplementedError(
+            "loglikelihood tasks are not supported: lmms-eval's chat models only generate; use a generate_until task."
+        )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError("multi-round tasks are not supported; use a generate_until task.")
@@ -187,11 +202,11 @@ class PrunedModel(ChatModel):
         """Answer every request, in order.
 
         Raises:
-            ArgumentError, JournalError, SampleError: a sample could not be answered, or its answer not be written; it is
-                never replaced by an empty answer. Under the lmms-eval command these errors end it, as any other does.
+            ArgumentError, JournalError, SampleError: a sample could not be answered, or its answer could not be written.
+                A failed answer is never replaced by an empty one. Under the lmms-eval command, these errors end it.
         """
         with plain_errors(JournalError, SampleError):
-            # Checked again, because the object may have been created before the evaluation.
+            # Check again, because the model object may have been created before the evaluation.
             refuse_unseen(evaluation_options(tuple(UNSEEN)))
             return self._generate(requests)
 
@@ -209,7 +224,7 @@ class PrunedModel(ChatModel):
                 self._size.halve(len(prepared.rows))
                 batches.put_back(indices)
                 continue
-            self._write_down(prepared.rows, new_answers)
+            self._store_answers(prepared.rows, new_answers)
             batch_answers = prepared.finished | {
                 row.index: answer for row, answer in zip(prepared.rows, new_answers, strict=True)
             }
@@ -221,13 +236,13 @@ class PrunedModel(ChatModel):
         progress.close()
         self._report(answered, load.share())
         self._warn([answers[i].accounting for i in range(len(requests))], requests)
-        # lmms-eval only calls `to_dict` of the token counts, so our accounting can take the place of its own class.
+        # lmms-eval only calls `to_dict` on token counts, so `TokenAccounting` can replace its class `TokenCounts`.
         return [GenerationResult(answers[i].text, answers[i].accounting) for i in range(len(requests))]
 
     # -- one batch -------------------------------------------------------------------------------------------------
 
     def _prepare(self, requests: list[Instance], indices: list[int], repeat_counts: list[int]) -> _Prepared:
-        """Prepare prompts and pixels of a batch; runs in its own thread while the device answers the batch before."""
+        """Prepare the prompts and pixels of a batch, in a thread, while the device answers the previous batch."""
         kwargs = requests[indices[0]].args[2]
         # Sampled answers are never taken from the journal: skipping their draws would change those of later samples.
         sampled = options(kwargs, self.processor.tokenizer, self.arguments.use_cache)["do_sample"]
@@ -252,7 +267,7 @@ class PrunedModel(ChatModel):
         return self.chat(build(self.task_dict[task][split][doc]))
 
     def _answer(self, prepared: _Prepared) -> list[AnsweredSample] | None:
-        """Answer a batch; None if it does not fit the memory."""
+        """Answer a batch; None if it does not fit into memory."""
         kwargs, tokenizer = prepared.kwargs, self.processor.tokenizer
         samples = [row.sample for row in prepared.rows]
         with (
@@ -271,34 +286,34 @@ class PrunedModel(ChatModel):
                 count_selection=True,
             ) as trace:
                 output = self.model.generate(**inputs, **options(kwargs, tokenizer, self.arguments.use_cache))
-            # `tolist` waits for the device, so that the time includes the whole generation.
+            # `tolist` waits for the device, so the measured time includes all of the generation.
             generated = output[:, inputs["input_ids"].shape[1] :].tolist()
             seconds = time.perf_counter() - start
         if memory.exhausted:
             return None
         lengths, stops = inputs["attention_mask"].sum(1).tolist(), stop_texts(kwargs)
-        # An unpruned run may use beams or no cache, and then traces a sample several times, identically.
+        # Without pruning, beams or `use_cache=False` are allowed; then a sample has several, identical rows in the trace.
         rows = {row.sample: row for row in trace.rows}
         masks_to_host(list(rows.values()))
         sizes = [size for sample in samples for size in rows[sample].images]
         grids = iter(ModelParts.of(self.model).grids(dict(inputs), sizes))
         results = []
         for ids, sample, length in zip(generated, samples, lengths, strict=True):
-            own_ids = own_tokens(ids, tokenizer)
+            answer_ids = own_tokens(ids, tokenizer)
             shapes = list(islice(grids, len(rows[sample].images)))
-            accounting = token_accounting(rows[sample], shapes, self.architecture, length, len(own_ids))
+            accounting = token_accounting(rows[sample], shapes, self.architecture, length, len(answer_ids))
             computed, cached = sum(rows[sample].computed), int(sum(kv_bytes(self.architecture, rows[sample].cached)))
-            text, seconds_each = clean(self.decode(own_ids), stops), seconds / len(samples)
+            text, seconds_each = clean(self.decode(answer_ids), stops), seconds / len(samples)
             results.append(AnsweredSample(text, accounting, computed, cached, len(samples), seconds_each))
         return results
 
-    def _write_down(self, rows: Sequence[_Row], answers: Sequence[AnsweredSample]) -> None:
+    def _store_answers(self, rows: Sequence[_Row], answers: Sequence[AnsweredSample]) -> None:
         to_store = {row.key: answer for row, answer in zip(rows, answers, strict=True) if row.key}
         if self._journal is not None and to_store:
             self._journal.add(to_store)
 
     def _batch_inputs(self, rows: Sequence[_Row]) -> Any:
-        """Return the processor's output for a batch; if it fails, the error names the row that fails by itself."""
+        """Return the processor's output for a batch; if it fails, the error names the row that causes it."""
         try:
             return self._inputs([row.chat for row in rows])
         except Exception:
@@ -307,10 +322,10 @@ class PrunedModel(ChatModel):
                     self._inputs([row.chat])
             raise
 
-    # -- the whole run ---------------------------------------------------------------------------------------------
+    # -- the run as a whole ---------------------------------------------------------------------------------------------
 
     def _groups(self, requests: list[Instance]) -> list[list[int]]:
-        """Group request indices that may be generated together (equal options), the longest prompts first."""
+        """Group request indices by generation options, longest prompts first; a batch has requests of one group only."""
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             kwargs = request.args[2]
@@ -323,7 +338,7 @@ class PrunedModel(ChatModel):
         return list(groups.values())
 
     def _lengths(self, requests: list[Instance]) -> list[float]:
-        """Estimate the tokens of each prompt."""
+        """Estimate the length of each prompt in tokens, text and images together."""
         documents: dict[tuple[str, str], list[int]] = {}
         for request in requests:
             documents.setdefault(request.args[4:6], []).append(request.args[3])
@@ -340,14 +355,18 @@ class PrunedModel(ChatModel):
     def _check_options(self, kwargs: Mapping[str, Any]) -> None:
         beams = options(kwargs, self.processor.tokenizer, self.arguments.use_cache)["num_beams"]
         if beams > 1 and self.arguments.schedule.stages:
-            message = f"num_beams={beams}: beam search reorders the cache that a schedule cuts; use num_beams=1."
+            message = f"num_beams={beams}: beam search reorders the KV cache, which is not supported with a schedule that prunes; use num_beams=1."
             raise ArgumentError(message)
         ignored = sorted(set(kwargs) - KNOWN)
         if ignored:
-            logger.warning("generation options without a meaning here are ignored: {}", ", ".join(ignored))
+            logger.warning("generation options that are not supported are ignored: {}", ", ".join(ignored))
 
     def _unpruned_samples(self, answered: Answered) -> int:
-        """Count the samples of all processes that lost no token; a schedule that pruned none of them is an error."""
+        """Count the samples, over all processes, that kept every token.
+
+        Raises:
+            ArgumentError: the schedule was to prune, but pruned no sample.
+        """
         schedule = self.arguments.schedule
         with_image = [answer.accounting for answer in answered.answers if answer.accounting.visual_tokens]
         counts = torch.tensor(
@@ -358,12 +377,12 @@ class PrunedModel(ChatModel):
             average = sum(accounting.visual_tokens for accounting in with_image) / max(1, len(with_image))
             raise ArgumentError(
                 f"model_args: schedule={schedule} pruned nothing: in all {images} samples with an image every visual token "
-                f"stayed ({average:.0f} on average). Keep fewer: give a ratio, or a number of tokens below that."
+                f"was kept ({average:.0f} on average). Keep fewer tokens: use a ratio, or a number of tokens below that."
             )
         return unpruned
 
     def _report(self, answered: Answered, other_load: float | None) -> None:
-        """Record the run for the results: lmms-eval's throughput, and our report."""
+        """Record the run for the results: lmms-eval's throughput and the `RunReport`."""
         answers, averages = answered.answers, answered.averages()
         largest = max((answer.rows for answer in answers), default=0)
         self.report = replace(
@@ -383,13 +402,13 @@ class PrunedModel(ChatModel):
         log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, {"total_requests": len(answers), **numbers})
 
     def _warn(self, samples: Sequence[TokenAccounting], requests: Sequence[Instance]) -> None:
-        """Count and warn of samples whose answers mean little: truncated images and too long prompts.
+        """Count samples whose answers are unreliable and warn about them: truncated images and too long prompts.
 
-        lmms-eval's own wrappers answer such samples, too.
+        Such samples are still answered, as by lmms-eval's own model wrappers.
         """
         if self._truncated:
             logger.warning(
-                "{} samples have an image whose file is cut short or damaged; the rest of it is grey: {}. The results count them "
+                "{} samples have an image whose file is cut short or damaged; the missing part is grey: {}. The results count them "
                 "as cut_images.",
                 *(len(self._truncated), ", ".join(sorted(self._truncated)[:3])),
             )
@@ -400,8 +419,8 @@ class PrunedModel(ChatModel):
         if too_long:
             _, _, _, doc, task, _ = requests[too_long[0]].args
             logger.warning(
-                "{} samples are longer than the {} positions that the model has, the first one task '{}', document {}: "
-                "what it answers to them says little. The results count them as beyond_positions.",
+                "{} samples are longer than the model's maximum of {} positions, first of them task '{}', document {}: "
+                "their answers are unreliable. The results count them as beyond_positions.",
                 *(len(too_long), limit, task, doc),
             )
         self.report = replace(self.report, cut_images=len(self._truncated), beyond_positions=len(too_long))
@@ -409,7 +428,7 @@ class PrunedModel(ChatModel):
 
 @contextmanager
 def _naming_samples(names: Sequence[str]) -> Iterator[None]:
-    """Add the samples' names to any error inside; the error still ends the run."""
+    """Turn any error inside into a `SampleError` that names the samples; the error still ends the run."""
     try:
         yield
     except SampleError:

@@ -1,4 +1,7 @@
-"""Reading back the files that lmms-eval saves: if saving fails, lmms-eval only logs it and exits with 0."""
+"""Checks the files that lmms-eval saves by reading them back.
+
+If saving fails, lmms-eval only logs a warning and exits with code 0.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ from lmms_prune.record.results import SUFFIX, ResultsError, read_results_file
 
 
 class SavingError(RuntimeError):
-    """Results that were not saved completely; the message names the file and says why."""
+    """Results were not saved completely; the message names the file and the reason."""
 
 
 def refuse_unwritable(tracker: Any) -> None:
     """Refuse an unwritable results folder before any weights are loaded.
 
     Args:
-        tracker: lmms-eval's object that saves the evaluation's results.
+        tracker: lmms-eval's `EvaluationTracker`, which saves the results.
 
     Raises:
         ArgumentError: the folder cannot be written to.
@@ -34,32 +37,37 @@ def refuse_unwritable(tracker: Any) -> None:
     folder = saved_below(tracker)
     if folder is None:
         return
-    above = folder.absolute()
-    while not os.path.lexists(above):
-        above = above.parent
+    # lmms-eval makes missing folders when it saves, so the closest existing one must be writable.
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=above):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        where = "" if above == folder.absolute() else f" in {above}"
+        where = "" if existing == folder.absolute() else f" in {existing}"
         raise ArgumentError(
             f"--output_path {folder} cannot be written to{where}: {error.strerror}; name another folder."
         ) from error
 
 
 def read_back(tracker: Any) -> None:
-    """Make an evaluation's tracker check the files that it saves; an incomplete file ends the command.
+    """Make a tracker check each file after saving it; an incomplete file ends the command.
 
     Args:
-        tracker: the tracker of the evaluation being set up; no other one is changed.
+        tracker: the tracker of the evaluation that is being set up. Other trackers are not changed.
     """
     if saved_below(tracker) is None:
         return
-    results, samples = tracker.save_results_aggregated, tracker.save_results_samples
+    original_save_results, original_save_samples = tracker.save_results_aggregated, tracker.save_results_samples
 
     def save_results(*args: Any, **kwargs: Any) -> None:
         with plain_errors(SavingError):
-            _saved(lambda: results(*args, **kwargs), lambda: saved_file(tracker, SUFFIX[1:]), read_results_file)
+            _save_and_check(
+                lambda: original_save_results(*args, **kwargs),
+                lambda: saved_file(tracker, SUFFIX[1:]),
+                read_results_file,
+            )
 
     def save_samples(task_name: str, samples_: Any = None, **kwargs: Any) -> None:
         rows = kwargs.pop("samples", samples_)
@@ -72,8 +80,8 @@ def read_back(tracker: Any) -> None:
                 )
 
         with plain_errors(SavingError):
-            _saved(
-                lambda: samples(task_name=task_name, samples=rows, **kwargs),
+            _save_and_check(
+                lambda: original_save_samples(task_name=task_name, samples=rows, **kwargs),
                 lambda: saved_file(tracker, f"samples_{task_name}.jsonl"),
                 check_samples,
             )
@@ -81,8 +89,13 @@ def read_back(tracker: Any) -> None:
     tracker.save_results_aggregated, tracker.save_results_samples = save_results, save_samples
 
 
-def _saved(save: Callable[[], None], name: Callable[[], Path], read: Callable[[Path], Any]) -> None:
-    """Let lmms-eval save a file, and check it by reading.
+def _save_and_check(save: Callable[[], None], name: Callable[[], Path], read: Callable[[Path], Any]) -> None:
+    """Let lmms-eval save a file, then check the file by reading it.
+
+    Args:
+        save: saves the file.
+        name: returns the file's path; called after `save`, which sets the date in the name.
+        read: raises OSError or ValueError if the file is not complete.
 
     Raises:
         SavingError: the file is not complete.
@@ -93,7 +106,7 @@ def _saved(save: Callable[[], None], name: Callable[[], Path], read: Callable[[P
         if isinstance(error := sys.exc_info()[1], OSError):
             errors.append(error)
 
-    # lmms-eval names the error only in its log; inside its handler the exception is still available.
+    # lmms-eval catches the error and only logs it. While it logs, the exception is still the current one of the thread.
     sink = logger.add(record_error, level="INFO", format="{message}", filter="lmms_eval")
     try:
         save()
@@ -103,13 +116,15 @@ def _saved(save: Callable[[], None], name: Callable[[], Path], read: Callable[[P
     try:
         read(path)
     except (OSError, ValueError) as error:
-        why = errors[0].strerror or str(errors[0]) if errors else getattr(error, "strerror", None) or str(error)
+        reason = errors[0].strerror or str(errors[0]) if errors else getattr(error, "strerror", None) or str(error)
         if not errors and not isinstance(error, OSError) and path.name.endswith(SUFFIX):
-            # lmms-eval's buffer is flushed when the file is closed, where errors are no longer logged.
-            why = "it is cut short, as on a full disk"
-        # An incomplete file is removed. Too many samples without an error belong to another run of the same second; they stay.
+            # lmms-eval never closes the results file itself. Python does on deletion, and ignores its errors.
+            reason = "it is cut short, as on a full disk"
+        # An incomplete file is removed. A samples file with too many lines but no error stays: lmms-eval appends to samples
+        # files, so the other lines belong to a run that started in the same second.
         if path.is_file() and (errors or path.name.endswith(SUFFIX)):
             path.unlink()
         raise SavingError(
-            f"{path} was not saved whole: {why.rstrip('.')}. When that is fixed, run it again; a journal keeps the answers."
+            f"{path} was not saved completely: {reason.rstrip('.')}. Fix the cause, then run the same command again; with a "
+            "journal, finished answers are kept."
         ) from error

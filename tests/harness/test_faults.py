@@ -194,7 +194,7 @@ def test_a_run_in_which_no_image_was_pruned_is_an_error(harness, family):
     """A count above every image's tokens: known before loading in LLaVA, in Qwen2.5-VL once all have been seen."""
     model = harness.create(family, schedule="dart@2:640t")
     with pytest.raises(
-        ArgumentError, match=r"schedule=dart@2:640t pruned nothing: in all 2 samples .* stayed \(\d+ on"
+        ArgumentError, match=r"schedule=dart@2:640t pruned nothing: in all 2 samples .* was kept \(\d+ on"
     ):
         _answer(model, [_doc("Is there a circle?", "red"), _doc("Is there a square?", "blue")], SHORT)
 
@@ -203,7 +203,7 @@ def test_stages_without_an_effect_are_told_before_loading(harness, monkeypatch):
     said = []
     monkeypatch.setattr("lmms_prune.harness.pruned.logger.warning", lambda text, *args: said.append(text.format(*args)))
     harness.create("llava", schedule="random@2:640t,random@5:0.1")
-    assert said == ["stage 'random@2:640t' prunes nothing of an image: all 64 visual tokens stay."]
+    assert said == ["stage 'random@2:640t' prunes nothing from an image: all 64 visual tokens are kept."]
 
 
 def test_samples_that_lost_no_token_are_counted(harness):

@@ -77,7 +77,9 @@ def test_results_that_do_not_fit_are_named_and_removed(
         save(tracker)
     path = tmp_path / "tiny" / f"{STAMP}_results.json"
     why = r"(File too large|it is cut short, as on a full disk)"
-    assert re.match(rf"{path} was not saved whole: {why}\. When that is fixed, run it again", str(caught.value))
+    assert re.match(
+        rf"{path} was not saved completely: {why}\. Fix the cause, then run the same command again", str(caught.value)
+    )
     assert list((tmp_path / "tiny").iterdir()) == []
 
 
@@ -91,7 +93,7 @@ def test_two_runs_of_one_second_do_not_mix(tmp_path: Path) -> None:
     """lmms-eval appends to a samples file that is there: nobody could tell whose answers these are."""
     save(made(tmp_path))
     with pytest.raises(
-        SavingError, match=r"_samples_pope\.jsonl was not saved whole: it holds 6 samples, not the 3 of"
+        SavingError, match=r"_samples_pope\.jsonl was not saved completely: it holds 6 samples, not the 3 of"
     ):
         save(made(tmp_path))
     assert len((tmp_path / "tiny" / f"{STAMP}_samples_pope.jsonl").read_text("utf-8").splitlines()) == 6
@@ -128,7 +130,7 @@ def test_the_command_ends_with_the_files_name(harness, tmp_path: Path) -> None:
     run = harness.fork(*line, "--include_path", str(tmp_path / "tasks"))
     assert run.returncode == 2
     assert re.search(
-        r"\nlmms-prune: error: \S+_results\.json was not saved whole: (File too large|it is cut short)", run.stderr
+        r"\nlmms-prune: error: \S+_results\.json was not saved completely: (File too large|it is cut short)", run.stderr
     )
     assert run.results is None
     assert not list(run.folder.rglob("*_results.json"))
