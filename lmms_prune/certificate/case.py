@@ -131,7 +131,8 @@ class Case:
     def forgotten(self, kept: dict[int, KeptColumns]) -> dict[int, set[int]]:
         """Return the columns that generated tokens do not see, by layer, because a stage cropped earlier caches.
 
-        MustDrop also removes its dropped tokens from the caches of layers that ran before its stage.
+        MustDrop also removes the tokens that it dropped from caches that were filled before: from the layer before its
+        first stage (deeper than 0) to the layer before its last one.
         """
         cropping = [stage.layer for stage in self.schedule.stages if stage.spec.crops_cache and stage.layer]
         if not cropping:

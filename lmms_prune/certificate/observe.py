@@ -48,7 +48,7 @@ class Observed:
         entering: hidden states before each stage acts, by its layer.
         received: hidden states that the stage's layer receives after the stage acted, by layer.
         lengths: sequence length that each layer receives in the prefill.
-        tables: for the prompt and each step, the rotary tables that each layer is given.
+        tables: for the prompt and each step, the rotary tables that each layer receives.
         rewritten: by layer of each stage that rewrites, the new tokens of each image of the batch; None for an image that
             keeps all its tokens.
     """
