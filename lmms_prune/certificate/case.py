@@ -1,4 +1,4 @@
-"""A schedule on a loaded model, with runs that several cells of the matrix share."""
+"""A schedule on a loaded model, with cached runs that several cells of the matrix share."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from torch import Tensor
 
 from lmms_prune.certificate.observe import Observed, Rewritten, generate, observe
 from lmms_prune.certificate.prompts import BATCHES, PromptRow, answer, batch
-from lmms_prune.certificate.reference import Masked, Standing, masked_run
+from lmms_prune.certificate.reference import KeptColumns, Masked, masked_run
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.schedule import Schedule
 
-STEPS = 16  # decode steps, after the token that the prefill answers
-# Rounding of a type that is expected of any model, even where two ways of computing happen to agree: 8 times its step.
+STEPS = 16  # decode steps, after the token that the prefill predicts
+# Lower bound of the rounding noise by dtype, for models where two ways of computing happen to agree: about 8 times the
+# dtype's step.
 LEAST = {"float32": 1e-6, "float16": 8e-3, "bfloat16": 3e-2}
-FEW = 2  # tokens of runs of which only the beginning is compared
+FEW = 2  # tokens to generate if only the start of a run is compared
 
 
 @dataclass
 class Subject:
-    """A loaded model in one type and with one attention kernel; `unpruned` holds its plain answers by batch."""
+    """A loaded model in one dtype with one attention kernel.
+
+    Args:
+        model: the loaded model, without hooks.
+        dtype: name of its dtype, without "torch.".
+        unpruned: cached logits without pruning, by batch name.
+    """
 
     model: Any
     dtype: str
@@ -33,7 +40,7 @@ class Subject:
 
     @cached_property
     def noise(self) -> float:
-        """Return the rounding noise: how far the unpruned model's stepwise, batched logits are from those of one pass.
+        """The rounding noise: the relative distance between stepwise, batched logits and logits of one pass, unpruned.
 
         Raises:
             UnsupportedModelError: the logits are not finite.
@@ -48,18 +55,18 @@ class Subject:
                     off(row_logits, masked_run(self.model, batch(self.model, (row,)), tokens, {}, False).logits)
                 )
         if (worst := max(deviations)) == float("inf"):
-            # A limit derived from it would let everything pass.
-            message = f"the unpruned model's own logits are no numbers in {self.dtype}; try another --dtype."
+            # With an infinite limit every check would pass.
+            message = f"the unpruned model's own logits are not finite in {self.dtype}; try another --dtype."
             raise UnsupportedModelError(message)
         return worst
 
     @property
     def layers(self) -> int:
-        """Decoder layers."""
+        """Number of decoder layers."""
         return len(ModelParts.of(self.model).layers)
 
     def plain(self, name: str) -> Tensor:
-        """Logits of a batch's first tokens without any hook."""
+        """Return the logits of the first tokens of the batch `name`, without any hooks."""
         if name not in self.unpruned:
             with torch.inference_mode():
                 self.unpruned[name] = generate(self.model, BATCHES[name], FEW)[0]
@@ -68,7 +75,7 @@ class Subject:
 
 @dataclass
 class Case:
-    """A schedule and a position policy on a subject; runs of the same rows are made once."""
+    """A schedule and a position policy on a subject. Runs of the same rows are cached."""
 
     subject: Subject
     schedule: Schedule
@@ -81,86 +88,96 @@ class Case:
         return ModelParts.of(self.subject.model)
 
     def run(self, rows: tuple[PromptRow, ...]) -> Observed:
-        """Return the pruned answers of some rows, generated together."""
+        """Return the pruned generation of `rows` as one batch."""
         key = tuple(row.name for row in rows)
         if key not in self.observed:
             self.observed[key] = self.begun(rows, STEPS + 1)
         return self.observed[key]
 
     def begun(self, rows: tuple[PromptRow, ...], steps: int = FEW) -> Observed:
-        """Return only the first tokens of the rows' pruned answers."""
+        """Return the first `steps` tokens of the rows' pruned generation, uncached."""
         return observe(self.subject.model, rows, self.schedule, self.positions, steps)
 
     def kept_all(self, rows: tuple[PromptRow, ...]) -> Observed:
-        """The first answers of the rows where every stage keeps everything."""
-        whole = tuple(replace(stage, keep=Decimal(1)) for stage in self.schedule.stages)
-        return observe(self.subject.model, rows, Schedule(whole), self.positions, FEW)
+        """Return the first tokens of the rows with every stage as keep-all."""
+        keep_all_stages = tuple(replace(stage, keep=Decimal(1)) for stage in self.schedule.stages)
+        return observe(self.subject.model, rows, Schedule(keep_all_stages), self.positions, FEW)
 
-    def standings(self, rows: tuple[PromptRow, ...], number: int) -> dict[int, Standing]:
-        """Return which tokens one row of a run has from each stage's layer on, as its methods decided.
+    def kept_columns(self, rows: tuple[PromptRow, ...], number: int) -> dict[int, KeptColumns]:
+        """Return the columns that row `number` of a run keeps from each stage's layer on, by layer.
 
-        Columns are those of the row without padding.
+        They follow the masks that the methods decided in that run. Columns count without padding.
         """
         seen = self.run(rows)
         before = sum(len(row.grids) for row in rows[:number])
         images = range(before, before + len(rows[number].grids))
         ids = batch(self.subject.model, rows[number : number + 1])["input_ids"][0].tolist()
         visual = [column for column, token in enumerate(ids) if token == self.parts.config.image_token_id]
-        record, found, columns = seen.trace.rows[number], {}, list(range(len(ids)))
-        for position, stage in enumerate(self.schedule.stages):
+        record, kept, columns = seen.trace.rows[number], {}, list(range(len(ids)))
+        for stage_index, stage in enumerate(self.schedule.stages):
             written: dict[int, Tensor] = {}
             first = 0
-            for image, size, mask in zip(images, record.images, record.masks[position], strict=True):
-                own, first = visual[first : first + size], first + size
-                rewritten = seen.rewritten.get(stage.layer)
-                now = None if rewritten is None else rewritten[image]
-                columns = _stays(columns, own, mask.tolist(), now)
-                if now is not None:
-                    written |= {own[index]: state for index, state in zip(now.index, now.states, strict=True)}
-            found[stage.layer] = Standing(list(columns), written)
-        return found
+            for image, size, mask in zip(images, record.images, record.masks[stage_index], strict=True):
+                image_columns, first = visual[first : first + size], first + size
+                layer_rewrites = seen.rewritten.get(stage.layer)
+                rewritten = None if layer_rewrites is None else layer_rewrites[image]
+                columns = _kept_after(columns, image_columns, mask.tolist(), rewritten)
+                if rewritten is not None:
+                    states = zip(rewritten.index, rewritten.states, strict=True)
+                    written |= {image_columns[index]: state for index, state in states}
+            kept[stage.layer] = KeptColumns(list(columns), written)
+        return kept
 
-    def forgotten(self, standing: dict[int, Standing]) -> dict[int, set[int]]:
-        """Columns that generated tokens do not see at layers which ran before what a MustDrop stage dropped."""
+    def forgotten(self, kept: dict[int, KeptColumns]) -> dict[int, set[int]]:
+        """Return the columns that generated tokens do not see, by layer, because a stage cropped earlier caches.
+
+        MustDrop also removes the tokens that it dropped from caches that were filled before: from the layer before its
+        first stage (deeper than 0) to the layer before its last one.
+        """
         cropping = [stage.layer for stage in self.schedule.stages if stage.spec.crops_cache and stage.layer]
         if not cropping:
             return {}
-        left, all_columns = set(standing[max(cropping)].columns), set()
-        for one in standing.values():
-            all_columns |= set(one.columns)
+        remaining, all_columns = set(kept[max(cropping)].columns), set()
+        for stage_kept in kept.values():
+            all_columns |= set(stage_kept.columns)
         length = max(all_columns) + 1
-        return dict.fromkeys(range(min(cropping) - 1, max(cropping)), set(range(length)) - left)
+        return dict.fromkeys(range(min(cropping) - 1, max(cropping)), set(range(length)) - remaining)
 
     def reference(self, rows: tuple[PromptRow, ...], number: int) -> Masked:
-        """What the masked reference answers for one row of a run, given what the run's methods answered."""
-        row, standing = rows[number], self.standings(rows, number)
-        key: tuple[Any, ...] = (row.name, *(tuple(one.columns) for one in standing.values()))
-        if any(one.written for one in standing.values()):
-            # What was written differs between runs by rounding.
-            key += tuple(one.name for one in rows)
+        """Return the masked reference for row `number` of a run, with the tokens that the run's methods kept."""
+        row, kept = rows[number], self.kept_columns(rows, number)
+        key: tuple[Any, ...] = (row.name, *(tuple(stage_kept.columns) for stage_kept in kept.values()))
+        if any(stage_kept.written for stage_kept in kept.values()):
+            # Written states differ between runs by rounding, so such a reference holds for its own run only.
+            key += tuple(other.name for other in rows)
         if key not in self.references:
-            made = masked_run(
+            self.references[key] = masked_run(
                 self.subject.model,
                 batch(self.subject.model, (row,)),
                 answer(self.subject.model, row, STEPS + 1).to(self.parts.decoder.norm.weight.device),
-                standing,
+                kept,
                 self.positions == "compact",
-                self.forgotten(standing),
+                self.forgotten(kept),
             )
-            self.references[key] = made
         return self.references[key]
 
 
-def _stays(columns: list[int], own: list[int], mask: list[bool], now: Rewritten | None) -> list[int]:
-    """`columns` after a stage: of an image's `own` ones those that the mask keeps, or what was put in their place."""
-    if now is None:
-        kept = {column for column, flag in zip(own, mask, strict=True) if flag}
-        return [column for column in columns if column in kept or column not in set(own)]
-    placed = [own[index] for index in now.index]
-    return [c for c in columns if c < own[0]] + placed + [c for c in columns if c > own[-1]]
+def _kept_after(
+    columns: list[int], image_columns: list[int], mask: list[bool], rewritten: Rewritten | None
+) -> list[int]:
+    """Return `columns` after a stage acted on one image: without its dropped columns, or with its rewritten ones."""
+    if rewritten is None:
+        kept = {column for column, flag in zip(image_columns, mask, strict=True) if flag}
+        return [column for column in columns if column in kept or column not in set(image_columns)]
+    # A rewrite may change the order of an image's tokens, so they are inserted in its order.
+    inserted = [image_columns[index] for index in rewritten.index]
+    return [c for c in columns if c < image_columns[0]] + inserted + [c for c in columns if c > image_columns[-1]]
 
 
 def off(logits: Tensor, other: Tensor) -> float:
-    """Return the distance of logits (S, vocabulary) from others, relative to the others' norm."""
+    """Return the distance of logits (S, vocabulary) from `other`, relative to the norm of `other`.
+
+    The distance is infinite if it is not a number.
+    """
     distance = float((logits.float() - other.float()).norm() / other.float().norm())
     return distance if distance == distance else float("inf")

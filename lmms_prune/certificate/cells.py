@@ -1,4 +1,4 @@
-"""The cells of the matrix: every method in every way it can be run, those that cannot be and why, and a covering choice."""
+"""The cells of the certificate's matrix: all combinations, why some cannot be run, and a choice that covers all pairs."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ ATTENTIONS = ("eager", "sdpa")
 POSITIONS = ("original", "compact")
 DTYPES = ("float32", "bfloat16")
 STAGES = (1, 2, 3)
-# One layer each for the places 0, 1, middle and last.
+# The places 0, 1, middle and last must be four different layers.
 FEWEST_LAYERS = 4
-# Options that only cost time here.
+# Overrides that save time: long auxiliary generations prove nothing more here.
 _OPTIONS = {"sgl": (("new_tokens", 4),)}
 _FIRST, _SECOND, _THIRD = Decimal("0.8"), Decimal("0.5"), Decimal("0.25")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One way of running one method.
+    """One way to run one method.
 
     Args:
-        family: the model's type.
-        dtype, attention: of the model.
+        family: the model type of the family.
+        dtype: the model's dtype.
+        attention: the model's attention kernel.
         positions: the position policy.
-        method: what is certified.
-        place: of its stage: decoder layer 0 or 1, the middle one, or the last.
-        stages: how many the schedule has; others prune by other methods before and after.
-        batch: a name of `BATCHES`.
+        method: the method that is certified.
+        place: the decoder layer of the method's stage: 0, 1, the middle layer or the last layer.
+        stages: the number of stages in the schedule; the other stages prune with other methods.
+        batch: a name in `BATCHES`.
     """
 
     family: str
@@ -58,14 +59,17 @@ def enumerate_cells(
     dtypes: Sequence[str] = DTYPES,
     attentions: Sequence[str] = ATTENTIONS,
 ) -> Iterator[Cell]:
-    """The whole product, cells that cannot be run included; neighbours differ in the batch first."""
+    """Yield the full product of all axes, including cells that cannot be run.
+
+    The batch varies fastest, so consecutive cells can share runs.
+    """
     axes = (families, dtypes, attentions, POSITIONS, methods, PLACES, STAGES, BATCHES)
     for values in product(*axes):
         yield Cell(*values)
 
 
 def impossible(cell: Cell) -> str:
-    """Why no schedule can be made of a cell, as the table of methods says; nothing if one can."""
+    """Return why a cell has no valid schedule, according to the table of methods; "" if it has one."""
     spec, layer = METHODS[cell.method], PLACES.index(cell.place)
     if not spec.ready:
         return "needs weights that were trained for it" if spec.trained else "needs measurements that were made for it"
@@ -76,58 +80,69 @@ def impossible(cell: Cell) -> str:
     if spec.highest_layer is not None and layer > spec.highest_layer:
         return f"acts at layer {spec.layers_text} only"
     if spec.drops_all and len(_layers(cell, FEWEST_LAYERS)) < cell.stages:
-        return "drops everything: nothing is left for a later stage"
+        return "drops all visual tokens: none remain for a later stage"
     return ""
 
 
 def schedule(cell: Cell, layers: int) -> Schedule:
-    """The schedule of a cell for a model of `layers` decoder layers: DivPrune before the method, random after it."""
+    """Return a cell's schedule for a model with `layers` decoder layers.
+
+    Stages before the method's stage use DivPrune, stages after it use random pruning.
+    """
     spec = METHODS[cell.method]
-    at, acting = _place(cell.place, layers), _layers(cell, layers)
-    keeps = (_SECOND,) if len(acting) == 1 else (_FIRST, _SECOND, _THIRD)
+    method_layer, stage_layers = _layer_of(cell.place, layers), _layers(cell, layers)
+    keeps = (_SECOND,) if len(stage_layers) == 1 else (_FIRST, _SECOND, _THIRD)
     example = dict(Schedule.parse(spec.example).stages[0].options)
     options = tuple({**example, **dict(_OPTIONS.get(cell.method, ()))}.items())
-    made = []
-    for layer, keep in zip(acting, keeps, strict=False):
-        if layer == at:
-            made.append(Stage(cell.method, layer, 0 if spec.drops_all else keep, options))
+    stages = []
+    for layer, keep in zip(stage_layers, keeps, strict=False):
+        if layer == method_layer:
+            stages.append(Stage(cell.method, layer, 0 if spec.drops_all else keep, options))
         else:
-            made.append(Stage("divprune" if layer < at else "random", layer, keep))
-    return Schedule(tuple(made))
+            stages.append(Stage("divprune" if layer < method_layer else "random", layer, keep))
+    return Schedule(tuple(stages))
 
 
-def _place(place: str, layers: int) -> int:
+def _layer_of(place: str, layers: int) -> int:
     return {"0": 0, "1": 1, "middle": layers // 2, "last": layers - 1}[place]
 
 
 def _layers(cell: Cell, layers: int) -> list[int]:
-    """The layers of the stages: the method's, and as many others as asked for, rather after it than before."""
-    at = _place(cell.place, layers)
-    others = [_place(place, layers) for place in ("middle", "last", "1", "0")]
-    after = [] if METHODS[cell.method].drops_all else [layer for layer in others if layer > at]
-    before = [layer for layer in others if layer < at]
-    # In the middle of three the method has one on either side.
+    """Return the layers of a cell's stages, sorted: the method's layer and the other stages, preferably after it."""
+    method_layer = _layer_of(cell.place, layers)
+    others = [_layer_of(place, layers) for place in ("middle", "last", "1", "0")]
+    after = [] if METHODS[cell.method].drops_all else [layer for layer in others if layer > method_layer]
+    before = [layer for layer in others if layer < method_layer]
+    # Of three stages, one comes after the method if possible, so that a middle method has a stage on either side.
     chosen = (after[:1] + before + after[1:])[: cell.stages - 1]
-    return sorted([at, *chosen])
+    return sorted([method_layer, *chosen])
 
 
 def covering(cells: Iterable[Cell], seed: int = 0, tries: int = 30) -> list[Cell]:
-    """A choice of `cells` in which every two values that some cell has together are together in a chosen one."""
+    """Choose a subset of `cells` that covers all pairs.
+
+    If any two values occur together in some cell, they also occur together in a chosen cell.
+
+    Args:
+        cells: the cells to choose from.
+        seed: seeds the random candidates.
+        tries: the number of candidates for each pair; the one that covers most missing pairs is chosen.
+    """
     pool = list(cells)
     holders: dict[tuple, list[int]] = {}
-    for number, cell in enumerate(pool):
+    for index, cell in enumerate(pool):
         for pair in _pairs(cell):
-            holders.setdefault(pair, []).append(number)
+            holders.setdefault(pair, []).append(index)
     rng, chosen = random.Random(seed), []
     missing = set(holders)
-    # Pairs that few cells have come first: there is least choice for them.
+    # Rare pairs come first because they leave the least choice.
     for pair in sorted(holders, key=lambda pair: (len(holders[pair]), str(pair))):
         if pair in missing:
-            some = rng.sample(holders[pair], min(tries, len(holders[pair])))
-            best = max(some, key=lambda number: len(_pairs(pool[number]) & missing))
+            candidates = rng.sample(holders[pair], min(tries, len(holders[pair])))
+            best = max(candidates, key=lambda index: len(_pairs(pool[index]) & missing))
             chosen.append(best)
             missing -= _pairs(pool[best])
-    return [pool[number] for number in sorted(chosen)]
+    return [pool[index] for index in sorted(chosen)]
 
 
 def _pairs(cell: Cell) -> set[tuple]:

@@ -1,4 +1,4 @@
-"""The models that are certified: a checkpoint of the user's, or small ones of each family with random weights."""
+"""The models to certify: the user's checkpoint, or a small checkpoint with random weights for each family."""
 
 from __future__ import annotations
 
@@ -20,24 +20,28 @@ from lmms_prune.models.parts import ModelParts
 
 @contextmanager
 def random_checkpoints() -> Iterator[dict[str, str]]:
-    """Folders of random-weight checkpoints by family, with as few layers as the places need.
+    """Build checkpoints with random weights in a temporary folder and yield their paths by family.
 
-    Their weights are large enough that attention is sharp and every token counts, so that a wrong one shows.
+    They have as few layers as a certificate allows. Their weights are large enough to make attention sharp, so that
+    every token matters and a single wrong token is detected.
     """
     with TemporaryDirectory() as root:
         yield {name: str(build(Path(root) / name, layers=FEWEST_LAYERS)) for name, build in BUILDERS.items()}
 
 
 class Models:
-    """Loads a checkpoint in each type that is asked for, and changes its attention kernel in place.
+    """A loader of one checkpoint in any dtype and with any attention kernel.
+
+    Only one dtype is loaded at a time. The attention kernel is changed in place.
 
     Args:
         checkpoint: a folder or hub name.
-        device: "cpu", "cuda" or "cuda:N"; None is CUDA if there is one.
-        progress: is told what is loaded.
+        device: "cpu", "cuda" or "cuda:N"; None is CUDA if available.
+        progress: called with a message before each load.
 
     Raises:
-        ArgumentError, UnsupportedModelError: there is no such checkpoint, or its family is not supported.
+        ArgumentError: there is no such checkpoint.
+        UnsupportedModelError: its family is not supported.
     """
 
     def __init__(self, checkpoint: str, device: str | None = None, progress: Callable[[str], None] = lambda _: None):
@@ -47,13 +51,14 @@ class Models:
         self.subjects: dict[tuple[str, str], Subject] = {}
 
     def get(self, dtype: str, attention: str) -> Subject:
-        """The model in `dtype` ("auto" is the checkpoint's own) with an attention kernel.
+        """Return the model in `dtype` ("auto" is the checkpoint's own) with an attention kernel.
 
         Raises:
-            ArgumentError, UnsupportedModelError: it cannot be loaded so, or has too few layers.
+            ArgumentError: the checkpoint cannot be loaded with these options.
+            UnsupportedModelError: the kernel or the dtype is not supported, or the model has too few layers.
         """
         if dtype not in self.loaded:
-            # One at a time: the next one needs the memory.
+            # Free the previous model first: memory may not hold two.
             self.loaded.clear()
             self.subjects.clear()
             self.progress(f"loading {self.checkpoint} ({dtype})")
@@ -63,22 +68,23 @@ class Models:
             model.set_attn_implementation(attention)
         except (ImportError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UnsupportedModelError(f"--attention {attention} cannot be had here: {reason}") from error
+            raise UnsupportedModelError(f"--attention {attention} is not available here: {reason}") from error
         if (dtype, attention) not in self.subjects:
             self.subjects[dtype, attention] = Subject(model, str(model.dtype).removeprefix("torch."))
         return self.subjects[dtype, attention]
 
     def _arguments(self, dtype: str) -> ModelArguments:
-        given = {"pretrained": self.checkpoint, "schedule": "none", "dtype": dtype}
-        return ModelArguments.read({**given, **({"device": self.device} if self.device else {})})
+        arguments = {"pretrained": self.checkpoint, "schedule": "none", "dtype": dtype}
+        return ModelArguments.read({**arguments, **({"device": self.device} if self.device else {})})
 
     def _load(self, dtype: str) -> Any:
         arguments = self._arguments(dtype)
         model = load_model(arguments, pick_device(arguments, 0, 1))
-        layers, kind = len(ModelParts.of(model).layers), str(model.dtype).removeprefix("torch.")
+        layers, loaded_dtype = len(ModelParts.of(model).layers), str(model.dtype).removeprefix("torch.")
         if layers < FEWEST_LAYERS:
             message = f"{self.checkpoint} has {layers} decoder layers; a certificate needs at least {FEWEST_LAYERS}."
             raise UnsupportedModelError(message)
-        if kind not in LEAST:
-            raise UnsupportedModelError(f"{self.checkpoint} is in {kind}; use --dtype {', '.join(LEAST)}.")
+        if loaded_dtype not in LEAST:
+            message = f"{self.checkpoint} has the dtype {loaded_dtype}; use --dtype {', '.join(LEAST)}."
+            raise UnsupportedModelError(message)
         return model

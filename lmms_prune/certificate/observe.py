@@ -1,4 +1,4 @@
-"""Observation of one generation under `prune`: the inputs of every layer, and the outputs of methods."""
+"""Observation of one generation under `prune`: the inputs of every layer and the outputs of the methods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ from lmms_prune.schedule import Schedule
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The tokens that a method wrote for one image, in sequence order: raster indices and states."""
+    """The tokens that a method wrote for one image, in sequence order.
+
+    Args:
+        index: raster indices of the n tokens.
+        states: their hidden states.
+    """
 
     index: list[int]
     states: Float[Tensor, "n D"]
@@ -38,28 +43,33 @@ class Observed:
 
     Args:
         trace: the trace that `prune` recorded.
-        logits: unprocessed logits of each of the S tokens.
+        logits: logits of each of the S tokens before any logits processor.
         cached: length of each layer's cache, without the generated tokens.
-        entering: hidden states before each stage acts, by the stage's layer.
-        standing: hidden states that the layer itself receives, after the stage.
+        entering: hidden states before each stage acts, by its layer.
+        received: hidden states that the stage's layer receives after the stage acted, by layer.
         lengths: sequence length that each layer receives in the prefill.
-        tables: for the prompt and each step, the rotary tables that each layer is given.
-        rewritten: for the layer of each stage that rewrites, what each image of the batch became; None for an image
-            that keeps all its tokens.
+        tables: for the prompt and each step, the rotary tables that each layer receives.
+        rewritten: by layer of each stage that rewrites, the new tokens of each image of the batch; None for an image that
+            keeps all its tokens.
     """
 
     trace: Trace
     logits: Float[Tensor, "B S vocabulary"] = field(default_factory=lambda: torch.empty(0, 0, 0))
     cached: list[int] = field(default_factory=list)
     entering: dict[int, Tensor] = field(default_factory=dict)
-    standing: dict[int, Tensor] = field(default_factory=dict)
+    received: dict[int, Tensor] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
     tables: list[list[Tables]] = field(default_factory=list)
     rewritten: dict[int, list[Rewritten | None]] = field(default_factory=dict)
 
 
 class Forced(LogitsProcessor):
-    """Makes every row answer given tokens."""
+    """A logits processor that forces every row to generate `tokens`.
+
+    Args:
+        tokens: the forced ids.
+        prompt: length of the padded prompt.
+    """
 
     def __init__(self, tokens: Int[Tensor, "B S"], prompt: int):
         self.tokens, self.prompt = tokens, prompt
@@ -70,10 +80,14 @@ class Forced(LogitsProcessor):
 
 
 def generate(model: Any, rows: Sequence[PromptRow], steps: int) -> tuple[Tensor, Any]:
-    """Logits (B, S, vocabulary) of `steps` forced tokens, and the cache, by the model's own ``generate``."""
+    """Generate `steps` forced tokens with the model's own ``generate``.
+
+    Returns:
+        logits (B, S, vocabulary) and the filled cache.
+    """
     inputs = batch(model, rows)
     tokens = torch.stack([answer(model, row, steps) for row in rows])
-    # What a checkpoint's own settings would do to the logits does not matter, but costs time.
+    # A checkpoint's own generation settings cannot change forced tokens; switching them off saves time.
     plain = dict.fromkeys(
         ("suppress_tokens", "begin_suppress_tokens", "sequence_bias", "temperature", "top_p", "top_k")
     )
@@ -94,26 +108,39 @@ def generate(model: Any, rows: Sequence[PromptRow], steps: int) -> tuple[Tensor,
 
 
 def observe(model: Any, rows: Sequence[PromptRow], schedule: Schedule, positions: str, steps: int) -> Observed:
-    """Generate `steps` forced tokens under a schedule and look on."""
+    """Generate `steps` forced tokens under a schedule and record what the layers receive.
+
+    Args:
+        model: a loaded model without hooks.
+        rows: the prompts of the batch.
+        schedule: the schedule to prune with.
+        positions: the position policy.
+        steps: number of tokens to generate.
+    """
     parts = ModelParts.of(model)
     with ExitStack() as stack:
-        onlooker = _Onlooker(parts, [stage.layer for stage in schedule.stages])
-        stack.enter_context(onlooker.before())
-        answers = stack.enter_context(_answers(schedule))
+        observer = _Observer(parts, [stage.layer for stage in schedule.stages])
+        # Hooks run in the order of registration: these run before the hooks of `prune`, the others after them.
+        stack.enter_context(observer.before())
+        rewrites = stack.enter_context(_recorded_rewrites(schedule))
         names, questions = [row.name for row in rows], [_question(row) for row in rows]
         trace = stack.enter_context(prune(model, schedule, positions=positions, samples=names, questions=questions))
-        stack.enter_context(onlooker.after())
-        onlooker.seen.trace, onlooker.seen.rewritten = trace, answers
+        stack.enter_context(observer.after())
+        observer.seen.trace, observer.seen.rewritten = trace, rewrites
         with torch.inference_mode():
-            onlooker.seen.logits, cache = generate(model, rows, steps)
-    onlooker.seen.cached = [length - (steps - 1) for length in cached_lengths(cache)]
-    return onlooker.seen
+            observer.seen.logits, cache = generate(model, rows, steps)
+    # The last generated token never enters the cache.
+    observer.seen.cached = [length - (steps - 1) for length in cached_lengths(cache)]
+    return observer.seen
 
 
 def bare_loop(
     model: Any, row: PromptRow, schedule: Schedule, positions: str, steps: int
 ) -> Float[Tensor, "S vocabulary"]:
-    """Logits of forced tokens from a loop that hands on nothing but the cache: neither positions nor a mask."""
+    """Return the logits of forced tokens from a hand-written loop.
+
+    The loop passes only the cache from step to step, neither positions nor an attention mask.
+    """
     tokens, logits = answer(model, row, steps), []
     pruned = prune(model, schedule, positions=positions, samples=[row.name], questions=[_question(row)])
     with torch.inference_mode(), pruned:
@@ -129,8 +156,13 @@ def _question(row: PromptRow) -> str:
     return f"what is in picture {row.name}"
 
 
-class _Onlooker:
-    """Hooks around those of `prune`. What a model that guides itself runs in between is not looked at."""
+class _Observer:
+    """Hooks around those of `prune`. Nested forwards, which some methods run for guidance, are not recorded.
+
+    Args:
+        parts: parts of the model.
+        stages: layers of the schedule's stages.
+    """
 
     def __init__(self, parts: ModelParts, stages: Sequence[int]):
         self.parts, self.stages, self.depth = parts, stages, 0
@@ -138,20 +170,20 @@ class _Onlooker:
 
     @contextmanager
     def before(self) -> Iterator[None]:
-        """Hooks that see what comes to a stage."""
+        """Hook the stages' layers to record their inputs before the stage acts."""
         layers = [(layer, self.parts.layers[layer]) for layer in self.stages]
         with hooked([module.register_forward_pre_hook(self._enters(n), with_kwargs=True) for n, module in layers]):
             yield
 
     @contextmanager
     def after(self) -> Iterator[None]:
-        """Hooks that see what the layers are given."""
+        """Hook the model and all layers to record what the layers receive."""
         handles = [
             self.parts.multimodal.register_forward_pre_hook(self._begins),
             self.parts.multimodal.register_forward_hook(self._ends),
         ]
         for layer, module in enumerate(self.parts.layers):
-            handles.append(module.register_forward_pre_hook(self._is_given(layer), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(self._receives(layer), with_kwargs=True))
         with hooked(handles):
             yield
 
@@ -165,12 +197,13 @@ class _Onlooker:
 
     def _enters(self, layer: int) -> Callable[..., None]:
         def hook(module: Any, args: tuple, kwargs: dict) -> None:
+            # Only the prefill: the first forward of the model that is not nested.
             if self.depth == 1 and len(self.seen.tables) == 1:
                 self.seen.entering[layer] = args[0] if args else kwargs["hidden_states"]
 
         return hook
 
-    def _is_given(self, layer: int) -> Callable[..., None]:
+    def _receives(self, layer: int) -> Callable[..., None]:
         def hook(module: Any, args: tuple, kwargs: dict) -> None:
             if self.depth != 1:
                 return
@@ -178,21 +211,22 @@ class _Onlooker:
             if len(self.seen.tables) == 1:
                 self.seen.lengths.append(args[0].shape[1])
                 if layer in self.stages:
-                    self.seen.standing[layer] = args[0]
+                    self.seen.received[layer] = args[0]
 
         return hook
 
 
 @contextmanager
-def _answers(schedule: Schedule) -> Iterator[dict[int, list[Rewritten | None]]]:
-    """Inside, what methods answer to `rewrite` is written down, by the layer of their stage."""
-    found: dict[int, list[Rewritten | None]] = {}
-    kinds: set[Any] = {type(one.spec.build(dict(one.options))) for one in schedule.stages if one.spec.rewrites}
+def _recorded_rewrites(schedule: Schedule) -> Iterator[dict[int, list[Rewritten | None]]]:
+    """Record the results of all `Method.rewrite` calls inside the context, by the layer of the stage."""
+    rewrites: dict[int, list[Rewritten | None]] = {}
+    rewriting = [stage for stage in schedule.stages if stage.spec.rewrites]
+    method_classes: set[Any] = {type(stage.spec.build(dict(stage.options))) for stage in rewriting}
 
     def spy(original: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
         def rewrite(self: Method, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Tensor, Tensor]:
             hidden, index = original(self, view, keep)
-            found[view.layer] = [
+            rewrites[view.layer] = [
                 # A keep-all image is not rewritten.
                 None if int(mask.sum()) == n else Rewritten(index[i][mask].tolist(), hidden[i][mask])
                 for i, (mask, n) in enumerate(zip(keep, view.counts, strict=True))
@@ -201,11 +235,11 @@ def _answers(schedule: Schedule) -> Iterator[dict[int, list[Rewritten | None]]]:
 
         return rewrite
 
-    originals = {kind: kind.rewrite for kind in kinds}
+    originals = {method: method.rewrite for method in method_classes}
     try:
-        for kind, original in originals.items():
-            kind.rewrite = spy(original)
-        yield found
+        for method, original in originals.items():
+            method.rewrite = spy(original)
+        yield rewrites
     finally:
-        for kind, original in originals.items():
-            kind.rewrite = original
+        for method, original in originals.items():
+            method.rewrite = original

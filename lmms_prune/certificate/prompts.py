@@ -1,4 +1,4 @@
-"""Prompts of random text and noise for any checkpoint of the families: no tokenizer and no image is needed."""
+"""Prompts of random text and noise images for any supported checkpoint. They need no tokenizer and no image files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class PromptRow:
     """One prompt.
 
     Args:
-        name: decides its noise, and the random draws of methods.
-        text: text tokens before the first image, between images, and after the last one.
-        grids: rows and columns of visual tokens of each image, where a model takes any; others have their own.
+        name: seeds the prompt's text and noise, and the random draws of methods.
+        text: number of text tokens before the first image, between images, and after the last image.
+        grids: rows and columns of visual tokens of each image; models with a fixed grid use their own instead.
     """
 
     name: str
@@ -32,7 +32,7 @@ class PromptRow:
 
 
 _SQUARE, _WIDE, _SMALL = (6, 6), (4, 7), (3, 3)
-# Rows of one shape, and rows of which no two are: several images, no image, other lengths.
+# "1" and "3" have rows of one shape. In "ragged" all rows differ: several images, no image, other lengths.
 BATCHES: dict[str, tuple[PromptRow, ...]] = {
     "1": (PromptRow("a", (9, 0, 12), (_SQUARE,)),),
     "3": (
@@ -49,24 +49,24 @@ BATCHES: dict[str, tuple[PromptRow, ...]] = {
 
 
 def batch(model: Any, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
-    """A left-padded batch of prompts as a processor would give it, on the model's device."""
+    """Return a left-padded batch of prompts on the model's device, with the inputs that a processor would return."""
     parts = ModelParts.of(model)
-    ids, images = [], []
+    row_ids, images = [], []
     for row in rows:
         generator = _generator(row.name, "prompt")
         grids = [parts.family.only_grid(parts.config) or grid for grid in row.grids]
-        own = [_image(parts, grid, generator) for grid in grids]
-        tokens = [parts.tokens_per_image or sum(parts.family.image_sizes(parts.config, image)) for image in own]
-        ids.append(_text(parts, row, tokens, generator))
-        images += own
-    longest = max(map(len, ids))
+        row_images = [_image(parts, grid, generator) for grid in grids]
+        tokens = [parts.tokens_per_image or sum(parts.family.image_sizes(parts.config, image)) for image in row_images]
+        row_ids.append(_text(parts, row, tokens, generator))
+        images += row_images
+    longest = max(map(len, row_ids))
     text = parts.config.get_text_config()
     padding = text.pad_token_id if isinstance(text.pad_token_id, int) else 0
-    stacked = torch.stack([pad(row, (longest - len(row), 0), value=padding) for row in ids])
-    present = torch.stack([pad(torch.ones_like(row), (longest - len(row), 0)) for row in ids])
+    input_ids = torch.stack([pad(ids, (longest - len(ids), 0), value=padding) for ids in row_ids])
+    attention_mask = torch.stack([pad(torch.ones_like(ids), (longest - len(ids), 0)) for ids in row_ids])
     weight = parts.decoder.norm.weight
-    inputs = {"input_ids": stacked, "attention_mask": present}
-    inputs |= parts.family.extra_inputs(parts.config, stacked)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    inputs |= parts.family.extra_inputs(parts.config, input_ids)
     if images:
         inputs |= {name: torch.cat([image[name] for image in images]) for name in images[0]}
         inputs["pixel_values"] = inputs["pixel_values"].to(weight.dtype)
@@ -74,17 +74,17 @@ def batch(model: Any, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
 
 
 def answer(model: Any, row: PromptRow, steps: int) -> Int[Tensor, " S"]:
-    """Text tokens that the row is made to answer, whatever the model would: then all runs can be compared."""
+    """Return the text tokens that a row is forced to generate, so that all runs can be compared token by token."""
     return _draw(ModelParts.of(model), steps, _generator(row.name, "answer"))
 
 
-def _generator(*what: str) -> torch.Generator:
-    digest = hashlib.blake2b("|".join(what).encode(), digest_size=7).digest()
+def _generator(*seeds: str) -> torch.Generator:
+    digest = hashlib.blake2b("|".join(seeds).encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def _draw(parts: ModelParts, count: int, generator: torch.Generator) -> Int[Tensor, " N"]:
-    # Ids of specials lie at either end of a vocabulary.
+    # Special tokens have ids at either end of a vocabulary, so draw from its middle.
     vocabulary = parts.config.get_text_config().vocab_size
     drawn = torch.randint(vocabulary // 8, vocabulary // 2, (count,), generator=generator)
     drawn[drawn == parts.config.image_token_id] += 1
@@ -92,7 +92,7 @@ def _draw(parts: ModelParts, count: int, generator: torch.Generator) -> Int[Tens
 
 
 def _text(parts: ModelParts, row: PromptRow, images: list[int], generator: torch.Generator) -> Int[Tensor, " L"]:
-    """The row's ids: text around the images' tokens, which stand between their markers where the family has such."""
+    """Return the row's ids: text around the image tokens, with the family's start and end markers if it has any."""
     before, between, after = (_draw(parts, count, generator) for count in row.text)
     starts, ends = (torch.tensor(ids, dtype=torch.long) for ids in parts.family.markers(parts.config))
     pieces = [before]
@@ -103,5 +103,5 @@ def _text(parts: ModelParts, row: PromptRow, images: list[int], generator: torch
 
 
 def _image(parts: ModelParts, grid: Grid, generator: torch.Generator) -> dict[str, Tensor]:
-    """The inputs of one image of noise."""
+    """Return the model inputs for one noise image."""
     return parts.family.image_inputs(parts.config, grid, lambda shape: torch.randn(shape, generator=generator))

@@ -1,8 +1,9 @@
-"""An independent reference for pruning: nothing is removed, the dropped tokens' keys are only masked.
+"""An independent reference for pruning: it removes nothing and only masks the keys of dropped tokens.
 
-Runs the unmodified model on one unpadded row, prompt and generated tokens at once and without a cache, and gives every
-decoder layer the mask (and, renumbered, the rotary tables) that it would have if the dropped tokens were gone. It shares
-no code with what cuts, and is as plain as can be: it must be right at first sight.
+The reference runs the unmodified model on one unpadded row, with prompt and generated tokens in one pass and without a
+cache. It gives every decoder layer the mask that hides the dropped tokens and, with compact positions, the renumbered
+rotary tables. It shares no code with the pruning itself, and it is as simple as possible so that a reader can see that
+it is right.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ Tables = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What stands in a row from one stage's layer on.
+class KeptColumns:
+    """The prompt columns that one row keeps from one stage's layer on.
 
     Args:
-        columns: those of the prompt, in the order in which their tokens stand.
-        written: for some of them, the state that a method has put there at this layer.
+        columns: kept columns of the prompt, in sequence order.
+        written: by column, the hidden state that the stage's method wrote at this layer, if it wrote any.
     """
 
     columns: Sequence[int]
@@ -33,11 +34,11 @@ class Standing:
 
 @dataclass(frozen=True)
 class Masked:
-    """What the reference computed for one row of `prompt` + S tokens.
+    """The reference's results for one row of prompt and S generated tokens.
 
     Args:
-        logits: those that predict each of the S generated tokens.
-        tables: cosine and sine tables that each layer was given, over the whole row.
+        logits: logits that predict each of the S generated tokens.
+        tables: for each layer, the cosine and sine tables over prompt and generated tokens.
     """
 
     logits: Float[Tensor, "S vocabulary"]
@@ -45,11 +46,21 @@ class Masked:
 
 
 def dropped_columns(row_ids: list[int], image_token: int, images: list[int], masks: list[Tensor]) -> set[int]:
-    """Columns of the visual tokens that a stage's `masks` (one an image) do not keep."""
+    """Return the columns of the visual tokens that a stage drops.
+
+    Args:
+        row_ids: ids of one unpadded prompt.
+        image_token: id of the image token.
+        images: number of visual tokens of each image.
+        masks: for each image, True for each kept token.
+
+    Raises:
+        ValueError: the masks and the images have different numbers of tokens.
+    """
     columns = [column for column, token in enumerate(row_ids) if token == image_token]
     kept = [bool(flag) for mask in masks for flag in mask]
     if len(kept) != sum(images):
-        raise ValueError(f"masks of {len(kept)} tokens for images of {sum(images)}")
+        raise ValueError(f"the masks have {len(kept)} tokens, but the images have {sum(images)}")
     return {column for column, flag in zip(columns, kept, strict=True) if not flag}
 
 
@@ -61,29 +72,34 @@ def masked_logits(
     compact: bool,
     forgotten: Mapping[int, set[int]] | None = None,
 ) -> Float[Tensor, "S vocabulary"]:
-    """As `masked_run`, for stages that only drop: for each stage's layer, all columns that are gone from that layer on."""
+    """Return the logits of `masked_run` for stages that only drop tokens.
+
+    Args:
+        model, inputs, generated, compact, forgotten: as for `masked_run`.
+        drops: by stage layer, all columns that are dropped at that layer or before.
+    """
     length = inputs["input_ids"].shape[1]
-    standing = {layer: Standing([c for c in range(length) if c not in gone]) for layer, gone in drops.items()}
-    return masked_run(model, inputs, generated, standing, compact, forgotten).logits
+    kept = {layer: KeptColumns([c for c in range(length) if c not in dropped]) for layer, dropped in drops.items()}
+    return masked_run(model, inputs, generated, kept, compact, forgotten).logits
 
 
 def masked_run(
     model: Any,
     inputs: Mapping[str, Tensor],
     generated: Int[Tensor, " S"],
-    standing: Mapping[int, Standing],
+    kept: Mapping[int, KeptColumns],
     compact: bool,
     forgotten: Mapping[int, set[int]] | None = None,
 ) -> Masked:
-    """Run one row with everything masked that is gone.
+    """Run one row with all dropped tokens masked.
 
     Args:
-        model: unmodified, any attention kernel that takes a 4-D additive mask.
-        inputs: one row, unpadded.
-        generated: the ids that follow the prompt.
-        standing: for each stage's layer, what is left of the prompt from that layer on.
-        compact: renumber the positions of what is left from each stage's layer on.
-        forgotten: for some layers, further columns that generated tokens do not see there.
+        model: the unmodified model, with any attention kernel that takes a 4-D additive mask.
+        inputs: the model inputs of one unpadded row.
+        generated: ids of the tokens after the prompt.
+        kept: by stage layer, the prompt columns that are kept from that layer on.
+        compact: whether kept tokens get consecutive positions from each stage's layer on.
+        forgotten: by layer, further columns that generated tokens do not see there.
     """
     prompt = inputs["input_ids"].shape[1]
     extended = _extended(inputs, generated)
@@ -92,27 +108,29 @@ def masked_run(
     tables: list[Tables] = []
 
     def swap(layer: int) -> Callable[..., tuple[tuple, dict]]:
-        stages = [stage for stage in sorted(standing) if stage <= layer]
-        columns = list(standing[stages[-1]].columns) if stages else list(range(prompt))
+        stages = [stage for stage in sorted(kept) if stage <= layer]
+        columns = list(kept[stages[-1]].columns) if stages else list(range(prompt))
         columns += range(prompt, length)
-        written = standing[layer].written if layer in standing else {}
+        written = kept[layer].written if layer in kept else {}
 
         def hook(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             hidden = args[0].clone()
             for column, state in written.items():
                 hidden[0, column] = state.to(hidden)
-            place = torch.full((length,), length)
-            place[columns] = torch.arange(len(columns))
-            # Each sees what stands before it; whoever is gone sees itself, as it must see something.
-            allowed = (place[None, :] <= place[:, None]) & (place < length)[None, :]
+            # Rank of each column among the kept ones; a dropped column has the rank `length`, which no kept one has.
+            rank = torch.full((length,), length)
+            rank[columns] = torch.arange(len(columns))
+            # Causal by rank, since a method that merges may change the order of columns.
+            allowed = (rank[None, :] <= rank[:, None]) & (rank < length)[None, :]
             allowed[prompt:, sorted((forgotten or {}).get(layer, ()))] = False
+            # Every token sees itself, dropped ones too: attention needs at least one visible token.
             allowed |= torch.eye(length, dtype=torch.bool)
             mask = torch.zeros(1, 1, length, length, dtype=hidden.dtype)
             mask = mask.masked_fill(~allowed, torch.finfo(hidden.dtype).min).to(hidden.device)
             kwargs = {**kwargs, "attention_mask": mask}
             if compact and stages:
-                numbers = torch.where(place < length, place, 0)[None]
-                kwargs["position_embeddings"] = decoder.rotary_emb(hidden, numbers.to(hidden.device))
+                position_ids = torch.where(rank < length, rank, 0)[None]
+                kwargs["position_embeddings"] = decoder.rotary_emb(hidden, position_ids.to(hidden.device))
             tables.append(kwargs["position_embeddings"])
             return (hidden, *args[1:]), kwargs
 
@@ -131,7 +149,7 @@ def masked_run(
 
 
 def _extended(inputs: Mapping[str, Tensor], generated: Tensor) -> dict[str, Tensor]:
-    """A row's inputs with the generated tokens after the prompt."""
+    """Return a row's inputs with the generated tokens appended to the prompt."""
     extended = dict(inputs)
     for name, fill in (("input_ids", generated), ("attention_mask", 1), ("mm_token_type_ids", 0)):
         if name in inputs:

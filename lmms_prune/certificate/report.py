@@ -11,18 +11,23 @@ from rich.table import Table
 
 from lmms_prune.certificate.runner import Certificate
 
-_SHOWN, _NAMED = 20, 6
+_SHOWN, _NAMED = 20, 6  # failures printed in full; methods named in one line
 
 
 def described(certificate: Certificate) -> dict[str, Any]:
-    """All of it, for ``--json``."""
+    """Return the whole certificate as JSON values, for ``--json``."""
     return {
         "title": certificate.title,
         "cells": sum(certificate.cells.values()),
         "checks": sum(sum(passed.values()) for passed in certificate.passed.values()) + len(certificate.failures),
         "failures": [
-            {"cell": str(one.cell), "schedule": one.schedule, "check": one.check, "reason": one.reason}
-            for one in certificate.failures
+            {
+                "cell": str(failure.cell),
+                "schedule": failure.schedule,
+                "check": failure.check,
+                "reason": failure.reason,
+            }
+            for failure in certificate.failures
         ],
         "methods": {
             method: {"cells": count, "passed": certificate.passed[method]}
@@ -54,13 +59,13 @@ def described(certificate: Certificate) -> dict[str, Any]:
 
 
 def tables(certificate: Certificate) -> Iterator[Table | str]:
-    """What a reader wants to know: by check, by method, what was left out, and every failure."""
+    """Yield the certificate as tables and lines: by check, by method, what is not covered, failures and the verdict."""
     yield _by_check(certificate)
     yield _by_method(certificate)
     yield from _left_out(certificate)
-    total, failed = sum(certificate.cells.values()), len({one.cell for one in certificate.failures})
-    for one in certificate.failures[:_SHOWN]:
-        yield f"[red]failed[/red] {one.check}: {escape(one.reason)}\n    {one.schedule}  ({one.cell})"
+    total, failed = sum(certificate.cells.values()), len({failure.cell for failure in certificate.failures})
+    for failure in certificate.failures[:_SHOWN]:
+        yield (f"[red]failed[/red] {failure.check}: {escape(failure.reason)}\n    {failure.schedule}  ({failure.cell})")
     if len(certificate.failures) > _SHOWN:
         yield f"… and {len(certificate.failures) - _SHOWN} more; --json lists all."
     if not total:
@@ -75,9 +80,9 @@ def _by_check(certificate: Certificate) -> Table:
     table = Table("check", "passed", "failed", *(f"largest, {dtype}" for dtype in dtypes), box=box.SIMPLE)
     table.title = escape(certificate.title)
     names = list(dict.fromkeys(check for passed in certificate.passed.values() for check in passed))
-    for check in list(dict.fromkeys([*names, *(one.check for one in certificate.failures)])):
+    for check in list(dict.fromkeys([*names, *(failure.check for failure in certificate.failures)])):
         passed = sum(counts.get(check, 0) for counts in certificate.passed.values())
-        failed = sum(one.check == check for one in certificate.failures)
+        failed = sum(failure.check == check for failure in certificate.failures)
         worst = [certificate.deviations.get((check, dtype)) for dtype in dtypes]
         table.add_row(check, str(passed), str(failed), *("" if x is None else f"{x:.1e}" for x in worst))
     return table
@@ -86,7 +91,7 @@ def _by_check(certificate: Certificate) -> Table:
 def _by_method(certificate: Certificate) -> Table:
     table = Table("method", "cells", "failed", "not run", box=box.SIMPLE)
     for method in list(dict.fromkeys([*certificate.cells, *(name for name, _ in certificate.skipped)])):
-        failed = len({one.cell for one in certificate.failures if one.cell.method == method})
+        failed = len({failure.cell for failure in certificate.failures if failure.cell.method == method})
         skipped = sum(count for (name, _), count in certificate.skipped.items() if name == method)
         table.add_row(method, *(str(number) for number in (certificate.cells.get(method, 0), failed, skipped)))
     return table
@@ -96,8 +101,8 @@ def _left_out(certificate: Certificate) -> Iterator[str]:
     limits: dict[str, float] = {}
     for (_, dtype, _), limit in certificate.limits.items():
         limits[dtype] = max(limits.get(dtype, 0.0), limit)
-    said = ", ".join(f"{limit:.1e} in {dtype}" for dtype, limit in sorted(limits.items()))
-    yield f"Logits may be apart by four times what rounding does to the unpruned model's: {said}, of their norm."
+    limits_text = ", ".join(f"{limit:.1e} in {dtype}" for dtype, limit in sorted(limits.items()))
+    yield f"Allowed deviation of logits, relative to their norm (4 × rounding of the unpruned model): {limits_text}."
     for reason in dict.fromkeys(reason for _, reason in certificate.skipped):
         counts = {method: count for (method, why), count in certificate.skipped.items() if why == reason}
         names = ", ".join(counts) if len(counts) <= _NAMED else f"{len(counts)} methods"

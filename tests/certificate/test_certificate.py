@@ -1,4 +1,4 @@
-"""The matrix is whole, a covering part of it holds, and a defect shows in it."""
+"""The matrix is complete, a covering choice of its cells passes, and every check detects a defect."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_every_cell_is_run_or_has_a_reason() -> None:
     certificate = Certificate()
     possible = certificate.possible(cells)
     assert len(possible) + sum(certificate.skipped.values()) == len(cells)
-    left = {cell.method for cell in possible}
-    assert left == {name for name, spec in METHODS.items() if spec.ready}
+    possible_methods = {cell.method for cell in possible}
+    assert possible_methods == {name for name, spec in METHODS.items() if spec.ready}
 
 
 @pytest.mark.parametrize("layers", [FEWEST_LAYERS, 5, 28, 32])
@@ -71,11 +71,11 @@ def test_a_cells_schedule_has_the_method_at_its_place(layers: int) -> None:
         key = (cell.method, cell.place, cell.stages)
         if key in seen:
             continue
-        made = seen[key] = schedule(cell, layers)
-        made.check(layers, [36, 9])
-        assert Schedule.parse(str(made)) == made
-        assert len(made.stages) == cell.stages
-        assert cell.method in [stage.method for stage in made.stages if stage.layer == places[cell.place]]
+        cell_schedule = seen[key] = schedule(cell, layers)
+        cell_schedule.check(layers, [36, 9])
+        assert Schedule.parse(str(cell_schedule)) == cell_schedule
+        assert len(cell_schedule.stages) == cell.stages
+        assert cell.method in [stage.method for stage in cell_schedule.stages if stage.layer == places[cell.place]]
 
 
 def test_a_covering_choice_covers_all_pairs() -> None:
@@ -95,7 +95,7 @@ def test_a_covering_choice_of_cells_holds(models: dict[str, Models]) -> None:
     certify(cells, models, certificate)
     assert certificate.failures == []
     assert sum(certificate.cells.values()) == len(cells)
-    # What is skipped is said, and the rest has really been looked at.
+    # Only the known exceptions are skipped; every other check was really made and passed.
     singles = sum(cell.batch == "1" for cell in cells)
     dropping = sum(METHODS[cell.method].drops_all for cell in cells)
     passed = Counter[str]()
@@ -114,7 +114,7 @@ def failing(case: Case, batch: str = "ragged") -> set[str]:
 
 
 class TestADefectShows:
-    """Each check fails where what it looks at is wrong."""
+    """Each check fails if the property that it tests is violated."""
 
     def test_a_mask_that_is_left_out(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
         for module in ("prefill", "segment"):
@@ -133,9 +133,9 @@ class TestADefectShows:
 
         original = Segment.begin_step
 
-        def begin_step(self: Segment, *given: Any) -> None:
+        def begin_step(self: Segment, *arguments: Any) -> None:
             longer = _longer(self)
-            original(longer, *given)
+            original(longer, *arguments)
             self.decode_mask, self.decode_rotary = longer.decode_mask, longer.decode_rotary
 
         monkeypatch.setattr(Segment, "begin_step", begin_step)
@@ -146,8 +146,10 @@ class TestADefectShows:
         from lmms_prune.pruning.ragged import Packing, pack
 
         def reversed_pack(keep: torch.Tensor, lengths: list[int], pad: Any) -> Packing:
-            found = pack(keep, lengths, pad)
-            return found if pad == "right" else Packing(found.index.flip(1), found.valid, found.moved, found.padded)
+            packing = pack(keep, lengths, pad)
+            if pad == "right":
+                return packing
+            return Packing(packing.index.flip(1), packing.valid, packing.moved, packing.padded)
 
         monkeypatch.setattr(lmms_prune.pruning.layout, "pack", reversed_pack)
         assert "order" in failing(case_of(models, "random@1:0.5"), "1")
@@ -167,14 +169,14 @@ class TestADefectShows:
     def test_draws_that_depend_on_the_batch(self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch) -> None:
         from lmms_prune.methods.view import TokenView
 
-        def by_place(self: TokenView) -> torch.Tensor:
+        def by_request_index(self: TokenView) -> torch.Tensor:
             torch.manual_seed(0)
             return torch.rand(self.valid.shape, dtype=torch.float64)
 
-        monkeypatch.setattr(TokenView, "uniform", by_place)
+        monkeypatch.setattr(TokenView, "uniform", by_request_index)
         assert failing(case_of(models, "random@1:0.5"), "3") == {"alone", "permuted"}
 
-    def test_what_is_said_to_be_pruned_and_is_not(
+    def test_a_trace_that_claims_pruning_which_did_not_happen(
         self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from lmms_prune.pruning.prefill import Prefill
@@ -185,7 +187,7 @@ class TestADefectShows:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_that_merges_otherwise(models: dict[str, Models], monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    """In float32 nothing excuses it; in bfloat16 rounding may have decided, so it is counted, and the reference holds."""
+    """It fails in float32. In bfloat16 rounding may be the cause, so it is counted and compared with the reference."""
     from lmms_prune.methods.tome import ToMe
 
     original = ToMe.rewrite
@@ -194,16 +196,16 @@ def test_a_row_that_merges_otherwise(models: dict[str, Models], monkeypatch: pyt
         hidden, index = original(self, view, keep)
         if len(hidden) == 1:
             hidden = hidden.clone()
-            place = int(keep[0].nonzero()[0])
-            hidden[0, place] = hidden[0, int(keep[0].nonzero()[1])]
+            first_kept, second_kept = (int(column) for column in keep[0].nonzero()[:2])
+            hidden[0, first_kept] = hidden[0, second_kept]
         return hidden, index
 
     monkeypatch.setattr(ToMe, "rewrite", alone_otherwise)
     case = Case(models["llava"].get(dtype, "sdpa"), Schedule.parse("tome@0:0.5"), "original")
-    found = {result.check: result for result in examine(case, "3")}
-    assert not found["reference"].reason
-    assert bool(found["alone"].reason) == (dtype == "float32")
-    assert bool(found["alone"].note) == (dtype == "bfloat16")
+    results = {result.check: result for result in examine(case, "3")}
+    assert not results["reference"].reason
+    assert bool(results["alone"].reason) == (dtype == "float32")
+    assert bool(results["alone"].note) == (dtype == "bfloat16")
 
 
 def _longer(segment: Any) -> Any:
@@ -212,7 +214,7 @@ def _longer(segment: Any) -> Any:
 
 
 class TestDoctor:
-    """The command."""
+    """The command ``lmms-prune doctor``."""
 
     def run(self, *arguments: str) -> Any:
         return CliRunner().invoke(app, ["doctor", "--device", "cpu", *arguments])
@@ -221,25 +223,25 @@ class TestDoctor:
         checkpoint = models["qwen2_5_vl"].checkpoint
         done = self.run("--model", checkpoint, "--methods", "blind", "--attention", "sdpa", "--json")
         assert done.exit_code == 0, done.output
-        said = json.loads(done.stdout.splitlines()[-1])
-        assert said["failures"] == []
-        assert said["cells"] == said["methods"]["blind"]["cells"] == said["possible_cells"] == len(BATCHES)
-        reasons = {one["reason"]: one["cells"] for one in said["not_run"]}
-        assert sum(reasons.values()) + said["cells"] == len(POSITIONS) * len(PLACES) * len(STAGES) * len(BATCHES)
+        report = json.loads(done.stdout.splitlines()[-1])
+        assert report["failures"] == []
+        assert report["cells"] == report["methods"]["blind"]["cells"] == report["possible_cells"] == len(BATCHES)
+        reasons = {entry["reason"]: entry["cells"] for entry in report["not_run"]}
+        assert sum(reasons.values()) + report["cells"] == len(POSITIONS) * len(PLACES) * len(STAGES) * len(BATCHES)
         assert any("M-RoPE" in reason for reason in reasons)
-        # It was run in its own type alone.
-        assert "the types float16, bfloat16" in said["not_certified"]
+        # By default a checkpoint runs in its own dtype only.
+        assert "the types float16, bfloat16" in report["not_certified"]
 
     def test_nothing_run_is_nothing_certified(self, models: dict[str, Models], tmp_path: Path) -> None:
-        folder = tmp_path / "made[" / "b]"  # no markup of the terminal's
+        folder = tmp_path / "made[" / "b]"  # must not be read as terminal markup
         shutil.copytree(models["llava"].checkpoint, folder)
         done = self.run("--model", str(folder), "--methods", "glimpseprune")
         assert done.exit_code == 1
         assert "made[/b]" in "".join(done.output.split())
         assert "not certified: none of the cells can be run" in done.output
 
-    def test_a_model_whose_own_logits_are_no_numbers(self, models: dict[str, Models], tmp_path: Path) -> None:
-        """Any deviation would be within what its rounding allows."""
+    def test_a_model_whose_own_logits_are_not_finite(self, models: dict[str, Models], tmp_path: Path) -> None:
+        """Otherwise the tolerance would be infinite and every check would pass."""
         folder = tmp_path / "made"
         shutil.copytree(models["llava"].checkpoint, folder)
         weights = load_file(folder / "model.safetensors")
@@ -247,7 +249,7 @@ class TestDoctor:
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         done = self.run("--model", str(folder), "--methods", "random", "--attention", "sdpa")
         assert done.exit_code == 2
-        assert "the unpruned model's own logits are no numbers in float32" in done.output
+        assert "the unpruned model's own logits are not finite in float32" in done.output
 
     def test_a_failure_is_shown_and_ends_with_1(
         self, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch
