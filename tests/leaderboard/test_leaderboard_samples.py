@@ -99,7 +99,11 @@ COUNTS = {"visual_tokens": 10**400, "avg_visual_tokens": 1.0, "kv_bytes": 1}
             lambda lines: [_with(lines[0], token_counts=[{**FEW, "kv_bytes": -1}])],
             "line 1: .*kv_bytes: -1, but must be finite and at least 0",
         ),
-        ("gqa", lambda lines: [_with(lines[0], token_counts=[{**FEW, "kv_bytes": 1e999}])], "kv_bytes: inf, but must be finite"),
+        (
+            "gqa",
+            lambda lines: [_with(lines[0], token_counts=[{**FEW, "kv_bytes": 1e999}])],
+            "kv_bytes: inf, but must be finite",
+        ),
         ("gqa", lambda lines: [*lines, lines[0]], "4 lines for 3 documents"),
         ("gqa", lambda lines: [*lines[:-1], lines[-1][:40]], "line 3"),
         ("pope", lambda lines: [line("gqa", 0, 1, 5)], "no sample of POPE"),
