@@ -29,7 +29,7 @@ def test_the_encoding_is_the_documented_one() -> None:
     assert len(encode(np.ones((24, 24), bool))) == 96
 
 
-@pytest.mark.parametrize(("text", "message"), [("hA==", "1 bytes"), ("!", "no base64"), ("", "0 bytes")])
+@pytest.mark.parametrize(("text", "message"), [("hA==", "1 bytes"), ("!", "not base64"), ("", "0 bytes")])
 def test_what_is_no_bitmap_of_the_grid_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode(text, (4, 4))
