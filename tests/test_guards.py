@@ -15,7 +15,12 @@ import torch
 from test_hooks import QUESTIONS, hook_count, mixed_batch
 from tiny import Family, noise
 from torch import Tensor, nn
-from transformers import GenerationConfig, LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers.models.llava.modeling_llava import LlavaModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.utils.generic import TransformersKwargs
@@ -445,3 +450,15 @@ def test_a_prompt_that_ends_in_a_kept_image(loaded) -> None:
     with prune(family.model, "random@2:20t") as trace:
         family.model(**batched(family))
     assert [row.kept for row in trace.rows] == [[[16]], [[16]]]
+
+
+def test_a_cache_whose_prompt_was_refused_is_free_after_the_block(family: Family) -> None:
+    """The refusal comes before anything is pruned, so that the cache is like any other once the block has ended."""
+    inputs = family.inputs(["what is this?"], [[noise(0)]])
+    cache = DynamicCache(config=family.model.config)
+    with (
+        pytest.raises(PruningError, match="samples were named"),
+        prune(family.model, "random@1:0.5", samples=["a"] * 3),
+    ):
+        family.model(**inputs, **with_cache(family.model, cache))
+    cache.crop(0)

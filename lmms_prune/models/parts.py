@@ -40,8 +40,8 @@ def refuse_wrapper(model: Any) -> None:
     """
     if not isinstance(model, nn.Module):
         return
-    candidates = [model, model._modules.get("model")]
-    if any(isinstance(part, nn.Module) and "language_model" in part._modules for part in candidates):
+    candidates = [model, dict(model.named_children()).get("model")]
+    if any(isinstance(part, nn.Module) and "language_model" in dict(part.named_children()) for part in candidates):
         return
     configs = (getattr(module, "config", None) for module in model.modules() if module is not model)
     if any(getattr(config, "model_type", None) in FAMILIES for config in configs):

@@ -253,9 +253,10 @@ class Pruner(Hooks):
             return args, self.steps.begin(inputs, cache, kwargs)
         if cache is None and self.running is not None and self.running.cache is None:
             refuse_growing_prompt(self.running.ids, inputs["input_ids"])
-        self.running = Prefill(self.block, inputs, cache, kwargs.get("position_ids"), self.recorder)
+        # Before anything is checked: a cache whose prompt is refused is free again once the block ends.
+        self.guards.append(guard := CacheGuard())
+        self.running = Prefill(self.block, inputs, cache, kwargs.get("position_ids"), self.recorder, guard)
         self.steps = DecodeSteps(self.running)
-        self.guards.append(self.running.guard)
         kwargs, self.running.between = self.parts.family.between_layers(kwargs)
         return args, kwargs
 

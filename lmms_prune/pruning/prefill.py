@@ -40,13 +40,19 @@ class Prefill:
         cache: the cache that it fills; None if the decoder makes its own, or none.
         positions: ``position_ids`` of the decoder, if it was called with them.
         recorder: of the vision encoder; its run is taken over.
+        guard: of the cache.
     """
 
     def __init__(
-        self, block: Block, inputs: dict[str, Any], cache: Any, positions: Tensor | None, recorder: EncoderRecorder
+        self,
+        block: Block,
+        inputs: dict[str, Any],
+        cache: Any,
+        positions: Tensor | None,
+        recorder: EncoderRecorder,
+        guard: CacheGuard,
     ):
-        self.block, self.recorder, self.cache = block, recorder, cache
-        self.guard = CacheGuard()
+        self.block, self.recorder, self.cache, self.guard = block, recorder, cache, guard
         if cache is not None:
             self.guard.watch(cache)
         block.guide.forget()
