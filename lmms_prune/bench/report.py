@@ -24,7 +24,7 @@ _CAPTION = (
 def tables(measured: Sequence[ScheduleTiming], title: str) -> list[Table]:
     """Return a table for each workload, in milliseconds."""
     break_evens = _break_evens(measured)
-    made = []
+    workload_tables = []
     for workload, group in groupby(measured, key=lambda timing: timing.case):
         heading = (
             f"{title}\nbatch {workload.batch}, {workload.text_tokens} text tokens, {workload.new_tokens} new tokens"
@@ -49,8 +49,8 @@ def tables(measured: Sequence[ScheduleTiming], title: str) -> list[Table]:
             table.caption = f"{_CAPTION}\npeak memory in GiB, line by line: " + ", ".join(
                 f"{peak / 2**30:.2f}" for peak in peaks
             )
-        made.append(table)
-    return made
+        workload_tables.append(table)
+    return workload_tables
 
 
 def described(measured: Sequence[ScheduleTiming]) -> dict[str, Any]:
