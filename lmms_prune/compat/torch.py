@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from math import prod
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -89,6 +91,27 @@ def forward_pre_hooks(module: Any) -> Iterator[Any]:
     yield from module._forward_pre_hooks.values()
 
 
+def is_composite(operation: Any) -> bool:
+    """Whether an operation is written in other operations for every device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd")
+
+
+def pretend_device(cls: Any, values: torch.Tensor, device: torch.device) -> Any:
+    """A tensor of the class `cls` without memory of its own, in the shape of `values`, that says it lies on `device`."""
+    strides, offset = values.stride(), values.storage_offset()
+    return torch.Tensor._make_wrapper_subclass(
+        cls, values.shape, strides=strides, storage_offset=offset, dtype=values.dtype, device=device
+    )
+
+
+@contextmanager
+def without_driver() -> Iterator[None]:
+    """A block in which tensors may say that they lie on a GPU although this machine has none: no driver is asked."""
+    torch._C._ensureCUDADeviceGuardSet()
+    with patch.object(torch.cuda, "_lazy_init", lambda: None):
+        yield
+
+
 LIBRARY = Library(
     "torch",
     "lmms_prune/compat/torch.py",
@@ -108,6 +131,15 @@ LIBRARY = Library(
             "counting the FLOPs of methods",
         ),
         PrivateNames("torch._ops:OpOverload", "attributes", ("decompose",), "2.6", "counting in inference mode"),
+        PrivateNames(
+            "torch:_C",
+            "attributes",
+            ("_dispatch_has_kernel_for_dispatch_key", "_ensureCUDADeviceGuardSet"),
+            "2.6",
+            "the pretended GPU",
+        ),
+        PrivateNames("torch:Tensor", "attributes", ("_make_wrapper_subclass",), "2.6", "the pretended GPU"),
+        PrivateNames("torch:cuda", "attributes", ("_lazy_init",), "2.6", "the pretended GPU"),
         PrivateNames(
             "torch.nn:Identity",
             "attributes",

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lmms_prune.methods.shared.tensors import to_device
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.parts import ModelParts
@@ -82,7 +83,7 @@ def highest(
     order = score.masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.arange(score.shape[1], device=score.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, rank)
-    return (rank < count.to(score.device)[:, None]) & candidates
+    return (rank < to_device(count, score.device)[:, None]) & candidates
 
 
 def grid_within(rows: int, columns: int, most: int) -> tuple[int, int]:

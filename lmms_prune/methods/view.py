@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lmms_prune.errors import PruningError
-from lmms_prune.methods.shared.tensors import finest, owners
+from lmms_prune.methods.shared.tensors import finest, owners, to_device
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
@@ -196,7 +196,7 @@ class TokenView:
     @property
     def original(self) -> Tokens:
         """All original visual tokens of each image in raster order; the slots are those of the unpruned sequence."""
-        sizes = torch.tensor(self.sizes, device=self.valid.device)
+        sizes = to_device(self.sizes, self.valid.device)
         column = torch.arange(max(self.sizes, default=0), device=self.valid.device)
         valid = column < sizes[:, None]
         return Tokens(torch.where(valid, self._starts[:, None] + column, 0), valid)
@@ -291,7 +291,7 @@ class TokenView:
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
             draws[row, :count] = torch.rand(count, generator=generator, dtype=torch.float64)
         # In float32 a tie, one in thousands of images, goes to the lower index.
-        return draws.to(self.valid.device, dtype=finest(self.valid.device))
+        return to_device(draws, self.valid.device, finest(self.valid.device))
 
     @cached_property
     def _key_cache(self) -> dict[int, Tensor]:

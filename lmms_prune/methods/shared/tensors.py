@@ -19,6 +19,21 @@ def gather(x: Shaped[Tensor, "B L *D"], index: Int[Tensor, "B N"]) -> Shaped[Ten
     return x[torch.arange(len(x), device=x.device)[:, None], index.to(x.device)]
 
 
+def to_device(values: Sequence | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of the host as a tensor on `device`, without waiting for it; a tensor that lies there already is returned.
+
+    Args:
+        values: a (nested) list of numbers, or a tensor on the host.
+        device: where to.
+        dtype: of the result; by default that of `values`.
+    """
+    host = torch.as_tensor(values, dtype=dtype)
+    if device.type == "cuda" and host.device.type == "cpu":
+        # From memory that is not pinned the driver may finish all queued work first, whatever non_blocking says.
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
+
+
 def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], count: int) -> Shaped[Tensor, "B N *D"]:
     """Sum the entries of `x` by their index in `into`, of `count` indices; the order of addition is always the same."""
     sums = x.new_zeros(len(x), count, *x.shape[2:])

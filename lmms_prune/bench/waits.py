@@ -1,0 +1,178 @@
+"""How often pruning makes the host wait for the device, and how many kernels it launches: counted on a pretended GPU.
+
+Exact, and the same on every machine: what is counted are operations, not seconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmms_prune.bench.pretended import GPU, OWN, PretendedGpu, PretendedTensor, on_cpu
+from lmms_prune.models.hooked import hooked
+from lmms_prune.models.parts import ModelParts
+from lmms_prune.pruning.hooks import prune
+from lmms_prune.pruning.trace import Trace
+from lmms_prune.schedule import Schedule
+
+STEPS = 5
+"""Tokens of each counted answer. The second decode step and later ones are alike."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What this package did in one phase.
+
+    Args:
+        lines: kernel launches by line of code.
+        waits: how often the host would have waited, by (reason, line of code).
+    """
+
+    lines: Mapping[str, int] = field(default_factory=dict)
+    waits: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    @property
+    def launches(self) -> int:
+        """Kernel launches."""
+        return sum(self.lines.values())
+
+    @property
+    def waited(self) -> int:
+        """How often the host would have waited."""
+        return sum(self.waits.values())
+
+    def __add__(self, other: Work) -> Work:
+        return Work(Counter(self.lines) + Counter(other.lines), Counter(self.waits) + Counter(other.waits))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One counted generation.
+
+    Args:
+        encoder: in and around the vision encoder.
+        begin: before the first decoder layer.
+        stages: at each stage, by its layer.
+        other: at all layers without a stage.
+        end: after the last layer.
+        step: the largest decode step.
+        layers: launches of one decode step in the whole model, the library's own included.
+        largest: bytes of the largest tensor that a stage made.
+        sequences: the generated tokens.
+        logits: of each generated token.
+        trace: of the pruning.
+    """
+
+    encoder: Work
+    begin: Work
+    stages: Mapping[int, Work]
+    other: Work
+    end: Work
+    step: Work
+    layers: int
+    largest: int
+    sequences: Tensor
+    logits: Tensor
+    trace: Trace
+
+    @property
+    def prefill(self) -> Work:
+        """Everything up to the first token."""
+        return sum(self.stages.values(), self.encoder + self.begin + self.other + self.end)
+
+
+def count(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    schedule: str | Schedule,
+    devices: Mapping[str, torch.device] | None = None,
+    **options: Any,
+) -> Counted:
+    """Generate on a pretended GPU under a schedule and count what the package adds.
+
+    Args:
+        model: on the CPU; it lies there again afterwards.
+        inputs: of ``model.generate``.
+        schedule: the schedule.
+        devices: as for `PretendedGpu.placed`.
+        options: further arguments of `prune`.
+    """
+    gpu, parts = PretendedGpu(), ModelParts.of(model)
+    stages = {stage.layer for stage in Schedule.parse(schedule).stages}
+    step = [0]
+
+    def enter(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            if not gpu.silent:
+                gpu.phase = f"step {step[0]} of ours" if step[0] else name
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        gpu.phase = f"step {step[0]}" if step[0] else "library"
+
+    def next_step(*_: Any) -> None:
+        step[0] += 1
+        leave()
+
+    def before(number: int) -> str:
+        return f"{'stage' if number in stages else 'layer'} {number}"
+
+    def outer() -> Iterator[Any]:
+        """Hooks that run before those of `prune`."""
+        yield model.register_forward_hook(next_step)
+        yield parts.multimodal.register_forward_pre_hook(enter("begin"))
+        yield parts.decoder.register_forward_pre_hook(enter("begin"))
+        for number, layer in enumerate(parts.layers):
+            yield layer.register_forward_pre_hook(enter(before(number)))
+        yield parts.decoder.register_forward_hook(enter("end"))
+
+    def inner() -> Iterator[Any]:
+        """Hooks that run after those of `prune`."""
+        for module in (parts.multimodal, parts.decoder, *parts.layers):
+            yield module.register_forward_pre_hook(leave)
+        yield parts.decoder.register_forward_hook(leave)
+
+    with gpu.placed(model, devices), gpu.running(), torch.no_grad(), hooked(outer()):
+        placed = {name: PretendedTensor(x, GPU) for name, x in inputs.items()}
+        with prune(model, schedule, **options) as trace, hooked(inner()):
+            answer = model.generate(
+                **placed,
+                max_new_tokens=STEPS,
+                min_new_tokens=STEPS,
+                do_sample=False,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        sequences, logits = on_cpu(answer.sequences), torch.stack(list(on_cpu(answer.logits)))
+        gpu.phase = "after"
+        for row in trace.rows:
+            row.masks = on_cpu(row.masks)
+    nothing, own = Work(), {phase: _own(gpu, phase) for phase in {*gpu.launches, *gpu.waits}}
+    steps = [own.get(f"step {number} of ours", nothing) for number in range(1, STEPS)]
+    others = [own.get(f"layer {number}", nothing) for number in range(len(parts.layers)) if number not in stages]
+    return Counted(
+        own.get("library", nothing),
+        own.get("begin", nothing),
+        {number: own.get(f"stage {number}", nothing) for number in sorted(stages)},
+        sum(others, nothing),
+        own.get("end", nothing),
+        max(steps, key=lambda step: (step.waited, step.launches)),
+        gpu.launches[f"step {STEPS - 1}"],
+        max((gpu.largest[f"stage {number}"] for number in stages), default=0),
+        sequences,
+        logits,
+        trace,
+    )
+
+
+def _own(gpu: PretendedGpu, phase: str) -> Work:
+    """What lines of this package did in a phase."""
+    lines = {line: count for line, count in gpu.lines[phase].items() if line.startswith(OWN)}
+    return Work(lines, {key: count for key, count in gpu.waits[phase].items() if key[1].startswith(OWN)})
