@@ -19,8 +19,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lmms_prune.compat.torch import is_composite, pretend_device, without_driver
 from lmms_prune.methods.shared import kernels
@@ -30,17 +30,58 @@ OWN = "lmms_prune/"
 _LIBRARIES = ("/transformers/", "/accelerate/", "/lmms_eval/")
 _NAMES = tuple(name.strip("/") for name in _LIBRARIES)
 # Operations that only make another view of a tensor, reserve memory, or answer a question about it: no kernel is launched.
-_VIEWS = frozenset(
-    """view alias expand permute transpose slice select unsqueeze squeeze detach split split_with_sizes chunk t unbind as_strided
-    _unsafe_view _reshape_alias reshape unfold diagonal empty empty_like new_empty empty_strided lift_fresh view_as device sym_size
-    movedim real _local_scalar_dense narrow expand_as is_same_size _has_compatible_shallow_copy_type item is_nonzero""".split()
-)
+_VIEWS = [
+    "view",
+    "alias",
+    "expand",
+    "permute",
+    "transpose",
+    "slice",
+    "select",
+    "unsqueeze",
+    "squeeze",
+    "detach",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "t",
+    "unbind",
+    "as_strided",
+    "_unsafe_view",
+    "_reshape_alias",
+    "reshape",
+    "unfold",
+    "diagonal",
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+    "lift_fresh",
+    "view_as",
+    "device",
+    "sym_size",
+    "movedim",
+    "real",
+    "_local_scalar_dense",
+    "narrow",
+    "expand_as",
+    "is_same_size",
+    "_has_compatible_shallow_copy_type",
+    "item",
+    "is_nonzero",
+]
 # Launches of operations that take more than one (lower bounds: a segmented sort takes two or more).
 _LAUNCHES = {"constant_pad_nd": 2, "sort": 2, "topk": 2}
-_SIZED_BY_VALUES = frozenset(
-    "nonzero masked_select _unique _unique2 unique_consecutive unique_dim nonzero_static".split()
+_SIZED_BY_VALUES = (
+    "nonzero",
+    "masked_select",
+    "_unique",
+    "_unique2",
+    "unique_consecutive",
+    "unique_dim",
+    "nonzero_static",
 )
-_INDEXING = frozenset("index index_put index_put_ _index_put_impl_ _unsafe_index _unsafe_index_put".split())
+_INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
 _PINNED = "_pretended_pinned"
 
 
@@ -49,24 +90,24 @@ class WrongDeviceError(RuntimeError):
 
 
 class PretendedTensor(Tensor):
-    """A tensor on a pretended device; `values` are its numbers, on the CPU."""
+    """A tensor on a pretended device; `numbers` are its values, on the CPU."""
 
-    values: Tensor
+    numbers: Tensor
 
     @staticmethod
     def __new__(cls, values: Tensor, device: torch.device = GPU) -> PretendedTensor:
         tensor = pretend_device(cls, values, device)
-        tensor.values = values
+        tensor.numbers = values
         return tensor
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"{func} on a pretended GPU outside of PretendedGpu.running()")
 
 
 def on_cpu(x: Any) -> Any:
     """`x` with the numbers of all pretended tensors in it."""
-    return tree_map(lambda leaf: leaf.values if isinstance(leaf, PretendedTensor) else leaf, x)
+    return tree_map(lambda leaf: leaf.numbers if isinstance(leaf, PretendedTensor) else leaf, x)
 
 
 class PretendedGpu:
@@ -202,7 +243,7 @@ class _Functions(TorchFunctionMode):
             return pinned
         if name in ("tolist", "__format__", "__repr__") and pretended:
             gpu.wait(f"{name} of a tensor on the device")
-            return getattr(args[0].values, name)(*args[1:])
+            return getattr(args[0].numbers, name)(*args[1:])
         if name in ("numpy", "__array__") and pretended:
             raise TypeError("numpy() of a tensor on a device; copy it to the CPU first.")
         if name == "scaled_dot_product_attention" and any(isinstance(x, PretendedTensor) for x in args):
@@ -244,7 +285,7 @@ class _Operations(TorchDispatchMode):
             if name not in _INDEXING:
                 _common_device(name, tensors)
             self._waits(name, func._overloadname, args, kwargs)
-        inputs = {id(x.values): x for x in pretended}
+        inputs = {id(x.numbers): x for x in pretended}
         plain = {k: torch.device("cpu") if k == "device" and v is not None else v for k, v in kwargs.items()}
         plain = {k: False if k == "pin_memory" else v for k, v in plain.items()}
         result = func(*on_cpu(args), **on_cpu(plain))
@@ -277,9 +318,9 @@ class _Operations(TorchDispatchMode):
         """Whether an operation makes the host wait."""
         if name in ("_local_scalar_dense", "is_nonzero"):
             self.gpu.wait("the value of a tensor on the device")
-        elif name in _SIZED_BY_VALUES or name == "equal":
-            self.gpu.wait(name)
-        elif name == "repeat_interleave" and overload == "Tensor" and kwargs.get("output_size") is None:
+        elif name in (*_SIZED_BY_VALUES, "equal") or (
+            name == "repeat_interleave" and overload == "Tensor" and kwargs.get("output_size") is None
+        ):
             self.gpu.wait(name)
         elif name in _INDEXING:
             indices = [index for index in args[1] if index is not None]

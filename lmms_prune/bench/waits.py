@@ -6,12 +6,12 @@ Exact, and the same on every machine: what is counted are operations, not second
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmms_prune.bench.pretended import GPU, OWN, PretendedGpu, PretendedTensor, on_cpu
 from lmms_prune.models.hooked import hooked
