@@ -60,7 +60,7 @@ class Counted:
         stages: at each stage, by its layer.
         other: at all layers without a stage.
         end: after the last layer.
-        step: the largest decode step.
+        step: a late decode step, with the most waits that any step has.
         layers: launches of one decode step in the whole model, the library's own included.
         largest: bytes of the largest tensor that a stage made.
         sequences: the generated tokens.
@@ -163,7 +163,7 @@ def count(
         {number: own.get(f"stage {number}", nothing) for number in sorted(stages)},
         sum(others, nothing),
         own.get("end", nothing),
-        max(steps, key=lambda step: (step.waited, step.launches)),
+        Work(steps[-1].lines, max((step.waits for step in steps), key=lambda waits: sum(waits.values()))),
         gpu.launches[f"step {STEPS - 1}"],
         max((gpu.largest[f"stage {number}"] for number in stages), default=0),
         sequences,

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lmms_prune.errors import PruningError
-from lmms_prune.methods.shared.tensors import finest, owners, to_device
+from lmms_prune.methods.shared.tensors import finest, is_finite, owners, to_device
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
@@ -272,7 +272,7 @@ class TokenView:
             candidates: by default the visual tokens that are present.
         """
         checked = self.valid if candidates is None else candidates
-        self.finite_scores.append((score.isfinite() | ~checked.to(score.device)).all(1))
+        self.finite_scores.append((is_finite(score) | ~checked.to(score.device)).all(1))
         return score
 
     @cached_property

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmms_prune.errors import PruningError
+from lmms_prune.pruning.segment import DecodeMasks
 
 if TYPE_CHECKING:
     from lmms_prune.pruning.prefill import Prefill
@@ -29,6 +30,7 @@ class DecodeSteps:
     def __init__(self, prefill: Prefill):
         self.prefill = prefill
         self.steps = self.entered = 0
+        self.first_masks: DecodeMasks | None = None
 
     def begin(self, inputs: dict[str, Any], cache: Any, kwargs: dict) -> dict:
         """Prepare a decode step; returns the decoder's arguments.
@@ -43,19 +45,27 @@ class DecodeSteps:
             message = f"{ids.shape[1]} tokens at once after the prefill: chunked prefill, assisted decoding and "
             raise PruningError(message + "continuing a conversation are not supported while pruning.")
         self.steps, self.entered = self.steps + 1, 0
-        segments = {id(s): s for s in self.prefill.segments if s is not None}.values()
+        block, segments = self.prefill.block, {id(s): s for s in self.prefill.segments if s is not None}.values()
         for segment in segments:
-            segment.begin_step(self.steps, self.prefill.block.parts, self.prefill.block.positions)
+            segment.begin_step(self.steps, block.parts, block.positions)
         if segments and inputs.get("position_ids") is None:
             # The library counts from the length of layer 0's cache, which a stage at layer 0 has shortened.
             kwargs = {**kwargs, "position_ids": self.prefill.next_position + (self.steps - 1)}
-        return kwargs if self.prefill.segments[0] is None else {**kwargs, "attention_mask": None}
+        # Without a mask the library builds none, for which it would look at every one of its entries.
+        return {**kwargs, "attention_mask": None}
 
     def enter(self, layer: int, hidden: Tensor, kwargs: dict) -> dict:
         """The arguments of a layer in a decode step."""
         self.entered += 1
         segment = self.prefill.segments[layer]
-        return kwargs if segment is None else {**kwargs, **segment.step_arguments(hidden.device)}
+        if segment is not None:
+            return {**kwargs, **segment.step_arguments(hidden.device)}
+        if not self.prefill.padded:
+            return kwargs
+        if self.first_masks is None:
+            self.first_masks = DecodeMasks(self.prefill.present, self.prefill.block.parts.form, hidden.dtype)
+        mask = self.first_masks.at(self.steps)
+        return {**kwargs, "attention_mask": mask.to(hidden.device), "position_ids": None}
 
     def finish(self) -> None:
         """After a decode step.

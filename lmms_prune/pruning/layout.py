@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.errors import BrokenImageError, PruningError
-from lmms_prune.methods.shared.tensors import gather, owners
+from lmms_prune.methods.shared.tensors import gather, owners, to_device
 from lmms_prune.methods.view import LayerInput, Tokens, TokenView
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.ragged import Packing, pack
@@ -77,16 +77,20 @@ class Layout:
         """
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        pads = [0] * len(ids) if mask is None else _left_pads(present)
-        host_ids = ids.tolist()
+        host_ids, pads = _on_host(ids, None if mask is None else present)
         traces, spans = read_rows(parts, inputs, host_ids, pads, samples)
         _refuse_shared_names(host_ids, pads, samples)
-        visual, text = _token_sets(host_ids, spans, parts.config.image_token_id, ids.device)
         counts = [size for _, _, size in spans]
+        sets = _token_sets(host_ids, spans, parts.config.image_token_id)
+        # One copy to the device for all that is known on the host: two token sets, rows and first columns.
+        host = [_padded(columns) for columns in sets]
+        host += [torch.tensor([entry[i] for entry in spans], dtype=torch.long)[:, None] for i in (0, 1)]
+        widths = [part.shape[1] for part in host]
+        *slots, rows, starts = to_device(torch.cat(host, dim=1), ids.device).split(widths, dim=1)
+        visual, text = (Tokens(columns.clamp(min=0), columns >= 0) for columns in slots)
+        rows, starts = rows[:, 0], starts[:, 0]
         index = torch.arange(max(counts, default=0), device=ids.device).expand(len(spans), -1)
-        rows = torch.tensor([b for b, _, _ in spans], dtype=torch.long, device=ids.device)
         origin = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        starts = torch.tensor([start for _, start, _ in spans], dtype=torch.long, device=ids.device)
         grids = parts.grids(inputs, counts)
         if encoded is not None:
             grids = parts.family.grids_of_thw(parts.config, encoded)
@@ -165,7 +169,7 @@ class Layout:
             extra: one row for each original visual token of the batch, image by image.
         """
         self._follow(hidden.device)
-        firsts = torch.tensor([0, *accumulate(self.sizes)][:-1], device=hidden.device)[:, None]
+        firsts = to_device([0, *accumulate(self.sizes)][:-1], hidden.device, torch.long)[:, None]
         tokens = extra.to(hidden)[torch.where(self.visual.valid, firsts + self.index, 0)]
         rows = self.rows[:, None].expand_as(self.visual.slots)
         # Padding entries write to a spare last column, which is then removed.
@@ -250,11 +254,23 @@ def read_rows(
     return traces, spans
 
 
-def _left_pads(present: Bool[Tensor, "B L"]) -> list[int]:
-    pads = (~present).sum(1)
-    if not torch.equal(present, torch.arange(present.shape[1], device=present.device) >= pads[:, None]):
+def _on_host(ids: Int[Tensor, "B L"], present: Bool[Tensor, "B L"] | None) -> tuple[list[list[int]], list[int]]:
+    """The token ids and the padding of each row, in one transfer from the device.
+
+    Args:
+        ids: of the prompts.
+        present: which columns hold a token; None if all do.
+
+    Raises:
+        PruningError: right padding, or padding inside a row.
+    """
+    if present is None:
+        return ids.tolist(), [0] * len(ids)
+    host_ids, host_present = torch.stack([ids, present.to(ids)]).tolist()
+    pads = [len(row) - sum(row) for row in host_present]
+    if any(any(row[:pad]) for row, pad in zip(host_present, pads, strict=True)):
         raise PruningError("pruning needs left padding: set tokenizer.padding_side = 'left'.")
-    return pads.tolist()
+    return host_ids, pads
 
 
 def _refuse_shared_names(ids: list[list[int]], pads: Sequence[int], samples: Sequence[str] | None) -> None:
@@ -283,22 +299,16 @@ def _sample_ids(ids: list[list[int]], pads: Sequence[int], samples: Sequence[str
 
 
 def _token_sets(
-    ids: list[list[int]], spans: list[tuple[int, int, int]], image_token: int, device: torch.device
-) -> tuple[Tokens, Tokens]:
-    """The visual tokens of each image and the text tokens after it."""
-    visual = [list(range(start, start + size)) for _, start, size in spans]
-    text = [
-        [column for column in range(start + size, len(ids[b])) if ids[b][column] != image_token]
-        for b, start, size in spans
-    ]
-    return _ragged(visual, device), _ragged(text, device)
+    ids: list[list[int]], spans: list[tuple[int, int, int]], image_token: int
+) -> tuple[list[range], list[list[int]]]:
+    """The columns of each image's visual tokens, and of the text tokens after it."""
+    text = [[column for column in range(start + size, len(ids[b])) if ids[b][column] != image_token]
+            for b, start, size in spans]  # fmt: skip
+    return [range(start, start + size) for _, start, size in spans], text
 
 
-def _ragged(lists: list[list[int]], device: torch.device) -> Tokens:
+def _padded(lists: Sequence[Sequence[int]]) -> Int[Tensor, "I N"]:
+    """Lists as one tensor, padded on the right with -1."""
     size = max(map(len, lists), default=0)
-    slots = torch.zeros(len(lists), size, dtype=torch.long)
-    valid = torch.zeros(len(lists), size, dtype=torch.bool)
-    for i, entries in enumerate(lists):
-        slots[i, : len(entries)] = torch.tensor(entries, dtype=torch.long)
-        valid[i, : len(entries)] = True
-    return Tokens(slots.to(device), valid.to(device))
+    rows = [[*entries, *[-1] * (size - len(entries))] for entries in lists]
+    return torch.tensor(rows, dtype=torch.long).view(len(lists), size)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, layer_keys
 from lmms_prune.errors import PruningError
-from lmms_prune.methods.shared.tensors import gather
+from lmms_prune.methods.shared.tensors import gather, is_finite, to_device
 from lmms_prune.methods.view import LayerInput, TokenView
 from lmms_prune.models.encoder import EncoderRecorder, EncoderRun
 from lmms_prune.pruning.block import Acting, Block
@@ -68,6 +68,7 @@ class Prefill:
             block.schedule.check(layers, row.images)
         self._refuse_dropped_ends()
         self.present = self.layout.present
+        self.padded = min(self.layout.lengths, default=0) < self.ids.shape[1]
         self.next_position = next_position(positions, self.present)
         self.segments: list[Segment | None] = [None] * layers
         self.between: Sequence[Tensor] = ()
@@ -123,7 +124,7 @@ class Prefill:
         stage, layout = acting.stage, self.layout
         budget = layout.planned(stage)
         if budget == layout.counts and (stage.keep != ADAPTIVE or not any(budget)):
-            self.record.stage(layout.index, layout.counts)
+            self.record.stage(layout.index, layout.visual.valid, layout.counts)
             return state.hidden, segment
         counter = ProductCounter()
         self.recorder.paused = True
@@ -135,9 +136,8 @@ class Prefill:
         if self.block.count_selection:
             self.record.selection(counter.flops)
         self.record.check(MISCOUNTED, (keep <= layout.visual.valid).all(1))
-        self.record.check(MISCOUNTED, keep.sum(1) == torch.tensor(budget, device=keep.device))
         packing = layout.prune(keep, budget)
-        self.record.stage(layout.index, layout.counts, recycled)
+        self.record.stage(layout.index, layout.visual.valid, layout.counts, recycled)
         hidden = gather(hidden, packing.index)
         rotary = self._kept_rotary(hidden, original, packing)
         form = self.block.parts.form
@@ -172,11 +172,14 @@ class Prefill:
         keeps_all = [stage.keep != ADAPTIVE and kept == n for kept, n in zip(budget, layout.counts, strict=True)]
         # In the other images the method chooses, unless all tokens are dropped. One copy to the device for both lists.
         chosen_from = [n > 0 and not unchanged for n, unchanged in zip(budget, keeps_all, strict=True)]
-        full, matters = torch.tensor([keeps_all, chosen_from], device=view.valid.device)
+        planned, full, matters = to_device([budget, keeps_all, chosen_from], view.valid.device, torch.long)
+        full, matters = full.bool(), matters.bool()
         chosen = method.select(view, torch.tensor(budget)) if any(budget) else torch.zeros_like(view.valid)
         keep = torch.where(full[:, None], view.valid, chosen)
         if stage.at_most:
             budget = keep.sum(1).tolist()
+        else:
+            self.record.check(MISCOUNTED, keep.sum(1) == planned)
         hidden, recycled = state.hidden, None
         if stage.spec.rewrites and any(budget):
             rewritten, index = method.rewrite(view, keep)
@@ -219,7 +222,7 @@ class Prefill:
     def _check_numbers(self, acting: Acting, view: TokenView, matters: Bool[Tensor, " I"]) -> None:
         """Register checks that a stage chose by finite numbers, in the images that it prunes; they run after the prefill."""
         stage = acting.stage
-        checks = [("hidden states that enter it", (view.hidden.isfinite().all(-1) | ~view.valid).all(1))]
+        checks = [("hidden states that enter it", (is_finite(view.hidden).all(-1) | ~view.valid).all(1))]
         if "encoder" in vars(view):
             checks.insert(0, ("encoder features that it reads", view.encoder.finite()))
         checks += [(f"scores of {stage.method}", finite) for finite in view.finite_scores]
@@ -253,6 +256,9 @@ class Prefill:
             crop_caches(self.block.schedule, self.cache, self.segments, self.present)
             for row in rows:
                 row.cached = cached_lengths(self.cache)
+        for segment in self.segments:
+            if segment is not None:
+                segment.mask = None  # rows x columns of the sequence, which no decode step needs
         self.before = self.embedded = self.encoder_run = None
         self.between = ()
         self.layout.memory = {}

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lmms_prune.methods.shared.tensors import to_device
 from lmms_prune.models.parts import MaskForm
 
 
@@ -44,16 +45,19 @@ def pack(keep: Bool[Tensor, "B L"], lengths: Sequence[int], pad: Literal["left",
         pad: the side of the padding.
     """
     size, device = max(lengths, default=0), keep.device
-    length = torch.tensor(lengths, device=device)[:, None]
-    shift = size - length if pad == "left" else torch.zeros_like(length)
-    moved = keep.cumsum(1) - 1 + shift
+    padded = min(lengths, default=size) < size
+    moved = keep.cumsum(1) - 1
+    valid = torch.ones(len(lengths), size, dtype=torch.bool, device=device)
+    if padded:
+        length, column = to_device(lengths, device)[:, None], torch.arange(size, device=device)
+        if pad == "left":
+            moved = moved + (size - length)
+        valid = column >= size - length if pad == "left" else column < length
     # Dropped entries are written to a spare last column, which is then removed.
     target = torch.where(keep, moved, size).clamp(0, size)
     columns = torch.arange(keep.shape[1], device=device).expand_as(target)
     index = torch.zeros(keep.shape[0], size + 1, dtype=torch.long, device=device).scatter_(1, target, columns)
-    column = torch.arange(size, device=device)
-    valid = column >= shift if pad == "left" else column < length
-    return Packing(index[:, :size], valid, moved, padded=min(lengths, default=size) < size)
+    return Packing(index[:, :size], valid, moved, padded)
 
 
 def gather_rotary(table: Float[Tensor, "*head L D"], index: Int[Tensor, "B N"]) -> Float[Tensor, "... N D"]:

@@ -12,11 +12,34 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.parts import MaskForm, ModelParts
 from lmms_prune.pruning.ragged import attention_mask
 
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine tables."""
+
+
+class DecodeMasks:
+    """The masks of a padded batch's decode steps: views of one mask over more keys than there are yet, so that no step makes its own.
+
+    Args:
+        valid: which keys of the prompt exist; those of the answer all do.
+        form: of the attention kernel.
+        dtype: of an additive mask.
+    """
+
+    def __init__(self, valid: Bool[Tensor, "B N"], form: MaskForm, dtype: torch.dtype):
+        self._valid, self._form, self._dtype = valid, form, dtype
+        self._mask: Tensor | None = None
+
+    def at(self, step: int) -> Tensor:
+        """The mask of decode step `step`, counted from 1."""
+        keys = self._valid.shape[1] + step
+        if self._mask is None or keys > self._mask.shape[-1]:
+            ahead = pad(self._valid, (0, 2 * max(step, 32)), value=True)
+            self._mask = attention_mask(ahead, 1, True, self._form, self._dtype)
+        assert self._mask is not None
+        return self._mask[..., :keys]
 
 
 @dataclass
@@ -32,6 +55,7 @@ class Segment:
         origin: the original column of each column.
         host_lengths: `lengths`, on the host.
         decode_mask, decode_rotary: for the current decode step; None uses the library's own.
+        decode_masks: of all decode steps; None before the first, and without padding.
     """
 
     valid: Bool[Tensor, "B N"]
@@ -43,6 +67,7 @@ class Segment:
     host_lengths: list[int]
     decode_mask: Tensor | None = None
     decode_rotary: Rotary | None = None
+    decode_masks: DecodeMasks | None = None
 
     def prefill_arguments(self, device: torch.device) -> dict:
         """The arguments of a layer on `device` in the prefill."""
@@ -53,8 +78,9 @@ class Segment:
 
     def begin_step(self, step: int, parts: ModelParts, positions: str) -> None:
         """Prepare decode step `step`, counted from 1."""
-        valid = pad(self.valid, (0, step), value=True)
-        self.decode_mask = attention_mask(valid, 1, self.padded, parts.form, self.rotary[0].dtype)
+        if self.padded:
+            self.decode_masks = self.decode_masks or DecodeMasks(self.valid, parts.form, self.rotary[0].dtype)
+            self.decode_mask = self.decode_masks.at(step)
         if positions == "compact":
             position = self.lengths[:, None] + (step - 1)
             self.decode_rotary = parts.rotary(self.rotary[0], position)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,50 +112,59 @@ class PrefillTrace:
             row.selection_flops = (row.selection_flops or 0) + flops * len(row.images) / max(1, len(self._owners))
 
     def stage(
-        self, index: Int[Tensor, "I V"], counts: Sequence[int], recycled: Int[Tensor, " I"] | None = None
+        self,
+        index: Int[Tensor, "I V"],
+        valid: Bool[Tensor, "I V"],
+        counts: Sequence[int],
+        recycled: Int[Tensor, " I"] | None = None,
     ) -> None:
         """Record the result of a stage.
 
         Args:
-            index: raster indices of the kept tokens, padded on the right.
+            index: raster indices of the kept tokens.
+            valid: which entries of `index` are tokens; the others are padding.
             counts: how many tokens of each image are kept.
             recycled: how many of them the method has changed, on the device; None if none.
         """
         self._recycled.append(recycled)
-        masks = []
         sizes = [size for row in self.rows for size in row.images]
-        for image, (size, count) in enumerate(zip(sizes, counts, strict=True)):
-            mask = torch.zeros(size, dtype=torch.bool, device=index.device)
-            mask[index[image, :count]] = True
-            masks.append(mask)
-        for row, row_masks, kept in zip(self.rows, self._by_row(masks), self._by_row(counts), strict=True):
-            row.masks.append(row_masks)
-            row.kept.append([int(n) for n in kept])
-        if masks:
+        masks: list[Tensor] = []
+        if sizes:
+            most = max(sizes)
+            # Padding entries are written to a spare last column, which is then removed.
+            kept = index.new_zeros(len(sizes), most + 1, dtype=torch.bool)
+            kept = kept.scatter_(1, torch.where(valid, index, most), True)[:, :most]
+            masks = [kept[image, :size] for image, size in enumerate(sizes)]
             # A mask with fewer entries than tokens kept means that an index occurred twice.
-            distinct = torch.stack([mask.sum() == count for mask, count in zip(masks, counts, strict=True)])
-            self.check(MISCOUNTED, distinct)
+            self.check(MISCOUNTED, kept.sum(1) == valid.sum(1))
+        for row, row_masks, row_counts in zip(self.rows, self._by_row(masks), self._by_row(counts), strict=True):
+            row.masks.append(row_masks)
+            row.kept.append([int(n) for n in row_counts])
 
     def check(self, problem: str, passed: Bool[Tensor, " I"]) -> None:
         """Register a check for `finish`: `passed` says for each image, on the device, whether it is free of `problem`."""
         self._checks.append((problem, passed))
 
     def finish(self) -> None:
-        """Evaluate all registered checks, in one transfer from the device.
+        """Evaluate all registered checks and read what the methods changed, in one transfer from the device.
 
         Raises:
             PruningError: a check failed; the message states the problem and names the samples.
         """
-        if self._checks:
-            device = self._checks[0][1].device
-            flags = torch.stack([passed.to(device) for _, passed in self._checks]).tolist()
-            # In the order of the stages: a later failure may be a consequence of an earlier one.
-            for (problem, _), passed in zip(self._checks, flags, strict=True):
-                failed = [self.rows[row].sample for row, fine in zip(self._owners, passed, strict=True) if not fine]
-                if failed:
-                    raise PruningError(f"sample {', '.join(dict.fromkeys(failed))}: {problem}")
+        on_device = [passed for _, passed in self._checks]
+        on_device += [recycled for recycled in self._recycled if recycled is not None]
+        values: Iterator[list[int]] = iter(())
+        if on_device:
+            device = on_device[0].device
+            values = iter(torch.stack([x.to(device, torch.long, non_blocking=True) for x in on_device]).tolist())
+        # In the order of the stages: a later failure may be a consequence of an earlier one.
+        for problem, _ in self._checks:
+            passed = next(values)
+            failed = [self.rows[row].sample for row, fine in zip(self._owners, passed, strict=True) if not fine]
+            if failed:
+                raise PruningError(f"sample {', '.join(dict.fromkeys(failed))}: {problem}")
         for recycled in self._recycled:
-            counts = [0] * len(self._owners) if recycled is None else recycled.tolist()
+            counts = [0] * len(self._owners) if recycled is None else next(values)
             for row, row_counts in zip(self.rows, self._by_row(counts), strict=True):
                 row.recycled.append(row_counts)
         self._checks, self._recycled = [], []

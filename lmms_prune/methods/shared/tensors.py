@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -42,6 +42,11 @@ def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], count: int) ->
         rows = torch.arange(len(x), device=x.device)[:, None].expand_as(into)
         return sums.index_put((rows, into), x, accumulate=True)
     return sums.scatter_add(1, into.view(*into.shape, *(1,) * (x.dim() - 2)).expand_as(x), x)
+
+
+def is_finite(x: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Which numbers are neither infinite nor NaN: only a finite number times zero is zero. Half the launches of ``isfinite``."""
+    return x * 0 == 0
 
 
 def finest(device: torch.device) -> torch.dtype:
