@@ -19,6 +19,25 @@ from lmms_prune.models.shape import EncoderShape
 
 
 @dataclass(frozen=True)
+class _Groups:
+    """Importance of the tokens, those that are merged, the most important of these in each cell, and each token's cell."""
+
+    importance: Float[Tensor, "B V"]
+    low: Bool[Tensor, "B V"]
+    leads: Bool[Tensor, "B V"]
+    cell: Int[Tensor, "B V"]
+
+
+@dataclass(frozen=True)
+class _Importance:
+    """Importance of all original tokens for the options `t` and `alpha`."""
+
+    t: float
+    alpha: float
+    tokens: Float[Tensor, "B N"]
+
+
+@dataclass(frozen=True)
 class VFlowOpt(Method):
     """Keeps the tokens that the encoder's most attended tokens attend to; before the decoder it merges the others.
 
@@ -54,14 +73,14 @@ class VFlowOpt(Method):
         importance = view.ranking(self._importance(view))
         if view.layer:
             return highest(importance, view.valid, budget)
-        low, leads, _ = self._groups(view, importance, budget.to(importance.device))
-        return highest(importance, (view.valid & ~low) | leads, budget)
+        view.carry = groups = _Groups(importance, *self._groups(view, importance, budget.to(importance.device)))
+        return highest(importance, (view.valid & ~groups.low) | groups.leads, budget)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         if view.layer:
             return view.hidden, view.index
-        importance = self._importance(view)
-        low, leads, cell = self._groups(view, importance, keep.sum(1))
+        groups = view.carried(_Groups)
+        importance, low, leads, cell = groups.importance, groups.low, groups.leads, groups.cell
         hidden = view.hidden.to(importance.dtype)
         # Importances that round to 0 still get equal weights, so that a group of them has a mean.
         weight = torch.where(low, importance.clamp(min=torch.finfo(importance.dtype).tiny), 0)
@@ -73,17 +92,18 @@ class VFlowOpt(Method):
 
     def _importance(self, view: TokenView) -> Float[Tensor, "B V"]:
         """Importance of the tokens present; computed once per prefill, because it is the same at every stage."""
-        key = f"vflowopt t={self.t} alpha={self.alpha}"
-        if key not in view.memory:
+        earlier = view.remembered(_Importance)
+        if earlier is None or (earlier.t, earlier.alpha) != (self.t, self.alpha):
             encoder = view.encoder
             images = _attention_of_global_tokens(encoder, self.t)
             if self.alpha > 0:
                 pictures = zip(encoder.images(), encoder.grids, images, strict=True)
                 images = [x + self.alpha * _entropy(image, *grid).softmax(0).to(x) for image, grid, x in pictures]
-            view.memory[key] = pad_sequence([images[i] for i in encoder.owner], batch_first=True)
-        importance = view.memory[key]
-        assert isinstance(importance, Tensor)
-        return view.of_image(importance)
+            earlier = _Importance(
+                self.t, self.alpha, pad_sequence([images[i] for i in encoder.owner], batch_first=True)
+            )
+            view.remember(earlier)
+        return view.of_image(earlier.tokens)
 
     def _groups(
         self, view: TokenView, importance: Float[Tensor, "B V"], count: Int[Tensor, " B"]
