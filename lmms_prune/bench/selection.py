@@ -13,6 +13,7 @@ from lmms_prune.bench.clock import median_seconds
 from lmms_prune.bench.models import random_inputs, random_model
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method
+from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.view import LayerInput, TokenView
 from lmms_prune.models import FAMILIES
 from lmms_prune.models.architectures import architecture
@@ -87,7 +88,7 @@ def _timeable(spec: MethodSpec) -> bool:
 
 def _select(method: Method, spec: MethodSpec, view: TokenView, budget: Tensor) -> None:
     # A new view with an empty memory, so that nothing is reused from the previous run.
-    fresh = replace(view, memory={})
+    fresh = replace(view, memory=Memory(), carry=None)
     keep = method.select(fresh, budget)
     if spec.rewrites:
         method.rewrite(fresh, keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,6 +13,13 @@ from lmms_prune.methods.base import Method, grid_within
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals, resized
 from lmms_prune.models.shape import EncoderShape
+
+
+@dataclass(frozen=True)
+class _SmallGrids:
+    """Rows and columns of each image's smaller grid."""
+
+    shapes: list[tuple[int, int]]
 
 
 class Downsample(Method):
@@ -36,14 +44,13 @@ class Downsample(Method):
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         grids = [grid_within(*grid, most) for grid, most in zip(view.grids, budget.tolist(), strict=True)]
-        view.memory["downsample"] = grids
+        view.carry = _SmallGrids(grids)
         cells = torch.tensor([rows * columns for rows, columns in grids])
         entry = torch.arange(view.valid.shape[1], device=view.valid.device)
         return entry < torch.where(budget > 0, cells, 0).to(entry.device)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
-        grids = view.memory["downsample"]
-        assert isinstance(grids, list)
+        grids = view.carried(_SmallGrids).shapes
         index, images = view.index.clone(), view.encoder.images()
         encoded = []
         for image, ((rows, columns), (r, c)) in enumerate(zip(view.grids, grids, strict=True)):

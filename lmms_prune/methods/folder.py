@@ -74,12 +74,11 @@ class Folder(Method):
             folded = inside_encoder(view, budget, "variant=full", _folded)
         else:
             folded = self._simplified(view, budget)
-        view.memory[f"folder at layer {view.layer}"] = folded
+        view.carry = folded
         return folded.keep & (budget > 0).to(folded.keep.device)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
-        folded = view.memory.pop(f"folder at layer {view.layer}")
-        assert isinstance(folded, Merged)
+        folded = view.carried(Merged)
         return folded.hidden, folded.index
 
     @staticmethod

@@ -37,6 +37,13 @@ _TINY = 1e-6
 
 
 @dataclass(frozen=True)
+class _Order:
+    """The tokens' sort keys in the reference's order: crops in order, the tokens of each by falling attention."""
+
+    sort_key: Int[Tensor, "B V"]
+
+
+@dataclass(frozen=True)
 class HoloV(Method):
     """Distributes N among crops of the raster sequence and keeps the most attended tokens of each crop.
 
@@ -78,7 +85,7 @@ class HoloV(Method):
         # A token's rank within its crop, by attention; empty cells come last.
         in_cells = crops.put(attention.masked_fill(~view.valid, -torch.inf), -torch.inf)
         rank = _rank(in_cells).flatten(1).gather(1, crops.cell.clamp(max=crops.cells - 1))
-        view.memory[self._key(view)] = crops.number * crops.width + rank
+        view.carry = _Order(crops.number * crops.width + rank)
         crop_share = share.gather(1, crops.number)
         keep = view.valid & (rank < crop_share)
         # The rounded-off tokens, round by round: the best dropped token of every crop comes before the second best of
@@ -90,16 +97,11 @@ class HoloV(Method):
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         if self.order == "raster":
             return view.hidden, view.index
-        sort_key = view.memory[self._key(view)]
-        assert isinstance(sort_key, Tensor)
+        sort_key = view.carried(_Order).sort_key
         order = sort_key.masked_fill(~keep, torch.iinfo(sort_key.dtype).max).argsort(dim=1, stable=True)
         # The r-th token of this order goes to the r-th kept entry.
         order = order.gather(1, (keep.cumsum(1) - 1).clamp(min=0))
         return view.hidden.gather(1, order[..., None].expand_as(view.hidden)), view.index.gather(1, order)
-
-    @staticmethod
-    def _key(view: TokenView) -> str:
-        return f"holov at layer {view.layer}"
 
     def _crop_counts(self, view: TokenView, budget: Int[Tensor, " B"]) -> list[int]:
         """P, the number of crops, of each image."""

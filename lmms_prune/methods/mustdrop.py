@@ -17,7 +17,7 @@ largest min(sum / 0.1, max / 0.1): v1 (3.0) and v4 (2.0). Kept: v1 v3 v4.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,9 +29,24 @@ from lmms_prune.models.clip_encoder import ClipEncoder
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
 
-_KEYS, _ORDER, _UNMERGED = "mustdrop keys", "mustdrop order", "mustdrop unmerged keys"
 # Tokens along a window's side, and the tokens that merging one takes away.
 _SIDE, _SAVED = 3, 8
+
+
+@dataclass(frozen=True)
+class _Reencoded:
+    """Raster indices in the order of the encoder's shorter sequence, its states, and the attention by raster index."""
+
+    order: Int[Tensor, "B N"]
+    states: Float[Tensor, "B N D"]
+    attention: Float[Tensor, "B N"]
+
+
+@dataclass(frozen=True)
+class _KeySet:
+    """The original tokens that no deeper stage drops."""
+
+    tokens: Bool[Tensor, "B N"]
 
 
 @dataclass(frozen=True)
@@ -104,12 +119,12 @@ class MustDrop(Method):
         """At layer 0 the merged windows and the other tokens, encoded anew, in the encoder's order."""
         if view.layer:
             return view.hidden, view.index
-        stored: Any = view.memory[_ORDER]
-        order, states, attention = stored
+        encoded = view.carried(_Reencoded)
+        order, states, attention = encoded.order, encoded.states, encoded.attention
         # An image that keeps every token has no merged window, whatever the threshold would have merged.
         keeps_all = keep.sum(1) == view.valid.sum(1)
         key_set = highest(attention, keep, _eight_percent(keep.sum(1)))
-        view.memory[_KEYS] = torch.where(keeps_all[:, None], _unmerged_keys(view), key_set)
+        view.remember(_KeySet(torch.where(keeps_all[:, None], _unmerged_keys(view), key_set)))
         # The kept entries of the encoder's sequence, in its order, go to the kept columns one after the other.
         kept_first = (~keep.gather(1, order)).long().argsort(dim=1, stable=True)
         entry = kept_first.gather(1, (keep.cumsum(1) - 1).clamp(min=0))
@@ -138,7 +153,7 @@ class MustDrop(Method):
         unmerged = torch.arange(order.shape[1], device=order.device) < length[:, None]
         candidates = torch.zeros_like(view.valid).scatter(1, order, unmerged)
         attention = torch.zeros_like(attention).scatter(1, order, attention)
-        view.memory[_ORDER] = (order, states.to(view.hidden), attention)
+        view.carry = _Reencoded(order, states.to(view.hidden), attention)
         return highest(view.ranking(attention), candidates, torch.where(adaptive, length, budget.to(adaptive.device)))
 
 
@@ -148,23 +163,16 @@ def _eight_percent(count: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
 
 
 def _key_set(view: TokenView) -> Bool[Tensor, "B N"]:
-    """The original tokens that no mustdrop stage drops."""
-    if _KEYS in view.memory:
-        keys = view.memory[_KEYS]
-        assert isinstance(keys, Tensor)
-        return keys
-    return _unmerged_keys(view)
+    """The original tokens that no mustdrop stage drops, found by the first stage of a prefill."""
+    if (earlier := view.remembered(_KeySet)) is not None:
+        return earlier.tokens
+    keys = _unmerged_keys(view)
+    view.remember(_KeySet(keys))
+    return keys
 
 
 def _unmerged_keys(view: TokenView) -> Bool[Tensor, "B N"]:
-    """The key set of the unmerged encoder, computed once per prefill; a stage at layer 0 may replace it."""
-    cached = view.memory.get(_UNMERGED)
-    if not isinstance(cached, Tensor):
-        view.memory[_UNMERGED] = cached = _compute_unmerged_keys(view)
-    return cached
-
-
-def _compute_unmerged_keys(view: TokenView) -> Bool[Tensor, "B N"]:
+    """The key set of the encoder without merged windows."""
     encoder = view.encoder
     last = encoder.shape.depth - 1
     attention = encoder.saliency(last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
 
@@ -16,6 +17,13 @@ from lmms_prune.models.encoder import MOST, Signals
 from lmms_prune.models.shape import EncoderShape
 
 _PUBLISHED = 24 * 24  # visual tokens of the images for which the paper states the reach
+
+
+@dataclass(frozen=True)
+class _Saliency:
+    """The encoder's attention to the tokens present."""
+
+    score: Float[Tensor, "B V"]
 
 
 class Nuwa(Method):
@@ -47,7 +55,7 @@ class Nuwa(Method):
         if view.layer:
             return highest(view.ranking(view.attention(view.last)[:, :, 0].mean(dim=1)), view.valid, budget)
         score = view.ranking(view.of_image(view.encoder.saliency()))
-        rank = _ranks_in_cells(score, view)
+        view.carry, rank = _Saliency(score), _ranks_in_cells(score, view)
         candidates, count = torch.zeros_like(view.valid), budget.to(view.valid.device)
         # The smallest k per image, by masks: images of a batch may differ in it.
         for k in range(1, 5):
@@ -58,7 +66,7 @@ class Nuwa(Method):
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         if view.layer:
             return view.hidden, view.index
-        alone = _salient(view.of_image(view.encoder.saliency()), keep)
+        alone = _salient(view.carried(_Saliency).score, keep)
         return view.encoder.project(_gathered(view, alone)).to(view.hidden.device), view.index
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,15 @@ from torch import Tensor
 from lmms_prune.methods.base import Method, grid_within
 from lmms_prune.methods.shared.tensors import add_up
 from lmms_prune.methods.view import TokenView
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """For each cell of the coarser grid the sum of its tokens, their number, and the raster index of its middle."""
+
+    sums: Float[Tensor, "B C D"]
+    members: Int[Tensor, "B C"]
+    middle: Int[Tensor, "B C"]
 
 
 class Pool(Method):
@@ -28,33 +38,24 @@ class Pool(Method):
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         pairs = zip(view.grids, budget.tolist(), strict=True)
-        view.memory[self._key(view)] = grids = [grid_within(*grid, most) for grid, most in pairs]
-        filled = self._cells(view, grids)[1] > 0
+        view.carry = cells = self._cells(view, [grid_within(*grid, most) for grid, most in pairs])
+        filled = cells.members > 0
         entry = torch.arange(view.valid.shape[1], device=filled.device)
         return (entry < filled.sum(1, keepdim=True)) & (budget.to(filled.device) > 0)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
-        grids = view.memory[self._key(view)]
-        assert isinstance(grids, list)
-        sums, members, middle = self._cells(view, grids)
+        cells = view.carried(_Cells)
         # The cells that hold tokens take the first entries, in raster order.
-        order = (members == 0).long().argsort(dim=1, stable=True)
-        means = sums / members.clamp(min=1)[..., None]
+        order = (cells.members == 0).long().argsort(dim=1, stable=True)
+        means = cells.sums / cells.members.clamp(min=1)[..., None]
         # A batch may have fewer cells than entries of its longest image.
         short = keep.shape[1] - order.shape[1]
         means = torch.nn.functional.pad(means.gather(1, order[..., None].expand_as(means)), (0, 0, 0, max(0, short)))
-        middle = torch.nn.functional.pad(middle.gather(1, order), (0, max(0, short)))
+        middle = torch.nn.functional.pad(cells.middle.gather(1, order), (0, max(0, short)))
         return means[:, : keep.shape[1]].to(view.hidden.dtype), middle[:, : keep.shape[1]]
 
     @staticmethod
-    def _key(view: TokenView) -> str:
-        return f"pool at layer {view.layer}"
-
-    @staticmethod
-    def _cells(
-        view: TokenView, grids: list[tuple[int, int]]
-    ) -> tuple[Float[Tensor, "B C D"], Int[Tensor, "B C"], Int[Tensor, "B C"]]:
-        """For each cell the sum of its tokens, their number, and the raster index of its middle."""
+    def _cells(view: TokenView, grids: list[tuple[int, int]]) -> _Cells:
         device = view.valid.device
         rows, columns = torch.tensor(view.grids, device=device).T[..., None]
         r, c = torch.tensor(grids, device=device).T[..., None]
@@ -66,4 +67,4 @@ class Pool(Method):
         sums, members = add_up(hidden, cell, cells + 1), add_up(torch.ones_like(cell), cell, cells + 1)
         number = torch.arange(cells, device=device)
         middle = (2 * (number // c) + 1) * rows // (2 * r) * columns + (2 * (number % c) + 1) * columns // (2 * c)
-        return sums[:, :-1], members[:, :-1], middle
+        return _Cells(sums[:, :-1], members[:, :-1], middle)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,15 @@ from torch import Tensor
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.shared.tensors import BLOCK
 from lmms_prune.methods.view import Tokens, TokenView
+
+
+@dataclass(frozen=True)
+class _Recycled:
+    """Tokens kept as they are, the columns of the cluster centres, and the clusters' merged states."""
+
+    kept: Bool[Tensor, "B V"]
+    centres: Int[Tensor, "B C"]
+    merged: Float[Tensor, "B C D"]
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,13 @@ class SparseVLM(Method):
             # Rows with fewer clusters are padded with arbitrary centres, which must not mark a token as kept.
             marks = torch.zeros_like(kept, dtype=torch.int32).scatter_add_(1, centres, exists.int())
             keep = kept | (marks > 0)
-        view.memory[f"sparsevlm {view.layer}"] = (kept, centres, merged)
+        view.carry = _Recycled(kept, centres, merged)
         return keep
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         """The kept tokens in order, then the merged ones, each at its centre's index."""
-        stored: Any = view.memory[f"sparsevlm {view.layer}"]
-        kept, centres, merged = stored
+        recycled = view.carried(_Recycled)
+        kept, centres, merged = recycled.kept, recycled.centres, recycled.merged
         if not centres.shape[1]:
             return view.hidden, view.index
         rows = torch.arange(len(keep), device=keep.device)[:, None]

@@ -84,7 +84,7 @@ class SwiftVLM(Method):
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         # The caller ignores the result for an image that keeps all its tokens.
         count, keeps_all = keep.sum(dim=1), (keep == view.valid).all(dim=1)
-        earlier = _earlier(view)
+        earlier = view.remembered(_Bypass)
         states, exists, score = _first_candidates(view) if earlier is None else _restored(view, earlier)
         # One merged token for each 20 tokens of the image (rounded), within 1 and half of the keep; none for a single slot.
         sizes = torch.tensor(view.sizes, device=count.device)
@@ -101,21 +101,12 @@ class SwiftVLM(Method):
         then = torch.where(is_median[..., None], mean, states).to(view.hidden.dtype).to(states.dtype)
         raster = torch.arange(exists.shape[1], device=exists.device).expand_as(exists)
         bypass = _Bypass(states, torch.where(best, raster, carrier), is_median, then)
-        view.memory[f"swiftvlm {view.layer}"] = bypass if earlier is None else _unless(keeps_all, bypass, earlier)
+        view.remember(bypass if earlier is None else _unless(keeps_all, bypass, earlier))
         # The tokens that continue fill the kept entries in raster order.
         in_order = (~continues).to(torch.uint8).argsort(dim=1, stable=True)
         index = in_order.gather(1, (keep.cumsum(dim=1) - 1).clamp(min=0))
         hidden = gather(then, index).to(view.hidden.dtype)
         return torch.where(keep[..., None], hidden, view.hidden), torch.where(keep, index, view.index)
-
-
-def _earlier(view: TokenView) -> _Bypass | None:
-    """The state stored by the nearest swiftvlm stage before this layer."""
-    for layer in range(view.layer - 1, -1, -1):
-        bypass = view.memory.get(f"swiftvlm {layer}")
-        if isinstance(bypass, _Bypass):
-            return bypass
-    return None
 
 
 def _unless(keeps_all: Bool[Tensor, " B"], new: _Bypass, old: _Bypass) -> _Bypass:

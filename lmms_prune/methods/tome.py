@@ -33,6 +33,13 @@ _NO_KEYS = "metric=keys reads the layer before, so it cannot act at layer 0; use
 
 
 @dataclass(frozen=True)
+class _Sizes:
+    """How many tokens the token at each raster index stands for after a stage."""
+
+    tokens: Float[Tensor, "B N"]
+
+
+@dataclass(frozen=True)
 class ToMe(Method):
     """Merges tokens into their most similar neighbours until N remain.
 
@@ -75,16 +82,15 @@ class ToMe(Method):
             result = inside_encoder(view, budget, "place=tower", _encoder_tokens)
         else:
             result = self._at_stage(view, budget)
-        view.memory[f"tome at layer {view.layer}"] = result
+        view.carry = result
         return result.keep & (budget > 0).to(result.keep.device)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
-        result = view.memory.pop(f"tome at layer {view.layer}")
-        assert isinstance(result, Merged)
+        result = view.carried(Merged)
         sizes = _sizes(view)
         # Entries that are not kept write to a spare last column.
         target = torch.where(keep, result.index, sizes.shape[1])
-        _history(view)[view.layer] = pad(sizes, (0, 1)).scatter(1, target, result.size.to(sizes.dtype))[:, :-1]
+        view.remember(_Sizes(pad(sizes, (0, 1)).scatter(1, target, result.size.to(sizes.dtype))[:, :-1]))
         return result.hidden, result.index
 
     def _at_stage(self, view: TokenView, budget: Int[Tensor, " B"]) -> Merged:
@@ -140,16 +146,8 @@ def _encoder_tokens(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int)
     return encoder.project(gather(x, order)), gather(size, order), gather(index, order)
 
 
-def _history(view: TokenView) -> dict[int, Tensor]:
-    """By the layer of each earlier stage, how many tokens the token at each raster index stands for."""
-    history = view.memory.setdefault("tome sizes", {})
-    assert isinstance(history, dict)
-    return history
-
-
 def _sizes(view: TokenView) -> Float[Tensor, "B N"]:
     """How many tokens the token at each raster index stands for before this stage."""
-    before = {layer: sizes for layer, sizes in _history(view).items() if layer < view.layer}
-    if before:
-        return before[max(before)].to(view.valid.device)
+    if (earlier := view.remembered(_Sizes)) is not None:
+        return earlier.tokens.to(view.valid.device)
     return torch.ones(len(view.sizes), max(view.sizes, default=0), device=view.valid.device)

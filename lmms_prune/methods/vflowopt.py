@@ -19,6 +19,25 @@ from lmms_prune.models.shape import EncoderShape
 
 
 @dataclass(frozen=True)
+class _Groups:
+    """Importance of the tokens, those that are merged, the most important of these in each cell, and each token's cell."""
+
+    importance: Float[Tensor, "B V"]
+    low: Bool[Tensor, "B V"]
+    leads: Bool[Tensor, "B V"]
+    cell: Int[Tensor, "B V"]
+
+
+@dataclass(frozen=True)
+class _Importance:
+    """Importance of all original tokens for the options `t` and `alpha`."""
+
+    t: float
+    alpha: float
+    tokens: Float[Tensor, "B N"]
+
+
+@dataclass(frozen=True)
 class VFlowOpt(Method):
     """Keeps the tokens that the encoder's most attended tokens attend to; before the decoder it merges the others.
 
@@ -54,14 +73,14 @@ class VFlowOpt(Method):
         importance = view.ranking(self._importance(view))
         if view.layer:
             return highest(importance, view.valid, budget)
-        low, leads, _ = self._groups(view, importance, budget.to(importance.device))
-        return highest(importance, (view.valid & ~low) | leads, budget)
+        view.carry = groups = _Groups(importance, *self._groups(view, importance, budget.to(importance.device)))
+        return highest(importance, (view.valid & ~groups.low) | groups.leads, budget)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         if view.layer:
             return view.hidden, view.index
-        importance = self._importance(view)
-        low, leads, cell = self._groups(view, importance, keep.sum(1))
+        groups = view.carried(_Groups)
+        importance, low, leads, cell = groups.importance, groups.low, groups.leads, groups.cell
         hidden = view.hidden.to(importance.dtype)
         # Importances that round to 0 still get equal weights, so that a group of them has a mean.
         weight = torch.where(low, importance.clamp(min=torch.finfo(importance.dtype).tiny), 0)
@@ -73,17 +92,15 @@ class VFlowOpt(Method):
 
     def _importance(self, view: TokenView) -> Float[Tensor, "B V"]:
         """Importance of the tokens present; computed once per prefill, because it is the same at every stage."""
-        key = f"vflowopt t={self.t} alpha={self.alpha}"
-        if key not in view.memory:
+        earlier = view.remembered(_Importance)
+        if earlier is None or (earlier.t, earlier.alpha) != (self.t, self.alpha):
             encoder = view.encoder
-            images = _attention_of_global_tokens(encoder, self.t)
+            tokens = _attention_of_global_tokens(encoder, self.t)
             if self.alpha > 0:
-                pictures = zip(encoder.images(), encoder.grids, images, strict=True)
-                images = [x + self.alpha * _entropy(image, *grid).softmax(0).to(x) for image, grid, x in pictures]
-            view.memory[key] = pad_sequence([images[i] for i in encoder.owner], batch_first=True)
-        importance = view.memory[key]
-        assert isinstance(importance, Tensor)
-        return view.of_image(importance)
+                tokens = tokens + self.alpha * _entropies(encoder).to(tokens)
+            earlier = _Importance(self.t, self.alpha, encoder.of_view(tokens))
+            view.remember(earlier)
+        return view.of_image(earlier.tokens)
 
     def _groups(
         self, view: TokenView, importance: Float[Tensor, "B V"], count: Int[Tensor, " B"]
@@ -112,43 +129,62 @@ class VFlowOpt(Method):
         return low, low & (tops.gather(1, cell) == below), cell
 
 
-def _attention_of_global_tokens(encoder: Encoder, t: float) -> list[Tensor]:
-    """The mean attention row of the most attended tokens, for each image of the run."""
-    weights, before, patches = [], encoder.shape.class_tokens, encoder.shape.patches_per_token
-    for received in _flow(encoder, None):
-        is_global = received > t * received.mean()
-        # Without a token above the threshold, the most attended one is used.
-        is_global |= ~is_global.any() & (torch.arange(len(is_global), device=is_global.device) == received.argmax())
-        weight = is_global.to(received.dtype) / (is_global.sum() * patches)
-        weights.append(torch.nn.functional.pad(weight.repeat_interleave(patches), (before, 0)))
-    return _flow(encoder, weights)
+def _attention_of_global_tokens(encoder: Encoder, t: float) -> Float[Tensor, "I N"]:
+    """The mean attention row of the most attended tokens, for each image of the run, padded with zeros."""
+    images, patches = range(len(encoder.grids)), encoder.shape.patches_per_token
+    received = encoder.aligned(_flow(encoder, None), images)
+    image, number = encoder.token_numbers(received.device)
+    exists = torch.zeros_like(received, dtype=torch.bool)
+    exists[image, number] = torch.ones_like(image, dtype=torch.bool)
+    is_global = exists & (received > t * (received.sum(1) / exists.sum(1))[:, None])
+    # Without a token above the threshold, the most attended one is used.
+    most = received.masked_fill(~exists, -torch.inf).argmax(1, keepdim=True)
+    column = torch.arange(received.shape[1], device=received.device)
+    is_global |= ~is_global.any(1, keepdim=True) & (column == most)
+    weight = is_global.to(received.dtype) / (is_global.sum(1, keepdim=True) * patches)
+    return encoder.aligned(_flow(encoder, weight[image, number]), images)
 
 
-def _flow(encoder: Encoder, weights: list[Tensor] | None) -> list[Tensor]:
-    """Attention that each token receives in the selected block, mean over heads.
+def _flow(encoder: Encoder, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
+    """Attention that each token of the run receives in the selected block, mean over heads.
 
-    Summed over all rows but the class token's, or over all rows with `weights`.
+    Summed over the rows of all tokens, times the weight of each.
     """
-    before, patches, sums = encoder.shape.class_tokens, encoder.shape.patches_per_token, {}
-    for image, queries, keys, attention in encoder.attention_chunks(encoder.shape.selected):
-        if image not in sums:
-            rows, columns = encoder.grids[image]
-            sums[image] = attention.new_zeros(before + patches * rows * columns)
-        weight = (queries >= before).to(attention.dtype) if weights is None else weights[image][queries]
-        sums[image][keys] += weight @ attention.mean(0)
-    return [sums[image][before:].unflatten(0, (-1, patches)).sum(-1) for image in range(len(encoder.grids))]
+    sums: Tensor | None = None
+    for queries, keys, attention in encoder.attention_chunks(encoder.shape.selected):
+        if sums is None:
+            sums = attention.new_zeros(sum(encoder.entries))
+            weights = attention.new_ones(sum(encoder.sizes)) if weights is None else weights
+            # The class token's row has no weight.
+            of_entries = encoder.of_entries(weights.to(attention.dtype))
+        sums[keys] = sums[keys] + (of_entries[queries][:, None] @ attention.mean(1)).squeeze(1)
+    assert sums is not None
+    return encoder.of_tokens(sums).sum(1)
 
 
-def _entropy(image: Float[Tensor, "3 height width"], rows: int, columns: int) -> Float[Tensor, " n"]:
+def _entropies(encoder: Encoder) -> Float[Tensor, "I N"]:
+    """The softmax of the tokens' entropies, for each image of the run, padded with zeros."""
+    pictures, shares = encoder.images(), [torch.empty(0)] * len(encoder.grids)
+    # Images of one grid have one size.
+    for grid in dict.fromkeys(encoder.grids):
+        images = [i for i, other in enumerate(encoder.grids) if other == grid]
+        for i, share in zip(
+            images, _entropy(torch.stack([pictures[i] for i in images]), *grid).softmax(1), strict=True
+        ):
+            shares[i] = share
+    return pad_sequence(shares, batch_first=True)
+
+
+def _entropy(images: Float[Tensor, "B 3 height width"], rows: int, columns: int) -> Float[Tensor, "B n"]:
     """Entropy in bits of the grey values of each token's pixels."""
-    high, wide = image.shape[1] // rows, image.shape[2] // columns
-    values = (image[:, : rows * high, : columns * wide].to(torch.float32) * 255).long() % 256
-    red, green, blue = values
+    high, wide = images.shape[2] // rows, images.shape[3] // columns
+    values = (images[:, :, : rows * high, : columns * wide].to(torch.float32) * 255).long() % 256
+    red, green, blue = values.unbind(1)
     grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
     # One row of grey values for each token.
-    grey = grey.unflatten(1, (columns, wide)).unflatten(0, (rows, high)).transpose(1, 2).flatten(2).flatten(0, 1)
-    counts = torch.zeros(len(grey), 256, device=grey.device).scatter_add(
-        1, grey, torch.ones_like(grey, dtype=torch.float32)
+    grey = grey.unflatten(2, (columns, wide)).unflatten(1, (rows, high)).transpose(2, 3).flatten(3).flatten(1, 2)
+    counts = torch.zeros(*grey.shape[:2], 256, device=grey.device).scatter_add(
+        2, grey, torch.ones_like(grey, dtype=torch.float32)
     )
-    share = counts / grey.shape[1]
-    return torch.special.entr(share).sum(1) / log(2)
+    share = counts / grey.shape[2]
+    return torch.special.entr(share).sum(2) / log(2)

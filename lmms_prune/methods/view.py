@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lmms_prune.errors import PruningError
+from lmms_prune.methods.shared.memory import Memory, State
 from lmms_prune.methods.shared.tensors import finest, is_finite, owners, to_device
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
 from lmms_prune.models.family import Grid
@@ -60,6 +61,7 @@ class TokenView:
         seeds: one text per image, from which alone its random draws follow.
         images: the sample of each image, and its number within the sample.
         requested: tokens that the stage requests in each image, before the method's count rule, where known on the host.
+        carry: what `select` hands to `rewrite` of the same stage: one object of a class of the method's own.
         memory: state that methods pass from stage to stage; lives for one prefill.
         _questions: the question of each image's row as text, if `prune` was called with questions.
         _grid_list: rows and columns of each image's original tokens, where known.
@@ -98,7 +100,26 @@ class TokenView:
     _questions: Sequence[str] | None = None
     requested: Sequence[int] | None = None
     _guide: Callable[[Encoder, str, int, bool], Sequence[Tensor]] | None = None
-    memory: dict[str, object] = field(default_factory=dict)
+    carry: object = None
+    memory: Memory = field(default_factory=Memory)
+
+    def carried(self, kind: type[State]) -> State:
+        """The `carry`, which must be a `kind`.
+
+        Raises:
+            PruningError: `select` has handed over nothing, or something else.
+        """
+        if not isinstance(self.carry, kind):
+            raise PruningError(f"`rewrite` reads a {kind.__name__}, but `select` left {self.carry!r} in `view.carry`.")
+        return self.carry
+
+    def remember(self, state: object) -> None:
+        """Store `state` for the later stages of this prefill."""
+        self.memory.store(self.layer, state)
+
+    def remembered(self, kind: type[State]) -> State | None:
+        """The `kind` that the nearest earlier stage has stored, or None."""
+        return self.memory.before(self.layer, kind)
 
     @property
     def valid(self) -> Bool[Tensor, "B V"]:

@@ -31,6 +31,15 @@ from lmms_prune.models.shape import EncoderShape
 
 
 @dataclass(frozen=True)
+class _Roles:
+    """Which tokens are dominant, which are targets, and the columns of the targets, followed by arbitrary ones."""
+
+    dominant: Bool[Tensor, "B V"]
+    target: Bool[Tensor, "B V"]
+    columns: Int[Tensor, "B T"]
+
+
+@dataclass(frozen=True)
 class VisionZip(Method):
     """Keeps the tokens that the vision encoder attends to most, and merges the others into evenly spaced targets.
 
@@ -75,16 +84,15 @@ class VisionZip(Method):
         rest_rank = rest.cumsum(1) - 1
         target = rest & (rest_rank % step == 0) & (rest_rank // step < targets)
         columns = target.long().argsort(dim=1, descending=True, stable=True)[:, :most]
-        view.memory["visionzip"] = dominant, target, columns
+        view.carry = _Roles(dominant, target, columns)
         # The class token needs an entry too: that of the lowest raster index which is neither dominant nor a target.
         missing = budget.to(rest.device) - (dominant | target).sum(1)
         # Before the decoder all tokens are present, so columns are raster indices.
         return dominant | target | highest(-view.index.float(), rest & ~target, missing)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
-        masks = view.memory["visionzip"]
-        assert isinstance(masks, tuple)
-        dominant, target, columns = masks
+        roles = view.carried(_Roles)
+        dominant, target, columns = roles.dominant, roles.target, roles.columns
         encoder, device = view.encoder, view.valid.device
         features = encoder.features().to(device)
         features = features.to(torch.promote_types(features.dtype, torch.float32))

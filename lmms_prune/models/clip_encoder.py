@@ -11,11 +11,12 @@ from math import isqrt
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.models.encoder import Encoder
+from lmms_prune.models.encoder import MOST, Encoder
 from lmms_prune.models.parts import device_of
+from lmms_prune.models.tensors import is_finite, to_device
 
 
 class ClipEncoder(Encoder):
@@ -24,25 +25,29 @@ class ClipEncoder(Encoder):
     def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
         query, key = self._queries_and_keys(block)
         scores = (query[:, :, :1] @ key.transpose(-1, -2)).squeeze(2)
-        return self._owned(self._squares(scores.softmax(-1), 2).sum(-1))
+        return self.of_view(self._squares(scores.softmax(-1), 2).sum(-1))
 
     def class_output(self, block: int) -> Float[Tensor, "B C"]:
-        return self._owned(self.run.outputs[block][:, 0])
+        return self.of_view(self.run.outputs[block][:, 0])
 
-    def attention_chunks(self, block: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    def attention_chunks(self, block: int) -> Iterator[tuple[Int[Tensor, "S q"], Int[Tensor, "S k"], Tensor]]:
         query, key = self._queries_and_keys(block)
-        entries = self._entry_numbers(query.shape[2]).to(query.device)
-        for image in range(len(query)):
-            yield image, entries, entries, (query[image] @ key[image].transpose(-1, -2)).softmax(-1)
+        images, heads, count, _ = query.shape
+        entries = torch.arange(images)[:, None] * count + self._entry_numbers(count)
+        entries = to_device(entries, query.device)
+        at_once = max(1, MOST // (heads * count**2))
+        for first in range(0, images, at_once):
+            chunk = slice(first, first + at_once)
+            yield entries[chunk], entries[chunk], (query[chunk] @ key[chunk].transpose(-1, -2)).softmax(-1)
 
     def keys(self, block: int) -> Float[Tensor, "B N d"]:
         x, module = self._input(block), self.parts.encoder_blocks[block]
         keys = module.self_attn.k_proj(module.layer_norm1(x)).unflatten(-1, (self._heads, -1))
         keys = keys.to(torch.promote_types(keys.dtype, torch.float32)).mean(2)
-        return self._owned(self._squares(keys, 1).mean(2))
+        return self.of_view(self._squares(keys, 1).mean(2))
 
     def output(self, block: int) -> Float[Tensor, "B N C"]:
-        return self._owned(self._squares(self.run.outputs[block], 1).mean(2))
+        return self.of_view(self._squares(self.run.outputs[block], 1).mean(2))
 
     def features(self) -> Float[Tensor, "B N C"]:
         return self.output(self.shape.selected)
@@ -56,10 +61,17 @@ class ClipEncoder(Encoder):
         return list(self.run.pixels)
 
     def inputs(self) -> dict[str, Tensor]:
-        return {"pixel_values": self._owned(self.run.pixels)}
+        return {"pixel_values": self.of_view(self.run.pixels)}
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
-        return [self.project(self.run_blocks(self.embed(image[None]))[:, 1:])[0] for image in images]
+        tokens: list[Tensor] = [torch.empty(0)] * len(images)
+        # Images of one size run together.
+        for shape in dict.fromkeys(image.shape for image in images):
+            numbers = [i for i, image in enumerate(images) if image.shape == shape]
+            batch = self.project(self.run_blocks(self.embed(torch.stack([images[i] for i in numbers])))[:, 1:])
+            for i, found in zip(numbers, batch, strict=True):
+                tokens[i] = found
+        return tokens
 
     # -- the encoder in steps, for methods that merge inside it ------------------------------------------------------
 
@@ -134,20 +146,8 @@ class ClipEncoder(Encoder):
         fine = torch.promote_types(query.dtype, torch.float32)
         return query.to(fine) * query.shape[-1] ** -0.5, key.to(fine)
 
-    def _by_image(self, recorded: Tensor) -> Sequence[Tensor]:
-        return recorded.unbind()
-
-    def _owned(self, x: Tensor) -> Tensor:
-        return x[torch.tensor(self.owner, device=x.device)]
-
-    def _sums(self) -> list[Tensor]:
-        x = next(iter(self.run.inputs.values()))[0]
-        fine = torch.promote_types(x.dtype, torch.float32)
-        return [torch.zeros(x.shape[1], dtype=fine, device=x.device) for _ in x]
-
-    def _pool(self, entries: Tensor) -> Tensor:
-        tokens = entries[self.shape.class_tokens :].unflatten(0, (-1, self.shape.patches_per_token))
-        return tokens.mean(1)
+    def _finite(self, recorded: Tensor) -> Bool[Tensor, " I"]:
+        return is_finite(recorded).flatten(1).all(1)
 
     def _entry_numbers(self, count: int) -> Int[Tensor, " entries"]:
         """For each entry of the encoder its number in the order in which the patches of a visual token are adjacent."""

@@ -11,15 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.tensors import to_device
 
 MOST = 2**26
 """How many attention weights are computed at a time: 256 MiB in float32."""
@@ -133,10 +135,8 @@ class Encoder(ABC):
         tensors += [] if self.run.features is None else [self.run.features]
         if not tensors:
             return torch.ones(len(self.owner), dtype=torch.bool)
-        flags = [torch.stack([part.isfinite().all() for part in self._by_image(tensor)]) for tensor in tensors]
-        finite = torch.stack([flag.to(flags[0].device) for flag in flags]).all(0)
-        repeated = self.owner != list(range(len(finite)))
-        return finite[torch.tensor(self.owner, device=finite.device)] if repeated else finite
+        flags = [self._finite(tensor) for tensor in tensors]
+        return self.of_view(torch.stack([flag.to(flags[0].device) for flag in flags]).all(0))
 
     @torch.no_grad()
     def saliency(self, block: int | None = None) -> Float[Tensor, "B N"]:
@@ -150,11 +150,18 @@ class Encoder(ABC):
     @torch.no_grad()
     def received(self, block: int) -> Float[Tensor, "B N"]:
         """Mean attention that each token receives in `block`, over heads and all query rows (of its window)."""
-        sums, rows = self._sums(), [0] * len(self.grids)
-        for image, queries, keys, attention in self.attention_chunks(block):
-            sums[image][keys] += attention.sum(dim=(0, 1)) / len(attention)
-            rows[image] += len(queries)
-        return self._align([self._pool(total / count) for total, count in zip(sums, rows, strict=True)])
+        sums: Tensor | None = None
+        for _, keys, attention in self.attention_chunks(block):
+            if sums is None:
+                sums = attention.new_zeros(sum(self.entries))
+            sums[keys] = sums[keys] + attention.sum(dim=(1, 2)) / attention.shape[1]
+        assert sums is not None
+        if len(set(self.entries)) == 1:
+            mean = sums / self.entries[0]
+        else:
+            rows = torch.tensor(self.entries)
+            mean = sums / to_device(rows.repeat_interleave(rows), sums.device)
+        return self.aligned(self.of_tokens(mean).mean(1))
 
     @abstractmethod
     def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
@@ -169,13 +176,14 @@ class Encoder(ABC):
         """The class token after `block`; raises as `class_attention`."""
 
     @abstractmethod
-    def attention_chunks(self, block: int) -> Iterator[tuple[int, Int[Tensor, " q"], Int[Tensor, " k"], Tensor]]:
+    def attention_chunks(self, block: int) -> Iterator[tuple[Int[Tensor, "S q"], Int[Tensor, "S k"], Tensor]]:
         """Attention of `block`, in pieces that fit into memory.
 
         Yields:
-            the image of the run, the entries of the queries and of the keys, and the attention (H, q, k) between them.
-            Every query comes once, with all keys that it sees. Entries count CLIP's class token first, then patches in
-            raster order; for Qwen2.5-VL patches, the four of a visual token together, tokens in raster order.
+            for S images or windows of equal size the entries of the queries, those of the keys, and the attention
+            (S, H, q, k) between them. Every query comes once, with all keys that it sees. Entries are numbered through
+            all images of the run, `entries` of each: CLIP's class token first, then patches in raster order; for
+            Qwen2.5-VL patches, the four of a visual token together, tokens in raster order.
         """
 
     @abstractmethod
@@ -211,22 +219,69 @@ class Encoder(ABC):
         """
 
     @abstractmethod
-    def _by_image(self, recorded: Tensor) -> Sequence[Tensor]:
-        """One record of the encoder, split into the images of the run."""
+    def _finite(self, recorded: Tensor) -> Bool[Tensor, " I"]:
+        """Whether a record of the encoder is finite, for each image of the run."""
 
-    @abstractmethod
-    def _sums(self) -> list[Tensor]:
-        """A zero for every entry of each image of the run."""
+    @property
+    def sizes(self) -> list[int]:
+        """Visual tokens of each image of the run."""
+        return [rows * columns for rows, columns in self.grids]
 
-    @abstractmethod
-    def _pool(self, entries: Tensor) -> Tensor:
-        """Entries (P, …) as visual tokens (n, …)."""
+    @property
+    def entries(self) -> list[int]:
+        """Entries of each image of the run in the encoder: class tokens and patches."""
+        return [self.shape.class_tokens + self.shape.patches_per_token * size for size in self.sizes]
 
-    def _align(self, images: Sequence[Tensor]) -> Tensor:
-        """Per-image tensors (n, …) of the run as one (B, N, …), padded with zeros."""
-        longest = max(len(images[i]) for i in self.owner)
-        chosen = [images[i] for i in self.owner]
-        return torch.stack([pad(x, (0, 0) * (x.dim() - 1) + (0, longest - len(x))) for x in chosen])
+    def of_tokens(self, entries: Shaped[Tensor, " E *C"]) -> Shaped[Tensor, "n p *C"]:
+        """The entries of all images of the run as the patches of each visual token, without class tokens."""
+        first, patches = self.shape.class_tokens, self.shape.patches_per_token
+        if first:
+            # Images with class tokens have one size.
+            entries = entries.unflatten(0, (len(self.grids), -1))[:, first:].flatten(0, 1)
+        return entries.unflatten(0, (-1, patches))
+
+    def of_entries(self, tokens: Shaped[Tensor, " n"]) -> Shaped[Tensor, " E"]:
+        """One value for each visual token of the run, given to all its patches; class tokens get 0."""
+        patches = tokens[:, None].expand(-1, self.shape.patches_per_token).flatten()
+        if self.shape.class_tokens:
+            patches = pad(patches.unflatten(0, (len(self.grids), -1)), (self.shape.class_tokens, 0)).flatten()
+        return patches
+
+    def token_numbers(self, device: torch.device) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """The image in the run of each of its visual tokens, and the token's raster index."""
+        sizes = torch.tensor(self.sizes)
+        image = torch.arange(len(sizes)).repeat_interleave(sizes)
+        number = torch.arange(len(image)) - (sizes.cumsum(0) - sizes)[image]
+        image, number = to_device(torch.stack([image, number]), device)
+        return image, number
+
+    def aligned(
+        self, tokens: Shaped[Tensor, " n *C"], images: Sequence[int] | None = None, per: int = 1
+    ) -> Shaped[Tensor, "B N *C"]:
+        """The tokens of all images of the run, one after another, as one row for each image, padded with zeros.
+
+        Args:
+            tokens: of the run.
+            images: numbers in the run of the images wanted; by default those of the view.
+            per: rows of `tokens` for each visual token.
+        """
+        sizes, images = [per * size for size in self.sizes], self.owner if images is None else list(images)
+        if images == list(range(len(sizes))) and len(set(sizes)) == 1:
+            return tokens.unflatten(0, (len(sizes), -1))
+        starts = [0, *accumulate(sizes)]
+        column = torch.arange(max(sizes[i] for i in images))
+        length, start = (torch.tensor([values[i] for i in images])[:, None] for values in (sizes, starts))
+        # Padding points at a spare last row of zeros.
+        index = torch.where(column < length, start + column, len(tokens))
+        spare = torch.cat([tokens, tokens.new_zeros(1, *tokens.shape[1:])])
+        return spare[to_device(index, tokens.device)]
+
+    def of_view(self, x: Shaped[Tensor, " I *C"]) -> Shaped[Tensor, " B *C"]:
+        """The rows of the run's images for the images of the view."""
+        return x if self.owner == list(range(len(x))) else x[self._owners(x.device)]
+
+    def _owners(self, device: torch.device) -> Int[Tensor, " B"]:
+        return to_device(self.owner, device)
 
 
 def resized(image: Float[Tensor, "3 height width"], rows: int, columns: int, side: int) -> Tensor:

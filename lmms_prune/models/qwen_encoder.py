@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.encoder import MOST, Encoder
 from lmms_prune.models.parts import rotated
+from lmms_prune.models.tensors import is_finite, to_device
 
 
 class QwenEncoder(Encoder):
@@ -24,21 +25,28 @@ class QwenEncoder(Encoder):
     def class_output(self, block: int) -> Float[Tensor, "B C"]:
         raise UnsupportedModelError("Qwen2.5-VL's vision encoder has no class token.")
 
-    def attention_chunks(self, block: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    def attention_chunks(self, block: int) -> Iterator[tuple[Int[Tensor, "S q"], Int[Tensor, "S k"], Tensor]]:
         query, key = self._queries_and_keys(block)
         fine = torch.promote_types(query.dtype, torch.float32)
-        bounds, starts = self.run.inputs[block][1]["cu_seqlens"].tolist(), self._starts
-        image = 0
-        for low, high in pairwise(bounds):
-            while low >= starts[image + 1]:
-                image += 1
-            entry = self._raster[low:high] - starts[image]
-            keys = key[:, low:high].to(fine).transpose(-1, -2)
-            rows = max(1, MOST // (keys.shape[0] * (high - low)))
-            for first in range(low, high, rows):
-                last = min(first + rows, high)
-                attention = (query[:, first:last].to(fine) @ keys).softmax(-1)
-                yield image, entry[first - low : last - low], entry, attention
+        query, key = query.to(fine), key.to(fine)
+        is_full = block in self.parts.config.vision_config.fullatt_block_indexes
+        lengths = [self._patches * size for size in self.sizes] if is_full else self._window_lengths
+        starts = [0, *accumulate(lengths)]
+        for length in dict.fromkeys(lengths):
+            # All windows (or images) of one size at once.
+            lows = torch.tensor([low for low, n in zip(starts, lengths, strict=False) if n == length])
+            places = to_device(lows[:, None] + torch.arange(length), query.device)
+            numbers = self._raster[places]
+            heads = len(query)
+            at_once = max(1, MOST // (heads * length**2))
+            rows = max(1, MOST // (heads * length)) if at_once == 1 else length
+            for group in range(0, len(lows), at_once):
+                chosen = slice(group, group + at_once)
+                keys = key[:, places[chosen]].transpose(0, 1).transpose(-1, -2)
+                for first in range(0, length, rows):
+                    piece = slice(first, first + rows)
+                    some = query[:, places[chosen, piece]].transpose(0, 1)
+                    yield numbers[chosen, piece], numbers[chosen], (some @ keys).softmax(-1)
 
     def keys(self, block: int) -> Float[Tensor, "B N d"]:
         return self._tokens(self._queries_and_keys(block)[1].mean(0))
@@ -48,7 +56,7 @@ class QwenEncoder(Encoder):
 
     def features(self) -> Float[Tensor, "B N C"]:
         assert self.run.features is not None, "the method's signals do not include features"
-        return self._align(self.run.features.split([h * w for h, w in self.grids]))
+        return self.aligned(self.run.features)
 
     def project(self, features: Float[Tensor, "B n C"]) -> Float[Tensor, "B n D"]:
         return features
@@ -70,10 +78,10 @@ class QwenEncoder(Encoder):
 
     def inputs(self) -> dict[str, Tensor]:
         assert self.run.grids is not None
-        patches = self.run.pixels.split([self._patches * rows * columns for rows, columns in self.grids])
+        patches = self.run.pixels.split(self.entries)
         return {
             "pixel_values": torch.cat([patches[i] for i in self.owner]),
-            "image_grid_thw": self.run.grids[self.owner],
+            "image_grid_thw": self.of_view(self.run.grids),
         }
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -89,7 +97,7 @@ class QwenEncoder(Encoder):
             grids.append([1, rows, columns])
         encoder = self.parts.encoder
         pixels = torch.cat(patches).to(encoder.patch_embed.proj.weight.device, encoder.patch_embed.proj.weight.dtype)
-        output = encoder(pixels, grid_thw=torch.tensor(grids, device=pixels.device))
+        output = encoder(pixels, grid_thw=to_device(grids, pixels.device))
         merged = output if isinstance(output, Tensor) else output.pooler_output
         return list(merged.split([rows * columns // merge**2 for _, rows, columns in grids]))
 
@@ -98,27 +106,31 @@ class QwenEncoder(Encoder):
         return self.shape.patches_per_token
 
     @cached_property
-    def _starts(self) -> list[int]:
-        """The first patch of each image, and the number of all patches."""
-        starts = [0]
+    def _windows(self) -> list[Int[Tensor, " n"]]:
+        """The window of each visual token in raster order, for each image of the run (host)."""
+        vision = self.parts.config.vision_config
+        side = vision.window_size // vision.patch_size // vision.spatial_merge_size
+        windows = []
         for rows, columns in self.grids:
-            starts.append(starts[-1] + self._patches * rows * columns)
-        return starts
+            row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            windows.append(((row // side) * columns + column // side).flatten())
+        return windows
+
+    @property
+    def _window_lengths(self) -> list[int]:
+        """The patches of each window, in the encoder's order."""
+        return [int(n) * self._patches for window in self._windows for n in window.unique(return_counts=True)[1]]
 
     @cached_property
     def _raster(self) -> Int[Tensor, " P"]:
         """For each patch in the encoder's window order, its number when visual tokens are in raster order."""
-        vision = self.parts.config.vision_config
-        side, merge = vision.window_size // vision.patch_size // vision.spatial_merge_size, vision.spatial_merge_size**2
-        orders, start = [], 0
-        for rows, columns in self.grids:
-            row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-            window = (row // side) * columns + column // side
-            orders.append(start + window.flatten().argsort(stable=True))
-            start += rows * columns
-        tokens = torch.cat(orders)
-        patches = tokens[:, None] * merge + torch.arange(merge)
-        return patches.flatten().to(next(iter(self.run.inputs.values()))[0].device if self.run.inputs else "cpu")
+        starts = accumulate(self.sizes, initial=0)
+        tokens = torch.cat(
+            [start + window.argsort(stable=True) for start, window in zip(starts, self._windows, strict=False)]
+        )
+        patches = (tokens[:, None] * self._patches + torch.arange(self._patches)).flatten()
+        records = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())
+        return to_device(patches, records[0].device) if records else patches
 
     def _queries_and_keys(self, block: int) -> tuple[Tensor, Tensor]:
         """Scaled queries and keys (H, P, d) of `block` after rotation, in the encoder's order."""
@@ -132,25 +144,13 @@ class QwenEncoder(Encoder):
         query, key = (rotated(states.to(cos.dtype), cos, sin).transpose(0, 1) for states in (query, key))
         return query * query.shape[-1] ** -0.5, key
 
-    def _by_image(self, recorded: Tensor) -> Sequence[Tensor]:
+    def _finite(self, recorded: Tensor) -> Bool[Tensor, " I"]:
         # The record holds patches, in windows of one image each, or merged tokens.
-        tokens = [rows * columns for rows, columns in self.grids]
-        return recorded.split([count * (len(recorded) // sum(tokens)) for count in tokens])
+        per = len(recorded) // sum(self.sizes)
+        return ~self.aligned(~is_finite(recorded).all(-1), range(len(self.grids)), per).any(1)
 
     def _tokens(self, patches: Float[Tensor, "P C"]) -> Float[Tensor, "B N C"]:
         """Patches in the encoder's order as visual tokens, each the mean over its patches."""
         raster = torch.empty_like(patches)
         raster[self._raster.to(patches.device)] = patches
-        return self._align(
-            [self._pool(x) for x in raster.split([self._patches * rows * columns for rows, columns in self.grids])]
-        )
-
-    def _sums(self) -> list[Tensor]:
-        x = next(iter(self.run.inputs.values()))[0]
-        fine = torch.promote_types(x.dtype, torch.float32)
-        return [
-            torch.zeros(self._patches * rows * columns, dtype=fine, device=x.device) for rows, columns in self.grids
-        ]
-
-    def _pool(self, entries: Tensor) -> Tensor:
-        return entries.unflatten(0, (-1, self._patches)).mean(1)
+        return self.aligned(self.of_tokens(raster).mean(1))

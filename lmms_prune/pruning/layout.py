@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.errors import BrokenImageError, PruningError
+from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.shared.tensors import gather, owners, to_device
 from lmms_prune.methods.view import LayerInput, Tokens, TokenView
 from lmms_prune.models.parts import ModelParts
@@ -42,7 +43,7 @@ class Layout:
         ends_in_image: whether each row's last token is visual (host).
         counts: visual tokens present in each image (host).
         lengths: tokens present in each row (host).
-        memory: state of the methods, for one prefill.
+        memory: what methods pass from stage to stage, for one prefill.
     """
 
     traces: list[RowTrace]
@@ -57,7 +58,7 @@ class Layout:
     ends_in_image: list[bool]
     counts: list[int]
     lengths: list[int]
-    memory: dict[str, object] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
 
     @classmethod
     def of(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, layer_keys
 from lmms_prune.errors import PruningError
+from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.shared.tensors import gather, is_finite, to_device
 from lmms_prune.methods.view import LayerInput, TokenView
 from lmms_prune.models.encoder import EncoderRecorder, EncoderRun
@@ -261,7 +262,7 @@ class Prefill:
                 segment.mask = None  # rows x columns of the sequence, which no decode step needs
         self.before = self.embedded = self.encoder_run = None
         self.between = ()
-        self.layout.memory = {}
+        self.layout.memory = Memory()
         return rows
 
     def _verify_plan(self, rows: list[RowTrace]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from types import SimpleNamespace
 
 import slow
@@ -12,6 +14,7 @@ from observed import HandView, Tiny, kept
 from torch import Tensor
 
 from lmms_prune.methods.view import TokenView
+from lmms_prune.models.encoder import Encoder
 from lmms_prune.models.shape import EncoderShape
 
 CLIP, QWEN = EncoderShape(24, 22, 1, is_clip=True), EncoderShape(32, 31, patches_per_token=4)
@@ -52,6 +55,15 @@ def hand_view(
     if present is not None:
         view.index = torch.tensor(list(present)).expand(len(sizes), -1)
     return view
+
+
+def chunks_by_image(encoder: Encoder, block: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """The image, queries, keys and attention (H, q, k) of each piece, with entries numbered in their image."""
+    firsts = [0, *accumulate(encoder.entries)]
+    for queries, keys, attention in encoder.attention_chunks(block):
+        for query, key, piece in zip(queries, keys, attention, strict=True):
+            image = bisect_right(firsts, int(query[0])) - 1
+            yield image, query - firsts[image], key - firsts[image], piece
 
 
 def top(scores: dict[int, float], count: int) -> tuple[list[int], float]:

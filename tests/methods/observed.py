@@ -18,6 +18,7 @@ from transformers import AutoProcessor
 
 from lmms_prune import Schedule, Trace, prune
 from lmms_prune.compat.transformers import filled_cache
+from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.view import LayerInput, Tokens, TokenView
 
 FAMILIES = ("llava", "qwen2_5_vl")
@@ -289,7 +290,7 @@ class HandView(TokenView):
         if encoder is not None:
             self.__dict__["encoder"] = encoder
         self._present = torch.ones(rows, length, dtype=torch.bool)
-        self.memory = {}
+        self.memory, self.carry = Memory(), None
 
 
 def angles(*degrees: float, length: float | Sequence[float] = 1.0) -> Tensor:

@@ -21,6 +21,7 @@ from lmms_prune.demo.checkpoints import build_llava
 from lmms_prune.errors import OptionError, PruningError, UnsupportedModelError
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method, ScoreMethod
+from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.view import TokenView
 
 ALL = list(METHODS.values())
@@ -159,7 +160,7 @@ def view_at(tiny: Tiny, mixed: Mixed, capture_view: Callable[..., TokenView]) ->
     def at(layer: int) -> TokenView:
         if layer not in mixed.views:
             mixed.views[layer] = capture_view(tiny, mixed.inputs, layer)
-        return dataclasses.replace(mixed.views[layer], memory={})
+        return dataclasses.replace(mixed.views[layer], memory=Memory())
 
     return at
 
@@ -691,8 +692,8 @@ def test_memory_lives_for_one_prefill(tiny: Tiny, register: Callable[..., None])
 
     class Recalling(Merging):
         def select(self, view: TokenView, budget: Tensor) -> Tensor:
-            found.append(list(view.memory.get("layers", [])))
-            view.memory.setdefault("layers", []).append(view.layer)
+            found.append([*(view.remembered(list) or [])])
+            view.remember([*found[-1], view.layer])
             return super().select(view, budget)
 
         def rewrite(self, view: TokenView, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -703,6 +704,26 @@ def test_memory_lives_for_one_prefill(tiny: Tiny, register: Callable[..., None])
     for _ in range(2):
         tiny.run(inputs, "recalling@1:0.6,recalling@3:0.4")
     assert found == [[], [1], [], [1]]
+
+
+def test_a_carry_lives_for_one_stage(tiny: Tiny, register: Callable[..., None]) -> None:
+    """`rewrite` reads what `select` of the same stage has left, of the class that it names, and nothing else."""
+    carried: list[object] = []
+
+    class Carrying(Merging):
+        def select(self, view: TokenView, budget: Tensor) -> Tensor:
+            carried.append(view.carry)
+            view.carry = f"of layer {view.layer}"
+            return super().select(view, budget)
+
+        def rewrite(self, view: TokenView, keep: Tensor) -> tuple[Tensor, Tensor]:
+            carried.append(view.carried(str))
+            return view.carried(int if view.layer == 3 else str) and (view.hidden, view.index)
+
+    register(Carrying, reads=("hidden",), rewrites=True)
+    with pytest.raises(PruningError, match=r"`rewrite` reads a int, but `select` left 'of layer 3' in `view\.carry`"):
+        tiny.run(tiny.batch(mixed_rows(tiny)), "carrying@1:0.6,carrying@3:0.4")
+    assert carried == [None, "of layer 1", None, "of layer 3"]
 
 
 def run_wrong(tiny: Tiny, register: Callable[..., None], spoil: Callable[[TokenView, Tensor], Tensor]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lmms_prune import Schedule, prune
 from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.methods.dart import DART
+from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.view import LayerInput, TokenView
 
 
@@ -174,7 +175,7 @@ def test_quota_beyond_the_image_keeps_all(tiny: Tiny, requested: int) -> None:
 def scaled(view: TokenView, factor: float) -> TokenView:
     assert view._before is not None
     state = LayerInput(view.layer, view._state.hidden * factor, view._state.rotary)
-    return replace(view, _state=state, memory={})
+    return replace(view, _state=state, memory=Memory())
 
 
 @pytest.mark.parametrize("factor", [0.5, 8.0, 1000.0])

@@ -87,6 +87,7 @@ def test_four_patches_per_token_after_a_class_token(
     names = ("keys", "output", "received")
     one = {name: getattr(encoder, name)(1) for name in names} | {"class": encoder.class_attention(1).mean(1)}
     monkeypatch.setattr(encoder, "shape", replace(encoder.shape, patches_per_token=4))
+    monkeypatch.setattr(encoder, "grids", [(rows // 2, columns // 2) for rows, columns in encoder.grids])
     four = {name: getattr(encoder, name)(1) for name in names} | {"class": encoder.class_attention(1).mean(1)}
     side = math.isqrt(one["keys"].shape[1])
     for name, signal in four.items():

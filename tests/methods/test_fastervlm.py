@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import slow
 import torch
+from encoders import chunks_by_image
 from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, kept
 
 from lmms_prune.methods.fastervlm import FasterVLM
@@ -46,7 +47,7 @@ def slow_fastervlm(tiny: Tiny, view: TokenView, ratio: float) -> list[tuple[set[
     patches = 1 if tiny.family == "llava" else 4
     totals = [torch.zeros(size * patches + (patches == 1), dtype=torch.float64) for size in view.sizes]
     rows = [0] * len(totals)
-    for owner, queries, keys, attention in view.encoder.attention_chunks(view.encoder.shape.selected):
+    for owner, queries, keys, attention in chunks_by_image(view.encoder, view.encoder.shape.selected):
         image = view.encoder.owner.index(owner)
         if patches == 1:
             attention = attention[:, queries == 0]

@@ -28,6 +28,7 @@ from observed import (
 from torch import Tensor
 
 from lmms_prune import Schedule, Trace, prune
+from lmms_prune.methods import mustdrop
 from lmms_prune.methods.mustdrop import MustDrop
 from lmms_prune.methods.view import TokenView
 from lmms_prune.schedule.presets import PRESETS
@@ -80,6 +81,13 @@ def middle(group: Sequence[int]) -> int:
 
 def key_set(attention: dict[int, float]) -> set[int]:
     return set(slow.best_first(attention)[: math.ceil(0.08 * len(attention))])
+
+
+def stored_keys(view: TokenView) -> Tensor:
+    """The key set that a stage at the view's layer, or the nearest one before, has stored."""
+    stored = view.memory.before(view.layer + 1, mustdrop._KeySet)
+    assert stored is not None
+    return stored.tokens
 
 
 def clip_blocks(tiny: Tiny) -> torch.nn.ModuleList:
@@ -211,7 +219,7 @@ def test_windows_by_hand(odd: float, merges: bool) -> None:
     window = state[[0, 1, 2, 4, 5, 6, 8, 9, 10]].mean(0)
     torch.testing.assert_close(states[0][mask[0]], torch.stack([window, state[3], state[7], state[11]]))
     # Of n' = 4 tokens the best one (0.32, rounded up) is the key set: token 11, as the window's mean is 0.1.
-    assert chosen(view.memory["mustdrop keys"]) == [{11}]
+    assert chosen(stored_keys(view)) == [{11}]
     assert merge(directions[0].tolist(), (3, 4), 0.8, None)[0] == [[0, 1, 2, 4, 5, 6, 8, 9, 10], [3], [7], [11]]
 
 
@@ -277,7 +285,7 @@ def test_ranking_by_hand() -> None:
 
 def test_a_stored_key_set_is_used() -> None:
     view = four_tokens()
-    view.memory["mustdrop keys"] = torch.tensor([[False, False, True, False]])
+    view.memory.store(0, mustdrop._KeySet(torch.tensor([[False, False, True, False]])))
     assert chosen(MustDrop(theta_g=0.9, theta_i=0.9).select(view, torch.tensor([4]))) == [{2}]
 
 
@@ -335,7 +343,7 @@ def test_layer_0_equals_slow_reference(
             ranked = slow.best_first(attention)
             edge = math.ceil(0.08 * len(ranked))
             if edge == len(ranked) or attention[ranked[edge - 1]] - attention[ranked[edge]] > 1e-7:
-                assert chosen(view.memory["mustdrop keys"])[image] == key_set(attention)
+                assert chosen(stored_keys(view))[image] == key_set(attention)
     assert len(got) == image_count(batches)
     assert len(counts) > 1 or requested
     assert_agree(got, want)

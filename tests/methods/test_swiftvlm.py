@@ -408,6 +408,6 @@ def test_tokens_that_other_methods_merge_in_between_are_candidates(tiny: Tiny, b
 
 def merged_indices(view: TokenView, image: int) -> set[int]:
     """Raster indices of the merged tokens of the first stage."""
-    earlier = swiftvlm._earlier(view)
+    earlier = view.remembered(swiftvlm._Bypass)
     assert earlier is not None
     return set(earlier.merged[image].nonzero().flatten().tolist())

@@ -19,6 +19,7 @@ from lmms_prune.methods import MethodSpec
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.dart import DART
 from lmms_prune.methods.divprune import DivPrune
+from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.view import LayerInput, Tokens, TokenView
 from lmms_prune.models.encoder import EncoderRun
 
@@ -78,7 +79,7 @@ def spoken_for(view: TokenView, kind: str) -> TokenView:
     state = dataclasses.replace(view._state, hidden=visual(view._state.hidden))
     before = view._before and dataclasses.replace(view._before, hidden=visual(view._before.hidden), keys=None)
     return dataclasses.replace(
-        view, _state=state, _before=before, _embedded=visual(view._embedded), _encoder_run=run, memory={}
+        view, _state=state, _before=before, _embedded=visual(view._embedded), _encoder_run=run, memory=Memory()
     )
 
 
@@ -115,7 +116,7 @@ def alone(view: TokenView, row: int) -> TokenView:
         _questions=view._questions and view._questions[pick],
         requested=view.requested and view.requested[pick],
         _encoder_run=run_alone(view, row),
-        memory={},
+        memory=Memory(),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lmms_prune import Schedule, ScheduleError, prune
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.shared.merging import evens_first, partners
-from lmms_prune.methods.tome import ToMe, rates
+from lmms_prune.methods.tome import ToMe, _Sizes, rates
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
 
@@ -289,11 +289,10 @@ def test_sizes_of_the_tower_go_on(all_tiny: dict[str, Tiny]) -> None:
         trace, logits = tiny.run(inputs, "tome@0:21t;place=tower,tome@3:9t")
     assert [row.kept for row in trace.rows] == [[[21], [9]], [[11, 10], [5, 4]]]
     assert torch.isfinite(logits).all()
-    history = views[-1].memory["tome sizes"]
-    indices = [image for row in trace.rows for image in row.indices(0)]
     for stage_number, layer in enumerate((0, 3)):
         indices = [image for row in trace.rows for image in row.indices(stage_number)]
-        assert [round(float(history[layer][i, image].sum())) for i, image in enumerate(indices)] == [64, 64, 64]
+        sizes = views[-1].memory.before(layer + 1, _Sizes)
+        assert [round(float(sizes.tokens[i, image].sum())) for i, image in enumerate(indices)] == [64, 64, 64]
 
 
 def test_options_that_cannot_be_had(all_tiny: dict[str, Tiny]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from encoders import chunks_by_image
 from observed import HandView, Observed, Tiny, assert_agree, chosen, image_count, kept, observe
 from slow import best_first
 from slow_merging import Token, assert_same_tokens, mean, outcome
@@ -30,7 +31,7 @@ def attentions(encoder: Encoder) -> list[Matrix]:
     first, patches = (encoder.shape.class_tokens, encoder.shape.patches_per_token)
     sizes = [first + patches * rows * columns for rows, columns in encoder.grids]
     full = [torch.zeros(size, size, dtype=torch.float64) for size in sizes]
-    for image, queries, keys, attention in encoder.attention_chunks(encoder.shape.selected):
+    for image, queries, keys, attention in chunks_by_image(encoder, encoder.shape.selected):
         full[image][queries[:, None], keys] = attention.mean(0).double()
     tokens = []
     for matrix in full:
@@ -90,10 +91,10 @@ class FakeEncoder(ClipEncoder):
         self.shape, self.grids, self.owner = EncoderShape(1, 0, class_tokens=1), [grid], [0]
         self.attention, self.image = attention, image
 
-    def attention_chunks(self, block: int) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    def attention_chunks(self, block: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         assert block == 0
-        entries = torch.arange(self.attention.shape[-1])
-        yield 0, entries, entries, self.attention
+        entries = torch.arange(self.attention.shape[-1])[None]
+        yield entries, entries, self.attention[None]
 
     def images(self) -> list[Tensor]:
         assert self.image is not None
@@ -210,15 +211,17 @@ def test_entropy_by_hand() -> None:
     )
     assert [grey([x] * 3) for x in (0.5, -0.5, -1.0, 1.0, 1.004)] == [127, 129, 1, 255, 0]
     # One value: 0 bits; two: 1 bit; four: 2 bits; {0, 0, 255, 255}: 1 bit, as 1.004 wraps round.
-    found = _entropy(values.expand(3, 4, 4), 2, 2)
+    found = _entropy(values.expand(1, 3, 4, 4), 2, 2)[0]
     torch.testing.assert_close(found, torch.tensor([0.0, 1.0, 2.0, 1.0]))
 
 
 def test_entropy_equals_slow_reference() -> None:
     image = torch.randn(3, 12, 18, generator=torch.Generator().manual_seed(0)) * 1.5
-    torch.testing.assert_close(_entropy(image, 2, 3), torch.tensor(entropy(image, 2, 3)))
+    torch.testing.assert_close(_entropy(image[None], 2, 3)[0], torch.tensor(entropy(image, 2, 3)))
     # Not squares, and pixels beyond the last token are left out.
-    torch.testing.assert_close(_entropy(image[:, :11, :17], 2, 4), torch.tensor(entropy(image[:, :11, :17], 2, 4)))
+    torch.testing.assert_close(
+        _entropy(image[None, :, :11, :17], 2, 4)[0], torch.tensor(entropy(image[:, :11, :17], 2, 4))
+    )
 
 
 def test_entropy_adds_to_importance() -> None:

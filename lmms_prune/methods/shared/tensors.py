@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from lmms_prune.models.tensors import is_finite as is_finite
+from lmms_prune.models.tensors import to_device as to_device
 
 BLOCK = 1024
 """How many rows of a matrix of all pairs of tokens are computed at a time, which bounds the memory that it takes."""
@@ -19,21 +22,6 @@ def gather(x: Shaped[Tensor, "B L *D"], index: Int[Tensor, "B N"]) -> Shaped[Ten
     return x[torch.arange(len(x), device=x.device)[:, None], index.to(x.device)]
 
 
-def to_device(values: Sequence | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers of the host as a tensor on `device`, without waiting for it; a tensor that lies there already is returned.
-
-    Args:
-        values: a (nested) list of numbers, or a tensor on the host.
-        device: where to.
-        dtype: of the result; by default that of `values`.
-    """
-    host = torch.as_tensor(values, dtype=dtype)
-    if device.type == "cuda" and host.device.type == "cpu":
-        # From memory that is not pinned the driver may finish all queued work first, whatever non_blocking says.
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
-
-
 def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], count: int) -> Shaped[Tensor, "B N *D"]:
     """Sum the entries of `x` by their index in `into`, of `count` indices; the order of addition is always the same."""
     sums = x.new_zeros(len(x), count, *x.shape[2:])
@@ -42,11 +30,6 @@ def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], count: int) ->
         rows = torch.arange(len(x), device=x.device)[:, None].expand_as(into)
         return sums.index_put((rows, into), x, accumulate=True)
     return sums.scatter_add(1, into.view(*into.shape, *(1,) * (x.dim() - 2)).expand_as(x), x)
-
-
-def is_finite(x: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-    """Which numbers are neither infinite nor NaN: only a finite number times zero is zero. Half the launches of ``isfinite``."""
-    return x * 0 == 0
 
 
 def finest(device: torch.device) -> torch.dtype:
