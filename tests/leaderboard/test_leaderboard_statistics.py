@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from lmms_prune.leaderboard.samples import Samples
+from lmms_prune.leaderboard.interval import Interval
+from lmms_prune.leaderboard.samples import Samples, Stamp
 from lmms_prune.leaderboard.statistics import (
-    Interval,
     detectable,
     flips,
     holm,
@@ -32,11 +32,13 @@ def samples(num: np.ndarray, den: np.ndarray | None = None, stratum: np.ndarray 
         documents=np.arange(many),
         unit=np.arange(many),
         answers=np.arange(many),
+        offsets=np.arange(many),
         score=0.0,
         logged=many,
         empty=0,
         accounting=None,
         extras={},
+        stamp=Stamp(0, 0, 0, 0),
     )
 
 
