@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -185,11 +186,16 @@ def test_no_process_outlives_a_killed_command(tmp_path: Path) -> None:
     while not all(note.exists() and note.read_text() for note in notes):
         assert time.monotonic() < until
         time.sleep(0.05)
+    workers = [int(note.read_text()) for note in notes]
     parent.kill()
     parent.wait()
-    while not all(_ended(int(note.read_text())) for note in notes):
-        assert time.monotonic() < until
+    until = time.monotonic() + 20
+    while time.monotonic() < until and not all(map(_ended, workers)):
         time.sleep(0.05)
+    left = [number for number in workers if not _ended(number)]
+    for number in left:
+        os.kill(number, signal.SIGKILL)
+    assert left == []
 
 
 def changed(path: Path) -> str:
