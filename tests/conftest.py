@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import checked  # noqa: F401  (before the package, whose calls it checks)
 import pytest
@@ -43,6 +44,13 @@ def pytest_unconfigure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="all random inputs and the soak, as in the nightly run")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process keep what they read away from the user's cache, and from other tests'."""
+    folder = tmp_path_factory.getbasetemp() / "cache" / uuid4().hex
+    monkeypatch.setattr("lmms_prune.leaderboard.cache.cache_folder", lambda: folder)
 
 
 @pytest.fixture(scope="session")

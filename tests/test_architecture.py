@@ -14,6 +14,9 @@ import pytest
 
 import lmms_prune
 
+sys.path.append(str(Path(__file__).parent / "leaderboard"))
+from written import write_run
+
 PACKAGE = Path(lmms_prune.__file__).parent
 # Each part may import the parts named with it, and itself.
 BELOW = {
@@ -238,6 +241,52 @@ def test_what_needs_no_weights_imports_no_torch(tmp_path: Path) -> None:
     assert report.pop("the command schedule") == ["lmms_prune.configs.schedule_command"]
     assert len(report) == 13
     assert {step: names for step, names in report.items() if names} == {}
+
+
+# Importing any of these takes a good part of the time in which a command should have printed its help; scipy.stats, more.
+SLOW = """
+import contextlib, io
+slow = {"torch", "transformers", "lmms_eval", "datasets", "numpy", "scipy", "pandas", "pyarrow", "matplotlib", "PIL"}
+slow |= {"jaxtyping", "jinja2", "optuna", "filelock", "asyncio"}
+from lmms_prune.cli import COMMANDS, app
+
+def call(*words):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            app(words)
+        except SystemExit as end:
+            assert not end.code, words
+    report[" ".join(words)] = [len(printed.getvalue()) > 100, *sorted(slow & set(sys.modules))]
+
+for name in ("methods", "demo", *COMMANDS):
+    call(name, "--help")
+for name in ("fitprune", "vflowopt", "vtw", "hybrid"):
+    call("calibrate", name, "--help")
+call("--help")
+call("leaderboard", "--published")
+call("leaderboard", "--published", "--format", "json")
+"""
+
+
+def test_help_and_the_published_tables_wait_for_no_slow_import() -> None:
+    report = run(SLOW)
+    assert len(report) == 25
+    assert {words: slow for words, slow in report.items() if slow != [True]} == {}
+
+
+TABLE = """
+from lmms_prune.cli import app
+app(["leaderboard", sys.argv[1], "--no-cache", "--resamples", "200"], standalone_mode=False)
+report["special"] = "scipy.special" in sys.modules
+report["slow"] = sorted({"scipy.stats", "pandas", "matplotlib", "torch", "jinja2", "datasets"} & set(sys.modules))
+"""
+
+
+def test_a_leaderboard_waits_for_no_scipy_stats(tmp_path: Path) -> None:
+    """Nor for what draws a page."""
+    for name, schedule, values in (("a", "none", [1.0, 1.0, 0.0]), ("b", "random@2:0.33", [1.0, 0.0, 0.0])):
+        write_run(tmp_path / name, {"gqa": values}, schedule, tokens=33)
+    assert run(TABLE, tmp_path) == {"special": True, "slow": []}
 
 
 HEAVY = """

@@ -18,6 +18,7 @@ from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail, plainly
 
 if TYPE_CHECKING:
+    from lmms_prune.leaderboard.reader import SamplesReader
     from lmms_prune.leaderboard.rows import Leaderboard
 
 MOST_REL = 200  # percent; no schedule doubles the unpruned score
@@ -29,6 +30,15 @@ KeepPaths = Annotated[
 ]
 Baseline = Annotated[
     Path | None, typer.Option(help="Results to compare with, instead of the unpruned runs among PATHS.")
+]
+
+UseCache = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Keep what was read of samples files in the user's cache folder (on Linux ~/.cache/lmms-prune), so that "
+        "files which have not changed are not read again.",
+    ),
 ]
 
 
@@ -49,6 +59,7 @@ def leaderboard(
     resamples: Resamples = 2000,
     seed: Seed = 0,
     keep_paths: KeepPaths = False,
+    cache: UseCache = True,
     published: Annotated[
         bool, typer.Option("--published", help="Print the paper's own Tables 1 and 2 instead.")
     ] = False,
@@ -59,8 +70,6 @@ def leaderboard(
     table, and the exit code is then 1. With --strict it is also 1 if a row is marked.
     """
     from lmms_prune.leaderboard.formats import FORMATS
-    from lmms_prune.leaderboard.page.pictures import PicturesError
-    from lmms_prune.leaderboard.page.render import html
     from lmms_prune.leaderboard.reproduced import published_table
     from lmms_prune.leaderboard.sharing import shared
     from lmms_prune.leaderboard.terminal import show
@@ -77,18 +86,14 @@ def leaderboard(
         fail(f"--out {out}: this is a folder; name a file in it.")
     if bool(paths) == published or (published and (baseline or benchmarks)):
         fail("leaderboard: give lmms-eval's result folders, or --published alone.")
-    board = published_table() if published else _board(paths or [], baseline, benchmarks, resamples, seed)
+    reader = None if published else _reader(cache)
+    board = published_table() if reader is None else _board(paths or [], baseline, benchmarks, resamples, seed, reader)
     board = replace(board, keep_paths=keep_paths)
     console = Console()
     if form == "table" and console.is_terminal and out is None:
         show(shared(board), details, console)
     else:
-        with plainly(PicturesError):
-            text = (
-                html(board, secrets=SECRETS.get(), images=True)
-                if images
-                else FORMATS[form](board, details, SECRETS.get())
-            )
+        text = _page(board, images, reader) if form == "html" else FORMATS[form](board, details, SECRETS.get())
         if out is None:
             typer.echo(text, nl=False)
         else:
@@ -121,6 +126,7 @@ def gate(
     resamples: Resamples = 2000,
     seed: Seed = 0,
     keep_paths: KeepPaths = False,
+    cache: UseCache = True,
 ) -> None:
     """Fail if a pruned row loses too much: exit code 1 with the reasons, and a Markdown summary for a pull request.
 
@@ -140,7 +146,7 @@ def gate(
     limits = Limits(None if min_rel is None else _percent(min_rel), limited, significant, strict)
     with plainly(ScheduleError):
         wanted = None if schedule is None else [str(Schedule.parse(text)) for text in schedule]
-    board = replace(_board(paths, baseline, None, resamples, seed), keep_paths=keep_paths)
+    board = replace(_board(paths, baseline, None, resamples, seed, _reader(cache)), keep_paths=keep_paths)
     judgements = judged(board, limits, wanted)
     for text in wanted or []:
         if text not in [judgement.row.runs[0].schedule for judgement in judgements]:
@@ -156,8 +162,30 @@ def gate(
         raise typer.Exit(1)
 
 
+def _page(board: Leaderboard, images: bool, reader: SamplesReader | None) -> str:
+    from lmms_prune.leaderboard.page.pictures import PicturesError
+    from lmms_prune.leaderboard.page.render import html
+    from lmms_prune.leaderboard.samples import ChangedError
+
+    with plainly(PicturesError, ChangedError):
+        return html(board, secrets=SECRETS.get(), images=images, reader=reader)
+
+
+def _reader(cached: bool) -> SamplesReader:
+    from lmms_prune.leaderboard.cache import Cache, cache_folder
+    from lmms_prune.leaderboard.reader import SamplesReader, processors
+
+    folder = cache_folder() if cached else None
+    return SamplesReader(None if folder is None else Cache(folder), processors())
+
+
 def _board(
-    paths: Sequence[Path], baseline: Path | None, benchmarks: str | None, resamples: int, seed: int
+    paths: Sequence[Path],
+    baseline: Path | None,
+    benchmarks: str | None,
+    resamples: int,
+    seed: int,
+    reader: SamplesReader,
 ) -> Leaderboard:
     from lmms_prune.leaderboard.results import read_results
     from lmms_prune.leaderboard.table import leaderboard as make_table
@@ -167,7 +195,7 @@ def _board(
         tasks = [task for name in benchmarks.split(",") for task in _tasks("--benchmarks", name)]
     with Console(stderr=True).status("reading results and samples"):
         baseline_results = None if baseline is None else read_results([baseline])
-        return make_table(read_results(paths), baseline_results, tasks, resamples, seed)
+        return make_table(read_results(paths), baseline_results, tasks, resamples, seed, reader)
 
 
 def _tasks(option: str, name: str) -> tuple[str, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lmms_prune.leaderboard.benchmarks import TASKS
-from lmms_prune.leaderboard.entries import ORACLE, STOCK, Entry, methods_of
+from lmms_prune.leaderboard.entries import Entry, methods_of
 from lmms_prune.leaderboard.records import RunRecord
+from lmms_prune.leaderboard.rows import ORACLE, STOCK
 from lmms_prune.methods import METHODS
 from lmms_prune.record.run import VERSIONS
 from lmms_prune.schedule import Schedule

@@ -12,9 +12,10 @@ from jaxtyping import Float
 
 from lmms_prune.leaderboard.benchmarks import TASKS, rel
 from lmms_prune.leaderboard.entries import Entry
+from lmms_prune.leaderboard.interval import Interval
+from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.rows import Against, Comparison
 from lmms_prune.leaderboard.statistics import (
-    Interval,
     detectable,
     flips,
     holm,
@@ -22,7 +23,6 @@ from lmms_prune.leaderboard.statistics import (
     mcnemar,
     mean_ratio,
     over_seeds,
-    resampled,
     verdict,
 )
 
@@ -36,7 +36,7 @@ class Draws:
     the same draws, whatever other rows the table has.
     """
 
-    def __init__(self, entries: Sequence[Entry], resamples: int, seed: int):
+    def __init__(self, entries: Sequence[Entry], resamples: int, seed: int, reader: SamplesReader):
         self._scores: dict[tuple[str, str], tuple[str, Scores]] = {}
         for task in sorted({task for entry in entries for task in entry.samples}):
             by_signature: dict[str, list[Entry]] = {}
@@ -45,8 +45,8 @@ class Draws:
                 if len(signatures) == 1:
                     by_signature.setdefault(signatures.pop(), []).append(entry)
             for signature, group in by_signature.items():
-                rng = np.random.default_rng([seed, crc32(task.encode())])
-                drawn = resampled([run for entry in group for run in entry.samples[task]], resamples, rng)
+                runs = [run for entry in group for run in entry.samples[task]]
+                drawn = reader.resampled(runs, resamples, (seed, crc32(task.encode())))
                 start = 0
                 for entry in group:
                     entry_draws = drawn[:, start : (start := start + len(entry.runs))]

@@ -10,13 +10,13 @@ from statistics import fmean, stdev
 
 from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import JUDGED, ORDER, TASKS
+from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.records import Problem, RunRecord, TaskRecord
-from lmms_prune.leaderboard.samples import Samples, SamplesError, read_samples
+from lmms_prune.leaderboard.rows import CONTROL, ORACLE, PRUNED, STOCK, UNPRUNED
+from lmms_prune.leaderboard.samples import Samples, SamplesError
 from lmms_prune.methods import METHODS
 from lmms_prune.record.accounting import TokenTotals
 from lmms_prune.schedule import Schedule
-
-UNPRUNED, CONTROL, ORACLE, PRUNED, STOCK = "unpruned", "control", "oracle", "pruned", "stock"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +97,17 @@ def deviation(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def entries(records: Sequence[RunRecord], problems: list[Problem]) -> list[Entry]:
+def entries(records: Sequence[RunRecord], problems: list[Problem], reader: SamplesReader) -> list[Entry]:
     """Group runs of one model that differ only in seed into entries; problems with samples are added to `problems`."""
     pools: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
         if record.tasks:
             pools.setdefault(record.key(("seed",)), []).append(record)
     labels = _labels([pool[0] for pool in pools.values()])
-    return [_entry(pool, label, problems) for pool, label in zip(pools.values(), labels, strict=True)]
+    return [_entry(pool, label, problems, reader) for pool, label in zip(pools.values(), labels, strict=True)]
 
 
-def _entry(pool: list[RunRecord], label: str, problems: list[Problem]) -> Entry:
+def _entry(pool: list[RunRecord], label: str, problems: list[Problem], reader: SamplesReader) -> Entry:
     runs = tuple(sorted(pool, key=lambda run: run.seed))
     usable: dict[str, list[Samples]] = {}
     flaws, faults = _Remarks(), _Remarks()
@@ -122,7 +122,7 @@ def _entry(pool: list[RunRecord], label: str, problems: list[Problem]) -> Entry:
                 flaws.add("no samples logged", column)
                 continue
             try:
-                samples = read_samples(task.samples, TASKS[name])
+                samples = reader.read(task.samples, TASKS[name])
             except (SamplesError, OSError) as error:
                 reason = getattr(error, "strerror", None) or str(error).removeprefix(str(task.samples)).lstrip(":, ")
                 problems.append(Problem(str(task.samples), reason))

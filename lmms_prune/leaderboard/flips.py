@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
-from lmms_prune.leaderboard.samples import Samples, SamplesError, answer_text, lines, read_samples, sample_accounting
+from lmms_prune.leaderboard.samples import Samples, SamplesError, answer_text, line_at, read_samples, sample_accounting
 from lmms_prune.record.bitmaps import decode
 
 
@@ -43,11 +42,14 @@ class Flip:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The content of one samples file: its scores, and its lines by document number."""
+    """A samples file and what was read of it; single lines are read again where a document is shown."""
 
     path: Path
     samples: Samples
-    lines: Mapping[int, Mapping[str, Any]]
+
+    def line(self, document: int) -> Mapping[str, Any]:
+        """Read the line of one document."""
+        return line_at(self.path, self.samples, document)
 
 
 def read_answers(path: Path, benchmark: Benchmark) -> Answers:
@@ -57,9 +59,7 @@ def read_answers(path: Path, benchmark: Benchmark) -> Answers:
         SamplesError: a file that cannot be used.
         OSError: the file cannot be read.
     """
-    samples = read_samples(path, benchmark)
-    logged = [json.loads(line) for line in lines(path)]
-    return Answers(path, samples, {int(document["doc_id"]): document for document in logged})
+    return Answers(path, read_samples(path, benchmark))
 
 
 def flips(before: Answers, after: Answers) -> list[Flip]:
@@ -67,17 +67,32 @@ def flips(before: Answers, after: Answers) -> list[Flip]:
 
     Raises:
         SamplesError: the runs are of different documents, or kept tokens that do not fit their images.
+        OSError: a file cannot be read.
+    """
+    return [flip(before, after, document, worse) for document, worse in flipped(before, after)]
+
+
+def flipped(before: Answers, after: Answers) -> list[tuple[int, bool]]:
+    """Return the numbers of all documents that `flips` returns, and whether each was right before.
+
+    Raises:
+        SamplesError: the runs are of different documents.
     """
     first, second = before.samples, after.samples
     if first.signature != second.signature:
         raise SamplesError(f"{after.path}: not the documents of {before.path}.")
-    flipped = (first.right != second.right)[first.unit]
-    pairs = zip(first.documents[flipped].tolist(), first.right[first.unit][flipped].tolist(), strict=True)
-    return [_flip(before.lines[document], after, document, worse) for document, worse in pairs]
+    changed = (first.right != second.right)[first.unit]
+    return list(zip(first.documents[changed].tolist(), first.right[first.unit][changed].tolist(), strict=True))
 
 
-def _flip(old: Mapping[str, Any], after: Answers, document: int, worse: bool) -> Flip:
-    new = after.lines[document]
+def flip(before: Answers, after: Answers, document: int, worse: bool) -> Flip:
+    """Read both lines of one flipped document.
+
+    Raises:
+        SamplesError: a file has changed since, or kept tokens that do not fit their images.
+        OSError: a file cannot be read.
+    """
+    old, new = before.line(document), after.line(document)
     cost = sample_accounting(new)
     grids, bitmaps = ((), ()) if cost is None else (cost.visual_grids, cost.token_bitmaps)
     try:

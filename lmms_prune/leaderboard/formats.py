@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.leaderboard.grids import Line, TextTable, grids, scores
+from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.notes import footnotes
-from lmms_prune.leaderboard.page.render import html
 from lmms_prune.leaderboard.records import RunRecord
 from lmms_prune.leaderboard.rows import Leaderboard, TableRow
 from lmms_prune.leaderboard.sharing import shared
-from lmms_prune.leaderboard.statistics import Interval
 from lmms_prune.leaderboard.terminal import terminal
 from lmms_prune.record.redaction import redacted, redacted_values
 
@@ -157,13 +156,20 @@ def _shareable_json(board: Leaderboard, with_details: bool, secrets: Collection[
     return as_json(shared(board), with_details, secrets)
 
 
+def _html(board: Leaderboard, with_details: bool, secrets: Collection[str] = ()) -> str:
+    # Imported here: only a page needs jinja2 and what reads samples, whose imports take as long as printing a table.
+    from lmms_prune.leaderboard.page.render import html
+
+    return html(board, with_details, secrets)
+
+
 FORMATS: dict[str, Format] = {
     "table": _shareable(terminal),
     "markdown": _shareable(markdown),
     "csv": _shareable(as_csv),
     "json": _shareable_json,
     "latex": _shareable(latex),
-    "html": html,
+    "html": _html,
 }
 """Formats by the name after ``--format``. Arguments: the leaderboard, whether to include each benchmark's statistics, and
 secret values to redact in addition to those recognised by their form."""

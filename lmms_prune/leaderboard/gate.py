@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lmms_prune.leaderboard.benchmarks import TASKS
-from lmms_prune.leaderboard.entries import CONTROL, ORACLE
 from lmms_prune.leaderboard.formats import markdown_grid
 from lmms_prune.leaderboard.grids import Line, TextTable, between, digits, label, number
-from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, TableRow
-from lmms_prune.leaderboard.statistics import Interval
+from lmms_prune.leaderboard.interval import Interval
+from lmms_prune.leaderboard.rows import CONTROL, ORACLE, Leaderboard, ModelTable, TableRow
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lmms_prune.leaderboard.benchmarks import TASKS
-from lmms_prune.leaderboard.entries import ORACLE
-from lmms_prune.leaderboard.rows import Against, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
+from lmms_prune.leaderboard.rows import ORACLE, Against, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.schedule.presets import PRESETS
 
 _LONG = 3  # most stages that a label shows; a longer schedule is named by its preset or its number of stages

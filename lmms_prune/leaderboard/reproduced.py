@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lmms_prune.leaderboard.benchmarks import acc, rel
-from lmms_prune.leaderboard.entries import UNPRUNED
 from lmms_prune.leaderboard.published import published
-from lmms_prune.leaderboard.rows import BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
+from lmms_prune.leaderboard.rows import UNPRUNED, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 
 
 def published_table() -> Leaderboard:

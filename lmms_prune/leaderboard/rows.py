@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmms_prune.leaderboard.benchmarks import TASKS
+from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.published import PublishedRow
 from lmms_prune.leaderboard.records import Problem, RunRecord
-from lmms_prune.leaderboard.statistics import Interval
+
+UNPRUNED, CONTROL, ORACLE, PRUNED, STOCK = "unpruned", "control", "oracle", "pruned", "stock"
+"""The kinds of rows: see `TableRow`."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class TableRow:
 
     Args:
         label: the executed schedule, with the settings that distinguish it from other rows of the same schedule.
-        kind: "unpruned", "control", "oracle", "pruned" or "stock".
+        kind: UNPRUNED, CONTROL (control methods only), ORACLE (a method reads the right answers), PRUNED, or STOCK (a model
+            that is not this plugin's).
         seeds: the seeds of its runs.
         cells: scores by task; a benchmark without a score has no cell.
         missing: tasks of the table that the row has no score of.

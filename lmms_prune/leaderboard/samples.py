@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -29,6 +30,30 @@ class SamplesError(ValueError):
     """A samples file that cannot be used; the message names it."""
 
 
+class ChangedError(SamplesError):
+    """A samples file that has changed since it was read."""
+
+
+class Stamp(NamedTuple):
+    """The state of a file; another content has another stamp.
+
+    Args:
+        size: in bytes.
+        modified: time of the last change of the content, in nanoseconds.
+        changed: time of the last change of the file's status, in nanoseconds. A program can set `modified`, but not this.
+        inode: the file's number; a file that is put in the place of another has another one.
+    """
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """The documents of one task in one run.
@@ -41,12 +66,14 @@ class Samples:
         signature: a digest that is equal for runs of the same documents, questions and targets.
         num, den, stratum, right: numerator, denominator, stratum index and correctness of each unit, ordered by key.
         documents: document ids, ascending. unit: the index of each document's unit.
-        answers: a hash of each document's answer text.
+        answers: a hash of each document's answer text, the same in every process.
+        offsets: where each document's line begins in the file, in bytes.
         score: the score that follows from the units, on the paper's scale.
         logged: number of documents in the file, including MMBench copies whose original question is absent.
         empty: number of documents with an empty answer.
         accounting: token totals of all documents; None if one has no token accounting.
         extras: POPE's accuracy, precision, recall and yes-rate, in percent.
+        stamp: the file's state when it was opened.
     """
 
     signature: str
@@ -57,11 +84,13 @@ class Samples:
     documents: Int[np.ndarray, " documents"]
     unit: Int[np.ndarray, " documents"]
     answers: Int[np.ndarray, " documents"]
+    offsets: Int[np.ndarray, " documents"]
     score: float
     logged: int
     empty: int
     accounting: TokenTotals | None
     extras: Mapping[str, float]
+    stamp: Stamp
 
 
 class _Document(NamedTuple):
@@ -73,6 +102,7 @@ class _Document(NamedTuple):
     score: float
     answer: str
     asked: str
+    offset: int
     main: bool = True  # False for MMBench's copies with rotated options
     pope: tuple[str, str] = ("", "")  # the right answer, and the given one
 
@@ -86,19 +116,21 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     """
     documents: list[_Document] = []
     accounted: list[TokenAccounting] = []
-    for number, line in enumerate(lines(path), 1):
-        try:
-            logged = json.loads(line)
-            if not isinstance(logged, Mapping):
-                raise TypeError(f"a {type(logged).__name__}, where an object is expected")
-            documents.append(_document(logged, benchmark))
-            if not 0 <= documents[-1].score <= 1:
-                raise ValueError(f"a score of {documents[-1].score:g}, where 0 to 1 is possible")
-            if (accounting := sample_accounting(logged)) is not None:
-                accounted.append(accounting)
-        except (*UNREADABLE, StopIteration) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise SamplesError(f"{path}, line {number}: no sample of {benchmark.name} ({reason}).") from error
+    with regular(path).open("rb") as stream:
+        stamp = Stamp.of(os.fstat(stream.fileno()))
+        for number, (offset, line) in enumerate(_lines(stream), 1):
+            try:
+                logged = json.loads(line)
+                if not isinstance(logged, Mapping):
+                    raise TypeError(f"a {type(logged).__name__}, where an object is expected")
+                documents.append(_document(logged, benchmark, offset))
+                if not 0 <= documents[-1].score <= 1:
+                    raise ValueError(f"a score of {documents[-1].score:g}, where 0 to 1 is possible")
+                if (accounting := sample_accounting(logged)) is not None:
+                    accounted.append(accounting)
+            except (*UNREADABLE, StopIteration) as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise SamplesError(f"{path}, line {number}: no sample of {benchmark.name} ({reason}).") from error
     ids = {document.doc_id for document in documents}
     if len(ids) < len(documents):
         raise SamplesError(
@@ -111,19 +143,38 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     # lmms-eval scores no rotated copy whose original question is absent; neither do we.
     main = {document.key for document in documents if document.main}
     scored = sorted(document for document in documents if document.key in main)
-    return _assemble(path, benchmark, scored, totals, len(documents))
+    return _assemble(path, benchmark, scored, totals, len(documents), stamp)
 
 
-def lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a samples file, without empty ones.
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a samples file, without empty ones, each with its offset in bytes."""
+    offset = 0
+    for line in stream:
+        if line.strip():
+            yield offset, line.decode(errors="replace")
+        offset += len(line)
+
+
+def line_at(path: Path, samples: Samples, document: int) -> Mapping[str, Any]:
+    """Read again the line of one document.
+
+    Args:
+        path: the samples file.
+        samples: what was read of it.
+        document: its number.
 
     Raises:
-        OSError: it is no regular file, or cannot be read.
+        ChangedError: the file is not the one that was read.
+        OSError: the file cannot be read.
     """
-    with regular(path).open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            if line.strip():
-                yield line
+    with regular(path).open("rb") as stream:
+        if Stamp.of(os.fstat(stream.fileno())) == samples.stamp:
+            stream.seek(int(samples.offsets[np.searchsorted(samples.documents, document)]))
+            logged: Mapping[str, Any] = json.loads(stream.readline().decode(errors="replace"))
+            return logged
+    raise ChangedError(
+        f"{path}: changed while the leaderboard read it. Run the command again when the evaluation is over."
+    )
 
 
 def sample_accounting(logged: Mapping[str, Any]) -> TokenAccounting | None:
@@ -137,28 +188,33 @@ def answer_text(logged: Mapping[str, Any]) -> str:
     return (responses if isinstance(responses, str) else json.dumps(responses, ensure_ascii=False)).strip()
 
 
-def _document(logged: Mapping[str, Any], benchmark: Benchmark) -> _Document:
+def _document(logged: Mapping[str, Any], benchmark: Benchmark, offset: int) -> _Document:
     doc_id = int(np.int64(logged["doc_id"]))  # a damaged file may have a number of any length
     asked, answer = f"{logged['target']}\0{logged['input']}", answer_text(logged)
     if benchmark.kind == "mme":
         item = next(logged[metric] for metric in benchmark.metrics if metric in logged)
         key = (str(item["category"]), str(item["question_id"]))
-        return _Document(doc_id, key, key[0], float(item["score"]), answer, asked)
+        return _Document(doc_id, key, key[0], float(item["score"]), answer, asked, offset)
     if benchmark.kind == "mmbench":
         item = logged["gpt_eval_score"]
         index, value = int(item["index"]), float(chosen(item) == item["answer"])
-        return _Document(doc_id, (index % CIRCLE,), "", value, answer, asked, index < CIRCLE)
+        return _Document(doc_id, (index % CIRCLE,), "", value, answer, asked, offset, index < CIRCLE)
     if benchmark.kind == "pope":
         item = logged["pope_accuracy"]
         pair = (item["ground_truth"], item["prediction"])
-        return _Document(doc_id, (doc_id,), "", float(item["score"]), answer, asked, True, pair)
+        return _Document(doc_id, (doc_id,), "", float(item["score"]), answer, asked, offset, True, pair)
     scored = logged[benchmark.metrics[0]]
     value = float(scored["score"] if isinstance(scored, Mapping) else scored)
-    return _Document(doc_id, (doc_id,), "", value, answer, asked)
+    return _Document(doc_id, (doc_id,), "", value, answer, asked, offset)
 
 
 def _assemble(
-    path: Path, benchmark: Benchmark, documents: Sequence[_Document], totals: TokenTotals | None, logged: int
+    path: Path,
+    benchmark: Benchmark,
+    documents: Sequence[_Document],
+    totals: TokenTotals | None,
+    logged: int,
+    stamp: Stamp,
 ) -> Samples:
     keys = sorted({document.key for document in documents})
     index = {key: i for i, key in enumerate(keys)}
@@ -192,13 +248,20 @@ def _assemble(
         right=right,
         documents=np.array([document.doc_id for document in documents], int),
         unit=unit,
-        answers=np.array([hash(document.answer) for document in documents], np.int64),
+        answers=np.array([_hashed(document.answer) for document in documents], np.int64),
+        offsets=np.array([document.offset for document in documents], int),
         score=float(ratios(np.bincount(stratum, num), np.bincount(stratum, den)).sum()),
         logged=logged,
         empty=sum(not document.answer for document in documents),
         accounting=totals,
         extras=_pope_extras([document.pope for document in documents]) if benchmark.kind == "pope" else {},
+        stamp=stamp,
     )
+
+
+def _hashed(text: str) -> int:
+    """Return a hash of a text. Python's own differs between processes, so a pool's or a cache's would agree with none."""
+    return int.from_bytes(blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little", signed=True)
 
 
 def ratios(num: Float[np.ndarray, "..."], den: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest, norm
 
+from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.samples import Samples, ratios
 
 CONFIDENCE = 0.95
 # With a two-sided alpha of 5 %, a true difference of this many standard errors is found with 80 % power.
-DETECTABLE = float(norm.ppf(0.975) + norm.ppf(0.80))
+DETECTABLE = 2.8015852181129683  # norm.ppf(0.975) + norm.ppf(0.80); scipy.stats takes half a second to import
 _CHUNK = 4_000_000  # drawn units at a time: 32 MB
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % percentile interval, and the p value of zero.
-
-    Args:
-        value: the value on the data itself.
-        low, high: ends of the interval.
-        p: two-sided p value of no difference, from the resamples on either side of zero; at least 1/(resamples + 1).
-        error: the standard error.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-    error: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
 
 
 def resampled(runs: Sequence[Samples], resamples: int, rng: np.random.Generator) -> Float[np.ndarray, "resamples runs"]:
@@ -106,7 +83,12 @@ def flips(before: Bool[np.ndarray, " units"], after: Bool[np.ndarray, " units"])
 
 def mcnemar(worse: int, better: int) -> float:
     """Return the exact two-sided p value of these flips if both directions were equally likely."""
-    return float(binomtest(worse, worse + better).pvalue) if worse + better else 1.0
+    # Imported here, because the commands that compute no p value need not wait for it; it is the test of
+    # scipy.stats.binomtest without the rest of scipy.stats, whose import takes half a second.
+    from scipy.special import betaincc
+
+    fewer, total = min(worse, better), worse + better
+    return 1.0 if worse == better else min(1.0, 2 * float(betaincc(fewer + 1, total - fewer, 0.5)))
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:

@@ -10,11 +10,12 @@ from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, acc, rel
 from lmms_prune.leaderboard.comparability import distance, marks
 from lmms_prune.leaderboard.compare import Draws, against_random, comparisons, rel_interval
 from lmms_prune.leaderboard.costs import cost
-from lmms_prune.leaderboard.entries import STOCK, UNPRUNED, Entry, deviation, entries
+from lmms_prune.leaderboard.entries import Entry, deviation, entries
 from lmms_prune.leaderboard.published import match
+from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.records import Problem, RunRecord
 from lmms_prune.leaderboard.results import Results
-from lmms_prune.leaderboard.rows import BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
+from lmms_prune.leaderboard.rows import STOCK, UNPRUNED, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.leaderboard.sharing import unique_names
 
 RESAMPLES = 2000
@@ -28,6 +29,7 @@ def leaderboard(
     tasks: Sequence[str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    reader: SamplesReader | None = None,
 ) -> Leaderboard:
     """Build the leaderboard from results.
 
@@ -37,6 +39,7 @@ def leaderboard(
         tasks: the columns; None for all.
         resamples: number of resamples for every interval.
         seed: seed of the resampling.
+        reader: what reads the samples; by default each file is read here, one after the other.
 
     Returns:
         the leaderboard, with every problem: unreadable files, unusable samples, models without a baseline.
@@ -45,18 +48,20 @@ def leaderboard(
     baseline_runs = _distinct(baseline.records, results.records) if baseline else []
     by_model: dict[str, list[RunRecord]] = {}
     for record in [*results.records, *(run for run in baseline_runs if run not in results.records)]:
-        chosen = {task: scored for task, scored in record.tasks.items() if tasks is None or task in tasks}
+        chosen = {name: task for name, task in record.tasks.items() if tasks is None or name in tasks}
         by_model.setdefault(record.model, []).append(replace(record, tasks=chosen))
+    reader = reader or SamplesReader()
+    scored = [task for records in by_model.values() for record in records for task in record.tasks.values()]
+    reader.read_all((task.samples, TASKS[task.task]) for task in scored if task.samples is not None)
     titles = _titles(list(by_model))
     models = []
     for model, records in by_model.items():
-        rows = entries(records, problems)
+        rows = entries(records, problems, reader)
         wanted = {record.key(("seed",)) for record in baseline_runs if record.model == model}
         candidates = [entry for entry in rows if not baseline or entry.runs[0].key(("seed",)) in wanted]
         if rows:
-            models.append(
-                _model(model, titles[model], rows, candidates, baseline is not None, problems, resamples, seed)
-            )
+            draws = Draws(rows, resamples, seed, reader)
+            models.append(_model(model, titles[model], rows, candidates, baseline is not None, problems, draws))
     ignored = results.ignored | (baseline.ignored if baseline else set())
     models.sort(key=lambda model: model.title)
     folders = (*results.folders, *(baseline.folders if baseline else ()))
@@ -85,8 +90,7 @@ def _model(
     candidates: Sequence[Entry],
     has_baseline: bool,
     problems: list[Problem],
-    resamples: int,
-    seed: int,
+    draws: Draws,
 ) -> ModelTable:
     candidates = _baselines(candidates, has_baseline)
     path = str(all_entries[0].runs[0].sources[0].path)
@@ -98,7 +102,6 @@ def _model(
         problems.append(
             Problem(path, f"--baseline holds {len(candidates)} runs of {model}, the nearest is taken: {names}.")
         )
-    draws = Draws(all_entries, resamples, seed)
     tasks = tuple(sorted({task for entry in all_entries for task in entry.tasks}, key=ORDER.__getitem__))
     rows = [_row(entry, all_entries, candidates, tasks, draws) for entry in all_entries]
     return ModelTable(model, title, tasks, _budgets(rows), _notes(rows))

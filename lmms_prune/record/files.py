@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,12 +38,18 @@ class FileError(OSError):
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(errno.EINVAL, what, str(path))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (Path(self.filename), self.strerror)  # OSError would call it with an error number first
+
 
 class WriteError(OSError):
     """A file or folder that cannot be written; the message names it and the reason."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         super().__init__(error.errno, error.strerror or str(error), str(path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (Path(self.filename), OSError(self.errno, self.strerror))
 
     def __str__(self) -> str:
         return f"{self.filename} cannot be written: {self.strerror}."

@@ -11,8 +11,6 @@ from itertools import groupby
 from statistics import median
 from typing import Literal
 
-from filelock import FileLock, Timeout
-
 from lmms_prune.harness.failures import Failure, Scope
 from lmms_prune.record.files import WriteError, make_folder
 from lmms_prune.sweep.jobs import Job
@@ -114,6 +112,9 @@ def _locked(job: Job) -> Iterator[bool]:
     """Lock the job: yields False if another sweep holds it. The lock ends with the process that holds it."""
     make_folder(job.partial.parent)
     path = job.partial.with_name(f"{job.partial.name}.lock")
+    # Imported here: `sweep --help` need not wait for it, nor for asyncio, which it imports.
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

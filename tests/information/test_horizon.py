@@ -14,7 +14,7 @@ from lmms_prune.harness.calibrations import calibration_file, keep_calibration
 from lmms_prune.information.horizon import find_horizon, vanishes
 from lmms_prune.information.layer_sweep import Evaluation, slug
 from lmms_prune.information.plots import draw_horizon
-from lmms_prune.leaderboard.samples import Samples
+from lmms_prune.leaderboard.samples import Samples, Stamp
 from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import PromptSizes, Schedule
@@ -35,11 +35,13 @@ def scored(right: list[int], signature: str = "same") -> Samples:
         documents=np.arange(count),
         unit=np.arange(count),
         answers=np.arange(count),
+        offsets=np.arange(count),
         score=float(100 * num.mean()),
         logged=count,
         empty=0,
         accounting=None,
         extras={},
+        stamp=Stamp(0, 0, 0, 0),
     )
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from lmms_prune.leaderboard.samples import Samples
+from lmms_prune.leaderboard.interval import Interval
+from lmms_prune.leaderboard.samples import Samples, Stamp
 from lmms_prune.leaderboard.statistics import (
-    Interval,
+    DETECTABLE,
     detectable,
     flips,
     holm,
@@ -32,12 +33,27 @@ def samples(num: np.ndarray, den: np.ndarray | None = None, stratum: np.ndarray 
         documents=np.arange(many),
         unit=np.arange(many),
         answers=np.arange(many),
+        offsets=np.arange(many),
         score=0.0,
         logged=many,
         empty=0,
         accounting=None,
         extras={},
+        stamp=Stamp(0, 0, 0, 0),
     )
+
+
+def test_what_replaces_scipy_stats_is_equal_to_it() -> None:
+    """Its import takes longer than a table; it is imported in this test only."""
+    from scipy.stats import binomtest, norm
+
+    assert norm.ppf(0.975) + norm.ppf(0.80) == DETECTABLE
+    chance = np.random.default_rng(0)
+    cases = [(worse, total - worse) for total in range(1, 60) for worse in range(total + 1)]
+    cases += [tuple(map(int, chance.integers(0, 20_000, 2))) for _ in range(100)]
+    cases += [(50_000 + more, 50_000 - more) for more in (0, 1, 2, 200, 500, 2_000)]
+    for worse, better in cases:
+        assert mcnemar(worse, better) == pytest.approx(binomtest(worse, worse + better).pvalue, rel=1e-11, abs=0)
 
 
 def test_mcnemar_by_hand() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any
 
 from lmms_prune.leaderboard.benchmarks import TASKS
-from lmms_prune.leaderboard.flips import Answers, Flip, flips, read_answers
+from lmms_prune.leaderboard.flips import Answers, Flip, flip, flipped
 from lmms_prune.leaderboard.page.data import plain_text
 from lmms_prune.leaderboard.page.pictures import Pictured, Wanted
+from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, TableRow
-from lmms_prune.leaderboard.samples import SamplesError
+from lmms_prune.leaderboard.samples import ChangedError, SamplesError
 
 MOST = 4  # most documents per row, benchmark and direction
 ROOM = 1_500_000  # characters of JSON for all shown changes
@@ -44,23 +46,52 @@ class Change:
     reference: str
 
 
-def changes(board: Leaderboard) -> tuple[list[Change], list[list[dict[str, list[int]]]]]:
+@dataclass(frozen=True)
+class Flipped:
+    """All flips between the first run of a row's baseline and its own first run, on one task.
+
+    Args:
+        before, after: the samples of both runs.
+        documents: number of each changed document, and whether it was right before.
+    """
+
+    before: Answers
+    after: Answers
+    documents: Sequence[tuple[int, bool]]
+
+
+def changes(board: Leaderboard, reader: SamplesReader) -> tuple[list[Change], list[list[dict[str, list[int]]]]]:
     """Choose the changed answers that the page shows, and count all of them.
+
+    Only the lines of answers that may be shown are read again.
+
+    Args:
+        board: the leaderboard.
+        reader: what has read its samples.
 
     Returns:
         the chosen changes; and for each model and row, by task, how many documents turned wrong and right. A task has no
         entry if the row and its baseline cannot be compared document by document.
+
+    Raises:
+        ChangedError: a samples file has changed since the leaderboard was made.
     """
     candidates: list[Change] = []
     counts: list[list[dict[str, list[int]]]] = []
     for number, model in enumerate(board.models):
         counts.append([{} for _ in model.rows])
         for task in model.tasks:
-            flipped = _flipped(model, task)
-            for row, row_flips in flipped.items():
-                wrong = sum(flip.worse for flip in row_flips)
-                counts[number][row][task] = [wrong, len(row_flips) - wrong]
-            candidates += _ranked(number, model, task, flipped)
+            by_row = _flipped(model, task, reader)
+            shared = Counter(document for row_flips in by_row.values() for document, _ in row_flips.documents)
+            for row, row_flips in by_row.items():
+                try:
+                    candidates += _ranked(number, model, task, row, row_flips, shared)
+                except ChangedError:
+                    raise
+                except (SamplesError, OSError):
+                    continue  # kept tokens that do not fit their images: nothing of the row can be drawn
+                wrong = sum(worse for _, worse in row_flips.documents)
+                counts[number][row][task] = [wrong, len(row_flips.documents) - wrong]
     return _fitting(sorted(candidates, key=lambda change: (change.rank, -change.shared))), counts
 
 
@@ -100,45 +131,44 @@ def _card(change: Change) -> dict[str, Any]:
     return {**card, "grids": flip.grids, "bitmaps": flip.bitmaps}
 
 
-def _flipped(model: ModelTable, task: str) -> dict[int, list[Flip]]:
+def _flipped(model: ModelTable, task: str, reader: SamplesReader) -> dict[int, Flipped]:
     """Return by row the flips between the first run of its baseline and its own first run."""
     labels = {row.label: row for row in model.rows}
-    read: dict[str, Answers] = {}
     by_row = {}
     for number, row in enumerate(model.rows):
         baseline = labels.get(row.baseline or "")
         if baseline is None or task not in row.cells or row.cells[task].comparison is None:
             continue
         try:
-            if baseline.label not in read:
-                read[baseline.label] = _answers(baseline, task)
-            by_row[number] = flips(read[baseline.label], _answers(row, task))
+            before, after = _answers(baseline, task, reader), _answers(row, task, reader)
+            by_row[number] = Flipped(before, after, flipped(before, after))
         except (SamplesError, OSError):
             # The table read the same files and already lists the problem.
             continue
     return by_row
 
 
-def _answers(row: TableRow, task: str) -> Answers:
-    samples = row.runs[0].tasks[task].samples
-    assert samples is not None, "a comparison without samples"
-    return read_answers(samples, TASKS[task])
+def _answers(row: TableRow, task: str, reader: SamplesReader) -> Answers:
+    path = row.runs[0].tasks[task].samples
+    assert path is not None, "a comparison without samples"
+    return Answers(path, reader.read(path, TASKS[task]))
 
 
-def _ranked(number: int, model: ModelTable, task: str, flipped: dict[int, list[Flip]]) -> Iterator[Change]:
-    shared = Counter(flip.doc_id for row_flips in flipped.values() for flip in row_flips)
-    for row, row_flips in flipped.items():
-        run = model.rows[row].runs[0]
-        wanted = Wanted.of(run, task)
-        for worse in (True, False):
-            ordered = sorted(
-                (flip for flip in row_flips if flip.worse == worse),
-                key=lambda flip: (-shared[flip.doc_id], flip.doc_id),
-            )
-            for rank, flip in enumerate(ordered[:MOST]):
-                # If the data have no field of that name, lmms-eval logs the name itself as the target (TextVQA).
-                reference = "" if flip.target == run.tasks[task].target else flip.target
-                yield Change(number, row, task, flip, rank, shared[flip.doc_id], wanted.at(flip), reference)
+def _ranked(
+    number: int, model: ModelTable, task: str, row: int, row_flips: Flipped, shared: Mapping[int, int]
+) -> list[Change]:
+    """Return the flips of one row and task that may be shown: those on which most rows flipped."""
+    run = model.rows[row].runs[0]
+    wanted = Wanted.of(run, task)
+    ranked = []
+    for worse in (True, False):
+        same = (document for document, was_right in row_flips.documents if was_right == worse)
+        for rank, document in enumerate(nsmallest(MOST, same, key=lambda document: (-shared[document], document))):
+            shown = flip(row_flips.before, row_flips.after, document, worse)
+            # If the data have no field of that name, lmms-eval logs the name itself as the target (TextVQA).
+            reference = "" if shown.target == run.tasks[task].target else shown.target
+            ranked.append(Change(number, row, task, shown, rank, shared[document], wanted.at(shown), reference))
+    return ranked
 
 
 def _fitting(ranked: Sequence[Change]) -> list[Change]:

@@ -11,9 +11,9 @@ from typing import Any
 from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.grids import digits, label, letters
+from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.notes import explanations
 from lmms_prune.leaderboard.rows import Against, Cost, Leaderboard, ModelTable, ScoreCell, TableRow
-from lmms_prune.leaderboard.statistics import Interval
 from lmms_prune.record.run import VERSIONS
 from lmms_prune.schedule import Schedule
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lmms_prune.leaderboard.page import changes, data
 from lmms_prune.leaderboard.page.pictures import pictures
+from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.rows import Leaderboard
 from lmms_prune.leaderboard.sharing import shared
 from lmms_prune.record.redaction import redacted_values
@@ -19,7 +20,14 @@ from lmms_prune.record.redaction import redacted_values
 _FOLDER = Path(__file__).parent
 
 
-def html(board: Leaderboard, with_details: bool = True, secrets: Collection[str] = (), *, images: bool = False) -> str:
+def html(
+    board: Leaderboard,
+    with_details: bool = True,
+    secrets: Collection[str] = (),
+    *,
+    images: bool = False,
+    reader: SamplesReader | None = None,
+) -> str:
     """Render the leaderboard as a page.
 
     Args:
@@ -28,11 +36,13 @@ def html(board: Leaderboard, with_details: bool = True, secrets: Collection[str]
         secrets: values to redact, in addition to secrets recognised by their form.
         images: read the benchmarks' data again, to show the images behind changed answers. Needs the data as in an
             evaluation, and imports torch, unlike the rest of this module.
+        reader: what has read the samples for the leaderboard; by default they are read again.
 
     Raises:
         PicturesError: the data cannot be read.
+        ChangedError: a samples file has changed since the leaderboard was made.
     """
-    chosen, counts = changes.changes(board)
+    chosen, counts = changes.changes(board, reader or SamplesReader())
     urls, pictured = pictures([change.wanted for change in chosen]) if images else ([], None)
     page_data: dict[str, Any] = data.described(shared(board))
     for model, rows in zip(page_data["models"], counts, strict=True):
