@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -10,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
+from lmms_prune.bench.clock import Clock
 from lmms_prune.bench.models import fits, random_inputs
-from lmms_prune.efficiency.cost import decode_flops, encoder_flops, prefill_flops
+from lmms_prune.bench.ratios import interval, of_medians, ratio
+from lmms_prune.efficiency.cost import decode_flops, encoder_flops, peak_bytes, prefill_flops
 from lmms_prune.models.architectures import from_config
 from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
@@ -41,7 +41,7 @@ class ScheduleTiming:
     Args:
         schedule: its text; "none" is the unpruned model, with no hooks but those that mark times.
         case: the workload.
-        seconds: median over the repeats, from calling ``generate`` to the last token.
+        seconds: median over the repeats, from calling ``generate`` to the last token; CPU time of all threads on a CPU.
         low, high: 95 % bootstrap interval of that median.
         parts: median seconds by part: the vision encoder with its projector ("tower"), selecting and dropping
             ("selection"), the rest up to the first token ("prefill"), and all further tokens ("decode").
@@ -53,6 +53,8 @@ class ScheduleTiming:
         selection_flops: FLOPs of the selection's matrix products for the whole batch, as torch counts them.
         avg_visual_tokens: visual tokens, averaged over layers and rows.
         peak_bytes: peak allocated GPU memory; None on a CPU.
+        predicted_peak_bytes: the same by arithmetic: weights, cache and one decoder layer's activations.
+        marks: of the speed-up, if it is no result; see `lmms_prune.bench.ratios`.
     """
 
     schedule: str
@@ -69,6 +71,8 @@ class ScheduleTiming:
     selection_flops: int
     avg_visual_tokens: float
     peak_bytes: int | None
+    predicted_peak_bytes: int
+    marks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -78,6 +82,7 @@ class _Runs:
     seconds: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
     peak: int | None = None
+    predicted_peak: int = 0
     flops: int = 0
     selection_flops: int = 0
     avg_visual_tokens: float = 0.0
@@ -107,8 +112,9 @@ def time_schedules(
         ScheduleError, UnsupportedModelError: as `prune`.
     """
     all_schedules = [Schedule(()), *(schedule for schedule in schedules if schedule.stages)]
-    sizes = from_config(model.config.to_dict(), "model")
-    clock = _Clock(next(model.parameters()).device)
+    dtype = str(model.dtype).removeprefix("torch.")
+    sizes = from_config(model.config.to_dict(), "model").in_dtype(dtype)
+    clock = Clock(next(model.parameters()).device)
     measured = []
     for case in cases:
         progress(f"batch {case.batch}, {case.text_tokens} text tokens, {case.new_tokens} new tokens")
@@ -126,67 +132,34 @@ def time_schedules(
 
 
 def _summary(name: str, case: Workload, run: _Runs, unpruned_run: _Runs) -> ScheduleTiming:
-    low, high = _interval([run.seconds], lambda own, axis: np.median(own, axis))
-    slowest, fastest = _interval(
-        [unpruned_run.seconds, run.seconds],
-        lambda unpruned, own, axis: np.median(unpruned, axis) / np.median(own, axis),
-    )
-    seconds, ideal = float(np.median(run.seconds)), unpruned_run.flops / run.flops
-    realised = float(np.median(unpruned_run.seconds)) / seconds
+    low, high = interval(lambda own, axis: np.median(own, axis), run.seconds)
+    ideal = unpruned_run.flops / run.flops
+    realised = ratio(of_medians, unpruned_run.seconds, run.seconds, ideal=ideal)
     return ScheduleTiming(
         schedule=name,
         case=case,
-        seconds=seconds,
+        seconds=float(np.median(run.seconds)),
         low=low,
         high=high,
         parts={part: float(np.median([some[part] for some in run.parts])) for part in PARTS},
         ideal_speedup=ideal,
-        realised_speedup=realised,
-        realised_low=slowest,
-        realised_high=fastest,
-        realised_fraction=realised / ideal,
+        realised_speedup=realised.value,
+        realised_low=realised.low,
+        realised_high=realised.high,
+        realised_fraction=realised.value / ideal,
         selection_flops=run.selection_flops,
         avg_visual_tokens=run.avg_visual_tokens,
         peak_bytes=run.peak,
+        predicted_peak_bytes=run.predicted_peak,
+        # The unpruned model is its own baseline: its ratio is 1 by definition.
+        marks=() if run is unpruned_run else realised.marks,
     )
-
-
-def _interval(repeats: Sequence[Sequence[float]], statistic: Callable[..., Any]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a statistic of one or more series, whose repeats are drawn together."""
-    if len(repeats[0]) == 1:
-        value = float(statistic(*map(np.array, repeats), axis=-1))
-        return value, value
-    rng = np.random.default_rng(0)
-    drawn = stats.bootstrap(repeats, statistic, paired=True, method="percentile", rng=rng)
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
-
-
-class _Clock:
-    """Records when the device reaches a point, without making the host wait."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def mark(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def between(self, first: Any, second: Any) -> float:
-        """Return the seconds between two marks; call `wait` first."""
-        return second - first if self.device.type != "cuda" else first.elapsed_time(second) / 1000
 
 
 class _Marks:
     """The times at which a run's parts begin and end."""
 
-    def __init__(self, clock: _Clock) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.tower: list[list[Any]] = []
         self.selection: list[list[Any]] = []
@@ -254,19 +227,15 @@ def _generate(model: Any, inputs: dict[str, Tensor], case: Workload) -> None:
     )
 
 
-def _timed(
-    model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Workload, clock: _Clock, run: _Runs
-) -> None:
+def _timed(model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Workload, clock: Clock, run: _Runs) -> None:
     if clock.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(clock.device)
     marks = _Marks(clock)
     with marks.around(model, schedule):
-        clock.wait()
-        began, start = time.perf_counter(), clock.mark()
+        began, start = clock.now(), clock.mark()
         _generate(model, inputs, case)
         end = clock.mark()
-        clock.wait()
-        run.seconds.append(time.perf_counter() - began)
+        run.seconds.append(clock.now() - began)
     run.parts.append(marks.parts(start, end))
     if clock.device.type == "cuda":
         run.peak = max(run.peak or 0, torch.cuda.max_memory_allocated(clock.device))
@@ -280,8 +249,12 @@ def _account(
         _generate(model, inputs, case)
     grids = ModelParts.of(model).grids(inputs, [row.visual_tokens for row in trace.rows])
     run.flops = sum(encoder_flops(sizes.encoder, grid) for grid in grids)
+    lengths_by_row = []
     for row in trace.rows:
         lengths = [row.text_tokens + visual for visual in row.visual]
         run.flops += int(prefill_flops(sizes, lengths) + decode_flops(sizes, lengths, case.new_tokens - 1))
+        lengths_by_row.append(lengths)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    run.predicted_peak = weights + int(peak_bytes(sizes, lengths_by_row, case.new_tokens - 1))
     run.avg_visual_tokens = trace.avg_visual_tokens
     run.selection_flops = round(sum(row.selection_flops or 0 for row in trace.rows))
