@@ -72,10 +72,12 @@ BELOW = {
         "terminal",
     },
     "bench": {
+        "demo",
         "efficiency",
         "errors",
         "harness",
         "information",
+        "leaderboard",
         "methods",
         "models",
         "pruning",

@@ -77,8 +77,17 @@ def numbers(option: str, text: str) -> list[int]:
 def user_errors() -> tuple[type[Exception], ...]:
     """Return the errors that a user can fix."""
     from lmms_prune.bench.models import BenchError
+    from lmms_prune.demo.models import DemoError
     from lmms_prune.errors import UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
     from lmms_prune.record.information import InformationError
 
-    return ArchitectureError, ArgumentError, BenchError, InformationError, ScheduleError, UnsupportedModelError
+    return (
+        ArchitectureError,
+        ArgumentError,
+        BenchError,
+        DemoError,
+        InformationError,
+        ScheduleError,
+        UnsupportedModelError,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Annotated
 
@@ -25,6 +26,7 @@ def bench_methods(
     model: Annotated[
         str | None, typer.Option(help="A checkpoint's folder or hub name, in place of random weights of the 7B shape.")
     ] = None,
+    grid: GridSides = "64x32",
     batch: Annotated[int, typer.Option(min=1, help="Batch size: images at once.")] = 1,
     keep: Annotated[float, typer.Option(min=0, max=1, help="The ratio of tokens to keep.")] = 0.33,
     repeats: Annotated[int, typer.Option(min=1, help="Number of runs; the median is reported.")] = 5,
@@ -37,6 +39,7 @@ def bench_methods(
     """
     if family not in FAMILIES:
         fail(f"--family {family}: use {' or '.join(FAMILIES)}.")
+    shape = sides(grid)
     chosen = names.split(",") if names else list(METHODS)
     for name in chosen:
         if name not in METHODS:
@@ -48,7 +51,7 @@ def bench_methods(
         from lmms_prune.bench.selection import selection_model, time_selection
 
         with fits(f"at batch {batch}", "a smaller --batch"):
-            subject = selection_model(family, model, device)
+            subject = selection_model(family, model, shape, device)
             layer, timings = time_selection(subject, chosen, batch, keep, repeats)
     if as_json:
         context = {"family": subject.family, "batch": batch, "clock": clock_name(device), "layer_seconds": layer}
@@ -72,7 +75,12 @@ def bench_methods(
 
 
 def bench_throughput(
-    model_args: Annotated[str, typer.Option("--model_args", help="As for lmms-eval: pretrained=FOLDER,….")],
+    model_args: Annotated[
+        str | None, typer.Option("--model_args", help="As for lmms-eval: pretrained=FOLDER,….")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="The demo's small model and benchmarks, in place of --model_args.")
+    ] = False,
     task: Annotated[str, typer.Option(help="A task of lmms-eval whose answers are short.")] = "pope",
     model: Annotated[str, typer.Option(help=f"{' or '.join(MODEL_NAMES)}.")] = next(iter(MODEL_NAMES)),
     schedules: Annotated[
@@ -95,26 +103,30 @@ def bench_throughput(
     with plainly(*user_errors()):
         from lmms_prune.bench.clock import clock_name
         from lmms_prune.bench.ratios import legend, signs
-        from lmms_prune.bench.throughput import STOCK, measure_throughput
+        from lmms_prune.bench.throughput import STOCK, demo_arguments, demo_benchmarks, measure_throughput
         from lmms_prune.harness.tasks import task_configs
 
         if model not in STOCK:
             fail(f"--model {model}: use {' or '.join(STOCK)}.")
+        if (model_args is None) != demo:
+            fail("bench-throughput: give --model_args pretrained=FOLDER,…, or --demo.")
         chosen = schedules or ["none", "divprune@0:0.11"]
         for text in chosen:
             Schedule.parse(text)
-        measured = measure_throughput(
-            model,
-            model_args,
-            chosen,
-            batch_size,
-            task,
-            samples,
-            repeats,
-            device,
-            task_configs(),
-            Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print,
-        )
+        with demo_benchmarks(3 * samples) if demo else nullcontext() as folder:
+            measured = measure_throughput(
+                model,
+                demo_arguments(model) if demo else str(model_args),
+                chosen,
+                batch_size,
+                task,
+                samples,
+                repeats,
+                device,
+                task_configs(),
+                Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print,
+                folder,
+            )
     if as_json:
         context = {"task": task, "device": device, "clock": clock_name(device)}
         typer.echo(json.dumps({**context, "runs": [asdict(throughput) for throughput in measured]}))

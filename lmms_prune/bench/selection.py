@@ -25,7 +25,6 @@ from lmms_prune.pruning.layout import Layout
 from lmms_prune.schedule import Schedule
 
 TEXT = 95  # text tokens of the prompt
-GRID = (64, 32)  # rows and columns of visual tokens, if the model's images differ in size
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,15 @@ class SelectionModel:
     grid: tuple[int, int]
 
 
-def selection_model(family: str, checkpoint: str | None, device: str) -> SelectionModel:
+def selection_model(family: str, checkpoint: str | None, grid: tuple[int, int], device: str) -> SelectionModel:
     """Load a checkpoint, or make two layers of the family's 7B shape with random weights.
 
     Weights are float32 on a CPU and bfloat16 on a GPU.
 
     Args:
-        family: a ``model_type``; unused with a checkpoint. Images have the family's grid, or `GRID` if they differ in size.
+        family: a ``model_type``; unused with a checkpoint.
         checkpoint: a folder or hub name.
+        grid: rows and columns of visual tokens, if the model's images differ in size.
         device: "cpu", "cuda" or "cuda:N".
 
     Raises:
@@ -84,7 +84,7 @@ def selection_model(family: str, checkpoint: str | None, device: str) -> Selecti
         model = given_model(checkpoint, None, None, str(dtype).removeprefix("torch."), device).model
         layers = model.config.get_text_config().num_hidden_layers
     parts = ModelParts.of(model)
-    return SelectionModel(model, parts.family.model_type, layers, parts.family.only_grid(parts.config) or GRID)
+    return SelectionModel(model, parts.family.model_type, layers, parts.family.only_grid(parts.config) or grid)
 
 
 @torch.no_grad()

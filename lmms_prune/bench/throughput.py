@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,7 +16,10 @@ import numpy as np
 
 from lmms_prune.bench.models import BenchError
 from lmms_prune.bench.ratios import ratio
+from lmms_prune.demo.benchmarks import build_mirror
+from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.harness.arguments import split
+from lmms_prune.harness.timed import CPU_SECONDS
 from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.results import read_results_file, results_files
 
@@ -58,6 +61,7 @@ def measure_throughput(
     device: str,
     include: Path,
     progress: Callable[[str], None],
+    folder: Path | None = None,
 ) -> list[Throughput]:
     """Time a task's samples through ``lmms-eval`` processes: the stock wrapper first, then ours with each schedule.
 
@@ -76,6 +80,7 @@ def measure_throughput(
         device: device of both models.
         include: folder of further tasks.
         progress: called with a description of each run.
+        folder: the folder in which lmms-eval runs; it finds benchmarks there. None for the present one.
 
     Raises:
         BenchError: a run left no results, the task has fewer documents, or the longer run took no longer than the
@@ -93,7 +98,7 @@ def measure_throughput(
             options = ["--model", name, "--model_args", arguments, "--batch_size", size, "--device", device]
             for count, taken in seconds_of.items():
                 progress(f"{name}, {arguments}: {count} samples")
-                seconds, answered = _run([*options, "--tasks", task, "--limit", str(count)], include)
+                seconds, answered = _run([*options, "--tasks", task, "--limit", str(count)], include, folder)
                 if answered < count:
                     raise BenchError(
                         f"--samples {samples}: {task} has {answered} documents, and three times as many as --samples are "
@@ -125,28 +130,46 @@ def _times_as_fast(stock_short: Any, stock_long: Any, short: Any, long: Any, axi
     return stock / np.maximum(own, 1e-9)
 
 
-def _run(options: Sequence[str], include: Path) -> tuple[float, int]:
+def _run(options: Sequence[str], include: Path, folder: Path | None) -> tuple[float, int]:
     """Run one evaluation; return its seconds and its number of documents.
 
-    On a GPU these are the seconds that lmms-eval recorded; on a CPU, the process's CPU time.
+    On a GPU these are the seconds that lmms-eval recorded; on a CPU, the CPU time that it used after its imports.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(sys.executable).with_name("lmms-eval")
-        command = [str(program), *options, "--include_path", str(include), "--output_path", folder]
-        before = _cpu_seconds()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        for path in results_files(Path(folder), lambda error: None):
+    with tempfile.TemporaryDirectory() as results:
+        command = [
+            sys.executable,
+            "-m",
+            "lmms_prune.harness.timed",
+            *options,
+            "--include_path",
+            str(include),
+            "--output_path",
+            results,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        for path in results_files(Path(results), lambda error: None):
             if (content := read_results_file(path)) is not None:
                 documents = sum(count["effective"] for count in content["n-samples"].values())
                 on_cpu = options[options.index("--device") + 1] == "cpu"
-                elapsed = float(content["total_evaluation_time_seconds"])
-                return _cpu_seconds() - before if on_cpu else elapsed, documents
+                _, _, cpu_seconds = done.stdout.rpartition(CPU_SECONDS)
+                return float(cpu_seconds if on_cpu else content["total_evaluation_time_seconds"]), documents
     raise BenchError(
         f"this run left no results:\n  {' '.join(command)}\nIt ends with:\n{(done.stdout + done.stderr).strip()[-1500:]}"
     )
 
 
-def _cpu_seconds() -> float:
-    """Return the CPU time of all threads of the processes that this one has started and that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def demo_arguments(wrapper: str) -> str:
+    """Return the model arguments of the demo's checkpoint for one of lmms-eval's models.
+
+    Raises:
+        DemoError: a file of the checkpoint is missing or truncated.
+    """
+    model = next(model for model in MODELS if model.wrapper == wrapper)
+    return f"pretrained={weights(model)},{model.arguments}"
+
+
+@contextmanager
+def demo_benchmarks(rows: int) -> Iterator[Path]:
+    """Yield a temporary folder in which lmms-eval finds the demo's benchmarks, each with `rows` documents or more."""
+    with tempfile.TemporaryDirectory() as root:
+        yield build_mirror(Path(root) / "mirror", rows=max(4, rows + rows % 2))
