@@ -28,6 +28,7 @@ from lmms_prune.bench.report import chart, described, tables
 from lmms_prune.bench.schedules import PARTS, ScheduleTiming, Workload, _generate, _Marks, time_schedules
 from lmms_prune.cli import app
 from lmms_prune.compat.torch import forgotten_rules
+from lmms_prune.efficiency.cost import peak_bytes
 from lmms_prune.methods.dart import DART
 from lmms_prune.models.architectures import PUBLISHED, architecture, from_config
 from lmms_prune.pruning.hooks import prune
@@ -342,3 +343,18 @@ def test_what_was_measured_is_told_where_the_plot_cannot_be_written(folders: dic
     assert done.exit_code == 2
     assert done.stderr.endswith(f"lmms-prune: {tmp_path}/times.svg cannot be written: Is a directory.\n")
     assert [run["schedule"] for run in json.loads(done.stdout.splitlines()[-1])["runs"]] == ["none", "vtw@4"]
+
+
+def test_the_memory_that_the_docs_state_is_what_is_computed() -> None:
+    """Weights of a model without values, and peaks at batch 16 with 60 text tokens and 31 decode steps."""
+    page = (Path(__file__).parents[2] / "docs" / "speed.md").read_text(encoding="utf-8")
+    for title, name in (("LLaVA-1.5-7B", "llava-1.5-7b"), ("Qwen2.5-VL-7B", "qwen2.5-vl-7b")):
+        sizes = architecture(name)
+        model = random_model(name, None, torch.device("meta"), torch.bfloat16)
+        weights = sum(parameter.numel() * 2 for parameter in model.parameters())
+        cells = [weights]
+        for text in ("none", "dart@2:0.44,random@20:0.07"):
+            lengths = [count + 60 for count in Schedule.parse(text).layer_counts(sizes.layers, [576])]
+            cells.append(weights + int(peak_bytes(sizes, [lengths] * 16, 31)))
+        row = " | ".join(f"{cell / 2**30:.1f} GiB" for cell in cells)
+        assert f"| {title} | {row} |" in page
