@@ -116,7 +116,7 @@ def _throughput(family: Family, device: str, small: bool) -> Part:
         "--schedule",
         "divprune@0:0.11",
         "--samples",
-        "8" if small else "32",
+        "24" if small else "32",
         "--repeats",
         "1" if small else "2",
     )

@@ -115,7 +115,7 @@ def _throughput() -> Section:
 def _add_throughput(section: Section, part: Mapping[str, Any]) -> None:
     for run in part["result"]["runs"]:
         relative = f"{run['relative']:.2f}x{signs(run['marks'])}"
-        bounds = f"{run['low']:.2f}–{run['high']:.2f}"
+        bounds = _bounds(run, 2)
         name, per_second = run["name"], f"{run['per_second']:.1f}"
         section.rows.append([name, part["result"]["task"], run["batch_size"], per_second, relative, bounds])
         section.marks.append(run["marks"])
@@ -130,7 +130,7 @@ def _information() -> Section:
 
 def _add_information(section: Section, part: Mapping[str, Any]) -> None:
     result = part["result"]
-    bounds = f"{result['low']:.1f}–{result['high']:.1f}"
+    bounds = _bounds(result, 1)
     cells = (str(result["units"]), str(result["layers"]), f"{result['seconds']:.2f}", f"{result['runs_seconds']:.1f}")
     model = result["model"].partition(",")[0].rpartition("/")[2]
     section.rows.append([model, *cells, f"{result['ratio']:.1f}x{signs(result['marks'])}", bounds])
@@ -148,6 +148,11 @@ def _add_doctor(section: Section, part: Mapping[str, Any]) -> None:
     dtypes = sorted({limit["dtype"] for limit in result["limits"]})
     counts = (result["cells"], len(result["failures"]), round(result["seconds"]))
     section.rows.append([part["title"], ", ".join(kernels), ", ".join(dtypes), *map(str, counts)])
+
+
+def _bounds(ratio: Mapping[str, Any], digits: int) -> str:
+    """Return an interval as text; one run has none, nor has the baseline itself."""
+    return "–" if ratio["low"] == ratio["high"] else f"{ratio['low']:.{digits}f}–{ratio['high']:.{digits}f}"
 
 
 def _ms(seconds: float) -> str:
