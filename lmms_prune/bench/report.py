@@ -14,7 +14,8 @@ from rich.table import Table
 from lmms_prune.bench.clock import clock_name
 from lmms_prune.bench.gains import WORTH, BreakEven, break_even
 from lmms_prune.bench.ratios import legend, signs
-from lmms_prune.bench.schedules import PARTS, ScheduleTiming
+from lmms_prune.bench.schedules import ScheduleTiming
+from lmms_prune.bench.spans import PARTS
 
 _COLOURS = {"tower": "#7f7f7f", "selection": "#d62728", "prefill": "#1f77b4", "decode": "#aec7e8"}
 _CAPTION = (

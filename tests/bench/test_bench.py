@@ -25,7 +25,8 @@ from lmms_prune.bench.clock import Clock
 from lmms_prune.bench.gains import BreakEven, break_even
 from lmms_prune.bench.models import BenchError, fits, given_model, random_inputs, random_model
 from lmms_prune.bench.report import chart, described, tables
-from lmms_prune.bench.schedules import PARTS, ScheduleTiming, Workload, _generate, _Marks, time_schedules
+from lmms_prune.bench.schedules import ScheduleTiming, Workload, _generate, time_schedules
+from lmms_prune.bench.spans import PARTS, Marks
 from lmms_prune.cli import app
 from lmms_prune.compat.torch import forgotten_rules
 from lmms_prune.efficiency.cost import peak_bytes
@@ -143,7 +144,7 @@ def test_time_is_put_down_to_the_part_that_took_it(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(places[part], name, slow)
-    marks, inputs = _Marks(clock), random_inputs(family.model, 2, None, 9)
+    marks, inputs = Marks(clock), random_inputs(family.model, 2, None, 9)
     with torch.inference_mode(), marks.around(family.model, Schedule.parse("dart@2:0.5")):
         start = clock.mark()
         _generate(family.model, inputs, Workload(2, 9, 2))
@@ -159,7 +160,7 @@ def test_the_unpruned_model_is_timed_without_hooks(loaded: Callable[..., Family]
     watched = [model.model, model.model.language_model, *model.model.language_model.layers]
     hooks, inputs = {}, random_inputs(model, 1, None, 9)
     for text in ("none", "random@2:1.0"):
-        with torch.inference_mode(), _Marks(Clock(torch.device("cpu"))).around(model, Schedule.parse(text)):
+        with torch.inference_mode(), Marks(Clock(torch.device("cpu"))).around(model, Schedule.parse(text)):
             _generate(model, inputs, Workload(1, 9, 1))
             hooks[text] = sum(len(module._forward_pre_hooks) for module in watched)
     assert hooks == {"none": 0, "random@2:1.0": 2 + LAYERS + 2}  # two of them mark the stage's time
@@ -167,7 +168,7 @@ def test_the_unpruned_model_is_timed_without_hooks(loaded: Callable[..., Family]
 
 def test_the_parts_add_up_to_the_whole(family: Family) -> None:
     clock = Clock(torch.device("cpu"))
-    marks, case = _Marks(clock), Workload(2, 9, 3)
+    marks, case = Marks(clock), Workload(2, 9, 3)
     inputs = random_inputs(family.model, 2, GRIDS[family.name], 9)
     with torch.inference_mode(), marks.around(family.model, HYBRID):
         start = clock.mark()
@@ -184,7 +185,7 @@ def test_the_parts_add_up_to_the_whole(family: Family) -> None:
 def test_what_a_method_runs_again_is_time_of_its_stage(family: Family, text: str) -> None:
     """The tower on a smaller image, or the model as its own guide."""
     clock = Clock(torch.device("cpu"))
-    marks, inputs = _Marks(clock), random_inputs(family.model, 2, GRIDS[family.name], 9)
+    marks, inputs = Marks(clock), random_inputs(family.model, 2, GRIDS[family.name], 9)
     with torch.inference_mode(), marks.around(family.model, Schedule.parse(text)):
         start = clock.mark()
         _generate(family.model, inputs, Workload(2, 9, 3))
