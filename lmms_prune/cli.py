@@ -35,9 +35,9 @@ COMMANDS = {
     "horizon": "lmms_prune.information.commands:horizon",
     "calibrate": "lmms_prune.calibration.commands:app",
     "bench": "lmms_prune.bench.commands:bench",
-    "bench-methods": "lmms_prune.bench.commands:bench_methods",
-    "bench-information": "lmms_prune.bench.commands:bench_information",
-    "bench-throughput": "lmms_prune.bench.commands:bench_throughput",
+    "bench-methods": "lmms_prune.bench.other_commands:bench_methods",
+    "bench-information": "lmms_prune.bench.other_commands:bench_information",
+    "bench-throughput": "lmms_prune.bench.other_commands:bench_throughput",
     "doctor": "lmms_prune.certificate.commands:doctor",
 }
 # The kinds of methods, in the order of the README's table.

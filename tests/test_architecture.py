@@ -75,10 +75,12 @@ BELOW = {
         "terminal",
     },
     "bench": {
+        "demo",
         "efficiency",
         "errors",
         "harness",
         "information",
+        "leaderboard",
         "methods",
         "models",
         "pruning",

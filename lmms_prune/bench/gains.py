@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from lmms_prune.bench.ratios import merged
 from lmms_prune.bench.schedules import ScheduleTiming
 
 WORTH = 1.1  # the least speed-up that is worth the loss in accuracy
@@ -21,10 +22,12 @@ class BreakEven:
         gain: the lengths at which the speed-up is at least `WORTH`: "always", "never", "until" or "from" a length;
             "unknown" if only one length was timed.
         new_tokens: that length; None if there is none.
+        marks: of the timings that it is computed from; see `lmms_prune.bench.ratios`.
     """
 
     gain: Literal["always", "never", "until", "from", "unknown"]
     new_tokens: float | None = None
+    marks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.new_tokens is None:
@@ -48,6 +51,10 @@ def break_even(pruned: Sequence[ScheduleTiming], unpruned: Sequence[ScheduleTimi
     (slope, start), (unpruned_slope, unpruned_start) = line(pruned), line(unpruned)
     # Seconds saved beyond what `WORTH` requires: with no new token, and per new token.
     spare_at_zero, spare_per_token = unpruned_start - WORTH * start, unpruned_slope - WORTH * slope
-    if spare_at_zero + spare_per_token >= 0:
-        return BreakEven("always") if spare_per_token >= 0 else BreakEven("until", -spare_at_zero / spare_per_token)
-    return BreakEven("never") if spare_per_token <= 0 else BreakEven("from", -spare_at_zero / spare_per_token)
+    marks = merged(timing.marks for timing in pruned)
+    if spare_at_zero + spare_per_token >= 0 and spare_per_token >= 0:
+        return BreakEven("always", marks=marks)
+    if spare_at_zero + spare_per_token < 0 and spare_per_token <= 0:
+        return BreakEven("never", marks=marks)
+    gain: Literal["until", "from"] = "until" if spare_per_token < 0 else "from"
+    return BreakEven(gain, -spare_at_zero / spare_per_token, marks)

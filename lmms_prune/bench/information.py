@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
-from lmms_prune.bench.clock import median_seconds
+from lmms_prune.bench.clock import timed
 from lmms_prune.bench.models import random_inputs
+from lmms_prune.bench.ratios import ratio
 from lmms_prune.information.measure import measure
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.schedule import Schedule
@@ -24,12 +27,17 @@ class InformationTiming:
         units: number of visual tokens, or of blocks of them, measured at every layer.
         seconds: median seconds of measuring all units at all layers.
         run_seconds: for each layer, median seconds of a full run that prunes to one unit there.
+        low, high: 95 % bootstrap interval of `ratio`.
+        marks: of the ratio, if it is no result; see `lmms_prune.bench.ratios`.
     """
 
     layers: int
     units: int
     seconds: float
     run_seconds: Sequence[float]
+    low: float
+    high: float
+    marks: tuple[str, ...]
 
     @property
     def runs_seconds(self) -> float:
@@ -74,7 +82,14 @@ def time_information(
         with prune(model, schedule):
             model(**inputs, logits_to_keep=1)
 
-    seconds = median_seconds(all_layers, repeats, device)
+    seconds = timed(all_layers, repeats, device)
     schedules = [Schedule.parse(f"random@{layer}:{len(units[0].tokens)}t") for layer in layers]
-    runs = [median_seconds(lambda: full_run(schedule), repeats, device) for schedule in schedules]  # noqa: B023
-    return InformationTiming(len(layers), len(units), seconds, runs)
+    runs = [timed(lambda: full_run(schedule), repeats, device) for schedule in schedules]  # noqa: B023
+
+    def times_as_fast(measuring: Any, *full_runs: Any, axis: int) -> Any:
+        return len(units) * sum(np.median(run, axis) for run in full_runs) / np.median(measuring, axis)
+
+    gain = ratio(times_as_fast, seconds, *runs, paired=False)
+    return InformationTiming(
+        len(layers), len(units), median(seconds), [median(run) for run in runs], gain.low, gain.high, gain.marks
+    )

@@ -92,6 +92,18 @@ def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dt
     return BenchModel(model, title, parts.tokens_per_image is not None)
 
 
+def compile_layers(model: Any) -> None:
+    """Compile the norms and MLPs of all decoder layers by ``torch.compile``, in place.
+
+    They see one token after another, whatever was pruned, so one compiled code serves every length. Attention stays as
+    it is: the cache grows in each step, and differently in each layer, so no fixed sequence of kernels could be replayed.
+    A layer that cannot be compiled as a whole is an error, not a silent return to the uncompiled code.
+    """
+    for layer in ModelParts.of(model).layers:
+        for module in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
+            module.compile(dynamic=True, fullgraph=True)
+
+
 def random_model(name: str, layers: int | None, device: torch.device, dtype: torch.dtype) -> Any:
     """Make a model of a named architecture with transformers' random initial weights.
 

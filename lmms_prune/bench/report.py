@@ -11,8 +11,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from lmms_prune.bench.clock import clock_name
 from lmms_prune.bench.gains import WORTH, BreakEven, break_even
-from lmms_prune.bench.schedules import PARTS, ScheduleTiming
+from lmms_prune.bench.ratios import legend, signs
+from lmms_prune.bench.schedules import ScheduleTiming
+from lmms_prune.bench.spans import PARTS
 
 _COLOURS = {"tower": "#7f7f7f", "selection": "#d62728", "prefill": "#1f77b4", "decode": "#aec7e8"}
 _CAPTION = (
@@ -21,13 +24,14 @@ _CAPTION = (
 )
 
 
-def tables(measured: Sequence[ScheduleTiming], title: str) -> list[Table]:
-    """Return a table for each workload, in milliseconds."""
+def tables(measured: Sequence[ScheduleTiming], title: str, device: str) -> list[Table]:
+    """Return a table for each workload, in milliseconds of the device's clock."""
     break_evens = _break_evens(measured)
     workload_tables = []
     for workload, group in groupby(measured, key=lambda timing: timing.case):
         heading = (
-            f"{title}\nbatch {workload.batch}, {workload.text_tokens} text tokens, {workload.new_tokens} new tokens"
+            f"{title}, {clock_name(device)}\n"
+            f"batch {workload.batch}, {workload.text_tokens} text tokens, {workload.new_tokens} new tokens"
         )
         table = Table(title=heading, box=box.SIMPLE, padding=0, pad_edge=False, caption=_CAPTION)
         table.add_column("schedule", overflow="fold")
@@ -39,16 +43,17 @@ def tables(measured: Sequence[ScheduleTiming], title: str) -> list[Table]:
             time = f"{_ms(timing.seconds)} ±{_ms((timing.high - timing.low) / 2)}"
             gains = ["", "", "", ""]
             if timing.schedule != "none":
-                speedups = [f"{timing.ideal_speedup:.2f}x", f"{timing.realised_speedup:.2f}x"]
-                gains = [*speedups, f"{timing.realised_fraction:.0%}", str(break_evens[_line(timing)])]
+                shown, end = signs(timing.marks), break_evens[_line(timing)]
+                speedups = [f"{timing.ideal_speedup:.2f}x", f"{timing.realised_speedup:.2f}x{shown}"]
+                gains = [*speedups, f"{timing.realised_fraction:.0%}{shown}", f"{end}{signs(end.marks)}"]
             name = timing.schedule.replace(",", ",\n")
             table.add_row(name, time, *(_ms(timing.parts[part]) for part in PARTS), *gains)
-        if peaks := [
-            timing.peak_bytes for timing in measured if timing.case == workload and timing.peak_bytes is not None
-        ]:
-            table.caption = f"{_CAPTION}\npeak memory in GiB, line by line: " + ", ".join(
-                f"{peak / 2**30:.2f}" for peak in peaks
-            )
+        timings = [timing for timing in measured if timing.case == workload]
+        lines = [_CAPTION]
+        if any(timing.peak_bytes is not None for timing in timings):
+            lines.append(f"peak memory in GiB (by arithmetic), line by line: {', '.join(map(_memory, timings))}")
+        shown_marks = [timing.marks for timing in timings] + [break_evens[_line(timing)].marks for timing in timings]
+        table.caption = "\n".join([*lines, *legend(shown_marks)])
         workload_tables.append(table)
     return workload_tables
 
@@ -63,7 +68,7 @@ def described(measured: Sequence[ScheduleTiming]) -> dict[str, Any]:
     return {"runs": [asdict(one) for one in measured], "break_even": break_evens}
 
 
-def chart(measured: Sequence[ScheduleTiming], path: Path, title: str) -> None:
+def chart(measured: Sequence[ScheduleTiming], path: Path, title: str, device: str) -> None:
     """Draw each schedule's time as a bar of its parts, with its interval, one panel per workload."""
     from lmms_prune.terminal.drawing import pyplot, save
 
@@ -89,7 +94,7 @@ def chart(measured: Sequence[ScheduleTiming], path: Path, title: str) -> None:
             speedup = (
                 ""
                 if timing.schedule == "none"
-                else f"  {timing.realised_speedup:.2f}x ({timing.ideal_speedup:.2f}x by FLOPs)"
+                else f"  {timing.realised_speedup:.2f}x{signs(timing.marks)} ({timing.ideal_speedup:.2f}x by FLOPs)"
             )
             panel.text(max(left, timing.high * 1e3), bar, speedup, va="center", fontsize=8)
         panel.set_yticks(range(len(timings)), [timing.schedule for timing in timings], fontsize=8)
@@ -98,7 +103,9 @@ def chart(measured: Sequence[ScheduleTiming], path: Path, title: str) -> None:
         panel.set_title(
             f"batch {workload.batch}, {workload.text_tokens} text and {workload.new_tokens} new tokens", fontsize=9
         )
-    panels[-1, 0].set_xlabel("milliseconds")
+    panels[-1, 0].set_xlabel(
+        "\n".join([f"milliseconds of {clock_name(device)}", *legend(t.marks for t in measured)]), fontsize=8
+    )
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(PARTS))
     figure.suptitle(title, fontsize=10)
     save(figure, path, dpi=120)
@@ -114,6 +121,11 @@ def _break_evens(measured: Sequence[ScheduleTiming]) -> dict[tuple[str, int, int
     for timing in measured:
         lines.setdefault(_line(timing), []).append(timing)
     return {key: break_even(points, lines[("none", *key[1:])]) for key, points in lines.items()}
+
+
+def _memory(timing: ScheduleTiming) -> str:
+    peak = "-" if timing.peak_bytes is None else f"{timing.peak_bytes / 2**30:.2f}"
+    return f"{peak} ({timing.predicted_peak_bytes / 2**30:.2f})"
 
 
 def _ms(seconds: float) -> str:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
+from lmms_prune.bench.clock import Clock
 from lmms_prune.bench.models import fits, random_inputs
-from lmms_prune.efficiency.cost import decode_flops, encoder_flops, prefill_flops
+from lmms_prune.bench.ratios import interval, of_medians, ratio
+from lmms_prune.bench.spans import PARTS, Marks
+from lmms_prune.efficiency.cost import decode_flops, encoder_flops, peak_bytes, prefill_flops
 from lmms_prune.models.architectures import from_config
-from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.sizes import Architecture
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.schedule import Schedule
-
-PARTS = ("tower", "selection", "prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class ScheduleTiming:
     Args:
         schedule: its text; "none" is the unpruned model, with no hooks but those that mark times.
         case: the workload.
-        seconds: median over the repeats, from calling ``generate`` to the last token.
+        seconds: median over the repeats, from calling ``generate`` to the last token; CPU time of all threads on a CPU.
         low, high: 95 % bootstrap interval of that median.
         parts: median seconds by part: the vision encoder with its projector ("tower"), selecting and dropping
             ("selection"), the rest up to the first token ("prefill"), and all further tokens ("decode").
@@ -53,6 +50,8 @@ class ScheduleTiming:
         selection_flops: FLOPs of the selection's matrix products for the whole batch, as torch counts them.
         avg_visual_tokens: visual tokens, averaged over layers and rows.
         peak_bytes: peak allocated GPU memory; None on a CPU.
+        predicted_peak_bytes: the same by arithmetic: weights, cache and one decoder layer's activations.
+        marks: of the speed-up, if it is no result; see `lmms_prune.bench.ratios`.
     """
 
     schedule: str
@@ -69,6 +68,8 @@ class ScheduleTiming:
     selection_flops: int
     avg_visual_tokens: float
     peak_bytes: int | None
+    predicted_peak_bytes: int
+    marks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -78,6 +79,7 @@ class _Runs:
     seconds: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
     peak: int | None = None
+    predicted_peak: int = 0
     flops: int = 0
     selection_flops: int = 0
     avg_visual_tokens: float = 0.0
@@ -107,8 +109,9 @@ def time_schedules(
         ScheduleError, UnsupportedModelError: as `prune`.
     """
     all_schedules = [Schedule(()), *(schedule for schedule in schedules if schedule.stages)]
-    sizes = from_config(model.config.to_dict(), "model")
-    clock = _Clock(next(model.parameters()).device)
+    dtype = str(model.dtype).removeprefix("torch.")
+    sizes = from_config(model.config.to_dict(), "model").in_dtype(dtype)
+    clock = Clock(next(model.parameters()).device)
     measured = []
     for case in cases:
         progress(f"batch {case.batch}, {case.text_tokens} text tokens, {case.new_tokens} new tokens")
@@ -126,119 +129,28 @@ def time_schedules(
 
 
 def _summary(name: str, case: Workload, run: _Runs, unpruned_run: _Runs) -> ScheduleTiming:
-    low, high = _interval([run.seconds], lambda own, axis: np.median(own, axis))
-    slowest, fastest = _interval(
-        [unpruned_run.seconds, run.seconds],
-        lambda unpruned, own, axis: np.median(unpruned, axis) / np.median(own, axis),
-    )
-    seconds, ideal = float(np.median(run.seconds)), unpruned_run.flops / run.flops
-    realised = float(np.median(unpruned_run.seconds)) / seconds
+    low, high = interval(lambda own, axis: np.median(own, axis), run.seconds)
+    ideal = unpruned_run.flops / run.flops
+    realised = ratio(of_medians, unpruned_run.seconds, run.seconds, ideal=ideal)
     return ScheduleTiming(
         schedule=name,
         case=case,
-        seconds=seconds,
+        seconds=float(np.median(run.seconds)),
         low=low,
         high=high,
         parts={part: float(np.median([some[part] for some in run.parts])) for part in PARTS},
         ideal_speedup=ideal,
-        realised_speedup=realised,
-        realised_low=slowest,
-        realised_high=fastest,
-        realised_fraction=realised / ideal,
+        realised_speedup=realised.value,
+        realised_low=realised.low,
+        realised_high=realised.high,
+        realised_fraction=realised.value / ideal,
         selection_flops=run.selection_flops,
         avg_visual_tokens=run.avg_visual_tokens,
         peak_bytes=run.peak,
+        predicted_peak_bytes=run.predicted_peak,
+        # The unpruned model is its own baseline: its ratio is 1 by definition.
+        marks=() if run is unpruned_run else realised.marks,
     )
-
-
-def _interval(repeats: Sequence[Sequence[float]], statistic: Callable[..., Any]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a statistic of one or more series, whose repeats are drawn together."""
-    if len(repeats[0]) == 1:
-        value = float(statistic(*map(np.array, repeats), axis=-1))
-        return value, value
-    rng = np.random.default_rng(0)
-    drawn = stats.bootstrap(repeats, statistic, paired=True, method="percentile", rng=rng)
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
-
-
-class _Clock:
-    """Records when the device reaches a point, without making the host wait."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def mark(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def between(self, first: Any, second: Any) -> float:
-        """Return the seconds between two marks; call `wait` first."""
-        return second - first if self.device.type != "cuda" else first.elapsed_time(second) / 1000
-
-
-class _Marks:
-    """The times at which a run's parts begin and end."""
-
-    def __init__(self, clock: _Clock) -> None:
-        self.clock = clock
-        self.tower: list[list[Any]] = []
-        self.selection: list[list[Any]] = []
-        self.first_token: Any = None
-        # A method may run the encoder again, or the whole model as its guide: that time belongs to its stage.
-        self.open_stages = 0
-
-    @contextmanager
-    def around(self, model: Any, schedule: Schedule) -> Iterator[None]:
-        """Hook the model outside `prune`'s own hooks: a stage's time passes between a hook before and one after them."""
-        parts = ModelParts.of(model)
-        stages = [parts.layers[stage.layer] for stage in schedule.stages]
-        last = parts.family.last_of_vision(parts.multimodal)
-        handles = [
-            parts.encoder.register_forward_pre_hook(self._opens(self.tower)),
-            last.register_forward_hook(self._closes(self.tower)),
-            model.register_forward_hook(self._answered),
-            *(layer.register_forward_pre_hook(self._opens(self.selection)) for layer in stages),
-        ]
-        # The baseline is the unhooked model; `prune` with an empty schedule would still hook it for the trace.
-        closing = (layer.register_forward_pre_hook(self._closes(self.selection)) for layer in stages)
-        with hooked(handles), prune(model, schedule) if stages else nullcontext(), hooked(closing):
-            yield
-
-    def _opens(self, spans: list[list[Any]]) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            if self.first_token is None and not self.open_stages:
-                spans.append([self.clock.mark()])
-            self.open_stages += spans is self.selection
-
-        return hook
-
-    def _closes(self, spans: list[list[Any]]) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            self.open_stages -= spans is self.selection
-            if self.first_token is None and not self.open_stages:
-                spans[-1].append(self.clock.mark())
-
-        return hook
-
-    def _answered(self, *_: Any) -> None:
-        if self.first_token is None and not self.open_stages:
-            self.first_token = self.clock.mark()
-
-    def parts(self, start: Any, end: Any) -> dict[str, float]:
-        """Return the seconds of each of PARTS; they add up to the whole."""
-        between = self.clock.between
-        tower = sum(between(*span) for span in self.tower)
-        selection = sum(between(*span) for span in self.selection)
-        prefill = between(start, self.first_token) - tower - selection
-        decode = between(self.first_token, end)
-        return {"tower": tower, "selection": selection, "prefill": prefill, "decode": decode}
 
 
 def _generate(model: Any, inputs: dict[str, Tensor], case: Workload) -> None:
@@ -254,19 +166,15 @@ def _generate(model: Any, inputs: dict[str, Tensor], case: Workload) -> None:
     )
 
 
-def _timed(
-    model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Workload, clock: _Clock, run: _Runs
-) -> None:
+def _timed(model: Any, schedule: Schedule, inputs: dict[str, Tensor], case: Workload, clock: Clock, run: _Runs) -> None:
     if clock.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(clock.device)
-    marks = _Marks(clock)
+    marks = Marks(clock)
     with marks.around(model, schedule):
-        clock.wait()
-        began, start = time.perf_counter(), clock.mark()
+        began, start = clock.now(), clock.mark()
         _generate(model, inputs, case)
         end = clock.mark()
-        clock.wait()
-        run.seconds.append(time.perf_counter() - began)
+        run.seconds.append(clock.now() - began)
     run.parts.append(marks.parts(start, end))
     if clock.device.type == "cuda":
         run.peak = max(run.peak or 0, torch.cuda.max_memory_allocated(clock.device))
@@ -280,8 +188,12 @@ def _account(
         _generate(model, inputs, case)
     grids = ModelParts.of(model).grids(inputs, [row.visual_tokens for row in trace.rows])
     run.flops = sum(encoder_flops(sizes.encoder, grid) for grid in grids)
+    lengths_by_row = []
     for row in trace.rows:
         lengths = [row.text_tokens + visual for visual in row.visual]
         run.flops += int(prefill_flops(sizes, lengths) + decode_flops(sizes, lengths, case.new_tokens - 1))
+        lengths_by_row.append(lengths)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    run.predicted_peak = weights + int(peak_bytes(sizes, lengths_by_row, case.new_tokens - 1))
     run.avg_visual_tokens = trace.avg_visual_tokens
     run.selection_flops = round(sum(row.selection_flops or 0 for row in trace.rows))

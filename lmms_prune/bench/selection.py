@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmms_prune.bench.clock import median_seconds
-from lmms_prune.bench.models import random_inputs, random_model
+from lmms_prune.bench.clock import timed
+from lmms_prune.bench.models import existing_device, given_model, random_inputs, random_model
+from lmms_prune.bench.ratios import of_medians, ratio
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.memory import Memory
@@ -24,7 +26,6 @@ from lmms_prune.pruning.layout import Layout
 from lmms_prune.schedule import Schedule
 
 TEXT = 95  # text tokens of the prompt
-GRID = (64, 32)  # rows and columns of visual tokens, if the model's images differ in size
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Timing:
         seconds: median seconds of `select` (and `rewrite`) for the whole batch.
         of_layer: fraction of one unpruned decoder layer's time.
         of_prefill: fraction of all decoder layers' time.
+        low, high: 95 % bootstrap interval of `of_layer`.
+        marks: of the fractions, if they are no result; see `lmms_prune.bench.ratios`.
     """
 
     method: str
@@ -44,42 +47,81 @@ class Timing:
     seconds: float
     of_layer: float
     of_prefill: float
+    low: float
+    high: float
+    marks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SelectionModel:
+    """A model whose selections are timed, its number of layers in full, and the grid of its images."""
+
+    model: Any
+    family: str
+    layers: int
+    grid: tuple[int, int]
+
+
+def selection_model(family: str, checkpoint: str | None, grid: tuple[int, int], device: str) -> SelectionModel:
+    """Load a checkpoint, or make two layers of the family's 7B shape with random weights.
+
+    Weights are float32 on a CPU and bfloat16 on a GPU.
+
+    Args:
+        family: a ``model_type``; unused with a checkpoint.
+        checkpoint: a folder or hub name.
+        grid: rows and columns of visual tokens, if the model's images differ in size.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ArgumentError, BenchError, UnsupportedModelError: no such device or checkpoint.
+    """
+    torch_device = existing_device(device)
+    dtype = torch.float32 if torch_device.type == "cpu" else torch.bfloat16
+    if checkpoint is None:
+        name = next(name for name in FAMILIES[family].published if name.endswith("7b"))
+        model, layers = random_model(name, 2, torch_device, dtype), architecture(name).layers
+    else:
+        model = given_model(checkpoint, None, None, str(dtype).removeprefix("torch."), device).model
+        layers = model.config.get_text_config().num_hidden_layers
+    parts = ModelParts.of(model)
+    return SelectionModel(model, parts.family.model_type, layers, parts.family.only_grid(parts.config) or grid)
 
 
 @torch.no_grad()
 def time_selection(
-    family: str, names: Sequence[str], batch: int, keep: float, repeats: int, device: torch.device, dtype: torch.dtype
+    subject: SelectionModel, names: Sequence[str], batch: int, keep: float, repeats: int
 ) -> tuple[float, list[Timing]]:
-    """Time methods on a model of the 7B widths with random weights and few layers.
+    """Time methods' selections on a model.
 
     Args:
-        family: a ``model_type``. Images have the family's grid, or `GRID` if they differ in size.
+        subject: the model.
         names: methods; those that need trained weights or an auxiliary model's answer are skipped.
         batch: number of images selected for at once.
         keep: ratio of tokens to keep.
         repeats: number of runs; the median is reported.
-        device, dtype: device and dtype of the model.
 
     Returns:
         the seconds of one unpruned decoder layer on the same batch, and one timing per method.
     """
     chosen = [METHODS[name] for name in names if _timeable(METHODS[name])]
     methods = [spec.build(dict(Schedule.parse(spec.example).stages[0].options)) for spec in chosen]
-    name = next(name for name in FAMILIES[family].published if name.endswith("7b"))
-    sizes = architecture(name)
-    grid = FAMILIES[family].example if sizes.tokens_per_image else GRID
-    model = random_model(name, 2, device, dtype)
+    model = subject.model
+    device = next(model.parameters()).device
     parts = ModelParts.of(model)
-    views, run_layer = _observe(model, parts, random_inputs(model, batch, grid, TEXT), methods)
-    layer = median_seconds(run_layer, repeats, device)
+    views, run_layer = _observe(model, parts, random_inputs(model, batch, subject.grid, TEXT), methods)
+    layer = timed(run_layer, repeats, device)
     timings = []
     for spec, method in zip(chosen, methods, strict=True):
         view = views[min(max(spec.lowest_layer, 1), 1 if spec.highest_layer is None else spec.highest_layer)]
         stage = Schedule.parse(f"{spec.name}@{view.layer}" + ("" if spec.drops_all else f":{keep}")).stages[0]
         budget = torch.tensor(stage.kept(list(view.sizes), list(view.counts)))
-        seconds = median_seconds(lambda: _select(method, spec, view, budget), repeats, device)  # noqa: B023
-        timings.append(Timing(spec.name, view.layer, seconds, seconds / layer, seconds / layer / sizes.layers))
-    return layer, timings
+        seconds = timed(lambda: _select(method, spec, view, budget), repeats, device)  # noqa: B023
+        share = ratio(of_medians, seconds, layer, paired=False)
+        of_prefill = share.value / subject.layers
+        interval = (share.low, share.high, share.marks)
+        timings.append(Timing(spec.name, view.layer, median(seconds), share.value, of_prefill, *interval))
+    return median(layer), timings
 
 
 def _timeable(spec: MethodSpec) -> bool:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+import numpy as np
 
 from lmms_prune.bench.models import BenchError
+from lmms_prune.bench.ratios import ratio
+from lmms_prune.demo.benchmarks import build_mirror
+from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.harness.arguments import split
+from lmms_prune.harness.timed import CPU_SECONDS
 from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.results import read_results_file, results_files
 
@@ -26,13 +34,20 @@ class Throughput:
         name: lmms-eval's name of the model, with its schedule.
         batch_size: the batch size.
         seconds: difference in time between the long and the short run, so start and loading are excluded.
-        per_second: samples per second.
+        per_second: samples per second; of CPU time of all threads on a CPU.
+        relative: samples per second, relative to the stock wrapper's.
+        low, high: 95 % bootstrap interval of `relative`.
+        marks: of `relative`, if it is no result; see `lmms_prune.bench.ratios`.
     """
 
     name: str
     batch_size: str
     seconds: float
     per_second: float
+    relative: float
+    low: float
+    high: float
+    marks: tuple[str, ...]
 
 
 def measure_throughput(
@@ -46,6 +61,7 @@ def measure_throughput(
     device: str,
     include: Path,
     progress: Callable[[str], None],
+    folder: Path | None = None,
 ) -> list[Throughput]:
     """Time a task's samples through ``lmms-eval`` processes: the stock wrapper first, then ours with each schedule.
 
@@ -64,6 +80,7 @@ def measure_throughput(
         device: device of both models.
         include: folder of further tasks.
         progress: called with a description of each run.
+        folder: the folder in which lmms-eval runs; it finds benchmarks there. None for the present one.
 
     Raises:
         BenchError: a run left no results, the task has fewer documents, or the longer run took no longer than the
@@ -75,38 +92,84 @@ def measure_throughput(
     ours = [part for part in (model_args, f"device={device}") if part]
     jobs = [(STOCK[model], f"pretrained={checkpoint},device_map={device}", "1")]
     jobs += [(model, ",".join([*ours, f"schedule={text}"]), batch_size) for text in schedules]
-    throughputs = []
-    for name, arguments, size in jobs:
-        options = ["--model", name, "--model_args", arguments, "--batch_size", size, "--device", device]
-        times: dict[int, list[float]] = {samples: [], 3 * samples: []}
-        for _ in range(repeats):
-            for count, taken in times.items():
+    times: list[dict[int, list[float]]] = [{samples: [], 3 * samples: []} for _ in jobs]
+    for _ in range(repeats):
+        for (name, arguments, size), seconds_of in zip(jobs, times, strict=True):
+            options = ["--model", name, "--model_args", arguments, "--batch_size", size, "--device", device]
+            for count, taken in seconds_of.items():
                 progress(f"{name}, {arguments}: {count} samples")
-                seconds, answered = _run([*options, "--tasks", task, "--limit", str(count)], include)
+                seconds, answered = _run([*options, "--tasks", task, "--limit", str(count)], include, folder)
                 if answered < count:
                     raise BenchError(
                         f"--samples {samples}: {task} has {answered} documents, and three times as many as --samples are "
                         f"needed; use --samples {answered // 3} or less."
                     )
                 taken.append(seconds)
-        seconds = median(times[3 * samples]) - median(times[samples])
-        if seconds <= 0:
-            raise BenchError(f"--samples {samples} are too few to time {name}; give more, or more --repeats.")
-        label = name if name in STOCK.values() else f"{name}, {arguments.split('schedule=')[1]}"
-        throughputs.append(Throughput(label, size, seconds, 2 * samples / seconds))
-    return throughputs
+    return [_summary(job, some, times[0], samples) for job, some in zip(jobs, times, strict=True)]
 
 
-def _run(options: Sequence[str], include: Path) -> tuple[float, int]:
-    """Run one evaluation; return its seconds, as lmms-eval recorded them, and its number of documents."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(sys.executable).with_name("lmms-eval")
-        command = [str(program), *options, "--include_path", str(include), "--output_path", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        for path in results_files(Path(folder), lambda error: None):
+def _summary(
+    job: tuple[str, str, str], own: dict[int, list[float]], stock: dict[int, list[float]], samples: int
+) -> Throughput:
+    """Compare one job's times with the stock wrapper's; each has the repeats of the short and of the long runs."""
+    name, arguments, size = job
+    seconds = median(own[3 * samples]) - median(own[samples])
+    if seconds <= 0:
+        raise BenchError(f"--samples {samples} are too few to time {name}; give more, or more --repeats.")
+    relative = ratio(_times_as_fast, *stock.values(), *own.values())
+    # The stock wrapper is its own baseline: its ratio is 1 by definition.
+    marks = () if own is stock else relative.marks
+    label = name if name in STOCK.values() else f"{name}, {arguments.split('schedule=')[1]}"
+    return Throughput(label, size, seconds, 2 * samples / seconds, relative.value, relative.low, relative.high, marks)
+
+
+def _times_as_fast(stock_short: Any, stock_long: Any, short: Any, long: Any, axis: int) -> Any:
+    stock = np.median(stock_long, axis) - np.median(stock_short, axis)
+    own = np.median(long, axis) - np.median(short, axis)
+    # Where noise hides the samples, the ratio becomes huge, and its interval wide.
+    return stock / np.maximum(own, 1e-9)
+
+
+def _run(options: Sequence[str], include: Path, folder: Path | None) -> tuple[float, int]:
+    """Run one evaluation; return its seconds and its number of documents.
+
+    On a GPU these are the seconds that lmms-eval recorded; on a CPU, the CPU time that it used after its imports.
+    """
+    with tempfile.TemporaryDirectory() as results:
+        command = [
+            sys.executable,
+            "-m",
+            "lmms_prune.harness.timed",
+            *options,
+            "--include_path",
+            str(include),
+            "--output_path",
+            results,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        for path in results_files(Path(results), lambda error: None):
             if (content := read_results_file(path)) is not None:
                 documents = sum(count["effective"] for count in content["n-samples"].values())
-                return float(content["total_evaluation_time_seconds"]), documents
+                on_cpu = options[options.index("--device") + 1] == "cpu"
+                _, _, cpu_seconds = done.stdout.rpartition(CPU_SECONDS)
+                return float(cpu_seconds if on_cpu else content["total_evaluation_time_seconds"]), documents
     raise BenchError(
         f"this run left no results:\n  {' '.join(command)}\nIt ends with:\n{(done.stdout + done.stderr).strip()[-1500:]}"
     )
+
+
+def demo_arguments(wrapper: str) -> str:
+    """Return the model arguments of the demo's checkpoint for one of lmms-eval's models.
+
+    Raises:
+        DemoError: a file of the checkpoint is missing or truncated.
+    """
+    model = next(model for model in MODELS if model.wrapper == wrapper)
+    return f"pretrained={weights(model)},{model.arguments}"
+
+
+@contextmanager
+def demo_benchmarks(rows: int) -> Iterator[Path]:
+    """Yield a temporary folder in which lmms-eval finds the demo's benchmarks, each with `rows` documents or more."""
+    with tempfile.TemporaryDirectory() as root:
+        yield build_mirror(Path(root) / "mirror", rows=max(4, rows + rows % 2))

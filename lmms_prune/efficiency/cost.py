@@ -7,6 +7,7 @@ attention over all pairs of a sequence, although half of them are masked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import ceil
 
 from lmms_prune.models.sizes import Architecture, EncoderSizes
@@ -37,6 +38,24 @@ def decode_flops(model: Architecture, cached: Sequence[int], steps: int) -> Numb
 def kv_bytes(model: Architecture, cached: Sequence[Number]) -> list[Number]:
     """Bytes of keys and values of one row in each layer's cache of `cached` tokens."""
     return [2 * n * model.kv_heads * model.head_dim * model.bytes_per_number for n in cached]
+
+
+def peak_bytes(model: Architecture, rows: Sequence[Sequence[int]], steps: int) -> Number:
+    """Peak bytes of a batch beside the weights: the cache, and during the prefill one decoder layer's activations.
+
+    A layer holds the most in its MLP: its input before and after the norm, and three arrays of the MLP's width. Rows are
+    padded to the longest in each layer. Not included: the vision encoder, whose activations are gone by then.
+
+    Args:
+        model: sizes of the model.
+        rows: each row's sequence length in each decoder layer, after the prefill.
+        steps: decode steps after it.
+    """
+    lengths = [len(rows) * max(tokens) for tokens in zip(*rows, strict=True)]
+    caches = list(accumulate(kv_bytes(model, lengths)))
+    width = (2 * model.hidden + 3 * model.intermediate) * model.bytes_per_number
+    after = sum(kv_bytes(model, [length + steps * len(rows) for length in lengths]))
+    return max(after, *(cache + length * width for cache, length in zip(caches, lengths, strict=True)))
 
 
 def encoder_flops(encoder: EncoderSizes, grid: tuple[int, int]) -> int:

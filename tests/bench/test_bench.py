@@ -21,12 +21,15 @@ from tiny import LAYERS, Family
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from lmms_prune.bench.clock import Clock
 from lmms_prune.bench.gains import BreakEven, break_even
 from lmms_prune.bench.models import BenchError, fits, given_model, random_inputs, random_model
 from lmms_prune.bench.report import chart, described, tables
-from lmms_prune.bench.schedules import PARTS, ScheduleTiming, Workload, _Clock, _generate, _Marks, time_schedules
+from lmms_prune.bench.schedules import ScheduleTiming, Workload, _generate, time_schedules
+from lmms_prune.bench.spans import PARTS, Marks
 from lmms_prune.cli import app
 from lmms_prune.compat.torch import forgotten_rules
+from lmms_prune.efficiency.cost import peak_bytes
 from lmms_prune.methods.dart import DART
 from lmms_prune.models.architectures import PUBLISHED, architecture, from_config
 from lmms_prune.pruning.hooks import prune
@@ -122,7 +125,7 @@ def test_time_is_put_down_to_the_part_that_took_it(
     loaded: Callable[..., Family], monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     """One part is made slow; it is that part which is slow in the account."""
-    family, clock = loaded("llava", torch.float32), _Clock(torch.device("cpu"))
+    family, clock = loaded("llava", torch.float32), Clock(torch.device("cpu"))
     model = family.model.model
     places = {
         "tower": model.vision_tower,
@@ -135,11 +138,13 @@ def test_time_is_put_down_to_the_part_that_took_it(
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         if part not in ("prefill", "decode") or (args[0].shape[1] == 1) == (part == "decode"):
-            time.sleep(0.4)
+            end = time.process_time() + 0.4
+            while time.process_time() < end:  # on a CPU, only computing counts
+                pass
         return original(*args, **kwargs)
 
     monkeypatch.setattr(places[part], name, slow)
-    marks, inputs = _Marks(clock), random_inputs(family.model, 2, None, 9)
+    marks, inputs = Marks(clock), random_inputs(family.model, 2, None, 9)
     with torch.inference_mode(), marks.around(family.model, Schedule.parse("dart@2:0.5")):
         start = clock.mark()
         _generate(family.model, inputs, Workload(2, 9, 2))
@@ -155,15 +160,15 @@ def test_the_unpruned_model_is_timed_without_hooks(loaded: Callable[..., Family]
     watched = [model.model, model.model.language_model, *model.model.language_model.layers]
     hooks, inputs = {}, random_inputs(model, 1, None, 9)
     for text in ("none", "random@2:1.0"):
-        with torch.inference_mode(), _Marks(_Clock(torch.device("cpu"))).around(model, Schedule.parse(text)):
+        with torch.inference_mode(), Marks(Clock(torch.device("cpu"))).around(model, Schedule.parse(text)):
             _generate(model, inputs, Workload(1, 9, 1))
             hooks[text] = sum(len(module._forward_pre_hooks) for module in watched)
     assert hooks == {"none": 0, "random@2:1.0": 2 + LAYERS + 2}  # two of them mark the stage's time
 
 
 def test_the_parts_add_up_to_the_whole(family: Family) -> None:
-    clock = _Clock(torch.device("cpu"))
-    marks, case = _Marks(clock), Workload(2, 9, 3)
+    clock = Clock(torch.device("cpu"))
+    marks, case = Marks(clock), Workload(2, 9, 3)
     inputs = random_inputs(family.model, 2, GRIDS[family.name], 9)
     with torch.inference_mode(), marks.around(family.model, HYBRID):
         start = clock.mark()
@@ -179,8 +184,8 @@ def test_the_parts_add_up_to_the_whole(family: Family) -> None:
 @pytest.mark.parametrize("text", ["downsample@0:0.3", "sgl@3:0.3;new_tokens=2"])
 def test_what_a_method_runs_again_is_time_of_its_stage(family: Family, text: str) -> None:
     """The tower on a smaller image, or the model as its own guide."""
-    clock = _Clock(torch.device("cpu"))
-    marks, inputs = _Marks(clock), random_inputs(family.model, 2, GRIDS[family.name], 9)
+    clock = Clock(torch.device("cpu"))
+    marks, inputs = Marks(clock), random_inputs(family.model, 2, GRIDS[family.name], 9)
     with torch.inference_mode(), marks.around(family.model, Schedule.parse(text)):
         start = clock.mark()
         _generate(family.model, inputs, Workload(2, 9, 3))
@@ -193,7 +198,9 @@ def test_what_a_method_runs_again_is_time_of_its_stage(family: Family, text: str
 def made(schedule: str, new_tokens: int, seconds: float, batch: int = 1) -> ScheduleTiming:
     parts = dict.fromkeys(PARTS, seconds / len(PARTS))
     case = Workload(batch, 60, new_tokens)
-    return ScheduleTiming(schedule, case, seconds, seconds, seconds, parts, 1.25, 1.0, 0.9, 1.1, 0.8, 0, 576.0, None)
+    return ScheduleTiming(
+        schedule, case, seconds, seconds, seconds, parts, 1.25, 1.0, 0.9, 1.1, 0.8, 0, 576.0, None, 2**30
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,10 +224,10 @@ def test_where_the_gain_ends(start: float, slope: float, gain: str, length: floa
 
 def test_the_report_of_a_measurement(tmp_path: Path) -> None:
     runs = [made(name, n, 0.1 * n, batch) for batch in (1, 8) for n in (1, 4) for name in ("none", "vtw@4")]
-    assert len(tables(runs, "title")) == 4
+    assert len(tables(runs, "title", "cpu")) == 4
     narrow = Console(width=80, record=True, file=StringIO())
     both = [made(name, n, 1000.0 * n) for n in (1, 9) for name in ("none", "downsample@0:0.25")]
-    narrow.print(*tables(both, "title"))
+    narrow.print(*tables(both, "title", "cpu"))
     shown = narrow.export_text()
     assert "…" not in shown  # a long name goes on in the next line
     for text in ("1.25x", "1.00x", "80%", "never"):
@@ -231,7 +238,7 @@ def test_the_report_of_a_measurement(tmp_path: Path) -> None:
     ]
     assert {end["batch"] for end in described(runs)["break_even"]} == {1, 8}
     assert json.loads(json.dumps(described(runs)))["runs"][0]["schedule"] == "none"
-    chart(runs, tmp_path / "times.png", "title")
+    chart(runs, tmp_path / "times.png", "title", "cpu")
     with Image.open(tmp_path / "times.png") as image:
         assert min(image.size) > 300
 
@@ -337,3 +344,18 @@ def test_what_was_measured_is_told_where_the_plot_cannot_be_written(folders: dic
     assert done.exit_code == 2
     assert done.stderr.endswith(f"lmms-prune: {tmp_path}/times.svg cannot be written: Is a directory.\n")
     assert [run["schedule"] for run in json.loads(done.stdout.splitlines()[-1])["runs"]] == ["none", "vtw@4"]
+
+
+def test_the_memory_that_the_docs_state_is_what_is_computed() -> None:
+    """Weights of a model without values, and peaks at batch 16 with 60 text tokens and 31 decode steps."""
+    page = (Path(__file__).parents[2] / "docs" / "speed.md").read_text(encoding="utf-8")
+    for title, name in (("LLaVA-1.5-7B", "llava-1.5-7b"), ("Qwen2.5-VL-7B", "qwen2.5-vl-7b")):
+        sizes = architecture(name)
+        model = random_model(name, None, torch.device("meta"), torch.bfloat16)
+        weights = sum(parameter.numel() * 2 for parameter in model.parameters())
+        cells = [weights]
+        for text in ("none", "dart@2:0.44,random@20:0.07"):
+            lengths = [count + 60 for count in Schedule.parse(text).layer_counts(sizes.layers, [576])]
+            cells.append(weights + int(peak_bytes(sizes, [lengths] * 16, 31)))
+        row = " | ".join(f"{cell / 2**30:.1f} GiB" for cell in cells)
+        assert f"| {title} | {row} |" in page

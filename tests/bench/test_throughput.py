@@ -17,7 +17,7 @@ def measured(
 ) -> list[throughput.Throughput]:
     """With processes that take 10 seconds to start and `seconds` for each sample, by lmms-eval's model."""
 
-    def run(options: list[str], include: Path) -> tuple[float, int]:
+    def run(options: list[str], include: Path, folder: Path | None) -> tuple[float, int]:
         model, limit = options[options.index("--model") + 1], int(options[options.index("--limit") + 1])
         answered = min(limit, documents)
         return 10 + answered * seconds[model], answered

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmms_prune import Schedule, prune
 from lmms_prune.compat.torch import forgotten_rules
 from lmms_prune.compat.transformers import filled_cache
-from lmms_prune.efficiency.cost import decode_flops, encoder_flops, kv_bytes, prefill_flops
+from lmms_prune.efficiency.cost import decode_flops, encoder_flops, kv_bytes, peak_bytes, prefill_flops
 from lmms_prune.models.architectures import architecture, from_config
 from lmms_prune.models.sizes import ArchitectureError
 
@@ -149,3 +150,15 @@ def test_unknown_architectures_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ArchitectureError, match="no JSON"):
         architecture(str(tmp_path))
+
+
+def test_peak_memory_is_at_the_layer_where_cache_and_activations_are_largest() -> None:
+    """By hand, in bytes: 16,384 a token of a layer's cache; 82,432 a token in an MLP, 2 x 4096 + 3 x 11008 numbers of 2 bytes."""
+    sizes = replace(architecture("llava-1.5-7b"), layers=3)
+    cached, active = 2 * 4096 * 2, (2 * 4096 + 3 * 11008) * 2
+    assert (cached, active) == (16384, 82432)
+    # The longest row pads the others. The second layer has the peak: the third drops more than its cache adds.
+    rows = [[100, 100, 10], [90, 80, 5]]
+    assert peak_bytes(sizes, rows, 0) == 2 * (200 * cached) + 200 * active
+    # A long answer's cache outgrows the prefill's activations.
+    assert peak_bytes(sizes, rows, 1000) == (200 + 200 + 20 + 3 * 2 * 1000) * cached

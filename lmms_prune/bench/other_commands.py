@@ -1,0 +1,192 @@
+"""The commands ``lmms-prune bench-…``. They import heavy modules only when they run."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lmms_prune.bench.options import Arch, Device, Dtype, GridSides, Layers, Model, one_model, sides, user_errors
+from lmms_prune.errors import did_you_mean
+from lmms_prune.methods import METHODS
+from lmms_prune.models import FAMILIES, MODEL_NAMES
+from lmms_prune.schedule import Schedule
+from lmms_prune.terminal.console import fail, plainly
+from lmms_prune.terminal.options import Json
+
+
+def bench_methods(
+    names: Annotated[str | None, typer.Option("--methods", help="Methods, separated by commas; default: all.")] = None,
+    family: Annotated[str, typer.Option(help=f"{' or '.join(FAMILIES)}.")] = next(iter(FAMILIES)),
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint's folder or hub name, in place of random weights of the 7B shape.")
+    ] = None,
+    grid: GridSides = "64x32",
+    batch: Annotated[int, typer.Option(min=1, help="Batch size: images at once.")] = 1,
+    keep: Annotated[float, typer.Option(min=0, max=1, help="The ratio of tokens to keep.")] = 0.33,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of runs; the median is reported.")] = 5,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Time each method's selection relative to one decoder layer of the 7B shape, in the same run, with random weights.
+
+    Without --model, needs about 5 GB of memory for LLaVA and 9 GB for Qwen2.5-VL; float32 on a CPU, bfloat16 on a GPU.
+    """
+    if family not in FAMILIES:
+        fail(f"--family {family}: use {' or '.join(FAMILIES)}.")
+    shape = sides(grid)
+    chosen = names.split(",") if names else list(METHODS)
+    for name in chosen:
+        if name not in METHODS:
+            fail(f"--methods {name}: unknown method.{did_you_mean(name, list(METHODS))}")
+    with plainly(*user_errors()):
+        from lmms_prune.bench.clock import clock_name
+        from lmms_prune.bench.models import fits
+        from lmms_prune.bench.ratios import legend, signs
+        from lmms_prune.bench.selection import selection_model, time_selection
+
+        with fits(f"at batch {batch}", "a smaller --batch"):
+            subject = selection_model(family, model, shape, device)
+            layer, timings = time_selection(subject, chosen, batch, keep, repeats)
+    if as_json:
+        context = {"family": subject.family, "batch": batch, "clock": clock_name(device), "layer_seconds": layer}
+        typer.echo(json.dumps({**context, "methods": [asdict(timing) for timing in timings]}))
+        return
+    table = Table(
+        "method",
+        "at layer",
+        "ms",
+        "of one layer",
+        "of the prefill",
+        title=f"{subject.family}, batch {batch}, {device}, {clock_name(device)}",
+    )
+    for timing in sorted(timings, key=lambda t: t.seconds):
+        shown = signs(timing.marks)
+        parts = (f"{timing.seconds * 1e3:.2f}", f"{timing.of_layer:.2%}{shown}", f"{timing.of_prefill:.3%}{shown}")
+        table.add_row(timing.method, str(timing.layer), *parts)
+    Console(markup=False).print(table)
+    lines = [f"One unpruned decoder layer: {layer * 1e3:.1f} ms.", *legend(timing.marks for timing in timings)]
+    Console(markup=False, highlight=False, soft_wrap=True).print("\n".join(lines))
+
+
+def bench_throughput(
+    model_args: Annotated[
+        str | None, typer.Option("--model_args", help="As for lmms-eval: pretrained=FOLDER,….")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="The demo's small model and benchmarks, in place of --model_args.")
+    ] = False,
+    task: Annotated[str, typer.Option(help="A task of lmms-eval whose answers are short.")] = "pope",
+    model: Annotated[str, typer.Option(help=f"{' or '.join(MODEL_NAMES)}.")] = next(iter(MODEL_NAMES)),
+    schedules: Annotated[
+        list[str] | None,
+        typer.Option("--schedule", help="Schedule to time; repeatable. Default: none, and divprune@0:0.11."),
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="Batch size of this package's model: a number, or auto.")] = "16",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Samples of the short run; the time of twice as many is measured.")
+    ] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of each run; medians are reported.")] = 1,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Time samples through lmms-eval, compared with its own wrapper of the same checkpoint at batch size 1.
+
+    The time is from reading a document to its score; the runs alternate on this machine. The stock wrappers need
+    `decord`.
+    """
+    with plainly(*user_errors()):
+        from lmms_prune.bench.clock import clock_name
+        from lmms_prune.bench.ratios import legend, signs
+        from lmms_prune.bench.throughput import STOCK, demo_arguments, demo_benchmarks, measure_throughput
+        from lmms_prune.harness.tasks import task_configs
+
+        if model not in STOCK:
+            fail(f"--model {model}: use {' or '.join(STOCK)}.")
+        if (model_args is None) != demo:
+            fail("bench-throughput: give --model_args pretrained=FOLDER,…, or --demo.")
+        chosen = schedules or ["none", "divprune@0:0.11"]
+        for text in chosen:
+            Schedule.parse(text)
+        with demo_benchmarks(3 * samples) if demo else nullcontext() as folder:
+            measured = measure_throughput(
+                model,
+                demo_arguments(model) if demo else str(model_args),
+                chosen,
+                batch_size,
+                task,
+                samples,
+                repeats,
+                device,
+                task_configs(),
+                Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print,
+                folder,
+            )
+    if as_json:
+        context = {"task": task, "device": device, "clock": clock_name(device)}
+        typer.echo(json.dumps({**context, "runs": [asdict(throughput) for throughput in measured]}))
+        return
+    table = Table(
+        "model", "batch", "samples a second", "of the stock wrapper's", title=f"{task}, {device}, {clock_name(device)}"
+    )
+    for throughput in measured:
+        table.add_row(
+            throughput.name,
+            throughput.batch_size,
+            f"{throughput.per_second:.2f}",
+            f"{throughput.relative:.2f}x [{throughput.low:.2f}, {throughput.high:.2f}]{signs(throughput.marks)}",
+        )
+    table.caption = "\n".join(legend(throughput.marks for throughput in measured))
+    Console(markup=False).print(table)
+
+
+def bench_information(
+    model: Model = None,
+    arch: Arch = None,
+    layers: Layers = None,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    grid: GridSides = "24x24",
+    block: Annotated[int, typer.Option(min=1, help="Side of a unit: 1 a visual token, 2 the paper's squares.")] = 1,
+    text_tokens: Annotated[int, typer.Option(min=2, help="Text tokens of the prompt.")] = 60,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Number of measurements, and of full runs at each layer; medians are reported.")
+    ] = 3,
+    as_json: Json = False,
+) -> None:
+    """Time measuring the information of all visual tokens at all layers, compared with one full run for each of them.
+
+    The full runs prune at their layer, too. Runs of one layer cost the same, so only a few of them are timed.
+    """
+    one_model("bench-information", model, arch, layers)
+    shape = sides(grid)
+    with plainly(*user_errors()):
+        from lmms_prune.bench.clock import clock_name
+        from lmms_prune.bench.information import time_information
+        from lmms_prune.bench.models import given_model
+        from lmms_prune.bench.ratios import legend, signs
+
+        ready = given_model(model, arch, layers, dtype, device)
+        depth = ready.model.config.get_text_config().num_hidden_layers
+        rows = None if ready.fixed else shape
+        timing = time_information(ready.model, range(depth), block, rows, text_tokens, repeats)
+    numbers = {**asdict(timing), "runs_seconds": timing.runs_seconds, "ratio": timing.ratio}
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {"model": ready.title, "clock": clock_name(device), "block": block, "repeats": repeats, **numbers}
+            )
+        )
+        return
+    Console(highlight=False, markup=False, soft_wrap=True).print(
+        f"{ready.title}, {clock_name(device)}\n{timing.units} units at {timing.layers} layers: {timing.seconds:.2f} s together; one full run for "
+        f"each, {timing.units * timing.layers} in all: {timing.runs_seconds:.1f} s. "
+        f"{timing.ratio:.1f}x [{timing.low:.1f}, {timing.high:.1f}]{signs(timing.marks)}.",
+        *legend([timing.marks]),
+        sep="\n",
+    )
