@@ -11,6 +11,7 @@ import checked  # noqa: F401  (before the package, whose calls it checks)
 import pytest
 import torch
 from built import Built, Checkpoint, Mirror, shared_folder
+from flash_stand_in import ALL, Flash, flash_attention, is_installed
 from forking import Forking
 from tiny import LAYERS, Family, load
 
@@ -109,3 +110,13 @@ def loaded(folders: dict[str, Path]) -> Callable[..., Family]:
 def family(request: pytest.FixtureRequest, loaded: Callable[..., Family]) -> Family:
     """Each family in turn, in float64 under SDPA."""
     return loaded(request.param)
+
+
+@pytest.fixture(scope="module", params=["stand-in", pytest.param("installed", marks=pytest.mark.gpu)])
+def flash(request: pytest.FixtureRequest) -> Iterator[Flash]:
+    """FlashAttention 2 for a module's tests: the installed package where there is one with a GPU, else the stand-in."""
+    real = request.param == "installed"
+    if real != is_installed():
+        pytest.skip("flash_attn is installed: it runs itself" if is_installed() else "no flash_attn, or no GPU for it")
+    with flash_attention(dtypes=ALL, real=real) as calls:
+        yield Flash(calls, real)

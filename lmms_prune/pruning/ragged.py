@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.models.parts import MaskForm
+from lmms_prune.models.kernels import MaskForm
 
 
 @dataclass(frozen=True)
