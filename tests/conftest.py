@@ -112,11 +112,12 @@ def family(request: pytest.FixtureRequest, loaded: Callable[..., Family]) -> Fam
     return loaded(request.param)
 
 
-@pytest.fixture(scope="module", params=["stand-in", pytest.param("installed", marks=pytest.mark.gpu)])
+INSTALLED = pytest.param("installed", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(scope="module", params=[INSTALLED if is_installed() else "stand-in"])
 def flash(request: pytest.FixtureRequest) -> Iterator[Flash]:
     """FlashAttention 2 for a module's tests: the installed package where there is one with a GPU, else the stand-in."""
     real = request.param == "installed"
-    if real != is_installed():
-        pytest.skip("flash_attn is installed: it runs itself" if is_installed() else "no flash_attn, or no GPU for it")
     with flash_attention(dtypes=ALL, real=real) as calls:
         yield Flash(calls, real)

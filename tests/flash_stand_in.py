@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from importlib.machinery import ModuleSpec
 from inspect import signature
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -54,24 +55,25 @@ class Call:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None, causal: bool) -> Tensor:
-    """Attention of one sequence: queries (S, H, D), keys and values (K, H or fewer, D).
+    """Attention of queries (…, S, H, D) to keys and values (…, K, H or fewer, D).
 
     The causal mask is aligned to the bottom right: the last query sees all keys. A query that sees none gets zeros.
     """
     fine = torch.promote_types(query.dtype, torch.float32)
-    group = query.shape[1] // key.shape[1]
-    key, value = (x.to(fine).repeat_interleave(group, dim=1) for x in (key, value))
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = torch.einsum("shd,khd->hsk", query.to(fine), key) * scale
-    if causal:
-        columns, rows = torch.arange(key.shape[0]), torch.arange(query.shape[0])[:, None]
-        seen = columns <= rows + (key.shape[0] - query.shape[0])
-        seen = seen.to(scores.device)
-        scores = scores.masked_fill(~seen, -torch.inf)
-        weights = torch.where(seen.any(-1, keepdim=True), scores.softmax(-1), 0)
+    queries, keys, group = query.shape[-3], key.shape[-3], query.shape[-2] // key.shape[-2]
+    # Heads before tokens, and each head of the keys once for every head of the queries that shares it.
+    q, k, v = (x.to(fine).transpose(-2, -3) for x in (query, key, value))
+    k, v = (x if group == 1 else x.repeat_interleave(group, dim=-3) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if causal and queries > 1:
+        column = torch.arange(keys, device=scores.device)
+        row = torch.arange(queries, device=scores.device)[:, None]
+        seen = column <= row + (keys - queries)
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        weights = torch.where(seen.any(-1, keepdim=True), weights, 0)
     else:
         weights = scores.softmax(-1)
-    return torch.einsum("hsk,khd->shd", weights, value).to(query.dtype)
+    return (weights @ v).transpose(-2, -3).to(query.dtype)
 
 
 def check(holds: bool, message: str) -> None:
@@ -110,7 +112,7 @@ def lengths(name: str, cumulative: Tensor, longest: Any, states: Tensor) -> list
         isinstance(longest, Tensor) and longest.dim() == 0 and not longest.is_floating_point()
     )
     check(whole, f"max_seqlen_{name} is {longest!r}, not an integer")
-    found = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    found = [end - start for start, end in pairwise(bounds)]
     check(int(longest) == max(found), f"max_seqlen_{name} is {int(longest)}, but the longest has {max(found)}")
     return found
 
@@ -129,7 +131,7 @@ def functions(dtypes: tuple[torch.dtype, ...]) -> tuple[Callable[..., Tensor], C
     def batched(q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool) -> Tensor:
         check_states(q, k, v, 4, dtypes)
         check(len(q) == len(k), f"{len(q)} rows of q for {len(k)} of k")
-        return torch.stack([attend(*row, scale, causal) for row in zip(q, k, v, strict=True)])
+        return attend(q, k, v, scale, causal)
 
     def packed(
         q: Tensor,
@@ -264,7 +266,7 @@ def pad_input(x: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
     """Packed tokens at their columns `indices` of a flattened (batch, seqlen, …), zeros elsewhere."""
     check(len(x) == len(indices), f"{len(x)} tokens for {len(indices)} columns")
     check(len(indices.unique()) == len(indices), "two tokens have one column")
-    check(0 <= int(indices.min()) and int(indices.max()) < batch * seqlen, "a column is outside of the batch")
+    check(int(indices.min()) >= 0 and int(indices.max()) < batch * seqlen, "a column is outside of the batch")
     return x.new_zeros(batch * seqlen, *x.shape[1:]).index_put((indices,), x).unflatten(0, (batch, seqlen))
 
 
