@@ -36,6 +36,7 @@ from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.information.measure import measure
 from lmms_prune.methods import METHODS
 from lmms_prune.models.parts import ModelParts
+from lmms_prune.pruning.ragged import attention_mask
 from lmms_prune.pruning.segment import Segment
 from lmms_prune.schedule import Schedule
 
@@ -188,6 +189,26 @@ def test_all_cells_of_a_covering_choice_hold(flash: Flash, models: dict[str, Mod
         assert certificate.failures == []
         assert sum(certificate.cells.values()) == len(cells)
         assert {cell.method for cell in cells} == set(READY)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda mask: None,
+        lambda mask: torch.ones_like(mask) if mask is not None else None,
+        # transformers then cuts the keys to the mask's length, without a word.
+        lambda mask: mask[:, :-1] if mask is not None and mask.shape[1] > 100 else mask,
+    ],
+    ids=["none", "without padding", "a key short"],
+)
+def test_a_wrong_mask_is_noticed(
+    flash: Flash, models: dict[str, Models], monkeypatch: pytest.MonkeyPatch, wrong: Any
+) -> None:
+    case = Case(models["llava"].get(flash.dtypes[0], FLASH), Schedule.parse("random@0:0.6,divprune@2:0.5"), "original")
+    assert case.subject.noise < 0.1
+    monkeypatch.setattr("lmms_prune.pruning.segment.attention_mask", lambda *given: wrong(attention_mask(*given)))
+    reference = examine(case, "ragged", {"reference": CHECKS["reference"]})
+    assert "off the masked reference" in reference[0].reason
 
 
 @pytest.mark.parametrize("text", ADAPTIVE.values(), ids=ADAPTIVE)
