@@ -12,6 +12,7 @@ import checked  # noqa: F401  (before the package, whose calls it checks)
 import pytest
 import torch
 from built import Built, Checkpoint, Mirror, shared_folder
+from flash_stand_in import ALL, Flash, flash_attention, is_installed
 from forking import Forking
 from tiny import LAYERS, Family, load
 
@@ -117,3 +118,14 @@ def loaded(folders: dict[str, Path]) -> Callable[..., Family]:
 def family(request: pytest.FixtureRequest, loaded: Callable[..., Family]) -> Family:
     """Each family in turn, in float64 under SDPA."""
     return loaded(request.param)
+
+
+INSTALLED = pytest.param("installed", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(scope="module", params=[INSTALLED if is_installed() else "stand-in"])
+def flash(request: pytest.FixtureRequest) -> Iterator[Flash]:
+    """FlashAttention 2 for a module's tests: the installed package where there is one with a GPU, else the stand-in."""
+    real = request.param == "installed"
+    with flash_attention(dtypes=ALL, real=real) as calls:
+        yield Flash(calls, real)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from flash_stand_in import KERNEL, Flash
 from transformers import AutoModelForImageTextToText, LlavaNextConfig, Qwen3VLConfig
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
@@ -172,6 +173,15 @@ def test_all_certified_properties_hold(model: Any, schedule: str) -> None:
         case = replace(case, schedule=Schedule.parse(schedule.replace("tome@1", "tome@3")))
     failed = [result for name in ("1", "ragged") for result in examine(case, name) if result.reason]
     assert failed == []
+
+
+@pytest.mark.parametrize("schedule", ["random@0:0.6,divprune@2:0.3", "tome@3:0.5,random@5:0.1"])
+def test_they_hold_with_flash_attention_too(model: Any, flash: Flash, schedule: str) -> None:
+    model.to(flash.device, getattr(torch, flash.dtypes[0])).set_attn_implementation(KERNEL[2])
+    case, first = Case(Subject(model, flash.dtypes[0]), Schedule.parse(schedule), "original"), len(flash.calls)
+    failed = [result for name in ("1", "ragged") for result in examine(case, name) if result.reason]
+    assert failed == []
+    assert {call.packed for call in flash.since(first, causal=True)} == {False, True}
 
 
 def test_recomputed_keys_are_those_that_the_layer_caches(model: Any) -> None:

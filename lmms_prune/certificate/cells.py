@@ -10,6 +10,7 @@ from itertools import combinations, product
 
 from lmms_prune.methods import METHODS
 from lmms_prune.models import FAMILIES
+from lmms_prune.models.kernels import dtype_refusal
 from lmms_prune.schedule import Schedule, Stage
 
 PLACES = ("0", "1", "middle", "last")
@@ -69,8 +70,10 @@ def enumerate_cells(
 
 
 def impossible(cell: Cell) -> str:
-    """Return why a cell has no valid schedule, according to the table of methods; "" if it has one."""
+    """Return why a cell cannot be run, according to the tables of kernels and methods; "" if it can."""
     spec, layer = METHODS[cell.method], PLACES.index(cell.place)
+    if reason := dtype_refusal(cell.attention, cell.dtype) if cell.dtype != "auto" else "":
+        return reason
     if not spec.ready:
         return "needs weights that were trained for it" if spec.trained else "needs measurements that were made for it"
     if cell.positions == "compact" and not FAMILIES[cell.family].renumbers:

@@ -14,11 +14,11 @@ from rich.console import Console
 from lmms_prune.certificate.cells import ATTENTIONS, covering, enumerate_cells
 from lmms_prune.errors import did_you_mean
 from lmms_prune.methods import METHODS
+from lmms_prune.models.kernels import KERNELS
 from lmms_prune.terminal.console import fail, plainly
 from lmms_prune.terminal.options import Json
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
-_KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
 def doctor(
@@ -32,7 +32,7 @@ def doctor(
     dtype: Annotated[
         str | None, typer.Option(help="With commas. Default: the checkpoint's own; without one float32,bfloat16.")
     ] = None,
-    attention: Annotated[str, typer.Option(help=f"With commas: {', '.join(_KERNELS)}.")] = ",".join(ATTENTIONS),
+    attention: Annotated[str, typer.Option(help=f"With commas: {', '.join(KERNELS)}.")] = ",".join(ATTENTIONS),
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: CUDA if there is one.")] = None,
     installation: Annotated[
         bool, typer.Option("--installation", help="Check the installation instead, and print the commands that fix it.")
@@ -53,7 +53,7 @@ def doctor(
             fail("--installation examines no checkpoint; only --json goes with it.")
         return _examine(as_json)
     kinds = _chosen("--dtype", dtype or ("auto" if model else "float32,bfloat16"), _DTYPES)
-    kernels = _chosen("--attention", attention, _KERNELS)
+    kernels = _chosen("--attention", attention, tuple(KERNELS))
     names = _chosen("--methods", methods or ",".join(METHODS), tuple(METHODS))
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     from lmms_prune.certificate.models import Models, random_checkpoints
@@ -113,7 +113,7 @@ def _chosen(option: str, text: str, allowed: Sequence[str]) -> list[str]:
 def _outside(dtypes: Collection[str], kernels: Collection[str], methods: Collection[str]) -> list[str]:
     """List what a certificate of these axes does not cover."""
     excluded = []
-    for what, tried, known in (("attention kernels", kernels, _KERNELS), ("types", dtypes, _DTYPES[1:])):
+    for what, tried, known in (("attention kernels", kernels, KERNELS), ("types", dtypes, _DTYPES[1:])):
         if rest := [name for name in known if name not in tried]:
             excluded.append(f"the {what} {', '.join(rest)}")
     if rest := [name for name in METHODS if name not in methods]:

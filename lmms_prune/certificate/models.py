@@ -13,7 +13,7 @@ from lmms_prune.certificate.cells import FEWEST_LAYERS
 from lmms_prune.demo.checkpoints import BUILDERS
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ModelArguments
-from lmms_prune.harness.loading import any_config, load_model, pick_device
+from lmms_prune.harness.loading import any_config, installed_kernel, load_model, pick_device, refuse_kernel
 from lmms_prune.models import family_of
 from lmms_prune.models.parts import ModelParts
 
@@ -65,10 +65,11 @@ class Models:
             self.loaded[dtype] = self._load(dtype)
         model = self.loaded[dtype]
         try:
-            model.set_attn_implementation(attention)
-        except (ImportError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UnsupportedModelError(f"--attention {attention} is not available here: {reason}") from error
+            with installed_kernel(attention):
+                model.set_attn_implementation(attention)
+            refuse_kernel(model, attention)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"--attention {attention}: {error}") from error
         if (dtype, attention) not in self.subjects:
             self.subjects[dtype, attention] = Subject(model, str(model.dtype).removeprefix("torch."))
         return self.subjects[dtype, attention]

@@ -8,13 +8,16 @@ it is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from lmms_prune.models.kernels import KERNELS
 
 Tables = tuple[Tensor, Tensor]
 
@@ -94,7 +97,7 @@ def masked_run(
     """Run one row with all dropped tokens masked.
 
     Args:
-        model: the unmodified model, with any attention kernel that takes a 4-D additive mask.
+        model: the unmodified model. Its decoder runs with SDPA if its own kernel takes no 4-D mask (FlashAttention).
         inputs: the model inputs of one unpadded row.
         generated: ids of the tokens after the prompt.
         kept: by stage layer, the prompt columns that are kept from that layer on.
@@ -140,12 +143,27 @@ def masked_run(
         module.register_forward_pre_hook(swap(layer), with_kwargs=True) for layer, module in enumerate(decoder.layers)
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _takes_masks(decoder):
             logits = model(**extended, use_cache=False).logits[0]
     finally:
         for handle in handles:
             handle.remove()
     return Masked(logits[prompt - 1 : length - 1], tables)
+
+
+@contextmanager
+def _takes_masks(decoder: Any) -> Iterator[None]:
+    """Inside this context the decoder has an attention kernel that takes a 4-D mask."""
+    kernel = decoder.config._attn_implementation
+    if KERNELS[kernel].form != "flash":
+        yield
+        return
+    # The decoder alone: the vision encoder's features must be those of the run that is compared.
+    decoder.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(kernel)
 
 
 def _extended(inputs: Mapping[str, Tensor], generated: Tensor) -> dict[str, Tensor]:

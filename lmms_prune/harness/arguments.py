@@ -15,6 +15,7 @@ from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.harness.calibrations import StoredCalibrationError, calibration_file, kept_schedule
 from lmms_prune.harness.failures import NOTES, OURS, Scope
 from lmms_prune.models import MODEL_NAMES, Family
+from lmms_prune.models.kernels import KERNELS
 from lmms_prune.schedule import Schedule
 
 # An argument begins with "name=". Any other piece between commas continues the value before it, so that the comma
@@ -220,7 +221,7 @@ _CHOICES = {
     "prompt": ("hf", "vicuna"),
     "image_aspect": ("crop", "pad"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
-    "attn_implementation": ("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    "attn_implementation": tuple(KERNELS),
 }
 _DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:[0-9]+)?")
 _LOWEST = {"seed": 0, "batch_size": 1, "min_pixels": 1, "max_pixels": 1}

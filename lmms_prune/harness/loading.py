@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, CheckpointError, ModelArguments
 from lmms_prune.models import Family, family_of
+from lmms_prune.models.kernels import KERNELS, how_to_get, refusal
 
 # inv_freq is computed at load time, but older files contain it.
 _IN_A_LAYER = re.compile(r"\.(layers|blocks|h)\.\d+\.(?!.*inv_freq$)")
@@ -117,6 +118,8 @@ def _unloadable(arguments: ModelArguments, what: str) -> Iterator[None]:
     """Turn the libraries' various errors about a broken checkpoint into one message that names it."""
     try:
         yield
+    except UnsupportedModelError:
+        raise
     except (ImportError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"pretrained={arguments.pretrained}: its {what} cannot be loaded: {reason}") from error
@@ -142,8 +145,8 @@ def load_model(arguments: ModelArguments, device: torch.device) -> Any:
     """Load the checkpoint's weights, in evaluation mode.
 
     Raises:
-        CheckpointError: weights are missing, of another shape or left over in a layer, or the attention kernel is not
-            installed.
+        CheckpointError: weights are missing, of another shape or left over in a layer.
+        UnsupportedModelError: the attention kernel is not installed, or does not compute in this dtype or on this device.
     """
     # `pick_device` has already turned a plain "cuda" into this process's device.
     where = arguments.device_map if arguments.device_map in _SPREAD else str(device)
@@ -160,7 +163,7 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
     options: dict[str, Any] = {"dtype": arguments.dtype, "device_map": where}
     if arguments.attn_implementation:
         options["attn_implementation"] = arguments.attn_implementation
-    with _unloadable(arguments, "weights"):
+    with _unloadable(arguments, "weights"), installed_kernel(arguments.attn_implementation):
         model, info = AutoModelForImageTextToText.from_pretrained(
             arguments.pretrained,
             revision=arguments.revision,
@@ -184,4 +187,32 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
             f"pretrained={arguments.pretrained}: {len(left_over)} weights have no place in the model ({', '.join(sorted(left_over)[:3])}, "
             "…): its config.json describes another model, or adapters were not merged."
         )
+    if arguments.attn_implementation:
+        refuse_kernel(model, arguments.attn_implementation)
     return model.eval()
+
+
+@contextmanager
+def installed_kernel(kernel: str | None) -> Iterator[None]:
+    """Inside this context a model is given the attention kernel `kernel`.
+
+    Raises:
+        UnsupportedModelError: the kernel is not installed, or there is no GPU for it; says how to get it.
+    """
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if kernel is None or not KERNELS[kernel].source or "FlashAttention" not in str(error).replace(" ", ""):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(f"{kernel} is not available here: {reason} {how_to_get(kernel)}") from error
+
+
+def refuse_kernel(model: Any, kernel: str) -> None:
+    """Refuse a model in a dtype or on a device in which its attention kernel does not compute.
+
+    Raises:
+        UnsupportedModelError: names the kernel, the dtype or device, and the fix.
+    """
+    if message := refusal(kernel, str(model.dtype).removeprefix("torch."), str(model.device)):
+        raise UnsupportedModelError(message)

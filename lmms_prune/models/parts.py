@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,21 +15,12 @@ from lmms_prune.compat.versions import refuse_other_versions
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models import FAMILIES, family_of
 from lmms_prune.models.family import Family, Grid
+from lmms_prune.models.kernels import KERNELS, MaskForm, how_to_get
 from lmms_prune.models.shape import EncoderShape
 
 # Everything that touches a model imports this module. Schedules and the examination of an installation do not, so they
 # work with any version.
 refuse_other_versions()
-
-MaskForm = Literal["sdpa", "eager", "flash"]
-"""How an attention kernel takes its mask: boolean 4-D or none, additive 4-D, 2-D key mask or none."""
-
-_FORMS: dict[str, MaskForm] = {
-    "sdpa": "sdpa",
-    "eager": "eager",
-    "flash_attention_2": "flash",
-    "flash_attention_3": "flash",
-}
 
 
 def refuse_wrapper(model: Any) -> None:
@@ -84,10 +75,12 @@ class ModelParts:
         multimodal = model if hasattr(model, "language_model") else model.model
         decoder = multimodal.language_model
         kernel = decoder.config._attn_implementation
-        if kernel not in _FORMS:
-            raise UnsupportedModelError(
-                f"attn_implementation '{kernel}' is not supported. Use one of {', '.join(_FORMS)}."
-            )
+        if kernel not in KERNELS:
+            message = f"attn_implementation '{kernel}' is not supported. Use one of {', '.join(KERNELS)}."
+            if str(kernel).startswith("kernels-community/"):
+                # transformers falls back on a kernel of the hub, if the package `kernels` is installed.
+                message += f" (If you asked for another, it is not installed: {how_to_get('flash_attention_2')})"
+            raise UnsupportedModelError(message)
         window = getattr(decoder.config, "sliding_window", None)
         kinds = set(
             getattr(decoder.config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
@@ -96,7 +89,7 @@ class ModelParts:
             raise UnsupportedModelError(
                 f"decoders with sliding windows are not supported (layer types: {', '.join(kinds)})."
             )
-        return cls(family, config, multimodal, decoder, decoder.layers, _FORMS[kernel])
+        return cls(family, config, multimodal, decoder, decoder.layers, KERNELS[kernel].form)
 
     @property
     def tokens_per_image(self) -> int | None:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.shared.tensors import to_device
-from lmms_prune.models.parts import MaskForm
+from lmms_prune.models.kernels import MaskForm
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lmms_prune.models.parts import MaskForm, ModelParts
+from lmms_prune.models.kernels import MaskForm
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.ragged import attention_mask
 
 Rotary = tuple[Tensor, Tensor]
