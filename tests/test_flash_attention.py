@@ -26,7 +26,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import modeling_flash_attention_utils as library
 
 from lmms_prune.certificate.case import Case, off
-from lmms_prune.certificate.cells import Cell, covering, enumerate_cells, impossible, schedule
+from lmms_prune.certificate.cells import PLACES, Cell, covering, enumerate_cells, impossible, schedule
 from lmms_prune.certificate.checks import CHECKS
 from lmms_prune.certificate.models import Models, random_checkpoints
 from lmms_prune.certificate.observe import Observed, generate, observe
@@ -45,7 +45,7 @@ FLASH = KERNEL[2]
 READY = tuple(name for name, spec in METHODS.items() if spec.ready)
 # With options of which a random model drops some images' tokens.
 ADAPTIVE = {"hivtp": "hivtp@0", "mustdrop": "mustdrop@1;theta_g=0.05;theta_i=0.05", "todre": "todre@1;tau=0.5"}
-TOLERANCE = {"float32": 1e-5, "bfloat16": 0.3}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}
 """Relative distance of logits between kernels; wrong masks give 0.2 to 1 in float32."""
 
 
@@ -179,15 +179,18 @@ class TestWrongCalls:
             pad_input(torch.randn(2, 4), torch.tensor([1, 1]), 1, 3)
 
 
-def test_all_cells_of_a_covering_choice_hold(flash: Flash, models: dict[str, Models], full: bool) -> None:
+@pytest.mark.slow
+def test_a_covering_choice_of_cells_holds(flash: Flash, models: dict[str, Models], full: bool) -> None:
     """The certificate: reference, keep-all, row = batch, decode steps, both position policies, every method."""
-    chosen = [flash.dtypes] if not full else [(dtype,) for dtype in flash.dtypes]
-    for dtypes in chosen:
+    # At layer 0 no layer is left with the library's own mask; deeper stages are all alike to the kernel.
+    places = PLACES if full else ("0", "middle")
+    for dtypes in [(dtype,) for dtype in flash.dtypes] if full else [flash.dtypes]:
         certificate = Certificate()
-        cells = covering(certificate.possible(enumerate_cells(FAMILIES, dtypes=dtypes, attentions=(FLASH,))))
+        possible = certificate.possible(enumerate_cells(FAMILIES, dtypes=dtypes, attentions=(FLASH,)))
+        cells = covering(cell for cell in possible if cell.place in places)
         certify(cells, models, certificate)
         assert certificate.failures == []
-        assert sum(certificate.cells.values()) == len(cells)
+        assert sum(certificate.cells.values()) == len(cells) > len(READY)
         assert {cell.method for cell in cells} == set(READY)
 
 
@@ -255,15 +258,21 @@ def test_pruned_as_with_torchs_attention(
 
 
 def same_run(run: Observed, expected: Observed, flash: Flash) -> None:
-    tolerance = TOLERANCE[flash.dtypes[0]]
-    assert off(run.logits, expected.logits) < tolerance
-    if flash.real:
-        return  # in 16 bits rounding may decide which tokens are kept
-    assert torch.equal(run.logits.argmax(-1), expected.logits.argmax(-1))
-    for row, other in zip(run.trace.rows, expected.trace.rows, strict=True):
+    pairs = list(zip(run.trace.rows, expected.trace.rows, strict=True))
+    for row, other in pairs:
         assert (row.kept, row.visual, row.cached) == (other.kept, other.visual, other.cached)
-        for masks, others in zip(row.masks, other.masks, strict=True):
-            assert all(torch.equal(mask, another) for mask, another in zip(masks, others, strict=True))
+    same_tokens = all(
+        torch.equal(mask, another)
+        for row, other in pairs
+        for masks, others in zip(row.masks, other.masks, strict=True)
+        for mask, another in zip(masks, others, strict=True)
+    )
+    if flash.real and not same_tokens:
+        return  # In 16 bits rounding decides which of two tokens is kept; the certificate compares each with its own.
+    assert same_tokens
+    assert off(run.logits, expected.logits) < TOLERANCE[flash.dtypes[0]]
+    if not flash.real:
+        assert torch.equal(run.logits.argmax(-1), expected.logits.argmax(-1))
 
 
 @pytest.mark.core
