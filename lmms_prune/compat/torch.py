@@ -66,6 +66,15 @@ _MOVES = """cat stack copy copy_ _to_copy index_put index_put_ _index_put_impl_ 
 _DECOMPOSES = ("linalg_", "_linalg_", "cholesky", "lu_", "svd", "qr", "inverse", "pdist", "_pdist", "cov", "_fft")
 
 
+def needs_rule(operation: Any) -> bool:
+    """Whether an operation may multiply matrices, for some arguments: not elementwise ones, views, and those that only move values."""
+    return not (operation.is_view or torch.Tag.pointwise in operation.tags or _name(operation) in _MOVES.split())
+
+
+def _name(operation: Any) -> str:
+    return str(operation._schema.name.partition("::")[2])
+
+
 def refuse_uncounted(operation: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
     """Refuse an operation without a rule that may be a matrix product: one of several floating-point tensors.
 
@@ -74,11 +83,11 @@ def refuse_uncounted(operation: Any, args: tuple, kwargs: Mapping[str, Any]) -> 
     Raises:
         UncountedOperationError: names the operation.
     """
-    if operation.is_view or torch.Tag.pointwise in operation.tags:
+    if not needs_rule(operation):
         return
-    name = operation._schema.name.partition("::")[2]
+    name = _name(operation)
     operands = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, torch.Tensor) and x.is_floating_point()]
-    if name in _MOVES.split() or (len(operands) < 2 and not name.startswith(_DECOMPOSES)):
+    if len(operands) < 2 and not name.startswith(_DECOMPOSES):
         return
     raise UncountedOperationError(
         f"torch {torch.__version__}: aten.{name} may multiply matrices, and no rule says how many FLOPs it takes. Add one to "

@@ -65,6 +65,11 @@ class EncoderRun:
     outputs: dict[int, Tensor] = field(default_factory=dict)
     features: Tensor | None = None
 
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """The shapes of all records."""
+        tensors = [self.pixels, *(states for states, _ in self.inputs.values()), *self.outputs.values()]
+        return tuple(x.shape for x in tensors)
+
 
 class EncoderRecorder:
     """The hooks on the encoder; `run` holds the records of its last run."""

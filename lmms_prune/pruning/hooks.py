@@ -60,7 +60,7 @@ def prune(
         positions: "original" keeps each token's position id; "compact" renumbers after every stage (not for M-RoPE).
         samples: one id per row, for seeding; by default a hash of the row's token ids.
         questions: the question of each row as text, for methods that read it.
-        count_selection: count the FLOPs of the methods (`RowTrace.selection_flops`), at about 25 µs per operation.
+        count_selection: count the FLOPs of the methods (`RowTrace.selection_flops`), once for each combination of sizes.
 
     Yields:
         the trace, filled as the model runs.

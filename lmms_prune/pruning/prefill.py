@@ -6,7 +6,6 @@ Dimension letters: B rows, L sequence, I images of the batch, V visual tokens of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,12 +23,16 @@ from lmms_prune.models.encoder import EncoderRecorder, EncoderRun
 from lmms_prune.pruning.block import Acting, Block
 from lmms_prune.pruning.cropping import crop_caches
 from lmms_prune.pruning.decode import next_position
+from lmms_prune.pruning.flops import SelectionFlops
 from lmms_prune.pruning.guards import CacheGuard
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.pruning.ragged import Packing, attention_mask, gather_rotary
 from lmms_prune.pruning.segment import Rotary, Segment
-from lmms_prune.pruning.trace import MISCOUNTED, PrefillTrace, ProductCounter, RowTrace
+from lmms_prune.pruning.trace import MISCOUNTED, PrefillTrace, RowTrace
 from lmms_prune.schedule import ADAPTIVE
+
+Selected = tuple[Tensor, Bool[Tensor, "I V"], list[int], Tensor | None]
+"""What a stage has selected; see `Prefill._select`."""
 
 
 class Prefill:
@@ -127,15 +130,13 @@ class Prefill:
         if budget == layout.counts and (stage.keep != ADAPTIVE or not any(budget)):
             self.record.stage(layout.index, layout.visual.valid, layout.counts)
             return state.hidden, segment
-        counter = ProductCounter()
         self.recorder.paused = True
         try:
-            with counter if self.block.count_selection else nullcontext():
-                hidden, keep, budget, recycled = self._select(acting, state, budget, original)
+            (hidden, keep, budget, recycled), flops = self._counted(acting, state, budget, original)
         finally:
             self.recorder.paused = False
-        if self.block.count_selection:
-            self.record.selection(counter.flops)
+        if flops is not None:
+            self.record.selection(flops)
         self.record.check(MISCOUNTED, (keep <= layout.visual.valid).all(1))
         packing = layout.prune(keep, budget)
         self.record.stage(layout.index, layout.visual.valid, layout.counts, recycled)
@@ -157,10 +158,22 @@ class Prefill:
 
     # -- one stage -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _select(
+    def _counted(
         self, acting: Acting, state: LayerInput, budget: list[int], original: Rotary
-    ) -> tuple[Tensor, Bool[Tensor, "I V"], list[int], Tensor | None]:
+    ) -> tuple[Selected, int | None]:
+        """The result of `_select`, and its FLOPs if they are asked for."""
+        block, layout = self.block, self.layout
+        select = partial(self._select, acting, state, budget, original)
+        if not block.count_selection:
+            return select(), None
+        # All that decides the selection's shapes, with the stages before it, whose results it may reuse.
+        host = (layout.sizes, layout.counts, budget, layout.lengths, layout.owning_rows, layout.grids)
+        run = self.encoder_run.shapes() if self.encoder_run else ()
+        shapes = (str(block.schedule), acting.number, state.hidden.shape, layout.text.valid.shape, repr(host), run)
+        return SelectionFlops.of(block.model).run(select, acting.stage.spec, shapes)
+
+    @torch.no_grad()
+    def _select(self, acting: Acting, state: LayerInput, budget: list[int], original: Rotary) -> Selected:
         """Let the method of a stage select tokens and rewrite them.
 
         Returns:

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmms_prune.compat.torch import flop_rules, refuse_uncounted
 from lmms_prune.errors import PruningError
 from lmms_prune.schedule import Schedule
 
@@ -173,36 +171,6 @@ class PrefillTrace:
         """One value per image, regrouped into a list per row."""
         rest = iter(values)
         return [[next(rest) for _ in row.images] for row in self.rows]
-
-
-class ProductCounter(TorchDispatchMode):
-    """Counts the FLOPs of matrix products (2 per multiply-accumulate) by torch's own rules.
-
-    The sum equals that of torch's ``FlopCounterMode``, which also follows modules, takes several times as long, and
-    counts an operation without a rule as 0.
-
-    Raises:
-        UncountedOperationError: an operation that multiplies has no rule.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops, self._rules = 0, flop_rules()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, rule = kwargs or {}, self._rules.get(func._overloadpacket)
-        if rule is None and func is not torch.ops.prim.device.default:
-            # In inference mode a product may be part of a composite operation, which has no rule itself.
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        if rule is None:
-            refuse_uncounted(func, args, kwargs)
-        out = func(*args, **kwargs)
-        if rule is not None:
-            self.flops += rule(*args, **kwargs, out_val=out)
-        return out
 
 
 def masks_to_host(rows: Sequence[RowTrace]) -> None:

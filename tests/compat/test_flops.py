@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, normalize, scaled_dot_product_attention
 
 from lmms_prune.compat.torch import UncountedOperationError, flop_rules
-from lmms_prune.pruning.trace import ProductCounter
+from lmms_prune.pruning.flops import ProductCounter
 
 pytestmark = pytest.mark.core
 
@@ -73,6 +73,6 @@ def test_a_product_without_its_rule_is_refused(monkeypatch: pytest.MonkeyPatch) 
     """As torch 2.14.1 computed attention on CPUs in an operation that it had no rule for, and counted 0."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     rules = {operation: rule for operation, rule in flop_rules().items() if operation is not attention}
-    monkeypatch.setattr("lmms_prune.pruning.trace.flop_rules", lambda: rules)
+    monkeypatch.setattr("lmms_prune.pruning.flops.flop_rules", lambda: rules)
     with pytest.raises(UncountedOperationError, match="_scaled_dot_product_flash_attention_for_cpu"):
         counted(lambda: scaled_dot_product_attention(X, X, X))
