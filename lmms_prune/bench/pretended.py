@@ -28,6 +28,8 @@ from lmms_prune.methods.shared import kernels
 GPU = torch.device("cuda:0")
 OWN = "lmms_prune/"
 _LIBRARIES = ("/transformers/", "/accelerate/", "/lmms_eval/")
+# Functions of this package that only pass a call on to the library, and this package's own counting.
+_PASSING_ON = ("guards.py guarded", "guide.py answer_attention", "compat/transformers.py call", "bench/waits.py count")
 _NAMES = tuple(name.strip("/") for name in _LIBRARIES)
 # Operations that only make another view of a tensor, reserve memory, or answer a question about it: no kernel is launched.
 _VIEWS = [
@@ -207,14 +209,15 @@ def _line() -> str:
     while frame is not None:
         file = frame.f_code.co_filename
         where = f"{file}:{frame.f_lineno} {frame.f_code.co_name}"
-        if file != __file__:
-            if f"/{OWN}" in file:
-                return OWN + where.split(f"/{OWN}", 1)[1]
-            named = next((name for name in _LIBRARIES if name in file), None)
-            if named and not best.startswith(_NAMES):
-                best = named.strip("/") + "/" + where.split(named, 1)[1]
-            elif not best and "/torch/" not in file and "contextlib" not in file:
-                best = where
+        if f"{file} {frame.f_code.co_name}".endswith(_PASSING_ON):
+            return best
+        if f"/{OWN}" in file and file != __file__:
+            return OWN + where.split(f"/{OWN}", 1)[1]
+        named = next((name for name in _LIBRARIES if name in file), None)
+        if named and not best.startswith(_NAMES):
+            best = named.strip("/") + "/" + where.split(named, 1)[1]
+        elif not best and "/torch/" not in file and "contextlib" not in file and file != __file__:
+            best = where
         frame = frame.f_back
     return best
 
@@ -246,6 +249,11 @@ class _Functions(TorchFunctionMode):
             return getattr(args[0].numbers, name)(*args[1:])
         if name in ("numpy", "__array__") and pretended:
             raise TypeError("numpy() of a tensor on a device; copy it to the CPU first.")
+        if name in ("__getitem__", "__setitem__") and pretended:
+            # torch would make the index on the device at once, without a word to the dispatcher.
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            index = tuple(torch.tensor(part) if isinstance(part, list) else part for part in index)
+            return func(args[0], index, *args[2:])
         if name == "scaled_dot_product_attention" and any(isinstance(x, PretendedTensor) for x in args):
             device = _common_device(name, tree_leaves((args, kwargs))) or GPU
             with torch._C.DisableTorchFunction(), gpu.uncounted():

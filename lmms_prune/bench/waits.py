@@ -20,9 +20,6 @@ from lmms_prune.pruning.hooks import prune
 from lmms_prune.pruning.trace import Trace
 from lmms_prune.schedule import Schedule
 
-STEPS = 5
-"""Tokens of each counted answer. The second decode step and later ones are alike."""
-
 
 @dataclass(frozen=True)
 class Work:
@@ -90,6 +87,7 @@ def count(
     model: Any,
     inputs: Mapping[str, Tensor],
     schedule: str | Schedule,
+    new_tokens: int = 5,
     devices: Mapping[str, torch.device] | None = None,
     **options: Any,
 ) -> Counted:
@@ -99,26 +97,32 @@ def count(
         model: on the CPU; it lies there again afterwards.
         inputs: of ``model.generate``.
         schedule: the schedule.
+        new_tokens: of the answer, at least 2. The second decode step and later ones are alike.
         devices: as for `PretendedGpu.placed`.
         options: further arguments of `prune`.
     """
     gpu, parts = PretendedGpu(), ModelParts.of(model)
     stages = {stage.layer for stage in Schedule.parse(schedule).stages}
-    step = [0]
+    # The number of the decode step, and how many of our hooks are running: a stage may run the model as its own guide.
+    step, depth = [0], [0]
 
     def enter(name: str) -> Any:
         def hook(*_: Any) -> None:
-            if not gpu.silent:
+            depth[0] += 1
+            if depth[0] == 1:
                 gpu.phase = f"step {step[0]} of ours" if step[0] else name
 
         return hook
 
     def leave(*_: Any) -> None:
-        gpu.phase = f"step {step[0]}" if step[0] else "library"
+        depth[0] -= 1
+        if not depth[0]:
+            gpu.phase = f"step {step[0]}" if step[0] else "library"
 
     def next_step(*_: Any) -> None:
-        step[0] += 1
-        leave()
+        if not depth[0]:
+            step[0] += 1
+            gpu.phase = f"step {step[0]}"
 
     def before(number: int) -> str:
         return f"{'stage' if number in stages else 'layer'} {number}"
@@ -143,8 +147,8 @@ def count(
         with prune(model, schedule, **options) as trace, hooked(inner()):
             answer = model.generate(
                 **placed,
-                max_new_tokens=STEPS,
-                min_new_tokens=STEPS,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
                 do_sample=False,
                 pad_token_id=0,
                 return_dict_in_generate=True,
@@ -155,7 +159,7 @@ def count(
         for row in trace.rows:
             row.masks = on_cpu(row.masks)
     nothing, own = Work(), {phase: _own(gpu, phase) for phase in {*gpu.launches, *gpu.waits}}
-    steps = [own.get(f"step {number} of ours", nothing) for number in range(1, STEPS)]
+    steps = [own.get(f"step {number} of ours", nothing) for number in range(1, new_tokens)]
     others = [own.get(f"layer {number}", nothing) for number in range(len(parts.layers)) if number not in stages]
     return Counted(
         own.get("library", nothing),
@@ -164,7 +168,7 @@ def count(
         sum(others, nothing),
         own.get("end", nothing),
         Work(steps[-1].lines, max((step.waits for step in steps), key=lambda waits: sum(waits.values()))),
-        gpu.launches[f"step {STEPS - 1}"],
+        gpu.launches[f"step {new_tokens - 1}"],
         max((gpu.largest[f"stage {number}"] for number in stages), default=0),
         sequences,
         logits,

@@ -15,7 +15,6 @@ from functools import cached_property
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lmms_prune.errors import PruningError
 from lmms_prune.methods.shared.memory import Memory, State
@@ -99,7 +98,7 @@ class TokenView:
     _encoder_run: EncoderRun | None = None
     _questions: Sequence[str] | None = None
     requested: Sequence[int] | None = None
-    _guide: Callable[[Encoder, str, int, bool], Sequence[Tensor]] | None = None
+    _guide: Callable[[Encoder, str, int, bool], Tensor] | None = None
     carry: object = None
     memory: Memory = field(default_factory=Memory)
 
@@ -280,8 +279,7 @@ class TokenView:
     def guided(self, checkpoint: str, new_tokens: int, last_visual: bool) -> Float[Tensor, "B N"]:
         """Attention that a guide model's whole answer pays to each original visual token (see `lmms_prune.pruning.guide`)."""
         assert self._guide is not None, "the method's row in METHODS does not say that it reads a guide"
-        sums = [x.to(self.valid.device) for x in self._guide(self.encoder, checkpoint, new_tokens, last_visual)]
-        return torch.stack([pad(x, (0, max(self.sizes) - len(x))) for x in sums])
+        return self._guide(self.encoder, checkpoint, new_tokens, last_visual).to(self.valid.device)
 
     def ranking(
         self, score: Float[Tensor, "B N"], candidates: Bool[Tensor, "B N"] | None = None

@@ -139,7 +139,7 @@ class Encoder(ABC):
         tensors = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())
         tensors += [] if self.run.features is None else [self.run.features]
         if not tensors:
-            return torch.ones(len(self.owner), dtype=torch.bool)
+            return torch.ones(len(self.owner), dtype=torch.bool, device=self.run.pixels.device)
         flags = [self._finite(tensor) for tensor in tensors]
         return self.of_view(torch.stack([flag.to(flags[0].device) for flag in flags]).all(0))
 

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
@@ -19,6 +20,7 @@ from lmms_prune.methods.view import LayerInput, Tokens
 from lmms_prune.models.encoder import Encoder
 from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.tensors import to_device
 from lmms_prune.pruning.layout import Layout
 
 
@@ -32,7 +34,7 @@ class Guide:
 
     def __init__(self, model: Any, parts: ModelParts):
         self._model, self._parts = model, parts
-        self._answers: dict[tuple[str, int, bool], list[Tensor]] = {}
+        self._answers: dict[tuple[str, int, bool], Float[Tensor, "I V"]] = {}
         self.running = False
 
     def model(self, checkpoint: str) -> Any:
@@ -51,17 +53,25 @@ class Guide:
         return self._model
 
     def answer(
-        self, ids: Tensor, present: Tensor, encoder: Encoder, checkpoint: str, new_tokens: int, last_visual: bool
-    ) -> list[Tensor]:
-        """Attention that a guide model's answer to a batch pays to each visual token; computed once per prefill."""
+        self, ids: Tensor, layout: Layout, encoder: Encoder, checkpoint: str, new_tokens: int, last_visual: bool
+    ) -> Float[Tensor, "I V"]:
+        """Attention that a guide model's answer to a batch pays to each visual token; computed once per prefill.
+
+        Args:
+            ids: of the prompts.
+            layout: of the unpruned prompts.
+            encoder: of the images.
+            checkpoint, new_tokens, last_visual: as for `model` and `answer_attention`.
+        """
         key = (checkpoint, new_tokens, last_visual)
         if key not in self._answers:
             # generate() passes on no mask where nothing is padded, but needs one as its input.
-            inputs = {"input_ids": ids, "attention_mask": present.to(ids), **encoder.inputs()}
+            inputs = {"input_ids": ids, "attention_mask": layout.present.to(ids), **encoder.inputs()}
             inputs |= self._parts.family.extra_inputs(self._parts.config, ids)
             self.running = True
             try:
-                self._answers[key] = answer_attention(self.model(checkpoint), inputs, new_tokens, last_visual)
+                guide = self.model(checkpoint)
+                self._answers[key] = answer_attention(guide, inputs, layout.copy(), new_tokens, last_visual)
             finally:
                 self.running = False
         return self._answers[key]
@@ -112,13 +122,14 @@ class AnswerAttention:
     def __init__(self, parts: ModelParts, layout: Layout, last_visual: bool):
         self.parts, self.layout, self.last_visual = parts, layout, last_visual
         self.prompt = layout.present
-        self.sums = [torch.zeros(0)] * len(layout.sizes)
-        self.alive = torch.ones(len(layout.traces), dtype=torch.bool)
-        self.ends = torch.tensor([])
+        self.sums: Tensor | None = None
+        device = layout.present.device
+        self.alive = torch.ones(len(layout.traces), dtype=torch.bool, device=device)
+        self.ends = torch.empty(0, dtype=torch.long, device=device)
 
     def register(self, ends: list[int]) -> Iterator[Any]:
         """Put the hooks on; `ends` are the tokens that end an answer."""
-        self.ends = torch.tensor(ends)
+        self.ends = to_device(ends, self.ends.device, torch.long)
         yield self.parts.multimodal.register_forward_pre_hook(self._see_tokens, with_kwargs=True)
         for layer, module in enumerate(self.parts.layers):
             yield module.register_forward_hook(partial(self._see_layer, layer), with_kwargs=True)
@@ -127,7 +138,7 @@ class AnswerAttention:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is not None and ids.shape[1] == 1:
             # A row that has ended is fed its end token, then padding, until the others end. Alone it would be fed neither.
-            ended = torch.isin(ids[:, 0].cpu(), self.ends)
+            ended = (ids[:, :1].to(self.ends.device) == self.ends).any(1)
             self.alive &= ~ended
 
     def _see_layer(self, layer: int, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -142,7 +153,7 @@ class AnswerAttention:
         view = self.layout.view(self.parts, state, None, 0)
         queries = view.text
         if self.last_visual:
-            counts = torch.tensor(view.counts, device=view.valid.device)[:, None]
+            counts = to_device(view.counts, view.valid.device)[:, None]
             last = view.visual.slots.gather(1, counts - 1)
             slots = torch.cat([last, queries.slots], dim=1)
             queries = Tokens(slots, torch.cat([torch.ones_like(last, dtype=torch.bool), queries.valid], dim=1))
@@ -162,15 +173,14 @@ class AnswerAttention:
         slots, rows = self.layout.visual.slots.to(attention.device), self.layout.rows.to(attention.device)
         self._add(attention[rows[:, None], slots])
 
-    def _add(self, more: Tensor) -> None:
-        for image, size in enumerate(self.layout.sizes):
-            added = more[image, :size]
-            total = self.sums[image]
-            self.sums[image] = added if not len(total) else total.to(added.device) + added
+    def _add(self, more: Float[Tensor, "I V"]) -> None:
+        self.sums = more if self.sums is None else self.sums.to(more.device) + more
 
 
 @torch.no_grad()
-def answer_attention(model: Any, inputs: dict[str, Any], new_tokens: int, last_visual: bool) -> list[Tensor]:
+def answer_attention(
+    model: Any, inputs: dict[str, Any], layout: Layout, new_tokens: int, last_visual: bool
+) -> Float[Tensor, "I V"]:
     """Attention paid to each visual token by the prompt's text and by every answer token that is fed back.
 
     Summed over layers, heads and query rows, of a greedy answer.
@@ -178,16 +188,14 @@ def answer_attention(model: Any, inputs: dict[str, Any], new_tokens: int, last_v
     Args:
         model: the guide.
         inputs: as for ``model.generate``, left-padded.
+        layout: of these prompts.
         new_tokens: the answer's length at most.
         last_visual: whether the last visual token's own row counts, too (as in the reference code).
 
     Returns:
-        one tensor (n,) per image, in the order of the batch.
+        one row per image, in the order of the batch; 0 where padding.
     """
     parts = ModelParts.of(model)
-    layout = Layout.of(
-        parts, {k: v for k, v in inputs.items() if k != "image_grid_thw"}, None, inputs.get("image_grid_thw")
-    )
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     watcher = AnswerAttention(parts, layout, last_visual)
@@ -195,4 +203,5 @@ def answer_attention(model: Any, inputs: dict[str, Any], new_tokens: int, last_v
     greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
     with hooked(watcher.register(ends)):
         model.generate(**inputs, max_new_tokens=new_tokens, **greedy)
-    return watcher.sums
+    assert watcher.sums is not None
+    return torch.where(layout.visual.valid, watcher.sums.to(layout.visual.valid.device), 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -101,6 +101,10 @@ class Layout:
         lengths = [ids.shape[1] - pad for pad in pads]
         ends = [row[-1] == parts.config.image_token_id for row in host_ids]
         return cls(traces, rows, present, visual, text, index, origin, starts, grids, ends, counts, lengths)
+
+    def copy(self) -> Layout:
+        """The same tokens, with a memory of their own; pruning one leaves the other as it is."""
+        return replace(self, counts=list(self.counts), lengths=list(self.lengths), memory=Memory())
 
     @property
     def owning_rows(self) -> list[int]:

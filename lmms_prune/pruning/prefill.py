@@ -71,6 +71,7 @@ class Prefill:
         for row in self.layout.traces:
             block.schedule.check(layers, row.images)
         self._refuse_dropped_ends()
+        self.original = self.layout.copy()
         self.present = self.layout.present
         self.padded = min(self.layout.lengths, default=0) < self.ids.shape[1]
         self.next_position = next_position(positions, self.present)
@@ -209,7 +210,7 @@ class Prefill:
         """The view for the method of a stage."""
         block, layout = self.block, self.layout
         # The view is not among the guide's arguments: a reference cycle would hold the cache until the collector runs.
-        guide = partial(block.guide.answer, self.ids, self.present)
+        guide = partial(block.guide.answer, self.ids, self.original)
         return layout.view(
             block.parts,
             state,

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import slow
@@ -27,7 +28,9 @@ from torch import Tensor
 
 from lmms_prune import prune
 from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.guide import answer_attention
+from lmms_prune.pruning.layout import Layout
 
 TOKENS = 6
 
@@ -36,6 +39,13 @@ TOKENS = 6
 def guides(checkpoint: Checkpoint) -> dict[str, Path]:
     """Guides with half the layers and other weights."""
     return {family: checkpoint(family, layers=LAYERS // 2, seed=5) for family in FAMILIES}
+
+
+def sums_of(model: Any, inputs: dict[str, Tensor], new_tokens: int, last_visual: bool) -> list[Tensor]:
+    """`answer_attention`, image by image without padding."""
+    layout = Layout.of(ModelParts.of(model), inputs, None, None)
+    sums = answer_attention(model, inputs, layout, new_tokens, last_visual)
+    return [row[:size] for row, size in zip(sums, layout.sizes, strict=True)]
 
 
 def alike(keys: Sequence[Hashable]) -> list[list[int]]:
@@ -134,8 +144,8 @@ def test_answers_of_different_lengths_count_to_their_end(tiny: Tiny) -> None:
     model = tiny.model()
     with torch.no_grad():
         ends = {len(answer) for answer in answered(tiny, rows)}
-        together = answer_attention(model, tiny.batch(rows), TOKENS, False)
-        alone = [answer_attention(model, tiny.batch([row]), TOKENS, False)[0] for row in rows]
+        together = sums_of(model, tiny.batch(rows), TOKENS, False)
+        alone = [sums_of(model, tiny.batch([row]), TOKENS, False)[0] for row in rows]
     assert len(ends) > 1, "the answers differ in length, or the case is not tried"
     for batched, single in zip(together, alone, strict=True):
         torch.testing.assert_close(batched, single)
@@ -145,7 +155,7 @@ def test_by_hand(all_tiny: dict[str, Tiny]) -> None:
     """With one answer token, nothing is fed back: the sums are those of the prompt's rows. Sums over all keys are 1."""
     tiny = all_tiny["llava"]
     inputs = tiny.batch([tiny.row(random.Random(1))])
-    [sums] = answer_attention(tiny.model(), inputs, 1, False)
+    [sums] = sums_of(tiny.model(), inputs, 1, False)
     attentions = eager_attentions(tiny, inputs, torch.float64)
     [span] = image_spans(inputs["input_ids"], inputs["attention_mask"], tiny.model().config.image_token_id)
     first, last = span.visual[0], span.visual[-1] + 1
@@ -154,7 +164,7 @@ def test_by_hand(all_tiny: dict[str, Tiny]) -> None:
     torch.testing.assert_close(sums, want, atol=1e-4, rtol=0)
     rows = len(span.text) * len(attentions) * attentions[0].shape[1]
     assert 0 < float(sums.sum()) < rows
-    [more] = answer_attention(tiny.model(), inputs, 1, True)
+    [more] = sums_of(tiny.model(), inputs, 1, True)
     own = sum(layer[0, :, last - 1, first:last].sum(0) for layer in attentions)
     torch.testing.assert_close(more - sums, own, atol=1e-4, rtol=0)
 
@@ -164,7 +174,7 @@ def test_an_auxiliary_model_guides(tiny: Tiny, guides: dict[str, Path]) -> None:
     rng = random.Random(9)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (1, 2, 0, 1)])
     small = load_tiny(tiny.family, guides[tiny.family]).model()
-    sums = answer_attention(small, inputs, TOKENS, False)
+    sums = sums_of(small, inputs, TOKENS, False)
     want = [set(x.argsort(descending=True, stable=True)[: round(0.3 * len(x))].tolist()) for x in sums]
     chosen = []
     for layer in (0, 3, 7):
@@ -183,7 +193,7 @@ def test_guidance_does_not_change_the_guided_model(tiny: Tiny) -> None:
             guided = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         again = {tuple(sorted(tokens)) for row in trace.rows for tokens in row.indices(0)}
         assert len(trace.rows) == 3, "the guide's own run leaves no trace"
-        scores = answer_attention(model, inputs, TOKENS, False)
+        scores = sums_of(model, inputs, TOKENS, False)
         want = {tuple(sorted(x.argsort(descending=True)[: round(0.3 * len(x))].tolist())) for x in scores}
         assert again == want
         with prune(model, f"sgl@2:0.3;new_tokens={TOKENS}"):
