@@ -161,7 +161,12 @@ class TestPretendedGpu:
             (lambda x: x.masked_select(x > 2), 1),
             (lambda x: x.repeat_interleave(torch.tensor([1, 2], device=x.device), dim=0), 2),
             (lambda x: x[[0, 1]], 1),
-            (lambda x: x.__setitem__((torch.zeros_like(x[0]).long(), torch.zeros_like(x[0]).long()), 1.0), 1),
+            (
+                lambda x: x.__setitem__(
+                    (torch.zeros_like(x[0]).long(), torch.zeros_like(x[0]).long()), torch.tensor(1.0)
+                ),
+                1,
+            ),
             (lambda x: torch.tensor([1, 2], device=x.device), 1),
             (lambda x: torch.tensor([1, 2]).to(x.device), 1),
             (lambda x: torch.tensor([1, 2]).to(x.device, non_blocking=True), 1),

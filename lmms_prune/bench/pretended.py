@@ -336,7 +336,7 @@ class _Operations(TorchDispatchMode):
             number = puts and args[2].numel() == 1 and not isinstance(args[2], PretendedTensor)
             fills = number and len(indices) == 1 and indices[0].dtype == torch.bool
             if number and not fills:
-                # The number is a tensor on the host, which index_put_ copies over and waits; x[mask] = 1 is a fill.
+                # index_put_ copies a number on the host over and waits; x[mask] = 1 is a fill.
                 self.gpu.wait("x[i] = number")
             for index in indices:
                 if index.dtype in (torch.bool, torch.uint8):
