@@ -75,6 +75,7 @@ BELOW = {
         "terminal",
     },
     "bench": {
+        "compat",
         "demo",
         "efficiency",
         "errors",

@@ -36,8 +36,7 @@ from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.information.measure import measure
 from lmms_prune.methods import METHODS
 from lmms_prune.models.parts import ModelParts
-from lmms_prune.pruning.ragged import attention_mask
-from lmms_prune.pruning.segment import Segment
+from lmms_prune.pruning.segment import DecodeMasks, Segment
 from lmms_prune.schedule import Schedule
 
 FAMILIES = ("llava", "qwen2_5_vl")
@@ -209,7 +208,8 @@ def test_a_wrong_mask_is_noticed(
 ) -> None:
     case = Case(models["llava"].get(flash.dtypes[0], FLASH), Schedule.parse("random@0:0.6,divprune@2:0.5"), "original")
     assert case.subject.noise < 0.1
-    monkeypatch.setattr("lmms_prune.pruning.segment.attention_mask", lambda *given: wrong(attention_mask(*given)))
+    right = DecodeMasks.at
+    monkeypatch.setattr(DecodeMasks, "at", lambda self, step: wrong(right(self, step)))
     reference = examine(case, "ragged", {"reference": CHECKS["reference"]})
     assert "off the masked reference" in reference[0].reason
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
 
 from lmms_prune.harness.memory import BatchSize
 
 _Prepared = TypeVar("_Prepared")
+
+
+def on_the_way(inputs: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """A batch's inputs, so that the main thread only starts their copy: pixels in the model's dtype, all in pinned memory for a GPU."""
+    cast = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+    return {name: x.pin_memory() for name, x in cast.items()} if device.type == "cuda" else cast
 
 
 class PreparedBatches(Generic[_Prepared]):

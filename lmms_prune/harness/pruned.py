@@ -24,7 +24,7 @@ from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
-from lmms_prune.harness.batching import PreparedBatches
+from lmms_prune.harness.batching import PreparedBatches, on_the_way
 from lmms_prune.harness.chat import ChatModel
 from lmms_prune.harness.circumstances import OtherLoad, circumstances
 from lmms_prune.harness.fingerprint import digest, made_from
@@ -261,7 +261,8 @@ class PrunedModel(ChatModel):
                 rows.append(_Row(i, name, sample, key, chat))
             else:
                 finished[i] = answer
-        return _Prepared(self._batch_inputs(rows) if rows else None, rows, kwargs, finished)
+        inputs = on_the_way(self._batch_inputs(rows), self.model.dtype, self.model.device) if rows else None
+        return _Prepared(inputs, rows, kwargs, finished)
 
     def _document(self, build: Any, task: str, split: str, doc: int) -> list[dict[str, Any]]:
         return self.chat(build(self.task_dict[task][split][doc]))
@@ -274,7 +275,7 @@ class PrunedModel(ChatModel):
             _naming_samples([row.name for row in prepared.rows]),
             watched(self._size, len(samples), self.model) as memory,
         ):
-            inputs = prepared.inputs.to(self.model.device, dtype=self.model.dtype)
+            inputs = {name: x.to(self.model.device, non_blocking=True) for name, x in prepared.inputs.items()}
             start = time.perf_counter()
             with prune(
                 self.model,
@@ -291,12 +292,12 @@ class PrunedModel(ChatModel):
             seconds = time.perf_counter() - start
         if memory.exhausted:
             return None
-        lengths, stops = inputs["attention_mask"].sum(1).tolist(), stop_texts(kwargs)
+        lengths, stops = prepared.inputs["attention_mask"].sum(1).tolist(), stop_texts(kwargs)
         # Without pruning, beams or `use_cache=False` are allowed; then a sample has several, identical rows in the trace.
         rows = {row.sample: row for row in trace.rows}
         masks_to_host(list(rows.values()))
         sizes = [size for sample in samples for size in rows[sample].images]
-        grids = iter(ModelParts.of(self.model).grids(dict(inputs), sizes))
+        grids = iter(ModelParts.of(self.model).grids(prepared.inputs, sizes))
         results = []
         for ids, sample, length in zip(generated, samples, lengths, strict=True):
             answer_ids = own_tokens(ids, tokenizer)

@@ -198,13 +198,20 @@ class _Prompt:
 
 
 class _Prefix:
-    """A read-only cache with the keys and values of the tokens before the first image, shared by all rows."""
+    """A read-only cache with the keys and values of the tokens before the first image, shared by all rows.
 
-    def __init__(self, cache: Any, length: int) -> None:
-        self.cache, self.length = cache, length
+    Args:
+        cache: of the prefill.
+        length: tokens before the first image.
+        own: keys and values of all tokens of the rows, for a layer that runs for the last of them alone.
+    """
+
+    def __init__(self, cache: Any, length: int, own: tuple[Tensor, Tensor] | None = None) -> None:
+        self.cache, self.length, self.own = cache, length, own
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """The keys and values that a layer attends to: the prefix's, then the row's own. Stores nothing."""
+        keys, values = self.own or (keys, values)
         cached = self.cache.layers[layer]
         prefix = [
             states[:, :, : self.length].expand(len(keys), -1, -1, -1).to(keys.device)
@@ -244,17 +251,23 @@ def _next_tokens(
     index = torch.cat([columns, text], 1)
     prefix = prompt.starts[0]
     hidden = prompt.states[layer][0, index]
-    rotary = tuple(gather_rotary(table, index) for table in prompt.rotary)
+    rotary = [gather_rotary(table, index) for table in prompt.rotary]
     mask = _mask(torch.cat([present, torch.ones_like(text, dtype=torch.bool)], 1), index, prefix, parts, hidden)
     cache = _Prefix(prompt.cache, prefix)
     for number in range(layer, len(parts.layers)):
         module = parts.layers[number]
         # A model that is split over devices has its layers on several.
         device = next(module.parameters()).device
+        hidden, mask = hidden.to(device), mask.to(device)
+        cos, sin = (table.to(device) for table in rotary)
+        if number == len(parts.layers) - 1:
+            # Of the last layer only the last token's output is read; the others give it their keys and values.
+            cache.own = parts.keys(number, hidden, (cos, sin)), parts.values(number, hidden)
+            hidden, mask, cos, sin = hidden[:, -1:], mask[:, :, -1:], cos[..., -1:, :], sin[..., -1:, :]
         out = module(
-            hidden.to(device),
-            attention_mask=mask.to(device),
-            position_embeddings=tuple(table.to(device) for table in rotary),
+            hidden,
+            attention_mask=mask,
+            position_embeddings=(cos, sin),
             use_cache=True,
             **with_cache(module, cache),
         )

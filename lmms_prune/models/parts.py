@@ -144,6 +144,12 @@ class ModelParts:
         """Rotated keys (B, H_kv, L, d) that decoder layer `layer` computes from its input `hidden`."""
         return self._project(layer, *self.family.key_projection(self.layers[layer]), hidden, rotary)
 
+    def values(self, layer: int, hidden: Float[Tensor, "B L D"]) -> Tensor:
+        """Values (B, H_kv, L, d) that decoder layer `layer` computes from its input `hidden`."""
+        module, projection = self.layers[layer], self.family.value_projection(self.layers[layer])
+        states = projection(module.input_layernorm(hidden.to(device_of(projection, hidden.device))))
+        return states.unflatten(-1, (-1, module.self_attn.head_dim)).transpose(1, 2)
+
     def final_norm(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """The decoder's last norm, computed on the device of its weight."""
         norm = self.decoder.norm

@@ -174,12 +174,10 @@ class PrefillTrace:
 
 
 def masks_to_host(rows: Sequence[RowTrace]) -> None:
-    """Move the masks of a batch's rows to the CPU, in one transfer per stage."""
-    for stage in range(max((len(row.masks) for row in rows), default=0)):
-        masks = [mask for row in rows for mask in row.masks[stage]]
-        if not masks:
-            continue
-        # The masks of all images are concatenated for one copy.
-        parts = iter(torch.cat(masks).cpu().split([len(mask) for mask in masks]))
+    """Move the masks of a batch's rows to the CPU, in one transfer."""
+    masks = [mask for row in rows for stage in row.masks for mask in stage]
+    if masks:
+        on_device = torch.cat([mask.to(masks[0].device) for mask in masks])
+        parts = iter(on_device.cpu().split([len(mask) for mask in masks]))
         for row in rows:
-            row.masks[stage] = [next(parts) for _ in row.masks[stage]]
+            row.masks = [[next(parts) for _ in stage] for stage in row.masks]
