@@ -38,6 +38,7 @@ COMMANDS = {
     "bench-methods": "lmms_prune.bench.other_commands:bench_methods",
     "bench-information": "lmms_prune.bench.other_commands:bench_information",
     "bench-throughput": "lmms_prune.bench.other_commands:bench_throughput",
+    "bench-waits": "lmms_prune.bench.other_commands:bench_waits",
     "doctor": "lmms_prune.certificate.commands:doctor",
 }
 # The kinds of methods, in the order of the README's table.

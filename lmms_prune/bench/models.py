@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AutoModelForImageTextToText
 
 from lmms_prune.harness.arguments import ModelArguments
@@ -157,3 +158,23 @@ def random_inputs(model: Any, batch: int, grid: tuple[int, int] | None, text_tok
     inputs |= {name: torch.cat([image[name] for image in images]) for name in images[0]}
     inputs["pixel_values"] = inputs["pixel_values"].to(weight.dtype)
     return {name: x.to(weight.device) for name, x in inputs.items()}
+
+
+def ragged_inputs(model: Any, batch: int, grid: tuple[int, int] | None, text_tokens: int) -> dict[str, Tensor]:
+    """Make inputs as `random_inputs`, left-padded: no two of eight rows have texts of one length, nor images of one size if they may differ.
+
+    Args:
+        model, grid, text_tokens: as for `random_inputs`; the first row's.
+        batch: rows.
+    """
+    grids = [grid and (max(1, grid[0] - row % 3), max(1, grid[1] - 2 * (row % 2))) for row in range(batch)]
+    rows = [random_inputs(model, 1, grids[row], max(2, text_tokens - 3 * (row % 8))) for row in range(batch)]
+    longest = max(row["input_ids"].shape[1] for row in rows)
+
+    def together(name: str) -> Tensor:
+        parts = [row[name] for row in rows]
+        if parts[0].shape == rows[0]["input_ids"].shape:  # one value a token
+            parts = [pad(part, (longest - part.shape[1], 0)) for part in parts]
+        return torch.cat(parts)
+
+    return {name: together(name) for name in rows[0]}

@@ -11,7 +11,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lmms_prune.bench.options import Arch, Device, Dtype, GridSides, Layers, Model, one_model, sides, user_errors
+from lmms_prune.bench.options import (
+    Arch,
+    Device,
+    Dtype,
+    GridSides,
+    Layers,
+    Model,
+    numbers,
+    one_model,
+    sides,
+    user_errors,
+)
 from lmms_prune.errors import did_you_mean
 from lmms_prune.methods import METHODS
 from lmms_prune.models import FAMILIES, MODEL_NAMES
@@ -143,6 +154,56 @@ def bench_throughput(
         )
     table.caption = "\n".join(legend(throughput.marks for throughput in measured))
     Console(markup=False).print(table)
+
+
+def bench_waits(
+    schedules: Annotated[
+        list[str] | None, typer.Argument(help="Schedules to count. Default: each method alone, and a hybrid.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint's folder or hub name. Default: the demo's.")] = None,
+    grid: GridSides = "24x24",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas; rows differ in length.")] = "1,8",
+    as_json: Json = False,
+) -> None:
+    """Count kernel launches, and how often the host waits for the device, on a pretended GPU: exact on every machine.
+
+    Numbers are launches/waits of this package's own lines, before the first layer, at each stage, after the last layer,
+    and in a late decode step.
+    """
+    with plainly(*user_errors()):
+        from lmms_prune.bench.models import given_model, ragged_inputs
+        from lmms_prune.bench.waits import HYBRID as SHALLOW
+        from lmms_prune.bench.waits import count, examples, row
+        from lmms_prune.demo.models import MODELS, WEIGHTS
+
+        folders = [model] if model else [str(WEIGHTS / demo.folder) for demo in MODELS]
+        for folder in folders:
+            subject = given_model(folder, None, None, "float32", "cpu")
+            sizes = None if subject.fixed else sides(grid)
+            rows = []
+            for rows_at_once in numbers("batch", batch):
+                inputs = ragged_inputs(subject.model, rows_at_once, sizes, 60)
+                for text in schedules or [SHALLOW, *examples(list(METHODS))]:
+                    counted = count(subject.model, inputs, text, questions=["what"] * rows_at_once)
+                    rows.append(row(counted, text, rows_at_once))
+            if as_json:
+                typer.echo(json.dumps({"model": subject.title, "rows": rows}))
+                continue
+            table = Table(title=subject.title)
+            for name in ("schedule", "batch", "begin", "stages", "end", "decode step", "largest MB"):
+                table.add_column(name, overflow="fold")
+            for one in rows:
+                phases = [f"{one[name]['launches']}/{one[name]['waits']}" for name in ("begin", "end", "step")]
+                stages = " ".join(f"{stage['launches']}/{stage['waits']}" for stage in one["stages"])
+                table.add_row(
+                    one["schedule"],
+                    str(one["batch"]),
+                    phases[0],
+                    stages,
+                    *phases[1:],
+                    f"{one['largest_bytes'] / 1e6:.1f}",
+                )
+            Console(markup=False).print(table)
 
 
 def bench_information(

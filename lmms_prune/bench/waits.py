@@ -6,7 +6,7 @@ Exact, and the same on every machine: what is counted are operations, not second
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from lmms_prune.bench.pretended import GPU, OWN, PretendedGpu, PretendedTensor, on_cpu
+from lmms_prune.methods import METHODS
 from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.pruning.trace import Trace
 from lmms_prune.schedule import Schedule
+
+HYBRID = "dart@2:0.44,random@8:0.07"
+"""The paper's hybrid, at layers that the demo's models have."""
 
 
 @dataclass(frozen=True)
@@ -180,3 +184,34 @@ def _own(gpu: PretendedGpu, phase: str) -> Work:
     """What lines of this package did in a phase."""
     lines = {line: count for line, count in gpu.lines[phase].items() if line.startswith(OWN)}
     return Work(lines, {key: count for key, count in gpu.waits[phase].items() if key[1].startswith(OWN)})
+
+
+def examples(methods: Sequence[str]) -> list[str]:
+    """A schedule of one stage for each method that needs no trained weights, at layer 1 or where it can act."""
+    schedules = []
+    for spec in (METHODS[name] for name in methods):
+        if spec.ready:
+            layer = min(max(spec.lowest_layer, 1), 1 if spec.highest_layer is None else spec.highest_layer)
+            options = Schedule.parse(spec.example).stages[0].options
+            written = "".join(f";{name}={value}" for name, value in dict(options).items())
+            schedules.append(f"{spec.name}@{layer}{'' if spec.drops_all else ':0.3'}{written}")
+    return schedules
+
+
+def row(counted: Counted, schedule: str, batch: int) -> dict[str, Any]:
+    """One line of the table, by name: launches and waits of each phase."""
+    stages = list(counted.stages.values())
+    phases = {
+        "begin": counted.encoder + counted.begin,
+        "end": counted.end,
+        "prefill": counted.prefill,
+        "step": counted.step,
+    }
+    return {
+        "schedule": schedule,
+        "batch": batch,
+        "stages": [{"launches": work.launches, "waits": work.waited} for work in stages],
+        **{name: {"launches": work.launches, "waits": work.waited} for name, work in phases.items()},
+        "largest_bytes": counted.largest,
+        "wait_lines": {f"{reason}, {line}": n for (reason, line), n in counted.prefill.waits.items()},
+    }
