@@ -25,7 +25,7 @@ import pandas as pd
 import typer
 
 from lmms_prune.demo.benchmarks import build_mirror
-from lmms_prune.demo.models import MODELS, DemoModel, model_arguments, weights
+from lmms_prune.demo.models import MODELS, DemoCheckpoint, model_arguments, weights
 
 OUT = Path(__file__).with_name("finding")
 TASKS = "pope,gqa,textvqa_val,infovqa_val,docvqa_val"
@@ -35,14 +35,24 @@ BESIDE = ("dart@1:?,random@8:0.05", "divprune@0:?,random@8:0.05", "dart@1:?", "d
 
 
 def commands(
-    model: DemoModel, out: Path, tasks: str, others: str, limit: int, budget: str
+    model: DemoCheckpoint, out: Path, tasks: str, others: str, limit: int, budget: str
 ) -> Iterator[tuple[str, list[str]]]:
     """What is run for a model, one after the other, each with a name."""
     arguments = f"device=cpu,{model_arguments(model, weights(model))}"
     program = str(Path(sys.executable).with_name("lmms-prune"))
 
     def start(command: str, tasks: str) -> list[str]:
-        return [program, command, "--model", model.wrapper, "--model_args", arguments, "--tasks", tasks, "--json"]
+        return [
+            program,
+            command,
+            "--model",
+            model.family.model_name,
+            "--model_args",
+            arguments,
+            "--tasks",
+            tasks,
+            "--json",
+        ]
 
     every = ["--limit", str(limit), "--block", "1"]
     alone = ["--methods", "random,dart,fastv,divprune,information", "--keeps", "0.1,0.25"]
@@ -72,7 +82,7 @@ def main(
     environment = {**os.environ, "HF_HOME": str(work / "huggingface"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment["HOME"] = str(work)  # what `calibrate` keeps for schedule=auto is not the user's
 
-    def measure(model: DemoModel) -> int:
+    def measure(model: DemoCheckpoint) -> int:
         out, made = work / model.folder, OUT / model.folder
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)

@@ -18,13 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
-from lmms_prune.demo.models import LAYERS, MODELS, DemoError, DemoModel, model_arguments, weights
+from lmms_prune.demo.models import MODELS, DemoCheckpoint, DemoError, model_arguments, sizes, weights
 from lmms_prune.demo.processes import DemoRun, RunError, evaluate
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.leaderboard.benchmarks import rel, score
-from lmms_prune.models.architectures import architecture
 from lmms_prune.record.accounting import written
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.record.run import RunReport
@@ -47,7 +46,7 @@ class DemoRow:
         Raises:
             ScheduleError: the schedule or its budget is invalid, or does not fit the models.
         """
-        Schedule.parse(text, prompt_sizes(architecture(str(weights(MODELS[0]))))).check(LAYERS)
+        Schedule.parse(text, prompt_sizes(sizes())).check(sizes().layers)
         schedule, _, budget = text.partition(",budget=")
         return cls(schedule, budget or None)
 
@@ -140,7 +139,7 @@ def run_demo(
     commands: list[tuple[bool, str]] = []
     for (model, row), run, outcome in zip(pairs, runs, outcomes, strict=True):
         if isinstance(outcome, RunError):
-            record["failures"].append({"model": model.wrapper, "schedule": str(row), "error": str(outcome)})
+            record["failures"].append({"model": model.family.model_name, "schedule": str(row), "error": str(outcome)})
         else:
             record["runs"].append(_record(model, row, outcome, tasks))
             commands.append((row.budget is None, shlex.join(run.command)))
@@ -153,7 +152,7 @@ def tables(record: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
     """One table per model: a row per schedule, a column per benchmark, and the kept share of the unpruned scores."""
     model_tables = []
     for model in MODELS:
-        runs = [run for run in record["runs"] if run["model"] == model.wrapper]
+        runs = [run for run in record["runs"] if run["model"] == model.family.model_name]
         if not runs:
             continue
         table = Table(box=box.SIMPLE_HEAD, title=model.folder, padding=0, pad_edge=False)
@@ -192,10 +191,10 @@ def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int
     yield print_line
 
 
-def _run(model: DemoModel, checkpoint: Path, row: DemoRow, tasks: Sequence[str], results: Path) -> DemoRun:
+def _run(model: DemoCheckpoint, checkpoint: Path, row: DemoRow, tasks: Sequence[str], results: Path) -> DemoRun:
     """The run of one model with one row's schedule."""
     options = {
-        "model": model.wrapper,
+        "model": model.family.model_name,
         "model_args": f"schedule={row},{model_arguments(model, checkpoint)}",
         "tasks": ",".join(tasks),
         "include_path": str(task_configs()),
@@ -204,13 +203,13 @@ def _run(model: DemoModel, checkpoint: Path, row: DemoRow, tasks: Sequence[str],
     return DemoRun(options, results / re.sub(r"[^A-Za-z0-9.@]+", "-", str(row)))
 
 
-def _record(model: DemoModel, row: DemoRow, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+def _record(model: DemoCheckpoint, row: DemoRow, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
     """One run as the returned record lists it."""
     report = RunReport.of_results(results)
     assert report is not None, "a model of this package"
     scores = {task: score(results, task) for task in tasks}
     fields = {
-        "model": model.wrapper,
+        "model": model.family.model_name,
         "schedule": str(row),
         "solved": report.schedule,
         "averages": written(report.averages),

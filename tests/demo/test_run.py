@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from lmms_prune.cli import app
 from lmms_prune.demo import questions
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
-from lmms_prune.demo.models import FILES, LAYERS, MODELS, VISUAL_TOKENS, DemoError, DemoModel, weights
+from lmms_prune.demo.models import FILES, MODELS, DemoCheckpoint, DemoError, sizes, weights
 from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, DemoRow, _progress, run_demo, tables, task_names
 from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
@@ -28,20 +28,21 @@ def scores(value: float) -> dict[str, float]:
     return {task: value for task in TASKS}
 
 
-def run(schedule: str, value: float, model: str = MODELS[0].wrapper) -> dict[str, Any]:
+def run(schedule: str, value: float, model: str = MODELS[0].family.model_name) -> dict[str, Any]:
     averages = {"avg_visual_tokens": 72.4}
     return {"model": model, "schedule": schedule, "scores": scores(value), "averages": averages}
 
 
 def test_every_schedule_of_the_demo_fits_its_models() -> None:
+    layers, tokens = sizes().layers, sizes().tokens_per_image
     for row in (*QUICK, *FULL):
         read = Schedule.parse(row.schedule)
         if row.budget is not None:
-            read = read.solve(row.budget, PromptSizes(LAYERS, VISUAL_TOKENS))
+            read = read.solve(row.budget, PromptSizes(layers, tokens))
             # DART keeps multiples of 8, and pooling whole rows and columns.
-            share = float(read.avg_visual_tokens(LAYERS, [VISUAL_TOKENS])) / VISUAL_TOKENS
+            share = float(read.avg_visual_tokens(layers, [tokens])) / tokens
             assert float(row.budget) - 0.04 < share <= float(row.budget)
-        read.check(LAYERS, [VISUAL_TOKENS])
+        read.check(layers, [tokens])
         assert DemoRow.parse(str(row)) == row
     assert len(set(FULL)) == len(FULL)
 
@@ -51,7 +52,7 @@ def test_the_table_fits_a_narrow_terminal_and_tells_models_apart() -> None:
         "runs": [
             run("none", 80.0),
             run("dart@1:?,random@8:0.03,budget=0.25", 40.0),
-            run("none", 9.0, MODELS[1].wrapper),
+            run("none", 9.0, MODELS[1].family.model_name),
         ]
     }
     model_tables = tables(record, TASKS)
@@ -66,7 +67,7 @@ def test_the_table_fits_a_narrow_terminal_and_tells_models_apart() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.folder)
-def test_a_missing_file_of_a_model_is_named(model: DemoModel, tmp_path: Path) -> None:
+def test_a_missing_file_of_a_model_is_named(model: DemoCheckpoint, tmp_path: Path) -> None:
     whole = weights(model)
     assert sorted(file.name for file in whole.iterdir()) == sorted(FILES)
     for name in FILES:
@@ -205,14 +206,14 @@ def test_the_quick_demo(forking: Forking, tmp_path: Path) -> None:
     """Both models reach their floors; keeping all tokens changes nothing, half of them little, no image very much."""
     record = quick(tmp_path, forking)
     for model in MODELS:
-        runs = {run["schedule"]: run for run in record["runs"] if run["model"] == model.wrapper}
+        runs = {run["schedule"]: run for run in record["runs"] if run["model"] == model.family.model_name}
         assert list(runs) == [str(row) for row in QUICK]
         whole = runs["none"]
-        for task, floor in FLOORS[model.wrapper].items():
+        for task, floor in FLOORS[model.family.model_name].items():
             assert whole["scores"][task] >= floor, (model.folder, task)
         assert runs["random@1:1.0"]["scores"] == whole["scores"]
         half = runs[str(next(row for row in QUICK if row.budget == "0.5"))]
-        for task, cost in COSTS[model.wrapper].items():
+        for task, cost in COSTS[model.family.model_name].items():
             assert half["scores"][task] >= whole["scores"][task] - cost, (model.folder, task)
         for task, most in BLIND.items():
             assert runs["blind@0"]["scores"][task] <= most, (model.folder, task)
@@ -232,7 +233,7 @@ def _the_leaderboard_agrees(results: Path, record: dict[str, Any]) -> None:
     board = {model["title"]: model for model in json.loads(done.stdout)["models"]}
     for model in MODELS:
         rows = {row["label"]: row for budget in board[model.folder]["budgets"] for row in budget["rows"]}
-        runs = [run for run in record["runs"] if run["model"] == model.wrapper]
+        runs = [run for run in record["runs"] if run["model"] == model.family.model_name]
         assert len(rows) == len(runs)
         for run in runs:
             row = rows[run["solved"]]

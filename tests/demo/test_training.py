@@ -34,7 +34,7 @@ from lmms_prune.demo.training.data import (
     dense_labels,
     some_content,
 )
-from lmms_prune.demo.training.families import TrainingFamily, new_family, take_encoder
+from lmms_prune.demo.training.families import TrainingFamily, TrainingLlava, new_family, take_encoder
 from lmms_prune.demo.training.loop import Trainer, TrainingStage
 
 COMMAND = typer.Typer()
@@ -98,7 +98,7 @@ def test_questions_in_one_sequence_equal_separate_ones(family: TrainingFamily, t
             images = None
             if picture is not None:
                 images = [picture.image]
-                if not family.mrope:
+                if isinstance(family, TrainingLlava):
                     from lmms_prune.models.images import pad_to_square
 
                     images = [pad_to_square(picture.image, family.processor.image_processor.image_mean)]

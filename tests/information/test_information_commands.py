@@ -29,7 +29,7 @@ DEPTH = 12
 
 def model_options(model: Any) -> list[str]:
     arguments = f"pretrained={weights(model)},device=cpu,dtype=float32,{model.arguments}"
-    return ["--model", model.wrapper, "--model_args", arguments]
+    return ["--model", model.family.model_name, "--model_args", arguments]
 
 
 @pytest.fixture

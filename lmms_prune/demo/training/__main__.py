@@ -99,8 +99,8 @@ def main(
     with plainly(OSError, ValueError):
         folder.mkdir(parents=True, exist_ok=True)
         trained = started_family(start) if start else new_family(family, SIZES[family], _texts(seed), seed)
-        if trained.name != family:
-            raise typer.BadParameter(f"family '{family}' is asked for, but --start {start} holds a {trained.name}")
+        if (held := trained.family.model_type) != family:
+            raise typer.BadParameter(f"family '{family}' is asked for, but --start {start} holds a {held}")
         if tower:
             take_encoder(trained, tower)
     stages = [
@@ -139,10 +139,9 @@ def export(family: TrainingFamily, folder: Path) -> None:
     """Write the model, in bfloat16, with its processor to `folder`, which must be new."""
     tokenizer = family.tokenizer
     model = family.model.to("cpu", torch.bfloat16).eval()
-    ends = [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * family.mrope
     begin = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     model.generation_config = GenerationConfig(
-        bos_token_id=begin, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=begin, eos_token_id=family.end_tokens(), pad_token_id=tokenizer.pad_token_id
     )
     with new_folder(folder) as partial:
         model.save_pretrained(partial)

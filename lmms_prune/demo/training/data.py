@@ -337,7 +337,7 @@ def collate(family: TrainingFamily, rows: list[tuple[Picture | None, list[Prompt
     return Batch(
         pixels=family.pixels([picture.image for picture in pictures]),
         ids=ids,
-        positions=positions if family.mrope else positions[0],
+        positions=family.position_ids(positions),
         mask=mask[:, None],
         is_image=ids == family.image_id,
         asking=torch.tensor(asking, dtype=torch.long).reshape(-1, 2),
