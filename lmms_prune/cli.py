@@ -238,7 +238,7 @@ def demo(
     console = Console(stderr=as_json)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.absolute() / "huggingface")}
     try:
-        rows = tuple(map(DemoRow.parse, schedules)) if schedules else QUICK if quick else FULL
+        rows = tuple(map(DemoRow.checked, schedules)) if schedules else QUICK if quick else FULL
         names = task_names(tasks)
         with ended_by_sigterm():
             record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console)
@@ -267,7 +267,7 @@ def demo(
 
 
 _AFTERWARDS = """tokens: visual tokens, average over the decoder's layers (avg_visual_tokens). MME: total of 1600; POPE: F1 score; all but MME in percent.
-kept: the mean share of the unpruned scores that is left, in percent. random@1:1.0 keeps every token: it must equal none.
+kept: the mean share of the unpruned scores that is left, in percent. random@1:1 keeps every token: it must equal none.
 
 One of these runs, as you would type it (lmms-eval's own table has shares of 1, and OCRBench's points of 1000):
 """

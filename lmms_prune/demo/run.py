@@ -28,6 +28,7 @@ from lmms_prune.record.accounting import written
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.record.run import RunReport
 from lmms_prune.schedule import Schedule
+from lmms_prune.schedule.budgets import Budget
 
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
 
@@ -36,43 +37,53 @@ ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
 class DemoRow:
     """One row of the demo's table: a schedule, with the budget that solves its ``?``."""
 
-    schedule: str
-    budget: str | None = None
+    schedule: Schedule
+    budget: Budget | None = None
 
     @classmethod
-    def parse(cls, text: str) -> DemoRow:
-        """A row from its text, as in --model_args: a schedule, optionally followed by ",budget=…".
+    def of(cls, text: str) -> DemoRow:
+        """A row from its text, as in --model_args: a schedule, optionally followed by ",budget=…"."""
+        return cls(*Schedule.with_budget(text))
+
+    @classmethod
+    def checked(cls, text: str) -> DemoRow:
+        """`of`, for a text that a user wrote.
 
         Raises:
             ScheduleError: the schedule or its budget is invalid, or does not fit the models.
         """
-        Schedule.parse(text, prompt_sizes(sizes())).check(sizes().layers)
-        schedule, _, budget = text.partition(",budget=")
-        return cls(schedule, budget or None)
+        model = sizes()
+        Schedule.parse(text, prompt_sizes(model)).check(model.layers)
+        return cls.of(text)
 
     def __str__(self) -> str:
-        return self.schedule if self.budget is None else f"{self.schedule},budget={self.budget}"
+        return str(self.schedule) if self.budget is None else f"{self.schedule},budget={self.budget}"
 
 
 # The paper's hybrids act at the input of layers 2 and 20 of 32; scaled to 12 layers: 1 and 8.
 _HYBRID = "dart@1:?,random@8:{late}"
-QUICK = (
-    DemoRow("none"),
-    DemoRow("random@1:1.0"),
-    DemoRow(_HYBRID.format(late=0.1), "0.5"),
-    DemoRow(_HYBRID.format(late=0.03), "0.25"),
-    DemoRow("blind@0"),
+QUICK = tuple(
+    map(
+        DemoRow.of,
+        (
+            "none",
+            "random@1:1",
+            f"{_HYBRID.format(late=0.1)},budget=0.5",
+            f"{_HYBRID.format(late=0.03)},budget=0.25",
+            "blind@0",
+        ),
+    )
 )
 _SINGLE = ("dart@1:?", "divprune@1:?", "fastv@1:?", "random@1:?", "stride@1:?", "pool@1:?")
 FULL = (
-    DemoRow("none"),
+    DemoRow.of("none"),
     *(
-        DemoRow(text, budget)
+        DemoRow.of(f"{text},budget={budget}")
         for budget, late in (("0.5", 0.1), ("0.25", 0.03))
         for text in (_HYBRID.format(late=late), f"divprune@1:?,random@8:{late}", *_SINGLE)
     ),
-    DemoRow("vtw@8"),
-    DemoRow("blind@0"),
+    DemoRow.of("vtw@8"),
+    DemoRow.of("blind@0"),
 )
 
 

@@ -21,7 +21,7 @@ from lmms_prune.demo.models import FILES, MODELS, DemoCheckpoint, DemoError, siz
 from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, DemoRow, _progress, run_demo, tables, task_names
 from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
-from lmms_prune.schedule import PromptSizes, Schedule
+from lmms_prune.schedule import PromptSizes
 
 
 def scores(value: float) -> dict[str, float]:
@@ -36,14 +36,14 @@ def run(schedule: str, value: float, model: str = MODELS[0].family.model_name) -
 def test_every_schedule_of_the_demo_fits_its_models() -> None:
     layers, tokens = sizes().layers, sizes().tokens_per_image
     for row in (*QUICK, *FULL):
-        read = Schedule.parse(row.schedule)
+        read = row.schedule
         if row.budget is not None:
             read = read.solve(row.budget, PromptSizes(layers, tokens))
             # DART keeps multiples of 8, and pooling whole rows and columns.
             share = float(read.avg_visual_tokens(layers, [tokens])) / tokens
-            assert float(row.budget) - 0.04 < share <= float(row.budget)
+            assert float(row.budget.amount) - 0.04 < share <= row.budget.amount
         read.check(layers, [tokens])
-        assert DemoRow.parse(str(row)) == row
+        assert DemoRow.checked(str(row)) == row
     assert len(set(FULL)) == len(FULL)
 
 
@@ -109,7 +109,7 @@ def test_tasks_are_read_with_stray_commas_and_spaces() -> None:
 )
 def test_a_row_that_cannot_run_is_refused(text: str, message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
-        DemoRow.parse(text)
+        DemoRow.checked(text)
 
 
 def test_a_folder_with_a_comma_is_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -211,8 +211,8 @@ def test_the_quick_demo(forking: Forking, tmp_path: Path) -> None:
         whole = runs["none"]
         for task, floor in FLOORS[model.family.model_name].items():
             assert whole["scores"][task] >= floor, (model.folder, task)
-        assert runs["random@1:1.0"]["scores"] == whole["scores"]
-        half = runs[str(next(row for row in QUICK if row.budget == "0.5"))]
+        assert runs["random@1:1"]["scores"] == whole["scores"]
+        half = runs[str(next(row for row in QUICK if str(row.budget) == "0.5"))]
         for task, cost in COSTS[model.family.model_name].items():
             assert half["scores"][task] >= whole["scores"][task] - cost, (model.folder, task)
         for task, most in BLIND.items():
@@ -221,7 +221,7 @@ def test_the_quick_demo(forking: Forking, tmp_path: Path) -> None:
         for row in QUICK:
             if row.budget is not None:
                 share = runs[str(row)]["averages"]["avg_visual_tokens"] / whole["averages"]["original_visual_tokens"]
-                assert share == pytest.approx(float(row.budget), abs=0.05)
+                assert share == pytest.approx(float(row.budget.amount), abs=0.05)
     assert f"schedule={QUICK[2]}," in record["command"]
     _the_leaderboard_agrees(tmp_path / f"results-{QUICK_ROWS}", record)
 
