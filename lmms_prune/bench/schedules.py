@@ -22,7 +22,7 @@ from lmms_prune.models.sizes import Architecture
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.schedule import Schedule
 
-PARTS = ("tower", "selection", "prefill", "decode")
+PARTS = ("encoder", "selection", "prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ScheduleTiming:
         case: the workload.
         seconds: median over the repeats, from calling ``generate`` to the last token.
         low, high: 95 % bootstrap interval of that median.
-        parts: median seconds by part: the vision encoder with its projector ("tower"), selecting and dropping
+        parts: median seconds by part: the vision encoder with its projector ("encoder"), selecting and dropping
             ("selection"), the rest up to the first token ("prefill"), and all further tokens ("decode").
         ideal_speedup: the unpruned model's FLOPs over this one's, including encoder and decode steps. The selection's
             FLOPs are excluded: they are an overhead, not part of what the schedule promises.
@@ -188,7 +188,7 @@ class _Marks:
 
     def __init__(self, clock: _Clock) -> None:
         self.clock = clock
-        self.tower: list[list[Any]] = []
+        self.encoder: list[list[Any]] = []
         self.selection: list[list[Any]] = []
         self.first_token: Any = None
         # A method may run the encoder again, or the whole model as its guide: that time belongs to its stage.
@@ -201,8 +201,8 @@ class _Marks:
         stages = [parts.layers[stage.layer] for stage in schedule.stages]
         last = parts.family.last_of_vision(parts.multimodal)
         handles = [
-            parts.encoder.register_forward_pre_hook(self._opens(self.tower)),
-            last.register_forward_hook(self._closes(self.tower)),
+            parts.encoder.register_forward_pre_hook(self._opens(self.encoder)),
+            last.register_forward_hook(self._closes(self.encoder)),
             model.register_forward_hook(self._answered),
             *(layer.register_forward_pre_hook(self._opens(self.selection)) for layer in stages),
         ]
@@ -234,11 +234,11 @@ class _Marks:
     def parts(self, start: Any, end: Any) -> dict[str, float]:
         """Return the seconds of each of PARTS; they add up to the whole."""
         between = self.clock.between
-        tower = sum(between(*span) for span in self.tower)
+        encoder = sum(between(*span) for span in self.encoder)
         selection = sum(between(*span) for span in self.selection)
-        prefill = between(start, self.first_token) - tower - selection
+        prefill = between(start, self.first_token) - encoder - selection
         decode = between(self.first_token, end)
-        return {"tower": tower, "selection": selection, "prefill": prefill, "decode": decode}
+        return {"encoder": encoder, "selection": selection, "prefill": prefill, "decode": decode}
 
 
 def _generate(model: Any, inputs: dict[str, Tensor], case: Workload) -> None:

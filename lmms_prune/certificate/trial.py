@@ -65,7 +65,7 @@ def two_documents() -> list[InstallationCheck]:
 
 def not_tried(unsupported: Sequence[InstallationCheck]) -> InstallationCheck:
     """Return the failed check for unsupported versions, with which every model is refused."""
-    reasons = [f"{check.what} {check.detail}: {check.mend}" for check in unsupported]
+    reasons = [f"{check.what} {check.detail}: {check.fix}" for check in unsupported]
     return InstallationCheck(_WHAT, "failed", "\n".join(["is not tried, as every model is refused.", *reasons]))
 
 

@@ -86,7 +86,7 @@ def sweep(
         typer.echo(DOCTOR, err=True)
     counts = Counter(str(outcome.state) for outcome in outcomes)
     if as_json:
-        typer.echo(json.dumps({**counts, "results": str(out), "units": [_as_dict(outcome) for outcome in outcomes]}))
+        typer.echo(json.dumps({**counts, "results": str(out), "jobs": [_as_dict(outcome) for outcome in outcomes]}))
     else:
         typer.echo(f"{_counted(counts)}; results in {out}")
     if failed:
@@ -137,7 +137,7 @@ def _preview(jobs: Sequence[Job], as_json: bool) -> None:
         if not as_json:
             typer.echo(f"{previews[-1]['state']}: {job}")
     if as_json:
-        typer.echo(json.dumps({"units": previews}))
+        typer.echo(json.dumps({"jobs": previews}))
     if any(preview["state"] == "damaged" for preview in previews):
         raise typer.Exit(1)
 

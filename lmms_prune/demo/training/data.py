@@ -269,7 +269,7 @@ def _choice(rng: random.Random, asked: questions.Question, *, chinese: bool = Fa
 
 
 STAGES = {
-    "tower": (ENCODER_MIX, ask),
+    "tower": (ENCODER_MIX, ask),  # the vision encoder; the names seed the random draws, so they stay
     "open": (MIX, ask_openly),
     "compare": (COMPARE_MIX, ask_to_compare),
     "questions": (QUESTIONS_MIX, ask),
