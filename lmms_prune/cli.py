@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from lmms_prune import __version__
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS, MethodSpec
+from lmms_prune.methods.spec import print_option
 from lmms_prune.record.files import WriteError
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.terminal.console import SECRETS, ended_by_sigterm, fail, plainly
@@ -177,7 +178,9 @@ def _show_one(spec: MethodSpec) -> None:
         "paper": spec.paper,
     }
     for option in spec.options:
-        lines[f";{option.name}="] = f"{option.help} (default {_shown(option.default) or 'none'}; {option.allowed})"
+        lines[f";{option.name}="] = (
+            f"{option.help} (default {print_option(option.default) or 'none'}; {option.allowed})"
+        )
     typer.echo("\n".join([spec.name, *(f"  {name:<14} {text}" for name, text in lines.items())]))
 
 
@@ -197,10 +200,6 @@ def _described(spec: MethodSpec) -> dict[str, Any]:
         "example": spec.example,
         "options": [{"name": o.name, "default": o.default, "allowed": o.allowed, "help": o.help} for o in spec.options],
     }
-
-
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @app.command()

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from lmms_prune.methods.base import Method
 
 
+def print_option(value: object) -> str:
+    """An option's value as written in a schedule text."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a method; its type is the default's: a flag, a number, a choice of texts or any text.

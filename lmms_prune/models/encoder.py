@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
+from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
 
@@ -156,17 +157,17 @@ class Encoder(ABC):
             rows[image] += len(queries)
         return self._align([self._pool(total / count) for total, count in zip(sums, rows, strict=True)])
 
-    @abstractmethod
     def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
         """Attention of the class token to each token in `block`, normalised over all keys.
 
         Raises:
             UnsupportedModelError: the encoder has no class token.
         """
+        raise UnsupportedModelError(f"{self.parts.family.title}'s vision encoder has no class token.")
 
-    @abstractmethod
     def class_output(self, block: int) -> Float[Tensor, "B C"]:
         """The class token after `block`; raises as `class_attention`."""
+        raise UnsupportedModelError(f"{self.parts.family.title}'s vision encoder has no class token.")
 
     @abstractmethod
     def attention_chunks(self, block: int) -> Iterator[tuple[int, Int[Tensor, " q"], Int[Tensor, " k"], Tensor]]:

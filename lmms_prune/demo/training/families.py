@@ -34,7 +34,8 @@ class TrainingFamily:
         self.model, self.processor = model, processor
         self.tokenizer: PreTrainedTokenizerFast = processor.tokenizer
         self.image_id: int = model.config.image_token_id
-        self._head, self._tail = self._around()
+        # The prompt's text before the image token.
+        self._head = self._rendered("QUESTION", with_image=True).split(self.tokenizer.decode([self.image_id]))[0]
         self.question = lru_cache(maxsize=4096)(self._question)
 
     @classmethod
@@ -89,11 +90,6 @@ class TrainingFamily:
         words = {"board": " sign", "bar": " chart"}
         text = label if len(label) == 1 else words.get(label, f" {label.lower()}")
         return self.tokenizer.encode(text, add_special_tokens=False)[-1]
-
-    def _around(self) -> tuple[str, str]:
-        """The prompt's text before the image token, and between the image token and the question."""
-        head, rest = self._rendered("QUESTION", with_image=True).split(self.tokenizer.decode([self.image_id]))
-        return head, rest.split("QUESTION")[0]
 
     def _question(self, prompt: str, with_image: bool) -> list[int]:
         """The tokens of a prompt after its image, or all of them without one."""
