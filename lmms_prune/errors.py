@@ -10,6 +10,10 @@ from reprlib import repr as shortened
 from typing import Any
 
 
+class ConfigError(ValueError):
+    """A file is not a configuration of lmms-eval."""
+
+
 class ScheduleError(ValueError):
     """A schedule that cannot be run; the message points into the text.
 

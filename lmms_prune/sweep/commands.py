@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lmms_prune.configs.runs import ConfigError
+from lmms_prune.errors import ConfigError
 from lmms_prune.harness.installation import DOCTOR, InstallationError, refuse_broken
 from lmms_prune.record.files import WriteError
 from lmms_prune.sweep.jobs import Job, SweepError, plan
