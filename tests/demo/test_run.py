@@ -249,7 +249,7 @@ def test_a_refused_schedule_does_not_end_the_other_models_run(
 ) -> None:
     """ToMe inside the vision encoder needs CLIP: LLaVA runs it, Qwen2.5-VL refuses."""
     monkeypatch.setattr("lmms_prune.demo.processes._program", lambda: str(forking.stand_ins / "lmms-eval"))
-    schedule = "tome@0:0.5;place=tower"
+    schedule = "tome@0:0.5;place=encoder"
     monkeypatch.setenv("HF_TOKEN", "hf_SECRET")  # which lmms-eval prints
     options = ["--folder", str(tmp_path), "--json", "--quick", "--tasks", "pope", "--schedule", schedule]
     done = CliRunner().invoke(app, ["demo", *options])
@@ -258,7 +258,7 @@ def test_a_refused_schedule_does_not_end_the_other_models_run(
     assert [(run["model"], run["schedule"]) for run in record["runs"]] == [("llava_pruned", schedule)]
     (failure,) = record["failures"]
     assert (failure["model"], failure["schedule"]) == ("qwen2_5_vl_pruned", schedule)
-    assert "place=tower merges inside CLIP's blocks" in failure["error"]
+    assert "place=encoder merges inside CLIP's blocks" in failure["error"]
     assert failure["error"] in done.stderr
     logs = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("log.txt")]
     assert len(logs) == 2
