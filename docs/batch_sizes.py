@@ -31,7 +31,13 @@ def samples(schedule: str, dtype: str, batch_size: int, mirror: Path, out: Path)
     """The samples of one evaluation, in the order of the documents."""
     model = MODELS[0]
     arguments = f"pretrained={weights(model)},dtype={dtype},{model.arguments},schedule={schedule}"
-    command = [str(Path(sys.executable).with_name("lmms-eval")), "--model", model.wrapper, "--model_args", arguments]
+    command = [
+        str(Path(sys.executable).with_name("lmms-eval")),
+        "--model",
+        model.family.model_name,
+        "--model_args",
+        arguments,
+    ]
     command += ["--tasks", TASK, "--batch_size", str(batch_size), "--output_path", str(out), "--log_samples"]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(mirror.parent / "huggingface")}
     subprocess.run(command, cwd=mirror, env=offline, capture_output=True, check=True)

@@ -4,7 +4,7 @@
 
 Draws mini benchmarks and calls, for each model, `lmms-prune horizon` (information of every visual token at every layer,
 the score without any from each layer on, and the score of methods that act alone at one layer), `lmms-prune information`
-(heat maps, and how much information methods keep) and `lmms-prune calibrate` (a schedule from all this, beside the
+(heat maps, and how much information methods keep) and `lmms-prune calibrate` (a schedule from all this, compared with the
 paper's own at the same budget); of the other benchmarks `horizon` without methods. Tables and pictures land in
 docs/finding/MODEL.
 """
@@ -25,24 +25,41 @@ import pandas as pd
 import typer
 
 from lmms_prune.demo.benchmarks import build_mirror
-from lmms_prune.demo.models import MODELS, DemoModel, model_arguments, weights
+from lmms_prune.demo.models import MODELS, DemoCheckpoint, model_arguments, weights
 
 OUT = Path(__file__).with_name("finding")
 TASKS = "pope,gqa,textvqa_val,infovqa_val,docvqa_val"
 OTHERS = "mme,scienceqa_img,mmbench_en_dev_static,mmbench_cn_dev_static,ocrbench"
 # The paper's kinds of schedule at this depth: its hybrid, one method alone, VTW's rule and the control.
-BESIDE = ("dart@1:?,random@8:0.05", "divprune@0:?,random@8:0.05", "dart@1:?", "divprune@0:?", "fastv@2:?", "random@0:?")
+COMPARED = (
+    "dart@1:?,random@8:0.05",
+    "divprune@0:?,random@8:0.05",
+    "dart@1:?",
+    "divprune@0:?",
+    "fastv@2:?",
+    "random@0:?",
+)
 
 
 def commands(
-    model: DemoModel, out: Path, tasks: str, others: str, limit: int, budget: str
+    model: DemoCheckpoint, out: Path, tasks: str, others: str, limit: int, budget: str
 ) -> Iterator[tuple[str, list[str]]]:
     """What is run for a model, one after the other, each with a name."""
     arguments = f"device=cpu,{model_arguments(model, weights(model))}"
     program = str(Path(sys.executable).with_name("lmms-prune"))
 
     def start(command: str, tasks: str) -> list[str]:
-        return [program, command, "--model", model.wrapper, "--model_args", arguments, "--tasks", tasks, "--json"]
+        return [
+            program,
+            command,
+            "--model",
+            model.family.model_name,
+            "--model_args",
+            arguments,
+            "--tasks",
+            tasks,
+            "--json",
+        ]
 
     every = ["--limit", str(limit), "--block", "1"]
     alone = ["--methods", "random,dart,fastv,divprune,information", "--keeps", "0.1,0.25"]
@@ -51,9 +68,9 @@ def commands(
         yield "horizon-others", [*start("horizon", others), *every, "--out", str(out / "others")]
     seen = ["--methods", "random,dart,fastv,divprune", "--limit", str(max(1, limit // 2)), "--pictures", "1"]
     yield "information", [*start("information", tasks), *seen, "--block", "1", "--out", str(out / "information")]
-    beside = [part for text in BESIDE for part in ("--beside", text)]
+    compared = [part for text in COMPARED for part in ("--compare", text)]
     fixed = ["--limit", str(limit), "--block", "2", "--methods", "dart,divprune", "--budget", budget]
-    yield "calibrate", [*start("calibrate", tasks), *fixed, *beside, "--out", str(out / "calibration")]
+    yield "calibrate", [*start("calibrate", tasks), *fixed, *compared, "--out", str(out / "calibration")]
 
 
 def main(
@@ -72,7 +89,7 @@ def main(
     environment = {**os.environ, "HF_HOME": str(work / "huggingface"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment["HOME"] = str(work)  # what `calibrate` keeps for schedule=auto is not the user's
 
-    def measure(model: DemoModel) -> int:
+    def measure(model: DemoCheckpoint) -> int:
         out, made = work / model.folder, OUT / model.folder
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)

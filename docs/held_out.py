@@ -28,7 +28,7 @@ def held_out(folder: Path, batches: int) -> pd.Series:
     # Nothing is trained, so nothing is written to the trainer's folder.
     trainer = Trainer(started_family(folder), Path("unused"), [stage], seed=77, device=torch.device("cpu"))
     shares = trainer.held_out(stage, batches)
-    # What reads dense labels off the tower is not part of the model.
+    # What reads dense labels off the vision encoder is not part of the model.
     return 100 * pd.Series(
         {sort: share for sort, share in shares.items() if not sort.startswith("patch")}, name=folder.name
     )

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from lmms_prune import __version__
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS, MethodSpec
+from lmms_prune.methods.spec import print_option
 from lmms_prune.record.files import WriteError
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.terminal.console import SECRETS, ended_by_sigterm, fail, plainly
@@ -178,7 +179,9 @@ def _show_one(spec: MethodSpec) -> None:
         "paper": spec.paper,
     }
     for option in spec.options:
-        lines[f";{option.name}="] = f"{option.help} (default {_shown(option.default) or 'none'}; {option.allowed})"
+        lines[f";{option.name}="] = (
+            f"{option.help} (default {print_option(option.default) or 'none'}; {option.allowed})"
+        )
     typer.echo("\n".join([spec.name, *(f"  {name:<14} {text}" for name, text in lines.items())]))
 
 
@@ -198,10 +201,6 @@ def _described(spec: MethodSpec) -> dict[str, Any]:
         "example": spec.example,
         "options": [{"name": o.name, "default": o.default, "allowed": o.allowed, "help": o.help} for o in spec.options],
     }
-
-
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @app.command()
@@ -239,7 +238,7 @@ def demo(
     console = Console(stderr=as_json)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.absolute() / "huggingface")}
     try:
-        rows = tuple(map(DemoRow.parse, schedules)) if schedules else QUICK if quick else FULL
+        rows = tuple(map(DemoRow.checked, schedules)) if schedules else QUICK if quick else FULL
         names = task_names(tasks)
         with ended_by_sigterm():
             record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console)
@@ -268,7 +267,7 @@ def demo(
 
 
 _AFTERWARDS = """tokens: visual tokens, average over the decoder's layers (avg_visual_tokens). MME: total of 1600; POPE: F1 score; all but MME in percent.
-kept: the mean share of the unpruned scores that is left, in percent. random@1:1.0 keeps every token: it must equal none.
+kept: the mean share of the unpruned scores that is left, in percent. random@1:1 keeps every token: it must equal none.
 
 One of these runs, as you would type it (lmms-eval's own table has shares of 1, and OCRBench's points of 1000):
 """

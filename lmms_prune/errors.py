@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from difflib import get_close_matches
-from numbers import Integral, Real
+from numbers import Integral
 from reprlib import repr as shortened
 from typing import Any
+
+
+class ConfigError(ValueError):
+    """A file is not a configuration of lmms-eval."""
 
 
 class ScheduleError(ValueError):
@@ -110,7 +113,6 @@ def _is_text(value: Any) -> bool:
 WHOLE = Kind("a whole number", _is_integer)
 FROM_ZERO = Kind("a whole number of at least 0", _is_integer, lambda value: value >= 0)
 FROM_ONE = Kind("a whole number of at least 1", _is_integer, lambda value: value >= 1)
-NUMBER = Kind("a number", lambda value: isinstance(value, (Real, Decimal)) and not isinstance(value, bool))
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("a text", _is_text)
 TEXTS = Kind("a list of texts", lambda value: _is_list(value, _is_text))

@@ -93,7 +93,7 @@ def test_schedule_json_is_the_last_line(args: list[str], schedule: str, kept: li
         (["bench", "--arch", "llava-1.5-7b", "--device", "cuda:9"], "CUDA devices"),
         (["bench", "--arch", "llava-1.5-7b", "--layers", "8", "dart@9:0.5"], "layers are 0 to 7"),
         (["bench", "--arch", "llava-1.5-7b", "dart@2:?"], "dart@2:?"),
-        (["schedule", "tome@3:0.3;place=tower"], "must act at layer 0"),
+        (["schedule", "tome@3:0.3;place=encoder"], "must act at layer 0"),
         (["schedule", "vflowopt@0:0.3;alpha=inf"], "allowed are numbers from 0"),
         (["schedule", "mustdrop@3,random@20:?", "--budget", "192t"], "decides by itself how much it keeps"),
         (["demo", "--tasks", "mme, foo"], "'foo' is not in the demo; it has mme,"),

@@ -26,7 +26,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import modeling_flash_attention_utils as library
 
 from lmms_prune.certificate.case import Case, off
-from lmms_prune.certificate.cells import PLACES, Cell, covering, enumerate_cells, impossible, schedule
+from lmms_prune.certificate.cells import STAGE_LAYERS, Cell, covering, enumerate_cells, impossible, schedule
 from lmms_prune.certificate.checks import CHECKS
 from lmms_prune.certificate.models import Models, random_checkpoints
 from lmms_prune.certificate.observe import Observed, generate, observe
@@ -182,11 +182,11 @@ class TestWrongCalls:
 def test_a_covering_choice_of_cells_holds(flash: Flash, models: dict[str, Models], full: bool) -> None:
     """The certificate: reference, keep-all, row = batch, decode steps, both position policies, every method."""
     # At layer 0 no layer is left with the library's own mask; deeper stages are all alike to the kernel.
-    places = PLACES if full else ("0", "middle")
+    layers = STAGE_LAYERS if full else ("0", "middle")
     for dtypes in [(dtype,) for dtype in flash.dtypes] if full else [flash.dtypes]:
         certificate = Certificate()
         possible = certificate.possible(enumerate_cells(FAMILIES, dtypes=dtypes, attentions=(FLASH,)))
-        cells = covering(cell for cell in possible if cell.place in places)
+        cells = covering(cell for cell in possible if cell.stage_layer in layers)
         certify(cells, models, certificate)
         assert certificate.failures == []
         assert sum(certificate.cells.values()) == len(cells) > len(READY)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from forking import Forking
+from masked import dropped_columns, masked_logits
 from tiny import LAYERS, Family, noise
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
 from lmms_prune import Schedule, prune
-from lmms_prune.certificate.reference import dropped_columns, masked_logits
 from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, with_cache
 from lmms_prune.errors import PruningError, ScheduleError, UnsupportedModelError
 

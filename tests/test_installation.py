@@ -60,14 +60,14 @@ def test_models_that_lmms_eval_does_not_find_are_named() -> None:
     check = models_found([sys.executable, "-c", f"print('INFO'); print({json.dumps(['llava', NAMES[0]])!r}){warning}"])
     assert check.state == "failed"
     assert check.detail.startswith(f"lmms-eval does not find {NAMES[1]}: WARNING Failed to load model entry-point")
-    assert check.mend.startswith("pip install --force-reinstall --no-deps ")
+    assert check.fix.startswith("pip install --force-reinstall --no-deps ")
     assert models_found(printed("[]")).detail == f"lmms-eval does not find {' and '.join(NAMES)}"
 
 
 def test_a_host_that_cannot_be_imported_is_named_with_its_last_words() -> None:
     check = models_found([sys.executable, "-c", "import no_such_module"])
     assert check.detail == "lmms-eval itself fails: ModuleNotFoundError: No module named 'no_such_module'"
-    assert "lmms" in check.mend
+    assert "lmms" in check.fix
     assert models_found([sys.executable, "-c", "raise SystemExit(3)"]).detail.endswith("exit code 3")
 
 

@@ -254,6 +254,15 @@ def test_values_that_are_no_schedule_are_refused(text: Any) -> None:
         Schedule.parse(text)
 
 
+def test_a_former_spelling_of_an_option_is_read_and_not_written() -> None:
+    """Results of earlier versions record it."""
+    schedule = Schedule.parse("tome@0:0.3;place=tower")
+    assert str(schedule) == "tome@0:0.3;place=encoder"
+    assert schedule == Schedule.parse(str(schedule))
+    with pytest.raises(ScheduleError, match=r"option place=towers: allowed are stage and encoder\."):
+        Schedule.parse("tome@0:0.3;place=towers")
+
+
 def test_a_repeated_option_is_refused() -> None:
     with pytest.raises(ScheduleError, match="names the option 'order' twice"):
         Schedule.parse("dart@2:0.4;order=reference;order=stable")

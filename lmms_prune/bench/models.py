@@ -155,8 +155,7 @@ def random_inputs(model: Any, batch: int, grid: tuple[int, int] | None, text_tok
 
     images = [parts.family.image_inputs(parts.config, grid, noise) for _ in range(batch)]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **parts.family.extra_inputs(parts.config, ids)}
-    inputs |= {name: torch.cat([image[name] for image in images]) for name in images[0]}
-    inputs["pixel_values"] = inputs["pixel_values"].to(weight.dtype)
+    inputs |= parts.family.joined(images, weight.dtype)
     return {name: x.to(weight.device) for name, x in inputs.items()}
 
 

@@ -17,7 +17,7 @@ from lmms_prune.bench.ratios import legend, signs
 from lmms_prune.bench.schedules import ScheduleTiming
 from lmms_prune.bench.spans import PARTS
 
-_COLOURS = {"tower": "#7f7f7f", "selection": "#d62728", "prefill": "#1f77b4", "decode": "#aec7e8"}
+_COLOURS = {"encoder": "#7f7f7f", "selection": "#d62728", "prefill": "#1f77b4", "decode": "#aec7e8"}
 _CAPTION = (
     "ideal: the speed-up that the FLOPs promise; realised: the unpruned model's time over this one's; fraction: "
     f"realised / ideal; ≥ {WORTH}x: the numbers of new tokens at which so much is realised"
@@ -37,7 +37,7 @@ def tables(measured: Sequence[ScheduleTiming], title: str, device: str) -> list[
         table.add_column("schedule", overflow="fold")
         # Line breaks keep the table within 80 columns.
         gained = ("ideal", "real-\nised", "frac-\ntion", f"≥ {WORTH}x")
-        for head in ("ms ± 95 %", "tower", "select", "prefill", "decode", *gained):
+        for head in ("ms ± 95 %", "encoder", "select", "prefill", "decode", *gained):
             table.add_column(head, justify="right", no_wrap=True)
         for timing in group:
             time = f"{_ms(timing.seconds)} ±{_ms((timing.high - timing.low) / 2)}"

@@ -40,7 +40,7 @@ class ScheduleTiming:
         case: the workload.
         seconds: median over the repeats, from calling ``generate`` to the last token; CPU time of all threads on a CPU.
         low, high: 95 % bootstrap interval of that median.
-        parts: median seconds by part: the vision encoder with its projector ("tower"), selecting and dropping
+        parts: median seconds by part: the vision encoder with its projector ("encoder"), selecting and dropping
             ("selection"), the rest up to the first token ("prefill"), and all further tokens ("decode").
         ideal_speedup: the unpruned model's FLOPs over this one's, including encoder and decode steps. The selection's
             FLOPs are excluded: they are an overhead, not part of what the schedule promises.

@@ -12,7 +12,7 @@ from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.schedule import Schedule
 
-PARTS = ("tower", "selection", "prefill", "decode")
+PARTS = ("encoder", "selection", "prefill", "decode")
 
 
 class Marks:
@@ -20,7 +20,7 @@ class Marks:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.tower: list[list[Any]] = []
+        self.encoder: list[list[Any]] = []
         self.selection: list[list[Any]] = []
         self.first_token: Any = None
         # A method may run the encoder again, or the whole model as its guide: that time belongs to its stage.
@@ -33,8 +33,8 @@ class Marks:
         stages = [parts.layers[stage.layer] for stage in schedule.stages]
         last = parts.family.last_of_vision(parts.multimodal)
         handles = [
-            parts.encoder.register_forward_pre_hook(self._opens(self.tower)),
-            last.register_forward_hook(self._closes(self.tower)),
+            parts.encoder.register_forward_pre_hook(self._opens(self.encoder)),
+            last.register_forward_hook(self._closes(self.encoder)),
             model.register_forward_hook(self._answered),
             *(layer.register_forward_pre_hook(self._opens(self.selection)) for layer in stages),
         ]
@@ -66,8 +66,8 @@ class Marks:
     def parts(self, start: Any, end: Any) -> dict[str, float]:
         """Return the seconds of each of PARTS; they add up to the whole."""
         between = self.clock.between
-        tower = sum(between(*span) for span in self.tower)
+        encoder = sum(between(*span) for span in self.encoder)
         selection = sum(between(*span) for span in self.selection)
-        prefill = between(start, self.first_token) - tower - selection
+        prefill = between(start, self.first_token) - encoder - selection
         decode = between(self.first_token, end)
-        return {"tower": tower, "selection": selection, "prefill": prefill, "decode": decode}
+        return {"encoder": encoder, "selection": selection, "prefill": prefill, "decode": decode}

@@ -49,7 +49,7 @@ def calibrate(
     compared: Annotated[
         list[str] | None,
         typer.Option(
-            "--beside",
+            "--compare",
             help="A schedule to compare with on the verification documents; its ? is solved from the budget. Repeatable.",
         ),
     ] = None,
@@ -103,7 +103,7 @@ def calibrate(
         }
         record |= {"chosen": vars(proposal.chosen), "verified": vars(proposal.verified)}
         record |= {"tried": {text: vars(measured) for text, measured in proposal.tried.items()}}
-        record |= {"beside": {text: vars(measured) for text, measured in proposal.compared.items()}}
+        record |= {"compared": {text: vars(measured) for text, measured in proposal.compared.items()}}
         stored = calibration_file(checkpoint, budget)
         keep_calibration(stored, record)
         path = out / f"{Path(checkpoint).name}_auto-{budget}.yaml"

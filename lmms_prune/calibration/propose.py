@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +10,11 @@ import numpy as np
 
 from lmms_prune.errors import ScheduleError
 from lmms_prune.information.horizon import EPSILON
-from lmms_prune.information.layer_sweep import Evaluation, acts_at, evaluate
+from lmms_prune.information.layer_sweep import Evaluation, Report, acts_at, evaluate
 from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.leaderboard.statistics import CONFIDENCE, mean_ratio, resampled
 from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Budget, PromptSizes, Schedule
-from lmms_prune.sweep.run import JobOutcome
 
 DEEP = (0.0, 0.05, 0.15)  # keep ratios from the horizon on
 TRIED = 8  # layers at which removal is tried
@@ -103,9 +102,7 @@ def _solved(texts: Sequence[str], budget: Budget | str, sizes: PromptSizes) -> t
     return list(solved), problem
 
 
-def removal_horizon(
-    evaluation: Evaluation, first: int, depth: int, out: Path, launch: str, report: Callable[[JobOutcome], None]
-) -> int:
+def removal_horizon(evaluation: Evaluation, first: int, depth: int, out: Path, launch: str, report: Report) -> int:
     """The layer from which on removing all visual tokens loses at most EPSILON.
 
     Tries TRIED layers from `first` to the last. If even the deepest of them loses more, returns the depth.
@@ -128,7 +125,7 @@ def propose(
     horizon: int,
     out: Path,
     launch: str,
-    report: Callable[[JobOutcome], None],
+    report: Report,
     compared: Sequence[str] = (),
     resamples: int = 1000,
     seed: int = 0,

@@ -13,13 +13,13 @@ from lmms_prune.models import FAMILIES
 from lmms_prune.models.kernels import dtype_refusal
 from lmms_prune.schedule import Schedule, Stage
 
-PLACES = ("0", "1", "middle", "last")
+STAGE_LAYERS = ("0", "1", "middle", "last")
 BATCHES = ("1", "3", "ragged")
 ATTENTIONS = ("eager", "sdpa")
 POSITIONS = ("original", "compact")
 DTYPES = ("float32", "bfloat16")
 STAGES = (1, 2, 3)
-# The places 0, 1, middle and last must be four different layers.
+# The layers 0, 1, middle and last must be four different layers.
 FEWEST_LAYERS = 4
 # Overrides that save time: long auxiliary generations prove nothing more here.
 _OPTIONS = {"sgl": (("new_tokens", 4),)}
@@ -36,7 +36,7 @@ class Cell:
         attention: the model's attention kernel.
         positions: the position policy.
         method: the method that is certified.
-        place: the decoder layer of the method's stage: 0, 1, the middle layer or the last layer.
+        stage_layer: the decoder layer of the method's stage: 0, 1, the middle layer or the last layer.
         stages: the number of stages in the schedule; the other stages prune with other methods.
         batch: a name in `BATCHES`.
     """
@@ -46,7 +46,7 @@ class Cell:
     attention: str
     positions: str
     method: str
-    place: str
+    stage_layer: str
     stages: int
     batch: str
 
@@ -64,14 +64,14 @@ def enumerate_cells(
 
     The batch varies fastest, so consecutive cells can share runs.
     """
-    axes = (families, dtypes, attentions, POSITIONS, methods, PLACES, STAGES, BATCHES)
+    axes = (families, dtypes, attentions, POSITIONS, methods, STAGE_LAYERS, STAGES, BATCHES)
     for values in product(*axes):
         yield Cell(*values)
 
 
 def impossible(cell: Cell) -> str:
     """Return why a cell cannot be run, according to the tables of kernels and methods; "" if it can."""
-    spec, layer = METHODS[cell.method], PLACES.index(cell.place)
+    spec, layer = METHODS[cell.method], STAGE_LAYERS.index(cell.stage_layer)
     if reason := dtype_refusal(cell.attention, cell.dtype) if cell.dtype != "auto" else "":
         return reason
     if not spec.ready:
@@ -93,7 +93,7 @@ def schedule(cell: Cell, layers: int) -> Schedule:
     Stages before the method's stage use DivPrune, stages after it use random pruning.
     """
     spec = METHODS[cell.method]
-    method_layer, stage_layers = _layer_of(cell.place, layers), _layers(cell, layers)
+    method_layer, stage_layers = _layer_of(cell.stage_layer, layers), _layers(cell, layers)
     keeps = (_SECOND,) if len(stage_layers) == 1 else (_FIRST, _SECOND, _THIRD)
     example = dict(Schedule.parse(spec.example).stages[0].options)
     options = tuple({**example, **dict(_OPTIONS.get(cell.method, ()))}.items())
@@ -106,14 +106,14 @@ def schedule(cell: Cell, layers: int) -> Schedule:
     return Schedule(tuple(stages))
 
 
-def _layer_of(place: str, layers: int) -> int:
-    return {"0": 0, "1": 1, "middle": layers // 2, "last": layers - 1}[place]
+def _layer_of(stage_layer: str, layers: int) -> int:
+    return {"0": 0, "1": 1, "middle": layers // 2, "last": layers - 1}[stage_layer]
 
 
 def _layers(cell: Cell, layers: int) -> list[int]:
     """Return the layers of a cell's stages, sorted: the method's layer and the other stages, preferably after it."""
-    method_layer = _layer_of(cell.place, layers)
-    others = [_layer_of(place, layers) for place in ("middle", "last", "1", "0")]
+    method_layer = _layer_of(cell.stage_layer, layers)
+    others = [_layer_of(other, layers) for other in ("middle", "last", "1", "0")]
     after = [] if METHODS[cell.method].drops_all else [layer for layer in others if layer > method_layer]
     before = [layer for layer in others if layer < method_layer]
     # Of three stages, one comes after the method if possible, so that a middle method has a stage on either side.

@@ -41,7 +41,7 @@ def doctor(
 ) -> None:
     """Certify that pruning a checkpoint does what it should: every method, in every way that it can be run.
 
-    Each way (place and number of stages, batch, position policy, type, attention kernel) is compared with a reference
+    Each way (layer and number of stages, batch, position policy, type, attention kernel) is compared with a reference
     that removes nothing and only masks, in the prefill and 16 decode steps; see docs/reliability.md. Exits with 1 if
     anything fails, or nothing can be run.
 
@@ -95,8 +95,8 @@ def _examine(as_json: bool) -> None:
         typer.echo(json.dumps(described(checks, time.monotonic() - start)))
     else:
         console.print(table(checks))
-        if mending := commands(checks):
-            typer.echo("\n".join(["To fix it:", *(f"  {command}" for command in mending)]))
+        if fixes := commands(checks):
+            typer.echo("\n".join(["To fix it:", *(f"  {command}" for command in fixes)]))
     if any(check.state == "failed" for check in checks):
         raise typer.Exit(1)
 

@@ -39,7 +39,7 @@ def examine() -> Iterator[InstallationCheck]:
     checks += (library_checks := examined or libraries())
     yield from library_checks
     # If another check fails, it is the likely cause and must be fixed first.
-    yield replace(evaluation, mend="") if any(check.state == "failed" for check in checks) else evaluation
+    yield replace(evaluation, fix="") if any(check.state == "failed" for check in checks) else evaluation
 
 
 def table(checks: Sequence[InstallationCheck]) -> Table:
@@ -56,7 +56,7 @@ def table(checks: Sequence[InstallationCheck]) -> Table:
 
 def commands(checks: Sequence[InstallationCheck]) -> list[str]:
     """Return the commands that fix the failures, each once."""
-    return list(dict.fromkeys(check.mend for check in checks if check.state == "failed" and check.mend))
+    return list(dict.fromkeys(check.fix for check in checks if check.state == "failed" and check.fix))
 
 
 def described(checks: Sequence[InstallationCheck], seconds: float) -> dict[str, Any]:

@@ -87,12 +87,12 @@ def cuda() -> InstallationCheck:
     """Check that torch computes on each CUDA device, if there are any."""
     import torch
 
-    mend = f"pip install --force-reinstall 'torch{VERSIONS['torch']}' torchvision"
+    fix = f"pip install --force-reinstall 'torch{VERSIONS['torch']}' torchvision"
     if torch.version.cuda is None:
         detail = f"torch {torch.__version__} is built without CUDA"
         gpus = _gpus()
         return (
-            InstallationCheck("CUDA", "failed", f"{detail}, though there is {gpus}", mend)
+            InstallationCheck("CUDA", "failed", f"{detail}, though there is {gpus}", fix)
             if gpus
             else _absent("CUDA", detail)
         )
@@ -103,7 +103,7 @@ def cuda() -> InstallationCheck:
             ones = torch.ones(64, 64, device=f"cuda:{device}", dtype=torch.bfloat16)
             if (total := (ones @ ones).sum().item()) != 64**3:
                 return InstallationCheck(
-                    "CUDA", "failed", f"cuda:{device}: a product of ones is {total}, not {64**3}", mend
+                    "CUDA", "failed", f"cuda:{device}: a product of ones is {total}, not {64**3}", fix
                 )
     except (RuntimeError, AssertionError) as error:  # torch's own errors of CUDA, out of memory among them
         # Its first sentence; the next ones are advice, with addresses.
@@ -111,7 +111,7 @@ def cuda() -> InstallationCheck:
         return (
             _absent("CUDA", reason)
             if reason.startswith(_NO_DEVICE)
-            else InstallationCheck("CUDA", "failed", reason, mend)
+            else InstallationCheck("CUDA", "failed", reason, fix)
         )
     names = ", ".join(dict.fromkeys(torch.cuda.get_device_name(device) for device in range(count)))
     return InstallationCheck("CUDA", "ok", f"{count} × {names}, CUDA {torch.version.cuda}")
@@ -127,7 +127,7 @@ def flash_attention() -> InstallationCheck:
     import torch
     from torch.nn.functional import scaled_dot_product_attention as attention
 
-    mend = f"pip install --force-reinstall --no-deps --no-build-isolation flash-attn=={installed}"
+    fix = f"pip install --force-reinstall --no-deps --no-build-isolation flash-attn=={installed}"
     try:
         compute = import_module("flash_attn").flash_attn_func
         if not torch.cuda.is_available():
@@ -137,9 +137,9 @@ def flash_attention() -> InstallationCheck:
         expected = attention(heads[0], heads[1], heads[2], is_causal=True).transpose(1, 2)
         apart = (compute(query, key, value, causal=True) - expected).abs().max().item()
     except Exception as error:  # an extension that was built for another torch raises anything
-        return InstallationCheck(what, "failed", f"{installed}: {type(error).__name__}: {error}", mend)
+        return InstallationCheck(what, "failed", f"{installed}: {type(error).__name__}: {error}", fix)
     if not apart < 0.05:
-        return InstallationCheck(what, "failed", f"{installed}: its outputs are {apart:.2g} off those of torch", mend)
+        return InstallationCheck(what, "failed", f"{installed}: its outputs are {apart:.2g} off those of torch", fix)
     return InstallationCheck(what, "ok", installed)
 
 

@@ -67,9 +67,7 @@ def batch(model: Any, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
     weight = parts.decoder.norm.weight
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     inputs |= parts.family.extra_inputs(parts.config, input_ids)
-    if images:
-        inputs |= {name: torch.cat([image[name] for image in images]) for name in images[0]}
-        inputs["pixel_values"] = inputs["pixel_values"].to(weight.dtype)
+    inputs |= parts.family.joined(images, weight.dtype)
     return {name: tensor.to(weight.device) for name, tensor in inputs.items()}
 
 

@@ -100,7 +100,7 @@ def certify(
     last, case = None, None
     for number, cell in enumerate(cells, 1):
         subject = models[cell.family].get(cell.dtype, cell.attention)
-        shared = (cell.family, cell.dtype, cell.attention, cell.positions, cell.method, cell.place, cell.stages)
+        shared = (cell.family, cell.dtype, cell.attention, cell.positions, cell.method, cell.stage_layer, cell.stages)
         if case is None or shared != last:
             last, case = shared, Case(subject, schedule(cell, subject.layers), cell.positions)
         certificate.limits[cell.family, subject.dtype, cell.attention] = TIMES * subject.noise

@@ -27,7 +27,7 @@ def two_documents() -> list[InstallationCheck]:
         the library checks made inside its process, if it got that far, then the evaluation's own check.
     """
     try:
-        from lmms_prune.demo.models import LAYERS, MODELS, VISUAL_TOKENS, DemoError, model_arguments, weights
+        from lmms_prune.demo.models import MODELS, DemoError, model_arguments, sizes, weights
         from lmms_prune.demo.processes import DemoRun, RunError, evaluate
     except ImportError as error:
         return [
@@ -37,7 +37,7 @@ def two_documents() -> list[InstallationCheck]:
     with TemporaryDirectory() as folder:
         try:
             options = {
-                "model": MODELS[0].wrapper,
+                "model": MODELS[0].family.model_name,
                 "model_args": f"schedule={_SCHEDULE},{model_arguments(MODELS[0], weights(MODELS[0]))}",
                 "tasks": _TASK,
                 "include_path": str(Path(__file__).with_name("task")),
@@ -57,13 +57,15 @@ def two_documents() -> list[InstallationCheck]:
         examined = printed(run.log.read_text(encoding="utf-8", errors="replace"))
     if isinstance(outcome, RunError):
         return [*examined, refused(outcome.failure)]
-    planned = float(_SCHEDULE.avg_visual_tokens(LAYERS, [VISUAL_TOKENS]))
+    model = sizes()
+    assert model.tokens_per_image is not None
+    planned = float(_SCHEDULE.avg_visual_tokens(model.layers, [model.tokens_per_image]))
     return [*examined, judged(outcome, planned, time.monotonic() - start)]
 
 
 def not_tried(unsupported: Sequence[InstallationCheck]) -> InstallationCheck:
     """Return the failed check for unsupported versions, with which every model is refused."""
-    reasons = [f"{check.what} {check.detail}: {check.mend}" for check in unsupported]
+    reasons = [f"{check.what} {check.detail}: {check.fix}" for check in unsupported]
     return InstallationCheck(_WHAT, "failed", "\n".join(["is not tried, as every model is refused.", *reasons]))
 
 

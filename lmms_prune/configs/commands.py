@@ -14,7 +14,8 @@ from rich.table import Table
 
 from lmms_prune.configs.check import Checked, check
 from lmms_prune.configs.render import write
-from lmms_prune.configs.runs import ConfigError, files, read
+from lmms_prune.configs.runs import files, read
+from lmms_prune.errors import ConfigError
 from lmms_prune.harness.tasks import own_groups, own_tasks, task_configs
 from lmms_prune.terminal.console import plainly
 from lmms_prune.terminal.options import Json

@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from lmms_prune.configs.budget import claims, kept_average
-from lmms_prune.configs.table import MODELS, PAPER, ROWS, PaperRow
+from lmms_prune.configs.table import PAPER, ROWS, TABLES, PaperRow
 from lmms_prune.models.architectures import architecture
 from lmms_prune.record.files import write as write_file
 from lmms_prune.schedule import Schedule
@@ -23,18 +23,23 @@ def render(row: PaperRow, folder: Path, include_path: str) -> str:
         folder: the folder that the file will be in.
         include_path: this package's task folder, as the file is to name it.
     """
-    model, schedule = MODELS[row.model], Schedule.parse(row.text)
-    source = f"beside Table {model.table}" if row.control else f"Table {model.table}"
-    title = f"{model.title}, {row.name} at {_in_words(row.budget)}: {PAPER}, {source}."
+    table, schedule = TABLES[row.model], Schedule.parse(row.text)
+    source = f"a control for Table {table.number}" if row.control else f"Table {table.number}"
+    title = f"{table.title}, {row.name} at {_in_words(row.budget)}: {PAPER}, {source}."
     comments = [title, f"Settings: {row.settings}.", _budget(row, schedule)]
     comments.append(f"Written by `lmms-prune configs`. To run: lmms-eval --config {folder / row.stem}.yaml")
     stages = "none" if not schedule.stages else f"[{', '.join(map(str, schedule.stages))}]"
     lines = [f"# {line}" for comment in comments for line in wrap(comment, 116)]
-    lines += [f"model: {model.wrapper}", "model_args:", f"  pretrained: {model.pretrained}", f"  schedule: {stages}"]
+    lines += [
+        f"model: {table.family.model_name}",
+        "model_args:",
+        f"  pretrained: {table.family.checkpoint}",
+        f"  schedule: {stages}",
+    ]
     lines += [f"  seed: {row.seed}"]
-    lines += [f"  # {model.about}"] if model.about else []
-    lines += [f"  {name}: {value}" for name, value in model.arguments.items()]
-    lines += [f"  batch_size: {BATCH_SIZE}", f"include_path: {include_path}", f"tasks: {model.tasks}"]
+    lines += [f"  # {table.about}"] if table.about else []
+    lines += [f"  {name}: {value}" for name, value in table.arguments.items()]
+    lines += [f"  batch_size: {BATCH_SIZE}", f"include_path: {include_path}", f"tasks: {table.tasks}"]
     lines += ["log_samples: true", f"output_path: results/{row.stem}"]
     return "\n".join(lines) + "\n"
 

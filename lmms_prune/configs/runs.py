@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.configs.budget import Claim, ClaimError, claims
-from lmms_prune.errors import did_you_mean
+from lmms_prune.errors import ConfigError, did_you_mean
 from lmms_prune.record.files import read_text
 from lmms_prune.record.yamls import YamlError, read_yaml
 
@@ -24,10 +24,6 @@ KEYS = frozenset(
     """.split()  # noqa: SIM905
 )
 """The keys that lmms-eval 0.7.3 accepts. They are listed here because importing its parser takes seconds; a test compares."""
-
-
-class ConfigError(ValueError):
-    """A file is not a configuration of lmms-eval."""
 
 
 @dataclass(frozen=True)

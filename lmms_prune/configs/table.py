@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from lmms_prune.models import Family
+from lmms_prune.models.architectures import architecture
 from lmms_prune.schedule import Schedule
 from lmms_prune.schedule.presets import PRESETS
 
@@ -13,43 +15,53 @@ RANDOM_SEEDS = range(5)
 
 
 @dataclass(frozen=True)
-class PaperModel:
-    """One of the paper's two models, with the settings of the paper's evaluation.
+class PaperTable:
+    """One of the paper's tables: the settings with which it evaluated one checkpoint.
 
     Args:
-        title: the model's name, as papers write it.
-        wrapper, pretrained: lmms-eval's ``model``, and the checkpoint.
-        table: the number of the paper's table with this model's rows.
+        model: the architecture's name (`lmms_prune.models.architectures`).
+        number: the table's number in the paper.
         tasks: this package's group of the table's benchmarks.
-        unpruned: the unpruned model's budget.
         arguments: further ``model_args`` of every row.
         about: why these arguments are needed; a comment in the files.
     """
 
-    title: str
-    wrapper: str
-    pretrained: str
-    table: int
+    model: str
+    number: int
     tasks: str
-    unpruned: str
     arguments: Mapping[str, str] = field(default_factory=dict)
     about: str = ""
 
+    @property
+    def family(self) -> Family:
+        """The model's family; its default checkpoint is the one that the paper evaluated."""
+        return architecture(self.model).family
 
-MODELS = {
-    "llava-1.5-7b": PaperModel(
-        "LLaVA-1.5-7B",
-        "llava_pruned",
-        "llava-hf/llava-1.5-7b-hf",
-        2,
-        "prune_llava",
-        "576t",
-        {"positions": "compact", "prompt": "vicuna", "image_aspect": "pad"},
-        "The paper evaluated LLaVA with renumbered positions, its own prompt, and images padded to squares.",
-    ),
-    "qwen2.5-vl-7b": PaperModel(
-        "Qwen2.5-VL-7B", "qwen2_5_vl_pruned", "Qwen/Qwen2.5-VL-7B-Instruct", 1, "prune_qwen", "100%"
-    ),
+    @property
+    def title(self) -> str:
+        """The model's name, as papers write it."""
+        return f"{self.family.title}-{self.model.rpartition('-')[2].upper()}"
+
+    @property
+    def unpruned(self) -> str:
+        """The unpruned model's budget: its visual tokens, or all of them where images differ in size."""
+        tokens = architecture(self.model).tokens_per_image
+        return f"{tokens}t" if tokens else "100%"
+
+
+_LLAVA_7B, _QWEN_7B = "llava-1.5-7b", "qwen2.5-vl-7b"
+TABLES = {
+    table.model: table
+    for table in (
+        PaperTable(
+            _LLAVA_7B,
+            2,
+            "prune_llava",
+            {"positions": "compact", "prompt": "vicuna", "image_aspect": "pad"},
+            "The paper evaluated LLaVA with renumbered positions, its own prompt, and images padded to squares.",
+        ),
+        PaperTable(_QWEN_7B, 1, "prune_qwen"),
+    )
 }
 
 
@@ -58,7 +70,7 @@ class PaperRow:
     """One configuration: a row of the paper, or a control.
 
     Args:
-        model: a name of `MODELS`.
+        model: a name of `TABLES`.
         name: the row's name; with the model and the budget, it names the file.
         budget: the claimed budget: visual tokens per layer ("192t") or their share ("50%").
         schedule: a preset's name, or the text.
@@ -139,9 +151,9 @@ _QWEN = ("dart", "divprune", "dart+vtw", "divprune+vtw", "dart+random", "divprun
 # The controls' keeps; all act before the decoder. Pooling and downsampling keep whole grids: of 24 x 24 tokens, 14 x 14,
 # which is nearest to 192. For Qwen2.5-VL, whose images differ in size, they keep the largest grid within the share.
 _CONTROLS = {
-    ("llava-1.5-7b", "192t"): {"random": "192t", "stride": "192t", "pool": "196t", "downsample": "196t"},
-    ("llava-1.5-7b", "64t"): {"random": "64t", "stride": "64t", "pool": "64t", "downsample": "64t"},
-    ("qwen2.5-vl-7b", "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
+    (_LLAVA_7B, "192t"): {"random": "192t", "stride": "192t", "pool": "196t", "downsample": "196t"},
+    (_LLAVA_7B, "64t"): {"random": "64t", "stride": "64t", "pool": "64t", "downsample": "64t"},
+    (_QWEN_7B, "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
 }
 _ABOUT = {
     "random": "a control: tokens drawn at random, before the decoder, at the rows' budget. Seeds 0 to 4 are five files",
@@ -153,17 +165,17 @@ _ABOUT = {
 
 def _rows() -> Iterator[PaperRow]:
     """All rows and controls of both models."""
-    for name, model in MODELS.items():
+    for name, table in TABLES.items():
         settings = "the unpruned model, which every other row is compared with"
-        yield PaperRow(name, "unpruned", model.unpruned, "none", settings)
-        zero = "0" + model.unpruned[-1]
+        yield PaperRow(name, "unpruned", table.unpruned, "none", settings)
+        zero = "0" + table.unpruned[-1]
         yield PaperRow(name, "blind", zero, "blind@0", "a control: no image at all, what the text alone gives", True)
     for budget, rows in _LLAVA.items():
         for name, preset, settings in rows:
             printed = PRESETS[preset.removesuffix("-release")]
-            yield PaperRow("llava-1.5-7b", name, f"{budget}t", preset, settings.format(printed=printed))
+            yield PaperRow(_LLAVA_7B, name, f"{budget}t", preset, settings.format(printed=printed))
     for name in _QWEN:
-        yield PaperRow("qwen2.5-vl-7b", name, "50%", f"{name}-50pct", _PRINTED.format(table=4))
+        yield PaperRow(_QWEN_7B, name, "50%", f"{name}-50pct", _PRINTED.format(table=4))
     for (model_name, budget), keeps in _CONTROLS.items():
         for method, keep in keeps.items():
             schedule, about = f"{method}@0:{keep}", _ABOUT[method]

@@ -1,4 +1,4 @@
-"""The demo's two trained models: their folders, and the arguments with which lmms-eval loads them."""
+"""The demo's two trained checkpoints: their folders, and the arguments with which lmms-eval loads them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-LAYERS = 12  # decoder layers of both models
-VISUAL_TOKENS = 144  # of a square picture, in both models
+from lmms_prune.models import Family
+from lmms_prune.models.architectures import architecture
+from lmms_prune.models.llava import LLAVA
+from lmms_prune.models.qwen2_5_vl import QWEN2_5_VL
+from lmms_prune.models.sizes import Architecture
+
 WEIGHTS = Path(__file__).with_name("weights")
 FILES = (  # that each model's folder must have
     *("model.safetensors", "config.json", "generation_config.json", "processor_config.json"),
@@ -18,24 +22,24 @@ _FIX = "install lmms-prune again, or train it anew."
 
 
 @dataclass(frozen=True)
-class DemoModel:
-    """One of the two models.
+class DemoCheckpoint:
+    """One of the two trained checkpoints.
 
     Args:
-        wrapper: lmms-eval's name of its wrapper.
+        family: its model family.
         folder: its folder below WEIGHTS.
         arguments: its model arguments.
     """
 
-    wrapper: str
+    family: Family
     folder: str
     arguments: str
 
 
 MODELS = (
     # Padding keeps the edges of pictures that are not square; min_pixels keeps the size of small ones.
-    DemoModel("llava_pruned", "tiny-llava", "image_aspect=pad"),
-    DemoModel("qwen2_5_vl_pruned", "tiny-qwen2.5-vl", "min_pixels=3136,max_pixels=200704"),
+    DemoCheckpoint(LLAVA, "tiny-llava", "image_aspect=pad"),
+    DemoCheckpoint(QWEN2_5_VL, "tiny-qwen2.5-vl", "min_pixels=3136,max_pixels=200704"),
 )
 
 
@@ -43,7 +47,7 @@ class DemoError(RuntimeError):
     """The demo lacks a task, a model or data, or cannot use a folder."""
 
 
-def weights(model: DemoModel, root: Path = WEIGHTS) -> Path:
+def weights(model: DemoCheckpoint, root: Path = WEIGHTS) -> Path:
     """The folder of a trained model.
 
     Raises:
@@ -65,7 +69,16 @@ def weights(model: DemoModel, root: Path = WEIGHTS) -> Path:
     return folder
 
 
-def model_arguments(model: DemoModel, checkpoint: Path) -> str:
+def sizes() -> Architecture:
+    """The sizes of the first checkpoint; both have the same depth, and as many tokens for a square picture.
+
+    Raises:
+        DemoError: as `weights`.
+    """
+    return architecture(str(weights(MODELS[0])))
+
+
+def model_arguments(model: DemoCheckpoint, checkpoint: Path) -> str:
     """The value of lmms-eval's --model_args for `model`, without a schedule."""
     # The weights are stored in bfloat16. On a CPU without bfloat16 instructions it is four times slower than float32, and
     # CPUs differ in how they round it.

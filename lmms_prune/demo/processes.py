@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from lmms_prune.compat.lmms_eval import RUN_FAILED
-from lmms_prune.harness.failures import OURS, Failure, read_failure, read_log
+from lmms_prune.harness.failures import OURS, Failure, first_run, read_failure, read_log
 from lmms_prune.harness.installation import DOCTOR, LMMS_EVAL
 from lmms_prune.record.files import write
 from lmms_prune.record.redaction import printed, redacted_lines
@@ -205,7 +204,7 @@ def _shared_failure(log: Path, code: int | None) -> Failure | None:
         code: its exit code; None while it runs.
     """
     text = log.read_text(encoding="utf-8", errors="replace")
-    first, failed, _ = text.partition(RUN_FAILED)
+    first, failed = first_run(text)
     if not failed and not code:
         return None
     # lmms-eval exits with 0 even after failed runs. It exits with 1 if it starts no run, or if a model of ours ends it.

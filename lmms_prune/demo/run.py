@@ -18,17 +18,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
-from lmms_prune.demo.models import LAYERS, MODELS, DemoError, DemoModel, model_arguments, weights
+from lmms_prune.demo.models import MODELS, DemoCheckpoint, DemoError, model_arguments, sizes, weights
 from lmms_prune.demo.processes import DemoRun, RunError, evaluate
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.leaderboard.benchmarks import rel, score
-from lmms_prune.models.architectures import architecture
 from lmms_prune.record.accounting import written
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.record.run import RunReport
 from lmms_prune.schedule import Schedule
+from lmms_prune.schedule.budgets import Budget
 
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
 
@@ -37,43 +37,53 @@ ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
 class DemoRow:
     """One row of the demo's table: a schedule, with the budget that solves its ``?``."""
 
-    schedule: str
-    budget: str | None = None
+    schedule: Schedule
+    budget: Budget | None = None
 
     @classmethod
-    def parse(cls, text: str) -> DemoRow:
-        """A row from its text, as in --model_args: a schedule, optionally followed by ",budget=…".
+    def of(cls, text: str) -> DemoRow:
+        """A row from its text, as in --model_args: a schedule, optionally followed by ",budget=…"."""
+        return cls(*Schedule.with_budget(text))
+
+    @classmethod
+    def checked(cls, text: str) -> DemoRow:
+        """`of`, for a text that a user wrote.
 
         Raises:
             ScheduleError: the schedule or its budget is invalid, or does not fit the models.
         """
-        Schedule.parse(text, prompt_sizes(architecture(str(weights(MODELS[0]))))).check(LAYERS)
-        schedule, _, budget = text.partition(",budget=")
-        return cls(schedule, budget or None)
+        model = sizes()
+        Schedule.parse(text, prompt_sizes(model)).check(model.layers)
+        return cls.of(text)
 
     def __str__(self) -> str:
-        return self.schedule if self.budget is None else f"{self.schedule},budget={self.budget}"
+        return str(self.schedule) if self.budget is None else f"{self.schedule},budget={self.budget}"
 
 
 # The paper's hybrids act at the input of layers 2 and 20 of 32; scaled to 12 layers: 1 and 8.
 _HYBRID = "dart@1:?,random@8:{late}"
-QUICK = (
-    DemoRow("none"),
-    DemoRow("random@1:1.0"),
-    DemoRow(_HYBRID.format(late=0.1), "0.5"),
-    DemoRow(_HYBRID.format(late=0.03), "0.25"),
-    DemoRow("blind@0"),
+QUICK = tuple(
+    map(
+        DemoRow.of,
+        (
+            "none",
+            "random@1:1",
+            f"{_HYBRID.format(late=0.1)},budget=0.5",
+            f"{_HYBRID.format(late=0.03)},budget=0.25",
+            "blind@0",
+        ),
+    )
 )
 _SINGLE = ("dart@1:?", "divprune@1:?", "fastv@1:?", "random@1:?", "stride@1:?", "pool@1:?")
 FULL = (
-    DemoRow("none"),
+    DemoRow.of("none"),
     *(
-        DemoRow(text, budget)
+        DemoRow.of(f"{text},budget={budget}")
         for budget, late in (("0.5", 0.1), ("0.25", 0.03))
         for text in (_HYBRID.format(late=late), f"divprune@1:?,random@8:{late}", *_SINGLE)
     ),
-    DemoRow("vtw@8"),
-    DemoRow("blind@0"),
+    DemoRow.of("vtw@8"),
+    DemoRow.of("blind@0"),
 )
 
 
@@ -140,7 +150,7 @@ def run_demo(
     commands: list[tuple[bool, str]] = []
     for (model, row), run, outcome in zip(pairs, runs, outcomes, strict=True):
         if isinstance(outcome, RunError):
-            record["failures"].append({"model": model.wrapper, "schedule": str(row), "error": str(outcome)})
+            record["failures"].append({"model": model.family.model_name, "schedule": str(row), "error": str(outcome)})
         else:
             record["runs"].append(_record(model, row, outcome, tasks))
             commands.append((row.budget is None, shlex.join(run.command)))
@@ -153,7 +163,7 @@ def tables(record: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
     """One table per model: a row per schedule, a column per benchmark, and the kept share of the unpruned scores."""
     model_tables = []
     for model in MODELS:
-        runs = [run for run in record["runs"] if run["model"] == model.wrapper]
+        runs = [run for run in record["runs"] if run["model"] == model.family.model_name]
         if not runs:
             continue
         table = Table(box=box.SIMPLE_HEAD, title=model.folder, padding=0, pad_edge=False)
@@ -192,10 +202,10 @@ def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int
     yield print_line
 
 
-def _run(model: DemoModel, checkpoint: Path, row: DemoRow, tasks: Sequence[str], results: Path) -> DemoRun:
+def _run(model: DemoCheckpoint, checkpoint: Path, row: DemoRow, tasks: Sequence[str], results: Path) -> DemoRun:
     """The run of one model with one row's schedule."""
     options = {
-        "model": model.wrapper,
+        "model": model.family.model_name,
         "model_args": f"schedule={row},{model_arguments(model, checkpoint)}",
         "tasks": ",".join(tasks),
         "include_path": str(task_configs()),
@@ -204,13 +214,13 @@ def _run(model: DemoModel, checkpoint: Path, row: DemoRow, tasks: Sequence[str],
     return DemoRun(options, results / re.sub(r"[^A-Za-z0-9.@]+", "-", str(row)))
 
 
-def _record(model: DemoModel, row: DemoRow, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+def _record(model: DemoCheckpoint, row: DemoRow, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
     """One run as the returned record lists it."""
     report = RunReport.of_results(results)
     assert report is not None, "a model of this package"
     scores = {task: score(results, task) for task in tasks}
     fields = {
-        "model": model.wrapper,
+        "model": model.family.model_name,
         "schedule": str(row),
         "solved": report.schedule,
         "averages": written(report.averages),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lmms_prune.compat.lmms_eval import through_a_task
+from lmms_prune.compat.lmms_eval import RUN_FAILED, through_a_task
 from lmms_prune.record.files import regular
 
 OURS = "lmms-prune: error:"
@@ -55,6 +55,12 @@ def read_failure(text: str, *, before_any_run: bool = False) -> Failure:
     # An import inside a task's own code fails only for that task.
     everywhere = _IMPORT.match(reason) and not through_a_task(text.rpartition(_TRACEBACK)[2])
     return Failure(reason, False, "environment" if before_any_run or everywhere else "run")
+
+
+def first_run(text: str) -> tuple[str, bool]:
+    """The output up to where lmms-eval reports its first failed run, and whether it reports one."""
+    before, failed, _ = text.partition(RUN_FAILED)
+    return before, bool(failed)
 
 
 def read_log(log: Path, *, before_any_run: bool = False) -> Failure:

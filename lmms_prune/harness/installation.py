@@ -49,29 +49,29 @@ class InstallationCheck:
         what: a package, or what it must be able to do.
         state: "not there" is not a failure: the machine or installation has no such part, and does not need it.
         detail: the installed version, or the reason of the failure.
-        mend: the command that fixes a failure; "" if none is known.
+        fix: the command that fixes a failure; "" if none is known.
     """
 
     what: str
     state: Literal["ok", "failed", "not there"]
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def versions(supported: Mapping[str, str] = VERSIONS) -> Iterator[InstallationCheck]:
     """Check the installed versions of packages against the ranges in `supported`."""
     for name, allowed in supported.items():
-        mend = install_command(name, allowed)
+        fix = install_command(name, allowed)
         try:
             installed = version(name)
         except PackageNotFoundError:
-            yield InstallationCheck(name, "failed", f"is not installed; use one of {allowed}", mend)
+            yield InstallationCheck(name, "failed", f"is not installed; use one of {allowed}", fix)
             continue
         if other_version(name, allowed) is None:
             yield InstallationCheck(name, "ok", f"{installed} (tested: {allowed})")
         else:
             yield InstallationCheck(
-                name, "failed", f"{installed} is installed, which is not supported; use one of {allowed}", mend
+                name, "failed", f"{installed} is installed, which is not supported; use one of {allowed}", fix
             )
 
 
@@ -136,7 +136,7 @@ def refuse_broken() -> None:
     """
     failed = [check for check in (*versions(), models_found()) if check.state == "failed"]
     if failed:
-        lines = [f"{check.what}: {check.detail}" + (f": {check.mend}" if check.mend else "") for check in failed]
+        lines = [f"{check.what}: {check.detail}" + (f": {check.fix}" if check.fix else "") for check in failed]
         raise InstallationError("\n".join(["no run can go well in this environment.", *lines, DOCTOR]))
 
 

@@ -19,6 +19,9 @@ from lmms_prune.record.information import InformationError
 from lmms_prune.sweep.jobs import plan
 from lmms_prune.sweep.run import JobOutcome, run_sweep
 
+Report = Callable[[JobOutcome], None]
+"""Is called with the outcome of each evaluation."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -58,7 +61,7 @@ class Evaluation:
 
 
 def evaluate(
-    evaluation: Evaluation, schedules: Sequence[str], out: Path, launch: str, report: Callable[[JobOutcome], None]
+    evaluation: Evaluation, schedules: Sequence[str], out: Path, launch: str, report: Report
 ) -> dict[str, dict[str, Samples]]:
     """Evaluate every schedule on every task; complete results in `out` are reused.
 

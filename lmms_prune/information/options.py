@@ -162,8 +162,7 @@ def ratios_of(text: str) -> list[float]:
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn errors that a user can fix into one message and exit code 2."""
-    from lmms_prune.configs.runs import ConfigError
-    from lmms_prune.errors import PruningError, ScheduleError, UnsupportedModelError
+    from lmms_prune.errors import ConfigError, PruningError, ScheduleError, UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
     from lmms_prune.record.information import InformationError
     from lmms_prune.sweep.jobs import SweepError

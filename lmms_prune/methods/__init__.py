@@ -298,7 +298,13 @@ _ROWS = (
         refuses=tome_layers,
         options=(
             Option("metric", "hidden", "the states that are compared at a stage", ("hidden", "keys")),
-            Option("place", "stage", "merge at the stage, or inside CLIP (layer 0)", ("stage", "tower")),
+            Option(
+                "place",
+                "stage",
+                "merge at the stage, or inside CLIP (layer 0)",
+                ("stage", "encoder"),
+                old={"tower": "encoder"},
+            ),
         ),
     ),
     MethodSpec(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from math import inf
@@ -13,6 +13,11 @@ from lmms_prune.errors import OptionError
 
 if TYPE_CHECKING:
     from lmms_prune.methods.base import Method
+
+
+def print_option(value: object) -> str:
+    """An option's value as written in a schedule text."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Option:
         help: its effect, in a line.
         choices: the texts that a choice allows; empty for other types.
         low, high: bounds of a number, both allowed.
+        old: former spellings of choices, as recorded schedules have them: still read, no longer written.
     """
 
     name: str
@@ -33,6 +39,7 @@ class Option:
     choices: tuple[str, ...] = ()
     low: int | float | None = None
     high: int | float | None = None
+    old: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def allowed(self) -> str:
@@ -55,7 +62,8 @@ class Option:
 
     def _value(self, text: str) -> bool | int | float | str | None:
         if self.choices:
-            return text.lower() if text.lower() in self.choices else None
+            choice = self.old.get(text.lower(), text.lower())
+            return choice if choice in self.choices else None
         if isinstance(self.default, bool):
             return {"true": True, "false": False}.get(text.lower())
         if isinstance(self.default, str):
@@ -105,9 +113,9 @@ def all_layers(layer: int, options: Options) -> str:
 
 def tome_layers(layer: int, options: Options) -> str:
     """Inside the encoder ToMe precedes the decoder; keys are those of the layer before."""
-    if options.get("place") == "tower" and layer:
-        return "place=tower merges inside the vision encoder, so the stage must act at layer 0"
-    if options.get("metric") == "keys" and not layer and options.get("place") != "tower":
+    if options.get("place") == "encoder" and layer:
+        return "place=encoder merges inside the vision encoder, so the stage must act at layer 0"
+    if options.get("metric") == "keys" and not layer and options.get("place") != "encoder":
         return "metric=keys reads the layer before, so the stage must act at layer 1 or deeper"
     return ""
 

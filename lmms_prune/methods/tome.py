@@ -51,7 +51,7 @@ class ToMe(Method):
     Args:
         metric: the states that are compared at a stage: the layer's input ("hidden"), or the head mean of the keys of the
             layer before ("keys"; layer 1 and deeper), averaged when tokens merge.
-        place: "stage" merges the decoder layer's input. "tower" is the published form, for LLaVA at layer 0: CLIP runs
+        place: "stage" merges the decoder layer's input. "encoder" is the published form, for LLaVA at layer 0: CLIP runs
             again with one pass between attention and MLP of every block up to the selected one, on the head mean of its
             keys; the class token is never merged, attention logits get the log of the numbers of tokens, the unmerged
             even tokens come before the odd ones in the next block, and the remaining tokens are projected, in raster
@@ -68,18 +68,18 @@ class ToMe(Method):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.09461"
     metric: Literal["hidden", "keys"] = "hidden"
-    place: Literal["stage", "tower"] = "stage"
+    place: Literal["stage", "encoder"] = "stage"
 
     def prepare(self, parts: ModelParts) -> None:
-        if self.place == "tower" and not parts.encoder_shape.is_clip:
-            raise UnsupportedModelError(no_clip("place=tower"))
+        if self.place == "encoder" and not parts.encoder_shape.is_clip:
+            raise UnsupportedModelError(no_clip("place=encoder"))
 
     def signals(self, encoder: EncoderShape) -> Signals:
-        return Signals(pixels=self.place == "tower")
+        return Signals(pixels=self.place == "encoder")
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        if self.place == "tower":
-            result = inside_encoder(view, budget, "place=tower", _encoder_tokens)
+        if self.place == "encoder":
+            result = inside_encoder(view, budget, "place=encoder", _encoder_tokens)
         else:
             result = self._at_stage(view, budget)
         view.carry = result

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
+from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.tensors import to_device
@@ -168,17 +169,17 @@ class Encoder(ABC):
             mean = sums / to_device(rows.repeat_interleave(rows), sums.device)
         return self.aligned(self.of_tokens(mean).mean(1))
 
-    @abstractmethod
     def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
         """Attention of the class token to each token in `block`, normalised over all keys.
 
         Raises:
             UnsupportedModelError: the encoder has no class token.
         """
+        raise UnsupportedModelError(f"{self.parts.family.title}'s vision encoder has no class token.")
 
-    @abstractmethod
     def class_output(self, block: int) -> Float[Tensor, "B C"]:
         """The class token after `block`; raises as `class_attention`."""
+        raise UnsupportedModelError(f"{self.parts.family.title}'s vision encoder has no class token.")
 
     @abstractmethod
     def attention_chunks(self, block: int) -> Iterator[tuple[Int[Tensor, "S q"], Int[Tensor, "S k"], Tensor]]:

@@ -188,6 +188,13 @@ class Family(ABC):
     def image_inputs(self, config: Any, grid: Grid, noise: Any) -> dict[str, Any]:
         """One image's inputs besides its tokens: pixels from `noise(shape)`, and their size if the model takes one."""
 
+    def joined(self, images: Sequence[Mapping[str, Any]], dtype: Any) -> dict[str, Any]:
+        """The inputs of several images (`image_inputs`) as those of one batch, pixels in `dtype`."""
+        import torch
+
+        inputs = {name: torch.cat([image[name] for image in images]) for name in (images[0] if images else ())}
+        return {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+
     def pixel_side(self, config: Any) -> int:
         """Pixels along one side of a visual token."""
         return int(config.vision_config.patch_size)

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.encoder import MOST, Encoder
 from lmms_prune.models.parts import rotated
 from lmms_prune.models.tensors import is_finite, to_device
@@ -18,12 +17,6 @@ from lmms_prune.models.tensors import is_finite, to_device
 
 class QwenEncoder(Encoder):
     """Reads Qwen2.5-VL's encoder, whose patches are in window order, four adjacent ones for each visual token."""
-
-    def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
-        raise UnsupportedModelError("Qwen2.5-VL's vision encoder has no class token.")
-
-    def class_output(self, block: int) -> Float[Tensor, "B C"]:
-        raise UnsupportedModelError("Qwen2.5-VL's vision encoder has no class token.")
 
     def attention_chunks(self, block: int) -> Iterator[tuple[Int[Tensor, "S q"], Int[Tensor, "S k"], Tensor]]:
         query, key = self._queries_and_keys(block)

@@ -157,10 +157,7 @@ class Layout:
         self, hidden: Float[Tensor, "B L D"], visual: Float[Tensor, "I V D"], index: Int[Tensor, "I V"]
     ) -> Float[Tensor, "B L D"]:
         """`hidden` with a method's rewritten visual tokens; the layout takes over their raster indices and columns."""
-        rows = self.rows[:, None].expand_as(self.visual.slots)
-        # Padding entries write to a spare last column, which is then removed.
-        slots = torch.where(self.visual.valid, self.visual.slots, hidden.shape[1])
-        spare = torch.cat([hidden, hidden[:, :1]], dim=1)
+        rows, slots, spare = self._writable(hidden)
         columns = torch.cat([self.origin, self.origin[:, :1]], dim=1)
         self.index = torch.where(self.visual.valid, index, self.index)
         self.origin = columns.index_put((rows, slots), self.starts[:, None] + index)[:, :-1]
@@ -176,11 +173,13 @@ class Layout:
         self._follow(hidden.device)
         firsts = to_device([0, *accumulate(self.sizes)][:-1], hidden.device, torch.long)[:, None]
         tokens = extra.to(hidden)[torch.where(self.visual.valid, firsts + self.index, 0)]
-        rows = self.rows[:, None].expand_as(self.visual.slots)
-        # Padding entries write to a spare last column, which is then removed.
-        slots = torch.where(self.visual.valid, self.visual.slots, hidden.shape[1])
-        spare = torch.cat([hidden, hidden[:, :1]], dim=1)
+        rows, slots, spare = self._writable(hidden)
         return spare.index_put((rows, slots), spare[rows, slots] + tokens)[:, :-1]
+
+    def _writable(self, hidden: Float[Tensor, "B L D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """The row and column to write each visual token to, and `hidden` with a spare last column for padding entries."""
+        slots = torch.where(self.visual.valid, self.visual.slots, hidden.shape[1])
+        return self.rows[:, None].expand_as(slots), slots, torch.cat([hidden, hidden[:, :1]], dim=1)
 
     def prune(self, keep: Bool[Tensor, "I V"], counts: list[int]) -> Packing:
         """Remove all visual tokens but the kept ones, `counts` in each image.

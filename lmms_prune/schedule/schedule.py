@@ -53,17 +53,26 @@ class Schedule:
         Raises:
             ScheduleError: it is no schedule (the message points into the text), or its budget cannot be met.
         """
-        if isinstance(value, Schedule):
-            return value
-        text, _, budget = text_of(value).partition(",budget=")
-        schedule = cls._of(text.strip())
-        if not budget:
+        schedule, budget = cls.with_budget(value)
+        if budget is None:
             return schedule
         if sizes is None:
             raise ScheduleError(
                 f"budget={budget}: a budget can be solved only where the model is known; solve it before."
             )
         return schedule.solve(budget, sizes)
+
+    @classmethod
+    def with_budget(cls, value: Any) -> tuple[Schedule, Budget | None]:
+        """A schedule whose ``?`` is not solved yet, and the budget at the text's end, if any; `value` as in `parse`.
+
+        Raises:
+            ScheduleError: either is invalid.
+        """
+        if isinstance(value, Schedule):
+            return value, None
+        text, _, budget = text_of(value).partition(",budget=")
+        return cls._of(text.strip()), Budget.parse(budget) if budget else None
 
     @classmethod
     def _of(cls, text: str) -> Schedule:

@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 from lmms_prune.errors import FROM_ZERO, PAIRS, TEXT, Kind, OptionError, ScheduleError, did_you_mean, expect
 from lmms_prune.methods import METHODS, MethodSpec
+from lmms_prune.methods.spec import print_option
 
 ADAPTIVE: Final = "adaptive"
 Keep: TypeAlias = Decimal | int | Literal["adaptive"] | None
@@ -126,8 +127,3 @@ def print_keep(keep: Keep) -> str:
         return "?"
     assert keep != ADAPTIVE
     return f"{keep}t" if isinstance(keep, int) else f"{keep.normalize():f}"
-
-
-def print_option(value: object) -> str:
-    """An option's value as written in a schedule text."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

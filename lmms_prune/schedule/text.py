@@ -15,7 +15,8 @@ from typing import Any
 
 from lmms_prune.errors import OptionError, ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS, MethodSpec
-from lmms_prune.schedule.stage import ADAPTIVE, Keep, Stage, print_option
+from lmms_prune.methods.spec import print_option
+from lmms_prune.schedule.stage import ADAPTIVE, Keep, Stage
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # No model has so many layers or tokens, and no ratio so many decimals: longer numbers are mistakes, and slow to compute.

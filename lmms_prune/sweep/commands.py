@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lmms_prune.configs.runs import ConfigError
+from lmms_prune.errors import ConfigError
 from lmms_prune.harness.installation import DOCTOR, InstallationError, refuse_broken
 from lmms_prune.record.files import WriteError
 from lmms_prune.sweep.jobs import Job, SweepError, plan
@@ -86,7 +86,7 @@ def sweep(
         typer.echo(DOCTOR, err=True)
     counts = Counter(str(outcome.state) for outcome in outcomes)
     if as_json:
-        typer.echo(json.dumps({**counts, "results": str(out), "units": [_as_dict(outcome) for outcome in outcomes]}))
+        typer.echo(json.dumps({**counts, "results": str(out), "jobs": [_as_dict(outcome) for outcome in outcomes]}))
     else:
         typer.echo(f"{_counted(counts)}; results in {out}")
     if failed:
@@ -137,7 +137,7 @@ def _preview(jobs: Sequence[Job], as_json: bool) -> None:
         if not as_json:
             typer.echo(f"{previews[-1]['state']}: {job}")
     if as_json:
-        typer.echo(json.dumps({"units": previews}))
+        typer.echo(json.dumps({"jobs": previews}))
     if any(preview["state"] == "damaged" for preview in previews):
         raise typer.Exit(1)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.configs.check import Checked, check
-from lmms_prune.configs.runs import ConfigError, Run, files, read
+from lmms_prune.configs.runs import Run, files, read
+from lmms_prune.errors import ConfigError
 from lmms_prune.harness.fingerprint import inputs
 from lmms_prune.harness.tasks import single_tasks, task_configs
 

@@ -92,7 +92,7 @@ def test_what_was_measured_is_what_ran(family: Family) -> None:
         assert one is not whole or one.realised_low == one.realised_high == 1
         assert one.peak_bytes is None
         assert (one.parts["selection"] > 0) == (one.schedule != "none")
-        assert one.parts["tower"] > 0
+        assert one.parts["encoder"] > 0
         if one.schedule == str(HYBRID):
             assert one.avg_visual_tokens == HYBRID.avg_visual_tokens(LAYERS, [visual])
             assert one.ideal_speedup > 1
@@ -128,7 +128,7 @@ def test_time_is_put_down_to_the_part_that_took_it(
     family, clock = loaded("llava", torch.float32), Clock(torch.device("cpu"))
     model = family.model.model
     places = {
-        "tower": model.vision_tower,
+        "encoder": model.vision_tower,
         "selection": DART,
         "prefill": model.language_model.layers[4],
         "decode": model.language_model.layers[4],
@@ -155,7 +155,7 @@ def test_time_is_put_down_to_the_part_that_took_it(
 
 
 def test_the_unpruned_model_is_timed_without_hooks(loaded: Callable[..., Family]) -> None:
-    """But for those that mark the times of the tower and of the first token; a schedule has its own in the decoder."""
+    """But for those that mark the times of the encoder and of the first token; a schedule has its own in the decoder."""
     model = loaded("llava", torch.float32).model
     watched = [model.model, model.model.language_model, *model.model.language_model.layers]
     hooks, inputs = {}, random_inputs(model, 1, None, 9)
@@ -178,20 +178,20 @@ def test_the_parts_add_up_to_the_whole(family: Family) -> None:
     assert tuple(parts) == PARTS
     assert all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) == pytest.approx(end - start)
-    assert [len(span) for span in (*marks.tower, *marks.selection)] == [2, 2, 2]
+    assert [len(span) for span in (*marks.encoder, *marks.selection)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("text", ["downsample@0:0.3", "sgl@3:0.3;new_tokens=2"])
 def test_what_a_method_runs_again_is_time_of_its_stage(family: Family, text: str) -> None:
-    """The tower on a smaller image, or the model as its own guide."""
+    """The encoder on a smaller image, or the model as its own guide."""
     clock = Clock(torch.device("cpu"))
     marks, inputs = Marks(clock), random_inputs(family.model, 2, GRIDS[family.name], 9)
     with torch.inference_mode(), marks.around(family.model, Schedule.parse(text)):
         start = clock.mark()
         _generate(family.model, inputs, Workload(2, 9, 3))
         end = clock.mark()
-    (tower,), (stage,) = marks.tower, marks.selection
-    assert start < tower[0] < tower[1] < stage[0] < stage[1] < marks.first_token < end
+    (encoder,), (stage,) = marks.encoder, marks.selection
+    assert start < encoder[0] < encoder[1] < stage[0] < stage[1] < marks.first_token < end
     assert sum(marks.parts(start, end).values()) == pytest.approx(end - start)
 
 

@@ -23,8 +23,8 @@ from lmms_prune.certificate.cells import (
     BATCHES,
     DTYPES,
     FEWEST_LAYERS,
-    PLACES,
     POSITIONS,
+    STAGE_LAYERS,
     STAGES,
     Cell,
     covering,
@@ -50,7 +50,7 @@ def models() -> Iterator[dict[str, Models]]:
 
 def test_every_cell_is_run_or_has_a_reason() -> None:
     cells = list(enumerate_cells(FAMILIES))
-    axes = (FAMILIES, DTYPES, ATTENTIONS, POSITIONS, METHODS, PLACES, STAGES, BATCHES)
+    axes = (FAMILIES, DTYPES, ATTENTIONS, POSITIONS, METHODS, STAGE_LAYERS, STAGES, BATCHES)
     product = 1
     for axis in axes:
         product *= len(axis)
@@ -64,18 +64,20 @@ def test_every_cell_is_run_or_has_a_reason() -> None:
 
 @pytest.mark.parametrize("layers", [FEWEST_LAYERS, 5, 28, 32])
 def test_a_cells_schedule_has_the_method_at_its_place(layers: int) -> None:
-    places = {"0": 0, "1": 1, "middle": layers // 2, "last": layers - 1}
+    layer_of = {"0": 0, "1": 1, "middle": layers // 2, "last": layers - 1}
     cells = [cell for cell in enumerate_cells(FAMILIES, dtypes=["float32"]) if not impossible(cell)]
     seen: dict[tuple, Schedule] = {}
     for cell in cells:
-        key = (cell.method, cell.place, cell.stages)
+        key = (cell.method, cell.stage_layer, cell.stages)
         if key in seen:
             continue
         cell_schedule = seen[key] = schedule(cell, layers)
         cell_schedule.check(layers, [36, 9])
         assert Schedule.parse(str(cell_schedule)) == cell_schedule
         assert len(cell_schedule.stages) == cell.stages
-        assert cell.method in [stage.method for stage in cell_schedule.stages if stage.layer == places[cell.place]]
+        assert cell.method in [
+            stage.method for stage in cell_schedule.stages if stage.layer == layer_of[cell.stage_layer]
+        ]
 
 
 def test_a_covering_choice_covers_all_pairs() -> None:
@@ -227,7 +229,9 @@ class TestDoctor:
         assert report["failures"] == []
         assert report["cells"] == report["methods"]["blind"]["cells"] == report["possible_cells"] == len(BATCHES)
         reasons = {entry["reason"]: entry["cells"] for entry in report["not_run"]}
-        assert sum(reasons.values()) + report["cells"] == len(POSITIONS) * len(PLACES) * len(STAGES) * len(BATCHES)
+        assert sum(reasons.values()) + report["cells"] == len(POSITIONS) * len(STAGE_LAYERS) * len(STAGES) * len(
+            BATCHES
+        )
         assert any("M-RoPE" in reason for reason in reasons)
         # By default a checkpoint runs in its own dtype only.
         assert "the types float16, bfloat16" in report["not_certified"]

@@ -52,10 +52,10 @@ def test_a_library_that_cannot_be_imported_is_named_and_hides_those_that_need_it
     checks = list(imported())
     assert [check.state for check in checks] == ["ok"] * broken + ["failed"] * (3 - broken)
     assert checks[broken].detail == "OSError: lib.so: cannot open shared object file"
-    assert checks[broken].mend.startswith("pip install --force-reinstall --no-deps")
+    assert checks[broken].fix.startswith("pip install --force-reinstall --no-deps")
     for check in checks[broken + 1 :]:
         assert check.detail.startswith("cannot be examined without ")
-        assert check.mend == ""
+        assert check.fix == ""
 
 
 def test_a_name_that_moved_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_a_name_that_moved_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     check = list(imported())[1]
     assert (check.what, check.state) == ("import of transformers", "failed")
     assert "LlamaDecoderLayer.forward has no 'position_embeddings' among its parameters any more" in check.detail
-    assert check.mend == f"pip install --force-reinstall --no-deps transformers=={_version('transformers')}"
+    assert check.fix == f"pip install --force-reinstall --no-deps transformers=={_version('transformers')}"
 
 
 def _version(name: str) -> str:
@@ -117,7 +117,7 @@ def test_cuda(fake: Any, state: str, detail: str, monkeypatch: pytest.MonkeyPatc
     check = cuda()
     assert check.state == state
     assert check.detail.startswith(detail)
-    assert bool(check.mend) == (state == "failed")
+    assert bool(check.fix) == (state == "failed")
 
 
 def test_a_torch_without_cuda_beside_a_gpu_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_a_torch_without_cuda_beside_a_gpu_is_a_failure(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "torch", fake_torch(built=None))
     check = cuda()
     assert check.detail == "torch 2.0 is built without CUDA, though there is GPU 0: NVIDIA H200"
-    assert check.mend == f"pip install --force-reinstall 'torch{VERSIONS['torch']}' torchvision"
+    assert check.fix == f"pip install --force-reinstall 'torch{VERSIONS['torch']}' torchvision"
     program.write_text("#!/bin/sh\necho no driver\nexit 9\n", encoding="utf-8")
     assert cuda().state == "not there"
 
@@ -171,7 +171,7 @@ def test_a_flash_attention_that_fails_is_named_with_the_command(flash: Callable[
 
     check = flash(fails)
     assert (check.state, check.detail) == ("failed", "2.8: RuntimeError: undefined symbol: _ZN3c10")
-    assert check.mend == "pip install --force-reinstall --no-deps --no-build-isolation flash-attn==2.8"
+    assert check.fix == "pip install --force-reinstall --no-deps --no-build-isolation flash-attn==2.8"
 
 
 def test_checks_are_read_back_from_what_a_process_prints(capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +219,7 @@ def test_results_are_held_against_the_schedule(given: dict[str, Any], state: str
 def test_the_host_is_at_fault_for_what_is_not_ours() -> None:
     host = refused(Failure("ModuleNotFoundError: No module named 'x'", False, "environment"))
     assert host.detail == "lmms-eval itself fails: ModuleNotFoundError: No module named 'x'"
-    assert "lmms" in host.mend
+    assert "lmms" in host.fix
     assert refused(Failure("", False, "run")).detail == "lmms-eval itself fails: it printed nothing"
     assert refused(Failure("torch 1.0 is installed", True, "environment")).detail == "torch 1.0 is installed"
 

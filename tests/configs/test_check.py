@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from lmms_prune.cli import app
 from lmms_prune.configs.budget import Claim, ClaimError, claims
 from lmms_prune.configs.check import check
-from lmms_prune.configs.runs import KEYS, ConfigError, files, read
+from lmms_prune.configs.runs import KEYS, files, read
+from lmms_prune.errors import ConfigError
 
 PROGRAM = Path(sys.executable).with_name("lmms-prune")
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import yaml
 from lmms_prune.configs.check import check
 from lmms_prune.configs.render import render
 from lmms_prune.configs.runs import read
-from lmms_prune.configs.table import MODELS, RANDOM_SEEDS, ROWS
+from lmms_prune.configs.table import RANDOM_SEEDS, ROWS, TABLES
 from lmms_prune.methods.base import grid_within
 from lmms_prune.schedule import Schedule
 from lmms_prune.schedule.presets import PRESETS
@@ -59,12 +59,12 @@ def test_a_file_can_be_run_and_keeps_its_budget(path: Path) -> None:
     checked = check(run)
     assert checked.problems == []
     assert checked.percent is not None
-    row, model = ROWS[path.stem], MODELS[ROWS[path.stem].model]
+    row, table = ROWS[path.stem], TABLES[ROWS[path.stem].model]
     assert checked.arguments is not None
     assert (checked.arguments.schedule, checked.arguments.seed) == (Schedule.parse(row.text), row.seed)
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert (settings["tasks"], settings["output_path"], settings["log_samples"]) == (
-        model.tasks,
+        table.tasks,
         f"results/{path.stem}",
         True,
     )

@@ -17,32 +17,33 @@ from typer.testing import CliRunner
 from lmms_prune.cli import app
 from lmms_prune.demo import questions
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
-from lmms_prune.demo.models import FILES, LAYERS, MODELS, VISUAL_TOKENS, DemoError, DemoModel, weights
+from lmms_prune.demo.models import FILES, MODELS, DemoCheckpoint, DemoError, sizes, weights
 from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, DemoRow, _progress, run_demo, tables, task_names
 from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
-from lmms_prune.schedule import PromptSizes, Schedule
+from lmms_prune.schedule import PromptSizes
 
 
 def scores(value: float) -> dict[str, float]:
     return {task: value for task in TASKS}
 
 
-def run(schedule: str, value: float, model: str = MODELS[0].wrapper) -> dict[str, Any]:
+def run(schedule: str, value: float, model: str = MODELS[0].family.model_name) -> dict[str, Any]:
     averages = {"avg_visual_tokens": 72.4}
     return {"model": model, "schedule": schedule, "scores": scores(value), "averages": averages}
 
 
 def test_every_schedule_of_the_demo_fits_its_models() -> None:
+    layers, tokens = sizes().layers, sizes().tokens_per_image
     for row in (*QUICK, *FULL):
-        read = Schedule.parse(row.schedule)
+        read = row.schedule
         if row.budget is not None:
-            read = read.solve(row.budget, PromptSizes(LAYERS, VISUAL_TOKENS))
+            read = read.solve(row.budget, PromptSizes(layers, tokens))
             # DART keeps multiples of 8, and pooling whole rows and columns.
-            share = float(read.avg_visual_tokens(LAYERS, [VISUAL_TOKENS])) / VISUAL_TOKENS
-            assert float(row.budget) - 0.04 < share <= float(row.budget)
-        read.check(LAYERS, [VISUAL_TOKENS])
-        assert DemoRow.parse(str(row)) == row
+            share = float(read.avg_visual_tokens(layers, [tokens])) / tokens
+            assert float(row.budget.amount) - 0.04 < share <= row.budget.amount
+        read.check(layers, [tokens])
+        assert DemoRow.checked(str(row)) == row
     assert len(set(FULL)) == len(FULL)
 
 
@@ -51,7 +52,7 @@ def test_the_table_fits_a_narrow_terminal_and_tells_models_apart() -> None:
         "runs": [
             run("none", 80.0),
             run("dart@1:?,random@8:0.03,budget=0.25", 40.0),
-            run("none", 9.0, MODELS[1].wrapper),
+            run("none", 9.0, MODELS[1].family.model_name),
         ]
     }
     model_tables = tables(record, TASKS)
@@ -66,7 +67,7 @@ def test_the_table_fits_a_narrow_terminal_and_tells_models_apart() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.folder)
-def test_a_missing_file_of_a_model_is_named(model: DemoModel, tmp_path: Path) -> None:
+def test_a_missing_file_of_a_model_is_named(model: DemoCheckpoint, tmp_path: Path) -> None:
     whole = weights(model)
     assert sorted(file.name for file in whole.iterdir()) == sorted(FILES)
     for name in FILES:
@@ -108,7 +109,7 @@ def test_tasks_are_read_with_stray_commas_and_spaces() -> None:
 )
 def test_a_row_that_cannot_run_is_refused(text: str, message: str) -> None:
     with pytest.raises(ScheduleError, match=message):
-        DemoRow.parse(text)
+        DemoRow.checked(text)
 
 
 def test_a_folder_with_a_comma_is_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -205,14 +206,14 @@ def test_the_quick_demo(forking: Forking, tmp_path: Path) -> None:
     """Both models reach their floors; keeping all tokens changes nothing, half of them little, no image very much."""
     record = quick(tmp_path, forking)
     for model in MODELS:
-        runs = {run["schedule"]: run for run in record["runs"] if run["model"] == model.wrapper}
+        runs = {run["schedule"]: run for run in record["runs"] if run["model"] == model.family.model_name}
         assert list(runs) == [str(row) for row in QUICK]
         whole = runs["none"]
-        for task, floor in FLOORS[model.wrapper].items():
+        for task, floor in FLOORS[model.family.model_name].items():
             assert whole["scores"][task] >= floor, (model.folder, task)
-        assert runs["random@1:1.0"]["scores"] == whole["scores"]
-        half = runs[str(next(row for row in QUICK if row.budget == "0.5"))]
-        for task, cost in COSTS[model.wrapper].items():
+        assert runs["random@1:1"]["scores"] == whole["scores"]
+        half = runs[str(next(row for row in QUICK if str(row.budget) == "0.5"))]
+        for task, cost in COSTS[model.family.model_name].items():
             assert half["scores"][task] >= whole["scores"][task] - cost, (model.folder, task)
         for task, most in BLIND.items():
             assert runs["blind@0"]["scores"][task] <= most, (model.folder, task)
@@ -220,7 +221,7 @@ def test_the_quick_demo(forking: Forking, tmp_path: Path) -> None:
         for row in QUICK:
             if row.budget is not None:
                 share = runs[str(row)]["averages"]["avg_visual_tokens"] / whole["averages"]["original_visual_tokens"]
-                assert share == pytest.approx(float(row.budget), abs=0.05)
+                assert share == pytest.approx(float(row.budget.amount), abs=0.05)
     assert f"schedule={QUICK[2]}," in record["command"]
     _the_leaderboard_agrees(tmp_path / f"results-{QUICK_ROWS}", record)
 
@@ -232,7 +233,7 @@ def _the_leaderboard_agrees(results: Path, record: dict[str, Any]) -> None:
     board = {model["title"]: model for model in json.loads(done.stdout)["models"]}
     for model in MODELS:
         rows = {row["label"]: row for budget in board[model.folder]["budgets"] for row in budget["rows"]}
-        runs = [run for run in record["runs"] if run["model"] == model.wrapper]
+        runs = [run for run in record["runs"] if run["model"] == model.family.model_name]
         assert len(rows) == len(runs)
         for run in runs:
             row = rows[run["solved"]]
@@ -248,7 +249,7 @@ def test_a_refused_schedule_does_not_end_the_other_models_run(
 ) -> None:
     """ToMe inside the vision encoder needs CLIP: LLaVA runs it, Qwen2.5-VL refuses."""
     monkeypatch.setattr("lmms_prune.demo.processes._program", lambda: str(forking.stand_ins / "lmms-eval"))
-    schedule = "tome@0:0.5;place=tower"
+    schedule = "tome@0:0.5;place=encoder"
     monkeypatch.setenv("HF_TOKEN", "hf_SECRET")  # which lmms-eval prints
     options = ["--folder", str(tmp_path), "--json", "--quick", "--tasks", "pope", "--schedule", schedule]
     done = CliRunner().invoke(app, ["demo", *options])
@@ -257,7 +258,7 @@ def test_a_refused_schedule_does_not_end_the_other_models_run(
     assert [(run["model"], run["schedule"]) for run in record["runs"]] == [("llava_pruned", schedule)]
     (failure,) = record["failures"]
     assert (failure["model"], failure["schedule"]) == ("qwen2_5_vl_pruned", schedule)
-    assert "place=tower merges inside CLIP's blocks" in failure["error"]
+    assert "place=encoder merges inside CLIP's blocks" in failure["error"]
     assert failure["error"] in done.stderr
     logs = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("log.txt")]
     assert len(logs) == 2

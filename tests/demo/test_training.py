@@ -34,7 +34,7 @@ from lmms_prune.demo.training.data import (
     dense_labels,
     some_content,
 )
-from lmms_prune.demo.training.families import TrainingFamily, new_family, take_encoder
+from lmms_prune.demo.training.families import TrainingFamily, TrainingLlava, new_family, take_encoder
 from lmms_prune.demo.training.loop import Trainer, TrainingStage
 
 COMMAND = typer.Typer()
@@ -98,7 +98,7 @@ def test_questions_in_one_sequence_equal_separate_ones(family: TrainingFamily, t
             images = None
             if picture is not None:
                 images = [picture.image]
-                if not family.mrope:
+                if isinstance(family, TrainingLlava):
                     from lmms_prune.models.images import pad_to_square
 
                     images = [pad_to_square(picture.image, family.processor.image_processor.image_mean)]
@@ -417,7 +417,7 @@ def test_each_stage_trains_its_own_part(family: TrainingFamily, tmp_path: Path) 
         runner._learn(stage, QuestionBatches(family, 0, 2, stage.each, stage.name)[1])
         changed = {name for name, value in family.model.state_dict().items() if not value.equal(before[name])}
         encoder = {name for name in changed if "vision_tower" in name or "visual" in name or "projector" in name}
-        assert bool(encoder) == (stage.tower_rate > 0)
+        assert bool(encoder) == (stage.encoder_rate > 0)
         assert bool(changed - encoder) == (stage.rate > 0)
 
 
@@ -473,7 +473,7 @@ def test_a_mistake_in_the_training_command_is_named(arguments: list[str], messag
 
 
 def test_the_training_command_reports_its_step_and_resumes(tmp_path: Path) -> None:
-    steps = ["--tower-steps", "1", "--open-steps", "1", "--compare-steps", "1", "--steps", "1"]
+    steps = ["--encoder-steps", "1", "--open-steps", "1", "--compare-steps", "1", "--steps", "1"]
     begin = ["--start", str(WEIGHTS / "tiny-llava"), "--pictures", "2", "--questions", "1"]
     command = ["llava", str(tmp_path / "run"), *steps, *begin]
     stopped = CliRunner().invoke(COMMAND, [*command, "--minutes", "0"])

@@ -22,10 +22,10 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).parents[1]))
 
 from built import Built, Checkpoint
+from masked import dropped_columns, masked_logits
 from tiny import Family, load, noise
 
 from lmms_prune import Schedule, Stage, prune
-from lmms_prune.certificate.reference import dropped_columns, masked_logits
 from lmms_prune.methods import METHODS
 
 LAYERS, STEPS, ROWS = 4, 3, 24

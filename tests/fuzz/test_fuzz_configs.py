@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from json_values import VALUES
 
 from lmms_prune.configs.check import check
-from lmms_prune.configs.runs import KEYS, ConfigError, read
+from lmms_prune.configs.runs import KEYS, read
+from lmms_prune.errors import ConfigError
 from lmms_prune.sweep.jobs import SweepError, plan
 
 PLAIN: dict[str, Any] = {

@@ -151,7 +151,16 @@ def test_mmbench_counts_circles_by_rules(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_group_runs_and_is_scored(group, model, arguments, harness) -> None:
     """The real command, with the group's name and this package's folder, on the demo's data."""
     given = f"pretrained={weights(model)},schedule=dart@1:0.44,batch_size=4,{arguments}"
-    options = ("--model", model.wrapper, "--model_args", given, "--tasks", group, "--include_path", task_configs())
+    options = (
+        "--model",
+        model.family.model_name,
+        "--model_args",
+        given,
+        "--tasks",
+        group,
+        "--include_path",
+        task_configs(),
+    )
     run = harness.fork(*map(str, options))
     tasks = own_groups()[group]
     assert set(run.samples) == set(tasks), run.stderr[-3000:]

@@ -28,8 +28,8 @@ def data(mirror: Mirror) -> Path:
 def wrappers() -> dict[str, PrunedModel]:
     """The demo's two models by lmms-eval's names."""
     return {
-        model.wrapper: unpruned(
-            model.wrapper, f"pretrained={weights(model)},device=cpu,dtype=float32,{model.arguments}"
+        model.family.model_name: unpruned(
+            model.family.model_name, f"pretrained={weights(model)},device=cpu,dtype=float32,{model.arguments}"
         )
         for model in MODELS
     }

@@ -29,7 +29,7 @@ DEPTH = 12
 
 def model_options(model: Any) -> list[str]:
     arguments = f"pretrained={weights(model)},device=cpu,dtype=float32,{model.arguments}"
-    return ["--model", model.wrapper, "--model_args", arguments]
+    return ["--model", model.family.model_name, "--model_args", arguments]
 
 
 @pytest.fixture
@@ -94,14 +94,14 @@ def test_auto_is_the_schedule_of_a_calibration(run: Callable[..., str], forking:
         "--methods",
         "dart",
     ]
-    command += ["--beside", "random@1:?", "--limit", "2", "--out", str(out), "--json"]
+    command += ["--compare", "random@1:?", "--limit", "2", "--out", str(out), "--json"]
     command += ["--launch", forking.launch]
     printed = json.loads(run(*command).strip().splitlines()[-1])
     best = Schedule.parse(printed["schedule"])
     assert best.avg_visual_tokens(DEPTH, [10_000]) <= 5000
     assert printed["tried"][printed["schedule"]]["value"] == min(loss["value"] for loss in printed["tried"].values())
     assert printed["verified"]["low"] <= printed["verified"]["value"] <= printed["verified"]["high"]
-    [(fixed, loss)] = printed["beside"].items()
+    [(fixed, loss)] = printed["compared"].items()
     assert 4900 <= Schedule.parse(fixed).avg_visual_tokens(DEPTH, [10_000]) <= 5000
     assert loss["low"] <= loss["value"] <= loss["high"]
     run("lmms-prune", "check", printed["yaml"])

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from masked import masked_logits
 from tiny import LAYERS, Family, noise
 
 from lmms_prune import prune
-from lmms_prune.certificate.reference import masked_logits
 from lmms_prune.errors import ScheduleError
 from lmms_prune.information.measure import Unit, measure, units
 from lmms_prune.methods import MethodSpec

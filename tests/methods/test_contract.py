@@ -32,7 +32,7 @@ KEEPING = [spec for spec in SPECS if not spec.drops_all]
 OPTIONS = {spec.name: dict(Schedule.parse(spec.example).stages[0].options) for spec in SPECS}
 # Options under which a method reads more than it does by default; where they cannot be had, it says so.
 VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
-    "tome": ({"metric": "keys"}, {"place": "tower"}),
+    "tome": ({"metric": "keys"}, {"place": "encoder"}),
     "folder": ({"variant": "full"},),
     "cdpruner": ({"clip": "/no/such/folder"},),
 }

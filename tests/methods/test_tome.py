@@ -195,7 +195,7 @@ def test_rates_always_meet_the_count() -> None:
     assert all(len(passes) == 1 for keep in range(1, 577) for passes in rates(576, keep, 23))
 
 
-def test_step_in_the_tower_by_hand() -> None:
+def test_step_in_the_encoder_by_hand() -> None:
     # Class token at place 0, patches at 1 … 5. A = {0, 2, 4}, B = {1, 3, 5}. The class token is like 1, yet stays.
     # 2 (80°) is like 3 (90°), 4 (200°) is like 5 (180°). One goes: 2 -> 3. Order: 0, 4 (even), then 1, 3, 5.
     metric = angles(0, 0, 80, 90, 200, 180)
@@ -210,7 +210,7 @@ def test_step_in_the_tower_by_hand() -> None:
     assert into.tolist() == [[0, 1, 2, 3, 5, 5]]
 
 
-def tower_reference(encoder: ClipEncoder, entering: Tensor, plan: list[list[int]]) -> tuple[list[Token], float]:
+def encoder_reference(encoder: ClipEncoder, entering: Tensor, plan: list[list[int]]) -> tuple[list[Token], float]:
     """The published form for one image, from what enters block 0 (class token first)."""
     tokens = [Token(i - 1, state, []) for i, state in enumerate(entering.tolist())]
     margin, heads = math.inf, encoder.parts.config.vision_config.num_attention_heads
@@ -248,18 +248,18 @@ def test_merging_inside_the_encoder_equals_slow_reference(
 ) -> None:
     tiny, number, batches = all_tiny["llava"], 0, observed_batches("llava")
     for seen, ratio in zip(batches, (0.6, 0.5, 0.33, 0.27, 0.75, 0.1, 0.9, 0.02), strict=True):
-        trace, states = outcome(tiny, seen, f"tome@0:{ratio};place=tower")
+        trace, states = outcome(tiny, seen, f"tome@0:{ratio};place=encoder")
         encoder = encoder_view(tiny, seen).encoder
         assert isinstance(encoder, ClipEncoder)
         plan = rates(64, round(ratio * 64), 2)
         with torch.no_grad():
-            want = [tower_reference(encoder, x, plan) for x in first_input(tiny, seen.inputs)]
+            want = [encoder_reference(encoder, x, plan) for x in first_input(tiny, seen.inputs)]
         assert_same_tokens(trace, states, want)
         number += len(want)
     assert number == image_count(batches)
 
 
-def test_the_tower_by_itself_gives_the_model_s_tokens(
+def test_the_encoder_by_itself_gives_the_model_s_tokens(
     all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]
 ) -> None:
     """A rate of zero merges nothing: the encoder in steps is the encoder."""
@@ -268,11 +268,11 @@ def test_the_tower_by_itself_gives_the_model_s_tokens(
     view = capture_view(tiny, seen.inputs, 0)
     assert isinstance(view.encoder, ClipEncoder)
     with torch.no_grad():
-        tokens, _ = tower_reference(view.encoder, first_input(tiny, seen.inputs)[0], [[0], [0]])
+        tokens, _ = encoder_reference(view.encoder, first_input(tiny, seen.inputs)[0], [[0], [0]])
     torch.testing.assert_close(torch.tensor([t.state for t in tokens], dtype=torch.float64), view.visual_embeddings[0])
 
 
-def test_sizes_of_the_tower_go_on(all_tiny: dict[str, Tiny]) -> None:
+def test_sizes_of_the_encoder_continue(all_tiny: dict[str, Tiny]) -> None:
     """All 64 patches are counted, and a later stage weighs by them."""
     tiny = all_tiny["llava"]
     views: list[TokenView] = []
@@ -286,7 +286,7 @@ def test_sizes_of_the_tower_go_on(all_tiny: dict[str, Tiny]) -> None:
     inputs = tiny.batch([tiny.row(random.Random(i), images=n) for i, n in enumerate((1, 2))])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ToMe, "rewrite", rewrite)
-        trace, logits = tiny.run(inputs, "tome@0:21t;place=tower,tome@3:9t")
+        trace, logits = tiny.run(inputs, "tome@0:21t;place=encoder,tome@3:9t")
     assert [row.kept for row in trace.rows] == [[[21], [9]], [[11, 10], [5, 4]]]
     assert torch.isfinite(logits).all()
     for stage_number, layer in enumerate((0, 3)):
@@ -299,12 +299,12 @@ def test_options_that_cannot_be_had(all_tiny: dict[str, Tiny]) -> None:
     llava, qwen = all_tiny["llava"], all_tiny["qwen2_5_vl"]
     rng = random.Random(0)
     with (
-        pytest.raises(UnsupportedModelError, match=r"place=tower .* which this model does not have"),
-        prune(qwen.model(), "tome@0:0.5;place=tower"),
+        pytest.raises(UnsupportedModelError, match=r"place=encoder .* which this model does not have"),
+        prune(qwen.model(), "tome@0:0.5;place=encoder"),
     ):
         pass
-    with pytest.raises(ScheduleError, match=r"place=tower .* must act at layer 0"):
-        llava.run(llava.batch([llava.row(rng)]), "tome@2:0.5;place=tower")
+    with pytest.raises(ScheduleError, match=r"place=encoder .* must act at layer 0"):
+        llava.run(llava.batch([llava.row(rng)]), "tome@2:0.5;place=encoder")
     with pytest.raises(ScheduleError, match=r"metric=keys .* must act at layer 1 or deeper"):
         llava.run(llava.batch([llava.row(rng)]), "tome@0:0.5;metric=keys")
 

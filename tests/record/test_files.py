@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from lmms_prune.calibration.data import SearchError, read_samples
 from lmms_prune.cli import app
-from lmms_prune.configs.runs import ConfigError, read
+from lmms_prune.configs.runs import read
+from lmms_prune.errors import ConfigError
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.results import read_results
 from lmms_prune.leaderboard.samples import read_samples as read_answers

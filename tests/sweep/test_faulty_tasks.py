@@ -48,7 +48,7 @@ def test_a_task_that_prints_crashes_or_kills(place: Place, tmp_path: Path) -> No
     done = place.sweep(path, "--out", out, "--json")
     assert done.returncode == 1
     record = json.loads(done.stdout.splitlines()[-1])
-    assert [job["state"] for job in record["units"]] == ["done", "failed", "failed"], done.stderr
+    assert [job["state"] for job in record["jobs"]] == ["done", "failed", "failed"], done.stderr
     assert holding_a_secret(out) == []
     for secret in SECRETS.values():
         assert secret not in done.stdout + done.stderr
@@ -61,7 +61,7 @@ def test_a_task_that_prints_crashes_or_kills(place: Place, tmp_path: Path) -> No
     assert printing.count("in two parts [REDACTED] is whole") >= 4
     assert printing.count("a child has [REDACTED]") >= 4
     # lmms-eval retries its scoring and then prints an error of its own; the failure must still be reported.
-    reason = record["units"][1]["reason"]
+    reason = record["jobs"][1]["reason"]
     assert re.fullmatch(r"tenacity\.RetryError: .* raised RuntimeError>\] \(exit code 1\)\n  log: \S+log\.txt", reason)
     assert f"a, unscored: {reason}\n" in done.stderr
     assert "RuntimeError: cannot score with [REDACTED]" in unscored

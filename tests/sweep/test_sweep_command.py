@@ -85,7 +85,7 @@ def test_a_killed_and_restarted_sweep_gives_the_same_results(place: Place, whole
     done = place.sweep(place.configs, "--out", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
-    assert record["units"][0]["state"] == "skipped"
+    assert record["jobs"][0]["state"] == "skipped"
     assert record["done"] == 4 - record["skipped"] >= 1
     assert first == {path: path.stat().st_mtime_ns for path in (tmp_path / "hybrid" / "pope").iterdir()}
     assert samples(tmp_path) == samples(whole)
@@ -114,7 +114,7 @@ def test_a_failure_does_not_stop_a_sweep(place: Place, tmp_path: Path) -> None:
     done = place.sweep(tmp_path, "--out", tmp_path / "out", "--limit", "2", "--json")
     assert done.returncode == 1
     record = json.loads(done.stdout.splitlines()[-1])
-    assert [(job["task"], job["state"]) for job in record["units"]] == [("no_such_task", "failed"), ("pope", "done")]
+    assert [(job["task"], job["state"]) for job in record["jobs"]] == [("no_such_task", "failed"), ("pope", "done")]
     assert "a, no_such_task: ValueError: Tasks not found: no_such_task" in done.stderr
     assert (tmp_path / "out" / PARTIAL / "a@no_such_task" / "log.txt").is_file()
 

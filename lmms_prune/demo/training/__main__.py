@@ -55,7 +55,7 @@ def main(
     folder: Annotated[
         Path, typer.Argument(help="Folder for the state, the log and finally the model; an existing training resumes.")
     ],
-    tower_steps: Annotated[int, typer.Option(min=0, help="Steps that train only the vision encoder.")] = 5000,
+    encoder_steps: Annotated[int, typer.Option(min=0, help="Steps that train only the vision encoder.")] = 5000,
     open_steps: Annotated[int, typer.Option(min=0, help="Steps on questions whose answer is one word.")] = 4000,
     compare_steps: Annotated[int, typer.Option(min=0, help="Steps on questions that need a comparison.")] = 1500,
     steps: Annotated[int, typer.Option(min=0, help="Steps on questions of all kinds.")] = 4000,
@@ -72,7 +72,7 @@ def main(
         int | None,
         typer.Option(min=0, help="Processes that draw pictures. Default: one per core with a GPU, else none."),
     ] = None,
-    tower: Annotated[
+    encoder: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="A model's folder to take the trained vision encoder from."),
     ] = None,
@@ -99,12 +99,12 @@ def main(
     with plainly(OSError, ValueError):
         folder.mkdir(parents=True, exist_ok=True)
         trained = started_family(start) if start else new_family(family, SIZES[family], _texts(seed), seed)
-        if trained.name != family:
-            raise typer.BadParameter(f"family '{family}' is asked for, but --start {start} holds a {trained.name}")
-        if tower:
-            take_encoder(trained, tower)
+        if (held := trained.family.model_type) != family:
+            raise typer.BadParameter(f"family '{family}' is asked for, but --start {start} holds a {held}")
+        if encoder:
+            take_encoder(trained, encoder)
     stages = [
-        TrainingStage("tower", tower_steps, 2 * pictures, 0, 1.5 * rate),
+        TrainingStage("tower", encoder_steps, 2 * pictures, 0, 1.5 * rate),
         # Without attention supervision, a decoder needs many times as many steps before it attends to the picture at all.
         TrainingStage("open", open_steps, pictures, questions + 2, 0.5 * rate, 2.5 * rate, attention=1.0),
         TrainingStage(
@@ -114,7 +114,7 @@ def main(
             "questions", steps, pictures, questions, 0.3 * rate, 1.5 * rate, dense=0.5, attention=0.05, stated=0.5
         ),
     ]
-    origin = f"{family} from {start or 'scratch'}" + (f" with the tower of {tower}" if tower else "")
+    origin = f"{family} from {start or 'scratch'}" + (f" with the tower of {encoder}" if encoder else "")
     with plainly(ValueError):
         trainer = Trainer(trained, folder, stages, seed, device, origin)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -139,10 +139,9 @@ def export(family: TrainingFamily, folder: Path) -> None:
     """Write the model, in bfloat16, with its processor to `folder`, which must be new."""
     tokenizer = family.tokenizer
     model = family.model.to("cpu", torch.bfloat16).eval()
-    ends = [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * family.mrope
     begin = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     model.generation_config = GenerationConfig(
-        bos_token_id=begin, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=begin, eos_token_id=family.end_tokens(), pad_token_id=tokenizer.pad_token_id
     )
     with new_folder(folder) as partial:
         model.save_pretrained(partial)

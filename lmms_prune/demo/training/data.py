@@ -269,7 +269,7 @@ def _choice(rng: random.Random, asked: questions.Question, *, chinese: bool = Fa
 
 
 STAGES = {
-    "tower": (ENCODER_MIX, ask),
+    "tower": (ENCODER_MIX, ask),  # the vision encoder; the names seed the random draws, so they stay
     "open": (MIX, ask_openly),
     "compare": (COMPARE_MIX, ask_to_compare),
     "questions": (QUESTIONS_MIX, ask),
@@ -337,7 +337,7 @@ def collate(family: TrainingFamily, rows: list[tuple[Picture | None, list[Prompt
     return Batch(
         pixels=family.pixels([picture.image for picture in pictures]),
         ids=ids,
-        positions=positions if family.mrope else positions[0],
+        positions=family.position_ids(positions),
         mask=mask[:, None],
         is_image=ids == family.image_id,
         asking=torch.tensor(asking, dtype=torch.long).reshape(-1, 2),

@@ -1,4 +1,4 @@
-"""The differences between the two families in training: sizes, pixels, visual grids and positions."""
+"""What training needs of each family beyond `lmms_prune.models`: pixels, features, positions and tokenizers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
-from lmms_prune.demo.checkpoints import PATCH, Sizes, llava_model, qwen2_5_vl_model
+from lmms_prune.demo.checkpoints import Sizes, llava_model, qwen2_5_vl_model
 from lmms_prune.demo.language import LLAVA_SPECIALS, QWEN_SPECIALS, train_tokenizer
 from lmms_prune.demo.questions import CHINESE
+from lmms_prune.models import Family
 from lmms_prune.models.images import pad_to_square
+from lmms_prune.models.llava import LLAVA
+from lmms_prune.models.qwen2_5_vl import QWEN2_5_VL
 
 Position = tuple[int, int, int]  # time, row and column; equal for text, and for all tokens without M-RoPE
 
@@ -24,15 +28,20 @@ Position = tuple[int, int, int]  # time, row and column; equal for text, and for
 class TrainingFamily:
     """A model in training, with its tokenizer and processor."""
 
-    name: str
-    mrope: bool
+    family: ClassVar[Family]
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
         self.tokenizer: PreTrainedTokenizerFast = processor.tokenizer
         self.image_id: int = model.config.image_token_id
-        self._head, self._tail = self._around()
+        # The prompt's text before the image token.
+        self._head = self._rendered("QUESTION", with_image=True).split(self.tokenizer.decode([self.image_id]))[0]
         self.question = lru_cache(maxsize=4096)(self._question)
+
+    @classmethod
+    def untrained(cls, sizes: Sizes, texts: Sequence[str], seed: int) -> TrainingFamily:
+        """A model with weights drawn from `seed`, and a tokenizer trained on `texts`."""
+        raise NotImplementedError
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """The rows and columns of visual tokens of an image with (width, height) pixels."""
@@ -49,6 +58,14 @@ class TrainingFamily:
     def features(self, pixels: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The visual tokens of all images (V, D), in the decoder's space, and each image's class state (I, d) or None."""
         raise NotImplementedError
+
+    def position_ids(self, positions: Int[Tensor, "3 B L"]) -> Int[Tensor, "..."]:
+        """The decoder's position ids: the three channels, or one of them where they are equal."""
+        raise NotImplementedError
+
+    def end_tokens(self) -> list[int]:
+        """The tokens that end an answer."""
+        return [self.tokenizer.eos_token_id]
 
     def _image_positions(self, start: int, size: tuple[int, int]) -> list[Position]:
         raise NotImplementedError
@@ -74,11 +91,6 @@ class TrainingFamily:
         text = label if len(label) == 1 else words.get(label, f" {label.lower()}")
         return self.tokenizer.encode(text, add_special_tokens=False)[-1]
 
-    def _around(self) -> tuple[str, str]:
-        """The prompt's text before the image token, and between the image token and the question."""
-        head, rest = self._rendered("QUESTION", with_image=True).split(self.tokenizer.decode([self.image_id]))
-        return head, rest.split("QUESTION")[0]
-
     def _question(self, prompt: str, with_image: bool) -> list[int]:
         """The tokens of a prompt after its image, or all of them without one."""
         text = self._rendered(prompt, with_image)
@@ -95,21 +107,26 @@ class TrainingFamily:
 class TrainingLlava(TrainingFamily):
     """LLaVA-1.5: every image is padded to a square and resized to one size."""
 
-    name = "llava"
-    mrope = False
+    family = LLAVA
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__(model, processor)
-        self.cells = model.config.vision_config.image_size // PATCH
+    @classmethod
+    def untrained(cls, sizes: Sizes, texts: Sequence[str], seed: int) -> TrainingFamily:
+        specials = (*LLAVA_SPECIALS, "USER:", "ASSISTANT:")
+        tokenizer = train_tokenizer(
+            specials, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>", texts=texts, words=tuple(CHINESE.values())
+        )
+        return cls(*llava_model(tokenizer, sizes, seed))
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        return self.cells, self.cells
+        grid = self.family.only_grid(self.model.config)
+        assert grid is not None
+        return grid
 
     def to_grid(self, size: tuple[int, int], box: Sequence[int | float]) -> tuple[float, float, float, float]:
         side = max(size)
         across, down = (side - size[0]) // 2, (side - size[1]) // 2
         left, top, right, bottom = box
-        cell = side / self.cells
+        cell = side / self.grid(size)[0]
         return (left + across) / cell, (top + down) / cell, (right + across) / cell, (bottom + down) / cell
 
     def pixels(self, images: list[Image.Image]) -> dict[str, Tensor]:
@@ -127,21 +144,36 @@ class TrainingLlava(TrainingFamily):
         return torch.cat(list(out.pooler_output)), out.last_hidden_state[:, 0]
 
     def _image_positions(self, start: int, size: tuple[int, int]) -> list[Position]:
-        return [(n, n, n) for n in range(start, start + self.cells**2)]
+        rows, columns = self.grid(size)
+        return [(n, n, n) for n in range(start, start + rows * columns)]
+
+    def position_ids(self, positions: Int[Tensor, "3 B L"]) -> Int[Tensor, "B L"]:
+        return positions[0]
 
 
 class TrainingQwen(TrainingFamily):
     """Qwen2.5-VL: one token for each 28 x 28 pixels, with rows and columns in its positions."""
 
-    name = "qwen2_5_vl"
-    mrope = True
+    family = QWEN2_5_VL
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        self.side = self.family.pixel_side(model.config)
+
+    @classmethod
+    def untrained(cls, sizes: Sizes, texts: Sequence[str], seed: int) -> TrainingFamily:
+        ends = ("<|im_end|>", "<|endoftext|>")
+        tokenizer = train_tokenizer(
+            QWEN_SPECIALS, bos=None, eos=ends[0], pad=ends[1], unk=None, texts=texts, words=tuple(CHINESE.values())
+        )
+        return cls(*qwen2_5_vl_model(tokenizer, sizes, seed))
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        assert not any(side % (2 * PATCH) for side in size), size
-        return size[1] // (2 * PATCH), size[0] // (2 * PATCH)
+        assert not any(side % self.side for side in size), size
+        return size[1] // self.side, size[0] // self.side
 
     def to_grid(self, size: tuple[int, int], box: Sequence[int | float]) -> tuple[float, float, float, float]:
-        left, top, right, bottom = (side / (2 * PATCH) for side in box)
+        left, top, right, bottom = (side / self.side for side in box)
         return left, top, right, bottom
 
     def pixels(self, images: list[Image.Image]) -> dict[str, Tensor]:
@@ -154,6 +186,16 @@ class TrainingQwen(TrainingFamily):
     def _image_positions(self, start: int, size: tuple[int, int]) -> list[Position]:
         rows, columns = self.grid(size)
         return [(start, start + row, start + column) for row in range(rows) for column in range(columns)]
+
+    def position_ids(self, positions: Int[Tensor, "3 B L"]) -> Int[Tensor, "3 B L"]:
+        return positions
+
+    def end_tokens(self) -> list[int]:
+        return [*super().end_tokens(), self.tokenizer.pad_token_id]
+
+
+FAMILIES: dict[str, type[TrainingFamily]] = {kind.family.model_type: kind for kind in (TrainingLlava, TrainingQwen)}
+"""By ``config.model_type``."""
 
 
 def take_encoder(family: TrainingFamily, folder: Path) -> None:
@@ -168,7 +210,7 @@ def take_encoder(family: TrainingFamily, folder: Path) -> None:
     own = family.model.state_dict()
     if strange := [name for name, tensor in encoder.items() if name not in own or own[name].shape != tensor.shape]:
         raise ValueError(
-            f"the vision encoder in {folder} is not one of {family.name} in this size: it has {strange[0]}"
+            f"the vision encoder in {folder} is not one of {family.family.model_type} in this size: it has {strange[0]}"
         )
     family.model.load_state_dict(encoder, strict=False)
 
@@ -177,26 +219,13 @@ def started_family(folder: Path) -> TrainingFamily:
     """A model to continue training from: the one in `folder`, in float32, with its tokenizer."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(folder)
-    return (TrainingLlava if model.config.model_type == "llava" else TrainingQwen)(model, processor)
+    return FAMILIES[model.config.model_type](model, processor)
 
 
 def new_family(name: str, sizes: Sizes, texts: Sequence[str], seed: int) -> TrainingFamily:
-    """An untrained model, with a tokenizer trained on `texts`; `name` is "llava" or "qwen2_5_vl"."""
+    """An untrained model of a family in `FAMILIES`, with a tokenizer trained on `texts`."""
     # Written words must be spelled: no token may contain two capitals or two digits.
-    spelled = [re.sub(r"[A-Z]{2,}|\d", " ", text) for text in texts]
-    words = tuple(CHINESE.values())
-    if name == "llava":
-        specials = (*LLAVA_SPECIALS, "USER:", "ASSISTANT:")
-        tokenizer = train_tokenizer(
-            specials, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>", texts=spelled, words=words
-        )
-        family: TrainingFamily = TrainingLlava(*llava_model(tokenizer, sizes, seed))
-    else:
-        ends = ("<|im_end|>", "<|endoftext|>")
-        tokenizer = train_tokenizer(
-            QWEN_SPECIALS, bos=None, eos=ends[0], pad=ends[1], unk=None, texts=spelled, words=words
-        )
-        family = TrainingQwen(*qwen2_5_vl_model(tokenizer, sizes, seed))
+    family = FAMILIES[name].untrained(sizes, [re.sub(r"[A-Z]{2,}|\d", " ", text) for text in texts], seed)
     _share_embeddings(family)
     return family
 

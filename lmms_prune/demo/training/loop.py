@@ -32,18 +32,21 @@ LOG_EVERY = 100  # steps between two lines of the log
 SAVE_EVERY = 200  # steps between two saved states
 
 
+_SAVED_NAMES = {"attention": "gaze", "encoder_rate": "tower_rate"}  # so that states of earlier versions can be resumed
+
+
 @dataclass(frozen=True)
 class TrainingStage:
     """One stage of training.
 
-    Without questions only the vision encoder learns; with a `tower_rate` of 0 only the decoder.
+    Without questions only the vision encoder learns; with a `encoder_rate` of 0 only the decoder.
 
     Args:
         name: a name in `data.STAGES`.
         steps: the number of steps.
         pictures: pictures per step.
         each: questions per picture.
-        tower_rate: learning rate of the vision encoder and the projector.
+        encoder_rate: learning rate of the vision encoder and the projector.
         rate: learning rate of the decoder.
         dense: weight of the dense labels' loss, relative to the answers' loss. It preserves what the vision encoder has
             learned while the decoder's first gradients are noise.
@@ -56,15 +59,15 @@ class TrainingStage:
     steps: int
     pictures: int
     each: int
-    tower_rate: float
+    encoder_rate: float
     rate: float = 0.0
     dense: float = 1.0
     attention: float = 0.0
     stated: float = 0.0
 
     def saved(self) -> dict[str, Any]:
-        """The settings as saved states name them: there the weight `attention` is called "gaze"."""
-        return {"gaze" if name == "attention" else name: value for name, value in asdict(self).items()}
+        """The settings as saved states name them."""
+        return {_SAVED_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 
 class Heads(nn.Module):
@@ -271,11 +274,11 @@ class Trainer:
         stage = self.stages[min(self.stage, len(self.stages) - 1)]
         for name, parameter in [*self.family.model.named_parameters(), *self.heads.named_parameters(prefix="heads")]:
             encoder = any(part in name for part in ("vision_tower", "visual.", "multi_modal_projector", "heads."))
-            parameter.requires_grad_(stage.tower_rate > 0 if encoder else stage.each > 0)
+            parameter.requires_grad_(stage.encoder_rate > 0 if encoder else stage.each > 0)
             if parameter.requires_grad:
                 groups[encoder, parameter.ndim > 1].append(parameter)
         settings = [
-            {"params": group, "tower": encoder, "weight_decay": 0.05 * decays}
+            {"params": group, "encoder": encoder, "weight_decay": 0.05 * decays}
             for (encoder, decays), group in sorted(groups.items())
         ]
         return torch.optim.AdamW(settings, lr=0.0, betas=(0.9, 0.98), fused=self.device.type == "cuda")
@@ -288,7 +291,7 @@ class Trainer:
         remaining = 1 - self.step / stage.steps
         share = min(1.0, (self.step + 1) / WARMUP, 0.02 + 0.98 * remaining / DECAY)
         for group in self.optimizer.param_groups:
-            group["lr"] = share * (stage.tower_rate if group["tower"] else stage.rate)
+            group["lr"] = share * (stage.encoder_rate if group["encoder"] else stage.rate)
 
     def _log(self, stage: TrainingStage, figures: dict[str, list[float]], seconds: float) -> None:
         means = {name: round(sum(values) / len(values), 4) for name, values in sorted(figures.items())}
