@@ -103,7 +103,7 @@ MUTANTS = (
     ),
     Mutant(
         "timers are around the wrong call",
-        "bench/schedules.py",
+        "bench/spans.py",
         "stages = [parts.layers[stage.layer] for stage in schedule.stages]\n        last",
         "stages = [parts.layers[stage.layer + 1] for stage in schedule.stages]\n        last",
         ("tests/bench/test_bench.py::test_time_is_put_down_to_the_part_that_took_it",),
@@ -111,8 +111,8 @@ MUTANTS = (
     Mutant(
         "kept tokens are gathered in another order",
         "pruning/ragged.py",
-        "moved = keep.cumsum(1) - 1 + shift",
-        "moved = length - keep.cumsum(1) + shift",
+        "moved = keep.cumsum(1) - 1",
+        "moved = keep.sum(1, keepdim=True) - keep.cumsum(1)",
         ("tests/test_ragged.py::test_pack_keeps_order_and_pads_one_side", REFERENCE),
     ),
     Mutant(
@@ -125,8 +125,8 @@ MUTANTS = (
     Mutant(
         "the first token is right and later ones are wrong",
         "pruning/segment.py",
-        "valid = pad(self.valid, (0, step), value=True)",
-        "valid = torch.ones_like(pad(self.valid, (0, step)))",
+        "ahead = pad(self._valid, (0, 2 * max(step, 32)), value=True)",
+        "ahead = torch.ones_like(pad(self._valid, (0, 2 * max(step, 32))))",
         (REFERENCE,),
     ),
     Mutant(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from lmms_prune.demo.models import MODELS, WEIGHTS
-from lmms_prune.models import FAMILIES, MODEL_NAMES
+from lmms_prune.models import FAMILIES
 from lmms_prune.models.family import Family
 
 SCHEDULES = tuple(f"{name}-{budget}" for budget in (192, 64) for name in ("dart", "dart+vtw", "dart+random"))
@@ -109,8 +109,7 @@ def _selection(family: Family, batch: int, device: str, small: bool) -> Part:
 
 
 def _throughput(family: Family, device: str, small: bool) -> Part:
-    model = next(model for model in MODELS if MODEL_NAMES[model.wrapper] is family)
-    words: tuple[str, ...] = ("bench-throughput", "--demo", "--model", model.wrapper, "--device", device, "--json")
+    words: tuple[str, ...] = ("bench-throughput", "--demo", "--model", family.model_name, "--device", device, "--json")
     words = (
         *words,
         "--schedule",
@@ -138,5 +137,5 @@ def _model(family: Family, small: bool) -> Sequence[str]:
 
 
 def _weights(family: Family) -> str:
-    model = next(model for model in MODELS if MODEL_NAMES[model.wrapper] is family)
+    model = next(model for model in MODELS if model.family is family)
     return str(WEIGHTS / model.folder)

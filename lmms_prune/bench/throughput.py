@@ -164,7 +164,7 @@ def demo_arguments(wrapper: str) -> str:
     Raises:
         DemoError: a file of the checkpoint is missing or truncated.
     """
-    model = next(model for model in MODELS if model.wrapper == wrapper)
+    model = next(model for model in MODELS if model.family.model_name == wrapper)
     return f"pretrained={weights(model)},{model.arguments}"
 
 
