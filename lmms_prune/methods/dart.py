@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import directions, gather, settled
+from lmms_prune.methods.base import Method
+from lmms_prune.methods.shared.kernels import in_turn
+from lmms_prune.methods.shared.tensors import directions, gather, settled, to_device
 from lmms_prune.methods.view import Tokens, TokenView
 
 _PIVOTS = 4
@@ -47,10 +48,10 @@ class DART(Method):
         visual, visual_exists = self._pivots(view, view.visual)
         text, text_exists = self._pivots(view, view.text)
         # A budget below four keeps only the first pivots; all of them still serve as references.
-        rank = torch.arange(visual.shape[1], device=visual.device)
-        is_kept = visual_exists & (rank < budget.to(rank.device)[:, None])
+        rank, count = torch.arange(visual.shape[1], device=visual.device), to_device(budget, visual.device)
+        is_kept = visual_exists & (rank < count[:, None])
         keep = _mark(torch.zeros_like(view.valid), visual, is_kept)
-        picks = budget.to(rank.device) - is_kept.sum(1)
+        picks = count - is_kept.sum(1)
 
         # Pivots are chosen by their keys, but compared by the final norm of the layer's input.
         features = directions(view.normed(view.visual))
@@ -63,16 +64,14 @@ class DART(Method):
         similarity = settled(pivots @ features.transpose(1, 2))
         view.ranking(similarity.sum(1))
 
-        free = _mark(view.valid.clone(), visual, visual_exists, value=False)
+        free = _mark(view.valid, visual, visual_exists, value=False)
         # Equal quotas for the existing pivots; the first `extra` of them pick one more.
         pivot_rank = exists.cumsum(1) - 1
         pivot_count = exists.sum(1).clamp(min=1)
         share, extra = picks // pivot_count, picks % pivot_count
-        for p in range(pivots.shape[1]):
-            quota = torch.where(exists[:, p], share + (pivot_rank[:, p] < extra), 0)
-            picked = highest(-similarity[:, p], free, quota)
-            keep, free = keep | picked, free & ~picked
-        return keep
+        quota = torch.where(exists, share[:, None] + (pivot_rank < extra[:, None]), 0)
+        order = similarity.argsort(dim=2, stable=True)
+        return keep | in_turn(order, free, quota)
 
     @staticmethod
     def _pivots(view: TokenView, tokens: Tokens) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
@@ -90,7 +89,7 @@ def _mark(
 ) -> Bool[Tensor, "B V"]:
     """`mask` with `value` at those of the (distinct) `index` entries that `where` allows."""
     current = mask.gather(1, index)
-    return mask.scatter(1, index, torch.where(where, torch.full_like(where, value), current))
+    return mask.scatter(1, index, current | where if value else current & ~where)
 
 
 def _set_order(columns: Int[Tensor, "B P"], exists: Bool[Tensor, "B P"]) -> Int[Tensor, "B P"]:
