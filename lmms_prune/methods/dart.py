@@ -95,12 +95,10 @@ def _mark(
 def _set_order(columns: Int[Tensor, "B P"], exists: Bool[Tensor, "B P"]) -> Int[Tensor, "B P"]:
     """The order in which CPython iterates a set of the existing columns inserted in the given order."""
     orders = []
-    for row, row_exists in zip(columns.tolist(), exists.tolist(), strict=True):
-        pivots = {}
-        for number, (column, pivot_exists) in enumerate(zip(row, row_exists, strict=True)):
-            if pivot_exists:
-                pivots[column] = number
+    # One copy, for which the host waits: -1 where there is no token.
+    for row in torch.where(exists, columns, -1).tolist():
+        pivots = {column: number for number, column in enumerate(row) if column >= 0}
         # From a list: a set made from a dict takes over its table size, which changes the order.
         order = [pivots[column] for column in set(list(pivots))]
         orders.append(order + [number for number in range(len(row)) if number not in order])
-    return torch.tensor(orders, device=columns.device)
+    return to_device(orders, columns.device)

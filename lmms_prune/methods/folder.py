@@ -21,7 +21,7 @@ from lmms_prune.methods.shared.merging import (
     partners,
     summed,
 )
-from lmms_prune.methods.shared.tensors import gather
+from lmms_prune.methods.shared.tensors import gather, to_device
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
 from lmms_prune.models.encoder import Signals
@@ -75,7 +75,7 @@ class Folder(Method):
         else:
             folded = self._simplified(view, budget)
         view.memory[f"folder at layer {view.layer}"] = folded
-        return folded.keep & (budget > 0).to(folded.keep.device)[:, None]
+        return folded.keep & to_device(budget > 0, folded.keep.device)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         folded = view.memory.pop(f"folder at layer {view.layer}")
@@ -92,7 +92,7 @@ class Folder(Method):
         scales = [(n - most > _fold(n)) or 2 * (n - most) < most for n, most in zip(view.counts, goal, strict=True)]
         while any(n > most for n, most in zip(tokens.counts, goal, strict=True)):
             tokens = tokens.merge([max(0, min(_fold(n), n - m)) for n, m in zip(tokens.counts, goal, strict=True)])
-        factor = torch.where(torch.tensor(scales, device=slot.device)[:, None], 1 + tokens.size.log(), 1.0)
+        factor = torch.where(to_device(scales, slot.device)[:, None], 1 + tokens.size.log(), 1.0)
         return replace(tokens, states=tokens.states * factor[..., None].to(fine)).in_view(view)
 
 

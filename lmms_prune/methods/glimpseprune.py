@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.base import Method, highest
+from lmms_prune.methods.shared.tensors import to_device
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.parts import ModelParts
 
@@ -48,7 +49,7 @@ class GlimpsePrune(Method):
         ranked = highest(logits, view.valid, budget)
         # A budget of all tokens means an adaptive keep: the selector decides.
         selected = view.valid & (logits > 0)
-        adaptive = (budget == torch.tensor(view.counts)).to(ranked.device)[:, None]
+        adaptive = to_device(budget == torch.tensor(view.counts), ranked.device)[:, None]
         return torch.where(adaptive, selected, ranked)
 
     def _logits(self, view: TokenView) -> Float[Tensor, "B V"]:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
+from lmms_prune.methods.shared.tensors import to_device
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
@@ -43,9 +44,9 @@ class HIVTP(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         received = [view.encoder.received(block) for block in _blocks(view.encoder.shape)]
         score = view.ranking(view.of_image(torch.stack(received).mean(0)))
-        count = budget.to(score.device)
+        count = to_device(budget, score.device)
         # A budget of all tokens means an adaptive keep: the published share.
-        adaptive = (count == torch.tensor(view.counts, device=count.device))[:, None]
+        adaptive = (count == to_device(view.counts, count.device))[:, None]
         sides = [
             _SIDE if n == present else _side(*grid, n)
             for n, present, grid in zip(budget.tolist(), view.counts, view.grids, strict=True)
@@ -74,7 +75,7 @@ def _side(rows: int, columns: int, count: int) -> int:
 
 def _coordinates(view: TokenView) -> tuple[Int[Tensor, "B V"], Int[Tensor, "B V"], Int[Tensor, "B 2"]]:
     """Row and column of each token, and the sides of the grids."""
-    sides = torch.tensor(view.grids, device=view.valid.device)
+    sides = to_device(view.grids, view.valid.device)
     index = torch.where(view.valid, view.index, 0)
     return index // sides[:, 1:], index % sides[:, 1:], sides
 
@@ -87,7 +88,7 @@ def _quadrants(view: TokenView) -> Int[Tensor, "B V"]:
 
 def _windows(view: TokenView, sides: list[int]) -> Int[Tensor, "B V"]:
     row, column, grids = _coordinates(view)
-    side = torch.tensor(sides, device=row.device)[:, None]
+    side = to_device(sides, row.device)[:, None]
     return row // side * ((grids[:, 1:] + side - 1) // side) + column // side
 
 

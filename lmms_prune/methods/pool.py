@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, grid_within
-from lmms_prune.methods.shared.tensors import add_up
+from lmms_prune.methods.shared.tensors import add_up, to_device
 from lmms_prune.methods.view import TokenView
 
 
@@ -31,7 +31,7 @@ class Pool(Method):
         view.memory[self._key(view)] = grids = [grid_within(*grid, most) for grid, most in pairs]
         filled = self._cells(view, grids)[1] > 0
         entry = torch.arange(view.valid.shape[1], device=filled.device)
-        return (entry < filled.sum(1, keepdim=True)) & (budget.to(filled.device) > 0)[:, None]
+        return (entry < filled.sum(1, keepdim=True)) & (to_device(budget, filled.device) > 0)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         grids = view.memory[self._key(view)]
@@ -56,8 +56,8 @@ class Pool(Method):
     ) -> tuple[Float[Tensor, "B C D"], Int[Tensor, "B C"], Int[Tensor, "B C"]]:
         """For each cell the sum of its tokens, their number, and the raster index of its middle."""
         device = view.valid.device
-        rows, columns = torch.tensor(view.grids, device=device).T[..., None]
-        r, c = torch.tensor(grids, device=device).T[..., None]
+        rows, columns = to_device(view.grids, device).T[..., None]
+        r, c = to_device(grids, device).T[..., None]
         cells = max(a * b for a, b in grids)
         cell = (view.index // columns) * r // rows * c + (view.index % columns) * c // columns
         # Padding is counted in a spare last cell.

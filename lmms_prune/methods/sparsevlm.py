@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import BLOCK
+from lmms_prune.methods.shared.tensors import BLOCK, to_device
 from lmms_prune.methods.view import Tokens, TokenView
 
 
@@ -72,9 +72,8 @@ class SparseVLM(Method):
             dropped = [present - total + c for (total, present), c in zip(totals, clusters, strict=True)]
             pool = [_pool_size(d) if c else 0 for d, c in zip(dropped, clusters, strict=True)]
             centres, merged = _recycle(view, highest(score, view.valid & ~kept, torch.tensor(pool)), pool, clusters)
-            exists = torch.arange(centres.shape[1], device=kept.device) < torch.tensor(clusters)[:, None].to(
-                kept.device
-            )
+            number = torch.arange(centres.shape[1], device=kept.device)
+            exists = number < to_device(clusters, kept.device)[:, None]
             # Rows with fewer clusters are padded with arbitrary centres, which must not mark a token as kept.
             marks = torch.zeros_like(kept, dtype=torch.int32).scatter_add_(1, centres, exists.int())
             keep = kept | (marks > 0)
@@ -178,8 +177,8 @@ def _recycle(
     device = pool.device
     # Columns of the pooled tokens, packed to the left.
     columns = (~pool).long().argsort(dim=1, stable=True)[:, : max(sizes)]
-    valid = torch.arange(max(sizes), device=device) < torch.tensor(sizes, device=device)[:, None]
-    count = torch.tensor(clusters, device=device)
+    valid = torch.arange(max(sizes), device=device) < to_device(sizes, device)[:, None]
+    count = to_device(clusters, device)
     features = view.hidden.gather(1, columns[..., None].expand(-1, -1, view.hidden.shape[-1]))
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     peak = _peaks(features, valid, count, max(clusters))

@@ -22,7 +22,7 @@ from lmms_prune.methods.shared.merging import (
     partners,
     summed,
 )
-from lmms_prune.methods.shared.tensors import gather
+from lmms_prune.methods.shared.tensors import gather, to_device
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
 from lmms_prune.models.encoder import Signals
@@ -76,7 +76,7 @@ class ToMe(Method):
         else:
             result = self._at_stage(view, budget)
         view.memory[f"tome at layer {view.layer}"] = result
-        return result.keep & (budget > 0).to(result.keep.device)[:, None]
+        return result.keep & to_device(budget > 0, result.keep.device)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         result = view.memory.pop(f"tome at layer {view.layer}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import add_up
+from lmms_prune.methods.shared.tensors import add_up, to_device
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Encoder, Signals
 from lmms_prune.models.shape import EncoderShape
@@ -54,7 +54,7 @@ class VFlowOpt(Method):
         importance = view.ranking(self._importance(view))
         if view.layer:
             return highest(importance, view.valid, budget)
-        low, leads, _ = self._groups(view, importance, budget.to(importance.device))
+        low, leads, _ = self._groups(view, importance, to_device(budget, importance.device))
         return highest(importance, (view.valid & ~low) | leads, budget)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
@@ -92,8 +92,8 @@ class VFlowOpt(Method):
         valid, device, spare = view.valid, view.valid.device, view.valid.shape[1]
         # The cell row (or column) of each grid row; m need not be a whole number.
         line = [int(row / self.m) for row in range(max((max(grid) for grid in view.grids), default=0))]
-        lines = torch.tensor(line, dtype=torch.long, device=device)
-        width, across = torch.tensor([[c, line[c - 1] + 1] for _, c in view.grids], device=device).T[..., None]
+        lines = to_device(line, device, torch.long)
+        width, across = to_device([[c, line[c - 1] + 1] for _, c in view.grids], device).T[..., None]
         index = torch.where(valid, view.index, 0)
         cell = torch.where(valid, lines[index // width] * across + lines[index % width], spare)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.methods.shared.tensors import BLOCK, add_up, directions, gather, settled
+from lmms_prune.methods.shared.tensors import BLOCK, add_up, directions, gather, settled, to_device
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
 
@@ -51,7 +51,7 @@ class Bag:
     @property
     def valid(self) -> Bool[Tensor, "B n"]:
         """Which entries are tokens."""
-        counts = torch.tensor(self.counts, device=self.slot.device)
+        counts = to_device(self.counts, self.slot.device)
         return torch.arange(self.slot.shape[1], device=self.slot.device) < counts[:, None]
 
     def merge(self, remove: Sequence[int]) -> Bag:
@@ -109,7 +109,7 @@ def partners(
     score = score.masked_fill(~valid[:, ::2] | (number[::2] < protected), -torch.inf)
     order = score.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, (number // 2)[::2].expand_as(order))
-    merges = rank < torch.tensor(remove, device=rank.device)[:, None]
+    merges = rank < to_device(remove, rank.device)[:, None]
     into[:, ::2] = torch.where(merges, 2 * partner + 1, into[:, ::2])
     return into
 
@@ -165,10 +165,10 @@ def inside_encoder(
     size = torch.ones_like(index, dtype=torch.float32)
     # All images with the same budget run together; budgets differ only where a row has several images.
     for count in sorted(set(counts) - {0, *view.sizes}):
-        images = torch.tensor([image for image, n in enumerate(counts) if n == count], device=index.device)
+        images = to_device([image for image, n in enumerate(counts) if n == count], index.device)
         states, sizes, raster = run(view.encoder, images, count)
         hidden[images, :count] = states.to(hidden.device, hidden.dtype)
         size[images, :count] = sizes.to(size.device, size.dtype)
         index[images, :count] = raster.to(index.device)
-    keep = view.valid & (torch.arange(index.shape[1], device=index.device) < budget.to(index.device)[:, None])
+    keep = view.valid & (torch.arange(index.shape[1], device=index.device) < to_device(budget, index.device)[:, None])
     return Merged(hidden, index, size, keep)
