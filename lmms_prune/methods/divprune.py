@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.kernels import MOST_STORED, greedy, products
-from lmms_prune.methods.shared.tensors import BLOCK, directions, settled, to_device
+from lmms_prune.methods.shared.tensors import BLOCK, directions, joined, settled, to_device
 from lmms_prune.methods.view import TokenView
 
 
@@ -60,4 +60,4 @@ def _nearest(blocks: Iterable[Float[Tensor, "B n V"]], valid: Bool[Tensor, "B V"
         itself = columns[start : start + near.shape[1], None] == columns
         nearest.append((1 - near).masked_fill(itself | ~valid[:, None], torch.inf).amin(dim=2))
         start += near.shape[1]
-    return torch.cat(nearest, dim=1)
+    return joined(nearest)

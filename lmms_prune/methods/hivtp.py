@@ -97,14 +97,14 @@ def _entry_shares(
 ) -> Float[Tensor, "B V"]:
     """The smallest share at which each token is among the top of its quadrant: (rank + 1) / size; infinite for padding."""
     fine = torch.float32 if score.device.type == "mps" else torch.float64
-    entry_share = torch.full(score.shape, torch.inf, dtype=fine, device=score.device)
-    for number in range(4):
-        members = valid & (quadrant == number)
-        order = score.masked_fill(~members, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        rank = torch.arange(1, score.shape[1] + 1, device=score.device).expand_as(order)
-        rank = torch.empty_like(order).scatter_(1, order, rank)
-        entry_share = torch.where(members, rank.to(fine) / members.sum(1, keepdim=True), entry_share)
-    return entry_share
+    members = torch.where(valid, quadrant, 4)
+    # Sorted by quadrant, and within one by falling score; a rank is then the distance to the quadrant's first token.
+    order = score.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, members.gather(1, order).argsort(dim=1, stable=True))
+    sizes = members.new_zeros(len(members), 5).scatter_add_(1, members, torch.ones_like(members))
+    place = torch.arange(1, score.shape[1] + 1, device=score.device).expand(order.shape)
+    rank = torch.empty_like(order).scatter_(1, order, place) - (sizes.cumsum(1) - sizes).gather(1, members)
+    return torch.where(valid, rank.to(fine) / sizes.gather(1, members), torch.inf)
 
 
 def _smallest_share(

@@ -20,6 +20,7 @@ Kept: v2 v3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import BLOCK, gather, to_device
+from lmms_prune.methods.shared.tensors import BLOCK, gather, joined, to_device
 from lmms_prune.methods.view import TokenView
 
 
@@ -193,25 +194,24 @@ def _grouped(
     size = rest.shape[1]
     # At first every token of `rest` is a group of its own; they come first, in raster order.
     order = (~rest).to(torch.uint8).argsort(dim=1, stable=True)
-    sums, alive, groups = (
-        gather(states, order) * rest.gather(1, order)[..., None],
-        rest.sum(1, keepdim=True),
-        groups[:, None],
-    )
-    every = torch.arange(size, device=rest.device)
+    sums, every = gather(states, order) * rest.gather(1, order)[..., None], torch.arange(size, device=rest.device)
     group_of, largest = every.expand(rest.shape), size
     # A pass at most halves the groups of an image. The number of passes follows from sizes that the host knows, so that
     # nothing is read back from the device; images that are done pass through unchanged.
-    for _ in range(max(0, size - 1).bit_length() if passes is None else passes):
-        fewer = torch.minimum(alive // 2, alive - groups).clamp_(min=0)
-        target = _targets(sums, every[:size], alive, fewer)
-        remains = (target == every[:size]) & (every[:size] < alive)
+    passes = max(0, size - 1).bit_length() if passes is None else passes
+    first, powers = rest.sum(1, keepdim=True), 2 ** torch.arange(passes + 1)
+    halved = (first + to_device(powers - 1, rest.device)) // to_device(powers, rest.device)
+    alive = torch.maximum(halved, torch.minimum(first, groups[:, None]))
+    for now, then in pairwise(alive.split(1, dim=1)):
+        exists = every[:size] < now
+        target = _targets(sums, every[:size], exists, now - then)
         # The groups that remain are renumbered without gaps.
+        remains = (target == every[:size]) & exists
         new_number = remains.cumsum(dim=1).gather(1, target).sub_(1).clamp_(min=0)
         group_of = new_number.gather(1, group_of.clamp(max=size - 1))
         largest = (largest + 1) // 2
-        alive, size = alive - fewer, min(size, max(most, largest))
-        sums = _joined(sums, new_number, size)
+        size = min(size, max(most, largest))
+        sums = _joined(sums, new_number, every[:size])
     group = torch.empty_like(order).scatter_(1, order, group_of)
     return torch.where(rest, group, -1)
 
@@ -234,29 +234,30 @@ def _passes(view: TokenView) -> int | None:
 
 
 def _targets(
-    sums: Float[Tensor, "B m D"], number: Int[Tensor, " m"], alive: Int[Tensor, "B 1"], fewer: Int[Tensor, "B 1"]
+    sums: Float[Tensor, "B m D"], number: Int[Tensor, " m"], exists: Bool[Tensor, "B m"], fewer: Int[Tensor, "B 1"]
 ) -> Int[Tensor, "B m"]:
     """The group that each group becomes a part of: for `fewer` even-numbered ones the most similar odd-numbered one."""
     # The direction of a sum is that of the mean.
     unit = normalize(sums, dim=-1)
-    even, odd = number[::2], number[1::2]
-    is_even, is_odd = even < alive, odd < alive
+    is_even, is_odd, never = exists[:, ::2], exists[:, None, 1::2], -torch.inf
     # In blocks of rows, so that the matrix of all pairs never exists at once.
     others, halves = unit[:, 1::2].transpose(1, 2), unit[:, ::2].split(BLOCK, dim=1)
-    nearest = [(half @ others).masked_fill_(~is_odd[:, None], -torch.inf).max(dim=2) for half in halves]
-    cosine, partner = (torch.cat([part[i] for part in nearest], dim=1) for i in (0, 1))
-    order = cosine.masked_fill(~is_even, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, even.div(2, rounding_mode="floor").expand(order.shape))
-    target = number.expand(len(sums), -1).clone()
-    target[:, ::2] = torch.where((rank < fewer) & is_even, odd[partner], even)
+    nearest = [torch.where(is_odd, half @ others, never).max(dim=2) for half in halves]
+    cosine, partner = (joined([part[i] for part in nearest]) for i in (0, 1))
+    order = torch.where(is_even, cosine, never).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, number[: order.shape[1]].expand(order.shape))
+    target = number.expand(exists.shape).clone()
+    # No more join than there are even-numbered groups, and these have the first ranks.
+    target[:, ::2] = torch.where(rank < fewer, number[1::2][partner], number[::2])
     return target
 
 
-def _joined(values: Float[Tensor, "B m D"], new_number: Int[Tensor, "B m"], size: int) -> Float[Tensor, "B n D"]:
+def _joined(
+    values: Float[Tensor, "B m D"], new_number: Int[Tensor, "B m"], numbers: Int[Tensor, " n"]
+) -> Float[Tensor, "B n D"]:
     """Sums of the values that get the same new number, by matrix products: unlike scattering, these are deterministic."""
-    numbers = torch.arange(size, device=values.device)
-    pieces = [(new_number[:, None] == piece[:, None]).to(values.dtype) @ values for piece in numbers.split(BLOCK)]
-    return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
+    pieces = numbers.split(BLOCK)
+    return joined([(new_number[:, None] == piece[:, None]).to(values.dtype) @ values for piece in pieces])
 
 
 def _merged(

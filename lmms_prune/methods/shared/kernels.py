@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.methods.shared.tensors import BLOCK, finest, gather, settled, to_device
+from lmms_prune.methods.shared.tensors import BLOCK, finest, gather, joined, settled, to_device
 
 try:
     import triton
@@ -43,7 +43,7 @@ def products(unit: Float[Tensor, "B V D"], dtype: torch.dtype) -> Float[Tensor, 
         settled(unit[:, start : start + BLOCK] @ unit.transpose(1, 2)).to(dtype)
         for start in range(0, unit.shape[1], BLOCK)
     ]
-    return torch.cat(blocks, dim=1) if len(blocks) != 1 else blocks[0]
+    return joined(blocks)
 
 
 def greedy(
@@ -121,7 +121,7 @@ def nearest_others(
         .topk(min(count, unit.shape[1]), dim=2)
         for start in range(0, unit.shape[1], BLOCK)
     ]
-    return torch.cat([part.values for part in nearest], dim=1), torch.cat([part.indices for part in nearest], dim=1)
+    return joined([part.values for part in nearest]), joined([part.indices for part in nearest])
 
 
 def _search(name: str, *args: Any) -> Tensor:
@@ -303,7 +303,7 @@ def _nearest_of_all(unit: Tensor, _: Tensor, __: Tensor, order: Tensor, exists: 
         .amax(2)
         for start in range(0, even.shape[1], BLOCK)
     ]
-    return torch.cat(blocks, dim=1)
+    return joined(blocks)
 
 
 def _nearest_of_few(unit: Tensor, cosine: Tensor, neighbour: Tensor, order: Tensor, exists: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.methods.shared.tensors import BLOCK, add_up, directions, gather, settled, to_device
+from lmms_prune.methods.shared.tensors import BLOCK, add_up, directions, gather, joined, settled, to_device
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
 
@@ -48,7 +49,7 @@ class Bag:
     slot: Int[Tensor, "B n"]
     counts: tuple[int, ...]
 
-    @property
+    @cached_property
     def valid(self) -> Bool[Tensor, "B n"]:
         """Which entries are tokens."""
         counts = to_device(self.counts, self.slot.device)
@@ -102,7 +103,7 @@ def partners(
         settled(even[:, start : start + BLOCK] @ odd).masked_fill(~valid[:, None, 1::2], -torch.inf).max(dim=-1)
         for start in range(0, even.shape[1], BLOCK)
     ]
-    score, partner = (torch.cat([part[i] for part in nearest], dim=1) for i in (0, 1))
+    score, partner = (joined([part[i] for part in nearest]) for i in (0, 1))
     # The penalty decides which tokens are merged, not into which.
     if penalty is not None:
         score = score - penalty[:, ::2]
