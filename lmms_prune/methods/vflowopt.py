@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import pad
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.shared.tensors import add_up, to_device
@@ -78,9 +78,9 @@ class VFlowOpt(Method):
             encoder = view.encoder
             images = _attention_of_global_tokens(encoder, self.t)
             if self.alpha > 0:
-                pictures = zip(encoder.images(), encoder.grids, images, strict=True)
-                images = [x + self.alpha * _entropy(image, *grid).softmax(0).to(x) for image, grid, x in pictures]
-            view.memory[key] = pad_sequence([images[i] for i in encoder.owner], batch_first=True)
+                images = images + self.alpha * _entropies(encoder).to(images)
+            repeated = encoder.owner != list(range(len(images)))
+            view.memory[key] = images[to_device(encoder.owner, images.device)] if repeated else images
         importance = view.memory[key]
         assert isinstance(importance, Tensor)
         return view.of_image(importance)
@@ -112,43 +112,70 @@ class VFlowOpt(Method):
         return low, low & (tops.gather(1, cell) == below), cell
 
 
-def _attention_of_global_tokens(encoder: Encoder, t: float) -> list[Tensor]:
-    """The mean attention row of the most attended tokens, for each image of the run."""
-    weights, before, patches = [], encoder.shape.class_tokens, encoder.shape.patches_per_token
-    for received in _flow(encoder, None):
-        is_global = received > t * received.mean()
-        # Without a token above the threshold, the most attended one is used.
-        is_global |= ~is_global.any() & (torch.arange(len(is_global), device=is_global.device) == received.argmax())
-        weight = is_global.to(received.dtype) / (is_global.sum() * patches)
-        weights.append(torch.nn.functional.pad(weight.repeat_interleave(patches), (before, 0)))
-    return _flow(encoder, weights)
+def _attention_of_global_tokens(encoder: Encoder, t: float) -> Float[Tensor, "I N"]:
+    """The mean attention row of the most attended tokens, for each image of the run, padded with zeros."""
+    before, patches = encoder.shape.class_tokens, encoder.shape.patches_per_token
+    received = _flow(encoder, None)
+    number = torch.arange(received.shape[1], device=received.device)
+    counts = to_device([[rows * columns] for rows, columns in encoder.grids], received.device)
+    is_global = (received > t * (received.sum(1, keepdim=True) / counts)) & (number < counts)
+    # Without a token above the threshold, the most attended one is used.
+    is_global |= ~is_global.any(1, keepdim=True) & (number == received.argmax(1, keepdim=True))
+    weight = is_global.to(received.dtype) / (is_global.sum(1, keepdim=True) * patches)
+    return _flow(encoder, pad(weight.repeat_interleave(patches, dim=1), (before, 0)))
 
 
-def _flow(encoder: Encoder, weights: list[Tensor] | None) -> list[Tensor]:
-    """Attention that each token receives in the selected block, mean over heads.
+def _flow(encoder: Encoder, weights: Float[Tensor, "I entries"] | None) -> Float[Tensor, "I N"]:
+    """Attention that each token receives in the selected block, mean over heads, padded with zeros.
 
     Summed over all rows but the class token's, or over all rows with `weights`.
     """
-    before, patches, sums = encoder.shape.class_tokens, encoder.shape.patches_per_token, {}
+    before, patches = encoder.shape.class_tokens, encoder.shape.patches_per_token
+    entries = before + patches * max(rows * columns for rows, columns in encoder.grids)
+    sums = None
     for image, queries, keys, attention in encoder.attention_chunks(encoder.shape.selected):
-        if image not in sums:
-            rows, columns = encoder.grids[image]
-            sums[image] = attention.new_zeros(before + patches * rows * columns)
-        weight = (queries >= before).to(attention.dtype) if weights is None else weights[image][queries]
-        sums[image][keys] += weight @ attention.mean(0)
-    return [sums[image][before:].unflatten(0, (-1, patches)).sum(-1) for image in range(len(encoder.grids))]
+        if sums is None:
+            sums = attention.new_zeros(len(encoder.grids), entries)
+            if weights is None:
+                after_class = (torch.arange(entries, device=sums.device) >= before).to(sums.dtype)
+                weights = after_class.expand_as(sums)
+        assert weights is not None
+        # The keys of a piece are distinct, so that every sum has one order.
+        sums[image].index_add_(0, keys, weights[image][queries] @ attention.mean(0))
+    assert sums is not None
+    return sums[:, before:].unflatten(1, (-1, patches)).sum(-1)
 
 
-def _entropy(image: Float[Tensor, "3 height width"], rows: int, columns: int) -> Float[Tensor, " n"]:
+def _entropies(encoder: Encoder) -> Float[Tensor, "I N"]:
+    """The softmax over each image's tokens of `_entropy`, padded with zeros; images of one size together."""
+    pictures = encoder.images()
+    alike: dict[tuple, list[int]] = {}
+    for number, (picture, grid) in enumerate(zip(pictures, encoder.grids, strict=True)):
+        alike.setdefault((picture.shape, grid), []).append(number)
+    longest = max(rows * columns for rows, columns in encoder.grids)
+    parts = []
+    for (_, grid), numbers in alike.items():
+        share = _entropy(torch.stack([pictures[number] for number in numbers]), *grid).softmax(1)
+        parts.append(pad(share, (0, longest - share.shape[1])))
+    order = [number for numbers in alike.values() for number in numbers]
+    shares = torch.cat(parts)
+    return (
+        shares
+        if order == sorted(order)
+        else shares[to_device([order.index(i) for i in range(len(order))], shares.device)]
+    )
+
+
+def _entropy(images: Float[Tensor, "i 3 height width"], rows: int, columns: int) -> Float[Tensor, "i n"]:
     """Entropy in bits of the grey values of each token's pixels."""
-    high, wide = image.shape[1] // rows, image.shape[2] // columns
-    values = (image[:, : rows * high, : columns * wide].to(torch.float32) * 255).long() % 256
-    red, green, blue = values
+    high, wide = images.shape[2] // rows, images.shape[3] // columns
+    values = (images[:, :, : rows * high, : columns * wide].to(torch.float32) * 255).long() % 256
+    red, green, blue = values.unbind(1)
     grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
     # One row of grey values for each token.
-    grey = grey.unflatten(1, (columns, wide)).unflatten(0, (rows, high)).transpose(1, 2).flatten(2).flatten(0, 1)
+    grey = grey.unflatten(2, (columns, wide)).unflatten(1, (rows, high)).transpose(2, 3).flatten(3).flatten(0, 2)
     counts = torch.zeros(len(grey), 256, device=grey.device).scatter_add(
         1, grey, torch.ones_like(grey, dtype=torch.float32)
     )
     share = counts / grey.shape[1]
-    return torch.special.entr(share).sum(1) / log(2)
+    return torch.special.entr(share).sum(1).view(len(images), -1) / log(2)
