@@ -19,6 +19,7 @@ from lmms_prune.methods.shared.merging import (
     inside_encoder,
     no_clip,
     partners,
+    shares,
     summed,
 )
 from lmms_prune.methods.shared.tensors import gather, to_device
@@ -123,7 +124,8 @@ def _folded(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int) -> tupl
         into = partners(keys, valid, [rate] * len(x), penalty=_ATTENTION * salience, protected=1)
         order = evens_first(into, x.shape[1] - rate)
         # As published, the attention of merged tokens is a plain mean, that of states and keys is weighted.
-        salience = gather(averaged(salience, into, torch.ones_like(size)), order)
-        x, keys = (gather(averaged(part, into, size), order) for part in (x, keys))
+        salience = gather(averaged(salience, into, shares(into, torch.ones_like(size))), order)
+        share = shares(into, size)
+        x, keys = (gather(averaged(part, into, share), order) for part in (x, keys))
         size, index = gather(summed(size, into), order), gather(index, order)
     return encoder.project(encoder.feed(block, x.to(coarse))[:, 1:]), size[:, 1:], index[:, 1:]

@@ -88,9 +88,8 @@ class SwiftVLM(Method):
         earlier = _earlier(view)
         states, exists, score = _first_candidates(view) if earlier is None else _restored(view, earlier)
         # One merged token for each 20 tokens of the image (rounded), within 1 and half of the keep; none for a single slot.
-        sizes = to_device(view.sizes, count.device)
-        groups = torch.minimum((sizes + 10) // 20, count // 2).maximum((count > 1).long())
-        groups = torch.where(keeps_all, 0, groups)
+        shares = to_device([(size + 10) // 20 for size in view.sizes], count.device)
+        groups = torch.minimum(shares, count // 2).maximum((count > 1).long()).masked_fill_(keeps_all, 0)
         best = highest(score, exists, torch.where(keeps_all, exists.sum(dim=1), count - groups))
         most = max((max(view.sizes) + 10) // 20, 1)
         group = _grouped(states, exists & ~best, groups.clamp(min=1), most, _passes(view))
@@ -203,12 +202,12 @@ def _grouped(
     halved = (first + to_device(powers - 1, rest.device)) // to_device(powers, rest.device)
     alive = torch.maximum(halved, torch.minimum(first, groups[:, None]))
     for now, then in pairwise(alive.split(1, dim=1)):
-        exists = every[:size] < now
-        target = _targets(sums, every[:size], exists, now - then)
-        # The groups that remain are renumbered without gaps.
-        remains = (target == every[:size]) & exists
+        absent = every[:size] >= now
+        target = _targets(sums, every[:size], absent, now - then)
+        # The groups that remain (booleans: equal, and not absent) are renumbered without gaps.
+        remains = (target == every[:size]) > absent
         new_number = remains.cumsum(dim=1).gather(1, target).sub_(1).clamp_(min=0)
-        group_of = new_number.gather(1, group_of.clamp(max=size - 1))
+        group_of = new_number.gather(1, group_of)
         largest = (largest + 1) // 2
         size = min(size, max(most, largest))
         sums = _joined(sums, new_number, every[:size])
@@ -234,19 +233,18 @@ def _passes(view: TokenView) -> int | None:
 
 
 def _targets(
-    sums: Float[Tensor, "B m D"], number: Int[Tensor, " m"], exists: Bool[Tensor, "B m"], fewer: Int[Tensor, "B 1"]
+    sums: Float[Tensor, "B m D"], number: Int[Tensor, " m"], absent: Bool[Tensor, "B m"], fewer: Int[Tensor, "B 1"]
 ) -> Int[Tensor, "B m"]:
     """The group that each group becomes a part of: for `fewer` even-numbered ones the most similar odd-numbered one."""
     # The direction of a sum is that of the mean.
     unit = normalize(sums, dim=-1)
-    is_even, is_odd, never = exists[:, ::2], exists[:, None, 1::2], -torch.inf
     # In blocks of rows, so that the matrix of all pairs never exists at once.
     others, halves = unit[:, 1::2].transpose(1, 2), unit[:, ::2].split(BLOCK, dim=1)
-    nearest = [torch.where(is_odd, half @ others, never).max(dim=2) for half in halves]
+    nearest = [(half @ others).masked_fill_(absent[:, None, 1::2], -torch.inf).max(dim=2) for half in halves]
     cosine, partner = (joined([part[i] for part in nearest]) for i in (0, 1))
-    order = torch.where(is_even, cosine, never).argsort(dim=1, descending=True, stable=True)
+    order = cosine.masked_fill(absent[:, ::2], -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, number[: order.shape[1]].expand(order.shape))
-    target = number.expand(exists.shape).clone()
+    target = number.expand(absent.shape).clone()
     # No more join than there are even-numbered groups, and these have the first ranks.
     target[:, ::2] = torch.where(rank < fewer, number[1::2][partner], number[::2])
     return target

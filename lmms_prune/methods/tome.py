@@ -20,6 +20,7 @@ from lmms_prune.methods.shared.merging import (
     inside_encoder,
     no_clip,
     partners,
+    shares,
     summed,
 )
 from lmms_prune.methods.shared.tensors import gather, to_device
@@ -133,7 +134,8 @@ def _encoder_tokens(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int)
         for rate in passes:
             into = partners(keys, torch.ones_like(size, dtype=torch.bool), [rate] * len(x), protected=1)
             order = evens_first(into, x.shape[1] - rate)
-            x, keys = (gather(averaged(part.to(fine), into, size), order).to(x.dtype) for part in (x, keys))
+            share = shares(into, size)
+            x, keys = (gather(averaged(part.to(fine), into, share), order).to(x.dtype) for part in (x, keys))
             size, index = gather(summed(size, into), order), gather(index, order)
         x = encoder.feed(block, x)
     order = index.argsort(dim=1)[:, 1:]

@@ -61,8 +61,9 @@ class Bag:
         counts = tuple(n - r for n, r in zip(self.counts, remove, strict=True))
         remains = self.valid & (into == torch.arange(into.shape[1], device=into.device))
         order = (~remains).long().argsort(dim=1, stable=True)[:, : max(counts)]
-        metric = None if self.metric is None else gather(averaged(self.metric, into, self.size), order)
-        states = gather(averaged(self.states, into, self.size), order)
+        share = shares(into, self.size)
+        metric = None if self.metric is None else gather(averaged(self.metric, into, share), order)
+        states = gather(averaged(self.states, into, share), order)
         return Bag(states, metric, gather(summed(self.size, into), order), gather(self.slot, order), counts)
 
     def in_view(self, view: TokenView) -> Merged:
@@ -120,11 +121,15 @@ def summed(x: Float[Tensor, "B n *D"], into: Int[Tensor, "B n"]) -> Float[Tensor
     return add_up(x, into, x.shape[1])
 
 
+def shares(into: Int[Tensor, "B n"], weight: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
+    """Each token's share of the weight of all that are merged into the same one."""
+    return weight / summed(weight, into).gather(1, into)
+
+
 def averaged(
-    x: Float[Tensor, "B n *D"], into: Int[Tensor, "B n"], weight: Float[Tensor, "B n"]
+    x: Float[Tensor, "B n *D"], into: Int[Tensor, "B n"], share: Float[Tensor, "B n"]
 ) -> Float[Tensor, "B n *D"]:
-    """For each token the weighted mean of the values merged into it; zero for tokens merged away."""
-    share = weight / summed(weight, into).gather(1, into)
+    """For each token the mean, weighted by `shares`, of the values merged into it; zero for tokens merged away."""
     return summed(x * share.view(*share.shape, *(1,) * (x.dim() - 2)), into)
 
 
