@@ -1,52 +1,40 @@
-"""The fused greedy search equals its plain reference; here in Triton's interpreter, on a GPU for real."""
+"""The fused searches equal their plain references; here in Triton's interpreter, on a GPU for real."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from lmms_prune.methods.shared.kernels import _fused, _plain, farthest
+from lmms_prune.methods.shared.kernels import greedy, in_turn
 
-COMPARE = """
-import sys, torch
-from lmms_prune.methods.shared.kernels import _fused, _plain
-device, torch_seed = sys.argv[1], 0
-for tokens in (1, 2, 5, 64, 100, 257):
-    generator = torch.Generator().manual_seed(tokens)
-    unit = torch.nn.functional.normalize(torch.randn(3, tokens, 8, generator=generator), dim=-1)
-    # Two equal tokens tie exactly.
-    unit[:, -1] = unit[:, 0]
-    similarity = (unit @ unit.transpose(1, 2)).mul(4096).round().div(4096).to(device)
-    first = torch.rand(3, tokens, generator=generator).mul(8).round().to(device)
-    lengths = torch.tensor([tokens, max(1, tokens // 2), max(1, tokens - 1)])
-    valid = (torch.arange(tokens) < lengths[:, None]).to(device)
-    for share in (0.0, 0.3, 1.0):
-        count = (lengths * share).long()
-        fused, plain = _fused(similarity, first, valid, count), _plain(similarity, first, valid, count)
-        assert torch.equal(fused, plain), (tokens, share)
-        assert fused.sum(1).tolist() == count.tolist()
-print("equal")
-"""
+CASES = Path(__file__).with_name("kernel_cases.py")
 
 
 def test_fused_equals_plain_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", COMPARE, "cpu"], env=environment, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, CASES, "cpu"], env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "equal", run.stderr[-2000:]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fused_equals_plain_on_a_gpu() -> None:
-    run = subprocess.run([sys.executable, "-c", COMPARE, "cuda"], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, CASES, "cuda"], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "equal", run.stderr[-2000:]
+
+
+def test_the_kernels_build_for_a_gpu(tmp_path: Path) -> None:
+    """For one that this machine does not have: what the interpreter allows, the compiler may refuse."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, CASES, "build"], env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "built", run.stderr[-2000:]
 
 
 def test_by_hand() -> None:
@@ -54,21 +42,37 @@ def test_by_hand() -> None:
     angle = torch.tensor([0.0, 90.0, 100.0, 180.0]).deg2rad()
     unit = torch.stack([angle.cos(), angle.sin()], dim=-1)[None]
     first, valid = torch.tensor([[3.0, 1.0, 2.0, 0.0]]), torch.ones(1, 4, dtype=torch.bool)
-    picks = [farthest(unit @ unit.transpose(1, 2), first, valid, torch.tensor([n]))[0].tolist() for n in range(5)]
-    assert [[i for i, picked in enumerate(row) if picked] for row in picks] == [
-        [],
-        [0],
-        [0, 3],
-        [0, 1, 3],
-        [0, 1, 2, 3],
-    ]
+    expected = [[], [0], [0, 3], [0, 1, 3], [0, 1, 2, 3]]
+    for count, picks in enumerate(expected):
+        found = greedy("farthest", unit, first, valid, torch.tensor([count]), count)[0].tolist()
+        assert [i for i, picked in enumerate(found) if picked] == picks
+
+
+def test_sums_by_hand() -> None:
+    """After 0°, 180° has the smallest cosine; then 90° and 100° have sums of 0, and the tie goes to the lower index."""
+    angle = torch.tensor([0.0, 90.0, 100.0, 180.0], dtype=torch.float64).deg2rad()
+    unit = torch.stack([angle.cos(), angle.sin()], dim=-1)[None]
+    first, valid = torch.tensor([[3.0, 1.0, 2.0, 0.0]], dtype=torch.float64), torch.ones(1, 4, dtype=torch.bool)
+    for count, picks in enumerate([[], [0], [0, 3], [0, 1, 3]]):
+        found = greedy("sums", unit, first, valid, torch.tensor([count]), count)[0].tolist()
+        assert [i for i, picked in enumerate(found) if picked] == picks
+
+
+def test_pivots_take_turns_by_hand() -> None:
+    """The first takes 2 and 0; the second would take 2 and 1, and gets 1 and 3, as 2 is taken and 4 is not free."""
+    order = torch.tensor([[[2, 0, 1, 3, 4], [2, 4, 1, 0, 3]]])
+    free = torch.tensor([[True, True, True, True, False]])
+    assert in_turn(order, free, torch.tensor([[2, 2]]))[0].tolist() == [True, True, True, True, False]
+    assert in_turn(order, free, torch.tensor([[1, 1]]))[0].tolist() == [False, True, True, False, False]
+    assert in_turn(order, free, torch.tensor([[0, 0]]))[0].tolist() == [False] * 5
 
 
 def test_the_plain_path_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmms_prune.methods.shared.kernels._fused", lambda *args: pytest.fail("no GPU here"))
-    similarity, valid = torch.eye(4)[None], torch.ones(1, 4, dtype=torch.bool)
-    assert torch.equal(
-        farthest(similarity, torch.zeros(1, 4), valid, torch.tensor([2])),
-        _plain(similarity, torch.zeros(1, 4), valid, torch.tensor([2])),
-    )
-    assert callable(_fused)
+    unit, valid = torch.eye(4, dtype=torch.float64)[None], torch.ones(1, 4, dtype=torch.bool)
+    assert greedy("farthest", unit, torch.zeros(1, 4), valid, torch.tensor([2]), 2)[0].tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.methods.shared.tensors import to_device
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)

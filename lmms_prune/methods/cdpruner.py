@@ -12,16 +12,16 @@ from torch import Tensor
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.auxiliary import load_clip
+from lmms_prune.methods.shared.kernels import greedy
 from lmms_prune.methods.shared.tensors import directions, settled
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.parts import ModelParts, device_of
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 # Relevances that differ by less are equal up to rounding; scaling them to 0 … 1 would amplify the rounding.
 _EQUAL = 1e-6
-# Smallest marginal gain of a token relative to its own kernel entry; anything smaller is rounding.
-_LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class CDPruner(Method):
         # Rows with several images, and several answers to one question, share a text.
         distinct = list(dict.fromkeys(questions))
         texts = torch.stack([directions(segments).mean(0) for segments in clip.texts(distinct)])
-        texts = texts[torch.tensor([distinct.index(text) for text in questions], device=texts.device)]
+        texts = texts[to_device([distinct.index(text) for text in questions], texts.device)]
         return view.of_image(settled(directions(clip.images(states)) @ texts[..., None]).squeeze(-1))
 
     @staticmethod
@@ -118,22 +118,5 @@ def _greedy(
     vectors: Float[Tensor, "B V D"], valid: Bool[Tensor, "B V"], budget: Int[Tensor, " B"]
 ) -> Bool[Tensor, "B V"]:
     """The tokens that greedily enlarge the determinant of the vectors' Gram matrix most, ties to the lower index."""
-    rows, limit = torch.arange(len(vectors), device=vectors.device), budget.to(vectors.device)
-    picks = int(budget.max()) if len(budget) else 0
-    keep, gain = torch.zeros_like(valid), vectors.square().sum(-1)
-    least = _LEAST * gain
-    # The component of each picked token that is orthogonal to the earlier picks, at length 1; the rows of the published
-    # code are products with these.
-    basis = vectors.new_zeros(len(vectors), picks, vectors.shape[-1])
-    for step in range(picks):
-        # Compared in float32: gains that are equal in exact arithmetic differ in float64's last digits.
-        pick = gain.float().masked_fill(keep | ~valid, -torch.inf).argmax(dim=1)
-        keep = keep.index_put((rows, pick), keep[rows, pick] | (step < limit))
-        chosen = vectors[rows, pick, :, None]
-        known = basis[:, :step]
-        # Gram-Schmidt: what the new pick adds to the space of the earlier ones is taken off the gain of all tokens.
-        rest = chosen - known.transpose(1, 2) @ (known @ chosen)
-        direction = rest / gain[rows, pick, None, None].clamp(min=torch.finfo(gain.dtype).tiny).sqrt()
-        basis[:, step] = direction.squeeze(-1)
-        gain = torch.maximum(gain - (vectors @ direction).squeeze(-1).square(), least)
-    return keep
+    limit, most = to_device(budget, vectors.device), max(budget.tolist(), default=0)
+    return greedy("determinant", vectors, vectors.square().sum(-1), valid, limit, most)

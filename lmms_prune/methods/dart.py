@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lmms_prune.methods.base import Method, highest
+from lmms_prune.methods.base import Method
+from lmms_prune.methods.shared.kernels import in_turn
 from lmms_prune.methods.shared.tensors import directions, gather, settled
 from lmms_prune.methods.view import Tokens, TokenView
+from lmms_prune.models.tensors import to_device
 
 _PIVOTS = 4
 
@@ -47,10 +49,10 @@ class DART(Method):
         visual, visual_exists = self._pivots(view, view.visual)
         text, text_exists = self._pivots(view, view.text)
         # A budget below four keeps only the first pivots; all of them still serve as references.
-        rank = torch.arange(visual.shape[1], device=visual.device)
-        is_kept = visual_exists & (rank < budget.to(rank.device)[:, None])
+        rank, count = torch.arange(visual.shape[1], device=visual.device), to_device(budget, visual.device)
+        is_kept = visual_exists & (rank < count[:, None])
         keep = _mark(torch.zeros_like(view.valid), visual, is_kept)
-        picks = budget.to(rank.device) - is_kept.sum(1)
+        picks = count - is_kept.sum(1)
 
         # Pivots are chosen by their keys, but compared by the final norm of the layer's input.
         features = directions(view.normed(view.visual))
@@ -63,16 +65,14 @@ class DART(Method):
         similarity = settled(pivots @ features.transpose(1, 2))
         view.ranking(similarity.sum(1))
 
-        free = _mark(view.valid.clone(), visual, visual_exists, value=False)
+        free = _mark(view.valid, visual, visual_exists, value=False)
         # Equal quotas for the existing pivots; the first `extra` of them pick one more.
         pivot_rank = exists.cumsum(1) - 1
         pivot_count = exists.sum(1).clamp(min=1)
         share, extra = picks // pivot_count, picks % pivot_count
-        for p in range(pivots.shape[1]):
-            quota = torch.where(exists[:, p], share + (pivot_rank[:, p] < extra), 0)
-            picked = highest(-similarity[:, p], free, quota)
-            keep, free = keep | picked, free & ~picked
-        return keep
+        quota = torch.where(exists, share[:, None] + (pivot_rank < extra[:, None]), 0)
+        order = similarity.argsort(dim=2, stable=True)
+        return keep | in_turn(order, free, quota)
 
     @staticmethod
     def _pivots(view: TokenView, tokens: Tokens) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
@@ -90,18 +90,16 @@ def _mark(
 ) -> Bool[Tensor, "B V"]:
     """`mask` with `value` at those of the (distinct) `index` entries that `where` allows."""
     current = mask.gather(1, index)
-    return mask.scatter(1, index, torch.where(where, torch.full_like(where, value), current))
+    return mask.scatter(1, index, current | where if value else current & ~where)
 
 
 def _set_order(columns: Int[Tensor, "B P"], exists: Bool[Tensor, "B P"]) -> Int[Tensor, "B P"]:
     """The order in which CPython iterates a set of the existing columns inserted in the given order."""
     orders = []
-    for row, row_exists in zip(columns.tolist(), exists.tolist(), strict=True):
-        pivots = {}
-        for number, (column, pivot_exists) in enumerate(zip(row, row_exists, strict=True)):
-            if pivot_exists:
-                pivots[column] = number
+    # One copy, for which the host waits: -1 where there is no token.
+    for row in torch.where(exists, columns, -1).tolist():
+        pivots = {column: number for number, column in enumerate(row) if column >= 0}
         # From a list: a set made from a dict takes over its table size, which changes the order.
         order = [pivots[column] for column in set(list(pivots))]
         orders.append(order + [number for number in range(len(row)) if number not in order])
-    return torch.tensor(orders, device=columns.device)
+    return to_device(orders, columns.device)

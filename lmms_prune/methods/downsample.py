@@ -8,11 +8,14 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from lmms_prune.methods.base import Method, grid_within
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals, resized
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,27 @@ class Downsample(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         grids = [grid_within(*grid, most) for grid, most in zip(view.grids, budget.tolist(), strict=True)]
         view.carry = _SmallGrids(grids)
-        cells = torch.tensor([rows * columns for rows, columns in grids])
+        cells = [rows * columns if most else 0 for (rows, columns), most in zip(grids, budget.tolist(), strict=True)]
         entry = torch.arange(view.valid.shape[1], device=view.valid.device)
-        return entry < torch.where(budget > 0, cells, 0).to(entry.device)[:, None]
+        return entry < to_device(cells, entry.device)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         grids = view.carried(_SmallGrids).shapes
-        index, images = view.index.clone(), view.encoder.images()
-        encoded = []
+        device, images, owner = view.valid.device, view.encoder.images(), view.encoder.owner
+        small, middles = [], []
         for image, ((rows, columns), (r, c)) in enumerate(zip(view.grids, grids, strict=True)):
-            original = images[view.encoder.owner[image]]
-            [tokens] = view.encoder.encode([resized(original, r, c, original.shape[1] // rows)])
-            encoded.append(torch.nn.functional.pad(tokens.to(index.device), (0, 0, 0, index.shape[1] - r * c)))
-            # The middle of each cell of the small grid, in the original grid.
-            row = (2 * torch.arange(r) + 1) * rows // (2 * r)
-            column = (2 * torch.arange(c) + 1) * columns // (2 * c)
-            index[image, : r * c] = (row[:, None] * columns + column).flatten().to(index.device)
-        return torch.stack(encoded), index
+            original = images[owner[image]]
+            small.append(resized(original, r, c, original.shape[1] // rows))
+            middles.append(_middles(rows, columns, r, c))
+        encoded = [tokens.to(device) for tokens in view.encoder.encode(small)]
+        width = view.valid.shape[1]
+        index = to_device(torch.stack([pad(x, (0, width - len(x)), value=-1) for x in middles]), device)
+        states = pad_sequence(encoded, batch_first=True)
+        return pad(states, (0, 0, 0, width - states.shape[1])), torch.where(index < 0, view.index, index)
+
+
+def _middles(rows: int, columns: int, r: int, c: int) -> Int[Tensor, " n"]:
+    """The middle of each cell of an r × c grid, in the original grid."""
+    row = (2 * torch.arange(r) + 1) * rows // (2 * r)
+    column = (2 * torch.arange(c) + 1) * columns // (2 * c)
+    return (row[:, None] * columns + column).flatten()

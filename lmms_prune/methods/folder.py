@@ -19,6 +19,7 @@ from lmms_prune.methods.shared.merging import (
     inside_encoder,
     no_clip,
     partners,
+    shares,
     summed,
 )
 from lmms_prune.methods.shared.tensors import gather
@@ -27,6 +28,7 @@ from lmms_prune.models.clip_encoder import ClipEncoder
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 # Weight of the class token's attention (α = 5) relative to a cosine.
 _ATTENTION = 100 * 5
@@ -75,7 +77,7 @@ class Folder(Method):
         else:
             folded = self._simplified(view, budget)
         view.carry = folded
-        return folded.keep & (budget > 0).to(folded.keep.device)[:, None]
+        return folded.keep & to_device(budget > 0, folded.keep.device)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         folded = view.carried(Merged)
@@ -91,7 +93,7 @@ class Folder(Method):
         scales = [(n - most > _fold(n)) or 2 * (n - most) < most for n, most in zip(view.counts, goal, strict=True)]
         while any(n > most for n, most in zip(tokens.counts, goal, strict=True)):
             tokens = tokens.merge([max(0, min(_fold(n), n - m)) for n, m in zip(tokens.counts, goal, strict=True)])
-        factor = torch.where(torch.tensor(scales, device=slot.device)[:, None], 1 + tokens.size.log(), 1.0)
+        factor = torch.where(to_device(scales, slot.device)[:, None], 1 + tokens.size.log(), 1.0)
         return replace(tokens, states=tokens.states * factor[..., None].to(fine)).in_view(view)
 
 
@@ -122,7 +124,8 @@ def _folded(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int) -> tupl
         into = partners(keys, valid, [rate] * len(x), penalty=_ATTENTION * salience, protected=1)
         order = evens_first(into, x.shape[1] - rate)
         # As published, the attention of merged tokens is a plain mean, that of states and keys is weighted.
-        salience = gather(averaged(salience, into, torch.ones_like(size)), order)
-        x, keys = (gather(averaged(part, into, size), order) for part in (x, keys))
+        salience = gather(averaged(salience, into, shares(into, torch.ones_like(size))), order)
+        share = shares(into, size)
+        x, keys = (gather(averaged(part, into, share), order) for part in (x, keys))
         size, index = gather(summed(size, into), order), gather(index, order)
     return encoder.project(encoder.feed(block, x.to(coarse))[:, 1:]), size[:, 1:], index[:, 1:]

@@ -16,6 +16,7 @@ from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class GlimpsePrune(Method):
         ranked = highest(logits, view.valid, budget)
         # A budget of all tokens means an adaptive keep: the selector decides.
         selected = view.valid & (logits > 0)
-        adaptive = (budget == torch.tensor(view.counts)).to(ranked.device)[:, None]
+        adaptive = to_device(budget == torch.tensor(view.counts), ranked.device)[:, None]
         return torch.where(adaptive, selected, ranked)
 
     def _logits(self, view: TokenView) -> Float[Tensor, "B V"]:

@@ -14,6 +14,7 @@ from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class HiPrune(Method):
         anchors = highest(objects, view.valid, torch.tensor([round(share * n) for n in budget.tolist()]))
         near = anchors | (_neighbours(view, anchors) & view.valid)
         first = highest(objects, near, budget)
-        return first | highest(registers, view.valid & ~near, budget.to(near.device) - first.sum(1))
+        return first | highest(registers, view.valid & ~near, to_device(budget, near.device) - first.sum(1))
 
 
 def _object_block(encoder: EncoderShape) -> int:
@@ -62,8 +63,8 @@ def _object_block(encoder: EncoderShape) -> int:
 def _neighbours(view: TokenView, anchors: Bool[Tensor, "B V"]) -> Bool[Tensor, "B V"]:
     """The tokens one step, and one row, before and after the anchors."""
     device = anchors.device
-    widths = torch.tensor([columns for _, columns in view.grids], device=device)[:, None]
-    last = torch.tensor(view.sizes, device=device)[:, None] - 1
+    widths = to_device([columns for _, columns in view.grids], device)[:, None]
+    last = to_device(view.sizes, device)[:, None] - 1
     hits = torch.zeros(len(view.sizes), max(view.sizes, default=0), dtype=torch.long, device=device)
     for step in (torch.ones_like(widths), widths):
         for target in (view.index - step, view.index + step):

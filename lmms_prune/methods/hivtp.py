@@ -12,6 +12,7 @@ from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 _SHARE, _SIDE = 0.25, 2
 
@@ -43,9 +44,9 @@ class HIVTP(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         received = [view.encoder.received(block) for block in _blocks(view.encoder.shape)]
         score = view.ranking(view.of_image(torch.stack(received).mean(0)))
-        count = budget.to(score.device)
+        count = to_device(budget, score.device)
         # A budget of all tokens means an adaptive keep: the published share.
-        adaptive = (count == torch.tensor(view.counts, device=count.device))[:, None]
+        adaptive = (count == to_device(view.counts, count.device))[:, None]
         sides = [
             _SIDE if n == present else _side(*grid, n)
             for n, present, grid in zip(budget.tolist(), view.counts, view.grids, strict=True)
@@ -74,7 +75,7 @@ def _side(rows: int, columns: int, count: int) -> int:
 
 def _coordinates(view: TokenView) -> tuple[Int[Tensor, "B V"], Int[Tensor, "B V"], Int[Tensor, "B 2"]]:
     """Row and column of each token, and the sides of the grids."""
-    sides = torch.tensor(view.grids, device=view.valid.device)
+    sides = to_device(view.grids, view.valid.device)
     index = torch.where(view.valid, view.index, 0)
     return index // sides[:, 1:], index % sides[:, 1:], sides
 
@@ -87,7 +88,7 @@ def _quadrants(view: TokenView) -> Int[Tensor, "B V"]:
 
 def _windows(view: TokenView, sides: list[int]) -> Int[Tensor, "B V"]:
     row, column, grids = _coordinates(view)
-    side = torch.tensor(sides, device=row.device)[:, None]
+    side = to_device(sides, row.device)[:, None]
     return row // side * ((grids[:, 1:] + side - 1) // side) + column // side
 
 
@@ -96,14 +97,14 @@ def _entry_shares(
 ) -> Float[Tensor, "B V"]:
     """The smallest share at which each token is among the top of its quadrant: (rank + 1) / size; infinite for padding."""
     fine = torch.float32 if score.device.type == "mps" else torch.float64
-    entry_share = torch.full(score.shape, torch.inf, dtype=fine, device=score.device)
-    for number in range(4):
-        members = valid & (quadrant == number)
-        order = score.masked_fill(~members, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        rank = torch.arange(1, score.shape[1] + 1, device=score.device).expand_as(order)
-        rank = torch.empty_like(order).scatter_(1, order, rank)
-        entry_share = torch.where(members, rank.to(fine) / members.sum(1, keepdim=True), entry_share)
-    return entry_share
+    members = torch.where(valid, quadrant, 4)
+    # Sorted by quadrant, and within one by falling score; a rank is then the distance to the quadrant's first token.
+    order = score.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, members.gather(1, order).argsort(dim=1, stable=True))
+    sizes = members.new_zeros(len(members), 5).scatter_add_(1, members, torch.ones_like(members))
+    place = torch.arange(1, score.shape[1] + 1, device=score.device).expand(order.shape)
+    rank = torch.empty_like(order).scatter_(1, order, place) - (sizes.cumsum(1) - sizes).gather(1, members)
+    return torch.where(valid, rank.to(fine) / sizes.gather(1, members), torch.inf)
 
 
 def _smallest_share(

@@ -29,6 +29,7 @@ from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 _CROPS = 16
 # Entries of the similarity matrices that exist at once: 256 MiB in float32.
@@ -81,7 +82,7 @@ class HoloV(Method):
         attention = saliency.to(torch.promote_types(saliency.dtype, torch.float32))
         crops = _lay_out(view, self._crop_counts(view, budget))
         weight = _weights(crops, crops.put(attention), crops.put(_unit(view.hidden)))
-        share = (weight * budget.to(weight.device)[:, None]).floor().long()
+        share = (weight * to_device(budget, weight.device)[:, None]).floor().long()
         # A token's rank within its crop, by attention; empty cells come last.
         in_cells = crops.put(attention.masked_fill(~view.valid, -torch.inf), -torch.inf)
         rank = _rank(in_cells).flatten(1).gather(1, crops.cell.clamp(max=crops.cells - 1))
@@ -91,7 +92,7 @@ class HoloV(Method):
         # The rounded-off tokens, round by round: the best dropped token of every crop comes before the second best of
         # any, and within a round the crop with the largest weight comes first.
         priority = (rank - crop_share) * crops.count + _rank(weight).gather(1, crops.number)
-        missing = budget.to(keep.device) - keep.sum(1)
+        missing = to_device(budget, keep.device) - keep.sum(1)
         return keep | highest(-priority.to(attention.dtype), view.valid & ~keep, missing)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
@@ -147,7 +148,7 @@ class _Crops:
 def _lay_out(view: TokenView, crop_counts: Sequence[int]) -> _Crops:
     """Assign each token to its crop, by its raster index in the original image."""
     device = view.valid.device
-    size, crop_count = torch.tensor([list(view.sizes), list(crop_counts)], device=device)[..., None]
+    size, crop_count = to_device([list(view.sizes), list(crop_counts)], device)[..., None]
     index = torch.where(view.valid, view.index, 0)
     short, longer = size // crop_count, size % crop_count
     # The first `longer` crops have one token more; with more crops than tokens, all other crops are empty.

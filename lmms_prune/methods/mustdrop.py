@@ -28,6 +28,7 @@ from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 # Tokens along a window's side, and the tokens that merging one takes away.
 _SIDE, _SAVED = 3, 8
@@ -94,7 +95,7 @@ class MustDrop(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         # A budget of all tokens means an adaptive keep. (With a given keep, the result for an image that keeps all is
         # ignored by the caller.)
-        adaptive = (budget == torch.tensor(view.counts, dtype=budget.dtype)).to(view.valid.device)
+        adaptive = to_device(budget == torch.tensor(view.counts, dtype=budget.dtype), view.valid.device)
         if view.layer == 0:
             return self._merge(view, budget, adaptive)
         attention_sum, attention_max = _text_attention(view)
@@ -110,7 +111,7 @@ class MustDrop(Method):
             attention_sum / (self.theta_g * total).clamp(min=tiny), attention_max / max(self.theta_i, tiny)
         )
         # The key set comes first, whatever its score.
-        count, key_count = budget.to(attention_sum.device), key_set.sum(1)
+        count, key_count = to_device(budget, attention_sum.device), key_set.sum(1)
         others = highest(score, view.valid & ~key_set, (count - key_count).clamp(min=0))
         ranked = highest(score, key_set, count) | others
         return torch.where(adaptive[:, None], above & view.valid, ranked)
@@ -137,7 +138,7 @@ class MustDrop(Method):
         members, exists = _windows(view)
         uniformity = _uniformity(patches, members)
         # A merged window takes away eight tokens: with a keep, merge as many windows as fit above it.
-        most = (view.valid.sum(1) - budget.to(adaptive.device)).clamp(min=0) // _SAVED
+        most = (view.valid.sum(1) - to_device(budget, adaptive.device)).clamp(min=0) // _SAVED
         by_threshold = exists & (uniformity >= self.similarity)
         merged = torch.where(adaptive[:, None], by_threshold, highest(uniformity, exists, most))
         order, length = _order(view.valid, members, merged, uniformity)
@@ -154,7 +155,8 @@ class MustDrop(Method):
         candidates = torch.zeros_like(view.valid).scatter(1, order, unmerged)
         attention = torch.zeros_like(attention).scatter(1, order, attention)
         view.carry = _Reencoded(order, states.to(view.hidden), attention)
-        return highest(view.ranking(attention), candidates, torch.where(adaptive, length, budget.to(adaptive.device)))
+        count = torch.where(adaptive, length, to_device(budget, adaptive.device))
+        return highest(view.ranking(attention), candidates, count)
 
 
 def _eight_percent(count: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -195,7 +197,7 @@ def _text_attention(view: TokenView) -> tuple[Float[Tensor, "B V"], Float[Tensor
 def _windows(view: TokenView) -> tuple[Int[Tensor, "B W 9"], Bool[Tensor, "B W"]]:
     """The raster indices of each whole 3×3 window, row by row, and which windows exist."""
     device = view.valid.device
-    grid = torch.tensor(view.grids, device=device)
+    grid = to_device(view.grids, device)
     down, across = (grid // _SIDE)[:, :1], (grid // _SIDE)[:, 1:]
     number = torch.arange(max(r // _SIDE * (c // _SIDE) for r, c in view.grids), device=device)
     exists = number < down * across

@@ -15,6 +15,7 @@ from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import MOST, Signals
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 _PUBLISHED = 24 * 24  # visual tokens of the images for which the paper states the reach
 
@@ -56,7 +57,7 @@ class Nuwa(Method):
             return highest(view.ranking(view.attention(view.last)[:, :, 0].mean(dim=1)), view.valid, budget)
         score = view.ranking(view.of_image(view.encoder.saliency()))
         view.carry, rank = _Saliency(score), _ranks_in_cells(score, view)
-        candidates, count = torch.zeros_like(view.valid), budget.to(view.valid.device)
+        candidates, count = torch.zeros_like(view.valid), to_device(budget, view.valid.device)
         # The smallest k per image, by masks: images of a batch may differ in it.
         for k in range(1, 5):
             enough = candidates.sum(dim=1) >= count
@@ -77,7 +78,7 @@ def _last_third(encoder: EncoderShape) -> range:
 
 def _ranks_in_cells(score: Float[Tensor, "B V"], view: TokenView) -> Int[Tensor, "B V"]:
     """The rank of each token within its 2×2 cell (smaller at odd edges), by falling score."""
-    width = torch.tensor([columns for _, columns in view.grids], device=score.device)[:, None]
+    width = to_device([columns for _, columns in view.grids], score.device)[:, None]
     row, column = view.index // width, view.index % width
     cell = torch.where(view.valid, row // 2 * ((width + 1) // 2) + column // 2, torch.iinfo(torch.long).max)
     # Sorted by cell, and within a cell by falling score; a rank is then the distance to the cell's first token.
@@ -112,9 +113,9 @@ def _gathered(view: TokenView, alone: Bool[Tensor, "B V"]) -> Float[Tensor, "B V
     total = sum(view.of_image(encoder.output(block)).to(fine) for block in _last_third(encoder.shape))
     assert isinstance(total, Tensor)
     unit, features_fine = normalize(total, dim=-1), features.to(fine)
-    width = torch.tensor([columns for _, columns in view.grids], device=unit.device)[:, None]
+    width = to_device([columns for _, columns in view.grids], unit.device)[:, None]
     coordinates = torch.stack([view.index // width, view.index % width], dim=-1).to(fine)
-    reach = torch.tensor([sqrt(280 * h * w / _PUBLISHED) for h, w in view.grids], device=unit.device, dtype=fine)
+    reach = to_device([sqrt(280 * h * w / _PUBLISHED) for h, w in view.grids], unit.device, fine)
     parts, column = [], torch.arange(unit.shape[1], device=unit.device)
     for piece in column.split(max(1, MOST // max(1, unit.shape[0] * unit.shape[1]))):
         similarity = (unit[:, piece] @ unit.transpose(1, 2)).clamp(min=0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lmms_prune.methods.base import Method, grid_within
 from lmms_prune.methods.shared.tensors import add_up
 from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Pool(Method):
         view.carry = cells = self._cells(view, [grid_within(*grid, most) for grid, most in pairs])
         filled = cells.members > 0
         entry = torch.arange(view.valid.shape[1], device=filled.device)
-        return (entry < filled.sum(1, keepdim=True)) & (budget.to(filled.device) > 0)[:, None]
+        return (entry < filled.sum(1, keepdim=True)) & (to_device(budget, filled.device) > 0)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         cells = view.carried(_Cells)
@@ -57,8 +58,8 @@ class Pool(Method):
     @staticmethod
     def _cells(view: TokenView, grids: list[tuple[int, int]]) -> _Cells:
         device = view.valid.device
-        rows, columns = torch.tensor(view.grids, device=device).T[..., None]
-        r, c = torch.tensor(grids, device=device).T[..., None]
+        rows, columns = to_device(view.grids, device).T[..., None]
+        r, c = to_device(grids, device).T[..., None]
         cells = max(a * b for a, b in grids)
         cell = (view.index // columns) * r // rows * c + (view.index % columns) * c // columns
         # Padding is counted in a spare last cell.

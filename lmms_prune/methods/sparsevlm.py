@@ -25,8 +25,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import BLOCK
+from lmms_prune.methods.shared.tensors import BLOCK, gather
 from lmms_prune.methods.view import Tokens, TokenView
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,8 @@ class SparseVLM(Method):
             dropped = [present - total + c for (total, present), c in zip(totals, clusters, strict=True)]
             pool = [_pool_size(d) if c else 0 for d, c in zip(dropped, clusters, strict=True)]
             centres, merged = _recycle(view, highest(score, view.valid & ~kept, torch.tensor(pool)), pool, clusters)
-            exists = torch.arange(centres.shape[1], device=kept.device) < torch.tensor(clusters)[:, None].to(
-                kept.device
-            )
+            number = torch.arange(centres.shape[1], device=kept.device)
+            exists = number < to_device(clusters, kept.device)[:, None]
             # Rows with fewer clusters are padded with arbitrary centres, which must not mark a token as kept.
             marks = torch.zeros_like(kept, dtype=torch.int32).scatter_add_(1, centres, exists.int())
             keep = kept | (marks > 0)
@@ -187,21 +187,22 @@ def _recycle(
     device = pool.device
     # Columns of the pooled tokens, packed to the left.
     columns = (~pool).long().argsort(dim=1, stable=True)[:, : max(sizes)]
-    valid = torch.arange(max(sizes), device=device) < torch.tensor(sizes, device=device)[:, None]
-    count = torch.tensor(clusters, device=device)
-    features = view.hidden.gather(1, columns[..., None].expand(-1, -1, view.hidden.shape[-1]))
+    size, count = to_device([sizes, clusters], device)
+    number = torch.arange(max(sizes), device=device)
+    valid = number < size[:, None]
+    features = gather(view.hidden, columns)
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     peak = _peaks(features, valid, count, max(clusters))
     order = peak.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, : max(clusters)]
-    exists = torch.arange(max(clusters), device=device) < count[:, None]
+    centre = number[: max(clusters)]
+    absent = centre >= count[:, None]
 
     # Every token joins its nearest centre.
-    rows = torch.arange(len(features), device=device)[:, None]
-    distance = _distances(features, features[rows, order]).masked_fill(~exists[:, None], torch.inf)
-    is_centre = torch.arange(max(sizes), device=device)[:, None] == torch.where(exists, order, -1)[:, None]
+    distance = _distances(features, gather(features, order)).masked_fill_(absent[:, None], torch.inf)
+    is_centre = number[:, None] == order.masked_fill(absent, -1)[:, None]
     # A centre joins itself, even where another centre is equal to it.
     nearest = torch.where(is_centre.any(2), is_centre.long().argmax(2), distance.argmin(2))
-    member = (nearest[:, None] == torch.arange(max(clusters), device=device)[:, None]) & valid[:, None]
+    member = (nearest[:, None] == centre[:, None]) & valid[:, None]
     sums = member.to(features.dtype) @ torch.where(valid[..., None], features, 0)
     # 1e-6 as in the reference, where it avoids a division by zero.
     return columns.gather(1, order), sums / (member.sum(2, keepdim=True) + 1e-6)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tensors import to_device
 
 
 class Stride(Method):
@@ -24,7 +25,7 @@ class Stride(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/2512.07580"
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        count = budget.to(view.valid.device)[:, None]
+        count = to_device(budget, view.valid.device)[:, None]
         k = torch.arange(view.valid.shape[1], device=count.device)
         entry = (2 * k + 1) * view.valid.sum(1, keepdim=True) // (2 * count).clamp(min=1)
         # Stretches beyond the budget are marked in a spare last column.

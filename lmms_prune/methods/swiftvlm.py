@@ -20,6 +20,7 @@ Kept: v2 v3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -28,8 +29,9 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import BLOCK, gather
+from lmms_prune.methods.shared.tensors import BLOCK, gather, joined
 from lmms_prune.methods.view import TokenView
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class SwiftVLM(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         """The first `budget` entries; `rewrite` decides which tokens, restored ones too, fill them."""
         entry = torch.arange(view.valid.shape[1], device=view.valid.device)
-        return view.valid & (entry < budget.to(entry.device)[:, None])
+        return view.valid & (entry < to_device(budget, entry.device)[:, None])
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         # The caller ignores the result for an image that keeps all its tokens.
@@ -87,12 +89,11 @@ class SwiftVLM(Method):
         earlier = view.remembered(_Bypass)
         states, exists, score = _first_candidates(view) if earlier is None else _restored(view, earlier)
         # One merged token for each 20 tokens of the image (rounded), within 1 and half of the keep; none for a single slot.
-        sizes = torch.tensor(view.sizes, device=count.device)
-        groups = torch.minimum((sizes + 10) // 20, count // 2).maximum((count > 1).long())
-        groups = torch.where(keeps_all, 0, groups)
+        shares = to_device([(size + 10) // 20 for size in view.sizes], count.device)
+        groups = torch.minimum(shares, count // 2).maximum((count > 1).long()).masked_fill_(keeps_all, 0)
         best = highest(score, exists, torch.where(keeps_all, exists.sum(dim=1), count - groups))
         most = max((max(view.sizes) + 10) // 20, 1)
-        group = _grouped(states, exists & ~best, groups.clamp(min=1), most)
+        group = _grouped(states, exists & ~best, groups.clamp(min=1), most, _passes(view))
         mean, is_median, carrier = _merged(states, group, most)
         merging = (groups > 0)[:, None]
         is_median, carrier = is_median & merging, torch.where(merging, carrier, -1)
@@ -163,7 +164,11 @@ def _restored(
 
 
 def _grouped(
-    states: Float[Tensor, "B S D"], rest: Bool[Tensor, "B S"], groups: Int[Tensor, " B"], most: int
+    states: Float[Tensor, "B S D"],
+    rest: Bool[Tensor, "B S"],
+    groups: Int[Tensor, " B"],
+    most: int,
+    passes: int | None = None,
 ) -> Int[Tensor, "B S"]:
     """The group of each token of `rest`, -1 for others: pairs of similar groups are joined until `groups` remain.
 
@@ -175,58 +180,74 @@ def _grouped(
         rest: the tokens to group.
         groups: how many groups remain in each image.
         most: the largest of `groups`, known on the host.
+        passes: how many are needed at most; by default as many as one group of all tokens takes.
     """
-    rows, size = torch.arange(len(rest), device=rest.device)[:, None], rest.shape[1]
+    size = rest.shape[1]
     # At first every token of `rest` is a group of its own; they come first, in raster order.
     order = (~rest).to(torch.uint8).argsort(dim=1, stable=True)
-    sums, members = gather(states, order), rest.gather(1, order).to(states.dtype)
-    sums, alive = sums * members[..., None], rest.sum(dim=1)
-    number = torch.arange(size, device=rest.device).expand_as(rest)
-    group_of, largest = number, size
-    # A pass at most halves the groups of an image. The number of passes follows from the padded size, which the host
-    # knows, so that nothing is read back from the device; images that are done pass through unchanged.
-    while largest > 1:
-        fewer = torch.minimum(alive // 2, alive - groups).clamp(min=0)
-        joins, partner = _pairs(sums, members, alive, fewer)
-        target = torch.where(joins, partner, number[:, :size])
-        remains = ~joins & (number[:, :size] < alive[:, None])
-        # The groups that remain are renumbered without gaps.
-        new_number = (remains.cumsum(dim=1) - 1).gather(1, target).clamp(min=0)
-        group_of = new_number[rows, group_of.clamp(max=size - 1)]
+    sums, every = gather(states, order) * rest.gather(1, order)[..., None], torch.arange(size, device=rest.device)
+    group_of, largest = every.expand(rest.shape), size
+    # A pass at most halves the groups of an image. The number of passes follows from sizes that the host knows, so that
+    # nothing is read back from the device; images that are done pass through unchanged.
+    passes = max(0, size - 1).bit_length() if passes is None else passes
+    first, powers = rest.sum(1, keepdim=True), 2 ** torch.arange(passes + 1)
+    halved = (first + to_device(powers - 1, rest.device)) // to_device(powers, rest.device)
+    alive = torch.maximum(halved, torch.minimum(first, groups[:, None]))
+    for now, then in pairwise(alive.split(1, dim=1)):
+        absent = every[:size] >= now
+        target = _targets(sums, every[:size], absent, now - then)
+        # The groups that remain (booleans: equal, and not absent) are renumbered without gaps.
+        remains = (target == every[:size]) > absent
+        new_number = remains.cumsum(dim=1).gather(1, target).sub_(1).clamp_(min=0)
+        group_of = new_number.gather(1, group_of)
         largest = (largest + 1) // 2
-        alive, size = alive - fewer, min(size, max(most, largest))
-        sums, members = _joined(sums, new_number, size), _joined(members[..., None], new_number, size)[..., 0]
+        size = min(size, max(most, largest))
+        sums = _joined(sums, new_number, every[:size])
     group = torch.empty_like(order).scatter_(1, order, group_of)
     return torch.where(rest, group, -1)
 
 
-def _pairs(
-    sums: Float[Tensor, "B m D"], members: Float[Tensor, "B m"], alive: Int[Tensor, " B"], fewer: Int[Tensor, " B"]
-) -> tuple[Bool[Tensor, "B m"], Int[Tensor, "B m"]]:
-    """Which even-numbered groups join another, `fewer` in all, and the number of the most similar odd-numbered one."""
+def _passes(view: TokenView) -> int | None:
+    """How many passes `_grouped` needs at most, from the counts that the stage requests, where the host knows them."""
+    if view.requested is None:
+        return None
+    needed = 0
+    for size, present, count in zip(view.sizes, view.counts, view.requested, strict=True):
+        if count >= present:
+            continue
+        groups = max(1, min((size + 10) // 20, count // 2))
+        # As many candidates as the image has had, of which the best stay single.
+        alive, passes = size - max(0, count - groups), 0
+        while alive > groups:
+            alive, passes = alive - min(alive // 2, alive - groups), passes + 1
+        needed = max(needed, passes)
+    return needed
+
+
+def _targets(
+    sums: Float[Tensor, "B m D"], number: Int[Tensor, " m"], absent: Bool[Tensor, "B m"], fewer: Int[Tensor, "B 1"]
+) -> Int[Tensor, "B m"]:
+    """The group that each group becomes a part of: for `fewer` even-numbered ones the most similar odd-numbered one."""
     # The direction of a sum is that of the mean.
     unit = normalize(sums, dim=-1)
-    number = torch.arange(sums.shape[1], device=sums.device)
-    odd = unit[:, 1::2].transpose(1, 2)
-    odd_exists = (number[1::2] < alive[:, None])[:, None]
     # In blocks of rows, so that the matrix of all pairs never exists at once.
-    nearest = [
-        (unit[:, piece] @ odd).masked_fill(~odd_exists, -torch.inf).max(dim=2) for piece in number[::2].split(BLOCK)
-    ]
-    cosine = torch.full_like(members, -torch.inf)
-    cosine[:, ::2] = torch.cat([block.values for block in nearest], dim=1)
-    partner = torch.zeros_like(number).expand(members.shape).clone()
-    partner[:, ::2] = 2 * torch.cat([block.indices for block in nearest], dim=1) + 1
-    is_even = (number % 2 == 0) & (number < alive[:, None])
-    return highest(cosine, is_even, fewer), partner
+    others, halves = unit[:, 1::2].transpose(1, 2), unit[:, ::2].split(BLOCK, dim=1)
+    nearest = [(half @ others).masked_fill_(absent[:, None, 1::2], -torch.inf).max(dim=2) for half in halves]
+    cosine, partner = (joined([part[i] for part in nearest]) for i in (0, 1))
+    order = cosine.masked_fill(absent[:, ::2], -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, number[: order.shape[1]].expand(order.shape))
+    target = number.expand(absent.shape).clone()
+    # No more join than there are even-numbered groups, and these have the first ranks.
+    target[:, ::2] = torch.where(rank < fewer, number[1::2][partner], number[::2])
+    return target
 
 
-def _joined(values: Float[Tensor, "B m D"], new_number: Int[Tensor, "B m"], size: int) -> Float[Tensor, "B n D"]:
+def _joined(
+    values: Float[Tensor, "B m D"], new_number: Int[Tensor, "B m"], numbers: Int[Tensor, " n"]
+) -> Float[Tensor, "B n D"]:
     """Sums of the values that get the same new number, by matrix products: unlike scattering, these are deterministic."""
-    numbers = torch.arange(size, device=values.device)
-    return torch.cat(
-        [(new_number[:, None] == piece[:, None]).to(values.dtype) @ values for piece in numbers.split(BLOCK)], 1
-    )
+    pieces = numbers.split(BLOCK)
+    return joined([(new_number[:, None] == piece[:, None]).to(values.dtype) @ values for piece in pieces])
 
 
 def _merged(

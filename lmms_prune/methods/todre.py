@@ -10,10 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method
-from lmms_prune.methods.shared.tensors import directions, settled
+from lmms_prune.methods.shared.kernels import greedy
+from lmms_prune.methods.shared.tensors import directions
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,15 @@ class ToDRE(Method):
         keep = torch.zeros_like(view.valid) if adaptive.all() else _diverse(view, budget)
         if adaptive.any():
             keeps_image = view.valid & (self._text_attention(view) >= self.tau)[:, None]
-            keep = torch.where(adaptive.to(keep.device)[:, None], keeps_image, keep)
+            keep = torch.where(to_device(adaptive, keep.device)[:, None], keeps_image, keep)
         return keep
 
     @staticmethod
     def _text_attention(view: TokenView) -> Float[Tensor, " B"]:
         """Attention that goes to the image, mean over heads and text tokens."""
         text = view.text.valid
-        total = torch.zeros(len(text), dtype=torch.float64 if view.hidden.dtype == torch.float64 else torch.float32)
-        total = total.to(text.device)
+        fine = torch.float64 if view.hidden.dtype == torch.float64 else torch.float32
+        total = torch.zeros(len(text), dtype=fine, device=text.device)
         for piece, attention in view.attention_chunks(view.text, ahead=view.layer == 0):
             seen = text[:, None, piece, None] & view.valid[:, None, None]
             total = total + torch.where(seen, attention, 0).sum((2, 3)).mean(1)
@@ -72,11 +74,6 @@ class ToDRE(Method):
 def _diverse(view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
     """The pivot, and the tokens that a greedy search for small sums of cosines adds to it."""
     unit = directions(view.hidden)
-    rows, limit = torch.arange(len(unit), device=unit.device), budget.to(unit.device)
-    keep, sums = torch.zeros_like(view.valid), torch.zeros_like(unit[..., 0])
-    rank = -view.ranking(view.of_image(view.encoder.saliency())).to(sums)
-    for step in range(int(budget.max()) if len(budget) else 0):
-        pick = rank.masked_fill(keep | ~view.valid, torch.inf).argmin(dim=1)
-        keep = keep.index_put((rows, pick), keep[rows, pick] | (step < limit))
-        rank = sums = sums + settled(unit @ unit[rows, pick, :, None]).squeeze(-1)
-    return keep
+    saliency = view.ranking(view.of_image(view.encoder.saliency())).to(unit)
+    limit, most = to_device(budget, unit.device), max(budget.tolist(), default=0)
+    return greedy("sums", unit, saliency, view.valid, limit, most)

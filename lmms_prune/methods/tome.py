@@ -20,6 +20,7 @@ from lmms_prune.methods.shared.merging import (
     inside_encoder,
     no_clip,
     partners,
+    shares,
     summed,
 )
 from lmms_prune.methods.shared.tensors import gather
@@ -28,6 +29,7 @@ from lmms_prune.models.clip_encoder import ClipEncoder
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 _NO_KEYS = "metric=keys reads the layer before, so it cannot act at layer 0; use metric=hidden, or a deeper layer."
 
@@ -83,7 +85,7 @@ class ToMe(Method):
         else:
             result = self._at_stage(view, budget)
         view.carry = result
-        return result.keep & (budget > 0).to(result.keep.device)[:, None]
+        return result.keep & to_device(budget > 0, result.keep.device)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
         result = view.carried(Merged)
@@ -139,7 +141,8 @@ def _encoder_tokens(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int)
         for rate in passes:
             into = partners(keys, torch.ones_like(size, dtype=torch.bool), [rate] * len(x), protected=1)
             order = evens_first(into, x.shape[1] - rate)
-            x, keys = (gather(averaged(part.to(fine), into, size), order).to(x.dtype) for part in (x, keys))
+            share = shares(into, size)
+            x, keys = (gather(averaged(part.to(fine), into, share), order).to(x.dtype) for part in (x, keys))
             size, index = gather(summed(size, into), order), gather(index, order)
         x = encoder.feed(block, x)
     order = index.argsort(dim=1)[:, 1:]

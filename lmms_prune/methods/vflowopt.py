@@ -16,6 +16,7 @@ from lmms_prune.methods.shared.tensors import add_up
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Encoder, Signals
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class VFlowOpt(Method):
         importance = view.ranking(self._importance(view))
         if view.layer:
             return highest(importance, view.valid, budget)
-        view.carry = groups = _Groups(importance, *self._groups(view, importance, budget.to(importance.device)))
+        view.carry = groups = _Groups(importance, *self._groups(view, importance, to_device(budget, importance.device)))
         return highest(importance, (view.valid & ~groups.low) | groups.leads, budget)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
@@ -109,22 +110,23 @@ class VFlowOpt(Method):
         valid, device, spare = view.valid, view.valid.device, view.valid.shape[1]
         # The cell row (or column) of each grid row; m need not be a whole number.
         line = [int(row / self.m) for row in range(max((max(grid) for grid in view.grids), default=0))]
-        lines = torch.tensor(line, dtype=torch.long, device=device)
-        width, across = torch.tensor([[c, line[c - 1] + 1] for _, c in view.grids], device=device).T[..., None]
+        lines = to_device(line, device, torch.long)
+        width, across = to_device([[c, line[c - 1] + 1] for _, c in view.grids], device).T[..., None]
         index = torch.where(valid, view.index, 0)
-        cell = torch.where(valid, lines[index // width] * across + lines[index % width], spare)
+        cell = (lines[index // width] * across + lines[index % width]).masked_fill_(~valid, spare)
 
         order = importance.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
         rank = torch.arange(spare, device=device).expand_as(order)
         # The number of less important tokens; of equally important ones, the later counts as less important.
-        below = valid.sum(1, keepdim=True) - 1 - torch.empty_like(order).scatter_(1, order, rank)
+        present = valid.sum(1, keepdim=True)
+        below = present - 1 - torch.empty_like(order).scatter_(1, order, rank)
         ends = torch.full((len(valid), spare + 1), spare, device=device)
         first = ends.scatter_reduce(1, cell, below, "amin").gather(1, cell) == below
         # One token of each cell remains, so every further merged token makes the image smaller by one. `saved` counts
         # how many tokens merging all less important ones saves; merging continues until that is enough.
-        saved = torch.zeros_like(order).scatter_(1, below.clamp(min=0), (valid & ~first).long()).cumsum(1)
-        saved = saved.gather(1, below.clamp(min=0)) - (valid & ~first).long()
-        low = valid & (saved < (valid.sum(1) - count)[:, None])
+        place, saves = below.clamp(min=0), (valid & ~first).long()
+        saved = torch.zeros_like(order).scatter_(1, place, saves).cumsum(1).gather(1, place) - saves
+        low = valid & (saved < present - count[:, None])
         tops = torch.full_like(ends, -1).scatter_reduce(1, cell, torch.where(low, below, -1), "amax")
         return low, low & (tops.gather(1, cell) == below), cell
 

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from lmms_prune.errors import PruningError
 from lmms_prune.methods.shared.memory import Memory, State
-from lmms_prune.methods.shared.tensors import finest, is_finite, owners, to_device
+from lmms_prune.methods.shared.tensors import finest, owners
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.tensors import is_finite, to_device
 
 _OUTSIDE = "the method reads {}, but the images were encoded outside the prune block; give pixel_values inside it."
 

@@ -28,6 +28,7 @@ from lmms_prune.methods.shared.tensors import BLOCK, gather
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class VisionZip(Method):
         dominant = highest(view.ranking(view.of_image(view.encoder.saliency())), view.valid, patches)
         rest = view.valid & ~dominant
         step = (torch.tensor(view.counts) - patches) // targets.clamp(min=1)
-        step, targets = step.to(rest.device)[:, None].clamp(min=1), targets.to(rest.device)[:, None]
+        step, targets, total = to_device(torch.stack([step.clamp(min=1), targets, budget]), rest.device)[..., None]
         # Every step-th of the rest, in raster order, until there are C targets.
         rest_rank = rest.cumsum(1) - 1
         target = rest & (rest_rank % step == 0) & (rest_rank // step < targets)
         columns = target.long().argsort(dim=1, descending=True, stable=True)[:, :most]
         view.carry = _Roles(dominant, target, columns)
         # The class token needs an entry too: that of the lowest raster index which is neither dominant nor a target.
-        missing = budget.to(rest.device) - (dominant | target).sum(1)
+        missing = total[:, 0] - (dominant | target).sum(1)
         # Before the decoder all tokens are present, so columns are raster indices.
         return dominant | target | highest(-view.index.float(), rest & ~target, missing)
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from lmms_prune.errors import BrokenImageError, PruningError
 from lmms_prune.methods.shared.memory import Memory
-from lmms_prune.methods.shared.tensors import gather, owners, to_device
+from lmms_prune.methods.shared.tensors import gather, owners
 from lmms_prune.methods.view import LayerInput, Tokens, TokenView
 from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.tensors import to_device
 from lmms_prune.pruning.ragged import Packing, pack
 from lmms_prune.pruning.trace import RowTrace
 from lmms_prune.schedule import Stage

@@ -17,9 +17,10 @@ from torch import Tensor
 from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, layer_keys
 from lmms_prune.errors import PruningError
 from lmms_prune.methods.shared.memory import Memory
-from lmms_prune.methods.shared.tensors import gather, is_finite, to_device
+from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import LayerInput, TokenView
 from lmms_prune.models.encoder import EncoderRecorder, EncoderRun
+from lmms_prune.models.tensors import is_finite, to_device
 from lmms_prune.pruning.block import Acting, Block
 from lmms_prune.pruning.cropping import crop_caches
 from lmms_prune.pruning.decode import next_position

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.methods.shared.tensors import to_device
 from lmms_prune.models.kernels import MaskForm
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from encoders import CLIP, QWEN, deeper, half_even, hand_view, is_llava
 from observed import Observed, Tiny, angles, assert_agree, chosen, image_count, kept
 
-from lmms_prune.methods import vispruner
+from lmms_prune.methods.shared import kernels
 from lmms_prune.methods.view import TokenView
 from lmms_prune.methods.vispruner import VisPruner
 from lmms_prune.models.encoder import Signals
@@ -146,11 +146,20 @@ def test_a_share_of_one_is_exact() -> None:
     assert 28 not in select(falling(n), features, 100, 0.28)
 
 
-def test_large_images_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("neighbours", [1, 2, 5])
+def test_large_images_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch, neighbours: int) -> None:
+    """Short lists of nearest tokens are renewed again and again."""
     features = torch.randn(1, 60, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     whole = select(falling(60), features, 20)
-    monkeypatch.setattr(vispruner, "_MOST", 50)
-    monkeypatch.setattr(vispruner, "BLOCK", 7)
+    monkeypatch.setattr(kernels, "_NEIGHBOURS", neighbours)
+    monkeypatch.setattr(kernels, "BLOCK", 7)
+    assert select(falling(60), features, 20) == whole
+
+
+def test_the_search_of_a_gpu_without_the_kernel_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.randn(1, 60, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    whole = select(falling(60), features, 20)
+    monkeypatch.setattr(kernels, "_nearest_of_few", kernels._nearest_of_all)
     assert select(falling(60), features, 20) == whole
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.methods.shared.tensors import BLOCK, add_up, directions, gather, settled
+from lmms_prune.methods.shared.tensors import BLOCK, add_up, directions, gather, joined, settled
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
+from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ class Bag:
     slot: Int[Tensor, "B n"]
     counts: tuple[int, ...]
 
-    @property
+    @cached_property
     def valid(self) -> Bool[Tensor, "B n"]:
         """Which entries are tokens."""
-        counts = torch.tensor(self.counts, device=self.slot.device)
+        counts = to_device(self.counts, self.slot.device)
         return torch.arange(self.slot.shape[1], device=self.slot.device) < counts[:, None]
 
     def merge(self, remove: Sequence[int]) -> Bag:
@@ -60,8 +62,9 @@ class Bag:
         counts = tuple(n - r for n, r in zip(self.counts, remove, strict=True))
         remains = self.valid & (into == torch.arange(into.shape[1], device=into.device))
         order = (~remains).long().argsort(dim=1, stable=True)[:, : max(counts)]
-        metric = None if self.metric is None else gather(averaged(self.metric, into, self.size), order)
-        states = gather(averaged(self.states, into, self.size), order)
+        share = shares(into, self.size)
+        metric = None if self.metric is None else gather(averaged(self.metric, into, share), order)
+        states = gather(averaged(self.states, into, share), order)
         return Bag(states, metric, gather(summed(self.size, into), order), gather(self.slot, order), counts)
 
     def in_view(self, view: TokenView) -> Merged:
@@ -102,14 +105,14 @@ def partners(
         settled(even[:, start : start + BLOCK] @ odd).masked_fill(~valid[:, None, 1::2], -torch.inf).max(dim=-1)
         for start in range(0, even.shape[1], BLOCK)
     ]
-    score, partner = (torch.cat([part[i] for part in nearest], dim=1) for i in (0, 1))
+    score, partner = (joined([part[i] for part in nearest]) for i in (0, 1))
     # The penalty decides which tokens are merged, not into which.
     if penalty is not None:
         score = score - penalty[:, ::2]
     score = score.masked_fill(~valid[:, ::2] | (number[::2] < protected), -torch.inf)
     order = score.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, (number // 2)[::2].expand_as(order))
-    merges = rank < torch.tensor(remove, device=rank.device)[:, None]
+    merges = rank < to_device(remove, rank.device)[:, None]
     into[:, ::2] = torch.where(merges, 2 * partner + 1, into[:, ::2])
     return into
 
@@ -119,11 +122,15 @@ def summed(x: Float[Tensor, "B n *D"], into: Int[Tensor, "B n"]) -> Float[Tensor
     return add_up(x, into, x.shape[1])
 
 
+def shares(into: Int[Tensor, "B n"], weight: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
+    """Each token's share of the weight of all that are merged into the same one."""
+    return weight / summed(weight, into).gather(1, into)
+
+
 def averaged(
-    x: Float[Tensor, "B n *D"], into: Int[Tensor, "B n"], weight: Float[Tensor, "B n"]
+    x: Float[Tensor, "B n *D"], into: Int[Tensor, "B n"], share: Float[Tensor, "B n"]
 ) -> Float[Tensor, "B n *D"]:
-    """For each token the weighted mean of the values merged into it; zero for tokens merged away."""
-    share = weight / summed(weight, into).gather(1, into)
+    """For each token the mean, weighted by `shares`, of the values merged into it; zero for tokens merged away."""
     return summed(x * share.view(*share.shape, *(1,) * (x.dim() - 2)), into)
 
 
@@ -165,10 +172,10 @@ def inside_encoder(
     size = torch.ones_like(index, dtype=torch.float32)
     # All images with the same budget run together; budgets differ only where a row has several images.
     for count in sorted(set(counts) - {0, *view.sizes}):
-        images = torch.tensor([image for image, n in enumerate(counts) if n == count], device=index.device)
+        images = to_device([image for image, n in enumerate(counts) if n == count], index.device)
         states, sizes, raster = run(view.encoder, images, count)
         hidden[images, :count] = states.to(hidden.device, hidden.dtype)
         size[images, :count] = sizes.to(size.device, size.dtype)
         index[images, :count] = raster.to(index.device)
-    keep = view.valid & (torch.arange(index.shape[1], device=index.device) < budget.to(index.device)[:, None])
+    keep = view.valid & (torch.arange(index.shape[1], device=index.device) < to_device(budget, index.device)[:, None])
     return Merged(hidden, index, size, keep)

@@ -10,16 +10,19 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lmms_prune.models.tensors import is_finite as is_finite
-from lmms_prune.models.tensors import to_device as to_device
-
 BLOCK = 1024
 """How many rows of a matrix of all pairs of tokens are computed at a time, which bounds the memory that it takes."""
 
 
 def gather(x: Shaped[Tensor, "B L *D"], index: Int[Tensor, "B N"]) -> Shaped[Tensor, "B N *D"]:
     """The entries of `x` at `index`, row by row."""
-    return x[torch.arange(len(x), device=x.device)[:, None], index.to(x.device)]
+    index = index.to(x.device).view(*index.shape, *(1,) * (x.dim() - 2))
+    return x.gather(1, index.expand(*index.shape[:2], *x.shape[2:]))
+
+
+def joined(blocks: Sequence[Shaped[Tensor, "B n *D"]]) -> Shaped[Tensor, "B N *D"]:
+    """Blocks of rows one after the other; a single one as it is, without a copy."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks), dim=1)
 
 
 def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], count: int) -> Shaped[Tensor, "B N *D"]:

@@ -1,0 +1,174 @@
+"""Searches by the fused kernels and by their references: python tests/kernel_cases.py DEVICE, or: … build
+
+With TRITON_INTERPRET=1 and the device "cpu" the kernels run in Triton's interpreter, which has to be chosen before Triton is
+imported: hence a script of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lmms_prune.methods.shared import kernels
+from lmms_prune.methods.shared.tensors import directions
+
+DEVICE = torch.device("cpu" if sys.argv[1] == "build" else sys.argv[1])
+
+
+def on_device(args: tuple) -> tuple:
+    return tuple(x.to(DEVICE) if isinstance(x, Tensor) else x for x in args)
+
+
+def compare(name: str, *args: Any, **options: Any) -> Tensor:
+    """The reference on the CPU and the kernel on the device find the same set."""
+    plain = kernels._plain(name, *args)
+    fused = kernels._FUSED[name](*on_device(args), **options).cpu()
+    assert torch.equal(plain, fused), (name, args[0], options, plain.sum(1), fused.sum(1))
+    return plain
+
+
+def points(generator: torch.Generator, rows: int, tokens: int, features: int, tied: bool) -> Tensor:
+    x = torch.randn(rows, tokens, features, generator=generator)
+    return x.round() if tied else x
+
+
+def compare_greedy(seed: int, tokens: int, features: int, tied: bool, shares: list[float], block: int | None) -> None:
+    generator, rows = torch.Generator().manual_seed(seed), len(shares)
+    lengths = torch.randint(0, tokens + 1, (rows,), generator=generator)
+    lengths[0] = tokens
+    # Which tokens are candidates is not a matter of their place.
+    valid = torch.rand(rows, tokens, generator=generator).argsort(1) < lengths[:, None]
+    unit, first = (
+        directions(points(generator, rows, tokens, features, tied)),
+        torch.rand(rows, tokens, generator=generator),
+    )
+    first = first.mul(5).round() if tied else first
+    limit = (lengths * torch.tensor(shares)).long()
+    most = int(limit.max())
+    relevant = unit * (0.2 + first.double() / 5)[..., None]
+    for rule, vectors, scores in (
+        ("farthest", unit, first),
+        ("farthest", unit, first.double()),
+        ("sums", unit, first.double()),
+        ("determinant", relevant, relevant.square().sum(-1)),
+    ):
+        found = compare(
+            "greedy", rule, vectors, scores, valid, limit, most, None, **({"block": block} if block else {})
+        )
+        assert found.sum(1).tolist() == limit.tolist()
+        assert not (found & ~valid).any()
+
+
+def compare_turns(seed: int, tokens: int, pivots: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(rows, pivots, tokens, generator=generator).argsort(dim=2)
+    quota = torch.randint(0, tokens // 2 + 2, (rows, pivots), generator=generator)
+    compare("in_turn", order, torch.rand(rows, tokens, generator=generator) < 0.8, quota)
+
+
+def compare_thinned(seed: int, tokens: int, features: int, tied: bool, shares: list[float], neighbours: int) -> None:
+    generator, rows = torch.Generator().manual_seed(seed), len(shares)
+    unit = directions(points(generator, rows, tokens, features, tied))
+    lengths = torch.randint(1, tokens + 1, (rows,), generator=generator).tolist()
+    goals = [int(n * share) for n, share in zip(lengths, shares, strict=True)]
+    if any(n > goal for n, goal in zip(lengths, goals, strict=True)):
+        cosine, neighbour = kernels.nearest_others(unit, torch.tensor(lengths), neighbours)
+        ends = torch.tensor([lengths, goals])
+        found = compare("thinned", unit, cosine, neighbour, *ends, tuple(lengths), tuple(goals), 8)
+        assert found.sum(1).tolist() == goals
+
+
+def without_storing(call: Any, *args: Any) -> None:
+    most, kernels.MOST_STORED = kernels.MOST_STORED, 0
+    call(*args)
+    kernels.MOST_STORED = most
+
+
+SHARES = st.lists(st.sampled_from([0.0, 0.2, 0.5, 1.0]), min_size=1, max_size=3)
+SETTINGS = settings(max_examples=8, deadline=None, derandomize=True, database=None)
+
+
+@SETTINGS
+@given(st.integers(0, 99), st.integers(1, 24), st.integers(1, 20), st.booleans(), SHARES, st.booleans())
+def fuzz_greedy(seed: int, tokens: int, features: int, tied: bool, shares: list[float], stores: bool) -> None:
+    args = (seed, tokens, features, tied, shares, None)
+    compare_greedy(*args) if stores else without_storing(compare_greedy, *args)
+
+
+@SETTINGS
+@given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 8), st.integers(1, 3))
+def fuzz_turns(seed: int, tokens: int, pivots: int, rows: int) -> None:
+    compare_turns(seed, tokens, pivots, rows)
+
+
+@SETTINGS
+@given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 6), st.booleans(), SHARES, st.sampled_from([1, 3, 64]))
+def fuzz_thinned(seed: int, tokens: int, features: int, tied: bool, shares: list[float], neighbours: int) -> None:
+    compare_thinned(seed, tokens, features, tied, shares, neighbours)
+
+
+def large_images() -> None:
+    """More tokens than are compared at once: the products with each pick are computed anew."""
+    tokens, generator = kernels.MOST_STORED + 4, torch.Generator().manual_seed(0)
+    unit = directions(torch.randn(1, tokens, 3, generator=generator))
+    first, valid, limit = (
+        torch.rand(1, tokens, generator=generator),
+        torch.ones(1, tokens, dtype=torch.bool),
+        torch.tensor([4]),
+    )
+    for rule, scores in (("farthest", first), ("sums", first.double()), ("determinant", unit.square().sum(-1))):
+        compare("greedy", rule, unit, scores, valid, limit, 4, None)
+
+
+def build(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], **options: Any) -> None:
+    """Compile a kernel for a GPU of compute capability 9.0, which need not exist."""
+    from triton import compile as compiled
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    types = {name: "i32" for name in names} | {name: f"*{kind}" for name, kind in pointers.items()}
+    types |= dict.fromkeys(constants, "constexpr")
+    values = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=types, constexprs=values)
+    assert compiled(source, target=GPUTarget("cuda", 90, 32), options={**kernels._EXACT, **options}).asm["ptx"]
+
+
+def build_all() -> None:
+    pointers = {"source": "fp64", "state": "fp64", "free": "i8", "limit": "i32", "keep": "i8"}
+    pointers |= {"best": "fp64", "where": "i32", "told": "i32", "rows": "fp64"}
+    for rule in ("farthest", "sums", "determinant"):
+        for parts in (1, 10):
+            constants = {"RULE": rule, "STORED": parts == 1, "COARSE": rule == "farthest", "PARTS": parts}
+            constants |= {"PARTS_BLOCK": 16 if parts > 1 else 1, "BLOCK": 64, "CHUNK": 16, "EARLIER": 8}
+            build(kernels._steps, pointers, constants, **({"launch_cooperative_grid": True} if parts > 1 else {}))
+    build(kernels._turns, {"rank": "i32", "free": "i8", "quota": "i32", "keep": "i8"}, {"BITS": 7, "BLOCK": 64})
+    pointers = {"unit": "fp64", "cosine": "fp64", "neighbour": "i32", "lengths": "i32", "goals": "i32"}
+    pointers |= {"orders": "i32", "odd": "i8"}
+    build(kernels._passes, pointers, {"STEP": 8, "HALF": 64, "PIECE": 64, "CHUNK": 16})
+
+
+def main() -> None:
+    if sys.argv[1] == "build":
+        build_all()
+        print("built")
+        return
+    for name in kernels._PLAIN:
+        for probe in kernels._probes(torch.device("cpu"), name):
+            compare(name, *probe)
+    compare_greedy(1, 1, 3, False, [1.0], None)
+    # Several programs for one image: on a GPU they wait for each other; in the interpreter every step is a launch.
+    without_storing(compare_greedy, 2, 21, 5, True, [0.3, 0.0], 8)
+    fuzz_greedy()
+    fuzz_turns()
+    fuzz_thinned()
+    large_images()
+    print("equal")
+
+
+main()
