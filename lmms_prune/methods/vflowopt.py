@@ -159,7 +159,8 @@ def _flow(encoder: Encoder, weights: Float[Tensor, " n"] | None) -> Float[Tensor
             weights = attention.new_ones(sum(encoder.sizes)) if weights is None else weights
             # The class token's row has no weight.
             of_entries = encoder.of_entries(weights.to(attention.dtype))
-        sums[keys] = sums[keys] + (of_entries[queries][:, None] @ attention.mean(1)).squeeze(1)
+        # The keys of a piece are distinct, so that every sum has one order.
+        sums.index_add_(0, keys.flatten(), (of_entries[queries][:, None] @ attention.mean(1)).flatten())
     assert sums is not None
     return encoder.of_tokens(sums).sum(1)
 

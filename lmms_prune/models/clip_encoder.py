@@ -146,8 +146,8 @@ class ClipEncoder(Encoder):
         fine = torch.promote_types(query.dtype, torch.float32)
         return query.to(fine) * query.shape[-1] ** -0.5, key.to(fine)
 
-    def _finite(self, recorded: Tensor) -> Bool[Tensor, " I"]:
-        return is_finite(recorded).flatten(1).all(1)
+    def _finite_rows(self, recorded: Tensor) -> Bool[Tensor, " R"]:
+        return is_finite(recorded).all(-1).flatten()
 
     def _entry_numbers(self, count: int) -> Int[Tensor, " entries"]:
         """For each entry of the encoder its number in the order in which the patches of a visual token are adjacent."""

@@ -134,6 +134,7 @@ class Encoder(ABC):
     def __init__(self, parts: ModelParts, run: EncoderRun, owner: Sequence[int], grids: Sequence[Grid]):
         self.parts, self.run, self.owner, self.grids = parts, run, list(owner), list(grids)
         self.shape = parts.encoder_shape
+        self._rows: dict[tuple, Tensor] = {}
 
     def finite(self) -> Bool[Tensor, " B"]:
         """Whether all records of each image are finite; stays on the device."""
@@ -141,8 +142,13 @@ class Encoder(ABC):
         tensors += [] if self.run.features is None else [self.run.features]
         if not tensors:
             return torch.ones(len(self.owner), dtype=torch.bool, device=self.run.pixels.device)
-        flags = [self._finite(tensor) for tensor in tensors]
-        return self.of_view(torch.stack([flag.to(flags[0].device) for flag in flags]).all(0))
+        # Records differ in how many rows each image has in them.
+        flags: dict[int, list[Tensor]] = {}
+        for tensor in tensors:
+            flag = self._finite_rows(tensor)
+            flags.setdefault(len(flag), []).append(flag.to(tensors[0].device))
+        finite = [self._by_image(torch.stack(some).all(0)).all(1) for some in flags.values()]
+        return self.of_view(torch.stack(finite).all(0) if len(finite) > 1 else finite[0])
 
     @torch.no_grad()
     def saliency(self, block: int | None = None) -> Float[Tensor, "B N"]:
@@ -160,13 +166,15 @@ class Encoder(ABC):
         for _, keys, attention in self.attention_chunks(block):
             if sums is None:
                 sums = attention.new_zeros(sum(self.entries))
-            sums[keys] = sums[keys] + attention.sum(dim=(1, 2)) / attention.shape[1]
+                heads = attention.shape[1]
+            # The keys of a piece are distinct, so that every sum has one order.
+            sums.index_add_(0, keys.flatten(), attention.sum(dim=(1, 2)).flatten())
         assert sums is not None
+        rows = torch.tensor(self.entries)
         if len(set(self.entries)) == 1:
-            mean = sums / self.entries[0]
+            mean = sums / (heads * self.entries[0])
         else:
-            rows = torch.tensor(self.entries)
-            mean = sums / to_device(rows.repeat_interleave(rows), sums.device)
+            mean = sums / to_device(heads * rows.repeat_interleave(rows), sums.device)
         return self.aligned(self.of_tokens(mean).mean(1))
 
     def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
@@ -225,8 +233,15 @@ class Encoder(ABC):
         """
 
     @abstractmethod
-    def _finite(self, recorded: Tensor) -> Bool[Tensor, " I"]:
-        """Whether a record of the encoder is finite, for each image of the run."""
+    def _finite_rows(self, recorded: Tensor) -> Bool[Tensor, " R"]:
+        """Whether each row of a record of the encoder is finite; the rows of all images of the run, one after another."""
+
+    def _by_image(self, rows: Bool[Tensor, " R"]) -> Bool[Tensor, "I r"]:
+        """Flags of a record's rows, one line per image of the run, padded with True."""
+        counts = self.entries if len(rows) == sum(self.entries) else self.sizes
+        if len(set(counts)) == 1:
+            return rows.unflatten(0, (len(counts), -1))
+        return ~self.aligned(~rows, range(len(counts)), len(rows) // sum(self.sizes))
 
     @property
     def sizes(self) -> list[int]:
@@ -274,13 +289,14 @@ class Encoder(ABC):
         sizes, images = [per * size for size in self.sizes], self.owner if images is None else list(images)
         if images == list(range(len(sizes))) and len(set(sizes)) == 1:
             return tokens.unflatten(0, (len(sizes), -1))
-        starts = [0, *accumulate(sizes)]
-        column = torch.arange(max(sizes[i] for i in images))
-        length, start = (torch.tensor([values[i] for i in images])[:, None] for values in (sizes, starts))
-        # Padding points at a spare last row of zeros.
-        index = torch.where(column < length, start + column, len(tokens))
-        spare = torch.cat([tokens, tokens.new_zeros(1, *tokens.shape[1:])])
-        return spare[to_device(index, tokens.device)]
+        key = (tuple(images), per, tokens.device)
+        if key not in self._rows:
+            starts = [0, *accumulate(sizes)]
+            column = torch.arange(max(sizes[i] for i in images))
+            length, start = (torch.tensor([values[i] for i in images])[:, None] for values in (sizes, starts))
+            # Padding points at a spare last row of zeros.
+            self._rows[key] = to_device(torch.where(column < length, start + column, len(tokens)), tokens.device)
+        return torch.cat([tokens, tokens.new_zeros(1, *tokens.shape[1:])])[self._rows[key]]
 
     def of_view(self, x: Shaped[Tensor, " I *C"]) -> Shaped[Tensor, " B *C"]:
         """The rows of the run's images for the images of the view."""

@@ -137,10 +137,9 @@ class QwenEncoder(Encoder):
         query, key = (rotated(states.to(cos.dtype), cos, sin).transpose(0, 1) for states in (query, key))
         return query * query.shape[-1] ** -0.5, key
 
-    def _finite(self, recorded: Tensor) -> Bool[Tensor, " I"]:
+    def _finite_rows(self, recorded: Tensor) -> Bool[Tensor, " R"]:
         # The record holds patches, in windows of one image each, or merged tokens.
-        per = len(recorded) // sum(self.sizes)
-        return ~self.aligned(~is_finite(recorded).all(-1), range(len(self.grids)), per).any(1)
+        return is_finite(recorded).all(-1)
 
     def _tokens(self, patches: Float[Tensor, "P C"]) -> Float[Tensor, "B N C"]:
         """Patches in the encoder's order as visual tokens, each the mean over its patches."""
