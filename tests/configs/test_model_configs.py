@@ -85,6 +85,17 @@ def test_a_row_whose_settings_the_paper_does_not_state_says_so() -> None:
         assert row.control or row.schedule in PRESETS or row.schedule == "none", stem
 
 
+def test_llavas_dart_is_the_one_of_the_authors_scripts_and_the_file_says_so() -> None:
+    """The default order of DART's pivots keeps other tokens than the authors' code; LLaVA's rows stand for that code."""
+    rows = [row for row in ROWS.values() if row.name.startswith("dart")]
+    assert len(rows) == 9
+    for row in rows:
+        first = Schedule.parse(row.text).stages[0]
+        is_scripts = row.model == "llava-1.5-7b"
+        assert first.options == ((("order", "reference"),) if is_scripts else ()), row.stem
+        assert ("order=reference" in row.settings) == is_scripts, row.stem
+
+
 def test_llava_is_evaluated_as_the_paper_did() -> None:
     for path in FILES:
         arguments = yaml.safe_load(path.read_text(encoding="utf-8"))["model_args"]
