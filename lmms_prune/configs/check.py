@@ -26,8 +26,8 @@ _UNSCORED = {
     "textvqa": "textvqa_val or prune_textvqa_ocr",
     "docvqa": "docvqa_val",
     "infovqa": "infovqa_val",
-    "mmbench": "mmbench_en_dev_static and prune_mmbench_cn",
-    "mmbench_en": "mmbench_en_dev_static",
+    "mmbench": "mmbench_en_dev_static (or prune_mmbench_en) and prune_mmbench_cn",
+    "mmbench_en": "mmbench_en_dev_static or prune_mmbench_en",
     "mmbench_cn": "prune_mmbench_cn",
 }
 

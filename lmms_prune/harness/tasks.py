@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def known_tasks() -> set[str]:
     """Return all tasks and groups that this package's YAMLs name, including lmms-eval's."""
     groups = own_groups()
     return {*groups, *own_tasks(), *(task for tasks in groups.values() for task in tasks)}
+
+
+def mmbench_as_llava(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str] | None = None) -> str:
+    """Return MMBench's question as LLaVA-1.5's own evaluation words it: hint, question, options, instruction."""
+    lines = [str(doc["question"])] if _absent(doc["hint"]) else [str(doc["hint"]), str(doc["question"])]
+    # The first missing option ends the list, and there is no E, as in LLaVA's script.
+    lines += [f"{letter}. {doc[letter]}" for letter in takewhile(lambda letter: not _absent(doc[letter]), "ABCD")]
+    return "\n".join(lines) + (lmms_eval_specific_kwargs or {}).get("post_prompt", "")
+
+
+def _absent(value: Any) -> bool:
+    """Tell whether the data have no such hint or option; they write this as nothing, as not a number, or as a word."""
+    return value is None or value != value or str(value).lower() in ("nan", "none")
 
 
 def mmbench_by_rules(results: Sequence[Mapping[str, Any]]) -> float:

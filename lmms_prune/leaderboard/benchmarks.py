@@ -53,7 +53,7 @@ BENCHMARKS = (
     Benchmark(
         "MMB",
         "MMB",
-        ("mmbench_en_dev_static", "mmbench_en_dev"),
+        ("mmbench_en_dev_static", "prune_mmbench_en", "mmbench_en_dev"),
         ("gpt_eval_score",),
         factor=1.0,
         kind="mmbench",

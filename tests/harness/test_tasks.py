@@ -12,6 +12,7 @@ from lmms_eval.utils import load_yaml_config
 from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.harness.tasks import (
     known_tasks,
+    mmbench_as_llava,
     mmbench_by_rules,
     own_groups,
     own_tasks,
@@ -30,7 +31,15 @@ VARIANTS = {
         "pope/pope.yaml",
         {"dataset_kwargs", "process_results", "lmms_eval_specific_kwargs", "metadata"},
     ),
-    "prune_mmbench_cn": ("mmbench/mmbench_cn_dev.yaml", {"doc_to_text", "metric_list"}),
+    "prune_mmbench_en": ("mmbench/mmbench_en_dev_static.yaml", {"doc_to_text", "metric_list"}),
+    "prune_mmbench_cn": (
+        "mmbench/mmbench_cn_dev.yaml",
+        # The images and the recorded results are the same: only the module differs that the functions are in.
+        {
+            *("doc_to_text", "metric_list", "generation_kwargs", "lmms_eval_specific_kwargs"),
+            *("doc_to_visual", "process_results"),
+        },
+    ),
 }
 
 
@@ -75,7 +84,7 @@ def test_groups_are_the_papers_benchmarks() -> None:
     assert own_groups() == {
         "prune_llava": (
             *("mme", "scienceqa_img", "prune_pope", "prune_textvqa_ocr"),
-            *("mmbench_en_dev_static", "prune_mmbench_cn", "gqa"),
+            *("prune_mmbench_en", "prune_mmbench_cn", "gqa"),
         ),
         "prune_qwen": (
             *("mme", "scienceqa_img", "textvqa_val", "mmbench_en_dev_static"),
@@ -125,6 +134,28 @@ def test_pope_counts_answers_that_the_harness_leaves_out() -> None:
     assert pope_aggregate_f1_score(ours) == pytest.approx(2 * 2 / (2 * 2 + 1))
 
 
+# What LLaVA-1.5's evaluation (llava/eval/model_vqa_mmbench.py) puts after the image and its line break.
+MMBENCH_ROW = {"question": "What is it?", "A": "a cat", "B": "a dog", "C": "nan", "D": "nan", "hint": "nan"}
+MMBENCH_PROMPTS = [
+    ({}, "What is it?\nA. a cat\nB. a dog"),
+    ({"hint": "It barks."}, "It barks.\nWhat is it?\nA. a cat\nB. a dog"),
+    ({"hint": None, "C": float("nan")}, "What is it?\nA. a cat\nB. a dog"),
+    ({"hint": "None", "C": "a hen", "D": "a cow"}, "What is it?\nA. a cat\nB. a dog\nC. a hen\nD. a cow"),
+    ({"D": "a cow"}, "What is it?\nA. a cat\nB. a dog"),  # the first missing option ends the list
+    ({"C": "a hen", "D": "a cow", "E": "a pig"}, "What is it?\nA. a cat\nB. a dog\nC. a hen\nD. a cow"),
+]
+
+
+@pytest.mark.parametrize(("task", "instruction"), [
+    ("prune_mmbench_en", "Answer with the option's letter from the given choices directly."),
+    ("prune_mmbench_cn", "请直接回答选项字母。"),
+])  # fmt: skip
+@pytest.mark.parametrize(("changed", "asked"), MMBENCH_PROMPTS)
+def test_mmbench_is_worded_as_in_llavas_evaluation(task: str, instruction: str, changed: dict, asked: str) -> None:
+    options = load_yaml_config(str(own_tasks()[task]))["lmms_eval_specific_kwargs"]["default"]
+    assert mmbench_as_llava({**MMBENCH_ROW, **changed}, options) == f"{asked}\n{instruction}"
+
+
 def test_mmbench_counts_circles_by_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question counts if all of its rotations are right; no answer waits for a judge, and nothing is written."""
     monkeypatch.chdir(tmp_path)
@@ -163,6 +194,8 @@ def test_a_group_runs_and_is_scored(group, model, arguments, harness) -> None:
     prompts = {task: [row["input"] for row in rows] for task, rows in run.samples.items()}
     if group == "prune_llava":
         assert all("\nReference OCR token: " in text for text in prompts["prune_textvqa_ocr"])
-        assert not any("nan" in text for text in prompts["prune_mmbench_cn"])
-        assert not list(run.folder.rglob("*cn*.xlsx"))
+        for task in ("prune_mmbench_en", "prune_mmbench_cn"):
+            assert not any("nan" in text or "There are several options" in text for text in prompts[task])
+        assert all("\n请直接回答选项字母。" in text for text in prompts["prune_mmbench_cn"])
+        assert not list(run.folder.rglob("*mmbench*.xlsx"))
         assert "nan" in json.dumps(run.samples["prune_mmbench_cn"])  # the data have such hints
