@@ -100,6 +100,7 @@ def _flat(model: str, budget: str, row: TableRow) -> dict[str, Any]:
     for task, cell in row.cells.items():
         comparison = cell.comparison
         columns |= {task: cell.score, f"{task}_sd": cell.sd, f"{task}_published": cell.published}
+        columns |= {f"{task}_unlike_published": "; ".join(cell.unlike)}
         columns |= {f"{task}_{name.replace('-', '_')}": value for name, value in cell.extras.items()}
         columns |= {f"{task}_retention": cell.retention, f"{task}_above_blind": cell.above_blind}
         columns |= _spread(f"{task}_difference", None if comparison is None else comparison.difference)

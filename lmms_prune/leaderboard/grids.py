@@ -230,19 +230,29 @@ def details(row: TableRow, model: ModelTable) -> TextTable:
 
 
 def reproduction(model: ModelTable) -> TextTable | None:
-    """Tabulate published values and our differences, for rows whose model and schedule the paper prints; None if none."""
+    """Tabulate published values and our differences, for rows whose model and schedule the paper prints; None if none.
+
+    A value that ours is not compared with is followed by the numbers of the reasons, which are the table's notes.
+    """
     rows = [row for row in model.rows if row.published is not None and row.runs]
     if not rows:
         return None
     columns = ("schedule", "published row", *(model.column(task) for task in model.tasks), "Rel")
+    reasons: dict[str, int] = {}
+
+    def gap(value: float | None, unlike: Sequence[str], decimals: int) -> str:
+        numbers = [reasons.setdefault(reason, len(reasons) + 1) for reason in unlike]
+        return f"({', '.join(map(str, sorted(numbers)))})" if numbers else number(value, decimals, True)
+
     lines = []
     for row in rows:
         printed = row.published
         assert printed is not None  # guaranteed by the filter of `rows`
         cells = [label(row), f"{printed.name} {printed.budget}".strip()]
         for task in model.tasks:
-            cell = row.cells.get(task, ScoreCell(0.0))
-            cells.append(f"{number(cell.published, digits(task))} {number(cell.delta, digits(task), True)}".strip())
-        gap = None if row.rel is None else row.rel - printed.rel
-        lines.append(Line((*cells, f"{printed.rel:.1f} {number(gap, 1, True)}".strip())))
-    return TextTable(f"{model.title}: published values, and ours minus these", columns, tuple(lines))
+            cell, decimals = row.cells.get(task, ScoreCell(0.0)), digits(task)
+            cells.append(f"{number(cell.published, decimals)} {gap(cell.delta, cell.unlike, decimals)}".strip())
+        difference = None if row.rel is None else row.rel - printed.rel
+        lines.append(Line((*cells, f"{printed.rel:.1f} {gap(difference, row.unlike, 1)}".strip())))
+    notes = tuple(f"({index}) not compared: {reason.rstrip('.')}." for reason, index in reasons.items())
+    return TextTable(f"{model.title}: published values, and ours minus these", columns, tuple(lines), notes)

@@ -67,6 +67,7 @@ class ScoreCell:
         comparison: comparison with the baseline; None without samples of both.
         random: comparison with the random control at the same measured budget.
         published: the paper's value for the same model and schedule.
+        unlike: how task and protocol differ from the paper's row, a short text each; only without any are the two compared.
         extras: POPE's accuracy, precision, recall and yes-rate, mean over the seeds.
     """
 
@@ -78,12 +79,13 @@ class ScoreCell:
     comparison: Comparison | None = None
     random: Against | None = None
     published: float | None = None
+    unlike: tuple[str, ...] = ()
     extras: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def delta(self) -> float | None:
-        """Return our score minus the published one."""
-        return None if self.published is None else self.score - self.published
+        """Return our score minus the published one; None if there is none, or if the protocols differ."""
+        return None if self.published is None or self.unlike else self.score - self.published
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class TableRow:
         marks: reasons why the row is not directly comparable.
         faults: the marks that are contradictions; the gate passes neither such a row nor one with such a baseline.
         published: the paper's row of the same model and schedule.
+        unlike: why Rel is not comparable with the paper's: protocols that differ, benchmarks that are missing or added.
         runs: the runs behind the row, with settings, files and commands.
     """
 
@@ -156,6 +159,7 @@ class TableRow:
     marks: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     published: PublishedRow | None = None
+    unlike: tuple[str, ...] = ()
     runs: tuple[RunRecord, ...] = ()
 
     def score(self, task: str) -> float | None:

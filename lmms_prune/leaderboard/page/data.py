@@ -78,7 +78,12 @@ def _row(row: TableRow, model: ModelTable) -> dict[str, Any]:
         "missing": [TASKS[task].name for task in row.missing],
         "published": None
         if printed is None
-        else {"name": f"{printed.name} {printed.budget}".strip(), "acc": printed.acc, "rel": printed.rel},
+        else {
+            "name": f"{printed.name} {printed.budget}".strip(),
+            "acc": printed.acc,
+            "rel": printed.rel,
+            "unlike": list(row.unlike),
+        },
         "cells": {task: _cell(row.cells[task]) for task in model.tasks if task in row.cells},
         "commands": commands(source.command for run in row.runs for source in run.sources),
     }
@@ -103,7 +108,11 @@ def _cell(cell: ScoreCell) -> dict[str, Any]:
     comparison = cell.comparison
     entry: dict[str, Any] = {"score": _number(cell.score), "sd": _number(cell.sd), "random": _against(cell.random)}
     entry |= {"kept": _number(cell.retention), "above_blind": _number(cell.above_blind)}
-    entry |= {"published": cell.published, "extras": {name: _number(value) for name, value in cell.extras.items()}}
+    entry |= {
+        "published": cell.published,
+        "unlike": list(cell.unlike) or None,
+        "extras": {name: _number(value) for name, value in cell.extras.items()},
+    }
     if comparison is not None:
         entry |= {
             "change": _interval(comparison.difference),

@@ -310,7 +310,8 @@ function statistics(task, reach) {
   const random = { name: "against random", text: true, help: "The random control at the same measured tokens",
     value: (row) => get("random")(row)?.verdict, cell: (row) => verdict(get("random")(row)) };
   const published = numeric("published", "The paper's value, and ours minus it", get("published"), (x) => number(x, task.digits),
-    (row) => small(number(get("score")(row) - get("published")(row), task.digits, true)));
+    (row) => (get("unlike")(row) ? el("small", { title: `Not compared: ${get("unlike")(row).join("; ")}` }, "other protocol")
+      : small(number(get("score")(row) - get("published")(row), task.digits, true))));
   const extras = [...new Set(model().rows.flatMap((row) => Object.keys(get("extras")(row) || {})))]
     .map((name) => numeric(name, `${name}, in percent`, (row) => get("extras")(row)?.[name]));
   return [score, change, column("p, Holm", "p", "p of no change, corrected for the number of benchmarks", 3),
@@ -457,7 +458,7 @@ function openRow(row) {
     row.cost.no_share_speed ? el("p", { class: "hint" }, `Its speed is no share of the baseline's: ${row.cost.no_share_speed}.`) : "",
     row.marks.length ? el("ul", { class: "warnings" }, row.marks.map((mark) => el("li", {}, mark))) : "",
     el("dl", { class: "facts" }, facts),
-    row.published ? el("p", {}, `The paper's row ${row.published.name}: Rel ${number(row.published.rel)}${known(row.published.acc) ? `, Acc ${number(row.published.acc)}` : ""}; ours minus it: ${known(row.rel) ? number(row.rel - row.published.rel, 1, true) : "unknown"}.`) : "",
+    row.published ? el("p", {}, `The paper's row ${row.published.name}: Rel ${number(row.published.rel)}${known(row.published.acc) ? `, Acc ${number(row.published.acc)}` : ""}; ${row.published.unlike.length ? `not compared: ${row.published.unlike.join("; ")}` : `ours minus it: ${known(row.rel) ? number(row.rel - row.published.rel, 1, true) : "unknown"}`}.`) : "",
     row.commands.length ? el("h3", {}, row.commands.length > 1 ? "The commands that make it" : "The command that makes it") : "",
     ...row.commands.map(command),
     tasks.length ? el("h3", {}, "Against the unpruned run") : "",
