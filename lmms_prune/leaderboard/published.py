@@ -114,6 +114,11 @@ def _shape(schedule: str) -> list[tuple[object, ...]] | None:
         return None
 
 
+def contradictions(table: int) -> tuple[str, ...]:
+    """Return what the paper's text says that its tables contradict, a sentence each."""
+    return tuple(text for entry in _tables() if entry["table"] == table for text in entry.get("contradictions", ()))
+
+
 @cache
 def _tables() -> list[dict[str, Any]]:
     return json.loads(_FILE.read_text(encoding="utf-8"))["tables"]

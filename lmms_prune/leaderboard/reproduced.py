@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lmms_prune.leaderboard.benchmarks import acc, rel
-from lmms_prune.leaderboard.published import published
+from lmms_prune.leaderboard.published import contradictions, published
 from lmms_prune.leaderboard.rows import UNPRUNED, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 
 
@@ -28,9 +28,8 @@ def published_table() -> Leaderboard:
             )
         groups = tuple(BudgetGroup(title, tuple(rows)) for title, rows in budgets.items())
         title = f"{model}, Table {printed[0].table} of arXiv 2512.07580"
-        models.append(
-            ModelTable(model, title, tuple(unpruned), groups, tuple(_misprints([r for b in groups for r in b.rows])))
-        )
+        notes = (*_misprints([row for group in groups for row in group.rows]), *contradictions(printed[0].table))
+        models.append(ModelTable(model, title, tuple(unpruned), groups, notes))
     return Leaderboard(tuple(models))
 
 
