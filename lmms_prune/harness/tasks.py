@@ -14,6 +14,41 @@ from typing import Any
 
 from lmms_prune.record.yamls import read_yaml
 
+UNSCORED = {
+    **dict.fromkeys(("textvqa", "textvqa_test"), "textvqa_val or prune_textvqa_ocr"),
+    **dict.fromkeys(("docvqa", "docvqa_test"), "docvqa_val"),
+    **dict.fromkeys(("infovqa", "infovqa_test"), "infovqa_val"),
+    "mmbench": "mmbench_en_dev_static (or prune_mmbench_en) and prune_mmbench_cn",
+    **dict.fromkeys(("mmbench_en", "mmbench_en_test"), "mmbench_en_dev_static or prune_mmbench_en"),
+    **dict.fromkeys(("mmbench_cn", "mmbench_cn_test"), "prune_mmbench_cn"),
+}
+"""lmms-eval's test splits, whose answers only a server knows, and groups with one -> tasks that can be scored locally."""
+HUB_LOGIN = {
+    "mme": "lmms-lab-encoder/MME",
+    **dict.fromkeys(("scienceqa", "scienceqa_img"), "lmms-lab-encoder/ScienceQA"),
+    **dict.fromkeys(("pope", "pope_adv", "pope_pop", "pope_random"), "lmms-lab-encoder/POPE"),
+    **dict.fromkeys(("mmbench_en_dev", "mmbench_en_dev_static", "mmbench_cn_dev"), "lmms-lab-encoder/MMBench"),
+    "mmbench_cn_dev_static": "lmms-lab-encoder/MMBench",
+    "gqa": "lmms-lab-encoder/GQA",
+    **dict.fromkeys(("infovqa_val", "infovqa_test", "docvqa_val", "docvqa_test"), "lmms-lab-encoder/DocVQA"),
+    "ocrbench": "echo840/OCRBench",
+}
+"""Tasks of the benchmarks that say `token: True` -> their data. A test holds this against the installed files."""
+PAIRED = "mme"
+"""The task that asks twice about each image, in documents that follow each other; its scorer refuses half a pair."""
+
+
+def split_pairs(limit: Any, offset: Any, tasks: Sequence[str]) -> str:
+    """Return how ``limit`` or ``offset`` would cut a pair of questions; "" if they cut none."""
+    for name, value in (("limit", limit), ("offset", offset)):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if PAIRED in tasks and is_number and value > 0 and value % 2 == 1:
+            return (
+                f"{name} {value:g} cuts one of MME's pairs of questions, which its scorer refuses; use an even number, such as "
+                f"{value + 1:g}."
+            )
+    return ""
+
 
 def task_configs() -> Path:
     """Return the folder of this package's task YAMLs: inside an installed wheel, or next to the package in a checkout."""

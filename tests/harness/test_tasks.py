@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from lmms_eval.utils import load_yaml_config
 
 from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.harness.tasks import (
+    HUB_LOGIN,
+    UNSCORED,
     known_tasks,
     mmbench_as_llava,
     mmbench_by_rules,
@@ -18,8 +21,10 @@ from lmms_prune.harness.tasks import (
     own_tasks,
     pope_by_first_sentence,
     single_tasks,
+    split_pairs,
     task_configs,
 )
+from lmms_prune.leaderboard.benchmarks import TASKS
 
 # Ours, lmms-eval's, and the keys in which they differ.
 VARIANTS = {
@@ -31,12 +36,15 @@ VARIANTS = {
         "pope/pope.yaml",
         {"dataset_kwargs", "process_results", "lmms_eval_specific_kwargs", "metadata"},
     ),
-    "prune_mmbench_en": ("mmbench/mmbench_en_dev_static.yaml", {"doc_to_text", "metric_list"}),
+    "prune_mmbench_en": (
+        "mmbench/mmbench_en_dev_static.yaml",
+        {"dataset_kwargs", "doc_to_text", "metric_list"},
+    ),
     "prune_mmbench_cn": (
         "mmbench/mmbench_cn_dev.yaml",
         # The images and the recorded results are the same: only the module differs that the functions are in.
         {
-            *("doc_to_text", "metric_list", "generation_kwargs", "lmms_eval_specific_kwargs"),
+            *("dataset_kwargs", "doc_to_text", "metric_list", "generation_kwargs", "lmms_eval_specific_kwargs"),
             *("doc_to_visual", "process_results"),
         },
     ),
@@ -94,6 +102,53 @@ def test_groups_are_the_papers_benchmarks() -> None:
     assert set(own_tasks()) == {*VARIANTS, "mmbench_cn_dev_static"}
     assert {"prune_llava", "ocrbench", "prune_pope"} <= known_tasks()
     assert (task_configs() / "prune_llava.yaml").is_file()
+
+
+def test_tasks_that_need_a_login_are_those_whose_files_say_so() -> None:
+    import lmms_eval.tasks
+
+    installed = {}
+    for folder in ("mme", "scienceqa", "pope", "textvqa", "mmbench", "gqa", "infovqa", "docvqa", "ocrbench"):
+        for path in sorted((Path(lmms_eval.tasks.__file__).parent / folder).glob("*.yaml")):
+            if "task:" in path.read_text(encoding="utf-8"):
+                read = load_yaml_config(str(path))
+                installed[read["task"] if isinstance(read["task"], str) else path.stem] = read
+    own = {name: load_yaml_config(str(path)) for name, path in own_tasks().items()}
+    scored = {*own, *TASKS, *HUB_LOGIN}
+    needing = {
+        name: read["dataset_path"]
+        for name, read in {**installed, **own}.items()
+        if name in scored and (read.get("dataset_kwargs") or {}).get("token")
+    }
+    assert needing == HUB_LOGIN
+    assert not [name for name in needing if name.startswith("prune_")]
+
+
+def test_groups_with_a_test_split_and_their_test_tasks_are_unscored() -> None:
+    """What is offered in their place is a task of the table of benchmarks."""
+    for name, instead in UNSCORED.items():
+        assert name not in TASKS
+        words = re.findall(r"[\w]+_[\w]+", instead)
+        assert words
+        assert all(word in TASKS for word in words), name
+
+
+@pytest.mark.parametrize(
+    ("limit", "offset", "tasks", "cut"),
+    [
+        (None, None, ["mme"], ""),
+        (4, 0, ["mme"], ""),
+        (-1, 0, ["mme"], ""),
+        (0.3, 0, ["mme"], ""),  # a share of documents that are not yet counted
+        (5, 0, ["pope"], ""),
+        (5.0, 0, ["mme", "pope"], "limit 5 cuts one of MME's pairs of questions, which its scorer refuses; use an even number, such as 6."),
+        (4, 3, ["mme"], "offset 3 cuts one of MME's pairs"),
+        ("5", True, ["mme"], ""),
+    ],
+)  # fmt: skip
+def test_pairs_of_questions_are_not_cut(limit: Any, offset: Any, tasks: list[str], cut: str) -> None:
+    assert split_pairs(limit, offset, tasks).startswith(cut)
+    assert bool(split_pairs(limit, offset, tasks)) == bool(cut)
 
 
 def test_groups_are_taken_apart() -> None:
