@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from math import isfinite
@@ -92,6 +93,8 @@ def _flat(model: str, budget: str, row: TableRow) -> dict[str, Any]:
     columns |= {part.name: getattr(row.cost, part.name) for part in fields(row.cost)}
     columns |= {"acc": row.acc, "rel": row.rel, "rel_sd": row.rel_sd, "above_blind": row.above_blind}
     columns |= _spread("rel_minus_100", row.rel_interval)
+    for group, mean in row.groups.items():
+        columns |= {f"{re.sub('[ -]', '_', group)}_acc": mean.acc, f"{re.sub('[ -]', '_', group)}_rel": mean.rel}
     control = row.random
     columns["random_control"] = None if control is None else control.other
     columns["against_random"] = None if control is None else control.verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lmms_prune.leaderboard.benchmarks import acc, rel
+from lmms_prune.leaderboard.benchmarks import acc, group_means, rel
 from lmms_prune.leaderboard.published import contradictions, published
 from lmms_prune.leaderboard.rows import UNPRUNED, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 
@@ -24,7 +24,15 @@ def published_table() -> Leaderboard:
             kind = UNPRUNED if row.name == "unpruned" else "pruned"
             title = {"": "unpruned", "50pct": "50 % of the tokens"}.get(row.budget, f"{row.budget} tokens")
             budgets.setdefault(title, []).append(
-                TableRow(row.name, kind, cells=cells, acc=mean, rel=share, published=row)
+                TableRow(
+                    row.name,
+                    kind,
+                    cells=cells,
+                    acc=mean,
+                    rel=share,
+                    groups=group_means(row.by_task, unpruned),
+                    published=row,
+                )
             )
         groups = tuple(BudgetGroup(title, tuple(rows)) for title, rows in budgets.items())
         title = f"{model}, Table {printed[0].table} of arXiv 2512.07580"

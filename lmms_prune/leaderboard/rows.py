@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmms_prune.leaderboard.benchmarks import TASKS
+from lmms_prune.leaderboard.benchmarks import TASKS, GroupMean
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.published import PublishedRow
 from lmms_prune.leaderboard.records import Problem, RunRecord
@@ -131,6 +131,7 @@ class TableRow:
         missing: tasks of the table that the row has no score of.
         acc, rel: as the paper defines them; None if a benchmark is missing. rel_sd: standard deviation over the seeds.
         rel_interval: interval of Rel minus 100.
+        groups: Acc and Rel by group of benchmarks.
         uncounted: tasks on which the baseline scores 0; they cannot count in a mean of ratios.
         above_blind: mean over the tasks on which the baseline is distinguishably better than blind.
         random: comparison of Rel with the random control.
@@ -152,6 +153,7 @@ class TableRow:
     rel: float | None = None
     rel_sd: float | None = None
     rel_interval: Interval | None = None
+    groups: Mapping[str, GroupMean] = field(default_factory=dict)
     uncounted: tuple[str, ...] = ()
     above_blind: float | None = None
     random: Against | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, acc, rel
+from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, acc, group_means, rel
 from lmms_prune.leaderboard.comparability import control_marks, distance, marks, unlike_rows
 from lmms_prune.leaderboard.compare import Draws, against_random, comparisons, rel_interval
 from lmms_prune.leaderboard.costs import cost
@@ -135,8 +135,9 @@ def _row(
     row = replace(row, missing=tuple(task for task in tasks if task not in row.cells))
     if row.missing:
         row = replace(row, marks=(*row.marks, f"missing: {', '.join(TASKS[task].name for task in row.missing)}"))
-    row = replace(row, acc=acc({task: row.score(task) for task in tasks}), unlike=rel_differences(row, baseline))
-    return row if baseline is None else _compared(row, entry, baseline, all_entries, draws)
+    scores = {task: row.score(task) for task in tasks}
+    row = replace(row, acc=acc(scores), groups=group_means(scores), unlike=rel_differences(row, baseline))
+    return row if baseline is None else _compared(row, entry, baseline, all_entries, tasks, draws)
 
 
 def _with_extras(row: TableRow, entry: Entry) -> TableRow:
@@ -157,7 +158,14 @@ def _with_extras(row: TableRow, entry: Entry) -> TableRow:
     return replace(row, cells=cells)
 
 
-def _compared(row: TableRow, entry: Entry, baseline: Entry, all_entries: Sequence[Entry], draws: Draws) -> TableRow:
+def _compared(
+    row: TableRow,
+    entry: Entry,
+    baseline: Entry,
+    all_entries: Sequence[Entry],
+    all_tasks: Sequence[str],
+    draws: Draws,
+) -> TableRow:
     """Add to a row its comparisons with the baseline, the blind run and the random control."""
     unpruned, tasks = baseline.scores, baseline.tasks
     counted = [task for task in tasks if unpruned[task]]
@@ -184,6 +192,7 @@ def _compared(row: TableRow, entry: Entry, baseline: Entry, all_entries: Sequenc
         cells=cells,
         marks=tuple(dict.fromkeys((*row.marks, *others))),
         rel=rel(entry.scores, {task: unpruned[task] for task in counted}),
+        groups=group_means({task: row.score(task) for task in all_tasks}, {task: unpruned[task] for task in counted}),
         rel_sd=deviation([value for value in ratios if value is not None]),
         rel_interval=None if entry is baseline else rel_interval(entry, baseline, counted, draws),
         uncounted=tuple(task for task in tasks if not unpruned[task]),

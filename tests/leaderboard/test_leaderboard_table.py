@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +420,42 @@ def test_a_whole_row_of_the_papers_protocol_is_compared_with_the_print(tmp_path:
     # An unpruned run of another protocol makes another Rel.
     write_run(tmp_path / "a", scores, model=LLAVA["model"], settings={**LLAVA["settings"], "prompt": "hf"})
     assert row(made(tmp_path), HYBRID).unlike == ("baseline: prompt hf, not vicuna",)
+
+
+def test_means_by_group(tmp_path: Path) -> None:
+    """By hand; a mean of a group with a missing benchmark is blank, as Acc is."""
+    # SQA and GQA: knowledge QA. TextVQA and DocVQA: text-centric.
+    full = {
+        "scienceqa_img": [1.0] * 10,
+        "gqa": [1.0] * 8 + [0.0] * 2,
+        "textvqa_val": [1.0] * 10,
+        "docvqa_val": [1, 1, 0, 0],
+    }
+    write_run(tmp_path / "a", full)
+    pruned = {"scienceqa_img": [1.0] * 5 + [0.0] * 5, "gqa": [1.0] * 4 + [0.0] * 6, "textvqa_val": [1.0] * 9 + [0.0]}
+    write_run(tmp_path / "b", pruned, "dart@1:0.3", tokens=33)
+    board = made(tmp_path)
+    unpruned, found = row(board, "none").groups, row(board, "dart@1:0.3").groups
+    assert list(unpruned) == list(found) == ["knowledge QA", "text-centric"]
+    assert astuple(unpruned["knowledge QA"]) == pytest.approx((90.0, 100.0))
+    assert astuple(found["knowledge QA"]) == pytest.approx((45.0, 50.0))
+    assert astuple(found["text-centric"]) == (None, None)
+    text = FORMATS["markdown"](board, False)
+    assert "means by group" in text
+    assert "knowledge QA: SQA, GQA; text-centric: TextVQA, DocVQA." in text
+    assert "| `dart@1:0.3` | 33 | 45.0 | 50.0 |  |  |" in text
+    assert "knowledge_QA_rel" in FORMATS["csv"](board, False).splitlines()[0]
+    assert json.loads(FORMATS["json"](board, False))["models"][0]["budgets"][1]["rows"][0]["groups"]["knowledge QA"][
+        "rel"
+    ] == (pytest.approx(50.0))
+
+
+@pytest.mark.parametrize("tasks", [["gqa"], ["gqa", "textvqa_val"], ["gqa", "scienceqa_img"]])
+def test_without_several_groups_and_a_group_of_several_there_is_no_table_of_groups(
+    tasks: list[str], tmp_path: Path
+) -> None:
+    write_run(tmp_path, {task: [1.0, 0.0] for task in tasks})
+    assert "means by group" not in FORMATS["markdown"](made(tmp_path), False)
 
 
 def test_rows_of_other_protocols_are_not_compared_with_each_other_in_silence(tmp_path: Path) -> None:

@@ -125,6 +125,16 @@ def test_what_the_papers_text_says_against_its_tables_is_named_beside_the_mispri
     assert "96.4 with 68.6 on MME" in notes[2]
 
 
+def test_groups_take_the_benchmarks_apart() -> None:
+    for row in ROWS:
+        assert row.published is not None
+        counts = {group: sum(TASKS[task].group == group for task in row.cells) for group in row.groups}
+        assert sum(counts.values()) == len(row.cells)
+        assert row.rel == pytest.approx(
+            sum(mean.rel * counts[group] for group, mean in row.groups.items() if mean.rel) / len(row.cells)
+        )
+
+
 def test_the_best_of_a_budget_is_bold() -> None:
     """Table 2 prints DivPrune's 87.6 for POPE and DART+Random's Rel of 98.2 in bold."""
     text = FORMATS["markdown"](published_table(), False)

@@ -135,6 +135,16 @@ function columns() {
       cost("samples/s", "samples_per_second", "Generation, at the run's batch size"),
       speed, relColumn];
   }
+  if (state.columns === "groups" && model().groups) {
+    const mean = (group, key, help) => {
+      const get = (row) => row.groups[group]?.[key];
+      const column = numeric(`${group}: ${key === "acc" ? "Acc" : "Rel"}`, help, get);
+      column.cell = (row) => strongest(row, get);
+      return column;
+    };
+    return [scheduleColumn, tokensColumn, ...model().groups.names.flatMap((group) =>
+      [mean(group, "acc", `Mean over ${model().groups.note}`), mean(group, "rel", "The same, relative to the unpruned run")]), relColumn];
+  }
   const random = { name: "against random", text: true, help: "The random control at the same measured tokens",
     value: (row) => row.random?.verdict, cell: (row) => verdict(row.random) };
   const acc = numeric("Acc", "Mean of the benchmarks in percent", (row) => row.acc);
@@ -166,12 +176,13 @@ function tableView() {
         oninput: (event) => { state.search = event.target.value; draw(); } })),
       choice("kind", "kind", [["", "all"], ...kinds.map((kind) => [kind, KINDS[kind]])], draw),
       choice("budget", "budget", [["", "all"], ...model().budgets.map((title, i) => [String(i), title])], draw),
-      choice("columns", "columns", [["scores", "scores"], ["cost", "cost"]], draw),
+      choice("columns", "columns", [["scores", "scores"], ["groups", "means by group"], ["cost", "cost"]].filter(([key]) => key !== "groups" || model().groups), draw),
       data.models.some((one) => one.rows.some((row) => row.marks.length)) ? el("label", { class: "check" },
         el("input", { type: "checkbox", checked: state.unmarked, onchange: (event) => { state.unmarked = event.target.checked; draw(); } }),
         "only rows without marks") : null,
       status),
     holder,
+    state.columns === "groups" && model().groups ? el("p", { class: "hint" }, model().groups.note) : null,
     used.length ? el("dl", { class: "marks" }, used.map((mark) => [el("dt", {}, data.marks[mark]), el("dd", {}, mark)])) : null,
   ];
 }
