@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lmms_prune.schedule import Schedule
 from lmms_prune.schedule.presets import PRESETS
 
 PAPER = "arXiv 2512.07580"
 RANDOM_SEEDS = range(5)
+ROW_SEEDS = range(3)  # the authors' scripts run a row that draws at random three times
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,9 @@ def _rows() -> Iterator[PaperRow]:
     for budget, rows in _LLAVA.items():
         for name, preset, settings in rows:
             printed = PRESETS[preset.removesuffix("-release")]
-            yield PaperRow("llava-1.5-7b", name, f"{budget}t", preset, settings.format(printed=printed))
+            yield from _seeded(PaperRow("llava-1.5-7b", name, f"{budget}t", preset, settings.format(printed=printed)))
     for name in _QWEN:
-        yield PaperRow("qwen2.5-vl-7b", name, "50%", f"{name}-50pct", _PRINTED.format(table=4))
+        yield from _seeded(PaperRow("qwen2.5-vl-7b", name, "50%", f"{name}-50pct", _PRINTED.format(table=4)))
     for (model_name, budget), keeps in _CONTROLS.items():
         for method, keep in keeps.items():
             schedule, about = f"{method}@0:{keep}", _ABOUT[method]
@@ -177,6 +178,16 @@ def _rows() -> Iterator[PaperRow]:
                 continue
             for seed in RANDOM_SEEDS:
                 yield PaperRow(model_name, f"random-{seed}", budget, schedule, about, True, seed)
+
+
+def _seeded(row: PaperRow) -> Iterator[PaperRow]:
+    """The row, once for each seed if it draws at random."""
+    if not any(stage.method == "random" for stage in Schedule.parse(row.text).stages):
+        yield row
+        return
+    settings = f"{row.settings}. It draws at random: seeds 0 to {ROW_SEEDS[-1]} are {len(ROW_SEEDS)} files"
+    for seed in ROW_SEEDS:
+        yield replace(row, name=f"{row.name}-{seed}", settings=settings, seed=seed)
 
 
 ROWS: dict[str, PaperRow] = {row.stem: row for row in sorted(_rows(), key=lambda row: row.stem)}
