@@ -165,7 +165,8 @@ function tableView() {
   const draw = () => {
     const rows = matching();
     status.textContent = `${rows.length} of ${model().rows.length} rows`;
-    holder.replaceChildren(sortable("table", columns(), rows, model().budgets, `${model().title}: scores and cost`));
+    holder.replaceChildren(sortable("table", columns(), rows, model().budgets, `${model().title}: scores and cost`),
+      ...(state.columns === "groups" && model().groups ? [el("p", { class: "hint" }, model().groups.note)] : []));
   };
   draw();
   const kinds = [...new Set(model().rows.map((row) => row.kind))];
@@ -182,7 +183,6 @@ function tableView() {
         "only rows without marks") : null,
       status),
     holder,
-    state.columns === "groups" && model().groups ? el("p", { class: "hint" }, model().groups.note) : null,
     used.length ? el("dl", { class: "marks" }, used.map((mark) => [el("dt", {}, data.marks[mark]), el("dd", {}, mark)])) : null,
   ];
 }
