@@ -143,7 +143,8 @@ function columns() {
       return column;
     };
     return [scheduleColumn, tokensColumn, ...model().groups.names.flatMap((group) =>
-      [mean(group, "acc", `Mean over ${model().groups.note}`), mean(group, "rel", "The same, relative to the unpruned run")]), relColumn];
+      [mean(group, "acc", `Mean over ${model().groups.note}`), mean(group, "rel", "The same, relative to the unpruned run")]), relColumn]
+      .filter((one) => one === scheduleColumn || model().rows.some((row) => known(one.value(row))));
   }
   const random = { name: "against random", text: true, help: "The random control at the same measured tokens",
     value: (row) => row.random?.verdict, cell: (row) => verdict(row.random) };
