@@ -43,7 +43,7 @@ def test_every_command_is_where_it_is_looked_for() -> None:
 def test_schedule_shows_stages_and_the_average() -> None:
     result = call("schedule", "dart+random-192-release", "--layers", "32", "--visual-tokens", "576")
     assert result.exit_code == 0
-    for text in ("dart@2:252t,random@20:38t", "252", "38", "192.00 of 576", "33.3%"):
+    for text in ("dart@2:252t;order=reference,random@20:38t", "252", "38", "192.00 of 576", "33.3%"):
         assert text in result.output
 
 

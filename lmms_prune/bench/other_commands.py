@@ -213,7 +213,7 @@ def bench_information(
     dtype: Dtype = "auto",
     device: Device = "cpu",
     grid: GridSides = "24x24",
-    block: Annotated[int, typer.Option(min=1, help="Side of a unit: 1 a visual token, 2 the paper's squares.")] = 1,
+    block: Annotated[int, typer.Option(min=1, help="Side of a unit: 1 a visual token, 2 a square of four.")] = 1,
     text_tokens: Annotated[int, typer.Option(min=2, help="Text tokens of the prompt.")] = 60,
     repeats: Annotated[
         int, typer.Option(min=1, help="Number of measurements, and of full runs at each layer; medians are reported.")

@@ -50,9 +50,18 @@ def saved_file(tracker: Any, rest: str) -> Path:
 
 def evaluation_options(names: tuple[str, ...]) -> dict[str, Any]:
     """Options of the running evaluation that the harness does not pass to models; empty outside an evaluation."""
+    return _locals_of("simple_evaluate", names)
+
+
+def resolved_options(names: tuple[str, ...]) -> dict[str, Any]:
+    """Options of the evaluation while it asks the model: a share of the documents is then their number."""
+    return _locals_of("evaluate", names)
+
+
+def _locals_of(function: str, names: tuple[str, ...]) -> dict[str, Any]:
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_globals.get("__name__") == "lmms_eval.evaluator" and frame.f_code.co_name == "simple_evaluate":
+        if frame.f_globals.get("__name__") == "lmms_eval.evaluator" and frame.f_code.co_name == function:
             return {name: frame.f_locals[name] for name in names if name in frame.f_locals}
         frame = frame.f_back
     return {}
@@ -124,6 +133,20 @@ LIBRARY = Library(
             ("num_fewshot", "system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
             _SINCE,
             "refusing options that a chat model never receives",
+        ),
+        PrivateNames(
+            "lmms_eval.evaluator:simple_evaluate",
+            "locals",
+            ("tasks", "limit", "offset", "log_samples"),
+            _SINCE,
+            "saying at the start what the results will lack",
+        ),
+        PrivateNames(
+            "lmms_eval.evaluator:evaluate",
+            "locals",
+            ("limit", "offset"),
+            _SINCE,
+            "refusing a --limit that cuts a pair of questions",
         ),
         PrivateNames(
             "lmms_eval.models.registry_v2:ModelManifest",

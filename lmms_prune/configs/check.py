@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from os.path import isdir
+from pathlib import Path
 from typing import Any
 
 from lmms_prune.configs.budget import ClaimError, kept_average
@@ -14,22 +15,12 @@ from lmms_prune.configs.runs import Run, unknown_keys
 from lmms_prune.efficiency.estimate import TEXT_TOKENS, estimate, prompt_sizes
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
-from lmms_prune.harness.tasks import known_tasks, single_tasks
+from lmms_prune.harness.tasks import UNSCORED, known_tasks, single_tasks, split_pairs, task_configs
 from lmms_prune.harness.unseen import refuse_unseen
 from lmms_prune.models import MODEL_NAMES, Family
 from lmms_prune.models.architectures import of_checkpoint
 from lmms_prune.models.sizes import Architecture, ArchitectureError
 from lmms_prune.schedule import Schedule
-
-# lmms-eval's groups with a test split, whose answers only a server knows -> tasks that can be scored locally instead.
-_UNSCORED = {
-    "textvqa": "textvqa_val or prune_textvqa_ocr",
-    "docvqa": "docvqa_val",
-    "infovqa": "infovqa_val",
-    "mmbench": "mmbench_en_dev_static and prune_mmbench_cn",
-    "mmbench_en": "mmbench_en_dev_static",
-    "mmbench_cn": "prune_mmbench_cn",
-}
 
 
 @dataclass
@@ -58,7 +49,7 @@ class Checked:
 def check(run: Run) -> Checked:
     """Check all of a run that can be checked without its model. Mistakes in the file are returned, never raised."""
     checked, settings = Checked(run, unknown_keys(run)), run.settings
-    checked.problems += [*_outputs(settings), *_tasks(settings, checked.notes)]
+    checked.problems += [*_outputs(settings), *_tasks(settings, checked.notes, run.path)]
     name = settings.get("model")
     if not isinstance(name, str) or name not in MODEL_NAMES:
         hint = did_you_mean(name, list(MODEL_NAMES)) if isinstance(name, str) else f" Use {' or '.join(MODEL_NAMES)}."
@@ -120,18 +111,15 @@ def _outputs(settings: Mapping[str, Any]) -> list[str]:
     if settings.get("log_samples") and path is None:
         problems.append("log_samples: needs an output_path.")
     limit = settings.get("limit")
-    if limit is None or limit == -1:
-        return problems
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < inf:
+    is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if limit is not None and limit != -1 and not (is_number and 0 < limit < inf):
         problems.append(f"limit: {limit!r} must be a number of documents, a share below 1, or -1 for all.")
-    elif limit % 2 == 1 and "mme" in single_tasks(str(settings.get("tasks"))):
-        problems.append(
-            f"limit: {limit} cuts one of MME's pairs of questions, which its scorer refuses; use an even number."
-        )
+    elif message := split_pairs(limit, settings.get("offset"), single_tasks(str(settings.get("tasks")))):
+        problems.append(message.replace(" ", ": ", 1))
     return problems
 
 
-def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
+def _tasks(settings: Mapping[str, Any], notes: list[str], path: Path) -> list[str]:
     """Mistakes in task names. Only this package's tasks are known here; lmms-eval checks all others."""
     tasks, known = settings.get("tasks"), known_tasks()
     if not isinstance(tasks, str) or not tasks.strip():
@@ -143,9 +131,9 @@ def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
         if name.startswith("prune_") and name not in known
     ]
     problems += [
-        f"tasks: '{name}' contains a test split, which cannot be scored locally. Use {_UNSCORED[name]}."
+        f"tasks: '{name}' contains a test split, which cannot be scored locally. Use {UNSCORED[name]}."
         for name in names
-        if name in _UNSCORED
+        if name in UNSCORED
     ]
     # Results go to folders with these names, so a name must not lead out of the results folder.
     problems += [
@@ -159,5 +147,15 @@ def _tasks(settings: Mapping[str, Any], notes: list[str]) -> list[str]:
     if folder is not None and not isinstance(folder, str):
         problems.append(f"include_path: {folder!r} must be the text of one folder's path.")
     elif folder is not None and not isdir(folder):
-        notes.append(f"include_path: there is not a folder {folder} below the working directory")
+        problems.append(_missing_folder(folder, path))
     return problems
+
+
+def _missing_folder(folder: str, path: Path) -> str:
+    """Say that lmms-eval would not find a task folder, and from where it would."""
+    above = next((parent for parent in path.absolute().parents if (parent / folder).is_dir()), None)
+    start = f" Start it in {above}, or" if above else " Start it where there is one, or"
+    return (
+        f"include_path: there is no folder {folder} below the working directory, where lmms-eval looks for it.{start} write "
+        f"include_path: {(above / folder) if above else task_configs()}"
+    )

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lmms_prune.configs.check import Checked, check
 from lmms_prune.configs.render import write
-from lmms_prune.configs.runs import files, read
+from lmms_prune.configs.runs import files, is_ours, read
 from lmms_prune.errors import ConfigError
 from lmms_prune.harness.tasks import own_groups, own_tasks, task_configs
 from lmms_prune.terminal.console import plainly
@@ -25,6 +25,12 @@ def check_files(
     paths: Annotated[
         list[Path], typer.Argument(metavar="FILES", help="--config files of lmms-eval, or folders of them.")
     ],
+    skip_others: Annotated[
+        bool,
+        typer.Option(
+            "--skip-others", help="Leave out files whose model is not one of this package's, as the commit hook does."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check --config files of lmms-eval without loading a model: keys, arguments, schedule, layers, budget, tasks.
@@ -33,7 +39,7 @@ def check_files(
     misses it by more than 5 %, the comment must state the actual value: '# budget: 192t, really 206.53t'.
     """
     with plainly(ConfigError):
-        checked_files = files(paths)
+        checked_files = [path for path in files(paths) if not skip_others or is_ours(path)]
     wrong, reports = 0, []
     for path in checked_files:
         try:

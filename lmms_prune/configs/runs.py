@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from os.path import isdir, lexists
 from pathlib import Path
 from typing import Any
 
 from lmms_prune.configs.budget import Claim, ClaimError, claims
 from lmms_prune.errors import ConfigError, did_you_mean
+from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.files import read_text
 from lmms_prune.record.yamls import YamlError, read_yaml
 
@@ -97,6 +100,21 @@ def read(path: Path) -> list[Run]:
     return [
         Run(path, i + 1 if is_list else 0, settings, budgets[i] if budgets else None) for i, settings in enumerate(runs)
     ]
+
+
+_MODEL_KEY = re.compile(r"""(?:^|[{,-])[ \t]*["']?model["']?[ \t]*:[ \t]*["']?([\w.-]+)""", re.MULTILINE)
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether a YAML file is a configuration for this package's models, or nearly one.
+
+    It need not be readable as YAML: a file with a mistake must not pass for another program's.
+    """
+    try:
+        text = read_text(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(get_close_matches(name, MODEL_NAMES, cutoff=0.8) for name in _MODEL_KEY.findall(text))
 
 
 def unknown_keys(run: Run) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lmms_prune.models import Family
 from lmms_prune.models.architectures import architecture
@@ -12,6 +12,7 @@ from lmms_prune.schedule.presets import PRESETS
 
 PAPER = "arXiv 2512.07580"
 RANDOM_SEEDS = range(5)
+ROW_SEEDS = range(3)  # the authors' scripts run a row that draws at random three times
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,12 @@ def _cost(schedule: str) -> str:
 
 _PRINTED = "as Table {table} prints them"
 _SCRIPTS = "the counts of the authors' evaluation scripts; Table 5 prints them as {printed}"
-_DART = "as Table 5 prints them. Its costs in Table 3 were measured with {kept} tokens kept ({cost})"
+_ORDER = "DART's pivots pick in the order of these scripts (order=reference), which keeps other tokens than the default"
+_DART = (
+    "as Table 5 prints them. "
+    + _ORDER.replace("these", "the authors'")
+    + ". Its costs in Table 3 were measured with {kept} tokens kept ({cost})"
+)
 _FASTV = "as Table 5 prints them. Its costs in Table 3 were measured at layer 4 ({cost})"
 _VTW = "not stated by the paper: the layer that comes nearest to the budget"
 _PDROP = "not stated by the paper: its authors' rule for low budgets, which keeps λ, λ² and λ³ from layers 2, 8 and 16"
@@ -122,13 +128,13 @@ _LLAVA = {
         ("sparsevlm", "sparsevlm-192", _SPARSEVLM),
         ("vtw", "vtw-192", _VTW),
         ("fastv", "fastv-192", _FASTV.format(cost=_cost("fastv@4:148t"))),
-        ("dart", "dart-192", _DART.format(kept=172, cost=_cost("dart@2:168t"))),
+        ("dart", "dart-192-release", _DART.format(kept=172, cost=_cost("dart@2:168t"))),
         ("divprune", "divprune-192", _PRINTED.format(table=5)),
         ("fastv+vtw", "fastv+vtw-192", _PRINTED.format(table=5)),
-        ("dart+vtw", "dart+vtw-192-release", _SCRIPTS),
+        ("dart+vtw", "dart+vtw-192-release", f"{_SCRIPTS}. {_ORDER}"),
         ("divprune+vtw", "divprune+vtw-192-release", _SCRIPTS + ", whose layer is taken (the scripts say 20)"),
         ("fastv+random", "fastv+random-192", _PRINTED.format(table=5)),
-        ("dart+random", "dart+random-192-release", _SCRIPTS),
+        ("dart+random", "dart+random-192-release", f"{_SCRIPTS}. {_ORDER}"),
         ("divprune+random", "divprune+random-192-release", _SCRIPTS),
     ),
     "64": (
@@ -136,13 +142,13 @@ _LLAVA = {
         ("sparsevlm", "sparsevlm-64", _SPARSEVLM),
         ("vtw", "vtw-64", _VTW),
         ("fastv", "fastv-64", _FASTV.format(cost=_cost("fastv@4:11t"))),
-        ("dart", "dart-64", _DART.format(kept=36, cost=_cost("dart@2:32t"))),
+        ("dart", "dart-64-release", _DART.format(kept=36, cost=_cost("dart@2:32t"))),
         ("divprune", "divprune-64", _PRINTED.format(table=5)),
         ("fastv+vtw", "fastv+vtw-64", _PRINTED.format(table=5)),
-        ("dart+vtw", "dart+vtw-64-release", _SCRIPTS),
+        ("dart+vtw", "dart+vtw-64-release", f"{_SCRIPTS}. {_ORDER}"),
         ("divprune+vtw", "divprune+vtw-64-release", _SCRIPTS),
         ("fastv+random", "fastv+random-64", _PRINTED.format(table=5)),
-        ("dart+random", "dart+random-64-release", _SCRIPTS),
+        ("dart+random", "dart+random-64-release", f"{_SCRIPTS}. {_ORDER}"),
         ("divprune+random", "divprune+random-64-release", _SCRIPTS),
     ),
 }
@@ -173,9 +179,9 @@ def _rows() -> Iterator[PaperRow]:
     for budget, rows in _LLAVA.items():
         for name, preset, settings in rows:
             printed = PRESETS[preset.removesuffix("-release")]
-            yield PaperRow(_LLAVA_7B, name, f"{budget}t", preset, settings.format(printed=printed))
+            yield from _seeded(PaperRow(_LLAVA_7B, name, f"{budget}t", preset, settings.format(printed=printed)))
     for name in _QWEN:
-        yield PaperRow(_QWEN_7B, name, "50%", f"{name}-50pct", _PRINTED.format(table=4))
+        yield from _seeded(PaperRow(_QWEN_7B, name, "50%", f"{name}-50pct", _PRINTED.format(table=4)))
     for (model_name, budget), keeps in _CONTROLS.items():
         for method, keep in keeps.items():
             schedule, about = f"{method}@0:{keep}", _ABOUT[method]
@@ -184,6 +190,16 @@ def _rows() -> Iterator[PaperRow]:
                 continue
             for seed in RANDOM_SEEDS:
                 yield PaperRow(model_name, f"random-{seed}", budget, schedule, about, True, seed)
+
+
+def _seeded(row: PaperRow) -> Iterator[PaperRow]:
+    """The row, once for each seed if it draws at random."""
+    if not any(stage.method == "random" for stage in Schedule.parse(row.text).stages):
+        yield row
+        return
+    settings = f"{row.settings}. It draws at random: seeds 0 to {ROW_SEEDS[-1]} are {len(ROW_SEEDS)} files"
+    for seed in ROW_SEEDS:
+        yield replace(row, name=f"{row.name}-{seed}", settings=settings, seed=seed)
 
 
 ROWS: dict[str, PaperRow] = {row.stem: row for row in sorted(_rows(), key=lambda row: row.stem)}

@@ -34,6 +34,7 @@ from lmms_prune.harness.journal import Journal, JournalError, check_folder, repe
 from lmms_prune.harness.lengths import CHARACTERS, visual_lengths
 from lmms_prune.harness.loading import load_model, pick_device, read_config
 from lmms_prune.harness.memory import BatchSize, release, watched
+from lmms_prune.harness.notices import refuse_split_pairs, say_at_start
 from lmms_prune.harness.prompts import question_text, text_or_file
 from lmms_prune.harness.records import Answered, AnsweredSample, provenance, token_accounting
 from lmms_prune.harness.response_cache import hold_to
@@ -129,6 +130,8 @@ class PrunedModel(ChatModel):
             cpu=arguments.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=1))]
         )
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if self._rank == 0:
+            say_at_start()
         self._device = pick_device(arguments, self.accelerator.local_process_index, self._world_size)
         self.processor = self._load_processor()
         self.model = load_model(arguments, self._device)
@@ -164,6 +167,7 @@ class PrunedModel(ChatModel):
         """
         with plain_errors(InformationError, UnsupportedModelError):
             refuse_unseen(evaluation_options(tuple(UNSEEN)))
+            refuse_split_pairs()
             tracker = tracker_in_use() if under_the_command() else None
             if tracker is not None:
                 refuse_unwritable(tracker)
@@ -208,6 +212,7 @@ class PrunedModel(ChatModel):
         with plain_errors(JournalError, SampleError):
             # Check again, because the model object may have been created before the evaluation.
             refuse_unseen(evaluation_options(tuple(UNSEEN)))
+            refuse_split_pairs()
             return self._generate(requests)
 
     def _generate(self, requests: list[Instance]) -> list[GenerationResult]:

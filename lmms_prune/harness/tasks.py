@@ -8,10 +8,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from lmms_prune.record.yamls import read_yaml
+
+UNSCORED = {
+    **dict.fromkeys(("textvqa", "textvqa_test"), "textvqa_val or prune_textvqa_ocr"),
+    **dict.fromkeys(("docvqa", "docvqa_test"), "docvqa_val"),
+    **dict.fromkeys(("infovqa", "infovqa_test"), "infovqa_val"),
+    "mmbench": "mmbench_en_dev_static (or prune_mmbench_en) and prune_mmbench_cn",
+    **dict.fromkeys(("mmbench_en", "mmbench_en_test"), "mmbench_en_dev_static or prune_mmbench_en"),
+    **dict.fromkeys(("mmbench_cn", "mmbench_cn_test"), "prune_mmbench_cn"),
+}
+"""lmms-eval's test splits, whose answers only a server knows, and groups with one -> tasks that can be scored locally."""
+HUB_LOGIN = {
+    "mme": "lmms-lab-encoder/MME",
+    **dict.fromkeys(("scienceqa", "scienceqa_img"), "lmms-lab-encoder/ScienceQA"),
+    **dict.fromkeys(("pope", "pope_adv", "pope_pop", "pope_random"), "lmms-lab-encoder/POPE"),
+    **dict.fromkeys(("mmbench_en_dev", "mmbench_en_dev_static", "mmbench_cn_dev"), "lmms-lab-encoder/MMBench"),
+    "mmbench_cn_dev_static": "lmms-lab-encoder/MMBench",
+    "gqa": "lmms-lab-encoder/GQA",
+    **dict.fromkeys(("infovqa_val", "infovqa_test", "docvqa_val", "docvqa_test"), "lmms-lab-encoder/DocVQA"),
+    "ocrbench": "echo840/OCRBench",
+}
+"""Tasks of the benchmarks that say `token: True` -> their data. A test holds this against the installed files."""
+PAIRED = "mme"
+"""The task that asks twice about each image, in documents that follow each other; its scorer refuses half a pair."""
+
+
+def split_pairs(limit: Any, offset: Any, tasks: Sequence[str]) -> str:
+    """Return how ``limit`` or ``offset`` would cut a pair of questions; "" if they cut none."""
+    for name, value in (("limit", limit), ("offset", offset)):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if PAIRED in tasks and is_number and value > 0 and value % 2 == 1:
+            return (
+                f"{name} {value:g} cuts one of MME's pairs of questions, which its scorer refuses; use an even number, such as "
+                f"{value + 1:g}."
+            )
+    return ""
 
 
 def task_configs() -> Path:
@@ -42,6 +78,19 @@ def known_tasks() -> set[str]:
     """Return all tasks and groups that this package's YAMLs name, including lmms-eval's."""
     groups = own_groups()
     return {*groups, *own_tasks(), *(task for tasks in groups.values() for task in tasks)}
+
+
+def mmbench_as_llava(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str] | None = None) -> str:
+    """Return MMBench's question as LLaVA-1.5's own evaluation words it: hint, question, options, instruction."""
+    lines = [str(doc["question"])] if _absent(doc["hint"]) else [str(doc["hint"]), str(doc["question"])]
+    # The first missing option ends the list, and there is no E, as in LLaVA's script.
+    lines += [f"{letter}. {doc[letter]}" for letter in takewhile(lambda letter: not _absent(doc[letter]), "ABCD")]
+    return "\n".join(lines) + (lmms_eval_specific_kwargs or {}).get("post_prompt", "")
+
+
+def _absent(value: Any) -> bool:
+    """Tell whether the data have no such hint or option; they write this as nothing, as not a number, or as a word."""
+    return value is None or value != value or str(value).lower() in ("nan", "none")
 
 
 def mmbench_by_rules(results: Sequence[Mapping[str, Any]]) -> float:

@@ -5,21 +5,25 @@ the references are the task's target: yes or no (MME, POPE), an option's letter 
 list (OCRBench). Of several references, the one that agrees with most others is used; of equal ones, the first. For
 TextVQA's ten answers this is the one with the highest soft accuracy, as in the paper.
 
-*Spelling.* A model may start an answer with or without a space, and with or without a capital letter. The spelling that
+*Spelling.* There are two rules. `probable`, the default: a model may start an answer with or without a space, and with or without a capital letter. The spelling that
 the unpruned model finds most probable is used. If the spelling's first token is blank (LLaMA writes a number as a space
 and its digits), the blank is appended to the prompt and the next token is used: a blank contains no information about
-the image.
+the image. `release`, the rule of the paper's code: the reference as it is written, and of its tokens the first, even if that is
+blank. For LLaVA-1.5 on MME these are the tokens of " Yes" and " No".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lmms_prune.record.information import InformationError
+
+Label = Literal["probable", "release"]
+LABELS: tuple[Label, ...] = ("probable", "release")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ def agreed(texts: Sequence[str]) -> str:
 
 
 @torch.no_grad()
-def find_answer(model: Any, tokenizer: Any, inputs: Mapping[str, Any], texts: Sequence[str]) -> AnswerToken:
+def find_answer(
+    model: Any, tokenizer: Any, inputs: Mapping[str, Any], texts: Sequence[str], label: Label = "probable"
+) -> AnswerToken:
     """The first token of the right answer to one prompt.
 
     Args:
@@ -65,6 +71,7 @@ def find_answer(model: Any, tokenizer: Any, inputs: Mapping[str, Any], texts: Se
         tokenizer: the checkpoint's tokenizer.
         inputs: the prompt's model inputs, one row.
         texts: the document's references.
+        label: the rule for the spelling.
 
     Raises:
         InformationError: there is no reference, or it has no token that is not blank.
@@ -72,6 +79,11 @@ def find_answer(model: Any, tokenizer: Any, inputs: Mapping[str, Any], texts: Se
     if not texts:
         raise InformationError("it has no right answer: its split may be one whose answers are kept secret.")
     text = agreed(texts)
+    if label == "release":
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if not ids:
+            raise InformationError(f"its answer {text!r} has no token.")
+        return AnswerToken(text, (), ids[0])
     spellings = dict.fromkeys((*_cased(text), *(f" {cased}" for cased in _cased(text))))
     starts = dict.fromkeys(start for start in (_first(tokenizer, text) for text in spellings) if start is not None)
     if not starts:

@@ -15,7 +15,9 @@ from rich.table import Table
 
 from lmms_prune.information.options import (
     Include,
+    LabelOption,
     Tasks,
+    label_of,
     layer_numbers,
     load_documents,
     load_unpruned,
@@ -50,8 +52,13 @@ def information(
     layers: Annotated[str | None, typer.Option(help="Decoder layers: 0-31, or 0,8,16. Default: all.")] = None,
     block: Annotated[
         int,
-        typer.Option(min=1, help="Side of a unit, in visual tokens: 1 for single tokens, 2 for the paper's squares."),
+        typer.Option(
+            min=1,
+            help="Side of a unit, in visual tokens: 1 for single tokens, as the paper defines it; 2 for squares of four, as the "
+            "authors' code measures it.",
+        ),
     ] = 2,
+    label: LabelOption = "probable",
     methods: Annotated[
         str, typer.Option(help="Also measure how much information these methods keep (comma-separated); slower.")
     ] = "",
@@ -63,10 +70,11 @@ def information(
     """Measure the information of each visual token at each decoder layer, on the documents of any lmms-eval task.
 
     The information of a token at a layer is how much it raises the probability of the right answer's first token if the
-    layers from there on see no other visual token (arXiv 2512.07580). Results are stored document by document. The same
-    folder gets tables (CSV) and plots (PNG, SVG) of all documents.
+    layers from there on see no other visual token (arXiv 2512.07580). The others are deleted, as in the paper's code; the
+    zero masks of its equations 2, 3 and 5 would give other numbers, and other signs. Results are stored document by
+    document. The same folder gets tables (CSV) and plots (PNG, SVG) of all documents.
     """
-    chosen, ratios = method_names(methods), ratios_of(keeps)
+    chosen, ratios, rule = method_names(methods), ratios_of(keeps), label_of(label)
     with user_errors():
         from lmms_prune.harness.models import unpruned
         from lmms_prune.information.aggregate import by_layer, by_sample
@@ -75,7 +83,7 @@ def information(
         wrapper = unpruned(model, model_args)
         numbers = layer_numbers(layers, wrapper.model.config.text_config.num_hidden_layers)
         documents = load_documents(task_names(tasks), model, limit, include)
-        store = measure_missing(wrapper, documents, numbers, block, out)
+        store = measure_missing(wrapper, documents, numbers, block, out, rule)
         rows = store.read([document.sample for document in documents])
         averages = by_layer(by_sample(rows))
         write(out / "layers.csv", averages.to_csv(index=False))
@@ -167,6 +175,7 @@ def horizon(
     model_args: ModelArgs = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
     block: Annotated[int, typer.Option(min=1, help="Side of a unit of information, in visual tokens.")] = 2,
+    label: LabelOption = "probable",
     epsilon: Annotated[float, typer.Option(help="Share of the unpruned score that may be lost.")] = 0.01,
     methods: Annotated[
         str,
@@ -187,7 +196,7 @@ def horizon(
     of the unpruned score, and mean information is below 0.01. Measures information (as `information` does), evaluates the
     removal at every layer with lmms-eval, and plots both. VTW's criterion is shown for comparison.
     """
-    chosen, ratios = method_names(methods, oracle=True), ratios_of(keeps)
+    chosen, ratios, rule = method_names(methods, oracle=True), ratios_of(keeps), label_of(label)
     if not 0 <= epsilon < 1:
         fail(f"--epsilon {epsilon}: write a share from 0 to below 1, such as 0.01.")
     with user_errors():
@@ -200,7 +209,7 @@ def horizon(
         loaded = load_unpruned(model, model_args)
         depth, model_title = loaded.depth, loaded.name
         evaluation = Evaluation(model, model_args, names, limit, secrets=SECRETS.get())
-        information_rows = measured_rows(loaded, names, limit, block, include, out / "information")
+        information_rows = measured_rows(loaded, names, limit, block, include, out / "information", rule)
         single_stages = [(m, n, k) for k in ratios for m in chosen for n in range(depth) if acts_at(m, n)]
         single = {stage: _single_stage(*stage, out / "information") for stage in single_stages}
         schedules = ["none", *(f"vtw@{n}" for n in range(depth)), *single.values()]

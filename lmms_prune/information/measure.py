@@ -6,7 +6,9 @@ text T. For a unit k (a token, or a block of tokens) of V,
     I_i(k) = p_k - p_text,
 
 where p_k is the probability of the answer's first token if layers i, i + 1, … run on S, k and T only, and p_text the
-probability if they run on S and T only. Dropped tokens are deleted; the others keep their positions. The text has already
+probability if they run on S and T only. Dropped tokens are deleted, as in the paper's code, and the others keep their
+positions. (The paper's equations 2, 3 and 5 write a multiplication by a zero mask. Zero vectors would still be attended to,
+with the weight of a zero score, and later layers would fill them; a test shows that this turns signs around.) The text has already
 seen the image in the layers before i. So p_text is not that of a prompt without an image, except for i = 0.
 """
 
@@ -71,7 +73,7 @@ def units(grids: Sequence[tuple[int, int]], block: int) -> list[Unit]:
 
     Args:
         grids: rows and columns of each image's visual tokens.
-        block: side of a unit: 1 for single tokens, 2 for the paper's squares of four, smaller at odd borders.
+        block: side of a unit: 1 for single tokens, 2 for squares of four, as the paper's code has them, smaller at odd borders.
     """
     blocks = []
     for image, (rows, columns) in enumerate(grids):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lmms_prune.harness.documents import Document
     from lmms_prune.harness.pruned import PrunedModel
+    from lmms_prune.information.answers import Label
     from lmms_prune.record.information import Store
     from lmms_prune.schedule import PromptSizes
 
@@ -33,6 +34,15 @@ Include = Annotated[
         exists=True,
         file_okay=False,
         help="A folder of further task YAMLs. Default: this package's own.",
+    ),
+]
+
+LabelOption = Annotated[
+    str,
+    typer.Option(
+        "--label",
+        help="The token that stands for the right answer: probable (the spelling that the unpruned model finds most probable) or "
+        "release (the first token of the answer as written, as in the paper's code).",
     ),
 ]
 
@@ -77,15 +87,28 @@ def load_unpruned(model: str, model_args: str) -> LoadedModel:
 
 
 def measured_rows(
-    loaded: LoadedModel, names: list[str], limit: int | None, block: int, include: Path | None, out: Path
+    loaded: LoadedModel,
+    names: list[str],
+    limit: int | None,
+    block: int,
+    include: Path | None,
+    out: Path,
+    label: Label = "probable",
 ) -> pd.DataFrame:
     """The information of all documents at all layers; measures what the folder `out` does not contain yet."""
     documents = load_documents(names, loaded.wrapper.family.model_name, limit, include)
-    store = measure_missing(loaded.wrapper, documents, list(range(loaded.depth)), block, out)
+    store = measure_missing(loaded.wrapper, documents, list(range(loaded.depth)), block, out, label)
     return store.read([document.sample for document in documents])
 
 
-def measure_missing(wrapper: PrunedModel, documents: list[Document], layers: list[int], block: int, out: Path) -> Store:
+def measure_missing(
+    wrapper: PrunedModel,
+    documents: list[Document],
+    layers: list[int],
+    block: int,
+    out: Path,
+    label: Label = "probable",
+) -> Store:
     """Measure the documents that the folder `out` does not contain yet, and return the folder's store."""
     from lmms_prune.information.run import measure_documents
     from lmms_prune.record.information import Store
@@ -93,10 +116,10 @@ def measure_missing(wrapper: PrunedModel, documents: list[Document], layers: lis
     about: dict[str, Any] = {"model": wrapper.family.model_name, "settings": wrapper.arguments.settings()}
     # A checkpoint whose weights changed under the same name is a different model.
     about |= {f"{name} of the checkpoint": wrapper.made_from[kind] for name, kind in _CHECKPOINT.items()}
-    store = Store.open(out, {**about, "layers": layers, "block": block})
+    store = Store.open(out, {**about, "layers": layers, "block": block, "label": label})
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("information", total=len(documents))
-        measure_documents(wrapper, documents, store, layers, block, lambda document: progress.advance(bar))
+        measure_documents(wrapper, documents, store, layers, block, lambda document: progress.advance(bar), label)
     return store
 
 
@@ -105,6 +128,16 @@ def task_names(text: str) -> list[str]:
     from lmms_prune.harness.tasks import single_tasks
 
     return single_tasks(text)
+
+
+def label_of(text: str) -> Label:
+    """The rule that ``--label`` names."""
+    from lmms_prune.information.answers import LABELS
+
+    for label in LABELS:
+        if text == label:
+            return label
+    fail(f"--label {text}: write {' or '.join(LABELS)}.{did_you_mean(text, list(LABELS))}")
 
 
 def method_names(text: str, oracle: bool = False) -> list[str]:

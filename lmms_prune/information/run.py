@@ -9,7 +9,7 @@ import pandas as pd
 
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.pruned import PrunedModel
-from lmms_prune.information.answers import extended, find_answer, references
+from lmms_prune.information.answers import Label, extended, find_answer, references
 from lmms_prune.information.measure import Unit, measure
 from lmms_prune.record.information import InformationError, Store
 
@@ -21,6 +21,7 @@ def measure_documents(
     layers: Sequence[int],
     block: int,
     done: Callable[[Document], None] = lambda document: None,
+    label: Label = "probable",
 ) -> None:
     """Measure every document that `store` does not contain yet.
 
@@ -31,6 +32,7 @@ def measure_documents(
         layers: the layers at which to measure.
         block: side of a unit, see `measure.units`.
         done: called with each document, also with those that were measured before.
+        label: which token stands for the right answer, see `answers`.
 
     Raises:
         InformationError: a document cannot be measured; the message names it.
@@ -38,18 +40,20 @@ def measure_documents(
     for document in documents:
         if not store.has(document.sample):
             try:
-                rows = measure_document(wrapper, document, layers, block)
+                rows = measure_document(wrapper, document, layers, block, label)
             except InformationError as error:
                 raise InformationError(f"task '{document.task}', document {document.number}: {error}") from error
             store.write(document.sample, rows)
         done(document)
 
 
-def measure_document(wrapper: PrunedModel, document: Document, layers: Sequence[int], block: int) -> pd.DataFrame:
+def measure_document(
+    wrapper: PrunedModel, document: Document, layers: Sequence[int], block: int, label: Label = "probable"
+) -> pd.DataFrame:
     """Measure one document; returns its lines in the columns of `Store`."""
     inputs: dict[str, Any] = dict(wrapper.inputs_of(document.messages))
     right = references(document.fields, document.target)
-    answer = find_answer(wrapper.model, wrapper.processor.tokenizer, inputs, right)
+    answer = find_answer(wrapper.model, wrapper.processor.tokenizer, inputs, right, label)
     measured = measure(wrapper.model, extended(inputs, answer.blank), answer.token, layers, block)
     unit_columns = _unit_columns(measured.units)
     fixed = {"sample": document.sample, "task": document.task, "answer": answer.text, "p_full": measured.p_full}

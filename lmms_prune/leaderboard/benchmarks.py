@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
+Group = Literal["knowledge QA", "text-centric", "comprehensive"]
+GROUPS: tuple[Group, ...] = ("knowledge QA", "text-centric", "comprehensive")
+"""The groups of arXiv 2512.07580, section 7. Which benchmark is in which group is each benchmark's own entry below."""
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -17,6 +21,7 @@ class Benchmark:
         narrow: a short name for a narrow terminal.
         tasks: lmms-eval tasks that measure it, variants included; the first one scores without a judge.
         metrics: the metrics whose sum is the score.
+        group: the group that it counts in.
         factor: the sum of the metrics times this factor is on the paper's scale.
         best_score: the best possible score on that scale.
         kind: how a sample's score is read from the samples file (`lmms_prune.leaderboard.samples`).
@@ -27,6 +32,7 @@ class Benchmark:
     narrow: str
     tasks: tuple[str, ...]
     metrics: tuple[str, ...]
+    group: Group
     factor: float = 100.0
     best_score: float = 100.0
     kind: Literal["plain", "mme", "pope", "mmbench"] = "plain"
@@ -41,20 +47,27 @@ BENCHMARKS = (
         "MME",
         ("mme",),
         ("mme_perception_score", "mme_cognition_score"),
+        "comprehensive",
         factor=1.0,
         best_score=2800.0,
         kind="mme",
     ),
-    Benchmark("SQA", "SQA", ("scienceqa_img",), ("exact_match",), binary=True),
+    Benchmark("SQA", "SQA", ("scienceqa_img",), ("exact_match",), "knowledge QA", binary=True),
     Benchmark(
-        "POPE", "POPE", ("pope", "prune_pope", "pope_adv", "pope_pop", "pope_random"), ("pope_f1_score",), kind="pope"
+        "POPE",
+        "POPE",
+        ("pope", "prune_pope", "pope_adv", "pope_pop", "pope_random"),
+        ("pope_f1_score",),
+        "comprehensive",
+        kind="pope",
     ),
-    Benchmark("TextVQA", "TVQA", ("textvqa_val", "prune_textvqa_ocr"), ("exact_match",)),
+    Benchmark("TextVQA", "TVQA", ("textvqa_val", "prune_textvqa_ocr"), ("exact_match",), "text-centric"),
     Benchmark(
         "MMB",
         "MMB",
-        ("mmbench_en_dev_static", "mmbench_en_dev"),
+        ("mmbench_en_dev_static", "prune_mmbench_en", "mmbench_en_dev"),
         ("gpt_eval_score",),
+        "comprehensive",
         factor=1.0,
         kind="mmbench",
         binary=True,
@@ -64,14 +77,15 @@ BENCHMARKS = (
         "CN",
         ("mmbench_cn_dev_static", "prune_mmbench_cn", "mmbench_cn_dev"),
         ("gpt_eval_score",),
+        "comprehensive",
         factor=1.0,
         kind="mmbench",
         binary=True,
     ),
-    Benchmark("GQA", "GQA", ("gqa",), ("exact_match",), binary=True),
-    Benchmark("InfoVQA", "Info", ("infovqa_val",), ("anls",)),
-    Benchmark("DocVQA", "Doc", ("docvqa_val",), ("anls",)),
-    Benchmark("OCRBench", "OCR", ("ocrbench",), ("ocrbench_accuracy",), binary=True),
+    Benchmark("GQA", "GQA", ("gqa",), ("exact_match",), "knowledge QA", binary=True),
+    Benchmark("InfoVQA", "Info", ("infovqa_val",), ("anls",), "text-centric"),
+    Benchmark("DocVQA", "Doc", ("docvqa_val",), ("anls",), "text-centric"),
+    Benchmark("OCRBench", "OCR", ("ocrbench",), ("ocrbench_accuracy",), "text-centric", binary=True),
 )
 TASKS: dict[str, Benchmark] = {task: benchmark for benchmark in BENCHMARKS for task in benchmark.tasks}
 JUDGED = frozenset({"mmbench_en_dev", "mmbench_cn_dev"})
@@ -152,6 +166,32 @@ def rel(scores: Mapping[str, float | None], unpruned: Mapping[str, float | None]
         for task, unpruned_score in counted.items()
     ]
     return _mean(shares)
+
+
+@dataclass(frozen=True)
+class GroupMean:
+    """Acc and Rel over the benchmarks of one group; None as for `acc` and `rel`."""
+
+    acc: float | None
+    rel: float | None = None
+
+
+def group_means(
+    scores: Mapping[str, float | None], unpruned: Mapping[str, float | None] | None = None
+) -> dict[str, GroupMean]:
+    """Return the means of each group that has a benchmark.
+
+    Args:
+        scores: by task; None for a missing one.
+        unpruned: the baseline's scores; None without a baseline.
+    """
+    means: dict[str, GroupMean] = {}
+    for group in GROUPS:
+        own = {task: value for task, value in scores.items() if TASKS[task].group == group}
+        reference = {task: value for task, value in (unpruned or {}).items() if TASKS[task].group == group}
+        if own:
+            means[group] = GroupMean(acc(own), rel(own, reference))
+    return means
 
 
 def _mean(values: list[float | None]) -> float | None:

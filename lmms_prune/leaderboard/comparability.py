@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.entries import Entry, methods_of
 from lmms_prune.leaderboard.records import RunRecord
-from lmms_prune.leaderboard.rows import ORACLE, STOCK
+from lmms_prune.leaderboard.rows import ORACLE, STOCK, UNPRUNED, TableRow
 from lmms_prune.methods import METHODS
 from lmms_prune.record.run import VERSIONS
 from lmms_prune.schedule import Schedule
@@ -17,6 +17,7 @@ SETTINGS = (
     *("prompt", "image_aspect", "min_pixels", "max_pixels", "system_prompt", "chat_template"),
     *("limit", "offset", "gen_kwargs", "num_fewshot", "system_instruction"),
 )
+_NAMED = 3  # most rows that a sentence names
 
 
 def marks(entry: Entry, baseline: Entry | None) -> tuple[str, ...]:
@@ -25,6 +26,29 @@ def marks(entry: Entry, baseline: Entry | None) -> tuple[str, ...]:
     if baseline is not None and entry is not baseline:
         reasons += _against_baseline(entry, baseline)
     return tuple(dict.fromkeys(reasons))
+
+
+def control_marks(entry: Entry, control: Entry) -> tuple[str, ...]:
+    """Return how the protocol of a row's random control differs from the row's, a short text each."""
+    return tuple(_protocol(entry, control, "its random control"))
+
+
+def unlike_rows(rows: Sequence[TableRow]) -> Iterator[str]:
+    """Yield a sentence for each setting of the protocol in which rows of one model differ."""
+    ours = [row for row in rows if row.runs and row.kind != STOCK]
+    for name in (*SETTINGS, "positions"):
+        labels: dict[str, list[str]] = {}
+        for row in ours:
+            # Without a stage, no position is ever renumbered.
+            if name != "positions" or row.kind != UNPRUNED:
+                labels.setdefault(_short(row.runs[0].settings.get(name)), []).append(f"'{row.label}'")
+        if len(labels) > 1:
+            groups = [f"{value} ({_some(some)})" for value, some in labels.items()]
+            yield f"Rows of different {name} cannot be compared with each other: {'; '.join(groups)}."
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:_NAMED]) + (f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else "")
 
 
 def distance(entry: Entry, other: Entry) -> int:
@@ -71,6 +95,10 @@ def _keeps_all(run: RunRecord) -> bool:
 def _against_baseline(entry: Entry, baseline: Entry) -> Iterator[str]:
     if alone := [TASKS[task].name for task in entry.tasks if task not in baseline.tasks]:
         yield f"its baseline was not evaluated on {', '.join(alone)}: not in Rel"
+    for task in entry.tasks:
+        others = [other for other in baseline.tasks if TASKS[other] is TASKS[task] and other not in entry.tasks]
+        if task not in baseline.tasks and others:
+            yield f"{TASKS[task].name}: {task}; its baseline: {', '.join(others)}, which asks or scores differently"
     if STOCK in (entry.kind, baseline.kind):
         if baseline.kind == STOCK:
             yield "its baseline is not a run of this plugin: their circumstances cannot be compared"
@@ -83,13 +111,20 @@ def _differences(entry: Entry, baseline: Entry) -> Iterator[str]:
         own, baseline_values = _facts(entry, fact), _facts(baseline, fact)
         if own != baseline_values:
             yield f"{fact}: {', '.join(own)}; its baseline: {', '.join(baseline_values)}"
-    for name in SETTINGS:
-        own_setting, baseline_setting = (either.runs[0].settings.get(name) for either in (entry, baseline))
-        if own_setting != baseline_setting:
-            yield f"{name}: {_short(own_setting)}; its baseline: {_short(baseline_setting)}"
-    for task in [task for task in entry.tasks if task in baseline.tasks]:
-        if len({run.tasks[task].asked for either in (entry, baseline) for run in either.runs}) > 1:
-            yield f"{TASKS[task].name}: other prompts or generation settings of the task than its baseline"
+    yield from _protocol(entry, baseline, "its baseline")
+
+
+def _protocol(entry: Entry, other: Entry, role: str) -> Iterator[str]:
+    """Yield how prompts, images, positions and tasks of two entries differ; `role` is what the other one is."""
+    # Without a stage, no position is ever renumbered.
+    positions = () if UNPRUNED in (entry.kind, other.kind) else ("positions",)
+    for name in (*SETTINGS, *positions):
+        own_setting, other_setting = (either.runs[0].settings.get(name) for either in (entry, other))
+        if own_setting != other_setting:
+            yield f"{name}: {_short(own_setting)}; {role}: {_short(other_setting)}"
+    for task in [task for task in entry.tasks if task in other.tasks]:
+        if len({run.tasks[task].asked for either in (entry, other) for run in either.runs}) > 1:
+            yield f"{TASKS[task].name}: other prompts or generation settings of the task than {role}"
 
 
 def _facts(entry: Entry, name: str) -> list[str]:

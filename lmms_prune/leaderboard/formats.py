@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from math import isfinite
@@ -92,6 +93,8 @@ def _flat(model: str, budget: str, row: TableRow) -> dict[str, Any]:
     columns |= {part.name: getattr(row.cost, part.name) for part in fields(row.cost)}
     columns |= {"acc": row.acc, "rel": row.rel, "rel_sd": row.rel_sd, "above_blind": row.above_blind}
     columns |= _spread("rel_minus_100", row.rel_interval)
+    for group, mean in row.groups.items():
+        columns |= {f"{re.sub('[ -]', '_', group)}_acc": mean.acc, f"{re.sub('[ -]', '_', group)}_rel": mean.rel}
     control = row.random
     columns["random_control"] = None if control is None else control.other
     columns["against_random"] = None if control is None else control.verdict
@@ -100,6 +103,7 @@ def _flat(model: str, budget: str, row: TableRow) -> dict[str, Any]:
     for task, cell in row.cells.items():
         comparison = cell.comparison
         columns |= {task: cell.score, f"{task}_sd": cell.sd, f"{task}_published": cell.published}
+        columns |= {f"{task}_unlike_published": "; ".join(cell.unlike)}
         columns |= {f"{task}_{name.replace('-', '_')}": value for name, value in cell.extras.items()}
         columns |= {f"{task}_retention": cell.retention, f"{task}_above_blind": cell.above_blind}
         columns |= _spread(f"{task}_difference", None if comparison is None else comparison.difference)

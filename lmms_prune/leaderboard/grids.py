@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lmms_prune.leaderboard.benchmarks import TASKS
+from lmms_prune.leaderboard.benchmarks import GROUPS, TASKS, GroupMean
 from lmms_prune.leaderboard.rows import ORACLE, Against, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.schedule.presets import PRESETS
 
@@ -36,6 +37,8 @@ def grids(board: Leaderboard, with_details: bool) -> Iterator[TextTable]:
     names = letters(board)
     for model in board.models:
         yield scores(model)
+        if (group_table := by_group(model)) is not None:
+            yield group_table
         if any(row.runs for row in model.rows):
             yield cost(model)
             if len((confidence_table := confidence(model, names)).columns) > 1:
@@ -131,6 +134,27 @@ def _best(budget: BudgetGroup, tasks: Sequence[str]) -> dict[int, float]:
         if len(values) > 1:
             best[i + 2] = round(max(values), digits(tasks[i]) if i < len(tasks) else 1)
     return best
+
+
+def by_group(model: ModelTable) -> TextTable | None:
+    """Tabulate Acc and Rel over each group of benchmarks; None if no group has two, or if there is only one group."""
+    counts = Counter(TASKS[task].group for task in model.tasks)
+    if len(counts) < 2 or max(counts.values()) < 2:
+        return None
+    groups = [group for group in GROUPS if group in counts]
+    columns = ("schedule", "tokens", *(f"{group}: {mean}" for group in groups for mean in ("Acc", "Rel")))
+    lines: list[Line] = []
+    for budget in model.budgets:
+        lines.append(Line(heading=budget.title))
+        for row in budget.rows:
+            means = [row.groups.get(group, GroupMean(None)) for group in groups]
+            cells = [number(value) for mean in means for value in (mean.acc, mean.rel)]
+            lines.append(Line((label(row), number(row.cost.avg_visual_tokens, 0), *cells)))
+    names = {
+        group: ", ".join(model.column(task) for task in model.tasks if TASKS[task].group == group) for group in groups
+    }
+    notes = ("; ".join(f"{group}: {benchmarks}" for group, benchmarks in names.items()) + ".",)
+    return without_empty_columns(TextTable(f"{model.title}: means by group", columns, tuple(lines), notes))
 
 
 def cost(model: ModelTable) -> TextTable:
@@ -230,19 +254,29 @@ def details(row: TableRow, model: ModelTable) -> TextTable:
 
 
 def reproduction(model: ModelTable) -> TextTable | None:
-    """Tabulate published values and our differences, for rows whose model and schedule the paper prints; None if none."""
+    """Tabulate published values and our differences, for rows whose model and schedule the paper prints; None if none.
+
+    A value that ours is not compared with is followed by the numbers of the reasons, which are the table's notes.
+    """
     rows = [row for row in model.rows if row.published is not None and row.runs]
     if not rows:
         return None
     columns = ("schedule", "published row", *(model.column(task) for task in model.tasks), "Rel")
+    reasons: dict[str, int] = {}
+
+    def gap(value: float | None, unlike: Sequence[str], decimals: int) -> str:
+        numbers = [reasons.setdefault(reason, len(reasons) + 1) for reason in unlike]
+        return f"({', '.join(map(str, sorted(numbers)))})" if numbers else number(value, decimals, True)
+
     lines = []
     for row in rows:
         printed = row.published
         assert printed is not None  # guaranteed by the filter of `rows`
         cells = [label(row), f"{printed.name} {printed.budget}".strip()]
         for task in model.tasks:
-            cell = row.cells.get(task, ScoreCell(0.0))
-            cells.append(f"{number(cell.published, digits(task))} {number(cell.delta, digits(task), True)}".strip())
-        gap = None if row.rel is None else row.rel - printed.rel
-        lines.append(Line((*cells, f"{printed.rel:.1f} {number(gap, 1, True)}".strip())))
-    return TextTable(f"{model.title}: published values, and ours minus these", columns, tuple(lines))
+            cell, decimals = row.cells.get(task, ScoreCell(0.0)), digits(task)
+            cells.append(f"{number(cell.published, decimals)} {gap(cell.delta, cell.unlike, decimals)}".strip())
+        difference = None if row.rel is None else row.rel - printed.rel
+        lines.append(Line((*cells, f"{printed.rel:.1f} {gap(difference, row.unlike, 1)}".strip())))
+    notes = tuple(f"({index}) not compared: {reason.rstrip('.')}." for reason, index in reasons.items())
+    return TextTable(f"{model.title}: published values, and ours minus these", columns, tuple(lines), notes)

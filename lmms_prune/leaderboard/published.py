@@ -7,13 +7,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS
 from lmms_prune.schedule import Schedule
 from lmms_prune.schedule.presets import PRESETS
 
 _FILE = Path(__file__).with_name("published.json")
 _TASK = {benchmark.name: benchmark.tasks[0] for benchmark in BENCHMARKS}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the rows of one table are evaluated: see ``model_configs/`` and ``task_configs/``.
+
+    Args:
+        settings: model arguments that every row has, as texts.
+        tasks: the task of each column.
+        method_options: by method, the options that its stages take.
+    """
+
+    settings: Mapping[str, str]
+    tasks: Mapping[str, str]
+    method_options: Mapping[str, Mapping[str, object]]
+
+    def options(self, method: str) -> tuple[tuple[str, object], ...]:
+        """Return the options of a stage of a method."""
+        return tuple(self.method_options.get(method, {}).items())
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,11 @@ class PublishedRow:
     rel: float
 
     @property
+    def protocol(self) -> Protocol:
+        """Return how the files in ``model_configs/`` evaluate the rows of this table."""
+        return _protocols()[self.table]
+
+    @property
     def by_task(self) -> dict[str, float | None]:
         """Return the scores by the name of each benchmark's first task."""
         return {_TASK[name]: value for name, value in self.scores.items()}
@@ -47,7 +73,7 @@ class PublishedRow:
 def published() -> tuple[PublishedRow, ...]:
     """Return all printed rows, in the order of the tables."""
     rows = []
-    for table in json.loads(_FILE.read_text(encoding="utf-8"))["tables"]:
+    for table in _tables():
         for row in table["rows"]:
             printed = {key: float(value) for key, value in row["printed"].items()}
             scores = {name: float(value) for name, value in row["scores"].items()}
@@ -59,11 +85,14 @@ def published() -> tuple[PublishedRow, ...]:
 def match(model: str, schedule: str | None) -> PublishedRow | None:
     """Return the printed row of the same model whose presets include the schedule; None if there is none.
 
+    Options of methods do not count here: `protocol.differences` names those that differ from the row's.
+
     Args:
         model: a checkpoint's name or folder; it must contain the paper's name of the model.
         schedule: as executed.
     """
-    if schedule is None:
+    shape = None if schedule is None else _shape(schedule)
+    if shape is None:
         return None
     for row in published():
         if row.model.lower() not in model.lower():
@@ -72,6 +101,31 @@ def match(model: str, schedule: str | None) -> PublishedRow | None:
             return row
         name = f"{row.name.lower()}-{row.budget}"
         forms = (PRESETS.get(name + suffix) for suffix in ("", "-release", "-measured"))
-        if schedule in [str(Schedule.parse(form)) for form in forms if form is not None]:
+        if shape in [_shape(form) for form in forms if form is not None]:
             return row
     return None
+
+
+def _shape(schedule: str) -> list[tuple[object, ...]] | None:
+    """Return the methods, layers and keeps of a schedule's stages; None if this version cannot parse it."""
+    try:
+        return [(stage.method, stage.layer, stage.keep) for stage in Schedule.parse(schedule).stages]
+    except ScheduleError:
+        return None
+
+
+def contradictions(table: int) -> tuple[str, ...]:
+    """Return what the paper's text says that its tables contradict, a sentence each."""
+    return tuple(text for entry in _tables() if entry["table"] == table for text in entry.get("contradictions", ()))
+
+
+@cache
+def _tables() -> list[dict[str, Any]]:
+    return json.loads(_FILE.read_text(encoding="utf-8"))["tables"]
+
+
+@cache
+def _protocols() -> dict[int, Protocol]:
+    """Return the protocols by their table's number."""
+    written = {table["table"]: table["protocol"] for table in _tables()}
+    return {number: Protocol(p["settings"], p["tasks"], p["options"]) for number, p in written.items()}

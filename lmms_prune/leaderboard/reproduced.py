@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lmms_prune.leaderboard.benchmarks import acc, rel
-from lmms_prune.leaderboard.published import published
+from lmms_prune.leaderboard.benchmarks import acc, group_means, rel
+from lmms_prune.leaderboard.published import contradictions, published
 from lmms_prune.leaderboard.rows import UNPRUNED, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 
 
@@ -24,13 +24,20 @@ def published_table() -> Leaderboard:
             kind = UNPRUNED if row.name == "unpruned" else "pruned"
             title = {"": "unpruned", "50pct": "50 % of the tokens"}.get(row.budget, f"{row.budget} tokens")
             budgets.setdefault(title, []).append(
-                TableRow(row.name, kind, cells=cells, acc=mean, rel=share, published=row)
+                TableRow(
+                    row.name,
+                    kind,
+                    cells=cells,
+                    acc=mean,
+                    rel=share,
+                    groups=group_means(row.by_task, unpruned),
+                    published=row,
+                )
             )
         groups = tuple(BudgetGroup(title, tuple(rows)) for title, rows in budgets.items())
         title = f"{model}, Table {printed[0].table} of arXiv 2512.07580"
-        models.append(
-            ModelTable(model, title, tuple(unpruned), groups, tuple(_misprints([r for b in groups for r in b.rows])))
-        )
+        notes = (*_misprints([row for group in groups for row in group.rows]), *contradictions(printed[0].table))
+        models.append(ModelTable(model, title, tuple(unpruned), groups, notes))
     return Leaderboard(tuple(models))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmms_prune.leaderboard.benchmarks import TASKS
+from lmms_prune.leaderboard.benchmarks import TASKS, GroupMean
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.published import PublishedRow
 from lmms_prune.leaderboard.records import Problem, RunRecord
@@ -67,6 +67,7 @@ class ScoreCell:
         comparison: comparison with the baseline; None without samples of both.
         random: comparison with the random control at the same measured budget.
         published: the paper's value for the same model and schedule.
+        unlike: how task and protocol differ from the paper's row, a short text each; only without any are the two compared.
         extras: POPE's accuracy, precision, recall and yes-rate, mean over the seeds.
     """
 
@@ -78,12 +79,13 @@ class ScoreCell:
     comparison: Comparison | None = None
     random: Against | None = None
     published: float | None = None
+    unlike: tuple[str, ...] = ()
     extras: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def delta(self) -> float | None:
-        """Return our score minus the published one."""
-        return None if self.published is None else self.score - self.published
+        """Return our score minus the published one; None if there is none, or if the protocols differ."""
+        return None if self.published is None or self.unlike else self.score - self.published
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class TableRow:
         missing: tasks of the table that the row has no score of.
         acc, rel: as the paper defines them; None if a benchmark is missing. rel_sd: standard deviation over the seeds.
         rel_interval: interval of Rel minus 100.
+        groups: Acc and Rel by group of benchmarks.
         uncounted: tasks on which the baseline scores 0; they cannot count in a mean of ratios.
         above_blind: mean over the tasks on which the baseline is distinguishably better than blind.
         random: comparison of Rel with the random control.
@@ -136,6 +139,7 @@ class TableRow:
         marks: reasons why the row is not directly comparable.
         faults: the marks that are contradictions; the gate passes neither such a row nor one with such a baseline.
         published: the paper's row of the same model and schedule.
+        unlike: why Rel is not comparable with the paper's: protocols that differ, benchmarks that are missing or added.
         runs: the runs behind the row, with settings, files and commands.
     """
 
@@ -149,6 +153,7 @@ class TableRow:
     rel: float | None = None
     rel_sd: float | None = None
     rel_interval: Interval | None = None
+    groups: Mapping[str, GroupMean] = field(default_factory=dict)
     uncounted: tuple[str, ...] = ()
     above_blind: float | None = None
     random: Against | None = None
@@ -156,6 +161,7 @@ class TableRow:
     marks: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     published: PublishedRow | None = None
+    unlike: tuple[str, ...] = ()
     runs: tuple[RunRecord, ...] = ()
 
     def score(self, task: str) -> float | None:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, acc, rel
-from lmms_prune.leaderboard.comparability import distance, marks
+from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, acc, group_means, rel
+from lmms_prune.leaderboard.comparability import control_marks, distance, marks, unlike_rows
 from lmms_prune.leaderboard.compare import Draws, against_random, comparisons, rel_interval
 from lmms_prune.leaderboard.costs import cost
 from lmms_prune.leaderboard.entries import Entry, deviation, entries
+from lmms_prune.leaderboard.protocol import differences, rel_differences
 from lmms_prune.leaderboard.published import match
 from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.records import Problem, RunRecord
@@ -134,8 +135,9 @@ def _row(
     row = replace(row, missing=tuple(task for task in tasks if task not in row.cells))
     if row.missing:
         row = replace(row, marks=(*row.marks, f"missing: {', '.join(TASKS[task].name for task in row.missing)}"))
-    row = replace(row, acc=acc({task: row.score(task) for task in tasks}))
-    return row if baseline is None else _compared(row, entry, baseline, all_entries, draws)
+    scores = {task: row.score(task) for task in tasks}
+    row = replace(row, acc=acc(scores), groups=group_means(scores), unlike=rel_differences(row, baseline))
+    return row if baseline is None else _compared(row, entry, baseline, all_entries, tasks, draws)
 
 
 def _with_extras(row: TableRow, entry: Entry) -> TableRow:
@@ -150,11 +152,20 @@ def _with_extras(row: TableRow, entry: Entry) -> TableRow:
             if per_seed
             else {}
         )
-        cells[task] = replace(cell, extras=extras, published=printed.get(TASKS[task].name))
+        value = printed.get(TASKS[task].name)
+        unlike = () if value is None or row.published is None else differences(entry, task, row.published)
+        cells[task] = replace(cell, extras=extras, published=value, unlike=unlike)
     return replace(row, cells=cells)
 
 
-def _compared(row: TableRow, entry: Entry, baseline: Entry, all_entries: Sequence[Entry], draws: Draws) -> TableRow:
+def _compared(
+    row: TableRow,
+    entry: Entry,
+    baseline: Entry,
+    all_entries: Sequence[Entry],
+    all_tasks: Sequence[str],
+    draws: Draws,
+) -> TableRow:
     """Add to a row its comparisons with the baseline, the blind run and the random control."""
     unpruned, tasks = baseline.scores, baseline.tasks
     counted = [task for task in tasks if unpruned[task]]
@@ -175,10 +186,13 @@ def _compared(row: TableRow, entry: Entry, baseline: Entry, all_entries: Sequenc
         for task, cell in row.cells.items()
     }
     distinguishable_shares = [value for value, distinguishable in above.values() if distinguishable]
+    others = () if overall is None or control is None else control_marks(entry, control)
     return replace(
         row,
         cells=cells,
+        marks=tuple(dict.fromkeys((*row.marks, *others))),
         rel=rel(entry.scores, {task: unpruned[task] for task in counted}),
+        groups=group_means({task: row.score(task) for task in all_tasks}, {task: unpruned[task] for task in counted}),
         rel_sd=deviation([value for value in ratios if value is not None]),
         rel_interval=None if entry is baseline else rel_interval(entry, baseline, counted, draws),
         uncounted=tuple(task for task in tasks if not unpruned[task]),
@@ -282,6 +296,7 @@ def _notes(rows: Sequence[TableRow]) -> tuple[str, ...]:
         notes.append(f"Rel and differences are to the row{'s' * (len(baselines) > 1)} {_quoted(baselines)}.")
     if controls := sorted({row.random.other for row in rows if row.random}):
         notes.append(f"Random control at the same measured tokens (within {SAME_BUDGET:.0%}): {_quoted(controls)}.")
+    notes += unlike_rows(rows)
     if uncounted := sorted({TASKS[task].name for row in rows for task in row.uncounted}):
         notes.append(f"The unpruned model scores 0 on {', '.join(uncounted)}, which cannot count in a mean of ratios.")
     return tuple(notes)

@@ -29,10 +29,13 @@ class DART(Method):
     Args:
         native_count: keep the reference's 8⌊N/8⌋+4 tokens for N requested; False keeps N (the first pivots pick one more).
         order: in which the pivots pick. "stable": visual, then text, by falling norm; "reference": as the reference's
-            iteration over a Python set of the eight absolute indices, which waits for the device.
+            iteration over a Python set of the eight absolute indices, which waits for the device. A pick is gone for the
+            later pivots, so the order decides which tokens are kept: "stable" keeps others than the reference.
 
     Paper: https://arxiv.org/abs/2502.11494.
     Differs from the reference:
+        - the default order does not depend on where the prompt begins, and needs no wait; only order=reference keeps the
+          reference's tokens
         - norms in float32 and cosines in float64
         - ties go to the lower index, those of equal tokens too
         - counts round half to even before the quotas are formed, where the reference rounds the ratio down (dart@2:0.222

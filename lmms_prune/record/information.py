@@ -24,6 +24,7 @@ from lmms_prune.record.results import ResultsError
 from lmms_prune.record.run import read_settings, settings_text
 
 ABOUT = "information.json"
+_EARLIER = {"label": "probable"}  # settings that folders of earlier versions lack
 
 
 class InformationError(ValueError):
@@ -182,7 +183,7 @@ def _differences(requested: dict[str, Any], stored: dict[str, Any], path: Path) 
     except ResultsError as error:
         raise InformationError(f"{path}: {error}") from None
     for name, value in {**requested_model, **_without_model(requested)}.items():
-        other = {**stored, **stored_model}.get(name)
+        other = {**_EARLIER, **stored, **stored_model}.get(name)
         if other != value:
             yield name, value, other
 

@@ -1,8 +1,9 @@
 """Named schedules: the rows of arXiv 2512.07580, as printed in its tables and as counted in its release.
 
 ``NAME-192`` and ``NAME-64`` are Table 5 (LLaVA-1.5-7B, average visual tokens per layer), ``NAME-50pct`` is Table 4
-(Qwen2.5-VL-7B), ``NAME-192-release`` the exact counts of the authors' evaluation scripts. Where script and table
-disagree on DivPrune+VTW's deep layer (20 and 21), the table's 21 is taken.
+(Qwen2.5-VL-7B), ``NAME-192-release`` the exact counts of the authors' evaluation scripts, with DART's pivots in the scripts'
+order (``order=reference``; DART alone with the printed ratio). Where script and table disagree on DivPrune+VTW's deep layer
+(20 and 21), the table's 21 is taken.
 
 ``fitprune-P`` are the published schedules that save P percent of LLaVA-1.5-7B's FLOPs, ``nuwa-B`` the published keeps. For
 ``swiftvlm-B`` only layers and budgets are published: the keeps, about 2 : 1.5 : 1, are a choice that meets the budget.
@@ -63,10 +64,12 @@ PRESETS: dict[str, str] = {
     "divprune-50pct": "divprune@0:0.50",
     "divprune+vtw-50pct": "divprune@0:0.53,vtw@26",
     "divprune+random-50pct": "divprune@0:0.53,random@25:0.25",
-    "dart+random-192-release": "dart@2:252t,random@20:38t",
-    "dart+random-64-release": "dart@1:60t,random@20:27t",
-    "dart+vtw-192-release": "dart@2:260t,vtw@21",
-    "dart+vtw-64-release": "dart@1:60t,vtw@26",
+    "dart-192-release": "dart@2:0.29;order=reference",
+    "dart-64-release": "dart@2:0.05;order=reference",
+    "dart+random-192-release": "dart@2:252t;order=reference,random@20:38t",
+    "dart+random-64-release": "dart@1:60t;order=reference,random@20:27t",
+    "dart+vtw-192-release": "dart@2:260t;order=reference,vtw@21",
+    "dart+vtw-64-release": "dart@1:60t;order=reference,vtw@26",
     "divprune+random-192-release": "divprune@0:284t,random@20:38t",
     "divprune+random-64-release": "divprune@0:96t,random@20:10t",
     "divprune+vtw-192-release": "divprune@0:284t,vtw@21",

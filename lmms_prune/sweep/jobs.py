@@ -132,6 +132,9 @@ def _checked(paths: Sequence[Path], tasks: str | None, limit: int | None) -> lis
         # Each job gets its own output path below the sweep's folder.
         run.settings.pop("output_path", None)
         run.settings.pop("log_samples", None)
+        # lmms-eval is given this package's tasks by their full path, wherever the sweep starts.
+        if (include := run.settings.get("include_path")) and _is_ours_elsewhere(include):
+            del run.settings["include_path"]
         checked.append(check(run))
         problems += [f"{run}: {problem}" for problem in checked[-1].problems]
         if checked[-1].arguments is not None and checked[-1].arguments.journal is not None:
@@ -159,6 +162,11 @@ def _shard(text: str | None) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise SweepError(f"--shard {text}: write the part and the number of parts, such as 3/8, from 1/8 to 8/8.")
     return int(match[1]), int(match[2])
+
+
+def _is_ours_elsewhere(include: Any) -> bool:
+    """Tell whether a file names this package's tasks by a path that holds only in another working directory."""
+    return isinstance(include, str) and not isdir(include) and Path(include).name == task_configs().name
 
 
 def _include(settings: Mapping[str, Any]) -> str | list[str]:

@@ -17,6 +17,7 @@ from lmms_prune.configs.budget import Claim, ClaimError, claims
 from lmms_prune.configs.check import check
 from lmms_prune.configs.runs import KEYS, files, read
 from lmms_prune.errors import ConfigError
+from lmms_prune.harness.tasks import task_configs
 
 PROGRAM = Path(sys.executable).with_name("lmms-prune")
 ROOT = Path(__file__).parents[2]
@@ -85,6 +86,7 @@ def test_a_good_file_has_no_problems_and_its_numbers(tmp_path: Path) -> None:
         ("output_path: results/a", "output_path: r\nsystem_instruction: Hi.", "use --model_args system_prompt=…"),
         ("output_path: results/a", "output_path: r\napply_chat_template: true", "applied anyway; leave it out"),
         ("output_path: results/a", "output_path: r\nlimit: 3", "limit: 3 cuts one of MME's pairs of questions"),
+        ("output_path: results/a", "output_path: r\noffset: 1", "offset: 1 cuts one of MME's pairs of questions"),
         ("  batch_size: 8", "  pretrained: ./no/llava", "pretrained=./no/llava: there is no such folder."),
         ("prune_llava", "prune_lava", "tasks: 'prune_lava' is not known. Did you mean 'prune_llava'?"),
         (
@@ -126,6 +128,22 @@ def test_layers_are_those_of_a_local_checkpoint(tmp_path: Path) -> None:
     assert checked.problems == []
     assert checked.percent is not None
     assert 49 < checked.percent <= 50
+
+
+def test_a_task_folder_that_lmms_eval_would_not_find_is_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of the repository name it from there; elsewhere lmms-eval says only that it finds no such tasks."""
+    path = ROOT / "model_configs" / "llava-1.5-7b_192_dart.yaml"
+    monkeypatch.chdir(ROOT)
+    assert CliRunner().invoke(app, ["check", str(path)]).exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["check", str(path)])
+    assert done.exit_code == 2
+    assert "include_path: there is no folder task_configs below the working directory" in done.stderr
+    assert f"Start it in {ROOT}, or write include_path: {ROOT / 'task_configs'}" in done.stderr
+    (problem,) = problems(tmp_path, GOOD + "include_path: of/mine\n")
+    assert problem.endswith(f"write include_path: {task_configs()}")
 
 
 def test_what_cannot_be_checked_is_noted(tmp_path: Path) -> None:
@@ -222,9 +240,21 @@ def test_the_hook_of_pre_commit_runs(tmp_path: Path) -> None:
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
     program, *options = hook["entry"].split()
     assert program == PROGRAM.name
-    for text, code in ((GOOD, 0), (GOOD.replace("dart@2", "drat@2"), 2)):
-        line = [PROGRAM, *options, str(written(tmp_path, text))]
-        assert subprocess.run(line, capture_output=True, check=False, cwd=ROOT).returncode == code
+    # pre-commit gives it every YAML file, wherever it lies and whatever it is for.
+    assert (hook["types"], "files" in hook) == (["yaml"], False)
+    (tmp_path / "experiments").mkdir()
+    other = written(tmp_path, "on: push\njobs: {a: {steps: [{run: lmms-eval --model llava_pruned}]}}\n", "ci.yml")
+    stock = written(tmp_path, "model: llava_hf\ntasks: mme\n", "stock.yaml")
+    for text, code in (
+        (GOOD, 0),
+        (GOOD.replace("dart@2", "drat@2"), 2),
+        (GOOD.replace("llava_pruned", "llava_prunned"), 2),
+        ("- {model: qwen2_5_vl_pruned, tasks: [mme]}", 2),
+        (GOOD + "tasks: [", 2),
+    ):
+        line = [PROGRAM, *options, *map(str, (written(tmp_path / "experiments", text, "a.yaml"), other, stock))]
+        assert subprocess.run(line, capture_output=True, check=False, cwd=ROOT).returncode == code, text
+    assert subprocess.run([PROGRAM, *options, str(other)], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.slow

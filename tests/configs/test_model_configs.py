@@ -21,17 +21,21 @@ FILES = sorted(FOLDER.glob("*"))
 # arXiv 2512.07580, the rows of Table 2 at each of its two budgets, and of Table 1 at its one.
 LLAVA = (
     *("pdrop", "sparsevlm", "vtw", "fastv", "dart", "divprune"),
-    *("fastv+vtw", "dart+vtw", "divprune+vtw", "fastv+random", "dart+random", "divprune+random"),
+    *("fastv+vtw", "dart+vtw", "divprune+vtw"),
+    *(f"{name}+random-{seed}" for name in ("fastv", "dart", "divprune") for seed in range(3)),
 )
-QWEN = ("dart", "divprune", "dart+vtw", "divprune+vtw", "dart+random", "divprune+random")
+QWEN = (
+    *("dart", "divprune", "dart+vtw", "divprune+vtw"),
+    *(f"{name}+random-{seed}" for name in ("dart", "divprune") for seed in range(3)),
+)
 # Visual tokens a layer that the exact counts of the authors' scripts and of the other methods' code give (32 layers, 576).
 AVERAGES = {
     "192": {
-        **{"dart+random": 192.0, "dart+vtw": 190.375, "divprune+random": 191.75, "divprune+vtw": 186.375},
+        **{"dart+random-0": 192.0, "dart+vtw": 190.375, "divprune+random-0": 191.75, "divprune+vtw": 186.375},
         **{"sparsevlm": 206.5, "pdrop": 191.375, "vtw": 198.0, "dart": 189.75},
     },
     "064": {
-        **{"dart+random": 63.75, "dart+vtw": 64.875, "divprune+random": 63.75, "divprune+vtw": 64.3125},
+        **{"dart+random-0": 63.75, "dart+vtw": 64.875, "divprune+random-0": 63.75, "divprune+vtw": 64.3125},
         **{"sparsevlm": 82.25, "pdrop": 63.875, "vtw": 72.0, "dart": 62.25},
     },
 }
@@ -83,6 +87,34 @@ def test_a_row_whose_settings_the_paper_does_not_state_says_so() -> None:
     # All others are presets that the paper or its authors' code print, but for the controls.
     for stem, row in ROWS.items():
         assert row.control or row.schedule in PRESETS or row.schedule == "none", stem
+
+
+def test_llavas_dart_is_the_one_of_the_authors_scripts_and_the_file_says_so() -> None:
+    """The default order of DART's pivots keeps other tokens than the authors' code; LLaVA's rows stand for that code."""
+    rows = [row for row in ROWS.values() if row.name.startswith("dart")]
+    assert len(rows) == 15
+    for row in rows:
+        first = Schedule.parse(row.text).stages[0]
+        is_scripts = row.model == "llava-1.5-7b"
+        assert first.options == ((("order", "reference"),) if is_scripts else ()), row.stem
+        assert ("order=reference" in row.settings) == is_scripts, row.stem
+
+
+def test_a_row_that_draws_at_random_has_three_seeds_and_they_are_one_row_of_the_leaderboard() -> None:
+    drawn = [row for row in ROWS.values() if "random" in row.text and not row.control]
+    assert len(drawn) == 3 * 8
+    by_row: dict[tuple[str, str, str], list[int]] = {}
+    for row in drawn:
+        by_row.setdefault((row.model, row.budget, row.text), []).append(row.seed)
+        assert row.name.endswith(f"+random-{row.seed}")
+        assert "seeds 0 to 2 are 3 files" in row.settings
+    assert list(by_row.values()) == [[0, 1, 2]] * 8
+    # Files of one row differ in seed, name and output only, so that the leaderboard pools them: mean ± sd.
+    texts = [FOLDER / f"llava-1.5-7b_064_dart+random-{seed}.yaml" for seed in range(3)]
+    settings = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in texts]
+    for read_settings in settings:
+        del read_settings["output_path"], read_settings["model_args"]["seed"]
+    assert settings[0] == settings[1] == settings[2]
 
 
 def test_llava_is_evaluated_as_the_paper_did() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 
 import pytest
 
@@ -181,10 +183,14 @@ def test_the_front_door_verbatim(harness):
         (folder / data.name).symlink_to(data)
     (folder / "llava-hf").mkdir()
     build_llava(folder / "llava-hf" / "llava-1.5-7b-hf", layers=24)
-    command = ["--model", "llava_pruned", "--model_args", "schedule=dart@2:0.44,random@20:0.07", "--tasks", "textvqa"]
     readme = (harness.configs.parent / "README.md").read_text("utf-8")
-    assert f"lmms-eval {' '.join(command)}" in readme
-    run = harness.run(*command, cwd=folder, environment=environment)
+    (written,) = re.findall(r"```bash\n(lmms-eval --model llava_pruned [^`]*)```", readme)
+    program, *command = shlex.split(written.replace("\\\n", " "))
+    assert command[-2:] == ["--output_path", "results"]
+    # As it stands: its results are where the README says, so that the leaderboard can read them.
+    run = harness.run(*command, command=(program,), cwd=folder, output=folder / "results", output_in_config=True,
+                      environment=environment)  # fmt: skip
+    assert set(run.answers) == {"textvqa_val"}
     assert run.results is not None, run.stderr[-3000:]
     assert run.recorded["schedule"] == "dart@2:0.44,random@20:0.07"
     assert run.recorded["settings"]["pretrained"] == "llava-hf/llava-1.5-7b-hf"

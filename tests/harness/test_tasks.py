@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ from lmms_eval.utils import load_yaml_config
 
 from lmms_prune.demo.models import MODELS, weights
 from lmms_prune.harness.tasks import (
+    HUB_LOGIN,
+    UNSCORED,
     known_tasks,
+    mmbench_as_llava,
     mmbench_by_rules,
     own_groups,
     own_tasks,
     pope_by_first_sentence,
     single_tasks,
+    split_pairs,
     task_configs,
 )
+from lmms_prune.leaderboard.benchmarks import TASKS
 
 # Ours, lmms-eval's, and the keys in which they differ.
 VARIANTS = {
@@ -30,7 +36,18 @@ VARIANTS = {
         "pope/pope.yaml",
         {"dataset_kwargs", "process_results", "lmms_eval_specific_kwargs", "metadata"},
     ),
-    "prune_mmbench_cn": ("mmbench/mmbench_cn_dev.yaml", {"doc_to_text", "metric_list"}),
+    "prune_mmbench_en": (
+        "mmbench/mmbench_en_dev_static.yaml",
+        {"dataset_kwargs", "doc_to_text", "metric_list"},
+    ),
+    "prune_mmbench_cn": (
+        "mmbench/mmbench_cn_dev.yaml",
+        # The images and the recorded results are the same: only the module differs that the functions are in.
+        {
+            *("dataset_kwargs", "doc_to_text", "metric_list", "generation_kwargs", "lmms_eval_specific_kwargs"),
+            *("doc_to_visual", "process_results"),
+        },
+    ),
 }
 
 
@@ -75,7 +92,7 @@ def test_groups_are_the_papers_benchmarks() -> None:
     assert own_groups() == {
         "prune_llava": (
             *("mme", "scienceqa_img", "prune_pope", "prune_textvqa_ocr"),
-            *("mmbench_en_dev_static", "prune_mmbench_cn", "gqa"),
+            *("prune_mmbench_en", "prune_mmbench_cn", "gqa"),
         ),
         "prune_qwen": (
             *("mme", "scienceqa_img", "textvqa_val", "mmbench_en_dev_static"),
@@ -85,6 +102,53 @@ def test_groups_are_the_papers_benchmarks() -> None:
     assert set(own_tasks()) == {*VARIANTS, "mmbench_cn_dev_static"}
     assert {"prune_llava", "ocrbench", "prune_pope"} <= known_tasks()
     assert (task_configs() / "prune_llava.yaml").is_file()
+
+
+def test_tasks_that_need_a_login_are_those_whose_files_say_so() -> None:
+    import lmms_eval.tasks
+
+    installed = {}
+    for folder in ("mme", "scienceqa", "pope", "textvqa", "mmbench", "gqa", "infovqa", "docvqa", "ocrbench"):
+        for path in sorted((Path(lmms_eval.tasks.__file__).parent / folder).glob("*.yaml")):
+            if "task:" in path.read_text(encoding="utf-8"):
+                read = load_yaml_config(str(path))
+                installed[read["task"] if isinstance(read["task"], str) else path.stem] = read
+    own = {name: load_yaml_config(str(path)) for name, path in own_tasks().items()}
+    scored = {*own, *TASKS, *HUB_LOGIN}
+    needing = {
+        name: read["dataset_path"]
+        for name, read in {**installed, **own}.items()
+        if name in scored and (read.get("dataset_kwargs") or {}).get("token")
+    }
+    assert needing == HUB_LOGIN
+    assert not [name for name in needing if name.startswith("prune_")]
+
+
+def test_groups_with_a_test_split_and_their_test_tasks_are_unscored() -> None:
+    """What is offered in their place is a task of the table of benchmarks."""
+    for name, instead in UNSCORED.items():
+        assert name not in TASKS
+        words = re.findall(r"[\w]+_[\w]+", instead)
+        assert words
+        assert all(word in TASKS for word in words), name
+
+
+@pytest.mark.parametrize(
+    ("limit", "offset", "tasks", "cut"),
+    [
+        (None, None, ["mme"], ""),
+        (4, 0, ["mme"], ""),
+        (-1, 0, ["mme"], ""),
+        (0.3, 0, ["mme"], ""),  # a share of documents that are not yet counted
+        (5, 0, ["pope"], ""),
+        (5.0, 0, ["mme", "pope"], "limit 5 cuts one of MME's pairs of questions, which its scorer refuses; use an even number, such as 6."),
+        (4, 3, ["mme"], "offset 3 cuts one of MME's pairs"),
+        ("5", True, ["mme"], ""),
+    ],
+)  # fmt: skip
+def test_pairs_of_questions_are_not_cut(limit: Any, offset: Any, tasks: list[str], cut: str) -> None:
+    assert split_pairs(limit, offset, tasks).startswith(cut)
+    assert bool(split_pairs(limit, offset, tasks)) == bool(cut)
 
 
 def test_groups_are_taken_apart() -> None:
@@ -123,6 +187,28 @@ def test_pope_counts_answers_that_the_harness_leaves_out() -> None:
     ours = [pope_by_first_sentence(doc, [answer])["pope_f1_score"] for doc, answer in rows]
     assert pope_aggregate_f1_score(stock) == 1.0
     assert pope_aggregate_f1_score(ours) == pytest.approx(2 * 2 / (2 * 2 + 1))
+
+
+# What LLaVA-1.5's evaluation (llava/eval/model_vqa_mmbench.py) puts after the image and its line break.
+MMBENCH_ROW = {"question": "What is it?", "A": "a cat", "B": "a dog", "C": "nan", "D": "nan", "hint": "nan"}
+MMBENCH_PROMPTS = [
+    ({}, "What is it?\nA. a cat\nB. a dog"),
+    ({"hint": "It barks."}, "It barks.\nWhat is it?\nA. a cat\nB. a dog"),
+    ({"hint": None, "C": float("nan")}, "What is it?\nA. a cat\nB. a dog"),
+    ({"hint": "None", "C": "a hen", "D": "a cow"}, "What is it?\nA. a cat\nB. a dog\nC. a hen\nD. a cow"),
+    ({"D": "a cow"}, "What is it?\nA. a cat\nB. a dog"),  # the first missing option ends the list
+    ({"C": "a hen", "D": "a cow", "E": "a pig"}, "What is it?\nA. a cat\nB. a dog\nC. a hen\nD. a cow"),
+]
+
+
+@pytest.mark.parametrize(("task", "instruction"), [
+    ("prune_mmbench_en", "Answer with the option's letter from the given choices directly."),
+    ("prune_mmbench_cn", "请直接回答选项字母。"),
+])  # fmt: skip
+@pytest.mark.parametrize(("changed", "asked"), MMBENCH_PROMPTS)
+def test_mmbench_is_worded_as_in_llavas_evaluation(task: str, instruction: str, changed: dict, asked: str) -> None:
+    options = load_yaml_config(str(own_tasks()[task]))["lmms_eval_specific_kwargs"]["default"]
+    assert mmbench_as_llava({**MMBENCH_ROW, **changed}, options) == f"{asked}\n{instruction}"
 
 
 def test_mmbench_counts_circles_by_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +258,8 @@ def test_a_group_runs_and_is_scored(group, model, arguments, harness) -> None:
     prompts = {task: [row["input"] for row in rows] for task, rows in run.samples.items()}
     if group == "prune_llava":
         assert all("\nReference OCR token: " in text for text in prompts["prune_textvqa_ocr"])
-        assert not any("nan" in text for text in prompts["prune_mmbench_cn"])
-        assert not list(run.folder.rglob("*cn*.xlsx"))
+        for task in ("prune_mmbench_en", "prune_mmbench_cn"):
+            assert not any("nan" in text or "There are several options" in text for text in prompts[task])
+        assert all("\n请直接回答选项字母。" in text for text in prompts["prune_mmbench_cn"])
+        assert not list(run.folder.rglob("*mmbench*.xlsx"))
         assert "nan" in json.dumps(run.samples["prune_mmbench_cn"])  # the data have such hints

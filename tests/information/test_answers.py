@@ -80,6 +80,26 @@ def test_the_most_probable_spelling_is_used(likes: dict[str, float], texts: list
     assert find_answer(Fixed(likes), Letters(), {"input_ids": torch.zeros(1, 3, dtype=torch.long)}, texts) == expected
 
 
+@pytest.mark.parametrize(("texts", "first"), [(["Yes"], "Y"), (["no", "Yes", "yes"], "Y"), (["4 cats"], "4")])
+def test_the_releases_label_is_the_first_token_as_written_whatever_the_model_finds_probable(
+    texts: list[str], first: str
+) -> None:
+    inputs = {"input_ids": torch.zeros(1, 3, dtype=torch.long)}
+    answer = find_answer(Fixed({"y": 9.0, " ": 8.0}), Letters(), inputs, texts, "release")
+    assert (answer.blank, answer.token) == ((), ord(first))
+
+
+def test_the_releases_label_may_be_a_blank() -> None:
+    """LLaMA's tokenizer writes a number as a blank and its digits; the release takes the first id."""
+
+    class Blank(Letters):
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [ord(" "), *super().encode(text, add_special_tokens)] if text else []
+
+    inputs = {"input_ids": torch.zeros(1, 3, dtype=torch.long)}
+    assert find_answer(Fixed({"7": 0.0}), Blank(), inputs, ["7"], "release") == AnswerToken("7", (), ord(" "))
+
+
 def test_a_blank_joins_the_prompt_if_every_spelling_starts_with_one() -> None:
     class Blank(Letters):
         def encode(self, text: str, add_special_tokens: bool) -> list[int]:

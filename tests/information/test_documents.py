@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +16,15 @@ from lmms_prune import prune
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.aggregate import by_layer, by_sample
+from lmms_prune.information.answers import find_answer
 from lmms_prune.information.canvas import SIDE, dimmed, grids_of, seen_images
 from lmms_prune.information.kept import kept_information
+from lmms_prune.information.measure import measure
 from lmms_prune.information.options import measure_missing
 from lmms_prune.information.run import measure_documents
 from lmms_prune.information.show import show
+from lmms_prune.models.hooked import hooked
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.record.information import InformationError, Store, token_information
 from lmms_prune.schedule import Schedule
 
@@ -109,6 +114,63 @@ def test_weights_changed_under_the_same_name_are_a_different_model(
     monkeypatch.setitem(wrapper.made_from, "files", "others")
     with pytest.raises(InformationError, match=r"files of the checkpoint .*, not 'others'"):
         measure_missing(wrapper, [document(2)], [0], 4, tmp_path)
+
+
+def test_a_folder_holds_one_label_and_those_of_earlier_versions_the_probable_one(
+    wrappers: dict[str, PrunedModel], document: Callable[..., Document], tmp_path: Path
+) -> None:
+    wrapper = wrappers["llava_pruned"]
+    measure_missing(wrapper, [document(1)], [0], 4, tmp_path / "a")
+    about = tmp_path / "a" / "information.json"
+    settings = json.loads(about.read_text())
+    assert settings.pop("label") == "probable"
+    about.write_text(json.dumps(settings))
+    assert measure_missing(wrapper, [document(1)], [0], 4, tmp_path / "a").samples() == ["drawn/test/1"]
+    with pytest.raises(InformationError, match="holds measurements with label 'probable', not 'release'; give another"):
+        measure_missing(wrapper, [document(1)], [0], 4, tmp_path / "a", "release")
+    store = measure_missing(wrapper, [document(1, "yELLOW")], [0], 4, tmp_path / "b", "release")
+    tokenizer = wrapper.processor.tokenizer
+    ids = tokenizer.encode("yELLOW", add_special_tokens=False)
+    inputs = dict(wrapper.inputs_of(document(1).messages))
+    with torch.no_grad():
+        full = wrapper.model(**inputs, logits_to_keep=1).logits[0, -1].double().softmax(-1)
+    assert store.read().p_full.unique() == pytest.approx([full[ids[0]].item()])
+
+
+def test_deleting_is_not_masking_with_zeros(
+    wrappers: dict[str, PrunedModel], document: Callable[..., Document]
+) -> None:
+    """What docs and `--help` say of the paper's equations: with zeros, most tokens of this image change sign."""
+    wrapper = wrappers["llava_pruned"]
+    model, one, layer = wrapper.model, document(1), 2
+    inputs = dict(wrapper.inputs_of(one.messages))
+    answer = find_answer(model, wrapper.processor.tokenizer, inputs, [one.target]).token
+    visual = (inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten().tolist()
+
+    def masked(kept: int | None) -> float:
+        """The answer's probability if all visual tokens but one are zero at the layer's input."""
+
+        def zero(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            hidden = args[0].clone()
+            hidden[:, [column for number, column in enumerate(visual) if number != kept]] = 0
+            return (hidden, *args[1:]), kwargs
+
+        with (
+            torch.no_grad(),
+            hooked([ModelParts.of(model).layers[layer].register_forward_pre_hook(zero, with_kwargs=True)]),
+        ):
+            logits = model(**inputs, logits_to_keep=1, use_cache=False).logits[0, -1]
+        return logits.double().softmax(-1)[answer].item()
+
+    (measured,) = measure(model, inputs, answer, [layer]).layers
+    numbers = range(0, len(visual), 9)
+    without = masked(None)
+    by_zeros = [masked(number) - without for number in numbers]
+    by_deletion = measured.information[::9].tolist()
+    assert len(by_deletion) == len(by_zeros) == 16
+    flipped = [deleted for deleted, zeroed in zip(by_deletion, by_zeros, strict=True) if deleted * zeroed < 0]
+    assert len(flipped) > 8
+    assert max(map(abs, flipped)) > 0.05
 
 
 def test_a_document_that_cannot_be_measured_is_named(

@@ -223,6 +223,11 @@ def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
         (["show", "none.png", "--question", "?", "--schedule", "none", "--out", "x.gif"], "must end with .png"),
         (["show", "none.png", "--question", "?", "--schedule", "fastv@0:0.5", "--out", "x.png"], "fastv"),
         (
+            ["information", "--tasks", "mme", "--out", "x", "--label", "relase"],
+            "--label relase: write probable or release. Did you mean 'release'?",
+        ),
+        (["horizon", "--tasks", "mme", "--out", "x", "--label", "1"], "--label 1: write probable or release."),
+        (
             ["show", "none.png", "--question", "?", "--schedule", "information@2:0.5;of=y", "--out", "x.png"],
             "information needs a right answer",
         ),

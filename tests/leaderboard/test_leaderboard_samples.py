@@ -163,7 +163,7 @@ def test_the_option_of_an_answer(prediction: str, letter: str) -> None:
 
 def test_names_and_means() -> None:
     assert named("textvqa") == ("textvqa_val", "prune_textvqa_ocr")
-    assert named("MMB") == ("mmbench_en_dev_static", "mmbench_en_dev")
+    assert named("MMB") == ("mmbench_en_dev_static", "prune_mmbench_en", "mmbench_en_dev")
     assert named("gqa") == ("gqa",)
     assert named("chartqa") == ()
     assert len({task for benchmark in BENCHMARKS for task in benchmark.tasks}) == len(TASKS)

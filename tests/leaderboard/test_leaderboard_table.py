@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -338,17 +340,144 @@ def test_a_given_baseline_of_another_model_is_named(tmp_path: Path) -> None:
     assert "--baseline holds no run of /models/tiny-llava" in problem.message
 
 
+LLAVA = {
+    "model": "llava-hf/llava-1.5-7b-hf",
+    "settings": {"positions": "compact", "prompt": "vicuna", "image_aspect": "pad"},
+}
+LLAVA["settings"] |= {"system_prompt": "None", "chat_template": "None"}
+HYBRID = "dart@2:0.44;order=reference,random@20:0.07"
+
+
 def test_the_published_row_stands_beside_ours(tmp_path: Path) -> None:
-    model = "llava-hf/llava-1.5-7b-hf"
-    write_run(tmp_path / "a", {"gqa": [1.0] * 62 + [0.0] * 38}, model=model)
-    write_run(tmp_path / "b", {"gqa": [1.0] * 59 + [0.0] * 41}, "dart@2:0.44,random@20:0.07", tokens=33, model=model)
+    write_run(tmp_path / "a", {"gqa": [1.0] * 62 + [0.0] * 38}, **LLAVA)
+    write_run(tmp_path / "b", {"gqa": [1.0] * 59 + [0.0] * 41}, HYBRID, tokens=33, **LLAVA)
     board = made(tmp_path)
-    found = row(board, "dart@2:0.44,random@20:0.07")
+    found = row(board, HYBRID)
     assert found.published is not None
     assert found.cells["gqa"].published == 59.6
     assert found.cells["gqa"].delta == pytest.approx(-0.6)
     text = FORMATS["markdown"](board, False)
-    assert "| `dart@2:0.44,random@20:0.07` | DART+Random 192 | 59.6 -0.6 | 98.2 -3.0 |" in text
+    # Rel over one benchmark is not the paper's over seven.
+    assert f"| `{HYBRID}` | DART+Random 192 | 59.6 -0.6 | 98.2 (1) |" in text
+    assert "(1) not compared: without MME, SQA, POPE, TextVQA, MMB, MMB-CN." in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"prompt": "hf"}, "prompt hf, not vicuna"),
+        ({"image_aspect": "crop"}, "image_aspect crop, not pad"),
+        ({"positions": "original"}, "positions original, not compact"),
+        ({"system_prompt": "Be brief."}, "system_prompt Be brief., not None"),
+        ({"gen_kwargs": "max_new_tokens=4"}, "gen_kwargs max_new_tokens=4, not none"),
+    ],
+)
+def test_another_protocol_is_not_compared_with_the_print(tmp_path: Path, settings: dict, reason: str) -> None:
+    settings = {**LLAVA["settings"], **settings}
+    write_run(tmp_path / "a", {"gqa": [1.0] * 62 + [0.0] * 38}, model=LLAVA["model"], settings=settings)
+    write_run(tmp_path / "b", {"gqa": [1.0, 0.0]}, HYBRID, tokens=33, model=LLAVA["model"], settings=settings)
+    board = made(tmp_path)
+    found = row(board, HYBRID)
+    assert (found.cells["gqa"].published, found.cells["gqa"].delta, found.cells["gqa"].unlike) == (
+        59.6,
+        None,
+        (reason,),
+    )
+    text = FORMATS["markdown"](board, False)
+    (note,) = re.findall(rf"\((\d)\) not compared: {re.escape(reason.rstrip('.'))}\.\n", text)
+    assert f"| `{HYBRID}` | DART+Random 192 | 59.6 ({note}) | 98.2 (1, 2) |" in text
+    assert reason in FORMATS["csv"](board, False)
+    assert reason in FORMATS["json"](board, False)
+    assert reason in FORMATS["html"](board, False)
+    # Positions of the unpruned model are never renumbered.
+    assert row(board, "none").cells["gqa"].unlike == (() if "positions" in reason else (reason,))
+
+
+def test_a_variant_of_a_task_a_part_of_it_and_other_options_are_not_compared_with_the_print(tmp_path: Path) -> None:
+    """lmms-eval's own TextVQA has no OCR tokens: some 12 points less, which is no failed reproduction."""
+    scores = {"textvqa_val": [1.0, 0.0], "prune_textvqa_ocr": [1.0, 0.0], "prune_pope": [1.0] * 4}
+    write_run(tmp_path / "a", scores, **LLAVA)
+    write_run(tmp_path / "b", scores, "dart@2:0.44,random@20:0.07", tokens=33, documents=5, **LLAVA)
+    board = made(tmp_path)
+    assert row(board, "none").cells["prune_textvqa_ocr"].unlike == ()
+    assert row(board, "none").cells["textvqa_val"].unlike == ("task textvqa_val, not prune_textvqa_ocr",)
+    found = row(board, "dart@2:0.44,random@20:0.07").cells["prune_textvqa_ocr"]
+    assert found.unlike == (
+        "2 of 5 documents of prune_textvqa_ocr",
+        "dart@2:0.44, not dart@2:0.44;order=reference",
+    )
+    assert found.delta is None
+
+
+def test_a_whole_row_of_the_papers_protocol_is_compared_with_the_print(tmp_path: Path) -> None:
+    tasks = ["mme", "scienceqa_img", "prune_pope", "prune_textvqa_ocr", "prune_mmbench_en", "prune_mmbench_cn", "gqa"]
+    scores = {task: [1.0, 1.0, 0.0, 0.0] for task in tasks}
+    write_run(tmp_path / "a", scores, **LLAVA)
+    write_run(tmp_path / "b", scores, HYBRID, tokens=33, **LLAVA)
+    found = row(made(tmp_path), HYBRID)
+    assert (found.unlike, found.rel) == ((), 100.0)
+    assert "98.2 +1.8 |" in FORMATS["markdown"](made(tmp_path), False)
+    # An unpruned run of another protocol makes another Rel.
+    write_run(tmp_path / "a", scores, model=LLAVA["model"], settings={**LLAVA["settings"], "prompt": "hf"})
+    assert row(made(tmp_path), HYBRID).unlike == ("baseline: prompt hf, not vicuna",)
+
+
+def test_means_by_group(tmp_path: Path) -> None:
+    """By hand; a mean of a group with a missing benchmark is blank, as Acc is."""
+    # SQA and GQA: knowledge QA. TextVQA and DocVQA: text-centric.
+    full = {
+        "scienceqa_img": [1.0] * 10,
+        "gqa": [1.0] * 8 + [0.0] * 2,
+        "textvqa_val": [1.0] * 10,
+        "docvqa_val": [1, 1, 0, 0],
+    }
+    write_run(tmp_path / "a", full)
+    pruned = {"scienceqa_img": [1.0] * 5 + [0.0] * 5, "gqa": [1.0] * 4 + [0.0] * 6, "textvqa_val": [1.0] * 9 + [0.0]}
+    write_run(tmp_path / "b", pruned, "dart@1:0.3", tokens=33)
+    board = made(tmp_path)
+    unpruned, found = row(board, "none").groups, row(board, "dart@1:0.3").groups
+    assert list(unpruned) == list(found) == ["knowledge QA", "text-centric"]
+    assert astuple(unpruned["knowledge QA"]) == pytest.approx((90.0, 100.0))
+    assert astuple(found["knowledge QA"]) == pytest.approx((45.0, 50.0))
+    assert astuple(found["text-centric"]) == (None, None)
+    text = FORMATS["markdown"](board, False)
+    assert "means by group" in text
+    assert "knowledge QA: SQA, GQA; text-centric: TextVQA, DocVQA." in text
+    assert "| `dart@1:0.3` | 33 | 45.0 | 50.0 |  |  |" in text
+    assert "knowledge_QA_rel" in FORMATS["csv"](board, False).splitlines()[0]
+    assert json.loads(FORMATS["json"](board, False))["models"][0]["budgets"][1]["rows"][0]["groups"]["knowledge QA"][
+        "rel"
+    ] == (pytest.approx(50.0))
+
+
+@pytest.mark.parametrize("tasks", [["gqa"], ["gqa", "textvqa_val"], ["gqa", "scienceqa_img"]])
+def test_without_several_groups_and_a_group_of_several_there_is_no_table_of_groups(
+    tasks: list[str], tmp_path: Path
+) -> None:
+    write_run(tmp_path, {task: [1.0, 0.0] for task in tasks})
+    assert "means by group" not in FORMATS["markdown"](made(tmp_path), False)
+
+
+def test_rows_of_other_protocols_are_not_compared_with_each_other_in_silence(tmp_path: Path) -> None:
+    """Positions are no reason against the unpruned run, but against another pruned one they are."""
+    write_run(tmp_path / "a", values(0.8))
+    write_run(tmp_path / "b", values(0.7), "dart@1:0.3", tokens=33, settings={"positions": "compact"})
+    write_run(tmp_path / "c", values(0.6), "random@1:0.3", tokens=33)
+    board = made(tmp_path)
+    assert row(board, "dart@1:0.3").random is not None
+    assert row(board, "dart@1:0.3").marks == ("positions: compact; its random control: original",)
+    assert row(board, "random@1:0.3").marks == ()
+    assert (
+        "Rows of different positions cannot be compared with each other: compact ('dart@1:0.3'); original "
+        "('random@1:0.3')." in only(board).notes
+    )
+
+
+def test_a_baseline_of_another_variant_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"prune_pope": [1.0] * 4, "gqa": [1.0] * 4})
+    write_run(tmp_path / "b", {"pope": [1.0] * 4, "gqa": [1.0] * 4}, "dart@1:0.3", tokens=33)
+    marks = row(made(tmp_path), "dart@1:0.3").marks
+    assert "POPE: pope; its baseline: prune_pope, which asks or scores differently" in marks
 
 
 def test_two_variants_of_a_benchmark_are_two_columns(tmp_path: Path) -> None:

@@ -108,6 +108,32 @@ def test_headings_sort_and_a_third_turn_restores_the_groups(open_page) -> None:
     assert rows(driver) == sorted(whole)
 
 
+def test_groups_and_protocols_are_shown(open_page, tmp_path: Path) -> None:
+    """Means by group are columns to choose; a value of another protocol stands without a difference, and says why."""
+    model, scores = "llava-hf/llava-1.5-7b-hf", {"gqa": [1.0, 0.0], "scienceqa_img": [1.0, 1.0], "mme": [1.0] * 4}
+    settings = {"positions": "compact", "prompt": "hf", "image_aspect": "pad", "system_prompt": "None"}
+    for number, schedule in enumerate(("none", "dart@2:0.29;order=reference")):
+        write_run(tmp_path / str(number), scores, schedule, tokens=33, model=model, settings=settings)
+    page = tmp_path / "page.html"
+    page.write_text(html(board(tmp_path)), encoding="utf-8")
+    driver = open_page()
+    driver.get(page.as_uri())
+    choose(driver, "columns", "means by group")
+    headings = [one.text for one in find(driver, "#panel thead th")]
+    assert [one for one in headings if ":" in one] == [
+        *("knowledge QA: Acc", "knowledge QA: Rel", "comprehensive: Acc", "comprehensive: Rel")
+    ]
+    assert "75.0" in find(driver, "#panel tbody tr:not(.group)")[0].text
+    assert "knowledge QA: SQA, GQA; comprehensive: MME." in find(driver, "#panel .hint")[0].text
+    click(driver, "#tab-benchmark")
+    (mark,) = {one.get_attribute("title") for one in find(driver, "#panel small[title^='Not compared']")}
+    assert mark.startswith("Not compared: ")
+    assert "prompt hf, not vicuna" in mark
+    click(driver, "#tab-table")
+    click(driver, "#panel tbody tr:not(.group):last-child th button")
+    assert "not compared: prompt hf, not vicuna" in find(driver, "dialog[open]")[0].text
+
+
 def test_filters_leave_the_rows_that_fit(open_page) -> None:
     driver = open_page()
     status = find(driver, ".status")[0]

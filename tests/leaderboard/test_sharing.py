@@ -46,7 +46,8 @@ def call(*words: object):
 
 
 def absolute(text: str) -> list[str]:
-    """Absolute paths in what was printed, but JSON's own escapes and HTML's ends of tags."""
+    """Absolute paths in what was printed, but JSON's own escapes, HTML's ends of tags, and digests in base 64."""
+    text = re.sub(r"'sha256-[\w+/=]+'", "", text)
     text = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     return re.findall(r"(?<![\w.~/<:])/[\w.-]+[^\s\"]*", text)
 

@@ -22,6 +22,7 @@ OPTIONS = {"A": "a cat", "B": "a dog", "C": "nan", "D": None}
 
 def sample(task: str, number: int, value: float) -> dict[str, Any]:
     """What a task logs of one document that scored `value`."""
+    task = task.removeprefix("prune_")  # our variants log what the originals log
     if task == "pope":
         truth = "no" if number % 2 else "yes"
         said = truth if value else {"yes": "no", "no": "yes"}[truth]
@@ -53,6 +54,7 @@ def sample(task: str, number: int, value: float) -> dict[str, Any]:
 
 def numbers(task: str, values: Sequence[float]) -> dict[str, Any]:
     """What the harness makes of these documents' scores."""
+    task = task.removeprefix("prune_")  # our variants log what the originals log
     mean = sum(values) / len(values)
     if task == "pope":
         rows = [sample(task, i, value)["pope_accuracy"] for i, value in enumerate(values)]

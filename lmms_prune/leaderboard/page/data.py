@@ -9,8 +9,8 @@ from os.path import commonpath
 from typing import Any
 
 from lmms_prune.errors import ScheduleError
-from lmms_prune.leaderboard.benchmarks import TASKS
-from lmms_prune.leaderboard.grids import digits, label, letters
+from lmms_prune.leaderboard.benchmarks import GROUPS, TASKS
+from lmms_prune.leaderboard.grids import by_group, digits, label, letters
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.notes import explanations
 from lmms_prune.leaderboard.rows import Against, Cost, Leaderboard, ModelTable, ScoreCell, TableRow
@@ -51,9 +51,15 @@ def _model(model: ModelTable) -> dict[str, Any]:
         "title": model.title,
         "model": model.model,
         "tasks": [{"task": task, "name": model.column(task), "digits": digits(task)} for task in model.tasks],
+        "groups": None if (grouped := by_group(model)) is None else {"names": _groups(model), "note": grouped.notes[0]},
         "budgets": [budget.title for budget in model.budgets],
         "rows": [{**_row(row, model), "budget": budget_index[id(row)]} for row in model.rows],
     }
+
+
+def _groups(model: ModelTable) -> list[str]:
+    present = {TASKS[task].group for task in model.tasks}
+    return [group for group in GROUPS if group in present]
 
 
 def _row(row: TableRow, model: ModelTable) -> dict[str, Any]:
@@ -71,6 +77,7 @@ def _row(row: TableRow, model: ModelTable) -> dict[str, Any]:
         "acc": _number(row.acc),
         "rel": _number(row.rel),
         "rel_sd": _number(row.rel_sd),
+        "groups": {name: {"acc": _number(mean.acc), "rel": _number(mean.rel)} for name, mean in row.groups.items()},
         "rel_interval": None if interval is None else [_number(100 + interval.low), _number(100 + interval.high)],
         "above_blind": _number(row.above_blind),
         "random": _against(row.random),
@@ -78,7 +85,12 @@ def _row(row: TableRow, model: ModelTable) -> dict[str, Any]:
         "missing": [TASKS[task].name for task in row.missing],
         "published": None
         if printed is None
-        else {"name": f"{printed.name} {printed.budget}".strip(), "acc": printed.acc, "rel": printed.rel},
+        else {
+            "name": f"{printed.name} {printed.budget}".strip(),
+            "acc": printed.acc,
+            "rel": printed.rel,
+            "unlike": list(row.unlike),
+        },
         "cells": {task: _cell(row.cells[task]) for task in model.tasks if task in row.cells},
         "commands": commands(source.command for run in row.runs for source in run.sources),
     }
@@ -103,7 +115,11 @@ def _cell(cell: ScoreCell) -> dict[str, Any]:
     comparison = cell.comparison
     entry: dict[str, Any] = {"score": _number(cell.score), "sd": _number(cell.sd), "random": _against(cell.random)}
     entry |= {"kept": _number(cell.retention), "above_blind": _number(cell.above_blind)}
-    entry |= {"published": cell.published, "extras": {name: _number(value) for name, value in cell.extras.items()}}
+    entry |= {
+        "published": cell.published,
+        "unlike": list(cell.unlike) or None,
+        "extras": {name: _number(value) for name, value in cell.extras.items()},
+    }
     if comparison is not None:
         entry |= {
             "change": _interval(comparison.difference),

@@ -135,6 +135,17 @@ function columns() {
       cost("samples/s", "samples_per_second", "Generation, at the run's batch size"),
       speed, relColumn];
   }
+  if (state.columns === "groups" && model().groups) {
+    const mean = (group, key, help) => {
+      const get = (row) => row.groups[group]?.[key];
+      const column = numeric(`${group}: ${key === "acc" ? "Acc" : "Rel"}`, help, get);
+      column.cell = (row) => strongest(row, get);
+      return column;
+    };
+    return [scheduleColumn, tokensColumn, ...model().groups.names.flatMap((group) =>
+      [mean(group, "acc", `Mean over ${model().groups.note}`), mean(group, "rel", "The same, relative to the unpruned run")]), relColumn]
+      .filter((one) => one === scheduleColumn || model().rows.some((row) => known(one.value(row))));
+  }
   const random = { name: "against random", text: true, help: "The random control at the same measured tokens",
     value: (row) => row.random?.verdict, cell: (row) => verdict(row.random) };
   const acc = numeric("Acc", "Mean of the benchmarks in percent", (row) => row.acc);
@@ -155,7 +166,8 @@ function tableView() {
   const draw = () => {
     const rows = matching();
     status.textContent = `${rows.length} of ${model().rows.length} rows`;
-    holder.replaceChildren(sortable("table", columns(), rows, model().budgets, `${model().title}: scores and cost`));
+    holder.replaceChildren(sortable("table", columns(), rows, model().budgets, `${model().title}: scores and cost`),
+      ...(state.columns === "groups" && model().groups ? [el("p", { class: "hint" }, model().groups.note)] : []));
   };
   draw();
   const kinds = [...new Set(model().rows.map((row) => row.kind))];
@@ -166,7 +178,7 @@ function tableView() {
         oninput: (event) => { state.search = event.target.value; draw(); } })),
       choice("kind", "kind", [["", "all"], ...kinds.map((kind) => [kind, KINDS[kind]])], draw),
       choice("budget", "budget", [["", "all"], ...model().budgets.map((title, i) => [String(i), title])], draw),
-      choice("columns", "columns", [["scores", "scores"], ["cost", "cost"]], draw),
+      choice("columns", "columns", [["scores", "scores"], ["groups", "means by group"], ["cost", "cost"]].filter(([key]) => key !== "groups" || model().groups), draw),
       data.models.some((one) => one.rows.some((row) => row.marks.length)) ? el("label", { class: "check" },
         el("input", { type: "checkbox", checked: state.unmarked, onchange: (event) => { state.unmarked = event.target.checked; draw(); } }),
         "only rows without marks") : null,
@@ -310,7 +322,8 @@ function statistics(task, reach) {
   const random = { name: "against random", text: true, help: "The random control at the same measured tokens",
     value: (row) => get("random")(row)?.verdict, cell: (row) => verdict(get("random")(row)) };
   const published = numeric("published", "The paper's value, and ours minus it", get("published"), (x) => number(x, task.digits),
-    (row) => small(number(get("score")(row) - get("published")(row), task.digits, true)));
+    (row) => (get("unlike")(row) ? el("small", { title: `Not compared: ${get("unlike")(row).join("; ")}` }, "other protocol")
+      : small(number(get("score")(row) - get("published")(row), task.digits, true))));
   const extras = [...new Set(model().rows.flatMap((row) => Object.keys(get("extras")(row) || {})))]
     .map((name) => numeric(name, `${name}, in percent`, (row) => get("extras")(row)?.[name]));
   return [score, change, column("p, Holm", "p", "p of no change, corrected for the number of benchmarks", 3),
@@ -457,7 +470,7 @@ function openRow(row) {
     row.cost.no_share_speed ? el("p", { class: "hint" }, `Its speed is no share of the baseline's: ${row.cost.no_share_speed}.`) : "",
     row.marks.length ? el("ul", { class: "warnings" }, row.marks.map((mark) => el("li", {}, mark))) : "",
     el("dl", { class: "facts" }, facts),
-    row.published ? el("p", {}, `The paper's row ${row.published.name}: Rel ${number(row.published.rel)}${known(row.published.acc) ? `, Acc ${number(row.published.acc)}` : ""}; ours minus it: ${known(row.rel) ? number(row.rel - row.published.rel, 1, true) : "unknown"}.`) : "",
+    row.published ? el("p", {}, `The paper's row ${row.published.name}: Rel ${number(row.published.rel)}${known(row.published.acc) ? `, Acc ${number(row.published.acc)}` : ""}; ${row.published.unlike.length ? `not compared: ${row.published.unlike.join("; ")}` : `ours minus it: ${known(row.rel) ? number(row.rel - row.published.rel, 1, true) : "unknown"}`}.`) : "",
     row.commands.length ? el("h3", {}, row.commands.length > 1 ? "The commands that make it" : "The command that makes it") : "",
     ...row.commands.map(command),
     tasks.length ? el("h3", {}, "Against the unpruned run") : "",
