@@ -8,11 +8,11 @@ tensor. An operation on tensors of different devices raises, as on a GPU. Times 
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from traceback import walk_stack
 from typing import Any
 from unittest.mock import patch
 
@@ -210,11 +210,10 @@ def _tensors(model: nn.Module) -> Iterator[tuple[dict, str, Tensor, str]]:
 
 def _line() -> str:
     """The innermost line of this package that led here; else of the library that did; else of the caller."""
-    frame: Any = sys._getframe(2)
     best = ""
-    while frame is not None:
+    for frame, number in walk_stack(None):
         file = frame.f_code.co_filename
-        where = f"{file}:{frame.f_lineno} {frame.f_code.co_name}"
+        where = f"{file}:{number} {frame.f_code.co_name}"
         if f"{file} {frame.f_code.co_name}".endswith(_PASSING_ON):
             return best
         if f"/{OWN}" in file and file != __file__:
@@ -224,7 +223,6 @@ def _line() -> str:
             best = named.strip("/") + "/" + where.split(named, 1)[1]
         elif not best and "/torch/" not in file and "contextlib" not in file and file != __file__:
             best = where
-        frame = frame.f_back
     return best
 
 

@@ -143,7 +143,7 @@ LIBRARY = Library(
         PrivateNames(
             "torch:_C",
             "attributes",
-            ("_dispatch_has_kernel_for_dispatch_key", "_ensureCUDADeviceGuardSet"),
+            ("_dispatch_has_kernel_for_dispatch_key", "_ensureCUDADeviceGuardSet", "DisableTorchFunction"),
             "2.6",
             "the pretended GPU",
         ),
