@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from lmms_prune.methods.shared.kernels import greedy, in_turn
+from lmms_prune.methods.shared import kernels
+from lmms_prune.methods.shared.kernels import Rule, greedy, in_turn
+from lmms_prune.methods.shared.tensors import directions
+from lmms_prune.pruning.flops import ProductCounter
 
 CASES = Path(__file__).with_name("kernel_cases.py")
 
@@ -76,3 +80,25 @@ def test_the_plain_path_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("tokens", [20, 100])
+@pytest.mark.parametrize("most", [1, 2, 9])
+@pytest.mark.parametrize("rule", ["farthest", "sums", "determinant"])
+def test_flops_are_those_of_the_reference_whoever_searches(
+    rule: Rule, most: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No product inside a fused kernel reaches the dispatcher, so that on a GPU it would count nothing."""
+    unit = directions(torch.randn(2, tokens, 5))
+    first, valid, limit = (
+        torch.rand(2, tokens).double(),
+        torch.ones(2, tokens, dtype=torch.bool),
+        torch.tensor([1, most]),
+    )
+    with FlopCounterMode(display=False) as torchs, ProductCounter() as counter:
+        greedy(rule, unit, first, valid, limit, most)
+    assert counter.flops == torchs.get_total_flops() > 0
+    monkeypatch.setattr(kernels, "_plain", lambda *_: valid)
+    with ProductCounter() as fused:
+        greedy(rule, unit, first, valid, limit, most)
+    assert fused.flops == counter.flops

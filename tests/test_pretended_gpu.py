@@ -5,6 +5,8 @@ On a machine with a GPU the same generations run on it, with torch's own watch f
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -135,6 +137,33 @@ def test_layers_on_two_devices(small: Family, schedule: str, positions: str) -> 
         )
     assert torch.equal(counted.sequences, expected)
     assert_waits(counted)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("schedule", [text for text in SCHEDULES if not text.startswith(("sgl", "downsample"))])
+def test_a_real_gpu_hardly_waits(small: Family, schedule: str) -> None:
+    """Under torch's own watch, in the stages; what runs the library's own model inside a stage is left out."""
+    model = copy.deepcopy(small.model).cuda()
+    parts = ModelParts.of(model)
+    layers = [parts.layers[stage.layer] for stage in Schedule.parse(schedule).stages]
+    inputs = {name: x.cuda() for name, x in batch(small, 8).items()}
+
+    def begin(*_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("warn")
+
+    def end(*_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        with (
+            hooked([layer.register_forward_pre_hook(begin) for layer in layers]),
+            prune(model, schedule, questions=[QUESTIONS[i % 4] for i in range(8)]),
+            hooked([layer.register_forward_pre_hook(end) for layer in layers]),
+        ):
+            model.generate(**inputs, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    waits = [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
+    assert len(waits) <= STAGE * len(layers), waits
 
 
 class TestPretendedGpu:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmms_prune.compat.torch import flop_rules, is_composite, needs_rule, refuse_uncounted
 from lmms_prune.methods.spec import MethodSpec
+from lmms_prune.models.counting import Tally
 
 Result = TypeVar("Result")
 _MOST = 10_000  # combinations of shapes remembered for a model
@@ -58,8 +59,9 @@ class SelectionFlops:
 class ProductCounter(TorchDispatchMode):
     """Counts the FLOPs of matrix products (2 per multiply-accumulate) by torch's own rules.
 
-    The sum equals that of torch's ``FlopCounterMode``, which also follows modules, takes several times as long, and
-    counts an operation without a rule as 0.
+    A greedy search counts as its reference, also where one fused kernel does it. The sum equals that of torch's
+    ``FlopCounterMode``, which also follows modules, takes several times as long, and counts an operation without a rule
+    as 0.
 
     Raises:
         UncountedOperationError: an operation that multiplies has no rule.
@@ -67,10 +69,27 @@ class ProductCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops, self._rules = 0, flop_rules()
+        self._tally, self._rules = Tally(), flop_rules()
+
+    @property
+    def flops(self) -> int:
+        """FLOPs counted so far."""
+        return self._tally.flops
+
+    def __enter__(self) -> ProductCounter:
+        Tally.open.append(self._tally)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self._tally in Tally.open:
+            Tally.open.remove(self._tally)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, rule = kwargs or {}, self._rules.get(func._overloadpacket)
+        if self._tally.paused:
+            return func(*args, **kwargs)
         if rule is None and not _only_moves(func):
             # In inference mode a product may be part of a composite operation, which has no rule itself.
             with self:
@@ -80,7 +99,7 @@ class ProductCounter(TorchDispatchMode):
             refuse_uncounted(func, args, kwargs)
         out = func(*args, **kwargs)
         if rule is not None:
-            self.flops += rule(*args, **kwargs, out_val=out)
+            self._tally.flops += rule(*args, **kwargs, out_val=out)
         return out
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.shared.tensors import BLOCK, finest, gather, joined, settled
+from lmms_prune.models.counting import counted_as
 from lmms_prune.models.tensors import to_device
 
 try:
@@ -128,7 +129,25 @@ def nearest_others(
 def _search(name: str, *args: Any) -> Tensor:
     device = next(x.device for x in args if isinstance(x, Tensor))
     fused = device.type == "cuda" and _works(device, name)
-    return (_fused if fused else _plain)(name, *args)
+    with counted_as(_greedy_flops(*args) if name == "greedy" else 0):
+        return (_fused if fused else _plain)(name, *args)
+
+
+def _greedy_flops(
+    rule: str, vectors: Tensor, first: Tensor, valid: Tensor, limit: Tensor, most: int, stored: Tensor | None
+) -> int:
+    """FLOPs of the reference's products on a CPU, whichever way the search goes; of Gram-Schmidt for "determinant"."""
+    images, tokens, width = vectors.shape
+    if rule == "determinant":
+        return images * sum(2 * tokens * width + 4 * step * width for step in range(most))
+    if stored is not None:
+        return 0
+    return 2 * images * tokens * width * (tokens if _multiplies_all(tokens, most) else most)
+
+
+def _multiplies_all(tokens: int, most: int) -> bool:
+    """On a CPU one product of matrices is faster than many by a vector, unless these are few."""
+    return tokens <= MOST_STORED and 8 * most > tokens
 
 
 @lru_cache
@@ -196,8 +215,7 @@ def _plain_greedy(
         return torch.zeros_like(valid)
     if rule == "determinant":
         return _marked(_plain_determinant(vectors, first, valid, most), valid, limit)
-    # On a CPU one product of matrices is faster than many by a vector, unless these are few.
-    if stored is None and valid.shape[1] <= MOST_STORED and (first.is_cuda or 8 * most > valid.shape[1]):
+    if stored is None and (_multiplies_all(valid.shape[1], most) or (first.is_cuda and valid.shape[1] <= MOST_STORED)):
         stored = products(vectors, first.dtype)
     picks, one = [], first.new_full((), 1)
     # `score` is -inf for tokens that are picked or no candidates, and stays so whatever is subtracted from it.
