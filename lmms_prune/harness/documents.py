@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Document:
         fields: the dataset's row, images included.
         target: the task's target: a text, the number of a choice, or a list of texts.
         messages: the prompt as lmms-eval builds it.
+        generation: the task's generation options.
     """
 
     task: str
@@ -31,6 +32,7 @@ class Document:
     fields: Mapping[str, Any]
     target: Any
     messages: Any
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def images(self) -> list[Any]:
@@ -95,8 +97,8 @@ def documents(
             if only is not None and number not in only[task.config.task]:
                 continue
             fields = rows[number]
-            target = task.doc_to_target(fields)
-            yield Document(task.config.task, split, number, fields, target, task.doc_to_messages(fields))
+            target, options = task.doc_to_target(fields), dict(task.config.generation_kwargs or {})
+            yield Document(task.config.task, split, number, fields, target, task.doc_to_messages(fields), options)
 
 
 def _flat(tasks: Mapping[Any, Any]) -> Iterator[Any]:

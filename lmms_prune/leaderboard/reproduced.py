@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lmms_prune.leaderboard.benchmarks import acc, rel
-from lmms_prune.leaderboard.published import published
+from lmms_prune.leaderboard.published import published, published_costs
 from lmms_prune.leaderboard.rows import UNPRUNED, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 
 
@@ -31,7 +31,7 @@ def published_table() -> Leaderboard:
         models.append(
             ModelTable(model, title, tuple(unpruned), groups, tuple(_misprints([r for b in groups for r in b.rows])))
         )
-    return Leaderboard(tuple(models))
+    return Leaderboard(tuple(models), published_costs=published_costs())
 
 
 def _misprints(rows: Sequence[TableRow]) -> Iterator[str]:
