@@ -19,7 +19,7 @@ from lmms_prune.models.architectures import PUBLISHED
 from lmms_prune.models.parts import ModelParts
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
-_SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _BEFORE = 35  # text tokens before the image, as in LLaVA-1.5's prompt
 
 
@@ -74,7 +74,7 @@ def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dt
     Raises:
         BenchError, ArgumentError, UnsupportedModelError: no such dtype, device or checkpoint, or the weights do not fit.
     """
-    dtype = _SHORT.get(dtype, dtype)
+    dtype = SHORT_DTYPES.get(dtype, dtype)
     if dtype not in _DTYPES:
         raise BenchError(f"--dtype {dtype}: use {', '.join(_DTYPES)}.")
     values = {"pretrained": checkpoint or str(arch), "schedule": "none", "dtype": dtype, "device": device}
@@ -88,9 +88,14 @@ def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dt
             model = random_model(str(arch), layers, torch_device, auto if dtype == "auto" else getattr(torch, dtype))
     parts = ModelParts.of(model)
     name = checkpoint or f"{arch}, {len(parts.layers)} decoder layers of random weights"
-    where = torch.cuda.get_device_name(torch_device) if torch_device.type == "cuda" else torch_device.type
-    title = f"{name}, {str(model.dtype).removeprefix('torch.')}, {where}"
-    return BenchModel(model, title, parts.tokens_per_image is not None)
+    return BenchModel(model, title_of(name, model), parts.tokens_per_image is not None)
+
+
+def title_of(name: str, model: Any) -> str:
+    """Return a title for reports: the model's name, its dtype and its device."""
+    device = model.device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, {str(model.dtype).removeprefix('torch.')}, {where}"
 
 
 def compile_layers(model: Any) -> None:

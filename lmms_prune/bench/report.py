@@ -29,10 +29,7 @@ def tables(measured: Sequence[ScheduleTiming], title: str, device: str) -> list[
     break_evens = _break_evens(measured)
     workload_tables = []
     for workload, group in groupby(measured, key=lambda timing: timing.case):
-        heading = (
-            f"{title}, {clock_name(device)}\n"
-            f"batch {workload.batch}, {workload.text_tokens} text tokens, {workload.new_tokens} new tokens"
-        )
+        heading = f"{title}, {clock_name(device)}\n{workload}"
         table = Table(title=heading, box=box.SIMPLE, padding=0, pad_edge=False, caption=_CAPTION)
         table.add_column("schedule", overflow="fold")
         # Line breaks keep the table within 80 columns.
@@ -100,9 +97,7 @@ def chart(measured: Sequence[ScheduleTiming], path: Path, title: str, device: st
         panel.set_yticks(range(len(timings)), [timing.schedule for timing in timings], fontsize=8)
         panel.invert_yaxis()
         panel.margins(x=0.28)
-        panel.set_title(
-            f"batch {workload.batch}, {workload.text_tokens} text and {workload.new_tokens} new tokens", fontsize=9
-        )
+        panel.set_title(str(workload), fontsize=9)
     panels[-1, 0].set_xlabel(
         "\n".join([f"milliseconds of {clock_name(device)}", *legend(t.marks for t in measured)]), fontsize=8
     )

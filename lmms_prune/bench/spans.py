@@ -27,8 +27,12 @@ class Marks:
         self.open_stages = 0
 
     @contextmanager
-    def around(self, model: Any, schedule: Schedule) -> Iterator[None]:
-        """Hook the model outside `prune`'s own hooks: a stage's time passes between a hook before and one after them."""
+    def around(self, model: Any, schedule: Schedule, **options: Any) -> Iterator[None]:
+        """Hook the model outside `prune`'s own hooks: a stage's time passes between a hook before and one after them.
+
+        Args:
+            model, schedule, options: as for `prune`.
+        """
         parts = ModelParts.of(model)
         stages = [parts.layers[stage.layer] for stage in schedule.stages]
         last = parts.family.last_of_vision(parts.multimodal)
@@ -40,7 +44,7 @@ class Marks:
         ]
         # The baseline is the unhooked model; `prune` with an empty schedule would still hook it for the trace.
         closing = (layer.register_forward_pre_hook(self._closes(self.selection)) for layer in stages)
-        with hooked(handles), prune(model, schedule) if stages else nullcontext(), hooked(closing):
+        with hooked(handles), prune(model, schedule, **options) if stages else nullcontext(), hooked(closing):
             yield
 
     def _opens(self, spans: list[list[Any]]) -> Callable[..., None]:

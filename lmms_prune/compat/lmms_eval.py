@@ -78,6 +78,7 @@ def through_a_task(traceback: str) -> bool:
     return _OF_A_TASK.search(traceback) is not None
 
 
+_DRAWN = "evaluating documents that were drawn at random"
 _COMMAND = "running evaluations for a sweep, and ending a failed one with an exit code"
 _SAVED = "telling when results could not be saved"
 
@@ -91,6 +92,14 @@ LIBRARY = Library(
         PrivateNames("lmms_eval.__main__:parse_eval_args", "attributes", ("__call__",), _SINCE, _COMMAND),
         PrivateNames("lmms_eval.__main__:cli_evaluate", "leading parameters", ("args",), _SINCE, _COMMAND),
         PrivateNames("lmms_eval.__main__:cli_evaluate_single", "leading parameters", ("args",), _SINCE, _COMMAND),
+        PrivateNames(
+            "lmms_eval.utils:create_iterator",
+            "leading parameters",
+            ("raw_iterator", "rank", "world_size", "limit", "offset"),
+            _SINCE,
+            _DRAWN,
+        ),
+        PrivateNames("lmms_eval.evaluator:", "attributes", ("create_iterator",), _SINCE, _DRAWN),
         PrivateNames(
             "lmms_eval.evaluator:simple_evaluate",
             "locals",

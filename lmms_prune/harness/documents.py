@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,48 @@ from loguru import logger
 from tenacity import RetryError
 
 from lmms_prune.harness.arguments import ArgumentError
+from lmms_prune.record.results import CIRCLE
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Documents drawn at random from each task: `size` of them, decided by `seed` and the task's name.
+
+    A smaller draw with the same seed is a part of the larger one. Questions that are scored together are drawn together.
+    """
+
+    size: int
+    seed: int = 0
+
+    def numbers(self, task: str, units: Sequence[Any]) -> list[int]:
+        """Return the drawn documents' numbers, ascending.
+
+        Args:
+            task: the task's name.
+            units: of each document, the unit that it is scored in.
+
+        Raises:
+            ArgumentError: the task has too few documents, or the size cuts a unit.
+        """
+        if self.size > len(units):
+            raise ArgumentError(f"--sample: {self.size} documents cannot be drawn from {task}, which has {len(units)}.")
+        members: dict[Any, list[int]] = {}
+        for number, unit in enumerate(units):
+            members.setdefault(unit, []).append(number)
+        order = list(members.values())
+        random.Random(f"{self.seed}/{task}").shuffle(order)
+        drawn: list[int] = []
+        for unit in order:
+            if len(drawn) + len(unit) > self.size:
+                break
+            drawn += unit
+        sizes = {len(unit) for unit in order}
+        if not drawn or (len(sizes) == 1 and len(drawn) < self.size):
+            raise ArgumentError(
+                f"--sample: {self.size} documents cannot be drawn from {task}, which scores {max(sizes)} questions together; "
+                f"use a multiple of {max(sizes)}."
+            )
+        return sorted(drawn)
 
 
 @dataclass(frozen=True)
@@ -23,6 +66,7 @@ class Document:
         fields: the dataset's row, images included.
         target: the task's target: a text, the number of a choice, or a list of texts.
         messages: the prompt as lmms-eval builds it.
+        generation: the task's generation options.
     """
 
     task: str
@@ -31,6 +75,7 @@ class Document:
     fields: Mapping[str, Any]
     target: Any
     messages: Any
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def images(self) -> list[Any]:
@@ -64,6 +109,54 @@ def documents(
     Raises:
         ArgumentError: a task that does not exist, or whose data or code cannot be read.
     """
+    for task in _loaded(tasks, model, include):
+        split, rows = _split(task), task.dataset[_split(task)]
+        end = len(rows) if limit is None else min(len(rows), offset + limit)
+        for number in range(offset, end):
+            if only is not None and number not in only[task.config.task]:
+                continue
+            fields = rows[number]
+            target, options = task.doc_to_target(fields), dict(task.config.generation_kwargs or {})
+            yield Document(task.config.task, split, number, fields, target, task.doc_to_messages(fields), options)
+
+
+def document_numbers(
+    tasks: Sequence[str], model: str, limit: int | None = None, include: Path | None = None, draw: Draw | None = None
+) -> dict[str, list[int]]:
+    """Return the numbers of the first, or the drawn, documents of each task, without loading any image.
+
+    Args:
+        tasks, model, limit, include: as for `documents`.
+        draw: documents to draw instead of the first.
+
+    Raises:
+        ArgumentError: as for `documents`, or a task from which so many cannot be drawn.
+    """
+    numbers = {}
+    for task in _loaded(tasks, model, include):
+        rows, name = task.dataset[_split(task)], task.config.task
+        if draw is not None:
+            numbers[name] = draw.numbers(name, _units(name, rows))
+        else:
+            numbers[name] = list(range(len(rows) if limit is None else min(len(rows), limit)))
+    return numbers
+
+
+def _units(task: str, rows: Any) -> list[Any]:
+    """Return, for each document, what it is scored together with: MME's image, or a circular group of MMBench."""
+    if task == "mme":
+        return list(rows["question_id"])
+    if task.startswith(("mmbench", "prune_mmbench")):
+        return [int(index) % CIRCLE for index in rows["index"]]
+    return list(range(len(rows)))
+
+
+def _split(task: Any) -> str:
+    return task.config.test_split if task.has_test_docs() else task.config.validation_split
+
+
+def _loaded(tasks: Sequence[str], model: str, include: Path | None) -> Iterator[Any]:
+    """Yield lmms-eval's task objects; raises as `documents` does."""
     # It would log every YAML of its own that is not a task.
     logger.disable("lmms_eval")
     try:
@@ -87,16 +180,7 @@ def documents(
         raise ArgumentError(
             f"--tasks {','.join(tasks)}: lmms-eval's own code for it needs what is not installed here ({error})."
         ) from error
-    for task in _flat(loaded):
-        split = task.config.test_split if task.has_test_docs() else task.config.validation_split
-        rows = task.dataset[split]
-        end = len(rows) if limit is None else min(len(rows), offset + limit)
-        for number in range(offset, end):
-            if only is not None and number not in only[task.config.task]:
-                continue
-            fields = rows[number]
-            target = task.doc_to_target(fields)
-            yield Document(task.config.task, split, number, fields, target, task.doc_to_messages(fields))
+    yield from _flat(loaded)
 
 
 def _flat(tasks: Mapping[Any, Any]) -> Iterator[Any]:

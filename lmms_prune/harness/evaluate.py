@@ -1,7 +1,8 @@
 """The process that evaluates for a sweep: ``[torchrun …] -m lmms_prune.harness.evaluate``.
 
 It reads one JSON object per line from its standard input: lmms-eval's options, as in a ``--config`` file. Each job is run
-by lmms-eval's own command, whose files are the result. The standard output gets the line `STARTED` before a job and the
+by lmms-eval's own command, whose files are the result. One key is not lmms-eval's: `documents`, the numbers of the documents
+to evaluate; the others are left out, and the numbers are recorded among the options in the results. The standard output gets the line `STARTED` before a job and the
 line `FINISHED` after it; all output between belongs to the job, and the sweep writes it to the job's log. Equal weights
 are loaded once. Any error ends the process, since an error of the device would affect every later job too. When the
 input ends, the process ends at once.
@@ -13,7 +14,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from io import FileIO
@@ -106,13 +107,39 @@ def _harness() -> Iterator[Any]:
         return managers[key]
 
     def evaluate(settings: Mapping[str, Any]) -> None:
-        command.cli_evaluate_single(Namespace(**{**defaults, **settings}))
+        with _only(settings.get("documents")):
+            command.cli_evaluate_single(Namespace(**{**defaults, **settings}))
 
     command.TaskManager = manager
     try:
         yield evaluate
     finally:
         command.TaskManager = original
+
+
+@contextmanager
+def _only(numbers: Sequence[int] | None) -> Iterator[None]:
+    """Let lmms-eval see only the documents with these numbers, which they keep; None for all.
+
+    lmms-eval has no such option. Requests and scores both go through its one function that applies limit and offset, so the
+    documents are left out there. `limit` must be their count: lmms-eval reports it as the number of evaluated documents.
+    """
+    if numbers is None:
+        yield
+        return
+    from lmms_eval import evaluator, utils
+
+    original, kept = utils.create_iterator, frozenset(numbers)
+
+    def only(raw_iterator: Any, rank: int, world_size: int, limit: Any = None, offset: int = 0) -> Any:
+        chosen = (item for number, item in enumerate(raw_iterator) if number in kept)
+        return original(chosen, rank=rank, world_size=world_size, limit=limit, offset=offset)
+
+    utils.create_iterator = evaluator.create_iterator = only
+    try:
+        yield
+    finally:
+        utils.create_iterator = evaluator.create_iterator = original
 
 
 if __name__ == "__main__":

@@ -26,8 +26,17 @@ def unpruned(model: str, model_args: str) -> PrunedModel:
     """
     if model not in MODELS:
         raise ArgumentError(f"--model {model} is unknown; use {' or '.join(MODELS)}.")
+    refuse_own(model_args)
+    return MODELS[model].create_from_arg_string(model_args)
+
+
+def refuse_own(model_args: str) -> None:
+    """Refuse arguments that a command which decides itself what is pruned sets.
+
+    Raises:
+        ArgumentError: a schedule, budget or journal among `model_args`.
+    """
     for name in ("schedule", "budget", "journal"):
         if name in split(model_args):
             what = "keeps what it has done" if name == "journal" else "decides what is pruned"
             raise ArgumentError(f"--model_args {name}=…: the command itself {what}; leave it out.")
-    return MODELS[model].create_from_arg_string(model_args)

@@ -14,17 +14,24 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lmms_prune.information.options import (
+    DocumentChoice,
     Include,
+    Keeps,
     LabelOption,
+    Sample,
+    SampleSeed,
+    Shard,
     Tasks,
+    depth_and_name,
+    draw_of,
+    keeps_of,
     label_of,
     layer_numbers,
-    load_documents,
     load_unpruned,
     measure_missing,
     measured_rows,
     method_names,
-    ratios_of,
+    numbers_of,
     task_names,
     user_errors,
 )
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
     from lmms_prune.harness.documents import Document
     from lmms_prune.harness.pruned import PrunedModel
     from lmms_prune.information.horizon import Horizon
+    from lmms_prune.information.part import MeasureRequest
     from lmms_prune.record.information import Store
 
 
@@ -60,9 +68,17 @@ def information(
     ] = 2,
     label: LabelOption = "probable",
     methods: Annotated[
-        str, typer.Option(help="Also measure how much information these methods keep (comma-separated); slower.")
+        str,
+        typer.Option(
+            help="Also measure how much information these methods keep; slower. Names, also with options, separated by commas: "
+            "dart;order=reference."
+        ),
     ] = "",
-    keeps: Annotated[str, typer.Option(help="The methods' keep ratios, separated by commas.")] = "0.1,0.25,0.5",
+    keeps: Keeps = "0.1,0.25,0.5",
+    sample: Sample = None,
+    sample_seed: SampleSeed = 0,
+    shard: Shard = None,
+    launch: Annotated[str, typer.Option(help="Several GPUs: 'torchrun --nproc_per_node 4', as for `sweep`.")] = "",
     pictures: Annotated[int, typer.Option(min=0, help="Number of documents of each task to draw heat maps of.")] = 2,
     include: Include = None,
     as_json: Json = False,
@@ -74,16 +90,26 @@ def information(
     zero masks of its equations 2, 3 and 5 would give other numbers, and other signs. Results are stored document by
     document. The same folder gets tables (CSV) and plots (PNG, SVG) of all documents.
     """
-    chosen, ratios, rule = method_names(methods), ratios_of(keeps), label_of(label)
+    chosen, kept, rule = method_names(methods, options=True), keeps_of(keeps), label_of(label)
+    draw = draw_of(sample, sample_seed, limit)
     with user_errors():
-        from lmms_prune.harness.models import unpruned
         from lmms_prune.information.aggregate import by_layer, by_sample
+        from lmms_prune.information.part import MeasureRequest, measure_launched, measure_part
         from lmms_prune.information.plots import draw_layers
+        from lmms_prune.sweep.jobs import shard_of
 
-        wrapper = unpruned(model, model_args)
-        numbers = layer_numbers(layers, wrapper.model.config.text_config.num_hidden_layers)
-        documents = load_documents(task_names(tasks), model, limit, include)
+        choice = DocumentChoice(task_names(tasks), include, limit, draw)
+        request = MeasureRequest(model, model_args, choice, layers, block, out, rule, shard_of(shard))
+        if shard is not None:
+            return _shard_measured(request, measure_part(launch, request), as_json)
+        if launch:
+            measure_launched(launch, request)
+        loaded = load_unpruned(model, model_args)
+        wrapper = loaded.wrapper
+        numbers = layer_numbers(layers, loaded.depth)
+        documents = choice.documents(model)
         store = measure_missing(wrapper, documents, numbers, block, out, rule)
+        choice.record(numbers_of(documents), out)
         rows = store.read([document.sample for document in documents])
         averages = by_layer(by_sample(rows))
         write(out / "layers.csv", averages.to_csv(index=False))
@@ -92,7 +118,7 @@ def information(
         )
         _heatmaps(wrapper, documents, store, pictures, numbers, block)
         if chosen:
-            _kept(wrapper, documents, store, chosen, ratios, numbers, block)
+            _kept(wrapper, documents, store, chosen, kept, numbers, block)
     if as_json:
         typer.echo(json.dumps({"out": str(out), "samples": len(documents), "layers": averages.to_dict("records")}))
         return
@@ -101,6 +127,17 @@ def information(
     for table in _tables(averages, console.width):
         console.print(table)
     typer.echo(f"{len(documents)} document{'' if len(documents) == 1 else 's'}; tables and pictures are in {out}.")
+
+
+def _shard_measured(request: MeasureRequest, counts: tuple[int, int], as_json: bool) -> None:
+    """Say what a part of the work has measured, and what collects it."""
+    (own, total), (part, parts) = counts, request.shard
+    if as_json:
+        typer.echo(json.dumps({"out": str(request.out), "shard": f"{part}/{parts}", "samples": own, "of": total}))
+        return
+    typer.echo(
+        f"{own} of {total} documents are measured in {request.out}; the same command without --shard collects all parts."
+    )
 
 
 def _tables(averages: pd.DataFrame, width: int) -> list[Table]:
@@ -154,7 +191,7 @@ def _kept(
     documents: list[Document],
     store: Store,
     methods: list[str],
-    ratios: list[float],
+    keeps: list[float | str],
     numbers: list[int],
     block: int,
 ) -> None:
@@ -162,7 +199,7 @@ def _kept(
     from lmms_prune.information.kept import kept_information
     from lmms_prune.information.plots import draw_kept
 
-    kept = kept_information(wrapper, documents, store, methods, ratios, numbers, block)
+    kept = kept_information(wrapper, documents, store, methods, keeps, numbers, block)
     write(store.folder / "kept.csv", kept.to_csv(index=False))
     for task, lines in kept.groupby("task", sort=False):
         draw_kept(lines, f"{Path(wrapper.arguments.pretrained).name}, {task}", store.folder / f"kept-{task}")
@@ -180,14 +217,26 @@ def horizon(
     methods: Annotated[
         str,
         typer.Option(
-            help="Also evaluate these methods, each as the only stage, at each layer; `information` is an oracle."
+            help="Also evaluate these methods, each as the only stage, at each layer; `information` is an oracle. Names, also "
+            "with options, separated by commas: random,sgl;guide=FOLDER."
         ),
     ] = "",
-    keeps: Annotated[str, typer.Option(help="The methods' keep ratios, separated by commas.")] = "0.1,0.25",
+    keeps: Keeps = "0.1,0.25",
+    sample: Sample = None,
+    sample_seed: SampleSeed = 0,
+    information_limit: Annotated[
+        int | None, typer.Option(min=1, help="Measure information on so many of the documents only; scores on all.")
+    ] = None,
+    scores_only: Annotated[
+        bool, typer.Option("--scores-only", help="Measure no information: the horizon is found by scores alone.")
+    ] = False,
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     include: Include = None,
-    launch: Annotated[str, typer.Option(help="Launcher of the evaluating processes, as for `sweep`.")] = "",
+    shard: Shard = None,
+    launch: Annotated[
+        str, typer.Option(help="Launcher of the measuring and evaluating processes, as for `sweep`.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Find each task's information horizon: the layer from which on visual tokens carry no information.
@@ -196,52 +245,110 @@ def horizon(
     of the unpruned score, and mean information is below 0.01. Measures information (as `information` does), evaluates the
     removal at every layer with lmms-eval, and plots both. VTW's criterion is shown for comparison.
     """
-    chosen, ratios, rule = method_names(methods, oracle=True), ratios_of(keeps), label_of(label)
+    chosen, kept, rule = method_names(methods, oracle=True, options=True), keeps_of(keeps), label_of(label)
     if not 0 <= epsilon < 1:
         fail(f"--epsilon {epsilon}: write a share from 0 to below 1, such as 0.01.")
+    draw = draw_of(sample, sample_seed, limit)
+    oracles = [name for name in chosen if METHODS[name.partition(";")[0]].kind == "oracle"]
+    _refuse_contradictions(scores_only, information_limit, sample or limit, oracles)
     with user_errors():
         from lmms_prune.information.aggregate import by_sample
         from lmms_prune.information.horizon import find_horizon
-        from lmms_prune.information.layer_sweep import Evaluation, acts_at, evaluate
-        from lmms_prune.information.plots import draw_methods
+        from lmms_prune.information.layer_sweep import Evaluation, acts_at, evaluate, run_all
+        from lmms_prune.information.part import MeasureRequest, measure_launched, measure_part
+        from lmms_prune.information.plots import draw_horizons, draw_methods
+        from lmms_prune.sweep.jobs import shard_of
 
         names = task_names(tasks)
-        loaded = load_unpruned(model, model_args)
-        depth, model_title = loaded.depth, loaded.name
-        evaluation = Evaluation(model, model_args, names, limit, secrets=SECRETS.get())
-        information_rows = measured_rows(loaded, names, limit, block, include, out / "information", rule)
-        single_stages = [(m, n, k) for k in ratios for m in chosen for n in range(depth) if acts_at(m, n)]
+        choice = DocumentChoice(names, include, limit, draw)
+        Evaluation(model, model_args, names)  # refuses what has no scores before anything is loaded
+        part = shard_of(shard)
+        measured = choice.smaller(information_limit)
+        request = MeasureRequest(model, model_args, measured, None, block, out / "information", rule, part)
+        if launch and not scores_only and shard is None:
+            measure_launched(launch, request)
+        drawn = choice.numbers(model) if draw is not None else None
+        evaluation = Evaluation(model, model_args, names, limit, documents=drawn, secrets=SECRETS.get())
+        if shard is None and not scores_only:
+            loaded = load_unpruned(model, model_args)
+            depth, model_title = loaded.depth, loaded.name
+            arguments = (loaded, names, measured.limit, block, include, out / "information", measured.draw, rule)
+            averages = by_sample(measured_rows(*arguments))
+        else:
+            depth, model_title = depth_and_name(model, model_args)
+            averages = None
+        single_stages = [(m, n, k) for k in kept for m in chosen for n in range(depth) if acts_at(m, n)]
         single = {stage: _single_stage(*stage, out / "information") for stage in single_stages}
-        schedules = ["none", *(f"vtw@{n}" for n in range(depth)), *single.values()]
+        schedules = list(dict.fromkeys(["none", *(f"vtw@{n}" for n in range(depth)), *single.values()]))
+        if shard is not None:
+            # An oracle reads the measurements of all parts, so it runs when they are collected.
+            schedules = [text for text in schedules if not text.startswith(tuple(f"{name}@" for name in oracles))]
+            schedules = schedules[part[0] - 1 :: part[1]]
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task("evaluations", total=len(schedules) * len(names))
-            scores = evaluate(
-                evaluation,
-                schedules,
-                out,
-                launch,
-                lambda outcome: progress.advance(bar),
-            )
+            report = lambda outcome: progress.advance(bar)  # noqa: E731
+            if shard is not None:
+                run_all(evaluation, schedules, out, launch, report)
+            else:
+                scores = evaluate(evaluation, schedules, out, launch, report)
+        if shard is not None:
+            counts = (0, 0) if scores_only else measure_part(launch, request)
+            return _shard_evaluated(request, len(schedules), counts, as_json)
+        choice.record(drawn or {}, out)
         horizons = []
-        averages = by_sample(information_rows)
         for task in names:
             removed = {n: scores[f"vtw@{n}"][task] for n in range(depth)}
-            task_rows = averages[averages.task == task]
-            horizons.append(find_horizon(task, task_rows, scores["none"][task], removed, epsilon, resamples, seed))
+            task_rows = None if averages is None else averages[averages.task == task]
+            unpruned_scores, partial = scores["none"][task], information_limit is not None
+            horizons.append(find_horizon(task, task_rows, unpruned_scores, removed, epsilon, resamples, seed, partial))
             _write_horizon(horizons[-1], f"{model_title}, {task}", out)
             if chosen:
                 lines = _method_lines(task, single, scores)
                 write(out / f"methods-{task}.csv", lines.to_csv(index=False))
                 draw_methods(lines, scores["none"][task].score, f"{model_title}, {task}", out / f"methods-{task}")
+        draw_horizons(horizons, f"{model_title}: score without visual tokens, and horizons", out / "horizons")
     task_records = [{k: v for k, v in vars(horizon).items() if k != "layers"} for horizon in horizons]
-    write(out / "horizon.json", json.dumps({"model": model_title, "depth": depth, "tasks": task_records}, indent=1))
+    record: dict[str, Any] = {"model": model_title, "depth": depth, "tasks": task_records}
+    record |= {} if draw is None else {"sample": draw.size, "sample_seed": draw.seed}
+    write(out / "horizon.json", json.dumps(record, indent=1))
     if as_json:
-        typer.echo(json.dumps({"out": str(out), "depth": depth, "tasks": task_records}))
+        typer.echo(json.dumps({"out": str(out), **{k: v for k, v in record.items() if k != "model"}}))
         return
     Console(markup=False).print(
         _horizons(horizons, f"information horizon of {model_title}, {depth} layers ({depth}: none)")
     )
     typer.echo(f"tables and pictures are in {out}.")
+
+
+def _refuse_contradictions(
+    scores_only: bool, information_limit: int | None, limit: int | None, oracles: Sequence[str]
+) -> None:
+    """End the command if its options about information contradict each other."""
+    if scores_only and information_limit is not None:
+        fail(
+            f"--information-limit {information_limit} and --scores-only: without information there is nothing to limit."
+        )
+    if scores_only and oracles:
+        fail(f"--methods {oracles[0]}: an oracle reads measured information, and --scores-only measures none.")
+    if information_limit is not None and oracles:
+        fail(
+            f"--methods {oracles[0]}: an oracle needs the information of every evaluated document; leave --information-limit out."
+        )
+    if information_limit is not None and limit is not None and information_limit > limit:
+        fail(f"--information-limit {information_limit}: only {limit} documents of each task are evaluated.")
+
+
+def _shard_evaluated(request: MeasureRequest, schedules: int, counts: tuple[int, int], as_json: bool) -> None:
+    """Say what a part of the work has done, and what collects it."""
+    part, parts = request.shard
+    if as_json:
+        done = {"shard": f"{part}/{parts}", "schedules": schedules, "samples": counts[0]}
+        typer.echo(json.dumps({"out": str(request.out.parent), **done}))
+        return
+    typer.echo(
+        f"part {part} of {parts}: {schedules} schedules are evaluated, and {counts[0]} documents measured; the same command "
+        "without --shard collects all parts."
+    )
 
 
 def _write_horizon(horizon: Horizon, title: str, out: Path) -> None:
@@ -259,23 +366,26 @@ def _horizons(horizons: Sequence[Horizon], title: str) -> Table:
     for horizon in horizons:
         interval = f"{horizon.low} to {horizon.high}"
         criteria = (horizon.by_accuracy, horizon.by_information, horizon.by_divergence)
-        table.add_row(horizon.task, *map(str, (horizon.layer, interval, *criteria, horizon.units)))
+        cells = (horizon.layer, interval, *criteria, horizon.units)
+        table.add_row(horizon.task, *("-" if cell is None else str(cell) for cell in cells))
     return table
 
 
-def _single_stage(method: str, layer: int, keep: float, measured: Path) -> str:
+def _single_stage(method: str, layer: int, keep: float | str, measured: Path) -> str:
     """The schedule with one method as its only stage; an oracle reads the measurements in `measured`."""
-    text = f"{method}@{layer}:{keep}"
-    return f"{text};of={measured}" if METHODS[method].kind == "oracle" else text
+    from lmms_prune.information.layer_sweep import single_stage
+
+    text = single_stage(method, layer, keep)
+    return f"{text};of={measured}" if METHODS[method.partition(";")[0]].kind == "oracle" else text
 
 
-def _method_lines(task: str, single: dict[tuple[str, int, float], str], scores: dict) -> pd.DataFrame:
+def _method_lines(task: str, single: dict[tuple[str, int, float | str], str], scores: dict) -> pd.DataFrame:
     """The scores of all single-stage schedules on one task, one line each."""
     import pandas as pd
 
     lines = [
         {
-            "method": f"{m} (oracle)" if METHODS[m].kind == "oracle" else m,
+            "method": f"{m} (oracle)" if METHODS[m.partition(";")[0]].kind == "oracle" else m,
             "layer": n,
             "keep": k,
             "score": scores[text][task].score,

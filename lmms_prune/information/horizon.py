@@ -24,13 +24,16 @@ class Horizon:
     Args:
         task: lmms-eval's name.
         layer: the smallest layer such that at it and at all deeper layers, removing all visual tokens costs at most
-            `epsilon` of the unpruned score and mean information is below LITTLE; the model's depth if there is none.
+            `epsilon` of the unpruned score and mean information is below LITTLE; the model's depth if there is none. Without
+            information, only the first condition counts.
         low, high: the layer's 95 % bootstrap interval over the task's units.
         by_accuracy, by_information: the horizon by only one of the two conditions.
         by_divergence: VTW's criterion: the first layer with mean KL(withdrawn || unpruned) at or below ETA.
         epsilon: the share of the unpruned score that may be lost.
         units: number of units (documents or groups of them) that were resampled.
-        layers: columns layer, score (without visual tokens), full (unpruned score), mean (information), divergence.
+        measured: number of documents with measured information.
+        layers: columns layer, score (without visual tokens), full (unpruned score), and with information also mean and
+            divergence.
     """
 
     task: str
@@ -38,64 +41,71 @@ class Horizon:
     low: int
     high: int
     by_accuracy: int
-    by_information: int
-    by_divergence: int
+    by_information: int | None
+    by_divergence: int | None
     epsilon: float
     units: int
+    measured: int
     layers: pd.DataFrame
 
 
 def find_horizon(
     task: str,
-    information: pd.DataFrame,
+    information: pd.DataFrame | None,
     unpruned: Samples,
     removed: Mapping[int, Samples],
     epsilon: float = EPSILON,
     resamples: int = 1000,
     seed: int = 0,
+    partial: bool = False,
 ) -> Horizon:
     """The horizon of one task.
 
     Args:
         task: the task's name.
-        information: the output of `aggregate.by_sample` for the task's documents, at every layer of `removed`.
+        information: the output of `aggregate.by_sample` for the task's documents, at every layer of `removed`; None to
+            find the horizon by scores alone.
         unpruned: the scores of the unpruned model.
         removed: the scores with all visual tokens removed, for each layer of the model.
         epsilon: the relative loss that is allowed.
         resamples: number of bootstrap resamples.
         seed: the bootstrap's seed.
+        partial: whether `information` may be of fewer documents than the scores. Its documents are then resampled by
+            themselves.
 
     Raises:
         InformationError: the evaluated documents are not the measured ones.
     """
     order = sorted(removed)
-    numbers = information["sample"].str.rsplit("/", n=1).str[-1].astype(int)
-    table = information.assign(document=numbers)
-    for samples in (unpruned, *removed.values()):
-        if samples.signature != unpruned.signature or set(samples.documents) != set(numbers):
+    for samples in removed.values():
+        if samples.signature != unpruned.signature or set(samples.documents) != set(unpruned.documents):
             raise InformationError(f"task '{task}': information and scores are not of the same documents.")
-    unit_of = dict(zip(unpruned.documents.tolist(), unpruned.unit.tolist(), strict=True))
-    means = (
-        table.assign(unit=table.document.map(unit_of))
-        .pivot_table(index="unit", columns="layer", values="mean")
-        .sort_index()[order]
-        .to_numpy()
-    )
-    # Information must be resampled together with the scores, so it enters as further scores. A score sums the means of
-    # its strata: hence the factor `strata` in `data`, which `_conditions` divides out.
-    ones, strata = np.ones(len(unpruned.num)), len(np.unique(unpruned.stratum))
-    as_scores = [replace(unpruned, num=means[:, column].copy(), den=ones) for column in range(len(order))]
-    draws = resampled(
-        [unpruned, *(removed[layer] for layer in order), *as_scores], resamples, np.random.default_rng(seed)
-    )
-    data = np.array([[unpruned.score, *(removed[layer].score for layer in order), *(strata * means.mean(0))]])
+    rng, strata = np.random.default_rng(seed), len(np.unique(unpruned.stratum))
+    runs, joined = [unpruned, *(removed[layer] for layer in order)], False
+    curves = pd.DataFrame({"layer": order, "score": [removed[n].score for n in order], "full": unpruned.score})
+    means, near = np.zeros((0, len(order))), None
+    if information is not None:
+        table = _with_units(task, information, unpruned, partial)
+        means = table.pivot_table(index="unit", columns="layer", values="mean").sort_index()[order].to_numpy()
+        divergence = table.groupby("layer").divergence.mean()[order].to_numpy()
+        curves = curves.assign(mean=means.mean(0), divergence=divergence)
+        near = next((order[n] for n in np.flatnonzero(divergence <= ETA)), order[-1] + 1)
+        joined = len(means) == len(unpruned.num)
+    if joined:
+        # Information must be resampled together with the scores, so it enters as further scores. A score sums the means
+        # of its strata: hence the factor `strata`, which `_conditions` divides out.
+        ones = np.ones(len(unpruned.num))
+        runs += [replace(unpruned, num=means[:, column].copy(), den=ones) for column in range(len(order))]
+    draws = resampled(runs, resamples, rng)
+    data = np.array([[unpruned.score, *(removed[layer].score for layer in order)]])
+    if information is not None:
+        data = np.concatenate([data, strata * means.mean(0)[None]], axis=1)
+        if not joined:
+            drawn = rng.integers(0, len(means), size=(resamples, len(means)))
+            draws = np.concatenate([draws, strata * np.stack([means[some].mean(0) for some in drawn])], axis=1)
     # Index 0: the documents themselves; index 1: the resamples.
     kept, little = zip(*(_conditions(scores, len(order), strata, epsilon) for scores in (data, draws)), strict=True)
     layers = _smallest(kept[1] & little[1], order)
-    divergence = table.groupby("layer").divergence.mean()[order].to_numpy()
-    curves = pd.DataFrame({"layer": order, "score": data[0, 1 : 1 + len(order)], "full": unpruned.score})
-    curves = curves.assign(mean=means.mean(0), divergence=divergence)
-    near = np.flatnonzero(divergence <= ETA)
     low, high = np.percentile(layers, [2.5, 97.5], method="nearest")
     return Horizon(
         task=task,
@@ -103,12 +113,27 @@ def find_horizon(
         low=int(low),
         high=int(high),
         by_accuracy=int(_smallest(kept[0], order)[0]),
-        by_information=int(_smallest(little[0], order)[0]),
-        by_divergence=order[near[0]] if len(near) else order[-1] + 1,
+        by_information=None if information is None else int(_smallest(little[0], order)[0]),
+        by_divergence=near,
         epsilon=epsilon,
         units=len(unpruned.num),
+        measured=0 if information is None else information["sample"].nunique(),
         layers=curves,
     )
+
+
+def _with_units(task: str, information: pd.DataFrame, unpruned: Samples, partial: bool) -> pd.DataFrame:
+    """The information with the unit of each document.
+
+    Raises:
+        InformationError: as for `find_horizon`.
+    """
+    numbers = information["sample"].str.rsplit("/", n=1).str[-1].astype(int)
+    unit_of = dict(zip(unpruned.documents.tolist(), unpruned.unit.tolist(), strict=True))
+    measured = set(numbers)
+    if not measured or not (measured <= set(unit_of) if partial else measured == set(unit_of)):
+        raise InformationError(f"task '{task}': information and scores are not of the same documents.")
+    return information.assign(unit=numbers.map(unit_of))
 
 
 def vanishes(layers: pd.DataFrame) -> int:
@@ -127,10 +152,12 @@ def vanishes(layers: pd.DataFrame) -> int:
 def _conditions(scores: np.ndarray, depth: int, strata: int, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
     """Whether the score is kept, and whether information is little: two boolean arrays (R, L).
 
-    The columns of `scores`: the unpruned score, L scores without visual tokens, L means of information.
+    The columns of `scores`: the unpruned score, L scores without visual tokens, L means of information. Without the latter,
+    information counts as little everywhere.
     """
     kept = scores[:, 1 : 1 + depth] >= (1 - epsilon) * scores[:, :1] - 1e-9
-    return kept, np.abs(scores[:, 1 + depth :] / strata) < LITTLE
+    means = scores[:, 1 + depth :]
+    return kept, np.abs(means / strata) < LITTLE if means.shape[1] else np.ones_like(kept)
 
 
 def _smallest(met: np.ndarray, order: Sequence[int]) -> np.ndarray:

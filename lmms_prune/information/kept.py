@@ -12,9 +12,10 @@ from lmms_prune.harness.documents import Document
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.canvas import grids_of
-from lmms_prune.information.layer_sweep import acts_at
+from lmms_prune.information.layer_sweep import acts_at, single_stage
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.record.information import Store, token_information
+from lmms_prune.schedule import Schedule
 
 
 @torch.no_grad()
@@ -23,7 +24,7 @@ def kept_information(
     documents: Iterable[Document],
     store: Store,
     methods: Sequence[str],
-    keeps: Sequence[float],
+    keeps: Sequence[float | str],
     layers: Sequence[int],
     block: int,
 ) -> pd.DataFrame:
@@ -33,8 +34,8 @@ def kept_information(
         wrapper: the model, unpruned.
         documents: documents that `store` has measurements of.
         store: the measurements.
-        methods: names; layers at which a method cannot act are skipped.
-        keeps: ratios.
+        methods: names, with options or without (``dart;order=reference``); layers at which a method cannot act are skipped.
+        keeps: ratios, or counts such as ``60t``.
         layers: measured layers.
         block: side of a unit, as for `measure.units`.
 
@@ -54,7 +55,7 @@ def kept_information(
             maps = [torch.tensor(token_information(here, i, grid, block)).flatten() for i, grid in enumerate(grids)]
             fixed = {"sample": document.sample, "task": document.task, "layer": layer}
             for keep in keeps:
-                counts = [round(keep * len(values)) for values in maps]
+                counts = Schedule.parse(single_stage("random", layer, keep)).plan([len(values) for values in maps])[0]
                 best = sum(float(v.topk(count).values.sum()) for v, count in zip(maps, counts, strict=True))
                 mean = sum(float(v.mean()) * count for v, count in zip(maps, counts, strict=True))
                 for name, value in (("most", best), ("mean", mean)):
@@ -65,7 +66,7 @@ def kept_information(
                         continue
                     with prune(
                         wrapper.model,
-                        f"{method}@{layer}:{keep}",
+                        single_stage(method, layer, keep),
                         seed=wrapper.arguments.seed,
                         samples=[document.sample],
                         questions=[question],

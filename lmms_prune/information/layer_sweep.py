@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Evaluation:
         tasks: names of single tasks, no groups.
         limit: documents of each task; None for all.
         offset: documents at the start of each task that are skipped.
+        documents: by task, the numbers of the documents, instead of limit and offset; None if they were not drawn.
         secrets: values that no file may contain.
 
     Raises:
@@ -43,6 +45,7 @@ class Evaluation:
     tasks: Sequence[str]
     limit: int | None = None
     offset: int = 0
+    documents: Mapping[str, Sequence[int]] | None = None
     secrets: Collection[str] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -79,22 +82,47 @@ def evaluate(
         InformationError: an evaluation failed.
         ConfigError, SweepError: as for `plan` and `run_sweep`.
     """
+    run_all(evaluation, schedules, out, launch, report)
+    return {schedule: _scores(out / "runs" / slug(schedule), evaluation.tasks) for schedule in schedules}
+
+
+def run_all(evaluation: Evaluation, schedules: Sequence[str], out: Path, launch: str, report: Report) -> None:
+    """Evaluate as `evaluate`, without reading the scores: a part of the schedules, whose others run elsewhere."""
     configs = out / "configs"
     paths = []
     for schedule in schedules:
         paths.append(configs / f"{slug(schedule)}.yaml")
         write(paths[-1], yaml.safe_dump(evaluation.settings(schedule), sort_keys=False))
-    for outcome in run_sweep(plan(paths, out / "runs"), launch, evaluation.secrets):
+    jobs = plan(paths, out / "runs", documents=evaluation.documents) if paths else []
+    for outcome in run_sweep(jobs, launch, evaluation.secrets):
         report(outcome)
         if outcome.state == "failed":
             raise InformationError(f"the evaluation of {outcome.job} failed: {outcome.reason}")
-    return {schedule: _scores(out / "runs" / slug(schedule), evaluation.tasks) for schedule in schedules}
 
 
 def slug(schedule: str) -> str:
-    """A schedule as a file name. Layers have two digits, so that names sort by layer; an oracle's folder is omitted."""
+    """A schedule as a file name. Layers have two digits, so that names sort by layer; an oracle's folder is omitted.
+
+    An option that names a path is replaced by a digest, since two paths may differ in signs that no file name can have.
+    """
+
+    def digest(option: re.Match[str]) -> str:
+        return "-" + blake2b(option[0].encode(), digest_size=4).hexdigest()
+
     padded = re.sub(r"@(\d)(?!\d)", r"@0\1", re.sub(r";of=[^,;]*", "", schedule))
-    return re.sub(r"[^A-Za-z0-9.@]+", "-", padded)
+    return re.sub(r"[^A-Za-z0-9.@]+", "-", re.sub(r";\w+=[^,;]*/[^,;]*", digest, padded))
+
+
+def single_stage(method: str, layer: int, keep: float | str) -> str:
+    """The schedule with one method as its only stage.
+
+    Args:
+        method: its name, with options or without: ``dart;order=reference``.
+        layer: the stage's layer.
+        keep: a ratio, or a count such as ``60t``.
+    """
+    name, _, options = method.partition(";")
+    return f"{name}@{layer}:{keep}" + (f";{options}" if options else "")
 
 
 def _scores(folder: Path, tasks: Sequence[str]) -> dict[str, Samples]:
@@ -111,6 +139,6 @@ def _scores(folder: Path, tasks: Sequence[str]) -> dict[str, Samples]:
 
 
 def acts_at(method: str, layer: int) -> bool:
-    """Whether a method can act at a layer."""
-    spec = METHODS[method]
+    """Whether a method, named with options or without, can act at a layer."""
+    spec = METHODS[method.partition(";")[0]]
     return spec.lowest_layer <= layer and (spec.highest_layer is None or layer <= spec.highest_layer)

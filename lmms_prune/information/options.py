@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,20 +14,33 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from lmms_prune.errors import did_you_mean
+from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS
+from lmms_prune.record.files import write
+from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import fail, plainly
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lmms_prune.harness.documents import Document
+    from lmms_prune.harness.documents import Document, Draw
     from lmms_prune.harness.pruned import PrunedModel
     from lmms_prune.information.answers import Label
     from lmms_prune.record.information import Store
     from lmms_prune.schedule import PromptSizes
 
 Tasks = Annotated[str, typer.Option(help="Tasks and groups of lmms-eval, separated by commas.")]
+Keeps = Annotated[
+    str,
+    typer.Option(help="What the methods keep, separated by commas: ratios (0.1,0.25) or numbers of tokens (60t,148t)."),
+]
+Sample = Annotated[
+    int | None, typer.Option(min=1, help="So many documents of each task, drawn at random, instead of the first.")
+]
+SampleSeed = Annotated[int, typer.Option(min=0, help="Seed of --sample.")]
+Shard = Annotated[
+    str | None, typer.Option(help="Measure only one part of the work: 3/8. Without it, all is collected and drawn.")
+]
 Include = Annotated[
     Path | None,
     typer.Option(
@@ -86,6 +100,29 @@ def load_unpruned(model: str, model_args: str) -> LoadedModel:
     return LoadedModel(wrapper, config.text_config.num_hidden_layers, wrapper.family.tokens_per_image(config))
 
 
+def depth_and_name(model: str, model_args: str) -> tuple[int, str]:
+    """The number of decoder layers and the checkpoint's name, without loading its weights."""
+    from lmms_prune.harness.arguments import ArgumentError, ModelArguments
+    from lmms_prune.harness.loading import read_config
+    from lmms_prune.harness.models import refuse_own
+    from lmms_prune.models import MODEL_NAMES
+
+    if model not in MODEL_NAMES:
+        raise ArgumentError(f"--model {model} is unknown; use {' or '.join(MODEL_NAMES)}.")
+    refuse_own(model_args)
+    arguments = ModelArguments.read(model_args, None, MODEL_NAMES[model])
+    config = read_config(arguments, MODEL_NAMES[model])
+    return config.text_config.num_hidden_layers, Path(arguments.pretrained).name
+
+
+def numbers_of(documents: Sequence[Document]) -> dict[str, list[int]]:
+    """The documents' numbers, by task."""
+    numbers: dict[str, list[int]] = {}
+    for document in documents:
+        numbers.setdefault(document.task, []).append(document.number)
+    return numbers
+
+
 def measured_rows(
     loaded: LoadedModel,
     names: list[str],
@@ -93,10 +130,11 @@ def measured_rows(
     block: int,
     include: Path | None,
     out: Path,
+    draw: Draw | None = None,
     label: Label = "probable",
 ) -> pd.DataFrame:
     """The information of all documents at all layers; measures what the folder `out` does not contain yet."""
-    documents = load_documents(names, loaded.wrapper.family.model_name, limit, include)
+    documents = DocumentChoice(names, include, limit, draw).documents(loaded.wrapper.family.model_name)
     store = measure_missing(loaded.wrapper, documents, list(range(loaded.depth)), block, out, label)
     return store.read([document.sample for document in documents])
 
@@ -117,7 +155,7 @@ def measure_missing(
     # A checkpoint whose weights changed under the same name is a different model.
     about |= {f"{name} of the checkpoint": wrapper.made_from[kind] for name, kind in _CHECKPOINT.items()}
     store = Store.open(out, {**about, "layers": layers, "block": block, "label": label})
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=Console(stderr=True), disable=wrapper.rank > 0) as progress:
         bar = progress.add_task("information", total=len(documents))
         measure_documents(wrapper, documents, store, layers, block, lambda document: progress.advance(bar), label)
     return store
@@ -140,28 +178,120 @@ def label_of(text: str) -> Label:
     fail(f"--label {text}: write {' or '.join(LABELS)}.{did_you_mean(text, list(LABELS))}")
 
 
-def method_names(text: str, oracle: bool = False) -> list[str]:
-    """The names in ``--methods``, all of methods that keep some tokens; oracles only if `oracle` allows them."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
+def method_names(text: str, oracle: bool = False, options: bool = False) -> list[str]:
+    """The methods in ``--methods``, all of which keep some tokens.
+
+    Args:
+        text: names with commas.
+        oracle: whether oracles are allowed.
+        options: whether a name may have options: ``sgl;guide=FOLDER``.
+    """
+    methods = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for method in methods:
+        name = method.partition(";")[0]
+        if "@" in name or ":" in name:
+            fail(f"--methods {method}: write the method without layer and keep; all layers and --keeps are tried.")
         if name not in METHODS:
-            fail(f"--methods {name}: there is no such method.{did_you_mean(name, list(METHODS))}")
+            fail(f"--methods {method}: there is no such method.{did_you_mean(name, list(METHODS))}")
         if METHODS[name].drops_all:
-            fail(f"--methods {name}: it keeps nothing; name methods that keep some tokens.")
+            fail(f"--methods {method}: it keeps nothing; name methods that keep some tokens.")
         if METHODS[name].kind == "oracle" and not oracle:
             fail(
-                f"--methods {name}: an oracle, which knows the right answers and cannot be used as a method; only `horizon` "
+                f"--methods {method}: an oracle, which knows the right answers and cannot be used as a method; only `horizon` "
                 "draws it, for comparison."
             )
-    return names
+        if method != name:
+            _check_options(method, options)
+    return methods
 
 
-def load_documents(names: list[str], model: str, limit: int | None, include: Path | None) -> list[Document]:
-    """The documents of some tasks; without `include`, this package's own tasks are known."""
+def _check_options(method: str, allowed: bool) -> None:
+    """Refuse options of a method in ``--methods`` that it does not have, or that this command sets or cannot pass on."""
+    name, _, options = method.partition(";")
+    if not allowed:
+        fail(f"--methods {method}: only names are taken here; leave ;{options} out.")
+    if METHODS[name].kind == "oracle":
+        fail(f"--methods {method}: the command itself says which measurements it reads; leave ;{options} out.")
+    try:
+        Schedule.parse(f"{name}@{METHODS[name].lowest_layer}:0.5;{options}")
+    except ScheduleError as error:
+        fail(f"--methods {method}: {str(error).splitlines()[0].removeprefix('schedule: ')}")
+
+
+def draw_of(sample: int | None, seed: int, limit: int | None) -> Draw | None:
+    """The draw of ``--sample`` and ``--sample-seed``; None without it."""
+    from lmms_prune.harness.documents import Draw
+
+    if sample is not None and limit is not None:
+        fail(
+            f"--sample {sample} and --limit {limit}: the first draws documents at random, the second takes the first ones."
+        )
+    if sample is None and seed:
+        fail(f"--sample-seed {seed}: nothing is drawn; give --sample too.")
+    return None if sample is None else Draw(sample, seed)
+
+
+@dataclass(frozen=True)
+class DocumentChoice:
+    """Which documents a command measures.
+
+    Args:
+        tasks: single tasks.
+        include: a folder of further task YAMLs; None for this package's own.
+        limit: only the first documents of each task; None for all.
+        draw: documents to draw instead.
+    """
+
+    tasks: Sequence[str]
+    include: Path | None = None
+    limit: int | None = None
+    draw: Draw | None = None
+
+    def numbers(self, model: str) -> dict[str, list[int]]:
+        """The documents' numbers, by task."""
+        from lmms_prune.harness.documents import document_numbers
+        from lmms_prune.harness.tasks import task_configs
+
+        return document_numbers(self.tasks, model, self.limit, self.include or task_configs(), self.draw)
+
+    def documents(self, model: str) -> list[Document]:
+        """The documents, with their images, in one order in every process: lmms-eval's order of tasks differs."""
+        only = None if self.draw is None else self.numbers(model)
+        documents = load_documents(list(self.tasks), model, self.limit, self.include, only)
+        order = {task: place for place, task in enumerate(self.tasks)}
+        return sorted(documents, key=lambda one: (order.get(one.task, len(order)), one.task, one.number))
+
+    def smaller(self, limit: int | None) -> DocumentChoice:
+        """The first `limit` of the documents; of drawn ones, as many of them. All without a limit."""
+        if limit is None:
+            return self
+        if self.draw is None:
+            return replace(self, limit=limit)
+        return replace(self, draw=replace(self.draw, size=limit))
+
+    def record(self, numbers: Mapping[str, Sequence[int]], out: Path) -> None:
+        """Write which documents were drawn to ``documents.json``; nothing if none was."""
+        if self.draw is not None:
+            content = {"sample": self.draw.size, "sample_seed": self.draw.seed, "documents": dict(numbers)}
+            write(out / "documents.json", json.dumps(content))
+
+
+def load_documents(
+    names: list[str],
+    model: str,
+    limit: int | None,
+    include: Path | None,
+    only: Mapping[str, Sequence[int]] | None = None,
+) -> list[Document]:
+    """The documents of some tasks; without `include`, this package's own tasks are known.
+
+    Args:
+        names, model, limit, include, only: as for `lmms_prune.harness.documents.documents`.
+    """
     from lmms_prune.harness.documents import documents
     from lmms_prune.harness.tasks import task_configs
 
-    return list(documents(names, model, limit, include or task_configs()))
+    return list(documents(names, model, limit, include or task_configs(), only=only))
 
 
 def layer_numbers(text: str | None, depth: int) -> list[int]:
@@ -181,21 +311,26 @@ def layer_numbers(text: str | None, depth: int) -> list[int]:
     return sorted(layers)
 
 
-def ratios_of(text: str) -> list[float]:
-    """The ratios in ``--keeps``."""
-    try:
-        ratios = [float(part) for part in text.split(",")]
-    except ValueError:
-        ratios = []
-    if not ratios or not all(0 < ratio <= 1 for ratio in ratios):
-        fail(f"--keeps {text}: write ratios above 0 and up to 1 with commas, such as 0.1,0.25.")
-    return ratios
+def keeps_of(text: str) -> list[float | str]:
+    """The keeps in ``--keeps``: ratios as numbers, counts as texts such as ``60t``."""
+    keeps: list[float | str] = []
+    for part in map(str.strip, text.split(",")):
+        if re.fullmatch(r"[1-9][0-9]{0,6}t", part):
+            keeps.append(part)
+        elif re.fullmatch(r"[0-9]*\.?[0-9]+", part) and 0 < float(part) <= 1:
+            keeps.append(float(part))
+        else:
+            fail(
+                f"--keeps {text}: write ratios above 0 and up to 1, or numbers of tokens, with commas, such as 0.1,0.25 or "
+                "60t,148t."
+            )
+    return list(dict.fromkeys(keeps))
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn errors that a user can fix into one message and exit code 2."""
-    from lmms_prune.errors import ConfigError, PruningError, ScheduleError, UnsupportedModelError
+    from lmms_prune.errors import ConfigError, PruningError, UnsupportedModelError
     from lmms_prune.harness.arguments import ArgumentError
     from lmms_prune.record.information import InformationError
     from lmms_prune.sweep.jobs import SweepError

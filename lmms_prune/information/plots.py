@@ -82,7 +82,7 @@ def draw_heatmaps(
 
 def draw_kept(kept: pd.DataFrame, title: str, path: Path) -> list[Path]:
     """Plot the sum of information that each method keeps at each layer, one panel per keep: Figures 5 and 12."""
-    keeps = sorted(kept["keep"].unique())
+    keeps = list(kept["keep"].unique())
     figure, panels = pyplot.subplots(
         1, len(keeps), figsize=(1.5 + 4.2 * len(keeps), 4), squeeze=False, layout="constrained"
     )
@@ -92,13 +92,18 @@ def draw_kept(kept: pd.DataFrame, title: str, path: Path) -> list[Path]:
         for method, group in selected.groupby("method", sort=False):
             name, style = KEPT.get(str(method), (method, {}))
             panel.plot(group.layer, group.information, marker="o", markersize=3, label=name, **style)
-        panel.set_title(f"keeps {keep:.0%}", fontsize=9)
+        panel.set_title(_keep_title(keep), fontsize=9)
         panel.set_xlabel("decoder layer")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0, 0].set_ylabel("information kept (sum over tokens)")
     panels[0, 0].legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     return save(figure, path)
+
+
+def _keep_title(keep: float | str) -> str:
+    """The title of a panel: a ratio, or a count such as ``60t``."""
+    return f"keeps {str(keep)[:-1]} tokens" if str(keep).endswith("t") else f"keeps {float(keep):.0%}"
 
 
 def draw_horizon(horizon: Horizon, title: str, path: Path) -> list[Path]:
@@ -112,23 +117,50 @@ def draw_horizon(horizon: Horizon, title: str, path: Path) -> list[Path]:
     panel.set_ylabel("score", color="tab:blue")
     panel.set_xlabel("decoder layer")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    other = panel.twinx()
-    other.plot(layers.layer, layers["mean"], color="tab:red", marker="s", markersize=3, label="mean information")
-    other.axhline(0, color="tab:red", linewidth=0.5)
-    other.axhspan(-LITTLE, LITTLE, color="tab:red", alpha=0.07, label=f"information below {LITTLE}")
-    other.set_ylabel("mean information (probability)", color="tab:red")
     panel.axvspan(horizon.low, horizon.high, color="grey", alpha=0.15, label="95 % of the horizon")
     panel.axvline(horizon.layer, color="black", label=f"horizon: layer {horizon.layer}")
-    panel.axvline(horizon.by_divergence, color="grey", linestyle="--", label=f"VTW's criterion {horizon.by_divergence}")
-    handles = [line for axes in (panel, other) for line in axes.get_legend_handles_labels()[0]]
+    axes = [panel]
+    if horizon.by_divergence is not None:
+        axes.append(other := panel.twinx())
+        other.plot(layers.layer, layers["mean"], color="tab:red", marker="s", markersize=3, label="mean information")
+        other.axhline(0, color="tab:red", linewidth=0.5)
+        other.axhspan(-LITTLE, LITTLE, color="tab:red", alpha=0.07, label=f"information below {LITTLE}")
+        other.set_ylabel("mean information (probability)", color="tab:red")
+        panel.axvline(
+            horizon.by_divergence, color="grey", linestyle="--", label=f"VTW's criterion {horizon.by_divergence}"
+        )
+    handles = [line for one in axes for line in one.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=4)
+    panel.set_title(title, fontsize=10)
+    return save(figure, path)
+
+
+def draw_horizons(horizons: Sequence[Horizon], title: str, path: Path) -> list[Path]:
+    """Plot all tasks of a model in one panel, with their horizons as lines of the same colours: Figure 9.
+
+    Scores without visual tokens are in percent of each task's unpruned score, so that tasks of different scales compare.
+    """
+    figure, panel = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+    panel.axhline(100, color="grey", linestyle=":", linewidth=1)
+    for horizon in horizons:
+        layers, full = horizon.layers, float(horizon.layers.full.iloc[0])
+        if full == 0:  # nothing is right, so no share of it can be drawn
+            continue
+        label = f"{horizon.task}: {horizon.layer}"
+        [line] = panel.plot(layers.layer, 100 * layers.score / full, marker="o", markersize=3, label=label)
+        panel.axvspan(horizon.low, horizon.high, color=line.get_color(), alpha=0.06)
+        panel.axvline(horizon.layer, color=line.get_color(), linestyle="--", linewidth=1.2)
+    panel.set_ylabel("score without visual tokens, % of unpruned")
+    panel.set_xlabel("decoder layer (dashed: the horizon, shaded: its 95 %)")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
     panel.set_title(title, fontsize=10)
     return save(figure, path)
 
 
 def draw_methods(scores: pd.DataFrame, full: float, title: str, path: Path) -> list[Path]:
     """Plot the scores of methods as the only stage, by its layer, one panel per keep: Figures 1, 2 and 10."""
-    keeps = sorted(scores["keep"].unique())
+    keeps = list(scores["keep"].unique())
     figure, panels = pyplot.subplots(
         1, len(keeps), figsize=(1.5 + 4.2 * len(keeps), 4), squeeze=False, sharey=True, layout="constrained"
     )
@@ -137,7 +169,7 @@ def draw_methods(scores: pd.DataFrame, full: float, title: str, path: Path) -> l
         for method, group in scores[scores["keep"] == keep].groupby("method", sort=False):
             style = {"color": "black"} if method == "random" else {}
             panel.plot(group.layer, group.score, marker="o", markersize=3, label=method, **style)
-        panel.set_title("removes all" if keep == 0 else f"keeps {keep:.0%}", fontsize=9)
+        panel.set_title(_keep_title(keep), fontsize=9)
         panel.set_xlabel("decoder layer")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0, 0].set_ylabel("score")

@@ -61,7 +61,7 @@ def leaderboard(
     keep_paths: KeepPaths = False,
     cache: UseCache = True,
     published: Annotated[
-        bool, typer.Option("--published", help="Print the paper's own Tables 1 and 2 instead.")
+        bool, typer.Option("--published", help="Print the paper's own Tables 1 to 3 instead.")
     ] = False,
 ) -> None:
     """Make the paper's tables from result folders: scores, Acc, Rel, measured budgets, intervals and warning marks.

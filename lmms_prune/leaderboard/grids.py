@@ -34,6 +34,8 @@ class TextTable:
 
 def grids(board: Leaderboard, with_details: bool) -> Iterator[TextTable]:
     """Yield all tables of the leaderboard, in printed order."""
+    from lmms_prune.leaderboard.cost_table import beside_printed, printed_table  # it makes its tables by this module
+
     names = letters(board)
     for model in board.models:
         yield scores(model)
@@ -45,8 +47,12 @@ def grids(board: Leaderboard, with_details: bool) -> Iterator[TextTable]:
                 yield confidence_table
         if (paper_table := reproduction(model)) is not None:
             yield paper_table
+        if (paper_costs := beside_printed(model)) is not None:
+            yield paper_costs
         if with_details:
             yield from (details(row, model) for row in model.rows if row.baseline is not None)
+    if board.published_costs:
+        yield printed_table(board.published_costs)
 
 
 def only_columns(grid: TextTable, kept: Sequence[int]) -> TextTable:

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 2 (arXiv 2512.07580), for comparison with our rows."""
+"""The paper's Tables 1 to 3 (arXiv 2512.07580), for comparison with our rows."""
 
 from __future__ import annotations
 
@@ -67,6 +67,62 @@ class PublishedRow:
     def by_task(self) -> dict[str, float | None]:
         """Return the scores by the name of each benchmark's first task."""
         return {_TASK[name]: value for name, value in self.scores.items()}
+
+
+@dataclass(frozen=True)
+class PublishedCost:
+    """One row of the paper's Table 3: what a schedule cost on TextVQA.
+
+    Args:
+        model: the paper's name of the model.
+        name, budget: as in `PublishedRow`.
+        schedule: the schedule from which the printed FLOPs and storage follow; "none" for the unpruned row.
+        tokens: the printed, nominal average of visual tokens.
+        tflops, mib: the decoder's prefill, and its KV cache.
+        cuda_ms, latency_ms: milliseconds a document; the paper does not define either.
+        acc: the printed accuracy, a score of TextVQA.
+    """
+
+    model: str
+    name: str
+    budget: str
+    schedule: str
+    tokens: float
+    tflops: float
+    mib: float
+    cuda_ms: float
+    latency_ms: float
+    acc: float
+
+    @property
+    def label(self) -> str:
+        """Return the row's name with its budget."""
+        return f"{self.name} {self.budget}".strip()
+
+
+@cache
+def published_costs() -> tuple[PublishedCost, ...]:
+    """Return the rows of Table 3, in its order."""
+    table = json.loads(_FILE.read_text(encoding="utf-8"))["costs"]
+    rows = []
+    for row in table["rows"]:
+        schedule = str(Schedule.parse(row["measured"])) or "none"
+        figures = (float(row[name]) for name in ("tokens", "tflops", "mib", "cuda_ms", "latency_ms", "acc"))
+        rows.append(PublishedCost(table["model"], row["name"], row["budget"], schedule, *figures))
+    return tuple(rows)
+
+
+def match_cost(model: str, schedule: str | None) -> PublishedCost | None:
+    """Return the row of Table 3 of the same model and schedule, in any form of the row; None if there is none.
+
+    Args:
+        model, schedule: as for `match`.
+    """
+    row = match(model, schedule)
+    if row is None:
+        return None
+    same = (cost for cost in published_costs() if cost.model == row.model)
+    return next((cost for cost in same if (cost.name, cost.budget) == (row.name, row.budget)), None)
 
 
 @cache

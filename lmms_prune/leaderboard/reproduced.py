@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lmms_prune.leaderboard.benchmarks import acc, group_means, rel
-from lmms_prune.leaderboard.published import contradictions, published
+from lmms_prune.leaderboard.published import contradictions, published, published_costs
 from lmms_prune.leaderboard.rows import UNPRUNED, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 
 
@@ -38,7 +38,7 @@ def published_table() -> Leaderboard:
         title = f"{model}, Table {printed[0].table} of arXiv 2512.07580"
         notes = (*_misprints([row for group in groups for row in group.rows]), *contradictions(printed[0].table))
         models.append(ModelTable(model, title, tuple(unpruned), groups, notes))
-    return Leaderboard(tuple(models))
+    return Leaderboard(tuple(models), published_costs=published_costs())
 
 
 def _misprints(rows: Sequence[TableRow]) -> Iterator[str]:

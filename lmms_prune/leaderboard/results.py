@@ -135,7 +135,14 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
     settings = dict(run.settings) if run else _stock_settings(content)
     settings |= {name: str(config[name]) for name in _HARNESS if config.get(name)}
     settings |= {name: str(content[name]) for name in _HARNESS if content.get(name)}
+    if drawn := _drawn(config):
+        settings["documents"] = blake2b(json.dumps(drawn).encode(), digest_size=8).hexdigest()
     return RunRecord(str(config["model"]), settings, run is not None, tasks)
+
+
+def _drawn(config: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of the documents that were evaluated, if they were drawn at random; else an empty list."""
+    return (config.get("resolved_cli_args") or {}).get("documents") or []
 
 
 def _facts(config: Mapping[str, Any], run: RunReport | None) -> dict[str, str]:
@@ -193,7 +200,8 @@ def _command(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         value = called_with.get(name, config.get(name))
         if value and (name, str(value)) != ("batch_size", "1"):
             parts += [f"--{name}", str(value)]
-    return shlex.join([*parts, "--log_samples"])
+    drawn = "  # on documents drawn at random, as `horizon --sample` does" if _drawn(config) else ""
+    return shlex.join([*parts, "--log_samples"]) + drawn
 
 
 def _merged(same: list[RunRecord], problems: list[Problem]) -> RunRecord:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lmms_prune.leaderboard.benchmarks import TASKS, GroupMean
 from lmms_prune.leaderboard.interval import Interval
-from lmms_prune.leaderboard.published import PublishedRow
+from lmms_prune.leaderboard.published import PublishedCost, PublishedRow
 from lmms_prune.leaderboard.records import Problem, RunRecord
 
 UNPRUNED, CONTROL, ORACLE, PRUNED, STOCK = "unpruned", "control", "oracle", "pruned", "stock"
@@ -216,6 +216,7 @@ class Leaderboard:
     Args:
         folders: folders from which the results were read.
         keep_paths: whether to print full paths instead of names relative to these folders.
+        published_costs: rows of the paper's Table 3, if they are to be printed by themselves.
     """
 
     models: tuple[ModelTable, ...]
@@ -225,6 +226,7 @@ class Leaderboard:
     seed: int = 0
     folders: tuple[Path, ...] = ()
     keep_paths: bool = False
+    published_costs: tuple[PublishedCost, ...] = ()
 
     @property
     def marked(self) -> list[tuple[str, TableRow]]:

@@ -17,9 +17,9 @@ from lmms_prune.leaderboard.benchmarks import Benchmark
 from lmms_prune.leaderboard.mmbench import chosen
 from lmms_prune.record.accounting import TokenAccounting, TokenTotals
 from lmms_prune.record.files import regular
+from lmms_prune.record.results import CIRCLE
 
 RIGHT = 0.5  # partial scores (TextVQA, ANLS) of at least this count as right where right answers are counted
-CIRCLE = 1_000_000  # MMBench repeats a question with rotated options, under its index plus a multiple of this
 
 
 # The errors that Python raises for missing, mistyped or out-of-range values, and for invalid JSON.

@@ -19,14 +19,19 @@ from lmms_prune.leaderboard.rows import Leaderboard
 def show(board: Leaderboard, with_details: bool, console: Console) -> None:
     """Print the tables; columns that do not fit are continued below, with the first column repeated."""
     for grid in grids(board, with_details):
-        for part in _fitting(grid, console):
-            # rich would fold a title of the table itself to the table's width.
-            console.print(Text(part.title, style="bold"))
-            console.print(_rich(part))
-        for note in [*grid.notes, ""] if grid.notes else []:
-            console.print(Text(note))
+        show_table(grid, console)
     for line in footnotes(board, with_details):
         console.print(Text(line))
+
+
+def show_table(grid: TextTable, console: Console) -> None:
+    """Print one table with its notes, fitted to the width."""
+    for part in _fitting(grid, console):
+        # rich would fold a title of the table itself to the table's width.
+        console.print(Text(part.title, style="bold"))
+        console.print(_rich(part))
+    for note in [*grid.notes, ""] if grid.notes else []:
+        console.print(Text(note))
 
 
 def terminal(board: Leaderboard, with_details: bool) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lmms_prune.record.files import find, read_text
 
+CIRCLE = 1_000_000  # MMBench repeats a question with rotated options, under its index plus a multiple of this
 SUFFIX = "_results.json"
 SUBMISSIONS = "submissions"
 """Folder into which lmms-eval's tasks write their submission files; some of these are named like results files."""

@@ -74,7 +74,12 @@ class Job:
 
 
 def plan(
-    paths: Sequence[Path], out: Path, tasks: str | None = None, limit: int | None = None, shard: str | None = None
+    paths: Sequence[Path],
+    out: Path,
+    tasks: str | None = None,
+    limit: int | None = None,
+    shard: str | None = None,
+    documents: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Job]:
     """The jobs of some ``--config`` files, ordered so that jobs with the same weights follow each other.
 
@@ -84,6 +89,7 @@ def plan(
         tasks: replaces the files' tasks.
         limit: documents of each task; replaces the files' limit.
         shard: the part of the configurations to plan: "3/8" is the third of eight.
+        documents: by task, the numbers of the documents to evaluate; None for those that the files' limits leave.
 
     Raises:
         ConfigError: a file does not exist.
@@ -92,7 +98,7 @@ def plan(
     if "," in str(out):
         raise SweepError(f"--out {out}: lmms-eval splits paths at commas; use another folder.")
     checked = _checked(files(paths), tasks, limit)
-    part, parts = _shard(shard)
+    part, parts = shard_of(shard)
     jobs = []
     for number, config in list(enumerate(checked, 1))[part - 1 :: parts]:
         assert config.arguments is not None
@@ -100,7 +106,9 @@ def plan(
         settings = {**run.settings, "log_samples": True, "include_path": _include(run.settings)}
         weights = (str(settings["model"]), *config.arguments.weights())
         for task in single_tasks(settings["tasks"]):
-            own = {"tasks": task, "config": str(run.path), "output_path": str(out / run.name / task)}
+            own: dict[str, Any] = {"tasks": task, "config": str(run.path), "output_path": str(out / run.name / task)}
+            if documents is not None:
+                own |= {"documents": list(documents[task]), "limit": len(documents[task])}
             shard_of_config = f"{number}/{len(checked)}"
             files_named = inputs(config.arguments)
             jobs.append(Job(run.name, task, {**settings, **own}, weights, out, shard_of_config, files_named))
@@ -156,8 +164,12 @@ def _checked(paths: Sequence[Path], tasks: str | None, limit: int | None) -> lis
     return checked
 
 
-def _shard(text: str | None) -> tuple[int, int]:
-    """``3/8`` as its two numbers; 1/1 without a text."""
+def shard_of(text: str | None) -> tuple[int, int]:
+    """``3/8`` as its two numbers; 1/1 without a text.
+
+    Raises:
+        SweepError: it is not a part and a number of parts.
+    """
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", text or "1/1")
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise SweepError(f"--shard {text}: write the part and the number of parts, such as 3/8, from 1/8 to 8/8.")

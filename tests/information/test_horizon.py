@@ -12,8 +12,8 @@ from lmms_prune.calibration.propose import candidates, loss
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.calibrations import calibration_file, keep_calibration
 from lmms_prune.information.horizon import find_horizon, vanishes
-from lmms_prune.information.layer_sweep import Evaluation, slug
-from lmms_prune.information.plots import draw_horizon
+from lmms_prune.information.layer_sweep import Evaluation, acts_at, single_stage, slug
+from lmms_prune.information.plots import draw_horizon, draw_horizons
 from lmms_prune.leaderboard.samples import Samples, Stamp
 from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.information import InformationError
@@ -202,3 +202,62 @@ def test_auto_is_the_calibrated_schedule(tmp_path: Path, monkeypatch: pytest.Mon
     for folder in folders:
         folder.mkdir(parents=True)
     assert len({calibration_file(str(folder), "0.5") for folder in folders}) == 2
+
+
+def test_without_information_the_scores_alone_decide(tmp_path: Path) -> None:
+    removed = {layer: scored([0] * n + [1] * (8 - n)) for layer, n in enumerate([4, 3, 2, 0, 0, 0])}
+    horizon = find_horizon("pope", None, scored([1] * 8), removed)
+    assert (horizon.layer, horizon.by_accuracy, horizon.by_information, horizon.by_divergence) == (3, 3, None, None)
+    assert horizon.measured == 0
+    assert list(horizon.layers.columns) == ["layer", "score", "full"]
+    for path in draw_horizon(horizon, "schedules up", tmp_path / "horizon"):
+        assert path.stat().st_size > 5000
+
+
+def test_information_of_some_documents_is_resampled_by_itself() -> None:
+    """Three of eight documents are measured; the horizon needs both conditions all the same."""
+    removed = {layer: scored([0] * n + [1] * (8 - n)) for layer, n in enumerate([4, 3, 2, 0, 0, 0])}
+    some = information([0.5, 0.4, 0.2, 0.1, 0.0, 0.0], 3)
+    with pytest.raises(InformationError, match="not of the same documents"):
+        find_horizon("pope", some, scored([1] * 8), removed)
+    horizon = find_horizon("pope", some, scored([1] * 8), removed, partial=True)
+    assert (horizon.layer, horizon.by_accuracy, horizon.by_information) == (4, 3, 4)
+    assert (horizon.units, horizon.measured) == (8, 3)
+    assert horizon.layers["mean"].tolist() == pytest.approx([0.5, 0.4, 0.2, 0.1, 0.0, 0.0])
+    # Documents that differ in information give an interval; one of three has none at layer 3.
+    mixed = some.assign(mean=some["mean"].where((some["sample"] != "pope/test/0") | (some.layer != 3), 0.0))
+    horizon = find_horizon("pope", mixed.assign(mean=mixed["mean"] / 7), scored([1] * 8), removed, partial=True)
+    assert horizon.low <= horizon.layer <= horizon.high
+    with pytest.raises(InformationError, match="not of the same documents"):
+        find_horizon("pope", information([0.0] * DEPTH, 9), scored([1] * 8), removed, partial=True)
+
+
+def test_all_tasks_of_a_model_are_one_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each task has a curve in percent of its unpruned score, and its horizon in the curve's colour."""
+    panels = []
+    monkeypatch.setattr("lmms_prune.information.plots.save", lambda figure, path: panels.extend(figure.axes) or [])
+    horizons = []
+    for number, task in enumerate(("pope", "gqa")):
+        removed = {layer: scored([0] * (layer < 3 + number) + [1] * 7) for layer in range(DEPTH)}
+        removed = {layer: scored([int(layer >= 3 + number)] * 8) for layer in removed}
+        horizons.append(find_horizon(task, None, scored([1] * 8), removed))
+    nothing = find_horizon("mme", None, scored([0] * 8), {layer: scored([0] * 8) for layer in range(DEPTH)})
+    draw_horizons([*horizons, nothing], "a model", tmp_path / "horizons")
+    [panel] = panels
+    curves = {line.get_label(): line for line in panel.lines if len(line.get_xdata()) == DEPTH}
+    assert list(curves) == ["pope: 3", "gqa: 4"]
+    assert curves["gqa: 4"].get_ydata().tolist() == [0, 0, 0, 0, 100, 100]
+    verticals = {line.get_color(): line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == "--"}
+    assert verticals == {curves["pope: 3"].get_color(): 3, curves["gqa: 4"].get_color(): 4}
+
+
+def test_stages_and_files_of_methods_with_options() -> None:
+    assert single_stage("dart;order=reference", 2, 0.25) == "dart@2:0.25;order=reference"
+    assert single_stage("random", 0, "60t") == "random@0:60t"
+    assert acts_at("fastv;x=1", 1)
+    assert not acts_at("fastv", 0)
+    assert slug("dart@2:60t;order=reference") == "dart@02-60t-order-reference"
+    # Paths that only differ in signs which no file name has are two files.
+    names = {slug(f"sgl@3:0.1;guide={path}") for path in ("/a/b", "/a-b", "/a.b/")}
+    assert len(names) == 3
+    assert all("/" not in name for name in names)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lmms_prune.configs.runs import read
+from lmms_prune.efficiency.cost import kv_bytes, prefill_flops
 from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.harness.tasks import own_groups
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.formats import FORMATS
-from lmms_prune.leaderboard.published import match, published
+from lmms_prune.leaderboard.published import PublishedCost, match, match_cost, published, published_costs
 from lmms_prune.leaderboard.reproduced import published_table
 from lmms_prune.leaderboard.rows import TableRow
 from lmms_prune.models import MODEL_NAMES
+from lmms_prune.models.architectures import architecture
+from lmms_prune.schedule import Schedule
 from lmms_prune.schedule.presets import PRESETS
 
 ROWS = [row for model in published_table().models for row in model.rows]
@@ -142,3 +146,54 @@ def test_the_best_of_a_budget_is_bold() -> None:
     assert "**98.2**" in line
     (line,) = [one for one in text.splitlines() if one.startswith("| `DivPrune`") and "87.6" in one]
     assert "**87.6**" in line
+
+
+def test_the_nine_rows_of_table_3_are_those_that_the_costs_are_checked_against() -> None:
+    """`tests/efficiency/test_cost.py` holds FLOPs and cache of the schedules within 1 % of the printed ones."""
+    checked = json.loads((Path(__file__).parents[1] / "paper_table3.json").read_text(encoding="utf-8"))["rows"]
+    by_name = {row["name"]: row for row in checked}
+    assert len(published_costs()) == len(by_name) == 9
+    for row in published_costs():
+        other = by_name["LLaVA-1.5-7B" if row.name == "unpruned" else row.label]
+        assert (row.tflops, row.mib) == (other["tflops"], other["mib"])
+    unpruned = next(row for row in published() if row.model == "LLaVA-1.5-7B" and row.name == "unpruned")
+    assert published_costs()[0].acc == unpruned.scores["TextVQA"]
+
+
+@pytest.mark.parametrize("row", published_costs(), ids=lambda row: row.label)
+def test_the_costs_that_table_3_prints_follow_from_its_schedules(row: PublishedCost) -> None:
+    """FastV acted at layer 4, and DART kept 172 and 36; DART+VTW 192 alone is off by more than 1 %, by 1.1 %."""
+    model = architecture("llava-1.5-7b")
+    lengths = [116.4 + n for n in Schedule.parse(row.schedule).layer_counts(32, [576])]
+    assert prefill_flops(model, lengths, logits=0) / 1e12 == pytest.approx(row.tflops, rel=0.011)
+    assert sum(kv_bytes(model, lengths)) / 2**20 == pytest.approx(row.mib, rel=0.01)
+
+
+@pytest.mark.parametrize("name", [row.label for row in published_costs() if row.budget])
+def test_the_accuracy_of_table_3_is_table_2s(name: str) -> None:
+    row = next(row for row in published_costs() if row.label == name)
+    same = next(r for r in published() if (r.model, r.name, r.budget) == (row.model, row.name, row.budget))
+    assert row.acc == same.scores["TextVQA"]
+
+
+@pytest.mark.parametrize(
+    ("model", "schedule", "label"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", PRESETS["dart-192-measured"], "DART 192"),
+        ("llava-hf/llava-1.5-7b-hf", PRESETS["dart-192"], "DART 192"),
+        ("llava-hf/llava-1.5-7b-hf", PRESETS["fastv-64-measured"], "FastV 64"),
+        ("llava-hf/llava-1.5-7b-hf", "none", "unpruned"),
+        ("llava-hf/llava-1.5-7b-hf", PRESETS["divprune-64"], None),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "none", None),
+        ("llava-hf/llava-1.5-13b-hf", PRESETS["dart-192-measured"], None),
+    ],
+)
+def test_a_cost_is_known_by_model_and_schedule(model: str, schedule: str, label: str | None) -> None:
+    row = match_cost(model, schedule)
+    assert (row and row.label) == label
+
+
+def test_published_prints_table_3_too() -> None:
+    text = FORMATS["markdown"](published_table(), False)
+    assert "| `DART+Random 64` | 64 | 2.36 | 90.1 | 47.1 | 162.2 | 53.4 |" in text
+    assert json.loads(FORMATS["json"](published_table(), False))["published_costs"][0]["latency_ms"] == 272.4
