@@ -12,9 +12,7 @@ import pytest
 from filelock import FileLock
 
 from lmms_prune.demo.benchmarks import build_mirror
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
-
-BUILDERS: dict[str, Callable[..., Path]] = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
+from lmms_prune.demo.checkpoints import BUILDERS
 
 
 class Checkpoint(Protocol):

@@ -22,7 +22,9 @@ import yaml
 from built import Checkpoint, Mirror
 from forking import Forking
 
-MODELS = {"llava": "llava_pruned", "qwen2_5_vl": "qwen2_5_vl_pruned"}
+from lmms_prune.models import FAMILIES
+
+MODELS = {model_type: family.model_name for model_type, family in FAMILIES.items()}
 TASK_FOLDERS = ("mme", "scienceqa", "pope", "textvqa", "mmbench", "gqa", "infovqa", "docvqa", "ocrbench")
 CONFIGS = Path(__file__).parents[2] / "task_configs"
 
