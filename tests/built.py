@@ -14,6 +14,12 @@ from filelock import FileLock
 from lmms_prune.demo.benchmarks import build_mirror
 from lmms_prune.demo.checkpoints import BUILDERS
 
+UNLIKE = ("llava", "qwen2_5_vl")
+"""Two families that differ in all that a family decides: for tests of what is done the same way for every family.
+
+A test of what a family decides itself runs on all of `BUILDERS`.
+"""
+
 
 class Checkpoint(Protocol):
     """The folder of a family's random-weight checkpoint; options are those of its builder. No test may change it."""

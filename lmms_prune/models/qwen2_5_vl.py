@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from lmms_prune.models.qwen_vl import QwenVL
 from lmms_prune.models.shape import EncoderShape
 from lmms_prune.models.sizes import EncoderSizes
+
+# The library's defaults for values that a config.json omits.
+_VISION = {
+    "depth": 32,
+    "hidden_size": 3584,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+    "out_hidden_size": 3584,
+    "fullatt_block_indexes": (7, 15, 23, 31),
+}
 
 
 @dataclass(frozen=True)
 class Qwen25VL(QwenVL):
     """Qwen2.5-VL (``--model qwen2_5_vl_pruned``). Prompts and pixels are those of lmms-eval's chat ``qwen2_5_vl``."""
 
-    vision_defaults: ClassVar[Mapping[str, Any]] = {
-        "depth": 32,
-        "hidden_size": 3584,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "window_size": 112,
-        "out_hidden_size": 3584,
-        "fullatt_block_indexes": (7, 15, 23, 31),
-    }
+    @property
+    def vision_defaults(self) -> Mapping[str, Any]:
+        return _VISION
 
     def encoder_shape(self, config: Any) -> EncoderShape:
         vision = config.vision_config

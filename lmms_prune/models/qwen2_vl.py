@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from lmms_prune.models.images import as_jpeg
 from lmms_prune.models.qwen_vl import QwenVL
 from lmms_prune.models.sizes import EncoderSizes
 
 _QUALITY = 85  # of the JPEGs that lmms-eval's own model makes of all images
+
+
+# The library's defaults for values that a config.json omits.
+_VISION = {
+    "depth": 32,
+    "embed_dim": 1280,
+    "hidden_size": 3584,
+    "mlp_ratio": 4,
+    "num_heads": 16,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -22,16 +34,9 @@ class Qwen2VL(QwenVL):
     every "<image>"; an answer ends at every stop text, a blank line among them, and is stripped.
     """
 
-    vision_defaults: ClassVar[Mapping[str, Any]] = {
-        "depth": 32,
-        "embed_dim": 1280,
-        "hidden_size": 3584,
-        "mlp_ratio": 4,
-        "num_heads": 16,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
+    @property
+    def vision_defaults(self) -> Mapping[str, Any]:
+        return _VISION
 
     def encoder_sizes(self, vision: Mapping[str, Any]) -> EncoderSizes:
         width, merge = vision["embed_dim"], vision["spatial_merge_size"]
@@ -52,6 +57,8 @@ class Qwen2VL(QwenVL):
     def processed(
         self, processor: Any, prompts: list[str], messages: list[list[dict[str, Any]]], arguments: Any
     ) -> Any:
+        from lmms_prune.models.images import as_jpeg  # Pillow, which no --help is to wait for
+
         bounds = {"min_pixels": arguments.min_pixels, "max_pixels": arguments.max_pixels}
 
         def given(part: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.shape import EncoderShape
@@ -29,8 +29,10 @@ _TEXT = {
 class QwenVL(Family):
     """A model of Qwen's with 2 x 2 patches a visual token and M-RoPE; a subclass adds what its vision encoder differs in."""
 
-    vision_defaults: ClassVar[Mapping[str, Any]]
-    """The library's defaults for sizes of the vision encoder that a config.json omits."""
+    @property
+    @abstractmethod
+    def vision_defaults(self) -> Mapping[str, Any]:
+        """The library's defaults for sizes of the vision encoder that a config.json omits."""
 
     @abstractmethod
     def encoder_sizes(self, vision: Mapping[str, Any]) -> EncoderSizes:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
-from built import Checkpoint, Mirror
+from built import UNLIKE, Checkpoint, Mirror
 from forking import Forking
 
 from lmms_prune.models import FAMILIES
@@ -254,6 +254,6 @@ def harness(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint, mi
 
 
 # Of a session's scope, pytest would run all modules with one family and then all again, and make their fixtures twice.
-@pytest.fixture(scope="module", params=sorted(MODELS))
+@pytest.fixture(scope="module", params=UNLIKE)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param

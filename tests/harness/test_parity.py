@@ -32,6 +32,12 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """Every family: what is tested here is its own doing."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def pair(harness, family):
     """The stock run and ours."""
