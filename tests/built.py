@@ -12,9 +12,13 @@ import pytest
 from filelock import FileLock
 
 from lmms_prune.demo.benchmarks import build_mirror
-from lmms_prune.demo.checkpoints import build_llava, build_qwen2_5_vl
+from lmms_prune.demo.checkpoints import BUILDERS
 
-BUILDERS: dict[str, Callable[..., Path]] = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
+UNLIKE = ("llava", "qwen2_5_vl")
+"""Two families that differ in all that a family decides: for tests of what is done the same way for every family.
+
+A test of what a family decides itself runs on all of `BUILDERS`.
+"""
 
 
 class Checkpoint(Protocol):

@@ -97,7 +97,8 @@ def forking(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str
 
 @pytest.fixture(scope="session")
 def folders(checkpoint: Checkpoint) -> dict[str, Path]:
-    return {"llava": checkpoint("llava", layers=LAYERS), "qwen": checkpoint("qwen2_5_vl", layers=LAYERS)}
+    names = {"llava": "llava", "qwen": "qwen2_5_vl", "qwen2": "qwen2_vl"}
+    return {name: checkpoint(family, layers=LAYERS) for name, family in names.items()}
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,9 @@ class Qwen3VL(Qwen25VL):
         extras = kwargs.get("deepstack_visual_embeds")
         return {**kwargs, "deepstack_visual_embeds": None, "visual_pos_masks": None}, extras or ()
 
+    def encoder_shape(self, config: Any) -> Any:
+        return super(Qwen25VL, self).encoder_shape(config)  # without windows
+
     def rotary_table(self, decoder: Any, table: Any) -> Any:
         return table  # interleaved, and merged by the decoder itself
 

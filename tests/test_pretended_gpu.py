@@ -107,6 +107,16 @@ def test_a_pretended_gpu_answers_as_the_cpu_and_hardly_waits(small: Family, sche
     assert_waits(counted)
 
 
+@pytest.mark.parametrize("schedule", [*(single(spec) for spec in READY if "encoder" in spec.reads), SCHEDULES[-3]])
+def test_so_does_one_whose_vision_encoder_has_no_windows(loaded: Callable[..., Family], schedule: str) -> None:
+    """Qwen2-VL: its decoder is Qwen2.5-VL's, so the methods that read the encoder are tried, and one mix."""
+    small = loaded("qwen2", torch.float32)
+    inputs = batch(small, 8)
+    counted = on_pretended_gpu(small, inputs, schedule)
+    assert_equal(counted, *generate(small, inputs, schedule))
+    assert_waits(counted)
+
+
 @pytest.mark.parametrize(
     "schedule", ["dart@2:0.44,random@6:0.07", "visionzip@0:0.3,fastv@6:0.1", "swiftvlm@3:0.5,swiftvlm@6:0.2"]
 )

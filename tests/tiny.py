@@ -57,7 +57,7 @@ class Patches(nn.Module):
 
 def load_model(folder: Path, dtype: torch.dtype, attention: str) -> Any:
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
-    if dtype == torch.float64 and model.config.model_type == "qwen2_5_vl":
+    if dtype == torch.float64 and hasattr(model.model, "visual"):
         embedding = model.model.visual.patch_embed
         embedding.proj = Patches(embedding.proj)
     return model

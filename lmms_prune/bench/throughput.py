@@ -17,7 +17,7 @@ import numpy as np
 from lmms_prune.bench.models import BenchError
 from lmms_prune.bench.ratios import ratio
 from lmms_prune.demo.benchmarks import build_mirror
-from lmms_prune.demo.models import MODELS, weights
+from lmms_prune.demo.models import MODELS, DemoError, weights
 from lmms_prune.harness.arguments import split
 from lmms_prune.harness.timed import CPU_SECONDS
 from lmms_prune.models import MODEL_NAMES
@@ -162,9 +162,12 @@ def demo_arguments(wrapper: str) -> str:
     """Return the model arguments of the demo's checkpoint for one of lmms-eval's models.
 
     Raises:
-        DemoError: a file of the checkpoint is missing or truncated.
+        DemoError: the demo has no such model, or a file of its checkpoint is missing or truncated.
     """
-    model = next(model for model in MODELS if model.family.model_name == wrapper)
+    model = next((model for model in MODELS if model.family.model_name == wrapper), None)
+    if model is None:
+        known = " or ".join(model.family.model_name for model in MODELS)
+        raise DemoError(f"--demo --model {wrapper}: the demo has a checkpoint of {known} only; use --model_args.")
     return f"pretrained={weights(model)},{model.arguments}"
 
 

@@ -118,7 +118,9 @@ def _smallest(model_type: str) -> Any:
         vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
         text["model_type"] = "llama"
     else:
-        vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+        vision = {"depth": 1, "hidden_size": 16, "num_heads": 2}
+        own = {"embed_dim": 16} if model_type == "qwen2_vl" else {"intermediate_size": 16, "out_hidden_size": 16}
+        vision |= own
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     config = AutoConfig.for_model(model_type, text_config=text, vision_config=vision)
     with torch.device("meta"):
@@ -128,6 +130,8 @@ def _smallest(model_type: str) -> Any:
 _LLAMA = "transformers.models.llama.modeling_llama"
 _LLAVA = "transformers.models.llava.modeling_llava"
 _QWEN = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"
+_QWEN2 = "transformers.models.qwen2_vl.modeling_qwen2_vl"
+_QWENS = ((_QWEN, "Qwen2_5_VL"), (_QWEN2, "Qwen2VL"))  # module and the beginning of its classes' names
 _CACHES = "transformers.cache_utils"
 _MOVED = "5.17 ('cache': 5.24)"
 _LAYER = ("hidden_states", "attention_mask", "position_ids", "cache|past_key_values", "position_embeddings")
@@ -143,21 +147,30 @@ LIBRARY = Library(
     "lmms_prune/compat/transformers.py",
     (
         PrivateNames(f"{_LLAMA}:LlamaDecoderLayer.forward", "parameters", _LAYER, _MOVED, _PASSED_ON),
-        PrivateNames(f"{_QWEN}:Qwen2_5_VLDecoderLayer.forward", "parameters", _LAYER, _MOVED, _PASSED_ON),
+        *(
+            PrivateNames(f"{module}:{name}DecoderLayer.forward", "parameters", _LAYER, _MOVED, _PASSED_ON)
+            for module, name in _QWENS
+        ),
         *(
             PrivateNames(f"{decoder}.forward", "parameters", (*_LAYER[1:4], "inputs_embeds"), _MOVED, _SEEN)
-            for decoder in (f"{_LLAMA}:LlamaModel", f"{_QWEN}:Qwen2_5_VLTextModel")
+            for decoder in (f"{_LLAMA}:LlamaModel", *(f"{module}:{name}TextModel" for module, name in _QWENS))
         ),
         *(
             PrivateNames(f"{model}.forward", "parameters", ("input_ids", "pixel_values", *_LAYER[1:4]), _MOVED, _SEEN)
-            for model in (f"{_LLAVA}:LlavaModel", f"{_QWEN}:Qwen2_5_VLModel")
+            for model in (f"{_LLAVA}:LlavaModel", *(f"{module}:{name}Model" for module, name in _QWENS))
         ),
-        PrivateNames(
-            f"{_QWEN}:Qwen2_5_VLModel.forward", "parameters", ("image_grid_thw", "mm_token_type_ids"), "5.17", _SEEN
+        *(
+            PrivateNames(
+                f"{module}:{name}Model.forward", "parameters", ("image_grid_thw", "mm_token_type_ids"), "5.17", _SEEN
+            )
+            for module, name in _QWENS
         ),
         *(
             PrivateNames(f"{model}.forward", "parameters", ("cache|past_key_values", "logits_to_keep"), _MOVED, _SEEN)
-            for model in (f"{_LLAVA}:LlavaForConditionalGeneration", f"{_QWEN}:Qwen2_5_VLForConditionalGeneration")
+            for model in (
+                f"{_LLAVA}:LlavaForConditionalGeneration",
+                *(f"{module}:{name}ForConditionalGeneration" for module, name in _QWENS),
+            )
         ),
         PrivateNames(
             "transformers.modeling_outputs:BaseModelOutputWithPast",
@@ -199,7 +212,7 @@ LIBRARY = Library(
         PrivateNames(f"{_LLAMA}:LlamaModel", "attributes", ("get_input_embeddings",), "5.17", "information's output"),
         *(
             row
-            for model, encoder in (("llava", "vision_tower"), ("qwen2_5_vl", "visual"))
+            for model, encoder in (("llava", "vision_tower"), ("qwen2_5_vl", "visual"), ("qwen2_vl", "visual"))
             for row in (
                 PrivateNames(
                     f"{model}:", "attributes", ("model", "config", "generate", "get_output_embeddings"), "5.17", _SEEN
@@ -238,22 +251,31 @@ LIBRARY = Library(
             "5.17",
             _ENCODER,
         ),
-        PrivateNames("qwen2_5_vl:model.visual", "attributes", ("blocks", "patch_embed", "merger"), "5.17", _ENCODER),
-        PrivateNames("qwen2_5_vl:model.visual.blocks.0", "attributes", ("norm1", "attn"), "5.17", _ENCODER),
-        PrivateNames("qwen2_5_vl:model.visual.blocks.0.attn", "attributes", ("qkv",), "5.17", _ENCODER),
-        PrivateNames(
-            f"{_QWEN}:Qwen2_5_VLVisionBlock.forward",
-            "parameters",
-            ("hidden_states", "cu_seqlens", "position_embeddings"),
-            "5.17",
-            _ENCODER,
+        *(
+            PrivateNames(f"{model}:model.visual{module}", "attributes", names, "5.17", _ENCODER)
+            for model in ("qwen2_5_vl", "qwen2_vl")
+            for module, names in (
+                ("", ("blocks", "patch_embed", "merger")),
+                (".blocks.0", ("norm1", "attn")),
+                (".blocks.0.attn", ("qkv",)),
+            )
         ),
-        PrivateNames(
-            f"{_QWEN}:Qwen2_5_VisionTransformerPretrainedModel.forward",
-            "leading parameters",
-            ("hidden_states", "grid_thw"),
-            "5.17",
-            _ENCODER,
+        *(
+            PrivateNames(
+                f"{module}:{name}VisionBlock.forward",
+                "parameters",
+                ("hidden_states", "cu_seqlens", "position_embeddings"),
+                "5.17",
+                _ENCODER,
+            )
+            for module, name in _QWENS
+        ),
+        *(
+            PrivateNames(f"{encoder}.forward", "leading parameters", ("hidden_states", "grid_thw"), "5.17", _ENCODER)
+            for encoder in (
+                f"{_QWEN}:Qwen2_5_VisionTransformerPretrainedModel",
+                f"{_QWEN2}:Qwen2VisionTransformerPretrainedModel",
+            )
         ),
     ),
     _smallest,

@@ -24,8 +24,7 @@ def render(row: PaperRow, folder: Path, include_path: str) -> str:
         include_path: this package's task folder, as the file is to name it.
     """
     table, schedule = TABLES[row.model], Schedule.parse(row.text)
-    source = f"a control for Table {table.number}" if row.control else f"Table {table.number}"
-    title = f"{table.title}, {row.name} at {_in_words(row.budget)}: {PAPER}, {source}."
+    title = f"{table.title}, {row.name} at {_in_words(row.budget)}: {_source(row)}."
     comments = [title, f"Settings: {row.settings}.", _budget(row, schedule)]
     comments.append(f"Written by `lmms-prune configs`. To run: lmms-eval --config {folder / row.stem}.yaml")
     stages = "none" if not schedule.stages else f"[{', '.join(map(str, schedule.stages))}]"
@@ -55,6 +54,14 @@ def write(folder: Path, include_path: str) -> list[Path]:
         written.append(folder / f"{row.stem}.yaml")
         write_file(written[-1], render(row, folder, include_path))
     return written
+
+
+def _source(row: PaperRow) -> str:
+    """Where a row stands, or what it is for."""
+    table = TABLES[row.model]
+    if table.like:
+        return "a control for this project's rows" if row.control else f"this project's row, not {PAPER}'s"
+    return f"{PAPER}, {'a control for ' if row.control else ''}Table {table.number}"
 
 
 def _in_words(budget: str) -> str:

@@ -1,4 +1,7 @@
-"""The rows of arXiv 2512.07580, Tables 1 and 2, and this project's controls: the source of ``model_configs/``."""
+"""The rows of arXiv 2512.07580, Tables 1 and 2, this project's controls, and the paper's schedules for further models.
+
+The source of ``model_configs/``.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,12 @@ class PaperTable:
 
     Args:
         model: the architecture's name (`lmms_prune.models.architectures`).
-        number: the table's number in the paper.
+        number: the table's number in the paper; of a model that the paper did not evaluate, that of the model whose
+            schedules are scaled to its depth.
         tasks: this package's group of the table's benchmarks.
         arguments: further ``model_args`` of every row.
         about: why these arguments are needed; a comment in the files.
+        like: of a model that the paper did not evaluate, the architecture whose schedules are scaled to its depth.
     """
 
     model: str
@@ -32,6 +37,7 @@ class PaperTable:
     tasks: str
     arguments: Mapping[str, str] = field(default_factory=dict)
     about: str = ""
+    like: str = ""
 
     @property
     def family(self) -> Family:
@@ -50,7 +56,7 @@ class PaperTable:
         return f"{tokens}t" if tokens else "100%"
 
 
-_LLAVA_7B, _QWEN_7B = "llava-1.5-7b", "qwen2.5-vl-7b"
+_LLAVA_7B, _QWEN_7B, _QWEN2_7B = "llava-1.5-7b", "qwen2.5-vl-7b", "qwen2-vl-7b"
 TABLES = {
     table.model: table
     for table in (
@@ -62,6 +68,7 @@ TABLES = {
             "The paper evaluated LLaVA with renumbered positions, its own prompt, and images padded to squares.",
         ),
         PaperTable(_QWEN_7B, 1, "prune_qwen"),
+        PaperTable(_QWEN2_7B, 1, "prune_qwen", like=_QWEN_7B),
     )
 }
 
@@ -105,6 +112,7 @@ def _cost(schedule: str) -> str:
     return f"{schedule}: {float(Schedule.parse(schedule).avg_visual_tokens(32, [576])):.2f} a layer"
 
 
+_OURS = "this project's, not the paper's, which did not evaluate this model: Table 4's {schedule} for {like}, {scaled}"
 _PRINTED = "as Table {table} prints them"
 _SCRIPTS = "the counts of the authors' evaluation scripts; Table 5 prints them as {printed}"
 _ORDER = "DART's pivots pick in the order of these scripts (order=reference), which keeps other tokens than the default"
@@ -160,6 +168,7 @@ _CONTROLS = {
     (_LLAVA_7B, "192t"): {"random": "192t", "stride": "192t", "pool": "196t", "downsample": "196t"},
     (_LLAVA_7B, "64t"): {"random": "64t", "stride": "64t", "pool": "64t", "downsample": "64t"},
     (_QWEN_7B, "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
+    (_QWEN2_7B, "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
 }
 _ABOUT = {
     "random": "a control: tokens drawn at random, before the decoder, at the rows' budget. Seeds 0 to 4 are five files",
@@ -169,8 +178,18 @@ _ABOUT = {
 }
 
 
+def _scaled(table: PaperTable, name: str) -> PaperRow:
+    """A row of the paper at half of the tokens, for a model that the paper did not evaluate."""
+    of, layers = (architecture(model).layers for model in (table.like, table.model))
+    schedule = Schedule.parse(PRESETS[f"{name}-50pct"])
+    stages = (replace(stage, layer=round(stage.layer * layers / of)) for stage in schedule.stages)
+    scaled = f"as deep: {layers} layers" if layers == of else f"its layers scaled from {of} to {layers}"
+    settings = _OURS.format(schedule=schedule, like=TABLES[table.like].title, scaled=scaled)
+    return PaperRow(table.model, name, "50%", str(Schedule(tuple(stages))), settings)
+
+
 def _rows() -> Iterator[PaperRow]:
-    """All rows and controls of both models."""
+    """All rows and controls of all models."""
     for name, table in TABLES.items():
         settings = "the unpruned model, which every other row is compared with"
         yield PaperRow(name, "unpruned", table.unpruned, "none", settings)
@@ -182,6 +201,9 @@ def _rows() -> Iterator[PaperRow]:
             yield from _seeded(PaperRow(_LLAVA_7B, name, f"{budget}t", preset, settings.format(printed=printed)))
     for name in _QWEN:
         yield from _seeded(PaperRow(_QWEN_7B, name, "50%", f"{name}-50pct", _PRINTED.format(table=4)))
+    for table in TABLES.values():
+        for name in _QWEN if table.like else ():
+            yield from _seeded(_scaled(table, name))
     for (model_name, budget), keeps in _CONTROLS.items():
         for method, keep in keeps.items():
             schedule, about = f"{method}@0:{keep}", _ABOUT[method]

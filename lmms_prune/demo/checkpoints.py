@@ -1,4 +1,4 @@
-"""Builds LLaVA-1.5 and Qwen2.5-VL checkpoints with random weights, small enough for a CPU, and with real processors.
+"""Builds LLaVA-1.5, Qwen2-VL and Qwen2.5-VL checkpoints with random weights, small enough for a CPU, and with real processors.
 
 Their answers are nonsense, but depend on the image and the question, and use words that benchmarks can score.
 """
@@ -30,7 +30,10 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
 )
 
@@ -83,8 +86,9 @@ def qwen2_5_vl_model(
     tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
     """An untrained Qwen2.5-VL in float32, with weights drawn from `seed`, and its processor."""
-    model = _to_train(Qwen2_5_VLForConditionalGeneration, _qwen_config(tokenizer, sizes), seed)
-    return model, _qwen_processor(tokenizer, sizes.max_pixels)
+    config = Qwen2_5_VLConfig(**_qwen_config(tokenizer, sizes, _windowed_encoder(sizes)))
+    model = _to_train(Qwen2_5_VLForConditionalGeneration, config, seed)
+    return model, Qwen2_5_VLProcessor(**_qwen_processor(tokenizer, sizes.max_pixels))
 
 
 def build_llava(
@@ -162,22 +166,70 @@ def build_qwen2_5_vl(
         FileExistsError: `folder` exists.
         ValueError: a size does not divide, or `depth` is below 2.
     """
+    _check(depth >= 2, f"depth is {depth}; it must be at least 2")
+    sizes = _qwen_sizes(layers, hidden, heads, kv_heads, depth)
+    kinds = (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor)
+    return _build_qwen(folder, kinds, sizes, _windowed_encoder(sizes), max_pixels, dtype, seed)
+
+
+def build_qwen2_vl(
+    folder: str | os.PathLike[str],
+    *,
+    layers: int = 8,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    depth: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 4,
+    max_pixels: int = 256 * 28 * 28,
+) -> Path:
+    """Write a Qwen2-VL checkpoint with its processor to `folder`, which must be new, and return its path.
+
+    As `build_qwen2_5_vl`, arguments and errors included, but for the vision encoder: all `depth` blocks, at least 1, use
+    full attention. (With seed 0 all pictures would get the same first answer.)
+    """
+    _check(depth >= 1, f"depth is {depth}; it must be at least 1")
+    sizes = _qwen_sizes(layers, hidden, heads, kv_heads, depth)
+    kinds = (Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor)
+    encoder = {"embed_dim": sizes.vision_hidden, "hidden_size": hidden, "mlp_ratio": 2}
+    return _build_qwen(folder, kinds, sizes, encoder, max_pixels, dtype, seed)
+
+
+def _build_qwen(
+    folder: str | os.PathLike[str],
+    kinds: tuple[Any, Any, Any],
+    sizes: Sizes,
+    encoder: dict[str, Any],
+    max_pixels: int,
+    dtype: torch.dtype,
+    seed: int,
+) -> Path:
+    """Write a random checkpoint of one of Qwen's models; `kinds` are its classes of configuration, model and processor."""
+    config_class, model_class, processor_class = kinds
+    tokenizer = train_tokenizer(QWEN_SPECIALS, bos=None, eos="<|im_end|>", pad="<|endoftext|>", unk=None)
+    model = _random_model(model_class, config_class(**_qwen_config(tokenizer, sizes, encoder)), dtype, seed)
+    processor = processor_class(**_qwen_processor(tokenizer, max_pixels))
+    with new_folder(folder) as partial:
+        _save(partial, model, processor, [tokenizer.eos_token_id, tokenizer.pad_token_id])
+    return Path(folder)
+
+
+def _qwen_sizes(layers: int, hidden: int, heads: int, kv_heads: int, depth: int) -> Sizes:
+    """The sizes of a random Qwen model.
+
+    Raises:
+        ValueError: a size does not divide.
+    """
     _check(hidden % (4 * heads) == 0, f"hidden is {hidden}; it must be a multiple of 4 x heads, {4 * heads}")
     _check(heads % kv_heads == 0, f"heads is {heads}; it must be a multiple of kv_heads, {kv_heads}")
-    _check(depth >= 2, f"depth is {depth}; it must be at least 2")
-    tokenizer = train_tokenizer(QWEN_SPECIALS, bos=None, eos="<|im_end|>", pad="<|endoftext|>", unk=None)
     half = hidden // heads // 2
     sections = (half // 4, (half - half // 4) // 2)
-    sizes = Sizes(
+    return Sizes(
         *(layers, hidden, heads, kv_heads, 2 * hidden, depth, 64, 128),
         rope_theta=1e6,
         mrope_section=(*sections, half - sum(sections)),
     )
-    config, processor = _qwen_config(tokenizer, sizes), _qwen_processor(tokenizer, max_pixels)
-    model = _random_model(Qwen2_5_VLForConditionalGeneration, config, dtype, seed)
-    with new_folder(folder) as partial:
-        _save(partial, model, processor, [tokenizer.eos_token_id, tokenizer.pad_token_id])
-    return Path(folder)
 
 
 def _check(holds: bool, message: str) -> None:
@@ -199,14 +251,15 @@ def _llava_processor(tokenizer: PreTrainedTokenizerFast, image_size: int) -> Lla
     )
 
 
-def _qwen_processor(tokenizer: PreTrainedTokenizerFast, max_pixels: int) -> Qwen2_5_VLProcessor:
+def _qwen_processor(tokenizer: PreTrainedTokenizerFast, max_pixels: int) -> dict[str, Any]:
+    """The parts of the processor of any of Qwen's models."""
     pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": max_pixels}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**pixels),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**pixels),
-        chat_template=QWEN_TEMPLATE,
-    )
+    return {
+        "image_processor": Qwen2VLImageProcessor(**pixels),
+        "tokenizer": tokenizer,
+        "video_processor": Qwen2VLVideoProcessor(**pixels),
+        "chat_template": QWEN_TEMPLATE,
+    }
 
 
 def _llava_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> LlavaConfig:
@@ -244,11 +297,23 @@ def _llava_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> LlavaConf
     )
 
 
-def _qwen_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> Qwen2_5_VLConfig:
+def _windowed_encoder(sizes: Sizes) -> dict[str, Any]:
+    """The values of Qwen2.5-VL's vision configuration that Qwen2-VL's does not have."""
+    return {
+        "hidden_size": sizes.vision_hidden,
+        "intermediate_size": sizes.vision_intermediate,
+        "out_hidden_size": sizes.hidden,
+        "window_size": 112,
+        "fullatt_block_indexes": sorted({(sizes.vision_layers - 1) // 2, sizes.vision_layers - 1}),
+    }
+
+
+def _qwen_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, encoder: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of any of Qwen's models; `encoder` holds what is the vision encoder's own."""
     ids = {special: tokenizer.convert_tokens_to_ids(special) for special in QWEN_SPECIALS}
     rope = {"rope_type": "default", "rope_theta": sizes.rope_theta, "mrope_section": list(sizes.mrope_section)}
-    return Qwen2_5_VLConfig(
-        text_config={
+    return {
+        "text_config": {
             "vocab_size": len(tokenizer),
             "hidden_size": sizes.hidden,
             "intermediate_size": sizes.intermediate,
@@ -262,24 +327,20 @@ def _qwen_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> Qwen2_5_VL
             "pad_token_id": ids["<|endoftext|>"],
             "tie_word_embeddings": sizes.tied,
         },
-        vision_config={
+        "vision_config": {
             "depth": sizes.vision_layers,
-            "hidden_size": sizes.vision_hidden,
-            "intermediate_size": sizes.vision_intermediate,
             "num_heads": sizes.vision_heads,
-            "out_hidden_size": sizes.hidden,
             "patch_size": PATCH,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": sorted({(sizes.vision_layers - 1) // 2, sizes.vision_layers - 1}),
+            **encoder,
         },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=sizes.tied,
-    )
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "tie_word_embeddings": sizes.tied,
+    }
 
 
 def _to_train(kind: type[PreTrainedModel], config: PretrainedConfig, seed: int) -> PreTrainedModel:
@@ -377,5 +438,9 @@ def _template_as_json(folder: Path) -> None:
     jinja.unlink()
 
 
-BUILDERS: dict[str, Callable[..., Path]] = {"llava": build_llava, "qwen2_5_vl": build_qwen2_5_vl}
+BUILDERS: dict[str, Callable[..., Path]] = {
+    "llava": build_llava,
+    "qwen2_5_vl": build_qwen2_5_vl,
+    "qwen2_vl": build_qwen2_vl,
+}
 """Functions that write a small checkpoint with random weights, by family."""

@@ -105,7 +105,7 @@ class ModelArguments:
         known = [field.name for field in fields(cls) if field.name not in refused]
         for name in values:
             if name not in known:
-                hint = " It is for the other model family." if name in refused else did_you_mean(str(name), known)
+                hint = " It is for another model family." if name in refused else did_you_mean(str(name), known)
                 raise ArgumentError(f"model_args: unknown argument '{name}'.{hint}")
         for name in ("batch_size", "device"):
             outer = (additional or {}).get(name)

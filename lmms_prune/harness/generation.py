@@ -39,13 +39,14 @@ def options(kwargs: Mapping[str, Any], tokenizer: Any, use_cache: bool) -> dict[
     return result
 
 
-def stop_texts(kwargs: Mapping[str, Any]) -> list[str]:
-    """Return the texts at which an answer ends."""
+def stop_texts(kwargs: Mapping[str, Any], blank_line: bool = False) -> list[str]:
+    """Return the texts at which an answer ends; with `blank_line`, the one that lmms-eval fills in is among them."""
     until = kwargs.get("until") or []
     if not isinstance(until, str) and not (isinstance(until, (list, tuple)) and all(isinstance(s, str) for s in until)):
         raise ArgumentError(f"gen_kwargs: until={until!r} must be a text or a list of texts.")
     # lmms-eval fills in "\n\n" for tasks without a stop text; the stock chat models ignore it, too.
-    return [stop for stop in ([until] if isinstance(until, str) else until) if stop and stop != "\n\n"]
+    ignored = ("",) if blank_line else ("", "\n\n")
+    return [stop for stop in ([until] if isinstance(until, str) else until) if stop not in ignored]
 
 
 def own_tokens(ids: list[int], tokenizer: Any) -> list[int]:
@@ -58,11 +59,12 @@ def own_tokens(ids: list[int], tokenizer: Any) -> list[int]:
     return ids[:length]
 
 
-def clean(text: str, stops: Sequence[str]) -> str:
-    """Return `text` up to the first stop text, without control characters."""
+def clean(text: str, stops: Sequence[str], strip: bool = False) -> str:
+    """Return `text` up to the first stop text, without control characters; with `strip`, without white space around it."""
     for stop in stops:
         text = text.split(stop, 1)[0]
-    return _CONTROL.sub("", text)
+    text = _CONTROL.sub("", text)
+    return text.strip() if strip else text
 
 
 def _sampling(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -297,7 +297,8 @@ class PrunedModel(ChatModel):
             seconds = time.perf_counter() - start
         if memory.exhausted:
             return None
-        lengths, stops = prepared.inputs["attention_mask"].sum(1).tolist(), stop_texts(kwargs)
+        lengths, trims = prepared.inputs["attention_mask"].sum(1).tolist(), self.family.trims_answers
+        stops = stop_texts(kwargs, blank_line=trims)
         # Without pruning, beams or `use_cache=False` are allowed; then a sample has several, identical rows in the trace.
         rows = {row.sample: row for row in trace.rows}
         masks_to_host(list(rows.values()))
@@ -309,7 +310,7 @@ class PrunedModel(ChatModel):
             shapes = list(islice(grids, len(rows[sample].images)))
             accounting = token_accounting(rows[sample], shapes, self.architecture, length, len(answer_ids))
             computed, cached = sum(rows[sample].computed), int(sum(kv_bytes(self.architecture, rows[sample].cached)))
-            text, seconds_each = clean(self.decode(answer_ids), stops), seconds / len(samples)
+            text, seconds_each = clean(self.decode(answer_ids), stops, strip=trims), seconds / len(samples)
             results.append(AnsweredSample(text, accounting, computed, cached, len(samples), seconds_each))
         return results
 

@@ -64,7 +64,7 @@ def from_config(config: Mapping[str, Any], name: str) -> Architecture:
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        known = " and ".join(repr(name) for name in FAMILIES)
+        known = ", ".join(repr(name) for name in FAMILIES)
         raise ArchitectureError(f"{name}: model_type is {kind!r}; FLOPs are known for {known}.")
     return FAMILIES[kind].architecture(config, name)
 

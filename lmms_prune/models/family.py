@@ -37,6 +37,8 @@ class Family(ABC):
         example: rows and columns of the visual tokens of an example image, for estimates of cost.
         defaults: model arguments whose default depends on the family.
         refused: model arguments that have no meaning for this family.
+        trims_answers: whether lmms-eval's own model strips its answers and ends them at a blank line too, which the harness
+            fills in as the stop text of tasks that state none.
         image_arguments: arguments of ``forward`` about images beyond those that all families have.
         published: the parts of published checkpoints' ``config.json`` that decide sizes, by short names.
     """
@@ -50,6 +52,7 @@ class Family(ABC):
     example: Grid
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
     refused: tuple[str, ...] = ()
+    trims_answers: bool = False
     image_arguments: tuple[str, ...] = ()
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False, repr=False)
 

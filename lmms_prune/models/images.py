@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 
 from PIL import Image
 
 _MOST_PADDED = 2**29  # pixels: 1.6 GB, and several times that while the processor runs
+_LONGEST_JPEG = 65500  # of a side, in pixels
 
 
 class ImageTooLongError(ValueError):
@@ -38,3 +40,19 @@ def on_white(image: Image.Image) -> Image.Image:
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white
+
+
+def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """`image` in RGB after a JPEG of this quality, as a model gets it to which images are passed on as JPEGs.
+
+    Raises:
+        ImageTooLongError: no JPEG has so long a side.
+    """
+    if max(image.size) > _LONGEST_JPEG:
+        raise ImageTooLongError(
+            f"an image of {image.width} x {image.height} pixels cannot be a JPEG, as which lmms-eval's own model of this "
+            f"family passes images on: its sides are at most {_LONGEST_JPEG} pixels; make it smaller."
+        )
+    file = BytesIO()
+    (image if image.mode == "RGB" else image.convert("RGB")).save(file, format="JPEG", quality=quality)
+    return Image.open(file)

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's vision encoder: no class token, four patches a visual token, most blocks attend in windows."""
+"""The vision encoder of Qwen2-VL and Qwen2.5-VL: no class token, four patches a visual token, blocks may attend in windows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lmms_prune.models.tensors import is_finite, to_device
 
 
 class QwenEncoder(Encoder):
-    """Reads Qwen2.5-VL's encoder, whose patches are in window order, four adjacent ones for each visual token."""
+    """Reads Qwen's encoder: four adjacent patches for each visual token, in window order if it has windows."""
 
     def attention_chunks(self, block: int) -> Iterator[tuple[Int[Tensor, "S q"], Int[Tensor, "S k"], Tensor]]:
         query, key = self._queries_and_keys(block)
         fine = torch.promote_types(query.dtype, torch.float32)
         query, key = query.to(fine), key.to(fine)
-        is_full = block in self.parts.config.vision_config.fullatt_block_indexes
-        lengths = [self._patches * size for size in self.sizes] if is_full else self._window_lengths
+        in_windows = self.shape.in_windows(block)
+        lengths = self._window_lengths if in_windows else [self._patches * size for size in self.sizes]
         starts = [0, *accumulate(lengths)]
         for length in dict.fromkeys(lengths):
             # All windows (or images) of one size at once.
@@ -100,11 +100,10 @@ class QwenEncoder(Encoder):
 
     @cached_property
     def _windows(self) -> list[Int[Tensor, " n"]]:
-        """The window of each visual token in raster order, for each image of the run (host)."""
-        vision = self.parts.config.vision_config
-        side = vision.window_size // vision.patch_size // vision.spatial_merge_size
+        """The window of each visual token in raster order, for each image of the run (host): one if there are none."""
         windows = []
         for rows, columns in self.grids:
+            side = self.shape.window or max(rows, columns)
             row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
             windows.append(((row // side) * columns + column // side).flatten())
         return windows

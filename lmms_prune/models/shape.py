@@ -18,6 +18,9 @@ class EncoderShape:
             run one by one on any tokens (as methods do that merge inside it).
         projects_after: whether a projector follows the selected block, whose output is then read before the projector;
             otherwise the encoder's own output, after its merger, is read.
+        window: side, in visual tokens, of the windows in which blocks attend and in whose order the patches lie; 0 if
+            there are none: then patches lie in raster order of the visual tokens.
+        full: blocks that attend over the whole image although there are windows.
     """
 
     depth: int
@@ -26,6 +29,12 @@ class EncoderShape:
     patches_per_token: int = 1
     is_clip: bool = False
     projects_after: bool = False
+    window: int = 0
+    full: tuple[int, ...] = ()
+
+    def in_windows(self, block: int) -> bool:
+        """Whether 0-based `block` attends in windows."""
+        return self.window > 0 and block not in self.full
 
     def scaled(self, block: int, of: int) -> int:
         """The block at the same relative depth as 0-based `block` of an encoder with `of` blocks."""

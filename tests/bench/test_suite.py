@@ -23,7 +23,7 @@ from lmms_prune.bench.parts import Part, suite_parts
 from lmms_prune.bench.sections import KINDS
 from lmms_prune.bench.suite import Suite, SuiteError, run_suite
 from lmms_prune.cli import app
-from lmms_prune.models import FAMILIES
+from lmms_prune.demo.models import MODELS
 
 FACTS = {"card": "Some Card, 80 GiB", "torch": "2.10", "lmms-prune": "0.2.0 abc"}
 INFORMATION = {"model": "m, float32", "units": 4, "layers": 2, "seconds": 1.0, "runs_seconds": 8.0, "ratio": 8.0}
@@ -165,7 +165,7 @@ def test_every_part_is_a_command_that_exists(device: str, small: bool) -> None:
         assert context.params["as_json"]
         assert part.seconds > 0
     names = [part.name for part in parts]
-    for family in FAMILIES:
+    for family in (model.family.model_type for model in MODELS):
         for batch in (1, 2, 3) if small else (1, 8, 16):
             assert f"schedules-{family}-{batch}" in names
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from built import BUILDERS, Checkpoint
+from built import UNLIKE, Checkpoint
 from masked import QUESTIONS, Searched, picture
 from tiny import load
 
 
 @pytest.fixture(scope="session")
 def shallow(checkpoint: Checkpoint) -> dict[str, Path]:
-    return {family: checkpoint(family, layers=4, seed=3) for family in BUILDERS}
+    return {family: checkpoint(family, layers=4, seed=3) for family in UNLIKE}
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def all_searched(shallow: dict[str, Path], full: bool) -> dict[str, Searched]:
     return families
 
 
-@pytest.fixture(params=sorted(BUILDERS))
+@pytest.fixture(params=UNLIKE)
 def searched(request: pytest.FixtureRequest, all_searched: dict[str, Searched]) -> Searched:
     return all_searched[request.param]
 

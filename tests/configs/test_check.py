@@ -75,7 +75,7 @@ def test_a_good_file_has_no_problems_and_its_numbers(tmp_path: Path) -> None:
         ("192t", "192t, really 193t", "budget: it says 'really 193t', but the schedule keeps 192t."),
         ("  batch_size: 8", "  batch_size: 8\nbatch_size: 4", "batch_size=8 contradicts --batch_size 4; say it once."),
         ("  batch_size: 8", "  batch_size: 0", "batch_size=0 must be a whole number of at least 1"),
-        ("  batch_size: 8", "  min_pixels: 8", "unknown argument 'min_pixels'. It is for the other model family."),
+        ("  batch_size: 8", "  min_pixels: 8", "unknown argument 'min_pixels'. It is for another model family."),
         ("  batch_size: 8", "  use_cache: false", "use_cache=false prunes anew at every generated token"),
         ("results/a", "results/a,b", "output_path: 'results/a,b' must be a text without commas"),
         ("output_path: results/a", "", "log_samples: needs an output_path."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import yaml
 from lmms_prune.configs.check import check
 from lmms_prune.configs.render import render
 from lmms_prune.configs.runs import read
-from lmms_prune.configs.table import RANDOM_SEEDS, ROWS, TABLES
+from lmms_prune.configs.table import RANDOM_SEEDS, ROWS, TABLES, _scaled
 from lmms_prune.methods.base import grid_within
+from lmms_prune.models.architectures import architecture
 from lmms_prune.schedule import Schedule
 from lmms_prune.schedule.presets import PRESETS
 
@@ -45,8 +47,10 @@ def test_every_row_of_both_tables_and_every_control_has_a_file() -> None:
     controls = ["control-downsample", "control-pool", *(f"control-random-{i}" for i in range(5)), "control-stride"]
     llava = [f"llava-1.5-7b_{budget}_{name}" for budget in ("192", "064") for name in (*LLAVA, *controls)]
     qwen = [f"qwen2.5-vl-7b_050pct_{name}" for name in (*QWEN, *controls)]
+    qwen += [f"qwen2-vl-7b_050pct_{name}" for name in (*QWEN, *controls)]
     unpruned_and_blind = ["llava-1.5-7b_576_unpruned", "llava-1.5-7b_000_control-blind"]
     unpruned_and_blind += ["qwen2.5-vl-7b_100pct_unpruned", "qwen2.5-vl-7b_000pct_control-blind"]
+    unpruned_and_blind += ["qwen2-vl-7b_100pct_unpruned", "qwen2-vl-7b_000pct_control-blind"]
     assert list(ROWS) == sorted([*llava, *qwen, *unpruned_and_blind])
     assert [path.name for path in FILES] == sorted(f"{stem}.yaml" for stem in ROWS)
 
@@ -84,9 +88,32 @@ def test_the_exact_counts_give_the_published_averages() -> None:
 def test_a_row_whose_settings_the_paper_does_not_state_says_so() -> None:
     unstated = {stem for stem, row in ROWS.items() if "not stated by the paper" in row.settings}
     assert unstated == {f"llava-1.5-7b_{b}_{name}" for b in ("192", "064") for name in ("pdrop", "sparsevlm", "vtw")}
-    # All others are presets that the paper or its authors' code print, but for the controls.
+    # All others are presets that the paper or its authors' code print, but for the controls and other models' rows.
     for stem, row in ROWS.items():
-        assert row.control or row.schedule in PRESETS or row.schedule == "none", stem
+        ours = row.control or TABLES[row.model].like
+        assert ours or row.schedule in PRESETS or row.schedule == "none", stem
+
+
+def test_schedules_for_a_model_that_the_paper_did_not_evaluate_say_so() -> None:
+    rows = {row.name: row for row in ROWS.values() if row.model == "qwen2-vl-7b" and row.name in QWEN}
+    assert set(rows) == set(QWEN)
+    for name, row in rows.items():
+        assert Schedule.parse(row.text) == Schedule.parse(PRESETS[f"{name}-50pct"]), "28 layers, as Qwen2.5-VL-7B has"
+        text = (FOLDER / f"{row.stem}.yaml").read_text(encoding="utf-8")
+        comments = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+        assert "this project's row, not arXiv 2512.07580's" in comments
+        assert "not the paper's, which did not evaluate this model: Table 4's" in comments
+
+
+def test_layers_are_scaled_to_another_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = architecture("qwen2-vl-7b")
+    monkeypatch.setattr(
+        "lmms_prune.configs.table.architecture",
+        lambda model: replace(sizes, layers=36) if model == "qwen2-vl-7b" else architecture(model),
+    )
+    row = _scaled(TABLES["qwen2-vl-7b"], "dart+vtw")
+    assert row.text == "dart@3:0.49,vtw@33"
+    assert "its layers scaled from 28 to 36" in row.settings
 
 
 def test_llavas_dart_is_the_one_of_the_authors_scripts_and_the_file_says_so() -> None:
@@ -137,4 +164,4 @@ def test_controls_meet_the_budget_of_the_rows_they_are_compared_with() -> None:
         assert rows * columns == asked, stem
         assert abs(asked - int(row.budget[:-1])) <= 0.05 * asked
     seeds = [row.seed for row in ROWS.values() if row.name.startswith("random-")]
-    assert seeds == 3 * list(RANDOM_SEEDS)
+    assert seeds == len(TABLES) * list(RANDOM_SEEDS) + list(RANDOM_SEEDS), "LLaVA has two budgets"

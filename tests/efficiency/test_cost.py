@@ -20,8 +20,12 @@ from lmms_prune.models.architectures import architecture, from_config
 from lmms_prune.models.sizes import ArchitectureError
 
 TABLES = json.loads((Path(__file__).parents[1] / "paper_table3.json").read_text(encoding="utf-8"))
-SIZES = {"llava": (112, 112), "qwen": (196, 140)}  # Qwen: 5 x 7 tokens, so that windows at both edges are smaller
-GRIDS = {"llava": (8, 8), "qwen": (5, 7)}
+SIZES = {
+    "llava": (112, 112),
+    "qwen": (196, 140),
+    "qwen2": (196, 140),
+}  # Qwen: 5 x 7 tokens, so that windows at both edges are smaller
+GRIDS = {"llava": (8, 8), "qwen": (5, 7), "qwen2": (5, 7)}
 
 
 @pytest.fixture(params=sorted(SIZES))
@@ -105,6 +109,12 @@ def test_the_named_architectures_are_the_published_ones() -> None:
     assert (qwen.layers, qwen.hidden, qwen.heads, qwen.kv_heads, qwen.intermediate) == (28, 3584, 28, 4, 18944)
     assert llava.tokens_per_image == 576
     assert (qwen.encoder.window, qwen.encoder.full, qwen.encoder.layers) == (4, (7, 15, 23, 31), 32)
+    small, large = (architecture(f"qwen2-vl-{size}") for size in ("2b", "7b"))
+    assert (small.layers, small.hidden, small.heads, small.kv_heads, small.intermediate) == (28, 1536, 12, 2, 8960)
+    assert replace(large, name=qwen.name, family=qwen.family, encoder=qwen.encoder) == qwen, "one decoder, two encoders"
+    assert (large.encoder.hidden, large.encoder.window, large.encoder.matrices) == (1280, 0, 2)
+    assert large.encoder.full == tuple(range(32))
+    assert [model.encoder.projector[-1][-1] for model in (small, large)] == [small.hidden, large.hidden]
     assert sum(kv_bytes(llava, [1] * 32)) == 2**19  # half a MiB a token
 
 

@@ -50,7 +50,7 @@ def test_the_papers_rows_on_the_command_line() -> None:
 def test_the_empty_schedule_costs_100_percent(name: str) -> None:
     shown = estimate_json("none", "--model", name)
     assert shown["share_flops"] == shown["share_kv"] == 1
-    assert shown["visual_tokens"] == (576 if name.startswith("llava") else 1280)
+    assert shown["visual_tokens"] == {"llava": 576, "qwen2.5": 1280, "qwen2": 768}[name.partition("-")[0]]
     assert estimate_json("vtw@0", "--model", name)["share_kv"] == pytest.approx(64 / (64 + shown["visual_tokens"]))
 
 

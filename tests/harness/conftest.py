@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 import yaml
-from built import Checkpoint, Mirror
+from built import UNLIKE, Checkpoint, Mirror
 from forking import Forking
 
-MODELS = {"llava": "llava_pruned", "qwen2_5_vl": "qwen2_5_vl_pruned"}
+from lmms_prune.models import FAMILIES
+
+MODELS = {model_type: family.model_name for model_type, family in FAMILIES.items()}
 TASK_FOLDERS = ("mme", "scienceqa", "pope", "textvqa", "mmbench", "gqa", "infovqa", "docvqa", "ocrbench")
 CONFIGS = Path(__file__).parents[2] / "task_configs"
 
@@ -252,6 +254,6 @@ def harness(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint, mi
 
 
 # Of a session's scope, pytest would run all modules with one family and then all again, and make their fixtures twice.
-@pytest.fixture(scope="module", params=sorted(MODELS))
+@pytest.fixture(scope="module", params=UNLIKE)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param

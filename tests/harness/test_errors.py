@@ -58,7 +58,7 @@ def _holds(message: str, parts: tuple[str, ...]) -> None:
         ({"schedule": "fastv@3:0.2", "budget": "30t"}, ("exactly one '?'", "fastv@3:0.2")),
         ({"schedule": 3}, ("3 is neither a text", "a list of stages")),
         ({"shedule": "dart@2:0.44"}, ("unknown argument 'shedule'", "Did you mean 'schedule'?")),
-        ({"min_pixels": 1000}, ("unknown argument 'min_pixels'", "other model family")),
+        ({"min_pixels": 1000}, ("unknown argument 'min_pixels'", "another model family")),
         ({"device": "cuda:7"}, ("device=cuda:7", "CUDA devices", "cpu")),
         ({"device": "gpu"}, ("device=gpu", "cpu, cuda or cuda:N")),
         ({"device_map": "bogus"}, ("device_map=bogus", "auto")),
@@ -96,8 +96,8 @@ def test_wrong_llava_arguments(given, parts, harness):
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        ({"prompt": "vicuna"}, ("unknown argument 'prompt'", "other model family")),
-        ({"image_aspect": "pad"}, ("unknown argument 'image_aspect'", "other model family")),
+        ({"prompt": "vicuna"}, ("unknown argument 'prompt'", "another model family")),
+        ({"image_aspect": "pad"}, ("unknown argument 'image_aspect'", "another model family")),
         ({"positions": "compact"}, ("positions=compact", "M-RoPE", "positions=original")),
         ({"min_pixels": 0}, ("min_pixels=0", "at least 1")),
         ({"min_pixels": 200000, "max_pixels": 100000}, ("min_pixels", "200000", "max_pixels", "100000")),
@@ -233,9 +233,12 @@ def _broken_config(folder: Path, harness) -> None:
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
-        (_text_only, ("'llama'", "no image input", "llava_pruned", "qwen2_5_vl_pruned")),
-        (_llava_next, ("'llava_next'", "not supported", "llava_pruned", "qwen2_5_vl_pruned")),
-        (_llava_onevision, ("'llava_onevision'", "not supported", "llava_pruned", "qwen2_5_vl_pruned")),
+        (_text_only, ("'llama'", "no image input", "llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned")),
+        (_llava_next, ("'llava_next'", "not supported", "llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned")),
+        (
+            _llava_onevision,
+            ("'llava_onevision'", "not supported", "llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned"),
+        ),
         (_empty, ("pretrained=", "no checkpoint", "config.json")),
         (_nothing, ("pretrained=", "no checkpoint", "config.json")),
         (_broken_config, ("pretrained=", "no checkpoint")),

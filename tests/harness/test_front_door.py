@@ -9,6 +9,7 @@ import shlex
 import pytest
 
 from lmms_prune.demo.benchmarks import TASKS
+from lmms_prune.models import FAMILIES
 
 SCHEDULE = "dart@2:0.44,random@5:0.07"
 SEED = 3
@@ -41,6 +42,12 @@ def _numbers(run) -> dict[str, list[float]]:
     return {task: [float(value) for value in values] for task, values in numbers.items()}
 
 
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """Every family: each is a model of lmms-eval's command."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def reference(harness):
     return harness.pruned("llava", ["textvqa"], schedule=SCHEDULE, seed=SEED)
@@ -53,11 +60,12 @@ def everything(harness, family):
 
 @pytest.fixture(scope="module")
 def commands(harness):
-    """Two spellings and two ways to start the command, each with every benchmark of one family."""
-    llava, qwen = (harness.checkpoints[family] for family in ("llava", "qwen2_5_vl"))
+    """Some spellings and two ways to start the command, each with every benchmark of one family."""
+    llava, qwen, qwen2 = (harness.checkpoints[family] for family in ("llava", "qwen2_5_vl", "qwen2_vl"))
     spelled = {
         "llava": (f"schedule={SCHEDULE},seed={SEED},pretrained={llava}", ("lmms-eval",)),
         "qwen2_5_vl": (f'pretrained={qwen},seed={SEED},schedule="{SCHEDULE}"', ("lmms-eval", "eval")),
+        "qwen2_vl": (f"seed={SEED},pretrained={qwen2},schedule={SCHEDULE}", ("lmms-eval",)),
     }
     tasks = ("--tasks", ",".join(NAMED), "--include_path", str(harness.configs))
     return {

@@ -16,6 +16,7 @@ from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.harness.checkout import code_state
 from lmms_prune.harness.fingerprint import code
+from lmms_prune.models import FAMILIES
 from lmms_prune.models.architectures import from_config
 
 LAYERS = 8
@@ -140,6 +141,7 @@ def test_padding_is_accounted(harness):
 @pytest.mark.parametrize(
     "schedule", ["random@2:0.4,vtw@6", "dart@2:0.4,fastv@5:0.2", "divprune@0:0.5,sgl@4:0.2;new_tokens=2"]
 )
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_flops_and_bytes_are_those_of_the_executed_passes(schedule, harness, family):
     """Against torch's own count over the whole run, selecting and a guide's answer included, with one row a batch."""
     import torch
@@ -156,7 +158,7 @@ def test_flops_and_bytes_are_those_of_the_executed_passes(schedule, harness, fam
     assert counter.get_total_flops() == expected + selection
     assert (selection > 0) == (not schedule.startswith("random"))
     width = torch.float32.itemsize
-    heads = {"llava": 4, "qwen2_5_vl": 2}[family]
+    heads = 4 if family == "llava" else 2
     for row in rows:
         cached = [row["text_tokens"] + visual for visual in row["layer_visual_tokens"]]
         assert row["layer_kv_bytes"] == [2 * n * heads * 16 * width for n in cached]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from built import BUILDERS, UNLIKE
 from PIL import Image
 from tiny import load_model
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.view import LayerInput, Tokens, TokenView
 
-FAMILIES = ("llava", "qwen2_5_vl")
+FAMILIES, EVERY = UNLIKE, tuple(BUILDERS)
 LAYERS = 8
 WORDS = (
     "is",
