@@ -98,7 +98,8 @@ def test_schedules_for_a_model_that_the_paper_did_not_evaluate_say_so() -> None:
     rows = {row.name: row for row in ROWS.values() if row.model == "qwen2-vl-7b" and row.name in QWEN}
     assert set(rows) == set(QWEN)
     for name, row in rows.items():
-        assert Schedule.parse(row.text) == Schedule.parse(PRESETS[f"{name}-50pct"]), "28 layers, as Qwen2.5-VL-7B has"
+        preset = PRESETS[f"{name.rstrip('-012')}-50pct"]
+        assert Schedule.parse(row.text) == Schedule.parse(preset), "28 layers, as Qwen2.5-VL-7B has"
         text = (FOLDER / f"{row.stem}.yaml").read_text(encoding="utf-8")
         comments = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
         assert "this project's row, not arXiv 2512.07580's" in comments
@@ -119,7 +120,7 @@ def test_layers_are_scaled_to_another_depth(monkeypatch: pytest.MonkeyPatch) -> 
 def test_llavas_dart_is_the_one_of_the_authors_scripts_and_the_file_says_so() -> None:
     """The default order of DART's pivots keeps other tokens than the authors' code; LLaVA's rows stand for that code."""
     rows = [row for row in ROWS.values() if row.name.startswith("dart")]
-    assert len(rows) == 15
+    assert len(rows) == 20
     for row in rows:
         first = Schedule.parse(row.text).stages[0]
         is_scripts = row.model == "llava-1.5-7b"
@@ -129,13 +130,13 @@ def test_llavas_dart_is_the_one_of_the_authors_scripts_and_the_file_says_so() ->
 
 def test_a_row_that_draws_at_random_has_three_seeds_and_they_are_one_row_of_the_leaderboard() -> None:
     drawn = [row for row in ROWS.values() if "random" in row.text and not row.control]
-    assert len(drawn) == 3 * 8
+    assert len(drawn) == 3 * (8 + 2)  # the paper's, and ours for Qwen2-VL
     by_row: dict[tuple[str, str, str], list[int]] = {}
     for row in drawn:
         by_row.setdefault((row.model, row.budget, row.text), []).append(row.seed)
         assert row.name.endswith(f"+random-{row.seed}")
         assert "seeds 0 to 2 are 3 files" in row.settings
-    assert list(by_row.values()) == [[0, 1, 2]] * 8
+    assert list(by_row.values()) == [[0, 1, 2]] * 10
     # Files of one row differ in seed, name and output only, so that the leaderboard pools them: mean ± sd.
     texts = [FOLDER / f"llava-1.5-7b_064_dart+random-{seed}.yaml" for seed in range(3)]
     settings = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in texts]
