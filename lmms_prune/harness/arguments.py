@@ -52,7 +52,7 @@ class ModelArguments:
         prompt: LLaVA only: "hf" is the checkpoint's chat template, "vicuna" is LLaVA-1.5's own evaluation prompt.
         image_aspect: LLaVA only: "crop" is the checkpoint's image processor, "pad" pads to a square first, as in
             LLaVA-1.5's own evaluation.
-        min_pixels, max_pixels: Qwen2.5-VL only: bounds of the pixels to which an image is resized.
+        min_pixels, max_pixels: Qwen only: bounds of the pixels to which an image is resized.
         system_prompt: a system message, or a file that contains one.
         chat_template: a Jinja template, or a file that contains one, instead of the checkpoint's.
         journal: a folder to which every finished batch is written immediately, so that the same run, started again,

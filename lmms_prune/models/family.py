@@ -230,7 +230,10 @@ class Family(ABC):
         return str(tokenizer.decode(ids, skip_special_tokens=True))
 
     def view_of(self, settings: Mapping[str, str]) -> str:
-        """The part of an image that a run with these settings shows to the model: "crop", "pad" or "whole"."""
+        """The part of an image that a run with these settings shows to the model: "crop", "pad", "whole" or "opaque".
+
+        The last is the whole without transparency: what is transparent has the colour that lies below.
+        """
         return "whole"
 
     # -- sizes -----------------------------------------------------------------------------------------------------

@@ -67,6 +67,9 @@ class Qwen2VL(QwenVL):
         shown = [[{**message, "content": [*map(given, message["content"])]} for message in chat] for chat in messages]
         return super().processed(processor, [prompt.replace("<image>", "") for prompt in prompts], shown, arguments)
 
+    def view_of(self, settings: Mapping[str, str]) -> str:
+        return "opaque"  # a JPEG has no transparency
+
 
 QWEN2_VL = Qwen2VL(
     model_type="qwen2_vl",

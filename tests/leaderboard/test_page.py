@@ -166,6 +166,9 @@ def test_transparent_pixels_are_white_where_they_are_for_the_model(mode: str) ->
     image = image.quantize(4) if mode in ("P", "PA") else image.convert("I" if mode == "I;16" else mode)
     image = image.convert(mode)
     assert seen(image, "whole").tobytes() == to_rgb(image).tobytes()
+    opaque = seen(image, "opaque").tobytes()
+    assert opaque == image.convert("RGB").tobytes()
+    assert (opaque != to_rgb(image).tobytes()) == (mode == "RGBA")
 
 
 def call(*args: object):

@@ -144,7 +144,10 @@ _OTHER = (
 
 
 def seen(image: Image, view: str) -> Image:
-    """Return an image as a model sees it: cropped as by LLaVA-1.5's processor, padded as by its evaluation, or whole."""
+    """Return an image as a model sees it: cropped as by LLaVA-1.5's processor, padded as by its evaluation, or whole.
+
+    Transparent parts are white, but for "opaque": there they have the colour that lies below.
+    """
     from lmms_prune.models.images import on_white, pad_to_square
 
     if view == "pad":
@@ -153,7 +156,7 @@ def seen(image: Image, view: str) -> Image:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return image.crop((left, top, left + side, top + side)).convert("RGB")
-    return on_white(image)
+    return image.convert("RGB") if view == "opaque" else on_white(image)
 
 
 def _encoded(image: Image) -> bytes:
