@@ -21,6 +21,7 @@ from lmms_prune.information.options import (
     load_unpruned,
     measured_rows,
     method_names,
+    refuse_unscored,
     task_names,
     user_errors,
 )
@@ -78,7 +79,8 @@ def calibrate(
 
         names = task_names(tasks)
         parsed = [Schedule.parse(text) for text in compared or []]
-        evaluation = Evaluation(model, model_args, names, limit, secrets=SECRETS.get())
+        refuse_unscored(names, model, include)
+        evaluation = Evaluation(model, model_args, names, limit, include=include, secrets=SECRETS.get())
         loaded = load_unpruned(model, model_args)
         _check_budget(budget, loaded)
         _check_documents(names, loaded, limit, include)

@@ -209,6 +209,13 @@ LIBRARY = Library(
             "documents",
         ),
         PrivateNames(
+            "lmms_eval.tasks:TaskManager",
+            "attributes",
+            ("_get_config",),
+            _SINCE,
+            "telling whether a task has one score for each document, before its data are loaded",
+        ),
+        PrivateNames(
             "lmms_eval.utils:import_function",
             "leading parameters",
             ("loader", "node"),
@@ -222,6 +229,20 @@ LIBRARY = Library(
             ("eval_result",),
             _SINCE,
             "MMBench's own rules",
+        ),
+        PrivateNames(
+            "lmms_eval.tasks._task_utils.vqa_eval_metric:EvalAIAnswerProcessor",
+            "attributes",
+            ("__call__",),
+            _SINCE,
+            "OCR-VQA's scores",
+        ),
+        PrivateNames(
+            "lmms_eval.tasks.docvqa.utils:",
+            "attributes",
+            ("docvqa_doc_to_visual", "docvqa_doc_to_text"),
+            _SINCE,
+            "OCR-VQA's prompts",
         ),
         PrivateNames(
             "lmms_eval.tasks.pope.utils:pope_process_results",

@@ -18,7 +18,7 @@ from lmms_prune.demo import content, pictures, questions, scene_rows, tables, te
 from lmms_prune.demo.folders import new_folder
 from lmms_prune.demo.scene_rows import gqa, mmbench, mme, pope, scienceqa
 from lmms_prune.demo.tables import Configs
-from lmms_prune.demo.text_rows import documents, ocrbench, textvqa
+from lmms_prune.demo.text_rows import documents, ocrbench, ocrvqa, textvqa
 
 TASKS: tuple[str, ...] = (
     "mme",
@@ -36,7 +36,7 @@ TASKS: tuple[str, ...] = (
 
 
 def build_mirror(folder: str | os.PathLike[str], *, rows: int = 4, seed: int = 0) -> Path:
-    """Write all ten benchmarks below `folder`, which must be new, and return its path.
+    """Write the ten benchmarks, and OCR-VQA, below `folder`, which must be new, and return its path.
 
     The same arguments give the same files. File names contain a digest of the content: `datasets` recognises a folder only
     by its README, and would otherwise serve rows cached from an earlier folder.
@@ -107,4 +107,5 @@ _BUILDERS: dict[str, Callable[[int, int], Configs]] = {
     "lmms-lab-encoder/GQA": gqa,
     "lmms-lab-encoder/DocVQA": documents,
     "echo840/OCRBench": ocrbench,
+    "howard-hou/OCR-VQA": ocrvqa,
 }

@@ -1,4 +1,4 @@
-"""Rows of the benchmarks about text in images: TextVQA, DocVQA, InfographicVQA and OCRBench."""
+"""Rows of the benchmarks about text in images: TextVQA, DocVQA, InfographicVQA, OCRBench and OCR-VQA."""
 
 from __future__ import annotations
 
@@ -128,6 +128,24 @@ def ocrbench(rows: int, seed: int) -> Configs:
         row = {"dataset": source, "question_type": kind, "question": question, "answer": [answer]}
         table.append({**row, "image": picture.image})
     return {"default": {"test": (table, schema("dataset", "question", "question_type", image=Image(), answer=texts()))}}
+
+
+def ocrvqa(rows: int, seed: int) -> Configs:
+    """OCR-VQA: two questions about each sign or form, in one row. Only the test split is drawn."""
+    columns = schema("image_id", "title", "authorName", "genre", "image_url", "set_name", image=Image())
+    features = Features({**columns, **{name: texts() for name in ("questions", "answers", "ocr_tokens")}})
+    features |= {"image_width": Value("int64"), "image_height": Value("int64")}
+    table: Rows = []
+    for number in range(rows // 2):
+        rng = seeded(seed, "ocrvqa", str(number))
+        shown = content.form(rng, "test", 4 + number % 3)
+        first, second = questions.looked_up(rng, shown), questions.looked_up(rng, shown)
+        image = draw(rng, shown).image
+        row: dict[str, Any] = {"image_id": f"drawing{number}", "title": "", "authorName": "", "genre": "Forms"}
+        row |= {"questions": [first.question, second.question], "answers": [first.answer, second.answer]}
+        row |= {"ocr_tokens": questions.read_out(shown).answer.split(), "image_url": "", "set_name": "test"}
+        table.append({**row, "image": image, "image_width": image.width, "image_height": image.height})
+    return {"default": {"test": (table, features)}}
 
 
 def _reading(rng: random.Random, shown: Sign) -> questions.Question:

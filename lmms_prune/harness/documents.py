@@ -142,6 +142,16 @@ def document_numbers(
     return numbers
 
 
+def metric_lists(tasks: Sequence[str], model: str, include: Path | None) -> dict[str, Any]:
+    """Return each task's ``metric_list`` as its YAML says it, without loading data; None for a group or a task in Python.
+
+    Raises:
+        ArgumentError: a task that does not exist.
+    """
+    manager = _manager(tasks, model, include)
+    return {name: manager._get_config(name).get("metric_list") for name in tasks}
+
+
 def _units(task: str, rows: Any) -> list[Any]:
     """Return, for each document, what it is scored together with: MME's image, or a circular group of MMBench."""
     if task == "mme":
@@ -155,8 +165,8 @@ def _split(task: Any) -> str:
     return task.config.test_split if task.has_test_docs() else task.config.validation_split
 
 
-def _loaded(tasks: Sequence[str], model: str, include: Path | None) -> Iterator[Any]:
-    """Yield lmms-eval's task objects; raises as `documents` does."""
+def _manager(tasks: Sequence[str], model: str, include: Path | None) -> TaskManager:
+    """Return lmms-eval's index of tasks, which has all of `tasks`; raises as `documents` does."""
     # It would log every YAML of its own that is not a task.
     logger.disable("lmms_eval")
     try:
@@ -168,6 +178,12 @@ def _loaded(tasks: Sequence[str], model: str, include: Path | None) -> Iterator[
         raise ArgumentError(
             f"--tasks: '{unknown[0]}' is neither a task nor a group of lmms-eval; --include_path names a folder of more."
         )
+    return manager
+
+
+def _loaded(tasks: Sequence[str], model: str, include: Path | None) -> Iterator[Any]:
+    """Yield lmms-eval's task objects; raises as `documents` does."""
+    manager = _manager(tasks, model, include)
     try:
         loaded = get_task_dict(list(tasks), manager, "chat")
     except (OSError, RetryError) as error:

@@ -1,8 +1,8 @@
 """The process that evaluates for a sweep: ``[torchrun …] -m lmms_prune.harness.evaluate``.
 
 It reads one JSON object per line from its standard input: lmms-eval's options, as in a ``--config`` file. Each job is run
-by lmms-eval's own command, whose files are the result. One key is not lmms-eval's: `documents`, the numbers of the documents
-to evaluate; the others are left out, and the numbers are recorded among the options in the results. The standard output gets the line `STARTED` before a job and the
+by lmms-eval's own command, whose files are the result. Two keys are not lmms-eval's: `documents`, the numbers of
+the documents to evaluate, and `sample`, how they were drawn. The others are left out, and both are recorded in the results. The standard output gets the line `STARTED` before a job and the
 line `FINISHED` after it; all output between belongs to the job, and the sweep writes it to the job's log. Equal weights
 are loaded once. Any error ends the process, since an error of the device would affect every later job too. When the
 input ends, the process ends at once.

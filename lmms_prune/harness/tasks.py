@@ -109,6 +109,34 @@ def pope_by_first_sentence(doc: Mapping[str, Any], results: Sequence[str]) -> di
     return pope_process_results(doc, ["no" if {"No", "no", "not"} & set(words) else "yes"])
 
 
+def one_row_per_question(dataset: Any) -> Any:
+    """Return OCR-VQA's rows, which have lists of questions and answers, as one row for each question."""
+    from datasets import Features, Image, Value
+
+    encoded = dataset.cast_column("image", Image(decode=False))  # images are copied as they are, not decoded
+    columns = Features({"image": Image(decode=False), "question": Value("string"), "answer": Value("string")})
+
+    def spread(rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        pairs = [
+            (image, question, answer)
+            for image, questions, answers in zip(rows["image"], rows["questions"], rows["answers"], strict=True)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        return {name: [pair[place] for pair in pairs] for place, name in enumerate(columns)}
+
+    names = encoded.column_names
+    single = encoded.map(spread, batched=True, batch_size=100, remove_columns=names, features=columns)
+    return single.cast_column("image", Image())
+
+
+def equal_after_normalisation(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """Return whether an answer is the right one, after VQA's own normalisation of both."""
+    from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
+
+    normalised = EvalAIAnswerProcessor()
+    return {"exact_match": float(normalised(results[0]) == normalised(doc["answer"]))}
+
+
 @cache
 def _configs() -> list[tuple[Path, dict[str, Any]]]:
     paths = sorted(task_configs().glob("*.yaml"))

@@ -32,6 +32,7 @@ from lmms_prune.information.options import (
     measured_rows,
     method_names,
     numbers_of,
+    refuse_unscored,
     task_names,
     user_errors,
 )
@@ -261,14 +262,23 @@ def horizon(
 
         names = task_names(tasks)
         choice = DocumentChoice(names, include, limit, draw)
-        Evaluation(model, model_args, names)  # refuses what has no scores before anything is loaded
+        refuse_unscored(names, model, include)
         part = shard_of(shard)
         measured = choice.smaller(information_limit)
         request = MeasureRequest(model, model_args, measured, None, block, out / "information", rule, part)
         if launch and not scores_only and shard is None:
             measure_launched(launch, request)
         drawn = choice.numbers(model) if draw is not None else None
-        evaluation = Evaluation(model, model_args, names, limit, documents=drawn, secrets=SECRETS.get())
+        evaluation = Evaluation(
+            model,
+            model_args,
+            names,
+            limit,
+            documents=drawn,
+            sample="" if draw is None else f"{draw.size} with seed {draw.seed}",
+            include=include,
+            secrets=SECRETS.get(),
+        )
         if shard is None and not scores_only:
             loaded = load_unpruned(model, model_args)
             depth, model_title = loaded.depth, loaded.name

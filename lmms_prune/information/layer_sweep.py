@@ -34,10 +34,9 @@ class Evaluation:
         limit: documents of each task; None for all.
         offset: documents at the start of each task that are skipped.
         documents: by task, the numbers of the documents, instead of limit and offset; None if they were not drawn.
+        sample: how they were drawn.
+        include: a folder of further task YAMLs.
         secrets: values that no file may contain.
-
-    Raises:
-        InformationError: the scores of a task cannot be read document by document.
     """
 
     model: str
@@ -46,11 +45,9 @@ class Evaluation:
     limit: int | None = None
     offset: int = 0
     documents: Mapping[str, Sequence[int]] | None = None
+    sample: str = ""
+    include: Path | None = None
     secrets: Collection[str] = field(default=(), repr=False)
-
-    def __post_init__(self) -> None:
-        if unknown := [task for task in self.tasks if task not in TASKS]:
-            raise InformationError(f"--tasks: '{unknown[0]}' is not one of the benchmarks: {', '.join(TASKS)}.")
 
     def settings(self, schedule: str) -> dict[str, Any]:
         """lmms-eval's options for one schedule, which may be followed by ``,budget=…``."""
@@ -60,6 +57,8 @@ class Evaluation:
             settings["limit"] = self.limit
         if self.offset:
             settings["offset"] = self.offset
+        if self.include is not None:
+            settings["include_path"] = str(self.include.absolute())
         return settings
 
 
@@ -93,7 +92,7 @@ def run_all(evaluation: Evaluation, schedules: Sequence[str], out: Path, launch:
     for schedule in schedules:
         paths.append(configs / f"{slug(schedule)}.yaml")
         write(paths[-1], yaml.safe_dump(evaluation.settings(schedule), sort_keys=False))
-    jobs = plan(paths, out / "runs", documents=evaluation.documents) if paths else []
+    jobs = plan(paths, out / "runs", documents=evaluation.documents, sample=evaluation.sample) if paths else []
     for outcome in run_sweep(jobs, launch, evaluation.secrets):
         report(outcome)
         if outcome.state == "failed":
@@ -132,7 +131,7 @@ def _scores(folder: Path, tasks: Sequence[str]) -> dict[str, Samples]:
     scores = {}
     for task in tasks:
         samples = records[task].samples if task in records else None
-        if samples is None:
+        if samples is None or task not in TASKS:
             raise InformationError(f"{folder} holds no samples of {task}; remove it and run the command again.")
         scores[task] = read_samples(samples, TASKS[task])
     return scores

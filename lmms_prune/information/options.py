@@ -178,6 +178,30 @@ def label_of(text: str) -> Label:
     fail(f"--label {text}: write {' or '.join(LABELS)}.{did_you_mean(text, list(LABELS))}")
 
 
+def refuse_unscored(names: Sequence[str], model: str, include: Path | None) -> None:
+    """Refuse tasks whose scores cannot be read document by document: neither a benchmark, nor the mean of one metric.
+
+    Raises:
+        ArgumentError: a task that does not exist.
+        InformationError: a task without one score for each document.
+    """
+    from lmms_prune.leaderboard.benchmarks import TASKS, mean_metrics
+    from lmms_prune.record.information import InformationError
+
+    if not (others := [name for name in names if name not in TASKS]):
+        return
+    from lmms_prune.harness.documents import metric_lists
+    from lmms_prune.harness.tasks import task_configs
+
+    for name, listed in metric_lists(others, model, include or task_configs()).items():
+        if len(metrics := mean_metrics(listed)) != 1:
+            reason = f"it has {len(metrics)} such metrics: {', '.join(metrics)}" if metrics else "it has no such metric"
+            raise InformationError(
+                f"--tasks: '{name}' is not one of the benchmarks: {', '.join(TASKS)}. Any other task must have exactly one "
+                f"metric whose score is its mean over the documents; {reason}."
+            )
+
+
 def method_names(text: str, oracle: bool = False, options: bool = False) -> list[str]:
     """The methods in ``--methods``, all of which keep some tokens.
 

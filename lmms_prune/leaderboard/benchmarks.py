@@ -91,6 +91,40 @@ TASKS: dict[str, Benchmark] = {task: benchmark for benchmark in BENCHMARKS for t
 JUDGED = frozenset({"mmbench_en_dev", "mmbench_cn_dev"})
 """Tasks for which lmms-eval may ask a judge what an answer means; we score their samples by rules alone."""
 ORDER = {task: index for index, task in enumerate(TASKS)}
+_OWN = frozenset(TASKS)
+
+
+def add_plain(task: str, metric: str) -> None:
+    """Make any other task a plain column: the mean of one metric from 0 to 1, in percent. Such columns come last, by name."""
+    if task not in TASKS:
+        TASKS[task] = Benchmark(task, task, (task,), (metric,))
+        others = sorted(set(TASKS) - _OWN)
+        ORDER.update({name: len(_OWN) + place for place, name in enumerate(others)})
+
+
+def mean_metrics(metric_list: Any) -> list[str]:
+    """Return the metrics of a task that are means of scores of single documents, higher being better.
+
+    Args:
+        metric_list: as in a task's YAML, or in the ``configs`` of a results file.
+    """
+    entries = [entry for entry in metric_list if isinstance(entry, Mapping)] if isinstance(metric_list, list) else []
+    return [
+        str(entry["metric"])
+        for entry in entries
+        if "metric" in entry and entry.get("aggregation") == "mean" and entry.get("higher_is_better") is True
+    ]
+
+
+def plain_metric(results: Mapping[str, Any], task: str) -> str | None:
+    """Return the one metric that makes a task a plain column; None if there is none, or several."""
+    config, recorded = results["configs"].get(task) or {}, results["results"].get(task, {})
+    metrics = mean_metrics(config.get("metric_list"))
+    if len(metrics) != 1:
+        return None
+    value = recorded.get(f"{metrics[0]},none")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return metrics[0] if number and 0 <= value <= 1 else None
 
 
 def named(name: str) -> tuple[str, ...]:
@@ -99,7 +133,7 @@ def named(name: str) -> tuple[str, ...]:
     for benchmark in BENCHMARKS:
         if lowered in (benchmark.name.lower(), benchmark.narrow.lower()):
             return benchmark.tasks
-    return (lowered,) if lowered in TASKS else ()
+    return tuple(task for task in TASKS if task.lower() == lowered)
 
 
 def score(results: Mapping[str, Any], task: str) -> float | None:

@@ -140,7 +140,7 @@ def gate(
 
     if min_rel is None and not max_drop and not strict:
         fail("gate: say what must hold: --min-rel 95, --max-drop textvqa=2.0 or --strict.")
-    drops = [_drop(text) for text in max_drop or []]
+    drops = [_drop(text, paths) for text in max_drop or []]
     if len(limited := dict(drops)) < len(drops):
         fail(f"--max-drop {' '.join(max_drop or [])}: a benchmark is there twice; keep one of its limits.")
     limits = Limits(None if min_rel is None else _percent(min_rel), limited, significant, strict)
@@ -192,15 +192,20 @@ def _board(
 
     tasks = None
     if benchmarks is not None:
-        tasks = [task for name in benchmarks.split(",") for task in _tasks("--benchmarks", name)]
+        tasks = [task for name in benchmarks.split(",") for task in _tasks("--benchmarks", name, paths)]
     with Console(stderr=True).status("reading results and samples"):
         baseline_results = None if baseline is None else read_results([baseline])
         return make_table(read_results(paths), baseline_results, tasks, resamples, seed, reader)
 
 
-def _tasks(option: str, name: str) -> tuple[str, ...]:
-    """Return the tasks of a benchmark named on the command line, or fail."""
+def _tasks(option: str, name: str, paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return the tasks of a benchmark named on the command line, or fail. Other tasks are known from the results below `paths`."""
     if not (tasks := named(name)):
+        from lmms_prune.leaderboard.results import read_results
+
+        read_results(paths)
+        tasks = named(name)
+    if not tasks:
         names = [benchmark.name for benchmark in BENCHMARKS]
         fail(f"{option} {name}: unknown benchmark. Use one of {', '.join(names)}, or a task's name.")
     return tasks
@@ -221,13 +226,13 @@ def _percent(text: str) -> float:
     return least
 
 
-def _drop(text: str) -> tuple[tuple[str, ...], float]:
+def _drop(text: str, paths: Sequence[Path]) -> tuple[tuple[str, ...], float]:
     name, _, points = text.partition("=")
     try:
         most = float(points)
     except ValueError:
         fail(f"--max-drop {text}: write BENCHMARK=POINTS, such as textvqa=2.0.")
-    tasks = _tasks("--max-drop", name)
+    tasks = _tasks("--max-drop", name, paths)
     best = TASKS[tasks[0]].best_score
     # No drop exceeds "nan" or the best score, so such a limit would let every row pass.
     if not 0 <= most < best:

@@ -13,7 +13,7 @@ from os.path import isdir, lexists
 from pathlib import Path
 from typing import Any
 
-from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, documents, fault, score
+from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, add_plain, documents, fault, plain_metric, score
 from lmms_prune.leaderboard.records import Problem, RunRecord, Source, TaskRecord
 from lmms_prune.leaderboard.samples import UNREADABLE
 from lmms_prune.models import MODEL_NAMES
@@ -30,7 +30,7 @@ class Results:
 
     records: list[RunRecord] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    ignored: set[str] = field(default_factory=set)  # tasks outside the ten benchmarks
+    ignored: set[str] = field(default_factory=set)  # tasks without one score for each document
     folders: list[Path] = field(default_factory=list)  # the paths that were given
 
 
@@ -128,6 +128,8 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
     )
     tasks = {}
     for task in content["results"]:
+        if task not in TASKS and (metric := plain_metric(content, task)) is not None:
+            add_plain(task, metric)
         if task in TASKS:
             tasks[task] = _task(content, task, run, source)
         elif not content.get("group_subtasks", {}).get(task):
@@ -135,14 +137,15 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
     settings = dict(run.settings) if run else _stock_settings(content)
     settings |= {name: str(config[name]) for name in _HARNESS if config.get(name)}
     settings |= {name: str(content[name]) for name in _HARNESS if content.get(name)}
-    if drawn := _drawn(config):
-        settings["documents"] = blake2b(json.dumps(drawn).encode(), digest_size=8).hexdigest()
+    if sample := _sample(config):
+        settings["sample"] = sample
+        settings.pop("limit", None)  # the number of drawn documents, which may differ between tasks
     return RunRecord(str(config["model"]), settings, run is not None, tasks)
 
 
-def _drawn(config: Mapping[str, Any]) -> list[int]:
-    """Return the numbers of the documents that were evaluated, if they were drawn at random; else an empty list."""
-    return (config.get("resolved_cli_args") or {}).get("documents") or []
+def _sample(config: Mapping[str, Any]) -> str:
+    """Return how the evaluated documents were drawn at random; "" if they were not."""
+    return str((config.get("resolved_cli_args") or {}).get("sample") or "")
 
 
 def _facts(config: Mapping[str, Any], run: RunReport | None) -> dict[str, str]:
@@ -200,7 +203,8 @@ def _command(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         value = called_with.get(name, config.get(name))
         if value and (name, str(value)) != ("batch_size", "1"):
             parts += [f"--{name}", str(value)]
-    drawn = "  # on documents drawn at random, as `horizon --sample` does" if _drawn(config) else ""
+    sample = _sample(config)
+    drawn = f"  # on documents drawn at random by `horizon --sample`: {sample}" if sample else ""
     return shlex.join([*parts, "--log_samples"]) + drawn
 
 

@@ -99,7 +99,7 @@ def test_groups_are_the_papers_benchmarks() -> None:
             *("infovqa_val", "docvqa_val", "ocrbench"),
         ),
     }
-    assert set(own_tasks()) == {*VARIANTS, "mmbench_cn_dev_static"}
+    assert set(own_tasks()) == {*VARIANTS, "mmbench_cn_dev_static", "ocrvqa_test"}
     assert {"prune_llava", "ocrbench", "prune_pope"} <= known_tasks()
     assert (task_configs() / "prune_llava.yaml").is_file()
 

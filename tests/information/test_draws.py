@@ -95,6 +95,7 @@ def test_scores_and_information_are_of_the_drawn_documents(data: Path, forking: 
     for path in results:
         content = json.loads(path.read_text())
         assert content["config"]["resolved_cli_args"]["documents"] == numbers
+        assert content["config"]["resolved_cli_args"]["sample"] == "4 with seed 1"
         assert content["n-samples"]["mme"]["effective"] == 4
         samples = path.with_name(path.name.replace("_results.json", "_samples_mme.jsonl")).read_text().splitlines()
         assert [json.loads(line)["doc_id"] for line in samples] == numbers
@@ -107,7 +108,7 @@ def test_scores_and_information_are_of_the_drawn_documents(data: Path, forking: 
     assert (tmp_path / "horizons.png").stat().st_size > 5000
     done = forking.run("lmms-prune", "leaderboard", str(tmp_path / "runs" / "none"), "--format", "json", cwd=data)
     [row] = json.loads(done.stdout)["models"][0]["budgets"][0]["rows"]
-    assert row["runs"][0]["settings"]["documents"]
+    assert row["runs"][0]["settings"]["sample"] == "4 with seed 1"
     assert "documents drawn at random" in row["runs"][0]["files"][0]["command"]
 
 

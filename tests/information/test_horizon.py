@@ -13,6 +13,7 @@ from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.calibrations import calibration_file, keep_calibration
 from lmms_prune.information.horizon import find_horizon, vanishes
 from lmms_prune.information.layer_sweep import Evaluation, acts_at, single_stage, slug
+from lmms_prune.information.options import refuse_unscored
 from lmms_prune.information.plots import draw_horizon, draw_horizons
 from lmms_prune.leaderboard.samples import Samples, Stamp
 from lmms_prune.models import MODEL_NAMES
@@ -137,9 +138,25 @@ def test_a_budget_too_large_for_hybrids_is_spent_before_the_horizon() -> None:
         assert 0.36 * 144 < schedule.avg_visual_tokens(12, [144]) <= 0.4 * 144  # DART counts in eights
 
 
-def test_only_benchmarks_are_evaluated() -> None:
-    with pytest.raises(InformationError, match="--tasks: 'mathvista' is not one of the benchmarks: "):
-        Evaluation("llava_pruned", "", ["pope", "mathvista"])
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            "chartqa",
+            r"'chartqa' is not one of the benchmarks: .* exactly one metric .*; it has 3 such metrics: relaxed_overall,",
+        ),
+        ("mathvista", r"'mathvista' is not one of the benchmarks: .*; it has no such metric"),
+    ],
+)
+def test_only_tasks_with_one_score_a_document_are_evaluated(task: str, message: str) -> None:
+    with pytest.raises(InformationError, match=message):
+        refuse_unscored(["pope", task], "llava_pruned", None)
+
+
+def test_a_task_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ArgumentError, match="'popee' is neither a task nor a group"):
+        refuse_unscored(["popee"], "llava_pruned", None)
+    refuse_unscored(["pope", "ocrvqa_test"], "llava_pruned", None)
 
 
 def test_a_budget_that_no_candidate_meets_is_refused() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from written import write_run
 
+from lmms_prune.leaderboard.benchmarks import named
 from lmms_prune.leaderboard.results import read_results
 
 HALF = [1.0, 0.0, 1.0, 0.0]
@@ -140,3 +141,62 @@ def test_other_tasks_are_left_out_and_told(tmp_path: Path) -> None:
     results = read_results([path])
     assert results.ignored == {"chartqa"}
     assert list(results.records[0].tasks) == ["gqa"]
+
+
+def as_task(path: Path, name: str, metrics: dict[str, tuple[str, float]]) -> None:
+    """Add a task that is none of the benchmarks to a results file: by metric, its aggregation and its value."""
+    said = json.loads(path.read_text())
+    entries = [{"metric": m, "aggregation": how, "higher_is_better": True} for m, (how, _) in metrics.items()]
+    said["results"][name] = {"alias": name, **{f"{m},none": value for m, (_, value) in metrics.items()}}
+    said["configs"][name] = {"task": name, "metric_list": entries}
+    said["n-samples"][name] = {"effective": 4, "original": 4}
+    path.write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "score"),
+    [
+        ({"exact_match": ("mean", 0.25)}, 25.0),
+        ({"exact_match": ("mean", 0.25), "submission": ("<function f at 0x7f>", 0.0)}, 25.0),
+        ({"exact_match": ("mean", 0.25), "anls": ("mean", 0.5)}, None),
+        ({"f1": ("<function f1 at 0x7f>", 0.5)}, None),
+        ({"score": ("mean", 63.0)}, None),
+        ({"score": ("mean", True)}, None),
+        ({"score": ("mean", None)}, None),
+        ({"score": ("mean", float("nan"))}, None),
+    ],
+)
+def test_any_task_whose_score_is_the_mean_of_one_metric_is_a_column(
+    tmp_path: Path, metrics: dict[str, tuple[str, float]], score: float | None
+) -> None:
+    path = write_run(tmp_path, {"gqa": HALF})
+    name = f"a_task_of_{'_and_'.join(metrics)}_{score}"
+    as_task(path, name, metrics)
+    results = read_results([path])
+    assert not results.problems
+    if score is None:
+        assert results.ignored == {name}
+        assert name not in results.records[0].tasks
+        return
+    assert not results.ignored
+    assert results.records[0].tasks[name].score == score
+    assert list(results.records[0].tasks) == ["gqa", name]  # after the ten benchmarks
+    assert named(name.upper()) == (name,)
+
+
+def test_drawn_documents_are_a_setting_and_their_number_is_none(tmp_path: Path) -> None:
+    """The tasks of one draw make one row, also where a draw has fewer documents of one; two draws make two rows."""
+    draws = {"a": ("gqa", 4, "4 with seed 0"), "b": ("pope", 2, "4 with seed 0"), "c": ("gqa", 4, "4 with seed 1")}
+    for folder, (task, limit, sample) in draws.items():
+        path = write_run(tmp_path / folder, {task: HALF})
+        said = json.loads(path.read_text())
+        said["config"]["limit"] = limit
+        said["config"]["resolved_cli_args"] = {"sample": sample, "documents": list(range(limit))}
+        path.write_text(json.dumps(said))
+    records = read_results([tmp_path]).records
+    assert sorted((record.settings["sample"], *record.tasks) for record in records) == [
+        ("4 with seed 0", "pope", "gqa"),
+        ("4 with seed 1", "gqa"),
+    ]
+    assert all("limit" not in record.settings for record in records)
+    assert "# on documents drawn at random" in records[0].sources[0].command
