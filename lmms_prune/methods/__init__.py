@@ -207,6 +207,27 @@ _ROWS = (
         ),
     ),
     MethodSpec(
+        name="prumerge",
+        class_name="PruMerge",
+        paper="https://arxiv.org/abs/2403.15388",
+        kind="merging",
+        reads=("encoder",),
+        example="prumerge@0:192t;no_class=received",
+        highest_layer=0,
+        keep="optional",
+        rewrites=True,
+        options=(
+            Option("variant", "plus", "plus adds evenly spaced tokens (PruMerge+), plain does not", ("plus", "plain")),
+            Option("order", "reference", "order of the kept tokens", ("reference", "raster")),
+            Option(
+                "no_class",
+                "refuse",
+                "an encoder without a class token: refuse it, or read received attention",
+                ("refuse", "received"),
+            ),
+        ),
+    ),
+    MethodSpec(
         name="vispruner",
         class_name="VisPruner",
         paper="https://arxiv.org/abs/2412.01818",

@@ -19,7 +19,7 @@ from lmms_prune.models.tensors import is_finite, to_device
 class QwenEncoder(Encoder):
     """Reads Qwen2.5-VL's encoder, whose patches are in window order, four adjacent ones for each visual token."""
 
-    def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
+    def class_attention(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B H N"]:
         raise UnsupportedModelError("Qwen2.5-VL's vision encoder has no class token.")
 
     def class_output(self, block: int) -> Float[Tensor, "B C"]:
@@ -48,8 +48,9 @@ class QwenEncoder(Encoder):
                     some = query[:, places[chosen, piece]].transpose(0, 1)
                     yield numbers[chosen, piece], numbers[chosen], (some @ keys).softmax(-1)
 
-    def keys(self, block: int) -> Float[Tensor, "B N d"]:
-        return self._tokens(self._queries_and_keys(block)[1].mean(0))
+    def keys(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B N d"]:
+        keys = self._queries_and_keys(block)[1]
+        return self._tokens(keys.transpose(0, 1).flatten(1) if one_head else keys.mean(0))
 
     def output(self, block: int) -> Float[Tensor, "B N C"]:
         return self._tokens(self.run.outputs[block])
