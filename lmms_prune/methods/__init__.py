@@ -228,6 +228,16 @@ _ROWS = (
         ),
     ),
     MethodSpec(
+        name="vscan",
+        class_name="VScan",
+        paper="https://arxiv.org/abs/2505.22654",
+        kind="hybrid",
+        reads=("encoder", "hidden", "grid", "attention ahead"),
+        example="vscan@0:192t",
+        rewrites=True,
+        options=(Option("rope", True, "deeper than layer 0: attention of rotated queries and keys"),),
+    ),
+    MethodSpec(
         name="vispruner",
         class_name="VisPruner",
         paper="https://arxiv.org/abs/2412.01818",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -150,7 +150,7 @@ class TokenView:
         column = torch.full_like(self.rows, self._state.hidden.shape[1] - 1)[:, None]
         return Tokens(column, torch.ones_like(column, dtype=torch.bool))
 
-    def attention(self, queries: Tokens, *, ahead: bool = False) -> Float[Tensor, "B H Q V"]:
+    def attention(self, queries: Tokens, *, ahead: bool = False, rotated: bool = True) -> Float[Tensor, "B H Q V"]:
         """Attention of `queries` to each visual token, normalised over all keys that a query sees.
 
         Recomputed for these queries alone, so that any attention kernel may run the layer itself; in float32 or finer.
@@ -158,9 +158,13 @@ class TokenView:
         Args:
             queries: text or visual tokens of each image; padding entries get something finite.
             ahead: in this layer, on the tokens present now; otherwise in the layer before.
+            rotated: whether queries and keys are rotated to their positions, as the layer does it.
         """
         source = self._state if ahead else self._layer_before
-        key = self._keys_of(source)
+        if not rotated:
+            cos, sin = source.rotary
+            source = replace(source, rotary=(torch.ones_like(cos), torch.zeros_like(sin)), keys=None)
+        key = self._keys_of(source) if rotated else self._parts.keys(source.layer, source.hidden, source.rotary)
         device = source.hidden.device
         hidden = source.hidden[self.rows.to(device)[:, None], queries.slots.to(device)]
         cos, sin = (self._at(table, queries) for table in source.rotary)
