@@ -48,6 +48,7 @@ ADAPTIVE = {
     "hivtp": "hivtp@0",
     "mustdrop": "mustdrop@1;theta_g=0.05;theta_i=0.05",
     "todre": "todre@1;tau=0.5",
+    "ivcprune": "ivcprune@1",
     "prumerge": "prumerge@0;variant=plain;no_class=received",
 }
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}

@@ -301,11 +301,30 @@ _ROWS = (
         example="mustdrop@3:0.3",
         keep="optional",
         rewrites=True,
-        crops_cache=True,
+        crops_cache="later",
         options=(
             Option("theta_g", 0.001, "deeper than layer 0: share of the text's attention that saves a token", low=0),
             Option("theta_i", 0.001, "deeper than layer 0: one text token's attention that saves a token", low=0),
             Option("similarity", 0.8, "at layer 0: mean cosine from which a 3×3 window is merged", low=-1),
+        ),
+    ),
+    MethodSpec(
+        name="ivcprune",
+        class_name="IVCPrune",
+        paper="https://arxiv.org/abs/2602.03060",
+        kind="hybrid",
+        reads=("values", "positions"),
+        example="ivcprune@16:0.5",
+        lowest_layer=1,
+        keep="optional",
+        crops_cache="all",
+        options=(
+            Option(
+                "rule",
+                "fill",
+                "fill up to a share, or unite shares; also the softmax over image or prompt",
+                ("fill", "union"),
+            ),
         ),
     ),
     MethodSpec(

@@ -148,6 +148,10 @@ class Family(ABC):
         """The module of a decoder layer that projects keys, and the norm that is applied to each head (or None)."""
         return layer.self_attn.k_proj, getattr(layer.self_attn, "k_norm", None)
 
+    def value_projection(self, layer: Any) -> Any:
+        """The module of a decoder layer that projects values."""
+        return layer.self_attn.v_proj
+
     def rotary_table(self, decoder: Any, table: Any) -> Any:
         """A cosine or sine table (B or 1, L, d) as attention uses it, from the output of the decoder's rotary module."""
         return table

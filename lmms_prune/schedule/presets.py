@@ -11,7 +11,7 @@ SparseVLM's average 206.5, 145.4, 114.1 and 82.3 tokens per layer. ``fastv-B-mea
 cost table was measured; ``vtw-B`` acts at the layer that comes nearest to B. ``mustdrop-B`` and ``todre-P`` decide by
 thresholds: their plan is an upper bound.
 ``vscan-64`` and, for Qwen2.5-VL, ``vscan-50pct`` and ``vscan-11pct`` are published; ``vscan-128`` and ``vscan-192`` have the
-published shares. ``visionzip-N`` keep 162+30, 108+20 and 54+10 tokens (dominant, the class token among them, and contextual).
+published shares. ``ivcprune-llava`` and, for Qwen2.5-VL-7B, ``ivcprune-50pct`` are the rules of its code. ``visionzip-N`` keep 162+30, 108+20 and 54+10 tokens (dominant, the class token among them, and contextual).
 """
 
 _FITPRUNE = {
@@ -90,6 +90,8 @@ PRESETS: dict[str, str] = {
     # The ratios at layer 14 are of the tokens still present; here they are multiplied out: 0.333 and 0.67 of them.
     "vscan-50pct": "vscan@0:0.6,vscan@14:0.402;rope=false",
     "vscan-11pct": "vscan@0:0.167,vscan@14:0.055611;rope=false",
+    "ivcprune-llava": "ivcprune@16;rule=union",
+    "ivcprune-50pct": "ivcprune@16",
     "sparsevlm-192": "sparsevlm@3:300t,sparsevlm@7:200t,sparsevlm@16:110t",
     "sparsevlm-128": "sparsevlm@3:303t,sparsevlm@7:110t,sparsevlm@16:36t",
     "sparsevlm-96": "sparsevlm@3:238t,sparsevlm@7:48t,sparsevlm@16:26t",
