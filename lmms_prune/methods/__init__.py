@@ -247,6 +247,15 @@ _ROWS = (
         options=(Option("important", 0.5, "share kept by attention alone; the rest is made diverse", low=0, high=1),),
     ),
     MethodSpec(
+        name="scope",
+        class_name="SCOPE",
+        paper="https://arxiv.org/abs/2510.24214",
+        kind="hybrid",
+        reads=("encoder",),
+        example="scope@0:192t",
+        options=(Option("alpha", 1.0, "a larger value makes saliency count more; 0 is coverage alone", low=0),),
+    ),
+    MethodSpec(
         name="hiprune",
         class_name="HiPrune",
         paper="https://arxiv.org/abs/2508.00553",

@@ -11,7 +11,7 @@ SparseVLM's average 206.5, 145.4, 114.1 and 82.3 tokens per layer. ``fastv-B-mea
 cost table was measured; ``vtw-B`` acts at the layer that comes nearest to B. ``mustdrop-B`` and ``todre-P`` decide by
 thresholds: their plan is an upper bound.
 ``vscan-64`` and, for Qwen2.5-VL, ``vscan-50pct`` and ``vscan-11pct`` are published; ``vscan-128`` and ``vscan-192`` have the
-published shares. ``ivcprune-llava`` and, for Qwen2.5-VL-7B, ``ivcprune-50pct`` are the rules of its code. ``visionzip-N`` keep 162+30, 108+20 and 54+10 tokens (dominant, the class token among them, and contextual).
+published shares. ``ivcprune-llava`` and, for Qwen2.5-VL-7B, ``ivcprune-50pct`` are the rules of its code. ``scope-N`` keep N tokens. ``visionzip-N`` keep 162+30, 108+20 and 54+10 tokens (dominant, the class token among them, and contextual).
 """
 
 _FITPRUNE = {
@@ -81,6 +81,9 @@ PRESETS: dict[str, str] = {
     "pdrop-192": "pdrop@2:322t,pdrop@8:180t,pdrop@16:100t",
     "pdrop-128": "pdrop@2:241t,pdrop@8:101t,pdrop@16:42t",
     "pdrop-64": "pdrop@2:110t,pdrop@8:21t,pdrop@16:4t",
+    "scope-192": "scope@0:192t",
+    "scope-128": "scope@0:128t",
+    "scope-64": "scope@0:64t",
     "visionzip-192": "visionzip@0:192t",
     "visionzip-128": "visionzip@0:128t",
     "visionzip-64": "visionzip@0:64t",
