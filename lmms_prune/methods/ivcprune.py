@@ -22,9 +22,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import finest, settled, to_device
+from lmms_prune.methods.shared.tensors import finest, settled
 from lmms_prune.methods.view import Tokens, TokenView
 from lmms_prune.models.encoder import MOST
+from lmms_prune.models.tensors import to_device
 
 _SKIPPED = 2
 """How many tokens after the image are no queries."""

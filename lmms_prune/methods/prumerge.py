@@ -25,11 +25,12 @@ from torch import Tensor
 
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import BLOCK, directions, gather, settled, to_device
+from lmms_prune.methods.shared.tensors import BLOCK, directions, gather, settled
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 _NEAREST = 32
 """How many of the most similar tokens are merged into a kept one."""

@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.tensors import BLOCK, add_up, directions, gather, settled, to_device
+from lmms_prune.methods.shared.tensors import BLOCK, add_up, directions, gather, settled
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import to_device
 
 _NO_WINDOW = 2**31
 """The window of padding: greater than all others."""

@@ -147,10 +147,9 @@ class ModelParts:
 
     def values(self, layer: int, hidden: Float[Tensor, "B L D"]) -> Tensor:
         """Values (B, H_kv, L, d) that decoder layer `layer` computes from its input `hidden`."""
-        module = self.layers[layer]
-        projection = self.family.value_projection(module)
-        hidden = module.input_layernorm(hidden.to(device_of(projection, hidden.device)))
-        return projection(hidden).unflatten(-1, (-1, module.self_attn.head_dim)).transpose(1, 2)
+        module, projection = self.layers[layer], self.family.value_projection(self.layers[layer])
+        states = projection(module.input_layernorm(hidden.to(device_of(projection, hidden.device))))
+        return states.unflatten(-1, (-1, module.self_attn.head_dim)).transpose(1, 2)
 
     def rotary_means(self, position_ids: Int[Tensor, "*C B N"]) -> tuple[Tensor, Tensor]:
         """The mean over all frequencies of cosines and sines of positions, from float32 tables.

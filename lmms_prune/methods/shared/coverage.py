@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.methods.shared.tensors import BLOCK, to_device
+from lmms_prune.methods.shared.tensors import BLOCK
+from lmms_prune.models.tensors import to_device
 
 try:
     import triton
