@@ -215,7 +215,8 @@ def _merged(view: TokenView, roles: _Decided) -> Float[Tensor, "B M C"]:
     parts, dropped = [], number >= roles.count
     exists = None
     if smallest < unit.shape[1]:
-        exists = number < to_device(view.counts, device)[:, None]
+        # Padding comes last in the list, as in the image.
+        exists = view.valid
         dropped = dropped & exists
     # In blocks of rows, so that the cosines of all kept tokens with all others never exist at once.
     for start in range(0, roles.most, BLOCK):

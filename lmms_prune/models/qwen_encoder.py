@@ -133,8 +133,17 @@ class QwenEncoder(Encoder):
         records = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())
         return to_device(patches, records[0].device) if records else patches
 
+    @cached_property
+    def _computed(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {}
+
     def _queries_and_keys(self, block: int) -> tuple[Tensor, Tensor]:
-        """Scaled queries and keys (H, P, d) of `block` after rotation, in the encoder's order."""
+        """Scaled queries and keys (H, P, d) of `block` after rotation, in the encoder's order; computed once."""
+        if block not in self._computed:
+            self._computed[block] = self._project(block)
+        return self._computed[block]
+
+    def _project(self, block: int) -> tuple[Tensor, Tensor]:
         x, kwargs = self.run.inputs[block]
         module = self.parts.encoder_blocks[block]
         heads = self.parts.config.vision_config.num_heads
