@@ -43,7 +43,13 @@ FAMILIES = ("llava", "qwen2_5_vl")
 FLASH = KERNEL[2]
 READY = tuple(name for name, spec in METHODS.items() if spec.ready)
 # With options of which a random model drops some images' tokens.
-ADAPTIVE = {"hivtp": "hivtp@0", "mustdrop": "mustdrop@1;theta_g=0.05;theta_i=0.05", "todre": "todre@1;tau=0.5"}
+ADAPTIVE = {
+    "hivtp": "hivtp@0",
+    "mustdrop": "mustdrop@1;theta_g=0.05;theta_i=0.05",
+    "todre": "todre@1;tau=0.5",
+    "ivcprune": "ivcprune@1",
+    "prumerge": "prumerge@0;variant=plain;no_class=received",
+}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}
 """Relative distance of logits between kernels; wrong masks give 0.2 to 1 in float32."""
 

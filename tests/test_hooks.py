@@ -561,17 +561,29 @@ def test_merged_tokens_decode_as_one_long_prompt_would(family: Family, schedule:
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("schedule", ["mustdrop@3:0.5,mustdrop@6:0.2", "random@1:0.8,mustdrop@4:0.3,vtw@7"])
-def test_caches_of_earlier_layers_are_cropped_by_mustdrop(family: Family, schedule: str, positions: str) -> None:
-    """Generated tokens see, from the layer before its first stage on, only the tokens that its last one keeps; the prompt saw all."""
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "mustdrop@3:0.5,mustdrop@6:0.2",
+        "random@1:0.8,mustdrop@4:0.3,vtw@7",
+        "ivcprune@5:0.3",
+        "divprune@0:0.8,random@2:0.5,ivcprune@4:0.2,vtw@6",
+    ],
+)
+def test_caches_of_earlier_layers_are_cropped(family: Family, schedule: str, positions: str) -> None:
+    """Generated tokens see only the tokens that the last cropping stage keeps; the prompt saw all.
+
+    In the layers before it: MustDrop's from the layer before its first stage on, IVC-Prune's in all.
+    """
     if positions == "compact" and family.name != "llava":
         pytest.skip("compact positions are for one-dimensional ones")
     inputs = mixed_batch(family)
     with prune(family.model, schedule, positions=positions) as trace:
         output = generate(family, inputs)
     parsed = Schedule.parse(schedule)
-    cropping = [i for i, stage in enumerate(parsed.stages) if stage.method == "mustdrop"]
-    first, last = parsed.stages[cropping[0]].layer - 1, parsed.stages[cropping[-1]].layer - 1
+    cropping = [i for i, stage in enumerate(parsed.stages) if stage.method in ("mustdrop", "ivcprune")]
+    last = parsed.stages[cropping[-1]].layer - 1
+    first = 0 if "ivcprune" in schedule else parsed.stages[cropping[0]].layer - 1
     lengths = [length - STEPS + 1 for length in cached_lengths(filled_cache(output))]
     after = trace.rows[0].computed[last + 1]
     assert lengths == [after if first <= i <= last else n for i, n in enumerate(trace.rows[0].computed)]

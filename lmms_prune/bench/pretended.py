@@ -9,9 +9,9 @@ tensor. An operation on tensors of different devices raises, as on a GPU. Times 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from traceback import walk_stack
 from typing import Any
 from unittest.mock import patch
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lmms_prune.compat.torch import is_composite, pretend_device, without_driver
-from lmms_prune.methods.shared import kernels
+from lmms_prune.methods.shared import coverage, kernels
 
 GPU = torch.device("cuda:0")
 OWN = "lmms_prune/"
@@ -142,8 +142,9 @@ class PretendedGpu:
         """A block in which pretended tensors can be computed with; fused kernels count as one launch."""
         with ExitStack() as stack:
             stack.enter_context(without_driver())
-            stack.enter_context(patch.object(kernels, "_works", lambda *_: True))
-            stack.enter_context(patch.object(kernels, "_fused", self._fused))
+            for module in (kernels, coverage):
+                stack.enter_context(patch.object(module, "_works", lambda *_: True))
+                stack.enter_context(patch.object(module, "_fused", partial(self._fused, module._plain)))
             stack.enter_context(_Functions(self))
             stack.enter_context(_Operations(self))
             yield self
@@ -191,11 +192,11 @@ class PretendedGpu:
         finally:
             self.silent -= 1
 
-    def _fused(self, *args: Any, **kwargs: Any) -> Any:
+    def _fused(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The reference of a fused kernel, as one launch."""
         device = next(x.device for x in args if isinstance(x, PretendedTensor))
         with self.uncounted():
-            result = kernels._plain(*on_cpu(args), **on_cpu(kwargs))
+            result = plain(*on_cpu(args), **on_cpu(kwargs))
         self.count("fused", result)
         return tree_map(lambda x: PretendedTensor(x, device) if isinstance(x, Tensor) else x, result)
 

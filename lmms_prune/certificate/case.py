@@ -131,17 +131,16 @@ class Case:
     def forgotten(self, kept: dict[int, KeptColumns]) -> dict[int, set[int]]:
         """Return the columns that generated tokens do not see, by layer, because a stage cropped earlier caches.
 
-        MustDrop also removes the tokens that it dropped from caches that were filled before: from the layer before its
-        first stage (deeper than 0) to the layer before its last one.
+        MustDrop and IVC-Prune also remove the tokens that they dropped from caches that were filled before.
         """
-        cropping = [stage.layer for stage in self.schedule.stages if stage.spec.crops_cache and stage.layer]
-        if not cropping:
+        cropped = self.schedule.cropped
+        if not cropped:
             return {}
-        remaining, all_columns = set(kept[max(cropping)].columns), set()
+        remaining, all_columns = set(kept[cropped.stop].columns), set()
         for stage_kept in kept.values():
             all_columns |= set(stage_kept.columns)
         length = max(all_columns) + 1
-        return dict.fromkeys(range(min(cropping) - 1, max(cropping)), set(range(length)) - remaining)
+        return dict.fromkeys(cropped, set(range(length)) - remaining)
 
     def reference(self, rows: tuple[PromptRow, ...], number: int) -> Masked:
         """Return the masked reference for row `number` of a run, with the tokens that the run's methods kept."""

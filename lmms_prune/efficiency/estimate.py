@@ -40,8 +40,9 @@ def estimate(model: Architecture, schedule: Schedule, visual_tokens: int, text_t
     """
     visual = schedule.layer_counts(model.layers, [visual_tokens])
     lengths = [n + text_tokens for n in visual]
+    cached = [n + text_tokens for n in schedule.cached_counts(model.layers, [visual_tokens])]
     encoder = encoder_flops(model.encoder, _grid(visual_tokens))
-    return Estimate(tuple(visual), prefill_flops(model, lengths), encoder, sum(kv_bytes(model, lengths)))
+    return Estimate(tuple(visual), prefill_flops(model, lengths), encoder, sum(kv_bytes(model, cached)))
 
 
 def prompt_sizes(

@@ -21,7 +21,7 @@ class Benchmark:
         narrow: a short name for a narrow terminal.
         tasks: lmms-eval tasks that measure it, variants included; the first one scores without a judge.
         metrics: the metrics whose sum is the score.
-        group: the group that it counts in.
+        group: the group that it counts in; None for a task that is none of the ten benchmarks.
         factor: the sum of the metrics times this factor is on the paper's scale.
         best_score: the best possible score on that scale.
         kind: how a sample's score is read from the samples file (`lmms_prune.leaderboard.samples`).
@@ -32,7 +32,7 @@ class Benchmark:
     narrow: str
     tasks: tuple[str, ...]
     metrics: tuple[str, ...]
-    group: Group
+    group: Group | None
     factor: float = 100.0
     best_score: float = 100.0
     kind: Literal["plain", "mme", "pope", "mmbench"] = "plain"
@@ -97,7 +97,7 @@ _OWN = frozenset(TASKS)
 def add_plain(task: str, metric: str) -> None:
     """Make any other task a plain column: the mean of one metric from 0 to 1, in percent. Such columns come last, by name."""
     if task not in TASKS:
-        TASKS[task] = Benchmark(task, task, (task,), (metric,))
+        TASKS[task] = Benchmark(task, task, (task,), (metric,), None)
         others = sorted(set(TASKS) - _OWN)
         ORDER.update({name: len(_OWN) + place for place, name in enumerate(others)})
 

@@ -144,7 +144,7 @@ def _best(budget: BudgetGroup, tasks: Sequence[str]) -> dict[int, float]:
 
 def by_group(model: ModelTable) -> TextTable | None:
     """Tabulate Acc and Rel over each group of benchmarks; None if no group has two, or if there is only one group."""
-    counts = Counter(TASKS[task].group for task in model.tasks)
+    counts = Counter(TASKS[task].group for task in model.tasks if TASKS[task].group is not None)
     if len(counts) < 2 or max(counts.values()) < 2:
         return None
     groups = [group for group in GROUPS if group in counts]

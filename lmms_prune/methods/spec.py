@@ -138,6 +138,8 @@ READS = {
     "attention": "attention rows of the layer before",
     "attention ahead": "attention rows of the layer itself",
     "keys": "keys of the layer before",
+    "values": "value vectors of the layer before",
+    "positions": "rotary tables of its positions",
     "hidden": "hidden states",
     "embeddings": "input embeddings",
     "encoder": "signals from the vision encoder",
@@ -168,8 +170,9 @@ class MethodSpec:
         at_most: the method may keep fewer than `count` says; the number is known only after it has run.
         rewrites: the method changes kept tokens: they are merged, recycled or encoded anew.
         refuses: the fault of a stage at (layer, options), in a sentence; an empty text if there is none.
-        crops_cache: after the prompt, tokens that the method's stages dropped are also removed from the caches of layers
-            that ran before: from the layer before its first stage (deeper than 0) to the layer before its last one.
+        crops_cache: after the prompt, tokens that the method's stages (deeper than 0) dropped are also removed from the
+            caches of layers that ran before its last one: "" of none, "later" from the layer before its first stage on, "all"
+            of all.
         options: the options that may follow in the stage's text.
         trained: it needs weights that were trained for it.
     """
@@ -187,7 +190,7 @@ class MethodSpec:
     at_most: bool = False
     rewrites: bool = False
     refuses: Callable[[int, Options], str] = all_layers
-    crops_cache: bool = False
+    crops_cache: Literal["", "later", "all"] = ""
     options: tuple[Option, ...] = ()
     trained: bool = False
 

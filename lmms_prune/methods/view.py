@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from lmms_prune.errors import PruningError
 from lmms_prune.methods.shared.memory import Memory, State
-from lmms_prune.methods.shared.tensors import finest, owners
+from lmms_prune.methods.shared.tensors import owners, settled
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
-from lmms_prune.models.tensors import is_finite, to_device
+from lmms_prune.models.tensors import finest, is_finite, to_device
 
 _OUTSIDE = "the method reads {}, but the images were encoded outside the prune block; give pixel_values inside it."
 
@@ -72,6 +72,7 @@ class TokenView:
         _before: the input of the layer before, if a method reads attention or keys.
         _embedded: the input of layer 0, if a method reads embeddings.
         _unpruned_rotary: rotary tables of the unpruned sequence.
+        _position_ids: positions of the unpruned sequence, as the decoder was called with; None if they are its columns.
         _present: whether each column of the sequence holds a token.
         _origin: the original column of each column of the sequence.
         _starts: the original column of each image's first token.
@@ -95,6 +96,7 @@ class TokenView:
     images: Sequence[tuple[str, int]] = ()
     _embedded: Float[Tensor, "R L0 D"] | None = None
     _unpruned_rotary: tuple[Tensor, Tensor] | None = None
+    _position_ids: Tensor | None = None
     _grid_list: Sequence[Grid] = ()
     _encoder_run: EncoderRun | None = None
     _questions: Sequence[str] | None = None
@@ -145,13 +147,41 @@ class TokenView:
         keys = self._keys_of(self._layer_before).transpose(1, 2)
         return self._of(keys.to(_fine(keys)).mean(2) if head_mean else keys.flatten(2), tokens)
 
+    def values(self, tokens: Tokens) -> Float[Tensor, "B G N d"]:
+        """Value vectors of `tokens` in the layer before, one for each KV head; in float32 or finer."""
+        return self._of(self._values, tokens).transpose(1, 2)
+
+    def rotary_means(self) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B V"]]:
+        """The mean over all frequencies of the cosine, and of the sine, of each visual token's original position.
+
+        With M-RoPE the mean over its channels too, each with all frequencies. In the finest type, from float32 tables.
+        """
+        columns = torch.where(self.valid, self._starts[:, None] + self.index, 0)
+        positions = columns
+        if self._position_ids is not None:
+            known = self._position_ids.to(columns.device)
+            rows = self.rows if known.shape[-2] > 1 else torch.zeros_like(self.rows)
+            # With M-RoPE the last three channels; the library puts the columns' numbers before them.
+            positions = (known if known.dim() == 2 else known[-3:])[..., rows[:, None], columns]
+        cos, sin = (settled(mean.to(self.valid.device)) for mean in self._parts.rotary_means(positions))
+        if positions.dim() == 2:
+            return cos, sin
+        # Height and width first: so tokens that differ in nothing but their order tie.
+        return ((cos[1] + cos[2]) + cos[0]) / 3, ((sin[1] + sin[2]) + sin[0]) / 3
+
+    @property
+    def row_tokens(self) -> Tokens:
+        """All tokens that are present in the image's row: system, images and text."""
+        present = self._present[self.rows]
+        return Tokens(torch.arange(present.shape[1], device=present.device).expand_as(present), present)
+
     @property
     def last(self) -> Tokens:
         """The row's last prompt token, once for each image: the query of FastV and its kin."""
         column = torch.full_like(self.rows, self._state.hidden.shape[1] - 1)[:, None]
         return Tokens(column, torch.ones_like(column, dtype=torch.bool))
 
-    def attention(self, queries: Tokens, *, ahead: bool = False) -> Float[Tensor, "B H Q V"]:
+    def attention(self, queries: Tokens, *, ahead: bool = False, rotated: bool = True) -> Float[Tensor, "B H Q V"]:
         """Attention of `queries` to each visual token, normalised over all keys that a query sees.
 
         Recomputed for these queries alone, so that any attention kernel may run the layer itself; in float32 or finer.
@@ -159,9 +189,13 @@ class TokenView:
         Args:
             queries: text or visual tokens of each image; padding entries get something finite.
             ahead: in this layer, on the tokens present now; otherwise in the layer before.
+            rotated: whether queries and keys are rotated to their positions, as the layer does it.
         """
         source = self._state if ahead else self._layer_before
-        key = self._keys_of(source)
+        if not rotated:
+            cos, sin = source.rotary
+            source = replace(source, rotary=(torch.ones_like(cos), torch.zeros_like(sin)), keys=None)
+        key = self._keys_of(source) if rotated else self._parts.keys(source.layer, source.hidden, source.rotary)
         device = source.hidden.device
         hidden = source.hidden[self.rows.to(device)[:, None], queries.slots.to(device)]
         cos, sin = (self._at(table, queries) for table in source.rotary)
@@ -324,6 +358,12 @@ class TokenView:
                 keys = self._parts.keys(source.layer, source.hidden, source.rotary)
             self._key_cache[source.layer] = keys
         return self._key_cache[source.layer]
+
+    @cached_property
+    def _values(self) -> Float[Tensor, "R L G d"]:
+        source = self._layer_before
+        values = self._parts.values(source.layer, source.hidden)
+        return values.to(_fine(values)).transpose(1, 2)
 
     @property
     def _layer_before(self) -> LayerInput:

@@ -22,9 +22,12 @@ from lmms_prune.models.tensors import is_finite, to_device
 class ClipEncoder(Encoder):
     """Reads a CLIP encoder, whose sequence is the class token followed by the patches in raster order."""
 
-    def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
+    def class_attention(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B H N"]:
         query, key = self._queries_and_keys(block)
         scores = (query[:, :, :1] @ key.transpose(-1, -2)).squeeze(2)
+        if one_head:
+            # The queries are divided by the root of a head's width; the root of the common width is √H times that.
+            scores = scores.sum(1, keepdim=True) * scores.shape[1] ** -0.5
         return self.of_view(self._squares(scores.softmax(-1), 2).sum(-1))
 
     def class_output(self, block: int) -> Float[Tensor, "B C"]:
@@ -40,10 +43,11 @@ class ClipEncoder(Encoder):
             chunk = slice(first, first + at_once)
             yield entries[chunk], entries[chunk], (query[chunk] @ key[chunk].transpose(-1, -2)).softmax(-1)
 
-    def keys(self, block: int) -> Float[Tensor, "B N d"]:
+    def keys(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B N d"]:
         x, module = self._input(block), self.parts.encoder_blocks[block]
-        keys = module.self_attn.k_proj(module.layer_norm1(x)).unflatten(-1, (self._heads, -1))
-        keys = keys.to(torch.promote_types(keys.dtype, torch.float32)).mean(2)
+        keys = module.self_attn.k_proj(module.layer_norm1(x))
+        keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+        keys = keys if one_head else keys.unflatten(-1, (self._heads, -1)).mean(2)
         return self.of_view(self._squares(keys, 1).mean(2))
 
     def output(self, block: int) -> Float[Tensor, "B N C"]:

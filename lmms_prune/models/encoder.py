@@ -177,8 +177,12 @@ class Encoder(ABC):
             mean = sums / to_device(heads * rows.repeat_interleave(rows), sums.device)
         return self.aligned(self.of_tokens(mean).mean(1))
 
-    def class_attention(self, block: int) -> Float[Tensor, "B H N"]:
+    def class_attention(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B H N"]:
         """Attention of the class token to each token in `block`, normalised over all keys.
+
+        Args:
+            block: 0-based.
+            one_head: as if all heads were one of their common width (H = 1): its logits are the heads' sum over √H.
 
         Raises:
             UnsupportedModelError: the encoder has no class token.
@@ -201,8 +205,13 @@ class Encoder(ABC):
         """
 
     @abstractmethod
-    def keys(self, block: int) -> Float[Tensor, "B N d"]:
-        """Attention keys of `block`, mean over heads; of a Qwen2.5-VL token after rotation, mean over its patches."""
+    def keys(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B N d"]:
+        """Attention keys of `block`, mean over heads; of a Qwen2.5-VL token after rotation, mean over its patches.
+
+        Args:
+            block: 0-based.
+            one_head: all heads side by side instead of their mean.
+        """
 
     @abstractmethod
     def output(self, block: int) -> Float[Tensor, "B N C"]:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lmms_prune.compat.versions import refuse_other_versions
@@ -17,6 +17,7 @@ from lmms_prune.models import FAMILIES, family_of
 from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.kernels import KERNELS, MaskForm, how_to_get
 from lmms_prune.models.shape import EncoderShape
+from lmms_prune.models.tensors import finest
 
 # Everything that touches a model imports this module. Schedules and the examination of an installation do not, so they
 # work with any version.
@@ -149,6 +150,21 @@ class ModelParts:
         module, projection = self.layers[layer], self.family.value_projection(self.layers[layer])
         states = projection(module.input_layernorm(hidden.to(device_of(projection, hidden.device))))
         return states.unflatten(-1, (-1, module.self_attn.head_dim)).transpose(1, 2)
+
+    def rotary_means(self, position_ids: Int[Tensor, "*C B N"]) -> tuple[Tensor, Tensor]:
+        """The mean over all frequencies of cosines and sines of positions, from float32 tables.
+
+        Args:
+            position_ids: (B, N), or (3, B, N) of a decoder that is called with three channels; each has its own mean.
+        """
+        flat = position_ids.flatten(0, -2)
+        # All channels alike: a table of three channels then holds every frequency of one position.
+        alike = flat.expand(3, -1, -1) if position_ids.dim() == 3 else flat
+        tables = self.rotary(torch.zeros(1, device=flat.device), alike)
+        cos, sin = (self.family.rotary_table(self.decoder, table) for table in tables)
+        # Summed in the finest type, from where they are equal if the positions are.
+        cos, sin = (table.to(finest(table.device)).mean(-1).view(position_ids.shape) for table in (cos, sin))
+        return cos, sin
 
     def final_norm(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """The decoder's last norm, computed on the device of its weight."""

@@ -41,8 +41,9 @@ class QwenEncoder(Encoder):
                     some = query[:, places[chosen, piece]].transpose(0, 1)
                     yield numbers[chosen, piece], numbers[chosen], (some @ keys).softmax(-1)
 
-    def keys(self, block: int) -> Float[Tensor, "B N d"]:
-        return self._tokens(self._queries_and_keys(block)[1].mean(0))
+    def keys(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B N d"]:
+        keys = self._queries_and_keys(block)[1]
+        return self._tokens(keys.transpose(0, 1).flatten(1) if one_head else keys.mean(0))
 
     def output(self, block: int) -> Float[Tensor, "B N C"]:
         return self._tokens(self.run.outputs[block])
@@ -124,8 +125,17 @@ class QwenEncoder(Encoder):
         records = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())
         return to_device(patches, records[0].device) if records else patches
 
+    @cached_property
+    def _computed(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {}
+
     def _queries_and_keys(self, block: int) -> tuple[Tensor, Tensor]:
-        """Scaled queries and keys (H, P, d) of `block` after rotation, in the encoder's order."""
+        """Scaled queries and keys (H, P, d) of `block` after rotation, in the encoder's order; computed once."""
+        if block not in self._computed:
+            self._computed[block] = self._project(block)
+        return self._computed[block]
+
+    def _project(self, block: int) -> tuple[Tensor, Tensor]:
         x, kwargs = self.run.inputs[block]
         module = self.parts.encoder_blocks[block]
         heads = self.parts.config.vision_config.num_heads

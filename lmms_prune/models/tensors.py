@@ -1,4 +1,4 @@
-"""Two tensor functions that never make the host wait for the device."""
+"""Tensor functions that never make the host wait for the device, and the finest type that it has."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def to_device(values: Sequence | Tensor, device: torch.device, dtype: torch.dtyp
 def is_finite(x: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
     """Which numbers are neither infinite nor NaN: only a finite number times zero is zero. Half the launches of ``isfinite``."""
     return x * 0 == 0
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """The finest floating type of a device; Apple GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64

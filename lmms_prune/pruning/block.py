@@ -80,9 +80,9 @@ class Block:
             )
 
     def reads_before(self, layer: int) -> bool:
-        """Whether a stage at the next layer reads attention or keys of `layer`."""
+        """Whether a stage at the next layer reads attention, keys or values of `layer`."""
         acting = self.stages.get(layer + 1)
-        return acting is not None and bool({"attention", "keys"} & set(acting.stage.spec.reads))
+        return acting is not None and bool({"attention", "keys", "values"} & set(acting.stage.spec.reads))
 
     @property
     def reads_embeddings(self) -> bool:

@@ -1,4 +1,4 @@
-"""Cropping of earlier layers' caches after a prefill, for methods published with it (MustDrop)."""
+"""Cropping of earlier layers' caches after a prefill, for methods published with it (MustDrop, IVC-Prune)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def crop_caches(schedule: Schedule, cache: Any, segments: list[Segment | None], 
         segments: one per layer; None where the layer saw the unpruned sequence.
         present: which columns of the unpruned sequence (B, L) held a token.
     """
-    cropping = [stage.layer for stage in schedule.stages if stage.spec.crops_cache and stage.layer]
-    final = segments[max(cropping)] if cropping else None
+    layers = schedule.cropped
+    final = segments[layers.stop] if layers else None
     if final is None:
         return
     # The original columns that the last cropping stage has kept.
@@ -30,20 +30,25 @@ def crop_caches(schedule: Schedule, cache: Any, segments: list[Segment | None], 
     kept = kept.scatter_add(1, final.origin.to(kept.device), final.valid.int()) > 0
     columns = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
     present = present.to(kept.device)
-    for layer in range(min(cropping) - 1, max(cropping)):
+    # Layers that saw the same tokens are cropped alike.
+    alike: dict[int, tuple[torch.Tensor, Segment]] = {}
+    for layer in layers:
         segment = segments[layer]
         if segment is final:
             continue
-        origin, valid = (columns, present) if segment is None else (segment.origin, segment.valid)
-        packing = pack(valid.to(kept.device) & kept.gather(1, origin.to(kept.device)), final.host_lengths, "left")
+        if id(segment) not in alike:
+            origin, valid = (columns, present) if segment is None else (segment.origin, segment.valid)
+            packing = pack(valid.to(kept.device) & kept.gather(1, origin.to(kept.device)), final.host_lengths, "left")
+            # Decode positions continue as if nothing had been dropped from this layer.
+            lengths = present.sum(1) if segment is None else segment.lengths
+            kept_origin = gather(origin, packing.index)
+            alike[id(segment)] = (
+                packing.index,
+                Segment(packing.valid, packing.padded, None, final.rotary, lengths, kept_origin, final.host_lengths),
+            )
+        index, segments[layer] = alike[id(segment)]
         cache_layer = cache.layers[layer]
         for name in ("keys", "values"):
             states = getattr(cache_layer, name)
-            index = packing.index.to(states.device)[:, None, :, None]
-            setattr(cache_layer, name, states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3])))
-        # Decode positions continue as if nothing had been dropped from this layer.
-        lengths = present.sum(1) if segment is None else segment.lengths
-        kept_origin = gather(origin, packing.index)
-        segments[layer] = Segment(
-            packing.valid, packing.padded, None, final.rotary, lengths, kept_origin, final.host_lengths
-        )
+            here = index.to(states.device)[:, None, :, None]
+            setattr(cache_layer, name, states.gather(2, here.expand(-1, states.shape[1], -1, states.shape[3])))

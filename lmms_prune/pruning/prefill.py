@@ -75,7 +75,7 @@ class Prefill:
         self.original = self.layout.copy()
         self.present = self.layout.present
         self.padded = min(self.layout.lengths, default=0) < self.ids.shape[1]
-        self.next_position = next_position(positions, self.present)
+        self.positions, self.next_position = positions, next_position(positions, self.present)
         self.segments: list[Segment | None] = [None] * layers
         self.between: Sequence[Tensor] = ()
         self.embedded: Tensor | None = None
@@ -219,6 +219,7 @@ class Prefill:
             block.seed,
             _embedded=self.embedded,
             _unpruned_rotary=original,
+            _position_ids=self.positions,
             _encoder_run=self.encoder_run,
             _questions=self._questions(),
             requested=[n for row in layout.traces for n in acting.stage.requested(row.images)],

@@ -177,7 +177,8 @@ class _Search:
         return Fraction(stage.requested([self.n])[0], self.n) * self.grid
 
     def _cost(self, filled: Schedule) -> Number:
-        return self._of(filled.layer_counts(self.sizes.layers, [self.n]))
+        counts = filled.cached_counts if self.budget.measure == "kv" else filled.layer_counts
+        return self._of(counts(self.sizes.layers, [self.n]))
 
     def _of(self, counts: Sequence[int]) -> Number:
         """The cost of the layers that these visual tokens enter."""
@@ -204,7 +205,9 @@ class _Search:
         layer = self.schedule.stages[self.index].layer
         earlier = replace(self.schedule, stages=self.schedule.stages[: self.index])
         before = self._of(earlier.layer_counts(self.sizes.layers, [self.n])[:layer])
-        fixed = layer if smallest > limit else 0
+        # Where earlier caches are cropped, no layer's alone is fixed.
+        shrinks = self.budget.measure == "kv" and bool(self.schedule.cropped)
+        fixed = layer if smallest > limit and not shrinks else 0
         verb = "average" if self.budget.measure == "tokens" else "take"
         alone = {0: "", 1: f"layer 0 alone {verb}s {self._written(before, round)}; "}.get(
             fixed, f"layers 0 to {fixed - 1} alone {verb} {self._written(before, round)}; "

@@ -11,7 +11,9 @@ order (``order=reference``; DART alone with the printed ratio). Where script and
 SparseVLM's average 206.5, 145.4, 114.1 and 82.3 tokens per layer. ``NAME-B-measured`` are schedules of the paper's cost
 table (Table 3) that differ from Table 5: FastV acted at layer 4, and DART kept 172 and 36 tokens. ``vtw-B`` acts at the layer
 that comes nearest to B. ``mustdrop-B`` and ``todre-P`` decide by thresholds: their plan is an upper bound.
-``visionzip-N`` keep 162+30, 108+20 and 54+10 tokens (dominant, the class token among them, and contextual).
+``vscan-64`` and, for Qwen2.5-VL, ``vscan-50pct`` and ``vscan-11pct`` are published; ``vscan-128`` and ``vscan-192`` have the
+published shares. ``ivcprune-llava`` and, for Qwen2.5-VL-7B, ``ivcprune-50pct`` are the rules of its code. ``scope-N`` keep N
+tokens. ``visionzip-N`` keep 162+30, 108+20 and 54+10 tokens (dominant, the class token among them, and contextual).
 """
 
 _FITPRUNE = {
@@ -85,9 +87,20 @@ PRESETS: dict[str, str] = {
     "pdrop-192": "pdrop@2:322t,pdrop@8:180t,pdrop@16:100t",
     "pdrop-128": "pdrop@2:241t,pdrop@8:101t,pdrop@16:42t",
     "pdrop-64": "pdrop@2:110t,pdrop@8:21t,pdrop@16:4t",
+    "scope-192": "scope@0:192t",
+    "scope-128": "scope@0:128t",
+    "scope-64": "scope@0:64t",
     "visionzip-192": "visionzip@0:192t",
     "visionzip-128": "visionzip@0:128t",
     "visionzip-64": "visionzip@0:64t",
+    "vscan-192": "vscan@0:288t,vscan@16:96t",
+    "vscan-128": "vscan@0:192t,vscan@16:64t",
+    "vscan-64": "vscan@0:96t,vscan@16:32t",
+    # The ratios at layer 14 are of the tokens still present; here they are multiplied out: 0.333 and 0.67 of them.
+    "vscan-50pct": "vscan@0:0.6,vscan@14:0.402;rope=false",
+    "vscan-11pct": "vscan@0:0.167,vscan@14:0.055611;rope=false",
+    "ivcprune-llava": "ivcprune@16;rule=union",
+    "ivcprune-50pct": "ivcprune@16",
     "sparsevlm-192": "sparsevlm@3:300t,sparsevlm@7:200t,sparsevlm@16:110t",
     "sparsevlm-128": "sparsevlm@3:303t,sparsevlm@7:110t,sparsevlm@16:36t",
     "sparsevlm-96": "sparsevlm@3:238t,sparsevlm@7:48t,sparsevlm@16:26t",

@@ -158,6 +158,14 @@ class Schedule:
         """Whether every stage requests all tokens, by the ratio 1: a control that is meant to change nothing."""
         return all(isinstance(stage.keep, Decimal) and stage.keep == 1 for stage in self.stages)
 
+    @property
+    def cropped(self) -> range:
+        """The layers whose caches lose, after the prompt, the tokens that deeper stages dropped (`MethodSpec.crops_cache`)."""
+        cropping = [stage for stage in self.stages if stage.spec.crops_cache and stage.layer]
+        if not cropping:
+            return range(0)
+        return range(min(0 if s.spec.crops_cache == "all" else s.layer - 1 for s in cropping), cropping[-1].layer)
+
     def idle(self, images: Sequence[int]) -> list[Stage]:
         """The stages that prune nothing of a row with these images, although they do not request all tokens."""
         present, idle = list(images), []
@@ -178,6 +186,13 @@ class Schedule:
                     present = sum(kept)
             counts.append(present)
         return counts
+
+    def cached_counts(self, layers: int, images: Sequence[int]) -> list[int]:
+        """Visual tokens in the cache of each layer after the prompt: `layer_counts`, less what is cropped from earlier layers."""
+        counts, cropped = self.layer_counts(layers, images), self.cropped
+        if cropped.stop >= layers:
+            return counts
+        return [counts[cropped.stop] if layer in cropped else count for layer, count in enumerate(counts)]
 
     def avg_visual_tokens(self, layers: int, images: Sequence[int]) -> Fraction:
         """Average visual tokens per decoder layer for one row with these images."""

@@ -95,6 +95,26 @@ def test_a_quota_below_the_next_stages_count_is_no_solution() -> None:
     assert Schedule.parse(str(solution)) == solution
 
 
+def test_cropped_caches_are_counted_as_cropped() -> None:
+    """IVC-Prune at layer 16 of 32: half the tokens in every cache, three quarters of them computed; MustDrop from layer 15 on."""
+    llava = architecture("llava-1.5-7b")
+    for text, average, cached in (
+        ("ivcprune@16:0.5", Fraction(3, 4), Fraction(1, 2)),
+        ("mustdrop@16:0.5", Fraction(3, 4), Fraction(15 + 17 * Fraction(1, 2), 32)),
+        ("random@16:0.5", Fraction(3, 4), Fraction(3, 4)),
+    ):
+        schedule = Schedule.parse(text)
+        assert schedule.avg_visual_tokens(32, [576]) == average * 576
+        assert Fraction(sum(schedule.cached_counts(32, [576])), 32) == cached * 576
+        full, one = (estimate(llava, each, 576, 0).kv_bytes for each in (Schedule(()), schedule))
+        assert Fraction(one, full) == cached
+    # Of a cache alone, so that a budget below half of the cache can be met.
+    solved = Schedule.parse("ivcprune@16:?").solve("kv=20%", prompt_sizes(llava, text_tokens=0))
+    assert solved.stages[0].keep == 115
+    with pytest.raises(ScheduleError, match=r"cannot be met: the smallest possible is"):
+        Schedule.parse("ivcprune@16:?").solve("kv=5%", prompt_sizes(llava, text_tokens=64))
+
+
 def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
     read = Schedule.parse("dart@2:?,random@20:38t")
     for budget in ("192t", "0.4"):

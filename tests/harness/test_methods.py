@@ -75,8 +75,11 @@ def test_every_method_is_among_them() -> None:
 @pytest.mark.parametrize("name", [n for n, s in METHODS.items() if s.keep == "optional" and s.ready])
 def test_a_method_decides_by_itself(harness, family: str, name: str) -> None:
     """Without a keep the method's own rule counts; a later stage goes on from what is really left."""
-    [stage] = Schedule.parse(METHODS[name].example).stages
-    schedule = f"{name}@{max(1, min(stage.layer, 3))},random@6:0.1"
+    spec = METHODS[name]
+    [stage] = Schedule.parse(spec.example).stages
+    layer = max(1, min(stage.layer, 3)) if spec.highest_layer is None else spec.highest_layer
+    options = "".join(f";{key}={value}" for key, value in stage.options)
+    schedule = f"{name}@{layer}{options},random@6:0.1"
     run = harness.pruned(family, TASKS, schedule=schedule, batch_size=4)
     for row in [row for task in TASKS for row in run.accounting[task]]:
         own, later = row["kept_visual_tokens"]

@@ -99,7 +99,7 @@ def capture_view(register: Callable[..., None]) -> Iterator[Callable[..., TokenV
             return view.valid & (rank < budget[:, None])
 
     def capture(tiny: Tiny, inputs: dict[str, Tensor], layer: int, before: str = "", **options: Any) -> TokenView:
-        reads = ("hidden", "embeddings", "encoder", "pixels", *(("attention", "keys") if layer else ()))
+        reads = ("hidden", "embeddings", "encoder", "pixels", *(("attention", "keys", "values") if layer else ()))
         options.setdefault("questions", [f"question {row}" for row in range(len(inputs["input_ids"]))])
         register(Spy, reads=reads, lowest_layer=min(layer, 1))
         tiny.run(inputs, f"{before}spy@{layer}:0.2", **options)

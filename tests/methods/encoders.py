@@ -48,7 +48,7 @@ def hand_view(
         saliency=lambda: saliency,
         received=lambda block: (received or {})[block],
         project=lambda features: 2 * features,
-        **{name: (lambda *block, _value=value: _value) for name, value in signals.items()},
+        **{name: (lambda *block, _value=value, **how: _value) for name, value in signals.items()},
     )
     view = HandView(torch.cat([around, visual, around], dim=1), counts, encoder=encoder, grids=grids, layer=layer)
     view.sizes = sizes

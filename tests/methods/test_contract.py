@@ -376,6 +376,9 @@ PUBLISHED = {
     "swiftvlm-192": 192.0,
     "nuwa-64": 64.0,
     "nuwa-192": 192.0,
+    "vscan-64": 64.0,
+    "vscan-128": 128.0,
+    "vscan-192": 192.0,
 }
 
 
@@ -468,6 +471,8 @@ READS = {
     "attention": {"attention"},
     "attention ahead": {"attention ahead", "attention_to"},
     "keys": {"keys"},
+    "values": {"values"},
+    "positions": {"rotary_means"},
     "hidden": {"hidden", "normed"},
     "embeddings": {"visual_embeddings", "text_embeddings"},
     "encoder": {"encoder"},
@@ -495,7 +500,7 @@ def test_reads_what_the_table_says(
     if len(layers) > 1 and not spec.drops_all:
         views.append(capture_view(tiny, mixed.inputs, layers[-1], f"{stage(spec, 0)},", questions=mixed.questions))
     read: set[str] = set()
-    for name in ("attention", "attention_to", "keys", "normed", "question", "guided"):
+    for name in ("attention", "attention_to", "keys", "values", "rotary_means", "normed", "question", "guided"):
         real = getattr(TokenView, name)
 
         def call(self: TokenView, *args: object, _name: str = name, _real: Callable = real, **named: object) -> object:
@@ -520,7 +525,7 @@ def test_reads_what_the_table_says(
         if spec.rewrites:
             method.rewrite(view, mask)
         if number == 0:
-            assert (spec.lowest_layer >= 1) == bool({"attention", "keys"} & read)
+            assert (spec.lowest_layer >= 1) == bool({"attention", "keys", "values"} & read)
     for options in VARIANTS.get(spec.name, ()):
         for view in views:
             with contextlib.suppress(UnsupportedModelError):

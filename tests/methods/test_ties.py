@@ -109,6 +109,7 @@ def alone(view: TokenView, row: int) -> TokenView:
         _before=layer(view._before),
         _embedded=view._embedded[pick],
         _unpruned_rotary=rotary(view._unpruned_rotary),
+        _position_ids=None if view._position_ids is None else view._position_ids[..., pick, :],
         _present=view._present[pick],
         _origin=view._origin[pick],
         _starts=view._starts[pick],

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lmms_prune.methods.shared.tensors import BLOCK, finest, gather, joined, settled
+from lmms_prune.methods.shared.tensors import BLOCK, gather, joined, settled
 from lmms_prune.models.counting import counted_as
-from lmms_prune.models.tensors import to_device
+from lmms_prune.models.tensors import finest, to_device
 
 try:
     import triton

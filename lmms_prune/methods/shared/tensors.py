@@ -10,6 +10,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lmms_prune.models.tensors import finest
+
 BLOCK = 1024
 """How many rows of a matrix of all pairs of tokens are computed at a time, which bounds the memory that it takes."""
 
@@ -33,11 +35,6 @@ def add_up(x: Shaped[Tensor, "B L *D"], into: Int[Tensor, "B L"], count: int) ->
         rows = torch.arange(len(x), device=x.device)[:, None].expand_as(into)
         return sums.index_put((rows, into), x, accumulate=True)
     return sums.scatter_add(1, into.view(*into.shape, *(1,) * (x.dim() - 2)).expand_as(x), x)
-
-
-def finest(device: torch.device) -> torch.dtype:
-    """The finest floating type of a device; Apple GPUs have no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def directions(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
