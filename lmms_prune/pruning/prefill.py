@@ -194,8 +194,6 @@ class Prefill:
         keep = torch.where(full[:, None], view.valid, chosen)
         if stage.at_most:
             budget = keep.sum(1).tolist()
-        else:
-            self.record.check(MISCOUNTED, keep.sum(1) == planned)
         hidden, recycled = state.hidden, None
         if stage.spec.rewrites and any(budget):
             rewritten, index = method.rewrite(view, keep)
@@ -205,6 +203,9 @@ class Prefill:
             hidden = layout.write(hidden, rewritten, index)
         if any(chosen_from):
             self._check_numbers(acting, view, matters)
+        if not stage.at_most:
+            # After the numbers: of what is not finite, a search may pick too few.
+            self.record.check(MISCOUNTED, keep.sum(1) == planned)
         return hidden, keep, budget, recycled
 
     def _view(self, acting: Acting, state: LayerInput, original: Rotary) -> TokenView:
