@@ -39,6 +39,8 @@ MORE_BY_SIZE = {
     "hivtp": 230,
     "holov": 235,
     "mustdrop": 330,
+    "vscan": 260,
+    "prumerge": 210,
 }
 # As its documentation says, the order of a Python set has to be found on the host.
 WAITS = {"dart@2:0.3;order=reference": 1}
