@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from forking import Forking
-from masked import dropped_columns, masked_logits
+from masked_reference import dropped_columns, masked_logits
 from tiny import LAYERS, Family, noise
 from torch import nn
 from transformers import DynamicCache, StaticCache

@@ -34,6 +34,7 @@ CODE = (
     "leaderboard/statistics.py",
     "record/accounting.py",
     "record/files.py",
+    "record/results.py",
 )
 _CHECKSUM = 16  # bytes
 _OLD = 24 * 3600  # seconds after which a file that was never finished is removed

@@ -22,7 +22,7 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).parents[1]))
 
 from built import Built, Checkpoint
-from masked import dropped_columns, masked_logits
+from masked_reference import dropped_columns, masked_logits
 from tiny import Family, load, noise
 
 from lmms_prune import Schedule, Stage, prune

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from masked import masked_logits
+from masked_reference import masked_logits
 from tiny import LAYERS, Family, noise
 
 from lmms_prune import prune

@@ -79,7 +79,8 @@ def test_the_protocol_is_that_of_the_files_in_model_configs() -> None:
         arguments = ModelArguments.read(run.settings["model_args"], None, MODEL_NAMES[run.settings["model"]])
         row = match(arguments.pretrained, str(arguments.schedule))
         if row is None:
-            assert "control" in path.stem
+            # Controls, and rows for a model that the paper did not evaluate.
+            assert "control" in path.stem or path.stem.startswith("qwen2-vl-7b")
             continue
         settings = arguments.settings()
         names = {"positions", "system_prompt", "chat_template"} | (
