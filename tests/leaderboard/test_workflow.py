@@ -83,7 +83,8 @@ def test_from_a_small_sweep_of_both_families_to_the_page(
     place = tmp_path / "repository"
     place.mkdir()
     for data in mirror().iterdir():
-        (place / data.name).symlink_to(data)
+        if data.name != "results":  # where lmms-eval leaves what it would submit, in every run there
+            (place / data.name).symlink_to(data)
     _write_configs(place / "model_configs" / "my_rows")
     _, sweep, gate = scripts()
     # What evaluates is forked, too.
