@@ -185,10 +185,10 @@ def read_records(results: Path | None, warn: Callable[[str], None]) -> list[RunR
     """
     if results is None:
         return []
-    found = read_results([results])
-    if not found.records:
-        reason = found.problems[0] if found.problems else f"{results}: no results."
+    evaluations = read_results([results])
+    if not evaluations.records:
+        reason = evaluations.problems[0] if evaluations.problems else f"{results}: no results."
         raise BenchError(f"--results {reason}")
-    for problem in found.problems:
+    for problem in evaluations.problems:
         warn(str(problem))
-    return found.records
+    return evaluations.records

@@ -61,10 +61,10 @@ def check_plot_path(plot: Path) -> None:
 
 def sides(text: str) -> tuple[int, int]:
     """Parse rows x columns."""
-    found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
-    if found is None:
+    match = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
+    if match is None:
         fail(f"--grid {text}: write rows x columns, such as 24x24.")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def numbers(option: str, text: str) -> list[int]:

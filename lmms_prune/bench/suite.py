@@ -212,8 +212,8 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _json(output: str) -> dict[str, Any] | None:
     """Return the JSON object in the last line, if there is one."""
     with suppress(ValueError, IndexError):
-        found = json.loads(output.strip().splitlines()[-1])
-        return found if isinstance(found, dict) else None
+        content = json.loads(output.strip().splitlines()[-1])
+        return content if isinstance(content, dict) else None
     return None
 
 

@@ -94,9 +94,9 @@ class Cache:
     def prune(self) -> None:
         """Remove the entries that were not used for longest until the others fit, and files that were never finished."""
         with suppress(OSError):
-            found = sorted(self._entries())
-            total = sum(size for _, size, _ in found)
-            for used, size, path in found:
+            entries = sorted(self._entries())
+            total = sum(size for _, size, _ in entries)
+            for used, size, path in entries:
                 unfinished = path.suffix == PARTIAL and time.time() - used > _OLD
                 if unfinished or (total > LIMIT and path.suffix == SUFFIX):
                     path.unlink(missing_ok=True)
