@@ -116,16 +116,18 @@ class Case:
         record, kept, columns = seen.trace.rows[number], {}, list(range(len(ids)))
         for stage_index, stage in enumerate(self.schedule.stages):
             written: dict[int, Tensor] = {}
-            first = 0
+            added: dict[int, Tensor] = {}
+            first, width = 0, self.parts.decoder.config.hidden_size
             for image, size, mask in zip(images, record.images, record.masks[stage_index], strict=True):
                 image_columns, first = visual[first : first + size], first + size
                 layer_rewrites = seen.rewritten.get(stage.layer)
                 rewritten = None if layer_rewrites is None else layer_rewrites[image]
                 columns = _kept_after(columns, image_columns, mask.tolist(), rewritten)
                 if rewritten is not None:
-                    states = zip(rewritten.index, rewritten.states, strict=True)
-                    written |= {image_columns[index]: state for index, state in states}
-            kept[stage.layer] = KeptColumns(list(columns), written)
+                    states = list(zip(rewritten.index, rewritten.states, strict=True))
+                    written |= {image_columns[index]: state[:width] for index, state in states}
+                    added |= {image_columns[index]: state[width:] for index, state in states if len(state) > width}
+            kept[stage.layer] = KeptColumns(list(columns), written, added)
         return kept
 
     def forgotten(self, kept: dict[int, KeptColumns]) -> dict[int, set[int]]:

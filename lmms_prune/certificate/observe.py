@@ -30,11 +30,11 @@ class Rewritten:
 
     Args:
         index: raster indices of the n tokens.
-        states: their hidden states.
+        states: their hidden states, and behind them what the decoder will still add to them.
     """
 
     index: list[int]
-    states: Float[Tensor, "n D"]
+    states: Float[Tensor, "n E"]
 
 
 @dataclass

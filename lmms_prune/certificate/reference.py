@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lmms_prune.models import family_of
 from lmms_prune.models.kernels import KERNELS
 
 Tables = tuple[Tensor, Tensor]
@@ -29,10 +30,13 @@ class KeptColumns:
     Args:
         columns: kept columns of the prompt, in sequence order.
         written: by column, the hidden state that the stage's method wrote at this layer, if it wrote any.
+        added: by column, what is added to this token after the layers from the stage's on, if the method wrote it
+            (DeepStack), layer by layer, side by side.
     """
 
     columns: Sequence[int]
     written: Mapping[int, Float[Tensor, " D"]] = field(default_factory=dict)
+    added: Mapping[int, Float[Tensor, " A"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,19 @@ def masked_run(
 
         return hook
 
+    def replace_additions(module: Any, args: tuple, kwargs: dict) -> None:
+        # The model adds its own tensors, in which the rows of merged tokens are changed in place.
+        _, additions = family_of(model.config).between_layers(dict(kwargs))
+        visual = (extended["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0].tolist()
+        for stage in sorted(kept):
+            for column, state in kept[stage].added.items():
+                for extra, part in zip(additions[stage:], state.chunk(len(additions) - stage), strict=True):
+                    extra[visual.index(column)] = part.to(extra)
+
     handles = [
         module.register_forward_pre_hook(swap(layer), with_kwargs=True) for layer, module in enumerate(decoder.layers)
     ]
+    handles.append(decoder.register_forward_pre_hook(replace_additions, with_kwargs=True))
     try:
         with torch.no_grad(), _takes_masks(decoder):
             logits = model(**extended, use_cache=False).logits[0]

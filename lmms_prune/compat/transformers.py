@@ -120,7 +120,7 @@ def _smallest(model_type: str) -> Any:
     else:
         vision = {"depth": 1, "hidden_size": 16, "num_heads": 2}
         own = {"embed_dim": 16} if model_type == "qwen2_vl" else {"intermediate_size": 16, "out_hidden_size": 16}
-        vision |= own
+        vision |= own | ({"deepstack_visual_indexes": [0]} if model_type == "qwen3_vl" else {})
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     config = AutoConfig.for_model(model_type, text_config=text, vision_config=vision)
     with torch.device("meta"):
@@ -131,7 +131,12 @@ _LLAMA = "transformers.models.llama.modeling_llama"
 _LLAVA = "transformers.models.llava.modeling_llava"
 _QWEN = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"
 _QWEN2 = "transformers.models.qwen2_vl.modeling_qwen2_vl"
-_QWENS = ((_QWEN, "Qwen2_5_VL"), (_QWEN2, "Qwen2VL"))  # module and the beginning of its classes' names
+_QWEN3 = "transformers.models.qwen3_vl.modeling_qwen3_vl"
+_QWENS = (
+    (_QWEN, "Qwen2_5_VL"),
+    (_QWEN2, "Qwen2VL"),
+    (_QWEN3, "Qwen3VL"),
+)  # module and the beginning of its classes' names
 _CACHES = "transformers.cache_utils"
 _MOVED = "5.17 ('cache': 5.24)"
 _LAYER = ("hidden_states", "attention_mask", "position_ids", "cache|past_key_values", "position_embeddings")
@@ -140,6 +145,7 @@ _SEEN = "finding token ids, positions, mask and cache of a call"
 _PROJECTIONS = ("q_proj", "k_proj", "head_dim", "scaling")
 _RECOMPUTED = "queries and keys that methods recompute"
 _ENCODER = "signals of the vision encoder"
+_ADDED = "adding DeepStack's features to the kept tokens"
 _OUTPUT = "reading the cache that a call has filled"
 
 LIBRARY = Library(
@@ -148,8 +154,12 @@ LIBRARY = Library(
     (
         PrivateNames(f"{_LLAMA}:LlamaDecoderLayer.forward", "parameters", _LAYER, _MOVED, _PASSED_ON),
         *(
-            PrivateNames(f"{module}:{name}DecoderLayer.forward", "parameters", _LAYER, _MOVED, _PASSED_ON)
-            for module, name in _QWENS
+            PrivateNames(f"{module}:{name}.forward", "parameters", _LAYER, _MOVED, _PASSED_ON)
+            for module, name in (
+                (_QWEN, "Qwen2_5_VLDecoderLayer"),
+                (_QWEN2, "Qwen2VLDecoderLayer"),
+                (_QWEN3, "Qwen3VLTextDecoderLayer"),
+            )
         ),
         *(
             PrivateNames(f"{decoder}.forward", "parameters", (*_LAYER[1:4], "inputs_embeds"), _MOVED, _SEEN)
@@ -212,7 +222,12 @@ LIBRARY = Library(
         PrivateNames(f"{_LLAMA}:LlamaModel", "attributes", ("get_input_embeddings",), "5.17", "information's output"),
         *(
             row
-            for model, encoder in (("llava", "vision_tower"), ("qwen2_5_vl", "visual"), ("qwen2_vl", "visual"))
+            for model, encoder in (
+                ("llava", "vision_tower"),
+                ("qwen2_5_vl", "visual"),
+                ("qwen2_vl", "visual"),
+                ("qwen3_vl", "visual"),
+            )
             for row in (
                 PrivateNames(
                     f"{model}:", "attributes", ("model", "config", "generate", "get_output_embeddings"), "5.17", _SEEN
@@ -253,7 +268,7 @@ LIBRARY = Library(
         ),
         *(
             PrivateNames(f"{model}:model.visual{module}", "attributes", names, "5.17", _ENCODER)
-            for model in ("qwen2_5_vl", "qwen2_vl")
+            for model in ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
             for module, names in (
                 ("", ("blocks", "patch_embed", "merger")),
                 (".blocks.0", ("norm1", "attn")),
@@ -275,7 +290,21 @@ LIBRARY = Library(
             for encoder in (
                 f"{_QWEN}:Qwen2_5_VisionTransformerPretrainedModel",
                 f"{_QWEN2}:Qwen2VisionTransformerPretrainedModel",
+                f"{_QWEN3}:Qwen3VLVisionModel",
             )
+        ),
+        PrivateNames(
+            "qwen3_vl:model.language_model.layers.0.self_attn", "attributes", ("q_norm", "k_norm"), "5.17", _RECOMPUTED
+        ),
+        PrivateNames(
+            f"{_QWEN3}:Qwen3VLTextModel.forward",
+            "parameters",
+            ("visual_pos_masks", "deepstack_visual_embeds"),
+            "5.17",
+            _ADDED,
+        ),
+        PrivateNames(
+            f"{_QWEN3}:BaseModelOutputWithDeepstackFeatures", "fields", ("deepstack_features",), "5.17", _ADDED
         ),
     ),
     _smallest,

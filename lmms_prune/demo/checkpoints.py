@@ -1,4 +1,4 @@
-"""Builds LLaVA-1.5, Qwen2-VL and Qwen2.5-VL checkpoints with random weights, small enough for a CPU, and with real processors.
+"""Builds LLaVA-1.5, Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints with random weights, small enough for a CPU, and with real processors.
 
 Their answers are nonsense, but depend on the image and the question, and use words that benchmarks can score.
 """
@@ -35,6 +35,10 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from lmms_prune.demo.folders import new_folder
@@ -48,7 +52,7 @@ from lmms_prune.demo.language import (
     train_tokenizer,
 )
 
-PATCH = 14  # side in pixels, for both vision encoders
+PATCH = 14  # side in pixels, for all vision encoders but Qwen3-VL's
 # Factors on the variance-preserving scale of `_draw`, for matrices whose names contain these parts.
 GAINS = {"q_proj": 2.0, "k_proj": 2.0, "qkv": 1.5, "v_proj": 1.5, "o_proj": 1.5, "lm_head": 3.0}
 
@@ -196,6 +200,37 @@ def build_qwen2_vl(
     return _build_qwen(folder, kinds, sizes, encoder, max_pixels, dtype, seed)
 
 
+def build_qwen3_vl(
+    folder: str | os.PathLike[str],
+    *,
+    layers: int = 8,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    depth: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    max_pixels: int = 256 * 32 * 32,
+) -> Path:
+    """Write a Qwen3-VL checkpoint with its processor to `folder`, which must be new, and return its path.
+
+    As `build_qwen2_vl`, arguments and errors included, but a visual token is 32 x 32 pixels, and the features of the first
+    min(`depth`, `layers`, 3) blocks of the vision encoder are added after as many decoder layers.
+    """
+    _check(depth >= 1, f"depth is {depth}; it must be at least 1")
+    sizes = _qwen_sizes(layers, hidden, heads, kv_heads, depth)
+    encoder = {
+        "hidden_size": sizes.vision_hidden,
+        "intermediate_size": sizes.vision_intermediate,
+        "out_hidden_size": hidden,
+        "num_position_embeddings": 64,
+        "patch_size": 16,
+        "deepstack_visual_indexes": list(range(min(depth, layers, 3))),
+    }
+    kinds = (Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor)
+    return _build_qwen(folder, kinds, sizes, encoder, max_pixels, dtype, seed)
+
+
 def _build_qwen(
     folder: str | os.PathLike[str],
     kinds: tuple[Any, Any, Any],
@@ -208,8 +243,9 @@ def _build_qwen(
     """Write a random checkpoint of one of Qwen's models; `kinds` are its classes of configuration, model and processor."""
     config_class, model_class, processor_class = kinds
     tokenizer = train_tokenizer(QWEN_SPECIALS, bos=None, eos="<|im_end|>", pad="<|endoftext|>", unk=None)
-    model = _random_model(model_class, config_class(**_qwen_config(tokenizer, sizes, encoder)), dtype, seed)
-    processor = processor_class(**_qwen_processor(tokenizer, max_pixels))
+    config = config_class(**_qwen_config(tokenizer, sizes, encoder))
+    model = _random_model(model_class, config, dtype, seed)
+    processor = processor_class(**_qwen_processor(tokenizer, max_pixels, config.vision_config.patch_size))
     with new_folder(folder) as partial:
         _save(partial, model, processor, [tokenizer.eos_token_id, tokenizer.pad_token_id])
     return Path(folder)
@@ -251,13 +287,15 @@ def _llava_processor(tokenizer: PreTrainedTokenizerFast, image_size: int) -> Lla
     )
 
 
-def _qwen_processor(tokenizer: PreTrainedTokenizerFast, max_pixels: int) -> dict[str, Any]:
-    """The parts of the processor of any of Qwen's models."""
-    pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": max_pixels}
+def _qwen_processor(tokenizer: PreTrainedTokenizerFast, max_pixels: int, patch: int = PATCH) -> dict[str, Any]:
+    """The parts of the processor of any of Qwen's models; `patch` is the side of a patch in pixels."""
+    pixels = {"patch_size": patch, "min_pixels": 4 * (2 * patch) ** 2, "max_pixels": max_pixels}
+    scale = {} if patch == PATCH else {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    videos = Qwen2VLVideoProcessor(**pixels) if patch == PATCH else Qwen3VLVideoProcessor(patch_size=patch)
     return {
-        "image_processor": Qwen2VLImageProcessor(**pixels),
+        "image_processor": Qwen2VLImageProcessor(**pixels, **scale),
         "tokenizer": tokenizer,
-        "video_processor": Qwen2VLVideoProcessor(**pixels),
+        "video_processor": videos,
         "chat_template": QWEN_TEMPLATE,
     }
 
@@ -326,6 +364,7 @@ def _qwen_config(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, encoder: dict
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
             "tie_word_embeddings": sizes.tied,
+            **({"head_dim": sizes.hidden // sizes.heads} if "deepstack_visual_indexes" in encoder else {}),
         },
         "vision_config": {
             "depth": sizes.vision_layers,
@@ -403,7 +442,7 @@ def _draw(name: str, parameter: nn.Parameter, generator: torch.Generator) -> tor
     noise = torch.randn(parameter.shape, generator=generator)
     if parameter.ndim == 1:
         return noise * 0.1 + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
-    if "embed_tokens" in name or "position_embedding" in name:
+    if "embed_tokens" in name or "position_embedding" in name or "pos_embed" in name:
         return noise * (1.0 if "embed_tokens" in name else 0.3)
     gain = next((gain for part, gain in GAINS.items() if part in name), 1.0)
     return noise * gain / math.sqrt(parameter[0].numel())
@@ -442,5 +481,6 @@ BUILDERS: dict[str, Callable[..., Path]] = {
     "llava": build_llava,
     "qwen2_5_vl": build_qwen2_5_vl,
     "qwen2_vl": build_qwen2_vl,
+    "qwen3_vl": build_qwen3_vl,
 }
 """Functions that write a small checkpoint with random weights, by family."""

@@ -1,6 +1,6 @@
 """The contract of a method: a mask over the visual tokens of each image, within a budget.
 
-Dimension letters as in `lmms_prune.methods.view`: B images, V visual tokens, D hidden.
+Dimension letters as in `lmms_prune.methods.view`: B images, V visual tokens, D hidden, E hidden and additions (DeepStack).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Method(ABC):
             method whose row says `at_most`, or a stage with an adaptive keep, may set fewer.
         """
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         """Replace the kept tokens; methods that merge, recycle or reorder override this. By default nothing changes.
 
         Args:
@@ -49,7 +49,8 @@ class Method(ABC):
 
         Returns:
             hidden states, and the raster index of the token in each entry (it decides the token's position). Only kept
-            entries count; an image may not have an index twice among them.
+            entries count; an image may not have an index twice among them. What changes is returned with what the
+            decoder will still add to it: `TokenView.with_additions`, merged, recycled or reordered as the states are.
         """
         return view.hidden, view.index
 

@@ -52,7 +52,7 @@ class Downsample(Method):
         entry = torch.arange(view.valid.shape[1], device=view.valid.device)
         return entry < to_device(cells, entry.device)[:, None]
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         grids = view.carried(_SmallGrids).shapes
         device, images, owner = view.valid.device, view.encoder.images(), view.encoder.owner
         small, middles = [], []

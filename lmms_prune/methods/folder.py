@@ -79,7 +79,7 @@ class Folder(Method):
         view.carry = folded
         return folded.keep & to_device(budget > 0, folded.keep.device)[:, None]
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         folded = view.carried(Merged)
         return folded.hidden, folded.index
 
@@ -87,7 +87,8 @@ class Folder(Method):
     def _simplified(view: TokenView, budget: Int[Tensor, " B"]) -> Merged:
         fine = torch.promote_types(view.hidden.dtype, torch.float32)
         slot = torch.arange(view.valid.shape[1], device=view.valid.device).expand_as(view.valid)
-        tokens = Bag(view.hidden.to(fine), None, torch.ones_like(slot, dtype=fine), slot, tuple(view.counts))
+        states, sizes = view.with_additions(view.hidden).to(fine), torch.ones_like(slot, dtype=fine)
+        tokens = Bag(states, view.hidden.shape[2], None, sizes, slot, tuple(view.counts))
         goal = [max(1, n) for n in budget.tolist()]
         # As published: tokens are scaled after several folds, or after one that removed few tokens.
         scales = [(n - most > _fold(n)) or 2 * (n - most) < most for n, most in zip(view.counts, goal, strict=True)]

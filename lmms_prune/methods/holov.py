@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
+from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.shape import EncoderShape
@@ -95,14 +96,14 @@ class HoloV(Method):
         missing = to_device(budget, keep.device) - keep.sum(1)
         return keep | highest(-priority.to(attention.dtype), view.valid & ~keep, missing)
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         if self.order == "raster":
             return view.hidden, view.index
         sort_key = view.carried(_Order).sort_key
         order = sort_key.masked_fill(~keep, torch.iinfo(sort_key.dtype).max).argsort(dim=1, stable=True)
         # The r-th token of this order goes to the r-th kept entry.
         order = order.gather(1, (keep.cumsum(1) - 1).clamp(min=0))
-        return view.hidden.gather(1, order[..., None].expand_as(view.hidden)), view.index.gather(1, order)
+        return gather(view.with_additions(view.hidden), order), view.index.gather(1, order)
 
     def _crop_counts(self, view: TokenView, budget: Int[Tensor, " B"]) -> list[int]:
         """P, the number of crops, of each image."""

@@ -116,7 +116,7 @@ class MustDrop(Method):
         ranked = highest(score, key_set, count) | others
         return torch.where(adaptive[:, None], above & view.valid, ranked)
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         """At layer 0 the merged windows and the other tokens, encoded anew, in the encoder's order."""
         if view.layer:
             return view.hidden, view.index
@@ -147,7 +147,9 @@ class MustDrop(Method):
         else:
             # This encoder cannot run on merged windows, so its outputs are averaged instead.
             received = view.encoder.received(view.encoder.shape.depth - 1).to(order.device)
-            states, attention = (_averaged(x, members, merged) for x in (view.hidden, received[..., None]))
+            states, attention = (
+                _averaged(x, members, merged) for x in (view.with_additions(view.hidden), received[..., None])
+            )
             rows = torch.arange(len(order), device=order.device)[:, None]
             states, attention = states[rows, order], attention[rows, order, 0]
         # Back from the encoder's order to raster indices. A merged window is represented by its middle token.

@@ -64,7 +64,7 @@ class Nuwa(Method):
             candidates = torch.where(enough[:, None], candidates, view.valid & (rank < k))
         return highest(score, candidates, budget)
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         if view.layer:
             return view.hidden, view.index
         alone = _salient(view.carried(_Saliency).score, keep)
@@ -107,7 +107,7 @@ def _salient(score: Float[Tensor, "B V"], keep: Bool[Tensor, "B V"]) -> Bool[Ten
 def _gathered(view: TokenView, alone: Bool[Tensor, "B V"]) -> Float[Tensor, "B V C"]:
     """The encoder's features; all but those of `alone` are weighted sums over similar and near tokens."""
     encoder = view.encoder
-    features = view.of_image(encoder.features())
+    features = view.with_additions(view.of_image(encoder.features()))
     fine = torch.promote_types(features.dtype, torch.float32)
     # The sum has the direction of the mean.
     total = sum(view.of_image(encoder.output(block)).to(fine) for block in _last_third(encoder.shape))

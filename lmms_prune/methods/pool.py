@@ -44,7 +44,7 @@ class Pool(Method):
         entry = torch.arange(view.valid.shape[1], device=filled.device)
         return (entry < filled.sum(1, keepdim=True)) & (to_device(budget, filled.device) > 0)[:, None]
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         cells = view.carried(_Cells)
         # The cells that hold tokens take the first entries, in raster order.
         order = (cells.members == 0).long().argsort(dim=1, stable=True)
@@ -64,7 +64,7 @@ class Pool(Method):
         cell = (view.index // columns) * r // rows * c + (view.index % columns) * c // columns
         # Padding is counted in a spare last cell.
         cell = torch.where(view.valid, cell, cells)
-        hidden = view.hidden.to(torch.promote_types(view.hidden.dtype, torch.float32))
+        hidden = view.with_additions(view.hidden).to(torch.promote_types(view.hidden.dtype, torch.float32))
         sums, members = add_up(hidden, cell, cells + 1), add_up(torch.ones_like(cell), cell, cells + 1)
         number = torch.arange(cells, device=device)
         middle = (2 * (number // c) + 1) * rows // (2 * r) * columns + (2 * (number % c) + 1) * columns // (2 * c)

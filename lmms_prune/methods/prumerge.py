@@ -126,7 +126,7 @@ class PruMerge(Method):
         keep = chosen | (column == last)
         return keep if all(requested) else keep & to_device(budget > 0, keep.device)[:, None]
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         roles, encoder = view.carried(_Decided), view.encoder
         column = torch.arange(keep.shape[1], device=keep.device)
         if self.order == "reference":
@@ -206,7 +206,7 @@ def _evenly(
 def _merged(view: TokenView, roles: _Decided) -> Float[Tensor, "B M C"]:
     """The first `most` listed tokens with their similar ones added, and the sum of those that are dropped."""
     encoder, device, smallest = view.encoder, roles.listed.device, min(view.counts)
-    features = encoder.features().to(device)
+    features = view.with_additions(encoder.features().to(device))
     features = gather(features.to(torch.promote_types(features.dtype, torch.float32)), roles.listed)
     unit = gather(directions(encoder.keys(_block(encoder.shape), one_head=True).to(device)), roles.listed)
     attention = roles.attention.gather(1, roles.listed).to(features)

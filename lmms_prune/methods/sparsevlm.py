@@ -76,7 +76,7 @@ class SparseVLM(Method):
         # The budget counts the merged tokens too: how many of them they are follows from the total.
         clusters = [_clusters(*total, n) if recycles else 0 for total, n in zip(totals, requested, strict=True)]
         kept = highest(score, view.valid, budget - torch.tensor(clusters))
-        centres, merged = torch.zeros_like(kept[:, :0], dtype=torch.long), view.hidden[:, :0]
+        centres, merged = torch.zeros_like(kept[:, :0], dtype=torch.long), view.with_additions(view.hidden)[:, :0]
         keep = kept
         if any(clusters):
             dropped = [present - total + c for (total, present), c in zip(totals, clusters, strict=True)]
@@ -90,22 +90,20 @@ class SparseVLM(Method):
         view.carry = _Recycled(kept, centres, merged)
         return keep
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         """The kept tokens in order, then the merged ones, each at its centre's index."""
         recycled = view.carried(_Recycled)
         kept, centres, merged = recycled.kept, recycled.centres, recycled.merged
         if not centres.shape[1]:
             return view.hidden, view.index
-        rows = torch.arange(len(keep), device=keep.device)[:, None]
+        states, rows = view.with_additions(view.hidden), torch.arange(len(keep), device=keep.device)[:, None]
         # The r-th kept entry takes the r-th kept token, or, beyond those, the merged token number r - (kept tokens).
         rank = (keep.cumsum(1) - 1).clamp(min=0)
         merged_rank = (rank - kept.sum(1, keepdim=True)).clamp(max=centres.shape[1] - 1)
         in_order = (~kept).long().argsort(dim=1, stable=True)
         is_merged, merged_rank = merged_rank >= 0, merged_rank.clamp(min=0)
         source = torch.where(is_merged, centres.gather(1, merged_rank), in_order.gather(1, rank))
-        hidden = torch.where(
-            is_merged[..., None], merged[rows, merged_rank].to(view.hidden.dtype), view.hidden[rows, source]
-        )
+        hidden = torch.where(is_merged[..., None], merged[rows, merged_rank].to(states.dtype), states[rows, source])
         return hidden, view.index.gather(1, source)
 
     def _score(self, view: TokenView) -> Float[Tensor, "B V"]:
@@ -172,7 +170,7 @@ def _raters(view: TokenView) -> Bool[Tensor, "B T"]:
 
 def _recycle(
     view: TokenView, pool: Bool[Tensor, "B V"], sizes: list[int], clusters: list[int]
-) -> tuple[Int[Tensor, "B C"], Float[Tensor, "B C D"]]:
+) -> tuple[Int[Tensor, "B C"], Float[Tensor, "B C E"]]:
     """Density-peak clustering of the tokens in `pool`.
 
     Args:
@@ -190,8 +188,10 @@ def _recycle(
     size, count = to_device([sizes, clusters], device)
     number = torch.arange(max(sizes), device=device)
     valid = number < size[:, None]
-    features = gather(view.hidden, columns)
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    states = gather(view.with_additions(view.hidden), columns)
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    # What is merged with the states does not decide.
+    features = states[..., : view.hidden.shape[2]]
     peak = _peaks(features, valid, count, max(clusters))
     order = peak.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, : max(clusters)]
     centre = number[: max(clusters)]
@@ -203,7 +203,7 @@ def _recycle(
     # A centre joins itself, even where another centre is equal to it.
     nearest = torch.where(is_centre.any(2), is_centre.long().argmax(2), distance.argmin(2))
     member = (nearest[:, None] == centre[:, None]) & valid[:, None]
-    sums = member.to(features.dtype) @ torch.where(valid[..., None], features, 0)
+    sums = member.to(states.dtype) @ torch.where(valid[..., None], states, 0)
     # 1e-6 as in the reference, where it avoids a division by zero.
     return columns.gather(1, order), sums / (member.sum(2, keepdim=True) + 1e-6)
 

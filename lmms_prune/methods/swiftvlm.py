@@ -19,7 +19,7 @@ Kept: v2 v3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -44,12 +44,18 @@ class _Bypass:
             token if it was merged, -1 if it was dropped.
         merged: whether the token that continues under this raster index is a merged one.
         then: the states with which kept and merged tokens entered the layer; arbitrary for others.
+        added: what the decoder will still add to each candidate between its layers, each its own.
     """
 
     states: Float[Tensor, "B S D"]
     carrier: Int[Tensor, "B S"]
     merged: Bool[Tensor, "B S"]
     then: Float[Tensor, "B S D"]
+    added: Float[Tensor, "B S A"]
+
+
+_Candidates = tuple[Float[Tensor, "B S D"], Float[Tensor, "B S A"], Bool[Tensor, "B S"], Float[Tensor, "B S"]]
+"""States of all candidates, what will be added to each, whether each is present, and its score."""
 
 
 class SwiftVLM(Method):
@@ -83,31 +89,33 @@ class SwiftVLM(Method):
         entry = torch.arange(view.valid.shape[1], device=view.valid.device)
         return view.valid & (entry < to_device(budget, entry.device)[:, None])
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         # The caller ignores the result for an image that keeps all its tokens.
         count, keeps_all = keep.sum(dim=1), (keep == view.valid).all(dim=1)
         earlier = view.remembered(_Bypass)
-        states, exists, score = _first_candidates(view) if earlier is None else _restored(view, earlier)
+        candidates = _first_candidates(view) if earlier is None else _restored(view, earlier)
+        states, added, exists, score = candidates
         # One merged token for each 20 tokens of the image (rounded), within 1 and half of the keep; none for a single slot.
         shares = to_device([(size + 10) // 20 for size in view.sizes], count.device)
         groups = torch.minimum(shares, count // 2).maximum((count > 1).long()).masked_fill_(keeps_all, 0)
         best = highest(score, exists, torch.where(keeps_all, exists.sum(dim=1), count - groups))
         most = max((max(view.sizes) + 10) // 20, 1)
         group = _grouped(states, exists & ~best, groups.clamp(min=1), most, _passes(view))
-        mean, is_median, carrier = _merged(states, group, most)
+        mean, is_median, carrier = _merged(_joint(states, added), group, most)
         merging = (groups > 0)[:, None]
         is_median, carrier = is_median & merging, torch.where(merging, carrier, -1)
         continues = best | is_median
         # Rounded to the sequence's dtype, so that the later difference holds only what the layers have added.
-        then = torch.where(is_median[..., None], mean, states).to(view.hidden.dtype).to(states.dtype)
+        carried = torch.where(is_median[..., None], mean, _joint(states, added)).to(view.hidden.dtype)
+        then = carried[..., : states.shape[2]].to(states.dtype)
         raster = torch.arange(exists.shape[1], device=exists.device).expand_as(exists)
-        bypass = _Bypass(states, torch.where(best, raster, carrier), is_median, then)
+        bypass = _Bypass(states, torch.where(best, raster, carrier), is_median, then, added)
         view.remember(bypass if earlier is None else _unless(keeps_all, bypass, earlier))
         # The tokens that continue fill the kept entries in raster order.
         in_order = (~continues).to(torch.uint8).argsort(dim=1, stable=True)
         index = in_order.gather(1, (keep.cumsum(dim=1) - 1).clamp(min=0))
-        hidden = gather(then, index).to(view.hidden.dtype)
-        return torch.where(keep[..., None], hidden, view.hidden), torch.where(keep, index, view.index)
+        hidden = torch.where(keep[..., None], gather(carried, index), view.with_additions(view.hidden))
+        return hidden, torch.where(keep, index, view.index)
 
 
 def _unless(keeps_all: Bool[Tensor, " B"], new: _Bypass, old: _Bypass) -> _Bypass:
@@ -117,7 +125,9 @@ def _unless(keeps_all: Bool[Tensor, " B"], new: _Bypass, old: _Bypass) -> _Bypas
         use_old = keeps_all.view(-1, *[1] * (new_table.dim() - 1))
         return torch.where(use_old, old_table.to(new_table.device), new_table)
 
-    names = ("states", "carrier", "merged", "then")
+    # At a later layer less is still to be added: the last of what was to be added before.
+    coming = old.added[..., old.added.shape[2] - new.added.shape[2] :]
+    old, names = replace(old, added=coming), ("states", "carrier", "merged", "then", "added")
     return _Bypass(*(chosen(getattr(new, name), getattr(old, name)) for name in names))
 
 
@@ -131,18 +141,28 @@ def _table(view: TokenView, values: Float[Tensor, "B V *D"]) -> Float[Tensor, "B
     return table.index_put((rows, index), values)[:, :size]
 
 
-def _first_candidates(view: TokenView) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"], Float[Tensor, "B S"]]:
-    """States, presence and scores of all candidates at the first stage: the tokens present."""
+def _joint(states: Float[Tensor, "B S D"], added: Float[Tensor, "B S A"]) -> Float[Tensor, "B S E"]:
+    """States and what is merged with them, side by side."""
+    return torch.cat([states, added], dim=2) if added.shape[2] else states
+
+
+def _first_candidates(view: TokenView) -> _Candidates:
+    """The candidates at the first stage: the tokens present."""
     fine = torch.promote_types(view.hidden.dtype, torch.float32)
     score = view.ranking(view.attention(view.last)[:, :, 0].mean(dim=1))
     present = _table(view, torch.ones_like(score)) > 0
-    return _table(view, view.hidden.to(fine)), present, _table(view, score)
+    return _table(view, view.hidden.to(fine)), _own_additions(view), present, _table(view, score)
 
 
-def _restored(
-    view: TokenView, earlier: _Bypass
-) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"], Float[Tensor, "B S"]]:
-    """States, presence and scores of all candidates at a later stage: kept tokens as they are, stored ones moved along."""
+def _own_additions(view: TokenView) -> Float[Tensor, "B S A"]:
+    """What will still be added to the tokens present, by raster index."""
+    if not view.additions.shape[2]:
+        return view.additions.new_empty(len(view.sizes), max(view.sizes), 0)
+    return _table(view, view.additions.to(torch.promote_types(view.hidden.dtype, torch.float32)))
+
+
+def _restored(view: TokenView, earlier: _Bypass) -> _Candidates:
+    """The candidates at a later stage: kept tokens as they are, stored ones moved along."""
     fine, device = torch.promote_types(view.hidden.dtype, torch.float32), view.valid.device
     states, then = earlier.states.to(device), earlier.then.to(device)
     carrier, merged = earlier.carrier.to(device), earlier.merged.to(device)
@@ -159,8 +179,13 @@ def _restored(
     is_carrier = torch.zeros_like(carrier).scatter_add_(1, carrier_index, (carrier >= 0).long()) > 0
     unchanged = present & (~is_carrier | ((carrier == raster) & ~merged))
     states, exists = torch.where(unchanged[..., None], now, moved), exists | unchanged
+    added = _own_additions(view)
+    if added.shape[2]:
+        # The change of the mean holds what was added to it so far; what is still to come is each token's own.
+        coming = earlier.added[..., earlier.added.shape[2] - added.shape[2] :].to(device)
+        added = torch.where(unchanged[..., None], added, coming)
     score = view.attention_to(states, raster.expand_as(carrier), exists).mean(dim=1)
-    return states, exists, view.ranking(score, exists)
+    return states, added, exists, view.ranking(score, exists)
 
 
 def _grouped(

@@ -87,7 +87,7 @@ class ToMe(Method):
         view.carry = result
         return result.keep & to_device(budget > 0, result.keep.device)[:, None]
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         result = view.carried(Merged)
         sizes = _sizes(view)
         # Entries that are not kept write to a spare last column.
@@ -104,7 +104,8 @@ class ToMe(Method):
             metric = view.keys(view.visual, head_mean=True).to(fine)
         slot = torch.arange(view.valid.shape[1], device=view.valid.device).expand_as(view.valid)
         sizes = view.of_image(_sizes(view)).to(fine)
-        tokens = Bag(view.hidden.to(fine), metric, sizes, slot, tuple(view.counts))
+        states = view.with_additions(view.hidden).to(fine)
+        tokens = Bag(states, view.hidden.shape[2], metric, sizes, slot, tuple(view.counts))
         goal = [max(1, n) for n in budget.tolist()]
         while any(n > most for n, most in zip(tokens.counts, goal, strict=True)):
             pairs = zip(tokens.counts, goal, strict=True)

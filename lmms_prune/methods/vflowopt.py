@@ -77,19 +77,20 @@ class VFlowOpt(Method):
         view.carry = groups = _Groups(importance, *self._groups(view, importance, to_device(budget, importance.device)))
         return highest(importance, (view.valid & ~groups.low) | groups.leads, budget)
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         if view.layer:
             return view.hidden, view.index
         groups = view.carried(_Groups)
         importance, low, leads, cell = groups.importance, groups.low, groups.leads, groups.cell
-        hidden = view.hidden.to(importance.dtype)
+        states = view.with_additions(view.hidden)
+        hidden = states.to(importance.dtype)
         # Importances that round to 0 still get equal weights, so that a group of them has a mean.
         weight = torch.where(low, importance.clamp(min=torch.finfo(importance.dtype).tiny), 0)
         spare = hidden.shape[1] + 1
         total = add_up(weight, cell, spare).gather(1, cell)
         share = weight / total.clamp(min=torch.finfo(total.dtype).tiny)
         means = add_up(hidden * share[..., None], cell, spare).gather(1, cell[..., None].expand_as(hidden))
-        return torch.where(leads[..., None], means.to(view.hidden.dtype), view.hidden), view.index
+        return torch.where(leads[..., None], means.to(states.dtype), states), view.index
 
     def _importance(self, view: TokenView) -> Float[Tensor, "B V"]:
         """Importance of the tokens present; computed once per prefill, because it is the same at every stage."""

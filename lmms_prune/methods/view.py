@@ -73,6 +73,7 @@ class TokenView:
         _embedded: the input of layer 0, if a method reads embeddings.
         _unpruned_rotary: rotary tables of the unpruned sequence.
         _position_ids: positions of the unpruned sequence, as the decoder was called with; None if they are its columns.
+        _additions: the tensors that the decoder will still add to the tokens present between its layers, layer by layer.
         _present: whether each column of the sequence holds a token.
         _origin: the original column of each column of the sequence.
         _starts: the original column of each image's first token.
@@ -94,6 +95,7 @@ class TokenView:
     _origin: Int[Tensor, "R L"]
     _starts: Int[Tensor, " B"]
     images: Sequence[tuple[str, int]] = ()
+    _additions: Sequence[Float[Tensor, "B V D"]] = ()
     _embedded: Float[Tensor, "R L0 D"] | None = None
     _unpruned_rotary: tuple[Tensor, Tensor] | None = None
     _position_ids: Tensor | None = None
@@ -137,6 +139,23 @@ class TokenView:
     def hidden(self) -> Float[Tensor, "B V D"]:
         """Hidden states of the visual tokens at the input of this layer; at layer 0 the projector's output."""
         return self._of(self._state.hidden, self.visual)
+
+    @cached_property
+    def additions(self) -> Float[Tensor, "B V A"]:
+        """What the decoder will still add to each token present between its layers (DeepStack), side by side.
+
+        A is 0 where it adds nothing: in most families, and after the last layer that is followed by an addition.
+        """
+        return (
+            torch.cat([x.to(self.hidden) for x in self._additions], dim=-1) if self._additions else self.hidden[..., :0]
+        )
+
+    def with_additions(self, states: Float[Tensor, "B V C"]) -> Float[Tensor, "B V E"]:
+        """`states` of the tokens present and, behind them, their `additions`: all that a token carries.
+
+        What is merged into one token must be merged in both parts, by the same weights; `Method.rewrite` returns both.
+        """
+        return torch.cat([states, self.additions.to(states)], dim=-1) if self._additions else states
 
     def normed(self, tokens: Tokens) -> Float[Tensor, "B N D"]:
         """The decoder's final norm applied to this layer's input of `tokens`."""

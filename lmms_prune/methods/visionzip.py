@@ -91,11 +91,11 @@ class VisionZip(Method):
         # Before the decoder all tokens are present, so columns are raster indices.
         return dominant | target | highest(-view.index.float(), rest & ~target, missing)
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         roles = view.carried(_Roles)
         dominant, target, columns = roles.dominant, roles.target, roles.columns
         encoder, device = view.encoder, view.valid.device
-        features = encoder.features().to(device)
+        features = view.with_additions(encoder.features().to(device))
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         merged = self._merged(view, features, view.valid & ~dominant & ~target, target, columns)
         column = torch.arange(keep.shape[1], device=device)

@@ -96,10 +96,10 @@ class VScan(Method):
         view.carry = _Kept(max([1, *requested]))
         return is_local | highest(deep, valid & ~is_local, count - is_local.sum(1))
 
-    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V D"], Int[Tensor, "B V"]]:
+    def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         if view.layer:
             return view.hidden, view.index
-        features = view.hidden.to(torch.promote_types(view.hidden.dtype, torch.float32))
+        features = view.with_additions(view.hidden).to(torch.promote_types(view.hidden.dtype, torch.float32))
         column = torch.arange(keep.shape[1], device=keep.device)
         # Kept tokens and padding remain where they are.
         into = torch.where(view.valid & ~keep, _nearest_kept(view, keep), column)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lmms_prune.models import FAMILIES
 from lmms_prune.models.sizes import Architecture, ArchitectureError
+from lmms_prune.models.unsupported import why_not
 
 PUBLISHED: dict[str, Mapping[str, Any]] = {
     name: config for family in FAMILIES.values() for name, config in family.published.items()
@@ -64,8 +65,7 @@ def from_config(config: Mapping[str, Any], name: str) -> Architecture:
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        known = ", ".join(repr(name) for name in FAMILIES)
-        raise ArchitectureError(f"{name}: model_type is {kind!r}; FLOPs are known for {known}.")
+        raise ArchitectureError(f"{name}: model_type {kind!r} is not supported{why_not(kind, map(repr, FAMILIES))}")
     return FAMILIES[kind].architecture(config, name)
 
 

@@ -238,7 +238,7 @@ class Encoder(ABC):
         """Run other images (3, height, width) through encoder and projector; sizes are multiples of a token's side.
 
         Returns:
-            the visual tokens (n, D) of each image.
+            the visual tokens (n, D) of each image and, behind them, what the decoder adds to them between its layers.
         """
 
     @abstractmethod

@@ -177,6 +177,10 @@ class Family(ABC):
         """
         return kwargs, ()
 
+    def additions(self, encoded: Any) -> Sequence[Any]:
+        """The same tensors, for the images of one call of the vision encoder, from its output; by default none."""
+        return ()
+
     # -- what a forward needs --------------------------------------------------------------------------------------
 
     def extra_inputs(self, config: Any, ids: Any) -> dict[str, Any]:

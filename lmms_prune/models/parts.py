@@ -68,7 +68,7 @@ class ModelParts:
         """Find the parts of `model`.
 
         Raises:
-            UnsupportedModelError: another family, a wrapper, another attention kernel, or a decoder with sliding windows.
+            UnsupportedModelError: another family, a wrapper, another attention kernel, or a decoder with sliding windows or experts.
         """
         refuse_wrapper(model)
         config = getattr(model, "config", None)
@@ -82,14 +82,6 @@ class ModelParts:
                 # transformers falls back on a kernel of the hub, if the package `kernels` is installed.
                 message += f" (If you asked for another, it is not installed: {how_to_get('flash_attention_2')})"
             raise UnsupportedModelError(message)
-        window = getattr(decoder.config, "sliding_window", None)
-        kinds = set(
-            getattr(decoder.config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
-        )
-        if kinds != {"full_attention"}:
-            raise UnsupportedModelError(
-                f"decoders with sliding windows are not supported (layer types: {', '.join(kinds)})."
-            )
         return cls(family, config, multimodal, decoder, decoder.layers, KERNELS[kernel].form)
 
     @property

@@ -1,4 +1,4 @@
-"""The vision encoder of Qwen2-VL and Qwen2.5-VL: no class token, four patches a visual token, blocks may attend in windows."""
+"""The vision encoder of Qwen's models: no class token, four patches a visual token, blocks may attend in windows."""
 
 from __future__ import annotations
 
@@ -93,6 +93,7 @@ class QwenEncoder(Encoder):
         pixels = torch.cat(patches).to(encoder.patch_embed.proj.weight.device, encoder.patch_embed.proj.weight.dtype)
         output = encoder(pixels, grid_thw=to_device(grids, pixels.device))
         merged = output if isinstance(output, Tensor) else output.pooler_output
+        merged = torch.cat([merged, *self.parts.family.additions(output)], dim=-1)
         return list(merged.split([rows * columns // merge**2 for _, rows, columns in grids]))
 
     @property

@@ -14,8 +14,8 @@ from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.shape import EncoderShape
 from lmms_prune.models.sizes import Architecture, EncoderSizes, bytes_per_number, decoder_sizes, stated_sizes
 
-# The library's defaults for values that a config.json omits.
-_TEXT = {
+# The library's defaults for values that a config.json of Qwen2-VL and Qwen2.5-VL omits.
+_TEXT: dict[str, Any] = {
     "hidden_size": 8192,
     "intermediate_size": 29568,
     "num_hidden_layers": 80,
@@ -30,6 +30,11 @@ class QwenVL(Family):
     """A model of Qwen's with 2 x 2 patches a visual token and M-RoPE; a subclass adds what its vision encoder differs in."""
 
     @property
+    def text_defaults(self) -> Mapping[str, Any]:
+        """The library's defaults for sizes of the decoder that a config.json omits."""
+        return _TEXT
+
+    @property
     @abstractmethod
     def vision_defaults(self) -> Mapping[str, Any]:
         """The library's defaults for sizes of the vision encoder that a config.json omits."""
@@ -37,6 +42,10 @@ class QwenVL(Family):
     @abstractmethod
     def encoder_sizes(self, vision: Mapping[str, Any]) -> EncoderSizes:
         """The sizes of the vision encoder, from those that a configuration states, with defaults for the others."""
+
+    def rope(self, half: int) -> dict[str, Any]:
+        """The rotary parameters of a published checkpoint whose heads have twice `half` channels."""
+        return {"rope_theta": 1e6, "mrope_section": [half // 4, 3 * half // 8, 3 * half // 8]}
 
     def tokens_per_image(self, config: Any) -> int | None:
         return None
@@ -114,8 +123,8 @@ class QwenVL(Family):
 
     def architecture(self, config: Mapping[str, Any], name: str) -> Architecture:
         # Older checkpoints have the decoder's sizes at the top level, newer ones in a text_config.
-        stated = config.get("text_config") or {key: config[key] for key in _TEXT if key in config}
-        text = stated_sizes(_TEXT, stated, f"{name}: text_config")
+        stated = config.get("text_config") or {key: config[key] for key in self.text_defaults if key in config}
+        text = stated_sizes(self.text_defaults, stated, f"{name}: text_config")
         vision = stated_sizes(self.vision_defaults, config.get("vision_config", {}), f"{name}: vision_config")
         return decoder_sizes(self, text, name, self.encoder_sizes(vision), None, bytes_per_number(config))
 
@@ -123,11 +132,10 @@ class QwenVL(Family):
         from transformers import AutoConfig
 
         sizes = self.published[published]
-        text = {**_TEXT, **sizes["text_config"]}
+        text = {**self.text_defaults, **sizes["text_config"]}
         if layers is not None:
             text["num_hidden_layers"] = layers
-        half = text["hidden_size"] // text["num_attention_heads"] // 2
-        sections = [half // 4, 3 * half // 8, 3 * half // 8]
-        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+        half = (text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]) // 2
+        text["rope_parameters"] = {"rope_type": "default", **self.rope(half)}
         vision = {"depth": self.vision_defaults["depth"], **sizes["vision_config"]}
         return AutoConfig.for_model(self.model_type, text_config=text, vision_config=vision)

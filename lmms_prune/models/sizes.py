@@ -94,7 +94,7 @@ def stated_sizes(defaults: Mapping[str, Any], stated: Any, where: str) -> dict[s
     sizes = {**defaults, **stated}
     for name in dict.fromkeys((*defaults, *_OPTIONAL)):
         value = sizes.get(name)
-        is_list = name == "fullatt_block_indexes"
+        is_list = isinstance(defaults.get(name), tuple)
         numbers = value if is_list and isinstance(value, (list, tuple)) else [value]
         high = _MOST_LAYERS if name in ("num_hidden_layers", "depth") else _MOST
         valid = all(type(number) is int and (0 if is_list else 1) <= number < high for number in numbers)

@@ -172,10 +172,43 @@ class Layout:
             extra: one row for each original visual token of the batch, image by image.
         """
         self._follow(hidden.device)
-        firsts = to_device([0, *accumulate(self.sizes)][:-1], hidden.device, torch.long)[:, None]
-        tokens = extra.to(hidden)[torch.where(self.visual.valid, firsts + self.index, 0)]
+        [tokens] = self.of_tokens([extra.to(hidden)])
         rows, slots, spare = self._writable(hidden)
         return spare.index_put((rows, slots), spare[rows, slots] + tokens)[:, :-1]
+
+    def of_tokens(self, extras: Sequence[Float[Tensor, "N D"]]) -> list[Float[Tensor, "I V D"]]:
+        """The rows of each of `extras` (as for `add`) for the visual tokens present; arbitrary where padding."""
+        if not extras:
+            return []
+        rows = self._rows_of(self.index)
+        return [extra[rows.to(extra.device)] for extra in extras]
+
+    def with_rows(
+        self,
+        extras: Sequence[Float[Tensor, "N D"]],
+        rows: Float[Tensor, "I V A"],
+        index: Int[Tensor, "I V"],
+        keep: Bool[Tensor, "I V"],
+    ) -> list[Float[Tensor, "N D"]]:
+        """`extras` (as for `add`) with other rows for the kept tokens.
+
+        Args:
+            extras: E tensors.
+            rows: the new rows of all of them, side by side: A is E·D.
+            index: the raster indices of the tokens to which they belong.
+            keep: the tokens that are kept.
+        """
+        changed, places = [], self._rows_of(index)
+        for extra, new in zip(extras, rows.chunk(len(extras), dim=-1), strict=True):
+            # Entries that are not kept write to a spare last row.
+            target = torch.where(keep & self.visual.valid, places, len(extra)).to(extra.device)
+            changed.append(torch.cat([extra, extra[:1]]).index_put((target,), new.to(extra))[:-1])
+        return changed
+
+    def _rows_of(self, index: Int[Tensor, "I V"]) -> Int[Tensor, "I V"]:
+        """The number, among all original visual tokens of the batch, of the tokens at raster indices; 0 where padding."""
+        firsts = to_device([0, *accumulate(self.sizes)][:-1], index.device, torch.long)[:, None]
+        return torch.where(self.visual.valid, firsts + index, 0)
 
     def _writable(self, hidden: Float[Tensor, "B L D"]) -> tuple[Tensor, Tensor, Tensor]:
         """The row and column to write each visual token to, and `hidden` with a spare last column for padding entries."""

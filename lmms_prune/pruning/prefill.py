@@ -197,8 +197,9 @@ class Prefill:
         hidden, recycled = state.hidden, None
         if stage.spec.rewrites and any(budget):
             rewritten, index = method.rewrite(view, keep)
-            rewritten = torch.where(full[:, None, None], view.hidden, rewritten.to(view.hidden.dtype))
             index = torch.where(full[:, None], view.index, index)
+            rewritten = self._with_additions(acting, view, rewritten, index, keep, full)
+            rewritten = torch.where(full[:, None, None], view.hidden, rewritten.to(view.hidden.dtype))
             recycled = (keep & ((rewritten != view.hidden).any(-1) | (index != view.index))).sum(1)
             hidden = layout.write(hidden, rewritten, index)
         if any(chosen_from):
@@ -207,6 +208,34 @@ class Prefill:
             # After the numbers: of what is not finite, a search may pick too few.
             self.record.check(MISCOUNTED, keep.sum(1) == planned)
         return hidden, keep, budget, recycled
+
+    def _with_additions(
+        self,
+        acting: Acting,
+        view: TokenView,
+        rewritten: Tensor,
+        index: Tensor,
+        keep: Bool[Tensor, "I V"],
+        full: Bool[Tensor, " I"],
+    ) -> Tensor:
+        """The rewritten states; what the decoder will still add to rewritten tokens is replaced by what came with them.
+
+        Raises:
+            PruningError: nothing, or something of another size, came with them.
+        """
+        if not view.additions.shape[2] or rewritten is view.hidden:
+            return rewritten
+        width, layer = view.hidden.shape[2], view.layer
+        if rewritten.shape[2] != width + view.additions.shape[2]:
+            raise PruningError(
+                f"stage '{acting.stage}' rewrites tokens to which {self.block.parts.family.title} still adds encoder features "
+                f"between its layers, but not these features. Let it act at layer {len(self.between)} or deeper, or let the "
+                "method return `view.with_additions(…)` of what it merges."
+            )
+        additions = torch.where(full[:, None, None], view.additions, rewritten[..., width:].to(view.hidden.dtype))
+        changed = self.layout.with_rows(self.between[layer:], additions, index, keep)
+        self.between = [*self.between[:layer], *changed]
+        return rewritten[..., :width]
 
     def _view(self, acting: Acting, state: LayerInput, original: Rotary) -> TokenView:
         """The view for the method of a stage."""
@@ -218,6 +247,7 @@ class Prefill:
             state,
             self.before,
             block.seed,
+            _additions=layout.of_tokens(self.between[state.layer :]) if acting.stage.spec.rewrites else (),
             _embedded=self.embedded,
             _unpruned_rotary=original,
             _position_ids=self.positions,

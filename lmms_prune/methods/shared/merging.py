@@ -37,14 +37,16 @@ class Bag:
     """Tokens between two merging passes, rows padded on the right.
 
     Args:
-        states: the states that are merged.
+        states: the states that are merged, and behind them what is merged with them.
+        width: features of a state.
         metric: the states that are compared; None compares `states`.
         size: how many tokens each stands for.
         slot: the column of each in the view.
         counts: tokens of each row, known on the host.
     """
 
-    states: Float[Tensor, "B n D"]
+    states: Float[Tensor, "B n E"]
+    width: int
     metric: Float[Tensor, "B n K"] | None
     size: Float[Tensor, "B n"]
     slot: Int[Tensor, "B n"]
@@ -58,21 +60,21 @@ class Bag:
 
     def merge(self, remove: Sequence[int]) -> Bag:
         """Run one pass, which removes `remove` tokens of each row and does not change the order of the others."""
-        into = partners(self.states if self.metric is None else self.metric, self.valid, remove)
+        into = partners(self.states[..., : self.width] if self.metric is None else self.metric, self.valid, remove)
         counts = tuple(n - r for n, r in zip(self.counts, remove, strict=True))
         remains = self.valid & (into == torch.arange(into.shape[1], device=into.device))
         order = (~remains).long().argsort(dim=1, stable=True)[:, : max(counts)]
         share = shares(into, self.size)
         metric = None if self.metric is None else gather(averaged(self.metric, into, share), order)
         states = gather(averaged(self.states, into, share), order)
-        return Bag(states, metric, gather(summed(self.size, into), order), gather(self.slot, order), counts)
+        return Bag(states, self.width, metric, gather(summed(self.size, into), order), gather(self.slot, order), counts)
 
     def in_view(self, view: TokenView) -> Merged:
         """The tokens written back to their columns of the view."""
         # Padding is written to a spare last slot.
         slot = torch.where(self.valid, self.slot, view.valid.shape[1])
         keep = torch.zeros_like(pad(view.valid, (0, 1))).scatter(1, slot, True)
-        hidden = pad(view.hidden, (0, 0, 0, 1))
+        hidden = pad(view.with_additions(view.hidden), (0, 0, 0, 1))
         hidden = hidden.scatter(1, slot[..., None].expand_as(self.states), self.states.to(hidden.dtype))
         size = torch.ones_like(keep, dtype=self.size.dtype).scatter(1, slot, self.size)
         return Merged(hidden[:, :-1], view.index, size[:, :-1], keep[:, :-1])
