@@ -16,8 +16,8 @@ STOCK = {name: family.stock_model for name, family in FAMILIES.items()}
 ALL = (*TASKS, "scienceqa")
 # The stock LLaVA wrapper ends with an IndexError at a row without an image, which full ScienceQA has.
 SHARED = {**dict.fromkeys(FAMILIES, ALL), "llava": TASKS}
-# The stock Qwen2.5-VL wrapper loads every checkpoint in bfloat16.
-DTYPE = {**dict.fromkeys(FAMILIES, "auto"), "qwen2_5_vl": "bfloat16"}
+# The stock Qwen2.5-VL and Qwen3-VL wrappers load every checkpoint in bfloat16.
+DTYPE = {**dict.fromkeys(FAMILIES, "auto"), "qwen2_5_vl": "bfloat16", "qwen3_vl": "bfloat16"}
 # The stock Qwen2-VL wrapper, a simple model, returns texts alone.
 UNCOUNTED = {"qwen2_vl"}
 PRUNED = "dart@2:0.44,random@5:0.07"
@@ -77,8 +77,8 @@ def test_prompts_and_pixels_are_the_stock_models(pair, family):
         seen = Counter()
         for call in run.calls:
             pixels = call.get("pixel_values")
-            if family == "qwen2_5_vl" and pixels is not None:
-                # The vision encoder casts to its own type; the stock Qwen wrapper leaves that to it.
+            if DTYPE[family] == "bfloat16" and pixels is not None:
+                # The vision encoder casts to its own type; the stock Qwen wrappers leave that to it.
                 pixels = pixels.bfloat16()
             seen[tuple(map(digest, (call["input_ids"], call.get("image_grid_thw"), pixels)))] += 1
         return seen
