@@ -85,8 +85,9 @@ def test_older_three_channel_tables_give_the_same_keys(loaded) -> None:
     torch.testing.assert_close(parts.keys(1, hidden, old), parts.keys(1, hidden, new), atol=1e-5, rtol=1e-5)
 
 
-def test_the_tests_quick_patch_embedding_is_the_librarys(loaded) -> None:
-    family = loaded("qwen")
+@pytest.mark.parametrize("name", ["qwen", "qwen3"])
+def test_the_tests_quick_patch_embedding_is_the_librarys(name: str, loaded) -> None:
+    family = loaded(name)
     pixels = family.inputs(["what is this?"], [[noise(2, 84, 140)]])["pixel_values"]
     library = AutoModelForImageTextToText.from_pretrained(family.folder, dtype=torch.float64)
     embedding, quick = library.model.visual.patch_embed, family.model.model.visual.patch_embed

@@ -1,19 +1,19 @@
-"""What the next families need: throw-away ones, of random weights, that use each seam of the contract of a family.
+"""What the next family needs: a throw-away one, of random weights, that uses each seam of the contract of a family.
 
-A decoder that adds encoder features between its layers and norms its queries and keys (Qwen3-VL), and images that differ
-in size without M-RoPE and hold tokens of no grid (LLaVA-NeXT). Each is one class here: nothing else knows of it.
+Images that differ in size without M-RoPE and hold tokens of no grid (LLaVA-NeXT). It is one class here: nothing else knows
+of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from flash_stand_in import KERNEL, Flash
-from transformers import AutoModelForImageTextToText, LlavaNextConfig, Qwen3VLConfig
+from transformers import AutoModelForImageTextToText, LlavaNextConfig
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 import lmms_prune.models
@@ -25,22 +25,8 @@ from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.llava import LLAVA, Llava
 from lmms_prune.models.parts import ModelParts
-from lmms_prune.models.qwen2_5_vl import QWEN2_5_VL, Qwen25VL
 
 LAYERS = 6
-
-
-@dataclass(frozen=True)
-class Qwen3VL(Qwen25VL):
-    def between_layers(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Any]]:
-        extras = kwargs.get("deepstack_visual_embeds")
-        return {**kwargs, "deepstack_visual_embeds": None, "visual_pos_masks": None}, extras or ()
-
-    def encoder_shape(self, config: Any) -> Any:
-        return super(Qwen25VL, self).encoder_shape(config)  # without windows
-
-    def rotary_table(self, decoder: Any, table: Any) -> Any:
-        return table  # interleaved, and merged by the decoder itself
 
 
 @dataclass(frozen=True)
@@ -72,36 +58,6 @@ class LlavaNext(Llava):
         return {"pixel_values": noise((1, 3, 3, side, side)), "image_sizes": size}
 
 
-def qwen3() -> Any:
-    text = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": 160,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e4,
-            "mrope_section": [2, 3, 3],
-            "mrope_interleaved": True,
-        },
-    }
-    vision = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "patch_size": 4,
-        "deepstack_visual_indexes": [0, 1, 2],
-        "num_position_embeddings": 64,
-    }
-    marks = {"image_token_id": 150, "video_token_id": 151, "vision_start_token_id": 152, "vision_end_token_id": 153}
-    return Qwen3VLConfig(text_config=text, vision_config=vision, **marks)
-
-
 def next_() -> Any:
     text = {
         "model_type": "llama",
@@ -131,7 +87,6 @@ def from_family(kind: type[Family], family: Family, **changed: Any) -> Family:
 
 
 FAMILIES = {
-    "qwen3_vl": (from_family(Qwen3VL, QWEN2_5_VL, model_type="qwen3_vl", model_name="qwen3_vl_pruned"), qwen3),
     "llava_next": (
         from_family(
             LlavaNext, LLAVA, model_type="llava_next", model_name="llava_next_pruned", image_arguments=("image_sizes",)
@@ -139,7 +94,7 @@ FAMILIES = {
         next_,
     ),
 }
-# A stage among the layers between which something is added, methods that read queries, keys and embeddings, a merge.
+# Methods that read queries, keys and embeddings, a merge.
 SCHEDULES = (
     "random@0:0.6",
     "random@1:0.7,dart@2:0.5,fastv@4:0.2",
@@ -171,9 +126,6 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
 def test_all_certified_properties_hold(model: Any, schedule: str) -> None:
     """The masked reference does not change the library's own additions, norms and positions."""
     case = Case(Subject(model, "float32"), Schedule.parse(schedule), "original")
-    if schedule.startswith("tome") and model.config.model_type == "qwen3_vl":
-        # After a merge the feature of the target is added, where the reference adds one to each token.
-        case = replace(case, schedule=Schedule.parse(schedule.replace("tome@1", "tome@3")))
     failed = [result for name in ("1", "ragged") for result in examine(case, name) if result.reason]
     assert failed == []
 

@@ -49,10 +49,11 @@ class Patches(nn.Module):
 
     def __init__(self, convolution: nn.Module):
         super().__init__()
-        self.weight = convolution.weight
+        self.weight, self.bias = convolution.weight, convolution.bias
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return pixels.flatten(1) @ self.weight.flatten(1).T
+        product = pixels.flatten(1) @ self.weight.flatten(1).T
+        return product if self.bias is None else product + self.bias
 
 
 def load_model(folder: Path, dtype: torch.dtype, attention: str) -> Any:

@@ -57,6 +57,7 @@ class PaperTable:
 
 
 _LLAVA_7B, _QWEN_7B, _QWEN2_7B = "llava-1.5-7b", "qwen2.5-vl-7b", "qwen2-vl-7b"
+_QWEN3_8B = "qwen3-vl-8b"
 TABLES = {
     table.model: table
     for table in (
@@ -69,6 +70,7 @@ TABLES = {
         ),
         PaperTable(_QWEN_7B, 1, "prune_qwen"),
         PaperTable(_QWEN2_7B, 1, "prune_qwen", like=_QWEN_7B),
+        PaperTable(_QWEN3_8B, 1, "prune_qwen", like=_QWEN_7B),
     )
 }
 
@@ -169,6 +171,7 @@ _CONTROLS = {
     (_LLAVA_7B, "64t"): {"random": "64t", "stride": "64t", "pool": "64t", "downsample": "64t"},
     (_QWEN_7B, "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
     (_QWEN2_7B, "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
+    (_QWEN3_8B, "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
 }
 _ABOUT = {
     "random": "a control: tokens drawn at random, before the decoder, at the rows' budget. Seeds 0 to 4 are five files",

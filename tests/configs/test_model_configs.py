@@ -31,6 +31,8 @@ QWEN = (
     *(f"{name}+random-{seed}" for name in ("dart", "divprune") for seed in range(3)),
 )
 # Visual tokens a layer that the exact counts of the authors' scripts and of the other methods' code give (32 layers, 576).
+OURS = {"qwen2-vl-7b": 28, "qwen3-vl-8b": 36}
+"""Models that the paper did not evaluate, with their layers."""
 AVERAGES = {
     "192": {
         **{"dart+random-0": 192.0, "dart+vtw": 190.375, "divprune+random-0": 191.75, "divprune+vtw": 186.375},
@@ -47,10 +49,10 @@ def test_every_row_of_both_tables_and_every_control_has_a_file() -> None:
     controls = ["control-downsample", "control-pool", *(f"control-random-{i}" for i in range(5)), "control-stride"]
     llava = [f"llava-1.5-7b_{budget}_{name}" for budget in ("192", "064") for name in (*LLAVA, *controls)]
     qwen = [f"qwen2.5-vl-7b_050pct_{name}" for name in (*QWEN, *controls)]
-    qwen += [f"qwen2-vl-7b_050pct_{name}" for name in (*QWEN, *controls)]
+    qwen += [f"{model}_050pct_{name}" for model in OURS for name in (*QWEN, *controls)]
     unpruned_and_blind = ["llava-1.5-7b_576_unpruned", "llava-1.5-7b_000_control-blind"]
     unpruned_and_blind += ["qwen2.5-vl-7b_100pct_unpruned", "qwen2.5-vl-7b_000pct_control-blind"]
-    unpruned_and_blind += ["qwen2-vl-7b_100pct_unpruned", "qwen2-vl-7b_000pct_control-blind"]
+    unpruned_and_blind += [f"{model}_{row}" for model in OURS for row in ("100pct_unpruned", "000pct_control-blind")]
     assert list(ROWS) == sorted([*llava, *qwen, *unpruned_and_blind])
     assert [path.name for path in FILES] == sorted(f"{stem}.yaml" for stem in ROWS)
 
@@ -94,12 +96,15 @@ def test_a_row_whose_settings_the_paper_does_not_state_says_so() -> None:
         assert ours or row.schedule in PRESETS or row.schedule == "none", stem
 
 
-def test_schedules_for_a_model_that_the_paper_did_not_evaluate_say_so() -> None:
-    rows = {row.name: row for row in ROWS.values() if row.model == "qwen2-vl-7b" and row.name in QWEN}
+@pytest.mark.parametrize(("model", "depth"), OURS.items())
+def test_schedules_for_a_model_that_the_paper_did_not_evaluate_say_so(model: str, depth: int) -> None:
+    rows = {row.name: row for row in ROWS.values() if row.model == model and row.name in QWEN}
     assert set(rows) == set(QWEN)
     for name, row in rows.items():
-        preset = PRESETS[f"{name.rstrip('-012')}-50pct"]
-        assert Schedule.parse(row.text) == Schedule.parse(preset), "28 layers, as Qwen2.5-VL-7B has"
+        printed = Schedule.parse(PRESETS[f"{name.rstrip('-012')}-50pct"]).stages
+        layers = [stage.layer for stage in Schedule.parse(row.text).stages]
+        assert layers == [round(stage.layer * depth / 28) for stage in printed], "Qwen2.5-VL-7B has 28 layers"
+        assert [stage.keep for stage in Schedule.parse(row.text).stages] == [stage.keep for stage in printed]
         text = (FOLDER / f"{row.stem}.yaml").read_text(encoding="utf-8")
         comments = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
         assert "this project's row, not arXiv 2512.07580's" in comments
@@ -120,7 +125,7 @@ def test_layers_are_scaled_to_another_depth(monkeypatch: pytest.MonkeyPatch) -> 
 def test_llavas_dart_is_the_one_of_the_authors_scripts_and_the_file_says_so() -> None:
     """The default order of DART's pivots keeps other tokens than the authors' code; LLaVA's rows stand for that code."""
     rows = [row for row in ROWS.values() if row.name.startswith("dart")]
-    assert len(rows) == 20
+    assert len(rows) == 25
     for row in rows:
         first = Schedule.parse(row.text).stages[0]
         is_scripts = row.model == "llava-1.5-7b"
@@ -130,13 +135,13 @@ def test_llavas_dart_is_the_one_of_the_authors_scripts_and_the_file_says_so() ->
 
 def test_a_row_that_draws_at_random_has_three_seeds_and_they_are_one_row_of_the_leaderboard() -> None:
     drawn = [row for row in ROWS.values() if "random" in row.text and not row.control]
-    assert len(drawn) == 3 * (8 + 2)  # the paper's, and ours for Qwen2-VL
+    assert len(drawn) == 3 * (8 + 2 + 2)  # the paper's, and ours for Qwen2-VL and Qwen3-VL
     by_row: dict[tuple[str, str, str], list[int]] = {}
     for row in drawn:
         by_row.setdefault((row.model, row.budget, row.text), []).append(row.seed)
         assert row.name.endswith(f"+random-{row.seed}")
         assert "seeds 0 to 2 are 3 files" in row.settings
-    assert list(by_row.values()) == [[0, 1, 2]] * 10
+    assert list(by_row.values()) == [[0, 1, 2]] * 12
     # Files of one row differ in seed, name and output only, so that the leaderboard pools them: mean ± sd.
     texts = [FOLDER / f"llava-1.5-7b_064_dart+random-{seed}.yaml" for seed in range(3)]
     settings = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in texts]

@@ -100,7 +100,7 @@ def test_four_patches_per_token_after_a_class_token(
             torch.testing.assert_close(signal[:, token], expected)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
 def test_qwen_signals_in_plain_loops(
     family: str, all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView]
 ) -> None:
@@ -133,7 +133,7 @@ def library_window_index(tiny: Tiny, inputs: dict[str, Tensor]) -> list[int]:
     from transformers import vision_utils
 
     vision = tiny.model().config.vision_config
-    if tiny.family == "qwen2_vl":
+    if tiny.family in ("qwen2_vl", "qwen3_vl"):
         return list(range(int(inputs["image_grid_thw"].prod(1).sum()) // 4))
     index, _ = vision_utils.get_vision_window_index(
         inputs["image_grid_thw"],
