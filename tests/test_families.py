@@ -7,12 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import Family, Patches, noise
-from transformers import AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig, LlavaOnevisionConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig, LlavaOnevisionConfig
 
 from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models import FAMILIES, family_of
+from lmms_prune.models.architectures import from_config
 from lmms_prune.models.parts import ModelParts
+from lmms_prune.models.sizes import ArchitectureError
+from lmms_prune.models.unsupported import REASONS
 
 LLAVA, QWEN = FAMILIES["llava"], FAMILIES["qwen2_5_vl"]
 
@@ -53,6 +56,45 @@ def test_a_run_that_is_no_complete_image_is_an_error() -> None:
 @pytest.mark.parametrize("config", [LlavaNextConfig(), LlavaOnevisionConfig(), LlamaConfig()])
 def test_other_model_types_are_refused_by_name(config) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{config.model_type}'.*llava_pruned.*qwen2_5_vl_pruned"):
+        family_of(config)
+
+
+@pytest.mark.parametrize("model_type", REASONS)
+def test_what_is_refused_says_why_and_what_is_supported(model_type: str) -> None:
+    """The names are those of the library, so that none is waited for in vain."""
+    config = AutoConfig.for_model(model_type)
+    assert config.model_type == model_type
+    with pytest.raises(UnsupportedModelError) as error:
+        family_of(config)
+    for part in (f"'{model_type}'", REASONS[model_type], *(family.model_name for family in FAMILIES.values())):
+        assert part in str(error.value)
+    with pytest.raises(
+        ArchitectureError, match=f"config: model_type '{model_type}' is not supported.*Supported.*'llava'"
+    ):
+        from_config({"model_type": model_type}, "config")
+
+
+def test_no_supported_family_is_among_them() -> None:
+    assert not set(REASONS) & set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding windows.*sliding_attention"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "full attention.*linear_attention"),
+        ({"layer_types": None, "sliding_window": 4096}, "sliding windows.*sliding_attention"),
+        ({"num_experts": 128}, "mixture of experts.*num_experts is 128"),
+        ({"num_local_experts": 8}, "mixture of experts.*num_local_experts is 8"),
+    ],
+)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_variants_of_a_familys_decoder_are_refused(model_type: str, changed: dict, message: str) -> None:
+    config = AutoConfig.for_model(model_type)
+    assert family_of(config) is FAMILIES[model_type]
+    for name, value in changed.items():
+        setattr(config.get_text_config(), name, value)
+    with pytest.raises(UnsupportedModelError, match=f"{message}.*Supported.*llava_pruned.*qwen3_vl_pruned"):
         family_of(config)
 
 

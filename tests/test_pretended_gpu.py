@@ -117,6 +117,16 @@ def test_so_does_one_whose_vision_encoder_has_no_windows(loaded: Callable[..., F
     assert_waits(counted)
 
 
+@pytest.mark.parametrize("schedule", [*(single(spec) for spec in READY if spec.rewrites), SCHEDULES[-3]])
+def test_so_does_one_that_adds_features_between_its_layers(loaded: Callable[..., Family], schedule: str) -> None:
+    """Qwen3-VL: the methods that rewrite tokens take along what is still to be added, and one mix cuts it."""
+    small = loaded("qwen3", torch.float32)
+    inputs = batch(small, 8)
+    counted = on_pretended_gpu(small, inputs, schedule)
+    assert_equal(counted, *generate(small, inputs, schedule))
+    assert_waits(counted)
+
+
 @pytest.mark.parametrize(
     "schedule", ["dart@2:0.44,random@6:0.07", "visionzip@0:0.3,fastv@6:0.1", "swiftvlm@3:0.5,swiftvlm@6:0.2"]
 )

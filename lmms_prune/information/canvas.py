@@ -42,7 +42,7 @@ def seen_images(wrapper: PrunedModel, inputs: dict[str, Any], grids: Sequence[tu
 
 
 def _pictures(wrapper: PrunedModel, pixels: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """The normalised pixels (3, height, width) of each image; Qwen2.5-VL stores them patch by patch, token by token."""
+    """The normalised pixels (3, height, width) of each image; Qwen stores them patch by patch, token by token."""
     if pixels.ndim == 4:
         return list(pixels)
     vision = wrapper.model.config.vision_config

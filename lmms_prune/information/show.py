@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lmms_prune.harness.generation import clean, own_tokens
+from lmms_prune.harness.generation import clean, own_tokens, stop_texts
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.canvas import dimmed, grids_of, seen_images
@@ -78,7 +78,9 @@ def _answer(
         output = wrapper.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
     tokenizer = wrapper.processor.tokenizer
     new = own_tokens(output[0, inputs["input_ids"].shape[1] :].tolist(), tokenizer)
-    return clean(wrapper.decode(new), []), trace.rows[0]
+    # lmms-eval fills in a blank line as the stop text of a task that states none.
+    trims = wrapper.family.trims_answers
+    return clean(wrapper.decode(new), stop_texts({"until": "\n\n"}, trims), strip=trims), trace.rows[0]
 
 
 def draw_comparison(comparison: ShownComparison, path: Path) -> None:

@@ -36,7 +36,7 @@ class Downsample(Method):
     Differs from the paper:
         - a control of this project
         - the encoder runs on the full image too, because the prompt is laid out for it; a deployment would resize first
-        - Qwen2.5-VL: positions span the original grid, where a model that is given the small image counts them from 0 to
+        - Qwen: positions span the original grid, where a model that is given the small image counts them from 0 to
           the small grid's size.
     """
 

@@ -21,7 +21,7 @@ class FasterVLM(ScoreMethod):
 
     Paper: https://arxiv.org/abs/2412.01818.
     Differs from the reference:
-        - Qwen2.5-VL's encoder has no class token; it is replaced by the attention that a token receives in the last
+        - Qwen's encoders have no class token; it is replaced by the attention that a token receives in the last
           block, mean over heads, queries and its four patches.
     """
 

@@ -57,7 +57,7 @@ class HoloV(Method):
 
     Args:
         order: order of the kept tokens: "raster", or "reference": crops in order, the tokens of each by falling attention.
-        crops: P; 0 is as published: 16 on LLaVA, on Qwen2.5-VL ⌊16n/9N⌋ and at least one.
+        crops: P; 0 is as published: 16 on LLaVA, on Qwen ⌊16n/9N⌋ and at least one.
 
     Paper: https://arxiv.org/abs/2510.02912.
     Differs from the reference:
@@ -66,7 +66,7 @@ class HoloV(Method):
         - raster order by default
         - any N (in the reference 64)
         - ties go to the lower index
-        - Qwen2.5-VL: the attention that a token receives in the last block.
+        - Qwen: the attention that a token receives in the last block.
         As in the reference, the zero of a token's cosine to itself counts in its variance, and a crop of one token has
         its plain attention as weight.
     """

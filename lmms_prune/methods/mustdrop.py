@@ -80,7 +80,7 @@ class MustDrop(Method):
         - without a stage at layer 0 the key set is that of the unmerged encoder
         - an image with no text after it loses no tokens
         - the encoder runs in full first, and once more on the windows
-        - Qwen2.5-VL's encoder has no class token and cannot run on merged windows: the merger's outputs are averaged, and
+        - Qwen's encoders have no class token and cannot run on merged windows: the merger's outputs are averaged, and
           received attention (mean over the window) replaces the class token's.
     """
 

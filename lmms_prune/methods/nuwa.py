@@ -43,7 +43,7 @@ class Nuwa(Method):
         - the quantile is found by rank
         - float32
         - text positions by the run's policy ("original" is the published one)
-        - Qwen2.5-VL has no class token and merges before it projects: saliency is the attention received in the last
+        - Qwen's encoders have no class token and merge before they project: saliency is the attention received in the last
           block, and the merger's outputs are summed.
     """
 

@@ -70,7 +70,7 @@ class PruMerge(Method):
     Args:
         variant: "plus" is PruMerge+, "plain" is PruMerge.
         order: of the kept tokens: "reference", or "raster".
-        no_class: an encoder without a class token (Qwen2.5-VL's), for which the method is not defined: "refuse", or, as a
+        no_class: an encoder without a class token (Qwen's), for which the method is not defined: "refuse", or, as a
             choice of ours, "received": attention received in the last block, tokens and keys after the 2×2 merge.
 
     Paper: https://arxiv.org/abs/2403.15388.

@@ -46,7 +46,7 @@ class SCOPE(Method):
         - a zero vector has cosine 0 to all (in the reference not a number)
         - N is that of each image (the reference divides it by the images of a batch)
         - ties go to the lower index
-        - not by the authors: Qwen2.5-VL has no class token; features are the merger's, saliency the attention received in the
+        - not by the authors: Qwen's encoders have no class token; features are the merger's, saliency the attention received in the
           last block, each image by itself (a public port takes one N for all images of a prompt).
     """
 

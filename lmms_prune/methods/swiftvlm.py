@@ -54,8 +54,8 @@ class _Bypass:
     added: Float[Tensor, "B S A"]
 
 
-_Candidates = tuple[Float[Tensor, "B S D"], Float[Tensor, "B S A"], Bool[Tensor, "B S"], Float[Tensor, "B S"]]
-"""States of all candidates, what will be added to each, whether each is present, and its score."""
+_Candidates = tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"], Float[Tensor, "B S"], Float[Tensor, "B S A"]]
+"""States of all candidates, whether each is present, its score, and what will be added to it."""
 
 
 class SwiftVLM(Method):
@@ -94,7 +94,7 @@ class SwiftVLM(Method):
         count, keeps_all = keep.sum(dim=1), (keep == view.valid).all(dim=1)
         earlier = view.remembered(_Bypass)
         candidates = _first_candidates(view) if earlier is None else _restored(view, earlier)
-        states, added, exists, score = candidates
+        states, exists, score, added = candidates
         # One merged token for each 20 tokens of the image (rounded), within 1 and half of the keep; none for a single slot.
         shares = to_device([(size + 10) // 20 for size in view.sizes], count.device)
         groups = torch.minimum(shares, count // 2).maximum((count > 1).long()).masked_fill_(keeps_all, 0)
@@ -151,7 +151,7 @@ def _first_candidates(view: TokenView) -> _Candidates:
     fine = torch.promote_types(view.hidden.dtype, torch.float32)
     score = view.ranking(view.attention(view.last)[:, :, 0].mean(dim=1))
     present = _table(view, torch.ones_like(score)) > 0
-    return _table(view, view.hidden.to(fine)), _own_additions(view), present, _table(view, score)
+    return _table(view, view.hidden.to(fine)), present, _table(view, score), _own_additions(view)
 
 
 def _own_additions(view: TokenView) -> Float[Tensor, "B S A"]:
@@ -185,7 +185,7 @@ def _restored(view: TokenView, earlier: _Bypass) -> _Candidates:
         coming = earlier.added[..., earlier.added.shape[2] - added.shape[2] :].to(device)
         added = torch.where(unchanged[..., None], added, coming)
     score = view.attention_to(states, raster.expand_as(carrier), exists).mean(dim=1)
-    return states, added, exists, view.ranking(score, exists)
+    return states, exists, view.ranking(score, exists), added
 
 
 def _grouped(

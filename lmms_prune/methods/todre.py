@@ -36,7 +36,7 @@ class ToDRE(Method):
         - attention from the image to the text is 0 under a causal mask and is not computed
         - the pivot's block is the one whose output is projected, as in other methods, not the encoder's last
         - an image with no text after it is kept
-        - without a class token (Qwen2.5-VL) the pivot is the token that receives most attention, not a random one
+        - without a class token (Qwen) the pivot is the token that receives most attention, not a random one
         - at layer 0 stage 2 reads that layer's own attention
         - cosines in float64
         - ties go to the lower index, those of equal tokens too.

@@ -58,7 +58,7 @@ class VFlowOpt(Method):
         - it merges round(n-N) + ⌊n/m²⌋ tokens, whatever the number of cells; here as many as leave exactly N (if there are
           more cells than N, the most important ones)
         - the class token's row and column are excluded
-        - a Qwen2.5-VL token's attention is the mean over its patches' rows and the sum over their columns
+        - a Qwen token's attention is the mean over its patches' rows and the sum over their columns
         - the grey value of the pixels (normalised, times 255, cast to bytes with wrap-around, as in the reference) is PIL's.
     """
 

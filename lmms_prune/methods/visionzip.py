@@ -47,12 +47,12 @@ class VisionZip(Method):
     N = D + C. Dominant: LLaVA's class token itself and the D-1 patches with its highest attention. Contextual: of the
     rest, in raster order, the first C of every ⌊rest/C⌋-th are targets; each other token is merged into the target with
     the most similar key (cosine, mean over heads), before the projector. Order: class token, dominant, contextual, the
-    latter two in raster order (Qwen2.5-VL: all in raster order). A target has its own position, the class token the
+    latter two in raster order (Qwen: all in raster order). A target has its own position, the class token the
     lowest one that no kept patch has.
 
     Args:
         contextual: contextual tokens of each 64 kept, rounded half to even; 0 merges nothing. -1 is as published:
-            LLaVA 10 of each 64 (162+30, 108+20, 54+10), Qwen2.5-VL ⌊N/14⌋ and at least one (D = 0.65 n, C = 0.05 n).
+            LLaVA 10 of each 64 (162+30, 108+20, 54+10), Qwen ⌊N/14⌋ and at least one (D = 0.65 n, C = 0.05 n).
         merge: how a target is computed: "sum", as in the reference, itself plus the mean of the tokens merged into it;
             "mean", as in the paper, the mean over itself and all of these.
 
@@ -60,7 +60,7 @@ class VisionZip(Method):
     Differs from the reference:
         - similarities and merging in float32
         - ties go to the lower index
-        - Qwen2.5-VL has no class token: D tokens by the attention they receive in the last block, keys after rotation,
+        - Qwen's encoders have no class token: D tokens by the attention they receive in the last block, keys after rotation,
           merging after the merger.
     """
 

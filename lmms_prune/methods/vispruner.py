@@ -39,7 +39,7 @@ class VisPruner(Method):
         - a list of odd length (in the reference an error, or made even for Qwen2.5-VL) has one even entry more
         - a pass never removes more than the even entries
         - ties go to the earlier entry of the list
-        - Qwen2.5-VL: the attention that a token receives in the last block, and the merger's output.
+        - Qwen: the attention that a token receives in the last block, and the merger's output.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.01818"

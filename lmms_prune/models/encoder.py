@@ -1,7 +1,7 @@
 """Signals of the vision encoder that a pruning method may read; recorded only if a stage needs them.
 
 Signals have one row per image, on the raster of the visual tokens that the decoder is given: CLIP's class token is
-omitted, and for Qwen2.5-VL the window order and the 2×2 merge of patches are undone. Dimension letters: B images of
+omitted, and for Qwen's models the window order and the 2×2 merge of patches are undone. Dimension letters: B images of
 the view, N original visual tokens (padded with zeros to the batch's longest), P patches, H heads, C width of the encoder.
 """
 
@@ -35,7 +35,7 @@ class Signals:
     Args:
         attention: blocks whose attention or keys it reads.
         outputs: blocks whose output it reads.
-        features: whether it reads the tokens before the projector (LLaVA) or after the merger (Qwen2.5-VL).
+        features: whether it reads the tokens before the projector (LLaVA) or after the merger (Qwen).
         pixels: whether it reads the image itself.
         grids: whether it needs the rows and columns of an image's visual tokens.
     """
@@ -154,7 +154,7 @@ class Encoder(ABC):
     def saliency(self, block: int | None = None) -> Float[Tensor, "B N"]:
         """Attention of the encoder to each token in `block` (by default the selected one), mean over heads.
 
-        CLIP: the class token's attention row. Qwen2.5-VL has no class token: the attention that the token receives.
+        CLIP: the class token's attention row. Qwen's has no class token: the attention that the token receives.
         """
         block = self.shape.selected if block is None else block
         return self.class_attention(block).mean(1) if self.shape.class_tokens else self.received(block)
@@ -201,12 +201,12 @@ class Encoder(ABC):
             for S images or windows of equal size the entries of the queries, those of the keys, and the attention
             (S, H, q, k) between them. Every query comes once, with all keys that it sees. Entries are numbered through
             all images of the run, `entries` of each: CLIP's class token first, then patches in raster order; for
-            Qwen2.5-VL patches, the four of a visual token together, tokens in raster order.
+            Qwen patches, the four of a visual token together, tokens in raster order.
         """
 
     @abstractmethod
     def keys(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B N d"]:
-        """Attention keys of `block`, mean over heads; of a Qwen2.5-VL token after rotation, mean over its patches.
+        """Attention keys of `block`, mean over heads; of a Qwen token after rotation, mean over its patches.
 
         Args:
             block: 0-based.
@@ -215,15 +215,15 @@ class Encoder(ABC):
 
     @abstractmethod
     def output(self, block: int) -> Float[Tensor, "B N C"]:
-        """Hidden states after `block`; of a Qwen2.5-VL token the mean over its patches."""
+        """Hidden states after `block`; of a Qwen token the mean over its patches."""
 
     @abstractmethod
     def features(self) -> Float[Tensor, "B N C"]:
-        """The features that are projected: the selected block's output (LLaVA), or the merger's output (Qwen2.5-VL)."""
+        """The features that are projected: the selected block's output (LLaVA), or the merger's output (Qwen)."""
 
     @abstractmethod
     def project(self, features: Float[Tensor, "B n C"]) -> Float[Tensor, "B n D"]:
-        """`features` in the form that the decoder is given; Qwen2.5-VL's have already passed the merger."""
+        """`features` in the form that the decoder is given; Qwen's have already passed the merger."""
 
     @abstractmethod
     def images(self) -> list[Tensor]:
@@ -231,7 +231,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def inputs(self) -> dict[str, Tensor]:
-        """The view's images as a model's inputs: ``pixel_values``, and Qwen2.5-VL's ``image_grid_thw``."""
+        """The view's images as a model's inputs: ``pixel_values``, and Qwen's ``image_grid_thw``."""
 
     @abstractmethod
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:

@@ -115,6 +115,12 @@ def test_the_named_architectures_are_the_published_ones() -> None:
     assert (large.encoder.hidden, large.encoder.window, large.encoder.matrices) == (1280, 0, 2)
     assert large.encoder.full == tuple(range(32))
     assert [model.encoder.projector[-1][-1] for model in (small, large)] == [small.hidden, large.hidden]
+    dense = [architecture(f"qwen3-vl-{size}") for size in ("2b", "4b", "8b")]
+    sizes_of = [(model.layers, model.hidden, model.heads, model.kv_heads, model.intermediate) for model in dense]
+    assert sizes_of == [(28, 2048, 16, 8, 6144), (36, 2560, 32, 8, 9728), (36, 4096, 32, 8, 12288)]
+    assert [model.head_dim for model in dense] == [128] * 3
+    assert [(model.encoder.layers, model.encoder.hidden) for model in dense] == [(24, 1024), (24, 1024), (27, 1152)]
+    assert all(len(model.encoder.projector) == 2 * 4 for model in dense), "a merger, and one for each added feature"
     assert sum(kv_bytes(llava, [1] * 32)) == 2**19  # half a MiB a token
 
 

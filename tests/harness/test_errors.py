@@ -213,6 +213,25 @@ def _truncated(folder: Path, harness) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def _experts(folder: Path, harness) -> None:
+    _config(folder, "qwen3_vl_moe")
+
+
+def _linear(folder: Path, harness) -> None:
+    _config(folder, "qwen3_5")
+
+
+def _sliding(folder: Path, harness) -> None:
+    """A Mistral whose layers slide, in a LLaVA; refused before a weight is looked for."""
+    _config(folder, "llava", text_config={"model_type": "mistral", "sliding_window": 4096})
+
+
+def _config(folder: Path, model_type: str, **values) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(model_type, **values).save_pretrained(folder)
+
+
 def _no_processor(folder: Path, harness) -> None:
     _copy(folder, harness, "*processor*")
 
@@ -230,6 +249,9 @@ def _broken_config(folder: Path, harness) -> None:
     (folder / "config.json").write_text("{")
 
 
+OTHER_MODELS = (_text_only, _llava_next, _llava_onevision, _experts, _linear, _sliding)
+
+
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
@@ -239,6 +261,9 @@ def _broken_config(folder: Path, harness) -> None:
             _llava_onevision,
             ("'llava_onevision'", "not supported", "llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned"),
         ),
+        (_experts, ("'qwen3_vl_moe'", "mixture of experts", "dense", "qwen3_vl_pruned")),
+        (_linear, ("'qwen3_5'", "linear attention", "qwen3_vl_pruned")),
+        (_sliding, ("sliding windows", "sliding_attention", "full attention", "qwen3_vl_pruned")),
         (_empty, ("pretrained=", "no checkpoint", "config.json")),
         (_nothing, ("pretrained=", "no checkpoint", "config.json")),
         (_broken_config, ("pretrained=", "no checkpoint")),
@@ -259,7 +284,7 @@ def test_wrong_checkpoints(make, parts, harness, tmp_path):
     make(tmp_path / "made", harness)
     with pytest.raises((*OURS, UnsupportedModelError)) as error:
         harness.create("llava", {"pretrained": str(tmp_path / "made")})
-    _holds(str(error.value), parts if make in (_text_only, _llava_next, _llava_onevision) else (*parts, str(tmp_path)))
+    _holds(str(error.value), parts if make in OTHER_MODELS else (*parts, str(tmp_path)))
 
 
 def test_the_other_familys_checkpoint_names_its_model(harness, family):

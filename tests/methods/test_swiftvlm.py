@@ -387,14 +387,14 @@ def test_tokens_that_other_methods_merge_in_between_are_candidates(tiny: Tiny, b
     found: list[tuple[Tensor, Tensor]] = []
     original = swiftvlm._restored
 
-    def spy(view: TokenView, earlier: object) -> tuple[Tensor, Tensor, Tensor]:
-        states, exists, score = original(view, earlier)
+    def spy(view: TokenView, earlier: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        states, exists, score, added = original(view, earlier)
         for image, count in enumerate(view.counts):
             standing = set(view.index[image, :count].tolist())
             assert standing <= set(exists[image].nonzero().flatten().tolist()) | merged_indices(view, image)
             assert int(exists[image].sum()) >= min(count, round(0.2 * view.sizes[image]))
         found.append((states, exists))
-        return states, exists, score
+        return states, exists, score, added
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(swiftvlm, "_restored", spy)

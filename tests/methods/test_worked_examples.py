@@ -80,7 +80,7 @@ def test_swiftvlm() -> None:
     later._origin = torch.tensor([[0, 1, 3, 4, 7, 8]])
     later._parts.keys = lambda layer, hidden, rotary: hidden[:, None].float()
     later._unpruned_rotary = (torch.zeros(1, 9, 2), torch.zeros(1, 9, 2))
-    candidates, exists, _ = swiftvlm._restored(later, later.remembered(swiftvlm._Bypass))  # type: ignore[arg-type]
+    candidates, exists, *_ = swiftvlm._restored(later, later.remembered(swiftvlm._Bypass))  # type: ignore[arg-type]
     assert exists.all()
     assert candidates[0].tolist() == [[1, 1], [10, 22], [4, 3], [10, 24], [8, 20], [12, 14]]
     second_states, second = run(SwiftVLM(), later, 2)
