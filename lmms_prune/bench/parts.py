@@ -135,7 +135,7 @@ def _information(family: Family, device: str, small: bool) -> Part:
 def _model(family: Family, small: bool) -> Sequence[str]:
     if small:
         return "--model", _weights(family), "--dtype", "float32", "--grid", "12x12"
-    return "--arch", next(name for name in family.published if name.endswith("7b"))
+    return "--arch", family.published_default
 
 
 def _weights(family: Family) -> str:

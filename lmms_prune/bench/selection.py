@@ -79,7 +79,7 @@ def selection_model(family: str, checkpoint: str | None, grid: tuple[int, int], 
     torch_device = existing_device(device)
     dtype = torch.float32 if torch_device.type == "cpu" else torch.bfloat16
     if checkpoint is None:
-        name = next(name for name in FAMILIES[family].published if name.endswith("7b"))
+        name = FAMILIES[family].published_default
         model, layers = random_model(name, 2, torch_device, dtype), architecture(name).layers
     else:
         model = given_model(checkpoint, None, None, str(dtype).removeprefix("torch."), device).model
@@ -145,12 +145,17 @@ def _observe(
         signals |= method.signals(parts.encoder_shape)
     recorder = EncoderRecorder(parts, signals)
     calls: list[tuple[Tensor, dict]] = []
+    additions: list[Tensor] = []
+
+    def see_additions(module: Any, args: tuple, kwargs: dict) -> None:
+        additions.extend(parts.family.between_layers(dict(kwargs))[1])
 
     def look(module: Any, args: tuple, kwargs: dict) -> None:
         calls.append((args[0], kwargs))
 
     handles = [
         *recorder.register(),
+        parts.decoder.register_forward_pre_hook(see_additions, with_kwargs=True),
         *(layer.register_forward_pre_hook(look, with_kwargs=True) for layer in parts.layers),
     ]
     with hooked(handles):
@@ -159,9 +164,12 @@ def _observe(
     layout = Layout.of(parts, inputs, None, recorder.run.grids)
     states = [LayerInput(i, hidden, kwargs["position_embeddings"]) for i, (hidden, kwargs) in enumerate(calls)]
     from_encoder = {"_embedded": states[0].hidden, "_unpruned_rotary": states[0].rotary, "_encoder_run": recorder.run}
-    views = {
-        layer: layout.view(parts, states[layer], states[layer - 1] if layer else None, 0, **from_encoder)
-        for layer in (0, 1)
-    }
+
+    def view_at(layer: int) -> TokenView:
+        coming = layout.of_tokens(additions[layer:])
+        before = states[layer - 1] if layer else None
+        return layout.view(parts, states[layer], before, 0, _additions=coming, **from_encoder)
+
+    views = {layer: view_at(layer) for layer in (0, 1)}
     hidden, kwargs = calls[1]
     return views, lambda: parts.layers[1](hidden, **kwargs)

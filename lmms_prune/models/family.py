@@ -56,6 +56,11 @@ class Family(ABC):
     image_arguments: tuple[str, ...] = ()
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False, repr=False)
 
+    @property
+    def published_default(self) -> str:
+        """The name in `published` of the default checkpoint."""
+        return next(name for name in self.published if name in self.checkpoint.lower())
+
     # -- visual tokens in a prompt ---------------------------------------------------------------------------------
 
     @abstractmethod

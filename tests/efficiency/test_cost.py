@@ -24,8 +24,9 @@ SIZES = {
     "llava": (112, 112),
     "qwen": (196, 140),
     "qwen2": (196, 140),
+    "qwen3": (224, 160),
 }  # Qwen: 5 x 7 tokens, so that windows at both edges are smaller
-GRIDS = {"llava": (8, 8), "qwen": (5, 7), "qwen2": (5, 7)}
+GRIDS = {"llava": (8, 8), "qwen": (5, 7), "qwen2": (5, 7), "qwen3": (5, 7)}
 
 
 @pytest.fixture(params=sorted(SIZES))

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from lmms_prune.cli import app
 from lmms_prune.efficiency.estimate import estimate, prompt_sizes
 from lmms_prune.errors import ScheduleError
-from lmms_prune.models.architectures import PUBLISHED, architecture
+from lmms_prune.models import FAMILIES, Family
+from lmms_prune.models.architectures import PUBLISHED, architecture, of_checkpoint
 from lmms_prune.schedule import PromptSizes, Schedule
 from lmms_prune.schedule.budgets import MIB
 
@@ -46,11 +47,17 @@ def test_the_papers_rows_on_the_command_line() -> None:
     assert shown["layer_visual_tokens"] == [576] * 2 + [252] * 18 + [38] * 12
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_the_default_checkpoint_has_a_named_architecture(family: Family) -> None:
+    assert architecture(family.published_default).family is family
+    assert of_checkpoint(family.checkpoint) == architecture(family.published_default)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_empty_schedule_costs_100_percent(name: str) -> None:
     shown = estimate_json("none", "--model", name)
     assert shown["share_flops"] == shown["share_kv"] == 1
-    assert shown["visual_tokens"] == {"llava": 576, "qwen2.5": 1280, "qwen2": 768}[name.partition("-")[0]]
+    assert shown["visual_tokens"] == {"llava": 576, "qwen2.5": 1280, "qwen2": 768, "qwen3": 980}[name.partition("-")[0]]
     assert estimate_json("vtw@0", "--model", name)["share_kv"] == pytest.approx(64 / (64 + shown["visual_tokens"]))
 
 
