@@ -38,6 +38,7 @@ class Mosaic:
         tiles: rows and columns of tiles of the canvas.
         rows, columns: the rows and columns of the canvas's patches that unpadding leaves.
         newlines: whether each row of the canvas ends with a newline token.
+        shown: the rows and columns of the canvas's patches that show the image; the others are padding.
     """
 
     size: tuple[int, int]
@@ -46,11 +47,19 @@ class Mosaic:
     rows: range
     columns: range
     newlines: bool
+    shown: tuple[range, range]
 
     @property
     def rectangles(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows and columns of the base and of the canvas."""
         return (self.side, self.side), (len(self.rows), len(self.columns))
+
+    @property
+    def boxes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """The part of each rectangle that shows the image: its first row and column, and its height and width."""
+        down, across = self.shown
+        top, left = down.start - self.rows.start, across.start - self.columns.start
+        return (0, 0, self.side, self.side), (top, left, len(down), len(across))
 
     @property
     def base(self) -> int:
@@ -162,13 +171,14 @@ def mosaic(
     """
     tiles = (canvas[0] // tile, canvas[1] // tile)
     rows, columns = range(tiles[0] * side), range(tiles[1] * side)
-    if unpad:
-        (height, width), (down, across) = size, (len(rows), len(columns))
-        # Computed as transformers does it (`unpad_image`), roundings included.
-        if width / height > across / down:
-            cut = (down - int(round(height * (across / width), 7))) // 2
-            rows = rows[cut : down - cut]
-        else:
-            cut = (across - int(round(width * (down / height), 7))) // 2
-            columns = columns[cut : across - cut]
-    return Mosaic(size, side, tiles, rows, columns, newlines)
+    shown_rows, shown_columns = rows, columns
+    (height, width), (down, across) = size, (len(rows), len(columns))
+    # Computed as transformers does it (`unpad_image`), roundings included.
+    if width / height > across / down:
+        cut = (down - int(round(height * (across / width), 7))) // 2
+        shown_rows = rows[cut : down - cut]
+    else:
+        cut = (across - int(round(width * (down / height), 7))) // 2
+        shown_columns = columns[cut : across - cut]
+    kept = (shown_rows, shown_columns) if unpad else (rows, columns)
+    return Mosaic(size, side, tiles, *kept, newlines, (shown_rows, shown_columns))
