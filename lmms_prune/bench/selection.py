@@ -158,7 +158,11 @@ def _observe(
     assert recorder.run is not None
     layout = Layout.of(parts, inputs, None, recorder.run.grids)
     states = [LayerInput(i, hidden, kwargs["position_embeddings"]) for i, (hidden, kwargs) in enumerate(calls)]
-    from_encoder = {"_embedded": states[0].hidden, "_unpruned_rotary": states[0].rotary, "_encoder_run": recorder.run}
+    from_encoder: dict[str, Any] = {
+        "_embedded": states[0].hidden,
+        "_unpruned_rotary": states[0].rotary,
+        "_encoder_run": recorder.run,
+    }
     views = {
         layer: layout.view(parts, states[layer], states[layer - 1] if layer else None, 0, **from_encoder)
         for layer in (0, 1)

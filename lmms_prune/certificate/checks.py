@@ -78,7 +78,9 @@ def cache_is_the_trace(case: Case, rows: Rows, name: str) -> Result:
             remembered = [column for column in columns if column not in forgotten.get(layer, ())]
             longest[layer] = max(longest[layer], len(remembered))
         if not case.schedule.at_most and record.kept != case.schedule.plan(record.images, record.tiles):
-            return Result("cache", f"row {number} keeps {record.kept}, planned: {case.schedule.plan(record.images, record.tiles)}")
+            return Result(
+                "cache", f"row {number} keeps {record.kept}, planned: {case.schedule.plan(record.images, record.tiles)}"
+            )
         if record.cached != seen.cached:
             return Result(
                 "cache", f"row {number}: the trace has {record.cached} cached tokens, the cache {seen.cached}"

@@ -237,7 +237,9 @@ def _recorded_rewrites(schedule: Schedule) -> Iterator[dict[int, list[Rewritten 
             hidden, index = original(self, view, keep)
             rewrites[view.layer] = [
                 # A keep-all image is not rewritten.
-                None if int(mask.sum()) == n else Rewritten(row, entries_of(mask), index[i][mask].tolist(), hidden[i][mask])
+                None
+                if int(mask.sum()) == n
+                else Rewritten(row, entries_of(mask), index[i][mask].tolist(), hidden[i][mask])
                 for i, (mask, n, row) in enumerate(zip(keep, view.counts, view.rows.tolist(), strict=True))
             ]
             return hidden, index

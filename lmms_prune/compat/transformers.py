@@ -158,7 +158,11 @@ LIBRARY = Library(
         ),
         *(
             PrivateNames(f"{model}.forward", "parameters", ("input_ids", "pixel_values", *_LAYER[1:4]), _MOVED, _SEEN)
-            for model in (f"{_LLAVA}:LlavaModel", f"{_NEXT}:LlavaNextModel", *(f"{module}:{name}Model" for module, name in _QWENS))
+            for model in (
+                f"{_LLAVA}:LlavaModel",
+                f"{_NEXT}:LlavaNextModel",
+                *(f"{module}:{name}Model" for module, name in _QWENS),
+            )
         ),
         *(
             PrivateNames(

@@ -152,8 +152,7 @@ class ModelArguments:
     def weights(self) -> tuple[str, ...]:
         """Return the values that decide which weights are loaded, and how, as texts."""
         names = ("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code")
-        names += _OF_ONE_FAMILY
-        return tuple(str(getattr(self, name)) for name in names)
+        return tuple(str(getattr(self, name)) for name in (*names, *_OF_ONE_FAMILY))
 
     def settings(self) -> dict[str, str]:
         """Return all values that can change an answer, as texts by name; equal settings give equal answers."""

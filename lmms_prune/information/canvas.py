@@ -38,7 +38,9 @@ def seen_images(wrapper: PrunedModel, inputs: dict[str, Any], grids: Sequence[tu
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
     images = []
     mosaics = ModelParts.of(wrapper.model).mosaics(inputs)
-    pictures = _in_tiles(inputs["pixel_values"], mosaics) if mosaics else _pictures(wrapper, inputs["pixel_values"], grids)
+    pictures = (
+        _in_tiles(inputs["pixel_values"], mosaics) if mosaics else _pictures(wrapper, inputs["pixel_values"], grids)
+    )
     for pixels, (rows, columns) in zip(pictures, grids, strict=True):
         unscaled = (pixels.float().cpu() * deviation + mean).clamp(0, 1)
         array = (unscaled.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)

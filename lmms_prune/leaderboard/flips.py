@@ -126,7 +126,9 @@ def _check_boxes(cost: TokenAccounting | None) -> None:
     Raises:
         ValueError: names the first of them.
     """
-    for box, (rows, columns) in zip(cost.grid_boxes, cost.visual_grids, strict=True) if cost and cost.grid_boxes else ():
+    for box, (rows, columns) in (
+        zip(cost.grid_boxes, cost.visual_grids, strict=True) if cost and cost.grid_boxes else ()
+    ):
         fits = len(box) == 5 and min(box) >= 0 and box[1] + box[3] <= rows and box[2] + box[4] <= columns
         if not fits:
             raise ValueError(f"the box {list(box)} is no part of a grid of {rows} x {columns} visual tokens.")

@@ -188,9 +188,13 @@ class TiledClipEncoder(ClipEncoder):
         self._firsts = list(accumulate((image.encoded for image in images), initial=0))
         sources = [[images[image].sources[number] for number in region.raster] for image, region in tiles.rows]
         firsts = [self._firsts[image] for image, _ in tiles.rows]
-        self._sources = [[(first + tile, cell) for tile, cell in row] for first, row in zip(firsts, sources, strict=True)]
+        self._sources = [
+            [(first + tile, cell) for tile, cell in row] for first, row in zip(firsts, sources, strict=True)
+        ]
         owner = [row[0][0] for row in self._sources]
-        super().__init__(parts, run, owner, [(image.side, image.side) for image in images for _ in range(image.encoded)])
+        super().__init__(
+            parts, run, owner, [(image.side, image.side) for image in images for _ in range(image.encoded)]
+        )
         self.tiles = tiles
 
     def of_view(self, x: Shaped[Tensor, "I N *C"]) -> Shaped[Tensor, "B N *C"]:

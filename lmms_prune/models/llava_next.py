@@ -131,9 +131,7 @@ def _mosaic(config: Any, size: tuple[int, int]) -> Mosaic:
         raise UnsupportedModelError(f"vision_feature_select_strategy '{strategy}' is not supported; only 'default' is.")
     canvas = tuple(select_best_resolution(size, config.image_grid_pinpoints))
     unpad = unpads(config)
-    return mosaic(
-        size, canvas, vision.image_size, vision.image_size // vision.patch_size, unpad=unpad, newlines=unpad
-    )
+    return mosaic(size, canvas, vision.image_size, vision.image_size // vision.patch_size, unpad=unpad, newlines=unpad)
 
 
 LLAVA_NEXT = LlavaNext(

@@ -108,7 +108,9 @@ def refuse_tiles(parts: ModelParts, stage: Stage) -> None:
     if not parts.tiled:
         return
     if reason := stage.spec.undefined_on_tiles(stage.layer, dict(stage.options)):
-        raise UnsupportedModelError(f"'{stage}' is not defined for {parts.family.title}, which encodes an image in tiles: {reason}.")
+        raise UnsupportedModelError(
+            f"'{stage}' is not defined for {parts.family.title}, which encodes an image in tiles: {reason}."
+        )
 
 
 def _signals(parts: ModelParts, stages: Mapping[int, Acting]) -> Signals:

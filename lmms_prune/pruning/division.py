@@ -53,7 +53,7 @@ class Division:
         """Whether each row is an image."""
         return not self.regions
 
-    def of_images(self, x: Shaped[Tensor, "I *D"]) -> Shaped[Tensor, "U *D"]:
+    def of_images(self, x: Shaped[Tensor, " I *D"]) -> Shaped[Tensor, " U *D"]:
         """One value (or row) of each image, for the rows."""
         return x if self.whole else x[to_device(self.owner, x.device)]
 

@@ -108,7 +108,9 @@ def check_guide(model: Any, guide: Any, name: str) -> None:
     """
     model_config, guide_config = model.config, guide.config
     if unpads(model_config) != unpads(guide_config):
-        raise UnsupportedModelError(f"guide={name} cuts off the padding of tiles, and the model does not: use guide=self.")
+        raise UnsupportedModelError(
+            f"guide={name} cuts off the padding of tiles, and the model does not: use guide=self."
+        )
     for field in ("model_type", "image_token_id"):
         if getattr(model_config, field) != getattr(guide_config, field, None):
             values = f"{field} is {getattr(guide_config, field, None)}, the model's {getattr(model_config, field)}"

@@ -28,7 +28,14 @@ from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.block import Block
 from lmms_prune.pruning.decode import OTHER_CACHE, DecodeSteps
-from lmms_prune.pruning.guards import CacheGuard, EncodedImages, GenerateGuard, refuse_arguments, refuse_growing_prompt, refuse_inputs
+from lmms_prune.pruning.guards import (
+    CacheGuard,
+    EncodedImages,
+    GenerateGuard,
+    refuse_arguments,
+    refuse_growing_prompt,
+    refuse_inputs,
+)
 from lmms_prune.pruning.layout import read_rows
 from lmms_prune.pruning.prefill import Prefill
 from lmms_prune.pruning.trace import RowTrace, Trace

@@ -96,8 +96,8 @@ class Layout:
         counts = [len(image.patches) for image in images]
         text = _text_after(host_ids, images, parts.config.image_token_id)
         # One copy to the device for all that is known on the host: token sets and rows.
-        sets = ([image.patches for image in images], text, [image.newlines for image in images])
-        host = [*map(_padded, sets), torch.tensor([image.row for image in images], dtype=torch.long)[:, None]]
+        host = [_padded([image.patches for image in images]), _padded(text), _padded([x.newlines for x in images])]
+        host.append(torch.tensor([image.row for image in images], dtype=torch.long)[:, None])
         widths = [part.shape[1] for part in host]
         *slots, rows = to_device(torch.cat(host, dim=1), ids.device).split(widths, dim=1)
         visual, text_tokens, newlines = (Tokens(columns.clamp(min=0), columns >= 0) for columns in slots)
@@ -302,9 +302,7 @@ class Layout:
             self.lengths[b] -= present - kept
         if self.newlines.valid.shape[1]:
             ended = self.newlines.valid & to_device([not count for count in counts], keep.device)[:, None]
-            drops.index_put_(
-                (self.rows[:, None].expand_as(ended), self.newlines.slots), ended.int(), accumulate=True
-            )
+            drops.index_put_((self.rows[:, None].expand_as(ended), self.newlines.slots), ended.int(), accumulate=True)
             self.newlines = Tokens(self.newlines.slots, self.newlines.valid & ~ended)
         packing = pack(self.present & (drops == 0), self.lengths, pad="left")
         images = pack(keep, counts, pad="right")
@@ -314,9 +312,7 @@ class Layout:
         self.text = Tokens(_move(moved, self.rows, self.text.slots, self.text.valid), self.text.valid)
         self.index = gather(self.index, images.index)
         self.origin = gather(self.origin, packing.index)
-        self.newlines = Tokens(
-            _move(moved, self.rows, self.newlines.slots, self.newlines.valid), self.newlines.valid
-        )
+        self.newlines = Tokens(_move(moved, self.rows, self.newlines.slots, self.newlines.valid), self.newlines.valid)
         self.present, self.region_counts = packing.valid, {}
         return packing
 
@@ -450,9 +446,7 @@ def _in_tiles(parts: ModelParts, inputs: dict[str, Any], visual: list[list[bool]
                 f"the prompts hold {missing} images whose sizes are not known, which say what their tokens are; give "
                 "pixel_values and image_sizes inside the block."
             )
-        images += [
-            ImageColumns.of(b, start, mosaics[number], number) for number, (start, _) in enumerate(spans, first)
-        ]
+        images += [ImageColumns.of(b, start, mosaics[number], number) for number, (start, _) in enumerate(spans, first)]
     if following < len(mosaics):
         more = len(mosaics) - following
         raise BrokenImageError(f"the prompts hold {len(images)} images, but {more} more were given with them.")

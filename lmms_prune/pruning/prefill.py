@@ -87,7 +87,8 @@ class Prefill:
         dropped = [
             row.sample
             for row, ends in zip(self.layout.traces, self.layout.ends_in_image, strict=True)
-            if ends and (any(s.keep == ADAPTIVE for s in stages) or plan(row.images, row.tiles)[-1][-1] < row.images[-1])
+            if ends
+            and (any(s.keep == ADAPTIVE for s in stages) or plan(row.images, row.tiles)[-1][-1] < row.images[-1])
         ]
         if dropped:
             raise PruningError(
@@ -244,9 +245,7 @@ class Prefill:
         owning = self.layout.owning_rows
         return [questions[owning[image] // repeats] for image in division.owner]
 
-    def _check_numbers(
-        self, acting: Acting, view: TokenView, division: Division, matters: Bool[Tensor, " U"]
-    ) -> None:
+    def _check_numbers(self, acting: Acting, view: TokenView, division: Division, matters: Bool[Tensor, " U"]) -> None:
         """Register checks that a stage chose by finite numbers, in the images that it prunes; they run after the prefill."""
         stage = acting.stage
         checks = [("hidden states that enter it", (is_finite(view.hidden).all(-1) | ~view.valid).all(1))]
