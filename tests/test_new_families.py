@@ -1,12 +1,12 @@
-"""What the next families need: throw-away ones, of random weights, that use each seam of the contract of a family.
+"""What the next families need: random weights that use each seam of the contract of a family.
 
-A decoder that adds encoder features between its layers and norms its queries and keys (Qwen3-VL), and images that differ
-in size without M-RoPE and hold tokens of no grid (LLaVA-NeXT). Each is one class here: nothing else knows of it.
+A decoder that adds encoder features between its layers and norms its queries and keys (Qwen3-VL, a throw-away class here:
+nothing else knows of it), and images that differ in size without M-RoPE and hold tokens of no grid (LLaVA-NeXT).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 import torch
 from flash_stand_in import KERNEL, Flash
 from transformers import AutoModelForImageTextToText, LlavaNextConfig, Qwen3VLConfig
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 import lmms_prune.models
 from lmms_prune import Schedule, prune
@@ -22,8 +21,8 @@ from lmms_prune.certificate.case import Case, Subject
 from lmms_prune.certificate.prompts import BATCHES, batch
 from lmms_prune.certificate.runner import examine
 from lmms_prune.compat.transformers import filled_cache
-from lmms_prune.models.family import Family, Grid
-from lmms_prune.models.llava import LLAVA, Llava
+from lmms_prune.models.family import Family
+from lmms_prune.models.llava_next import LLAVA_NEXT
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.qwen2_5_vl import QWEN2_5_VL, Qwen25VL
 
@@ -41,35 +40,6 @@ class Qwen3VL(Qwen25VL):
 
     def rotary_table(self, decoder: Any, table: Any) -> Any:
         return table  # interleaved, and merged by the decoder itself
-
-
-@dataclass(frozen=True)
-class LlavaNext(Llava):
-    def tokens_per_image(self, config: Any) -> int | None:
-        return None
-
-    def only_grid(self, config: Any) -> Grid | None:
-        return None
-
-    def grids(self, config: Any, inputs: Mapping[str, Any], sizes: Sequence[int]) -> list[Grid]:
-        return []
-
-    def image_sizes(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        sizes = inputs.get("image_sizes")
-        return [] if sizes is None else [side**2 + self._tiles(config, size, side) for size in sizes]
-
-    def _tiles(self, config: Any, size: Any, side: int) -> int:
-        rows, columns = get_anyres_image_grid_shape(
-            size.tolist(), config.image_grid_pinpoints, config.vision_config.image_size
-        )
-        unpadded = unpad_image(torch.zeros(1, rows * side, columns * side), size.tolist())
-        return unpadded.shape[1] * (unpadded.shape[2] + 1)  # a newline token ends each row
-
-    def image_inputs(self, config: Any, grid: Grid, noise: Any) -> dict[str, Any]:
-        side = config.vision_config.image_size
-        size = torch.tensor([[grid[0] * 17, grid[1] * 11]])
-        return {"pixel_values": noise((1, 3, 3, side, side)), "image_sizes": size}
 
 
 def qwen3() -> Any:
@@ -132,12 +102,7 @@ def from_family(kind: type[Family], family: Family, **changed: Any) -> Family:
 
 FAMILIES = {
     "qwen3_vl": (from_family(Qwen3VL, QWEN2_5_VL, model_type="qwen3_vl", model_name="qwen3_vl_pruned"), qwen3),
-    "llava_next": (
-        from_family(
-            LlavaNext, LLAVA, model_type="llava_next", model_name="llava_next_pruned", image_arguments=("image_sizes",)
-        ),
-        next_,
-    ),
+    "llava_next": (LLAVA_NEXT, next_),
 }
 # A stage among the layers between which something is added, methods that read queries, keys and embeddings, a merge.
 SCHEDULES = (

@@ -59,6 +59,11 @@ class Family(ABC):
     image_arguments: tuple[str, ...] = ()
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False, repr=False)
 
+    @property
+    def tiled(self) -> bool:
+        """Whether images are encoded in tiles, so that an image is no single rectangle of tokens."""
+        return type(self).mosaics is not Family.mosaics
+
     # -- visual tokens in a prompt ---------------------------------------------------------------------------------
 
     @abstractmethod

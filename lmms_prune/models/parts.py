@@ -101,7 +101,7 @@ class ModelParts:
     @property
     def tiled(self) -> bool:
         """Whether images are encoded in tiles, so that an image is no single rectangle of tokens."""
-        return type(self.family).mosaics is not Family.mosaics
+        return self.family.tiled
 
     @property
     def encoder(self) -> Any:
