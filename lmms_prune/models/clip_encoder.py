@@ -197,7 +197,7 @@ class TiledClipEncoder(ClipEncoder):
         )
         self.tiles = tiles
 
-    def of_view(self, x: Shaped[Tensor, "I N *C"]) -> Shaped[Tensor, "B N *C"]:
+    def of_view(self, x: Shaped[Tensor, "I P *C"]) -> Shaped[Tensor, "B N *C"]:
         return self.aligned(x.flatten(0, 1))
 
     def aligned(
