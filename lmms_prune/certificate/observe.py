@@ -21,7 +21,7 @@ from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.pruning.trace import Trace
-from lmms_prune.schedule import Schedule
+from lmms_prune.schedule import ADAPTIVE, Schedule
 
 
 @dataclass(frozen=True)
@@ -230,15 +230,16 @@ def _recorded_rewrites(schedule: Schedule) -> Iterator[dict[int, list[Rewritten 
     """Record the results of all `Method.rewrite` calls inside the context, by the layer of the stage."""
     rewrites: dict[int, list[Rewritten | None]] = {}
     rewriting = [stage for stage in schedule.stages if stage.spec.rewrites]
+    adaptive = {stage.layer for stage in rewriting if stage.keep == ADAPTIVE}
     method_classes: set[Any] = {type(stage.spec.build(dict(stage.options))) for stage in rewriting}
 
     def spy(original: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
         def rewrite(self: Method, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Tensor, Tensor]:
             hidden, index = original(self, view, keep)
             rewrites[view.layer] = [
-                # A keep-all image is not rewritten.
+                # A keep-all image is not rewritten, unless the method itself has decided to keep all.
                 None
-                if int(mask.sum()) == n
+                if int(mask.sum()) == n and view.layer not in adaptive
                 else Rewritten(row, entries_of(mask), index[i][mask].tolist(), hidden[i][mask])
                 for i, (mask, n, row) in enumerate(zip(keep, view.counts, view.rows.tolist(), strict=True))
             ]
