@@ -18,6 +18,7 @@ from lmms_prune.methods.view import Tokens
 from lmms_prune.models.mosaic import Kind, Mosaic, Region
 from lmms_prune.models.tensors import to_device
 from lmms_prune.pruning.ragged import pack
+from lmms_prune.schedule.stage import share
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,6 @@ def divided(
 
 def share_present(total: Sequence[int], owner: Sequence[int], present: Sequence[int]) -> list[int]:
     """Distribute each image's `total` tokens among its rows, in proportion to the tokens that are `present` in them."""
-    from lmms_prune.schedule.stage import share
-
     counts = [list(present)[first:last] for first, last in _runs(owner)]
     return [n for tokens, sizes in zip(total, counts, strict=True) for n in share(tokens, sizes)]
 

@@ -60,7 +60,7 @@ def prune(
     model directly needs ``position_ids`` (counted without the padding), as ``generate()`` makes them.
 
     Args:
-        model: a loaded LLaVA-1.5, Qwen2-VL or Qwen2.5-VL checkpoint.
+        model: a loaded LLaVA-1.5, LLaVA-NeXT, Qwen2-VL or Qwen2.5-VL checkpoint.
         schedule: a `Schedule`, its text or a list of stages, every ``?`` solved. With an empty schedule the model may run
             in any way; its trace then describes the unpruned prefills of complete prompts with images.
         seed: decides every random draw, together with the sample's id and the layer.

@@ -145,12 +145,6 @@ def _text_only(folder: Path, harness) -> None:
     LlamaForCausalLM(LlamaConfig(vocab_size=32, **small)).save_pretrained(folder)
 
 
-def _llava_next(folder: Path, harness) -> None:
-    from transformers import LlavaNextConfig
-
-    LlavaNextConfig().save_pretrained(folder)
-
-
 def _llava_onevision(folder: Path, harness) -> None:
     from transformers import LlavaOnevisionConfig
 
@@ -234,7 +228,6 @@ def _broken_config(folder: Path, harness) -> None:
     ("make", "parts"),
     [
         (_text_only, ("'llama'", "no image input", "llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned")),
-        (_llava_next, ("'llava_next'", "not supported", "llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned")),
         (
             _llava_onevision,
             ("'llava_onevision'", "not supported", "llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned"),
@@ -259,7 +252,7 @@ def test_wrong_checkpoints(make, parts, harness, tmp_path):
     make(tmp_path / "made", harness)
     with pytest.raises((*OURS, UnsupportedModelError)) as error:
         harness.create("llava", {"pretrained": str(tmp_path / "made")})
-    _holds(str(error.value), parts if make in (_text_only, _llava_next, _llava_onevision) else (*parts, str(tmp_path)))
+    _holds(str(error.value), parts if make in (_text_only, _llava_onevision) else (*parts, str(tmp_path)))
 
 
 def test_the_other_familys_checkpoint_names_its_model(harness, family):

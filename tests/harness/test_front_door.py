@@ -61,11 +61,13 @@ def everything(harness, family):
 @pytest.fixture(scope="module")
 def commands(harness):
     """Some spellings and two ways to start the command, each with every benchmark of one family."""
-    llava, qwen, qwen2 = (harness.checkpoints[family] for family in ("llava", "qwen2_5_vl", "qwen2_vl"))
+    names = ("llava", "qwen2_5_vl", "qwen2_vl", "llava_next")
+    llava, qwen, qwen2, tiles = (harness.checkpoints[family] for family in names)
     spelled = {
         "llava": (f"schedule={SCHEDULE},seed={SEED},pretrained={llava}", ("lmms-eval",)),
         "qwen2_5_vl": (f'pretrained={qwen},seed={SEED},schedule="{SCHEDULE}"', ("lmms-eval", "eval")),
         "qwen2_vl": (f"seed={SEED},pretrained={qwen2},schedule={SCHEDULE}", ("lmms-eval",)),
+        "llava_next": (f"unpad=true,pretrained={tiles},schedule={SCHEDULE},seed={SEED}", ("lmms-eval",)),
     }
     tasks = ("--tasks", ",".join(NAMED), "--include_path", str(harness.configs))
     return {
