@@ -1,4 +1,4 @@
-"""Visual-token pruning for LLaVA-1.5, Qwen2-VL, Qwen2.5-VL and Qwen3-VL, as a plugin of lmms-eval and as a library.
+"""Visual-token pruning for LLaVA-1.5, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL and Qwen3-VL, as a plugin of lmms-eval and as a library.
 
 from lmms_prune import prune
 

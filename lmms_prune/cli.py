@@ -107,7 +107,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Schedules of visual-token pruning methods for LLaVA-1.5, Qwen2-VL, Qwen2.5-VL and Qwen3-VL, inside lmms-eval."""
+    """Schedules of visual-token pruning methods for LLaVA-1.5, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL and Qwen3-VL, inside lmms-eval."""
     # Secrets are read from the environment only here; commands that write files redact them.
     SECRETS.set(secret_values(os.environ))
 

@@ -108,7 +108,7 @@ def forking(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str
 
 @pytest.fixture(scope="session")
 def folders(checkpoint: Checkpoint) -> dict[str, Path]:
-    names = {"llava": "llava", "qwen": "qwen2_5_vl", "qwen2": "qwen2_vl", "qwen3": "qwen3_vl"}
+    names = {"llava": "llava", "qwen": "qwen2_5_vl", "qwen2": "qwen2_vl", "qwen3": "qwen3_vl", "next": "llava_next"}
     return {name: checkpoint(family, layers=LAYERS) for name, family in names.items()}
 
 

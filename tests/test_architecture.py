@@ -249,7 +249,13 @@ def test_what_needs_no_weights_imports_no_torch(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG, encoding="utf-8")
     report = run(LIGHT, config)
-    assert report.pop("models") == ["llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned", "qwen3_vl_pruned"]
+    assert report.pop("models") == [
+        "llava_pruned",
+        "llava_next_pruned",
+        "qwen2_5_vl_pruned",
+        "qwen2_vl_pruned",
+        "qwen3_vl_pruned",
+    ]
     assert report.pop("the command schedule") == ["lmms_prune.configs.schedule_command"]
     assert len(report) == 13
     assert {step: names for step, names in report.items() if names} == {}

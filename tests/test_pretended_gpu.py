@@ -128,6 +128,25 @@ def test_so_does_one_that_adds_features_between_its_layers(loaded: Callable[...,
 
 
 @pytest.mark.parametrize(
+    "schedule",
+    [
+        *(single(spec) for spec in READY if {"encoder", "grid"} & set(spec.reads)),
+        "vispruner@0:0.5;per=tile,dart@2:0.3,pool@5:0.2",
+    ],
+)
+def test_so_does_one_whose_images_are_in_tiles(loaded: Callable[..., Family], schedule: str) -> None:
+    """LLaVA-NeXT: methods that read the encoder or a grid, and a mix of tiles, images and rectangles."""
+    small = loaded("next", torch.float32)
+    stage = Schedule.parse(schedule).stages[0]
+    if stage.spec.undefined_on_tiles(stage.layer, dict(stage.options)):
+        pytest.skip("it is not defined for images in tiles")
+    inputs = batch(small, 8)
+    counted = on_pretended_gpu(small, inputs, schedule)
+    assert_equal(counted, *generate(small, inputs, schedule))
+    assert_waits(counted)
+
+
+@pytest.mark.parametrize(
     "schedule", ["dart@2:0.44,random@6:0.07", "visionzip@0:0.3,fastv@6:0.1", "swiftvlm@3:0.5,swiftvlm@6:0.2"]
 )
 @pytest.mark.parametrize("positions", ["original", "compact"])

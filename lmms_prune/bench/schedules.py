@@ -293,7 +293,9 @@ def _account(
     """Run once to warm up, record the FLOPs and tokens of the run, and return the rows' average of text tokens."""
     with prune(model, schedule, count_selection=True, **options) as trace:
         _generate(model, inputs, case)
-    grids = ModelParts.of(model).grids(inputs, [row.visual_tokens for row in trace.rows])
+    parts = ModelParts.of(model)
+    grids = parts.grids(inputs, [row.visual_tokens for row in trace.rows])
+    grids += [(mosaic.encoded * mosaic.side, mosaic.side) for mosaic in parts.mosaics(inputs)]
     run.flops = sum(encoder_flops(sizes.encoder, grid) for grid in grids)
     lengths_by_row = []
     for row in trace.rows:

@@ -163,10 +163,14 @@ def _observe(
     assert recorder.run is not None
     layout = Layout.of(parts, inputs, None, recorder.run.grids)
     states = [LayerInput(i, hidden, kwargs["position_embeddings"]) for i, (hidden, kwargs) in enumerate(calls)]
-    from_encoder = {"_embedded": states[0].hidden, "_unpruned_rotary": states[0].rotary, "_encoder_run": recorder.run}
+    from_encoder: dict[str, Any] = {
+        "_embedded": states[0].hidden,
+        "_unpruned_rotary": states[0].rotary,
+        "_encoder_run": recorder.run,
+    }
 
     def view_at(layer: int) -> TokenView:
-        coming = layout.of_tokens(additions[layer:])
+        coming = layout.of_tokens(layout.divided("image"), additions[layer:])
         before = states[layer - 1] if layer else None
         return layout.view(parts, states[layer], before, 0, _additions=coming, **from_encoder)
 

@@ -177,7 +177,8 @@ def _space(
     if not layers or sorted(set(layers)) != list(layers) or layers[0] < 1 or layers[-1] >= depth:
         listed = ",".join(map(str, layers)) or "(none)"
         raise SearchError(f"--layers {listed} must increase and lie between 1 and {depth - 1}, the model's last.")
-    grids = [grid for prompt in prompts for grid in Layout.of(parts, dict(prompt), None, None).grids]
+    layouts = [Layout.of(parts, dict(prompt), None, None) for prompt in prompts]
+    grids = [grid for layout in layouts for grid in layout.divided("rectangle").grids]
     widest = max(max(grid) for grid in grids)
     return Space((0, *layers), depth, share, parts.family.tokens_per_image(parts.config), widest)
 

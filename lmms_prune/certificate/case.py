@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
@@ -14,7 +15,10 @@ from lmms_prune.certificate.observe import Observed, Rewritten, generate, observ
 from lmms_prune.certificate.prompts import BATCHES, PromptRow, answer, batch
 from lmms_prune.certificate.reference import KeptColumns, Masked, masked_run
 from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.models.mosaic import Kind
 from lmms_prune.models.parts import ModelParts
+from lmms_prune.pruning.block import Acting
+from lmms_prune.pruning.layout import ImageColumns, read_rows
 from lmms_prune.schedule import Schedule
 
 STEPS = 16  # decode steps, after the token that the prefill predicts
@@ -108,27 +112,42 @@ class Case:
 
         They follow the masks that the methods decided in that run. Columns count without padding.
         """
-        seen = self.run(rows)
-        before = sum(len(row.grids) for row in rows[:number])
-        images = range(before, before + len(rows[number].grids))
-        ids = batch(self.subject.model, rows[number : number + 1])["input_ids"][0].tolist()
-        visual = [column for column, token in enumerate(ids) if token == self.parts.config.image_token_id]
-        record, kept, columns = seen.trace.rows[number], {}, list(range(len(ids)))
+        seen, inputs = self.run(rows), batch(self.subject.model, rows[number : number + 1])
+        ids = inputs["input_ids"].tolist()
+        _, images = read_rows(self.parts, inputs, ids, [0], None)
+        before = [self._pictures(row) for row in rows[:number]]
+        record, kept, columns = seen.trace.rows[number], {}, list(range(len(ids[0])))
         for stage_index, stage in enumerate(self.schedule.stages):
             written: dict[int, Tensor] = {}
             added: dict[int, Tensor] = {}
-            first, width = 0, self.parts.decoder.config.hidden_size
-            for image, size, mask in zip(images, record.images, record.masks[stage_index], strict=True):
-                image_columns, first = visual[first : first + size], first + size
-                layer_rewrites = seen.rewritten.get(stage.layer)
-                rewritten = None if layer_rewrites is None else layer_rewrites[image]
-                columns = _kept_after(columns, image_columns, mask.tolist(), rewritten)
-                if rewritten is not None:
-                    states = list(zip(rewritten.index, rewritten.states, strict=True))
-                    written |= {image_columns[index]: state[:width] for index, state in states}
-                    added |= {image_columns[index]: state[width:] for index, state in states if len(state) > width}
+            width = self.parts.decoder.config.hidden_size
+            stage_rewrites = seen.rewritten.get(stage.layer)
+            kind = Acting(stage_index, stage, stage.spec.build(dict(stage.options))).kind
+            first = sum(len(_rasters(image, kind)) for pictures in before for image in pictures)
+            for image, mask in zip(images, record.masks[stage_index], strict=True):
+                rasters = _rasters(image, kind)
+                view_rows = range(first, first + len(rasters))
+                first += len(rasters)
+                if stage_rewrites is None:
+                    dropped = {column for column, flag in zip(image.patches, mask.tolist(), strict=True) if not flag}
+                    columns = [column for column in columns if column not in dropped]
+                for view_row, raster in zip(view_rows, rasters, strict=True):
+                    rewritten = None if stage_rewrites is None else stage_rewrites[view_row]
+                    if rewritten is not None:
+                        own = [image.patches[index] for index in raster]
+                        columns = _rewritten(columns, own, rewritten)
+                        states = list(zip(rewritten.index, rewritten.states, strict=True))
+                        written |= {own[index]: state[:width] for index, state in states}
+                        added |= {own[index]: state[width:] for index, state in states if len(state) > width}
+                if not mask.any():
+                    # Newline tokens are dropped with the last of their image's other tokens.
+                    columns = [column for column in columns if column not in set(image.newlines)]
             kept[stage.layer] = KeptColumns(list(columns), written, added)
         return kept
+
+    def _pictures(self, row: PromptRow) -> list[ImageColumns]:
+        inputs = batch(self.subject.model, (row,))
+        return read_rows(self.parts, inputs, inputs["input_ids"].tolist(), [0], None)[1]
 
     def forgotten(self, kept: dict[int, KeptColumns]) -> dict[int, set[int]]:
         """Return the columns that generated tokens do not see, by layer, because a stage cropped earlier caches.
@@ -163,16 +182,24 @@ class Case:
         return self.references[key]
 
 
-def _kept_after(
-    columns: list[int], image_columns: list[int], mask: list[bool], rewritten: Rewritten | None
-) -> list[int]:
-    """Return `columns` after a stage acted on one image: without its dropped columns, or with its rewritten ones."""
-    if rewritten is None:
-        kept = {column for column, flag in zip(image_columns, mask, strict=True) if flag}
-        return [column for column in columns if column in kept or column not in set(image_columns)]
-    # A rewrite may change the order of an image's tokens, so they are inserted in its order.
-    inserted = [image_columns[index] for index in rewritten.index]
-    return [c for c in columns if c < image_columns[0]] + inserted + [c for c in columns if c > image_columns[-1]]
+def _rasters(image: ImageColumns, kind: Kind) -> list[Sequence[int]]:
+    """The raster indices of each row of a view that belongs to the image."""
+    if image.mosaic is None:
+        return [range(len(image.patches))]
+    return [region.raster for region in image.mosaic.regions(kind)]
+
+
+def _rewritten(columns: list[int], own: list[int], rewritten: Rewritten) -> list[int]:
+    """Return `columns` after a method wrote its new tokens over those of one row of its view, and the others were dropped."""
+    members = set(own)
+    entries = [number for number, column in enumerate(columns) if column in members]
+    # A rewrite may change the order of the tokens: the new ones lie where the entries lay that they replace.
+    replaced = {entries[e]: own[index] for e, index in zip(rewritten.entries, rewritten.index, strict=True)}
+    return [
+        replaced.get(number, column)
+        for number, column in enumerate(columns)
+        if column not in members or number in replaced
+    ]
 
 
 def off(logits: Tensor, other: Tensor) -> float:

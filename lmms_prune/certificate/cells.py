@@ -78,6 +78,9 @@ def impossible(cell: Cell) -> str:
         return "needs weights that were trained for it" if spec.trained else "needs measurements that were made for it"
     if cell.positions == "compact" and not FAMILIES[cell.family].renumbers:
         return "positions=compact is refused for M-RoPE"
+    example = dict(Schedule.parse(spec.example).stages[0].options)
+    if FAMILIES[cell.family].tiled and (reason := spec.undefined_on_tiles(layer, example)):
+        return f"is not defined for images in tiles: {reason}"
     if layer < spec.lowest_layer:
         return f"reads {spec.reads_text}: its lowest layer is {spec.lowest_layer}"
     if spec.highest_layer is not None and layer > spec.highest_layer:

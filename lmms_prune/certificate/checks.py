@@ -77,8 +77,10 @@ def cache_is_the_trace(case: Case, rows: Rows, name: str) -> Result:
             # A cropped cache misses columns that the layer itself still had.
             remembered = [column for column in columns if column not in forgotten.get(layer, ())]
             longest[layer] = max(longest[layer], len(remembered))
-        if not case.schedule.at_most and record.kept != case.schedule.plan(record.images):
-            return Result("cache", f"row {number} keeps {record.kept}, planned: {case.schedule.plan(record.images)}")
+        if not case.schedule.at_most and record.kept != case.schedule.plan(record.images, record.tiles):
+            return Result(
+                "cache", f"row {number} keeps {record.kept}, planned: {case.schedule.plan(record.images, record.tiles)}"
+            )
         if record.cached != seen.cached:
             return Result(
                 "cache", f"row {number}: the trace has {record.cached} cached tokens, the cache {seen.cached}"
@@ -197,10 +199,8 @@ def _same_results(check: str, case: Case, pairs: Sequence[tuple[Observed, int, O
 
 def _written(seen: Observed, number: int) -> list[Rewritten]:
     """Return the states that methods wrote into one row's images, by stage and image."""
-    first = sum(len(row.images) for row in seen.trace.rows[:number])
-    images = slice(first, first + len(seen.trace.rows[number].images))
-    rewrites = [rewritten for layer in sorted(seen.rewritten) for rewritten in seen.rewritten[layer][images]]
-    return [rewritten for rewritten in rewrites if rewritten is not None]
+    rewrites = [rewritten for layer in sorted(seen.rewritten) for rewritten in seen.rewritten[layer]]
+    return [rewritten for rewritten in rewrites if rewritten is not None and rewritten.row == number]
 
 
 def _merged_alike(rewrites: Sequence[Rewritten], others: Sequence[Rewritten], dtype: str) -> bool:

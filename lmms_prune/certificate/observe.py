@@ -21,18 +21,22 @@ from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.pruning.trace import Trace
-from lmms_prune.schedule import Schedule
+from lmms_prune.schedule import ADAPTIVE, Schedule
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The tokens that a method wrote for one image, in sequence order.
+    """The tokens that a method wrote for one row of its view, in sequence order.
 
     Args:
+        row: the row of the batch.
+        entries: which of the tokens that were present they replace.
         index: raster indices of the n tokens.
         states: their hidden states, and behind them what the decoder will still add to them.
     """
 
+    row: int
+    entries: list[int]
     index: list[int]
     states: Float[Tensor, "n E"]
 
@@ -49,8 +53,8 @@ class Observed:
         received: hidden states that the stage's layer receives after the stage acted, by layer.
         lengths: sequence length that each layer receives in the prefill.
         tables: for the prompt and each step, the rotary tables that each layer receives.
-        rewritten: by layer of each stage that rewrites, the new tokens of each image of the batch; None for an image that
-            keeps all its tokens.
+        rewritten: by layer of each stage that rewrites, the new tokens of each row of its view; None for one that keeps all
+            its tokens.
     """
 
     trace: Trace
@@ -216,20 +220,28 @@ class _Observer:
         return hook
 
 
+def entries_of(mask: Bool[Tensor, " V"]) -> list[int]:
+    """The entries that a mask sets."""
+    return mask.nonzero().flatten().tolist()
+
+
 @contextmanager
 def _recorded_rewrites(schedule: Schedule) -> Iterator[dict[int, list[Rewritten | None]]]:
     """Record the results of all `Method.rewrite` calls inside the context, by the layer of the stage."""
     rewrites: dict[int, list[Rewritten | None]] = {}
     rewriting = [stage for stage in schedule.stages if stage.spec.rewrites]
+    adaptive = {stage.layer for stage in rewriting if stage.keep == ADAPTIVE}
     method_classes: set[Any] = {type(stage.spec.build(dict(stage.options))) for stage in rewriting}
 
     def spy(original: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
         def rewrite(self: Method, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Tensor, Tensor]:
             hidden, index = original(self, view, keep)
             rewrites[view.layer] = [
-                # A keep-all image is not rewritten.
-                None if int(mask.sum()) == n else Rewritten(index[i][mask].tolist(), hidden[i][mask])
-                for i, (mask, n) in enumerate(zip(keep, view.counts, strict=True))
+                # A keep-all image is not rewritten, unless the method itself has decided to keep all.
+                None
+                if int(mask.sum()) == n and view.layer not in adaptive
+                else Rewritten(row, entries_of(mask), index[i][mask].tolist(), hidden[i][mask])
+                for i, (mask, n, row) in enumerate(zip(keep, view.counts, view.rows.tolist(), strict=True))
             ]
             return hidden, index
 

@@ -113,7 +113,7 @@ def _smallest(model_type: str) -> Any:
         "num_attention_heads": 2,
     }
     text |= {"num_key_value_heads": 2, "vocab_size": 32, "bos_token_id": 1, "eos_token_id": 2}
-    if model_type == "llava":
+    if model_type in ("llava", "llava_next"):
         vision = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
         vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
         text["model_type"] = "llama"
@@ -129,6 +129,7 @@ def _smallest(model_type: str) -> Any:
 
 _LLAMA = "transformers.models.llama.modeling_llama"
 _LLAVA = "transformers.models.llava.modeling_llava"
+_NEXT = "transformers.models.llava_next.modeling_llava_next"
 _QWEN = "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"
 _QWEN2 = "transformers.models.qwen2_vl.modeling_qwen2_vl"
 _QWEN3 = "transformers.models.qwen3_vl.modeling_qwen3_vl"
@@ -167,7 +168,11 @@ LIBRARY = Library(
         ),
         *(
             PrivateNames(f"{model}.forward", "parameters", ("input_ids", "pixel_values", *_LAYER[1:4]), _MOVED, _SEEN)
-            for model in (f"{_LLAVA}:LlavaModel", *(f"{module}:{name}Model" for module, name in _QWENS))
+            for model in (
+                f"{_LLAVA}:LlavaModel",
+                f"{_NEXT}:LlavaNextModel",
+                *(f"{module}:{name}Model" for module, name in _QWENS),
+            )
         ),
         *(
             PrivateNames(
@@ -179,6 +184,7 @@ LIBRARY = Library(
             PrivateNames(f"{model}.forward", "parameters", ("cache|past_key_values", "logits_to_keep"), _MOVED, _SEEN)
             for model in (
                 f"{_LLAVA}:LlavaForConditionalGeneration",
+                f"{_NEXT}:LlavaNextForConditionalGeneration",
                 *(f"{module}:{name}ForConditionalGeneration" for module, name in _QWENS),
             )
         ),
@@ -224,6 +230,7 @@ LIBRARY = Library(
             row
             for model, encoder in (
                 ("llava", "vision_tower"),
+                ("llava_next", "vision_tower"),
                 ("qwen2_5_vl", "visual"),
                 ("qwen2_vl", "visual"),
                 ("qwen3_vl", "visual"),
@@ -257,6 +264,30 @@ LIBRARY = Library(
                 ),
             )
         ),
+        PrivateNames(f"{_NEXT}:LlavaNextModel.forward", "parameters", ("image_sizes",), "5.17", _SEEN),
+        PrivateNames(
+            f"{_NEXT}:LlavaNextModel.get_image_features",
+            "parameters",
+            ("pixel_values", "image_sizes"),
+            "5.17",
+            "noting the sizes of images that generate() encodes beforehand",
+        ),
+        PrivateNames(
+            f"{_NEXT}:LlavaNextModel.pack_image_features",
+            "leading parameters",
+            ("image_features", "image_sizes", "vision_feature_select_strategy", "image_newline"),
+            "5.17",
+            "keeping the padding of tiles (unpad=false)",
+        ),
+        PrivateNames(
+            "transformers.models.llava_next.processing_llava_next:LlavaNextProcessor._get_unpadded_features",
+            "leading parameters",
+            ("height", "width", "patches_height", "patches_width", "scale_height", "scale_width"),
+            "5.17",
+            "keeping the padding of tiles (unpad=false)",
+        ),
+        PrivateNames("llava_next:model.multi_modal_projector", "attributes", ("linear_1",), "5.17", _ENCODER),
+        PrivateNames("llava_next:model.vision_tower", "attributes", ("vision_model|encoder",), "5.17", _ENCODER),
         PrivateNames("llava:model.multi_modal_projector", "attributes", ("linear_1",), "5.17", _ENCODER),
         PrivateNames("llava:model.vision_tower", "attributes", ("vision_model|encoder",), "5.17", _ENCODER),
         PrivateNames(

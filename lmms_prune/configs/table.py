@@ -58,6 +58,7 @@ class PaperTable:
 
 _LLAVA_7B, _QWEN_7B, _QWEN2_7B = "llava-1.5-7b", "qwen2.5-vl-7b", "qwen2-vl-7b"
 _QWEN3_8B = "qwen3-vl-8b"
+_NEXT_7B = "llava-v1.6-vicuna-7b"
 TABLES = {
     table.model: table
     for table in (
@@ -71,6 +72,14 @@ TABLES = {
         PaperTable(_QWEN_7B, 1, "prune_qwen"),
         PaperTable(_QWEN2_7B, 1, "prune_qwen", like=_QWEN_7B),
         PaperTable(_QWEN3_8B, 1, "prune_qwen", like=_QWEN_7B),
+        PaperTable(
+            _NEXT_7B,
+            2,
+            "prune_llava",
+            {"unpad": "false"},
+            "Papers keep the padding of LLaVA-NeXT's tiles: 2,880 visual tokens of two by two tiles and the base.",
+            like=_LLAVA_7B,
+        ),
     )
 }
 
@@ -114,7 +123,7 @@ def _cost(schedule: str) -> str:
     return f"{schedule}: {float(Schedule.parse(schedule).avg_visual_tokens(32, [576])):.2f} a layer"
 
 
-_OURS = "this project's, not the paper's, which did not evaluate this model: Table 4's {schedule} for {like}, {scaled}"
+_OURS = "this project's, not the paper's, which did not evaluate this model: Table {table}'s {schedule} for {like}, {scaled}"
 _PRINTED = "as Table {table} prints them"
 _SCRIPTS = "the counts of the authors' evaluation scripts; Table 5 prints them as {printed}"
 _ORDER = "DART's pivots pick in the order of these scripts (order=reference), which keeps other tokens than the default"
@@ -162,6 +171,9 @@ _LLAVA = {
         ("divprune+random", "divprune+random-64-release", _SCRIPTS),
     ),
 }
+_SHARES = {"192": "33%", "64": "11%"}
+"""LLaVA-1.5's budgets as shares of 576 tokens, for a model whose images differ in size."""
+_ALIKE = tuple(f"{method}{second}" for second in ("", "+vtw", "+random") for method in ("fastv", "dart", "divprune"))
 _QWEN = ("dart", "divprune", "dart+vtw", "divprune+vtw", "dart+random", "divprune+random")
 
 # The controls' keeps; all act before the decoder. Pooling and downsampling keep whole grids: of 24 x 24 tokens, 14 x 14,
@@ -172,6 +184,8 @@ _CONTROLS = {
     (_QWEN_7B, "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
     (_QWEN2_7B, "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
     (_QWEN3_8B, "50%"): {"random": "0.5", "stride": "0.5", "pool": "0.5", "downsample": "0.5"},
+    (_NEXT_7B, "33%"): {"random": "0.33", "stride": "0.33", "pool": "0.33"},
+    (_NEXT_7B, "11%"): {"random": "0.11", "stride": "0.11", "pool": "0.11"},
 }
 _ABOUT = {
     "random": "a control: tokens drawn at random, before the decoder, at the rows' budget. Seeds 0 to 4 are five files",
@@ -181,14 +195,22 @@ _ABOUT = {
 }
 
 
-def _scaled(table: PaperTable, name: str) -> PaperRow:
-    """A row of the paper at half of the tokens, for a model that the paper did not evaluate."""
+def _scaled(table: PaperTable, name: str, preset: str = "{}-50pct", budget: str = "50%", printed: int = 4) -> PaperRow:
+    """A row of the paper, by default at half of the tokens, for a model that the paper did not evaluate.
+
+    Args:
+        table: of the model.
+        name: of the row.
+        preset: the row's schedule; {} is its name.
+        budget: the share of the tokens.
+        printed: the paper's table that prints the schedule.
+    """
     of, layers = (architecture(model).layers for model in (table.like, table.model))
-    schedule = Schedule.parse(PRESETS[f"{name}-50pct"])
+    schedule = Schedule.parse(PRESETS[preset.format(name)])
     stages = (replace(stage, layer=round(stage.layer * layers / of)) for stage in schedule.stages)
     scaled = f"as deep: {layers} layers" if layers == of else f"its layers scaled from {of} to {layers}"
-    settings = _OURS.format(schedule=schedule, like=TABLES[table.like].title, scaled=scaled)
-    return PaperRow(table.model, name, "50%", str(Schedule(tuple(stages))), settings)
+    settings = _OURS.format(table=printed, schedule=schedule, like=TABLES[table.like].title, scaled=scaled)
+    return PaperRow(table.model, name, budget, str(Schedule(tuple(stages))), settings)
 
 
 def _rows() -> Iterator[PaperRow]:
@@ -205,8 +227,11 @@ def _rows() -> Iterator[PaperRow]:
     for name in _QWEN:
         yield from _seeded(PaperRow(_QWEN_7B, name, "50%", f"{name}-50pct", _PRINTED.format(table=4)))
     for table in TABLES.values():
-        for name in _QWEN if table.like else ():
+        for name in _QWEN if table.like == _QWEN_7B else ():
             yield from _seeded(_scaled(table, name))
+        for tokens, budget in _SHARES.items() if table.like == _LLAVA_7B else ():
+            for name in _ALIKE:
+                yield from _seeded(_scaled(table, name, f"{{}}-{tokens}", budget, 5))
     for (model_name, budget), keeps in _CONTROLS.items():
         for method, keep in keeps.items():
             schedule, about = f"{method}@0:{keep}", _ABOUT[method]

@@ -1,4 +1,5 @@
-"""Builds LLaVA-1.5, Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints with random weights, small enough for a CPU, and with real processors.
+"""Builds LLaVA-1.5, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints with random weights, small enough for a CPU, and
+with real processors.
 
 Their answers are nonsense, but depend on the image and the question, and use words that benchmarks can score.
 """
@@ -22,6 +23,10 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
     LlavaProcessor,
     PretrainedConfig,
     PreTrainedModel,
@@ -135,6 +140,64 @@ def build_llava(
         _save(partial, model, processor, [tokenizer.eos_token_id])
         if template == "json":
             _template_as_json(partial)
+    return Path(folder)
+
+
+def build_llava_next(
+    folder: str | os.PathLike[str],
+    *,
+    layers: int = 8,
+    image_size: int = 56,
+    hidden: int = 64,
+    heads: int = 4,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Path:
+    """Write a LLaVA-NeXT checkpoint with its processor to `folder`, which must be new, and return its path.
+
+    The tiles are put together as in the published checkpoints: 2 x 2, 1 x 2, 2 x 1, 1 x 3 or 3 x 1. At the default 56
+    pixels a tile has 16 patches, and an image at most 88 visual tokens.
+
+    Args:
+        folder: the folder to write; it appears only when complete.
+        layers: decoder layers.
+        image_size: side of a tile, in pixels, a multiple of 14.
+        hidden: width of the decoder, a multiple of `heads`.
+        heads: attention heads; each has its own keys.
+        dtype: dtype of the stored weights; the random draws are the same for all dtypes.
+        seed: the seed of all weights; the global random state is neither read nor changed.
+
+    Raises:
+        FileExistsError: `folder` exists.
+        ValueError: a size does not divide.
+    """
+    _check(image_size % PATCH == 0, f"image_size is {image_size}; it must be a multiple of {PATCH}")
+    _check(hidden % heads == 0, f"hidden is {hidden}; it must be a multiple of heads, {heads}")
+    tokenizer = train_tokenizer(LLAVA_SPECIALS, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")
+    sizes = Sizes(layers, hidden, heads, heads, 2 * hidden, 3, hidden, 2 * hidden, heads, image_size)
+    pinpoints = [[image_size * down, image_size * across] for down, across in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+    values = _llava_config(tokenizer, sizes).to_dict()
+    names = ("vision_config", "text_config", "vision_feature_layer", "vision_feature_select_strategy")
+    config = LlavaNextConfig(
+        **{name: values[name] for name in names},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pinpoints,
+    )
+    crop = {"height": image_size, "width": image_size}
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(
+            size={"shortest_edge": image_size}, crop_size=crop, image_grid_pinpoints=pinpoints
+        ),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    model = _random_model(LlavaNextForConditionalGeneration, config, dtype, seed)
+    with new_folder(folder) as partial:
+        _save(partial, model, processor, [tokenizer.eos_token_id])
     return Path(folder)
 
 
@@ -481,6 +544,7 @@ BUILDERS: dict[str, Callable[..., Path]] = {
     "llava": build_llava,
     "qwen2_5_vl": build_qwen2_5_vl,
     "qwen2_vl": build_qwen2_vl,
+    "llava_next": build_llava_next,
     "qwen3_vl": build_qwen3_vl,
 }
 """Functions that write a small checkpoint with random weights, by family."""

@@ -7,6 +7,7 @@ attention over all pairs of a sequence, although half of them are masked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from math import ceil
 
@@ -59,8 +60,14 @@ def peak_bytes(model: Architecture, rows: Sequence[Sequence[int]], steps: int) -
 
 
 def encoder_flops(encoder: EncoderSizes, grid: tuple[int, int]) -> int:
-    """FLOPs of the vision encoder and the projector on one image of `grid` rows and columns of visual tokens."""
+    """FLOPs of the vision encoder and the projector on one image of `grid` rows and columns of visual tokens.
+
+    In tiles, an image takes as many as its tokens need at least.
+    """
     tokens = grid[0] * grid[1]
+    if encoder.tile:
+        tile = replace(encoder, tile=0)
+        return ceil(tokens / encoder.tile**2) * encoder_flops(tile, (encoder.tile, encoder.tile))
     patches = tokens * encoder.merge**2
     sequence = patches + encoder.class_tokens
     embed = 2 * patches * encoder.patch * encoder.hidden

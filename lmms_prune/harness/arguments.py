@@ -23,6 +23,7 @@ from lmms_prune.schedule import Schedule
 _ARGUMENT = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=")
 # A value that is quoted or bracketed as a whole; an apostrophe inside a text does not start one.
 _QUOTED = re.compile(r"""(?<==)\s*("[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\})(?=\s*(?:,|$))""")
+_OF_ONE_FAMILY = ("unpad",)  # arguments that only families have which name them
 # Arguments whose values may contain commas.
 _CONTINUED = ("schedule", "system_prompt", "chat_template")
 
@@ -52,6 +53,8 @@ class ModelArguments:
         prompt: LLaVA only: "hf" is the checkpoint's chat template, "vicuna" is LLaVA-1.5's own evaluation prompt.
         image_aspect: LLaVA only: "crop" is the checkpoint's image processor, "pad" pads to a square first, as in
             LLaVA-1.5's own evaluation.
+        unpad: LLaVA-NeXT only: whether what the tiles hold beyond the image is cut off and rows end with newline tokens, as
+            in the library; false keeps all patches of all tiles, without newline tokens, as papers do that count 2,880.
         min_pixels, max_pixels: Qwen only: bounds of the pixels to which an image is resized.
         system_prompt: a system message, or a file that contains one.
         chat_template: a Jinja template, or a file that contains one, instead of the checkpoint's.
@@ -74,6 +77,7 @@ class ModelArguments:
     use_cache: bool = True
     prompt: str = "hf"
     image_aspect: str = "crop"
+    unpad: bool | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
     system_prompt: str | None = None
@@ -101,7 +105,7 @@ class ModelArguments:
         if model_args and not isinstance(model_args, (str, Mapping)):
             raise ArgumentError(f"model_args: {model_args!r} is neither a text nor a mapping.")
         values = split(model_args) if isinstance(model_args, str) else dict(model_args or {})
-        refused = () if family is None else family.refused
+        refused = () if family is None else (*family.refused, *(set(_OF_ONE_FAMILY) - set(family.arguments)))
         known = [field.name for field in fields(cls) if field.name not in refused]
         for name in values:
             if name not in known:
@@ -148,11 +152,11 @@ class ModelArguments:
     def weights(self) -> tuple[str, ...]:
         """Return the values that decide which weights are loaded, and how, as texts."""
         names = ("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code")
-        return tuple(str(getattr(self, name)) for name in names)
+        return tuple(str(getattr(self, name)) for name in (*names, *_OF_ONE_FAMILY))
 
     def settings(self) -> dict[str, str]:
         """Return all values that can change an answer, as texts by name; equal settings give equal answers."""
-        excluded = ("budget", "journal")
+        excluded = ["budget", "journal", *(name for name in _OF_ONE_FAMILY if getattr(self, name) is None)]
         return {field.name: str(getattr(self, field.name)) for field in fields(self) if field.name not in excluded}
 
 
@@ -225,7 +229,7 @@ _CHOICES = {
 }
 _DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:[0-9]+)?")
 _LOWEST = {"seed": 0, "batch_size": 1, "min_pixels": 1, "max_pixels": 1}
-_FLAGS = ("trust_remote_code", "use_cache")
+_FLAGS = ("trust_remote_code", "use_cache", "unpad")
 
 
 def _read(name: str, value: Any) -> Any:

@@ -36,7 +36,7 @@ from lmms_prune.harness.loading import load_model, pick_device, read_config
 from lmms_prune.harness.memory import BatchSize, release, watched
 from lmms_prune.harness.notices import refuse_split_pairs, say_at_start
 from lmms_prune.harness.prompts import question_text, text_or_file
-from lmms_prune.harness.records import Answered, AnsweredSample, provenance, token_accounting
+from lmms_prune.harness.records import Answered, AnsweredSample, pictures_of, provenance, token_accounting
 from lmms_prune.harness.response_cache import hold_to
 from lmms_prune.harness.saving import read_back, refuse_unwritable
 from lmms_prune.harness.unseen import UNSEEN, refuse_unseen
@@ -135,6 +135,7 @@ class PrunedModel(ChatModel):
         self._device = pick_device(arguments, self.accelerator.local_process_index, self._world_size)
         self.processor = self._load_processor()
         self.model = load_model(arguments, self._device)
+        self.family.prepare(self.model, self.processor, self.arguments)
         # A missing requirement of a method, such as an auxiliary model, is reported before the first sample is answered.
         check(self.model, schedule)
         sizes = from_config(self.model.config.to_dict(), arguments.pretrained)
@@ -303,11 +304,12 @@ class PrunedModel(ChatModel):
         rows = {row.sample: row for row in trace.rows}
         masks_to_host(list(rows.values()))
         sizes = [size for sample in samples for size in rows[sample].images]
-        grids = iter(ModelParts.of(self.model).grids(prepared.inputs, sizes))
+        parts = ModelParts.of(self.model)
+        pictures = iter(pictures_of(parts.grids(prepared.inputs, sizes), parts.mosaics(prepared.inputs)))
         results = []
         for ids, sample, length in zip(generated, samples, lengths, strict=True):
             answer_ids = own_tokens(ids, tokenizer)
-            shapes = list(islice(grids, len(rows[sample].images)))
+            shapes = list(islice(pictures, len(rows[sample].images)))
             accounting = token_accounting(rows[sample], shapes, self.architecture, length, len(answer_ids))
             computed, cached = sum(rows[sample].computed), int(sum(kv_bytes(self.architecture, rows[sample].cached)))
             text, seconds_each = clean(self.decode(answer_ids), stops, strip=trims), seconds / len(samples)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from lmms_prune.efficiency.cost import decode_flops, encoder_flops, kv_bytes, prefill_flops
 from lmms_prune.harness.checkout import code_state
 from lmms_prune.harness.fingerprint import code
+from lmms_prune.models.mosaic import Mosaic
 from lmms_prune.models.sizes import Architecture
 from lmms_prune.pruning.trace import RowTrace
 from lmms_prune.record.accounting import TokenAccounting
@@ -24,10 +24,32 @@ from lmms_prune.record.bitmaps import encode
 from lmms_prune.record.run import VERSIONS, Provenance
 
 
+@dataclass(frozen=True)
+class Picture:
+    """How an image's visual tokens are drawn: the grids of tokens that show it.
+
+    Args:
+        grids: rows and columns of each.
+        boxes: the part of each grid that shows the image: first row and column, height and width; empty for a single
+            grid that the image fills.
+        encoded: the grid of patches from which the encoder's FLOPs follow.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    boxes: tuple[tuple[int, int, int, int], ...]
+    encoded: tuple[int, int]
+
+
+def pictures_of(grids: Sequence[tuple[int, int]], mosaics: Sequence[Mosaic]) -> list[Picture]:
+    """Return the pictures of images that are one grid each, or that are encoded in tiles."""
+    in_tiles = [Picture(x.rectangles, x.boxes, (x.encoded * x.side, x.side)) for x in mosaics]
+    return in_tiles or [Picture((grid,), (), grid) for grid in grids]
+
+
 def token_accounting(
-    row: RowTrace, grids: Sequence[tuple[int, int]], model: Architecture, input_tokens: int, output_tokens: int
+    row: RowTrace, pictures: Sequence[Picture], model: Architecture, input_tokens: int, output_tokens: int
 ) -> TokenAccounting:
-    """Return the token accounting of one executed row; `grids` are its images' visual tokens, its masks are on the CPU."""
+    """Return the token accounting of one executed row with these images; its masks are on the CPU."""
     lengths = [row.text_tokens + visual for visual in row.visual]
     # If a method cropped the cache of earlier layers, these hold the tokens of the later layer with the same length.
     cached_bytes = tuple(int(size) for size in kv_bytes(model, [lengths[row.computed.index(n)] for n in row.cached]))
@@ -37,16 +59,18 @@ def token_accounting(
         visual_tokens=row.visual_tokens,
         avg_visual_tokens=row.avg_visual_tokens,
         text_tokens=row.text_tokens,
-        kept_visual_tokens=tuple(sum(images) for images in row.kept),
+        kept_visual_tokens=tuple(row.kept_tokens),
         recycled_visual_tokens=tuple(sum(images) for images in row.recycled),
         layer_visual_tokens=tuple(row.visual),
-        visual_grids=tuple(grids),
+        visual_grids=tuple(grid for picture in pictures for grid in picture.grids),
+        grid_boxes=tuple((i, *box) for i, picture in enumerate(pictures) for box in picture.boxes),
         token_bitmaps=tuple(
-            tuple(encode(_grid(mask, grid)) for mask, grid in zip(masks, grids, strict=True)) for masks in row.masks
+            tuple(text for mask, picture in zip(masks, pictures, strict=True) for text in _bitmaps(mask, picture))
+            for masks in row.masks
         ),
         kv_bytes=sum(cached_bytes),
         layer_kv_bytes=cached_bytes,
-        encoder_flops=sum(encoder_flops(model.encoder, grid) for grid in grids),
+        encoder_flops=sum(encoder_flops(model.encoder, picture.encoded) for picture in pictures),
         selection_flops=round(row.selection_flops or 0),
         prefill_flops=int(prefill_flops(model, lengths)),
         # The prefill already produces the first new token.
@@ -54,9 +78,11 @@ def token_accounting(
     )
 
 
-def _grid(mask: Bool[Tensor, " V"], grid: tuple[int, int]) -> Bool[np.ndarray, "rows columns"]:
-    """Reshape one image's mask to rows and columns, without a class token before them."""
-    return mask[len(mask) - grid[0] * grid[1] :].numpy().reshape(grid)
+def _bitmaps(mask: Bool[Tensor, " V"], picture: Picture) -> Iterator[str]:
+    """Yield the token bitmap of each grid of one image, without a class token before them."""
+    sizes = [rows * columns for rows, columns in picture.grids]
+    for part, grid in zip(mask[len(mask) - sum(sizes) :].split(sizes), picture.grids, strict=True):
+        yield encode(part.numpy().reshape(grid))
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 from lmms_prune.harness.pruned import PrunedModel
+from lmms_prune.models.mosaic import Mosaic
 from lmms_prune.models.parts import ModelParts
 
 SIDE = 28  # pixels of a visual token in a drawing
 
 
 def grids_of(wrapper: PrunedModel, inputs: dict[str, Any]) -> list[tuple[int, int]]:
-    """Rows and columns of the visual tokens of each image of one prompt."""
+    """Rows and columns of the visual tokens of each image of one prompt; of an image in tiles, of its base and its canvas."""
     parts = ModelParts.of(wrapper.model)
+    if mosaics := parts.mosaics(inputs):
+        return [grid for mosaic in mosaics for grid in mosaic.rectangles]
     visual = (inputs["input_ids"][0] == parts.config.image_token_id).tolist()
     return parts.grids(inputs, [size for _, size in parts.spans(visual, inputs)])
 
@@ -34,11 +37,34 @@ def seen_images(wrapper: PrunedModel, inputs: dict[str, Any], grids: Sequence[tu
     processor = wrapper.processor.image_processor
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
     images = []
-    for pixels, (rows, columns) in zip(_pictures(wrapper, inputs["pixel_values"], grids), grids, strict=True):
+    mosaics = ModelParts.of(wrapper.model).mosaics(inputs)
+    pictures = (
+        _in_tiles(inputs["pixel_values"], mosaics) if mosaics else _pictures(wrapper, inputs["pixel_values"], grids)
+    )
+    for pixels, (rows, columns) in zip(pictures, grids, strict=True):
         unscaled = (pixels.float().cpu() * deviation + mean).clamp(0, 1)
         array = (unscaled.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
         images.append(Image.fromarray(array).resize((columns * SIDE, rows * SIDE)))
     return images
+
+
+def _in_tiles(pixels: Tensor, mosaics: Sequence[Mosaic]) -> list[Tensor]:
+    """The normalised pixels of each image's base, and of the part of its tiles whose patches are visual tokens."""
+    pictures = []
+    for tiles, mosaic in zip(pixels, mosaics, strict=True):
+        base, canvas = tiles[0], tiles[1 : mosaic.encoded].unflatten(0, mosaic.tiles)
+        # tile row, tile column, colour, pixel row, pixel column
+        whole = canvas.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+        patch = base.shape[-1] // mosaic.side
+        rows, columns = (slice(patch * kept.start, patch * kept.stop) for kept in (mosaic.rows, mosaic.columns))
+        pictures += [base, whole[:, rows, columns]]
+    return pictures
+
+
+def split_by_grid(mask: Tensor, grids: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """The mask over all tokens of a prompt's images as one array (rows, columns) for each of their grids."""
+    parts = mask.cpu().split([rows * columns for rows, columns in grids])
+    return [part.numpy().reshape(grid) for part, grid in zip(parts, grids, strict=True)]
 
 
 def _pictures(wrapper: PrunedModel, pixels: Tensor, grids: Sequence[tuple[int, int]]) -> list[Tensor]:

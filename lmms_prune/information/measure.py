@@ -126,6 +126,11 @@ def measure(
     parts = ModelParts.of(model)
     if parts.form == "flash":
         raise UnsupportedModelError("measuring information needs custom masks; use attn_implementation=sdpa.")
+    if parts.tiled:
+        message = (
+            f"measuring information needs images of one grid of visual tokens; {parts.family.title}'s are in tiles."
+        )
+        raise UnsupportedModelError(message)
     for layer in layers:
         Schedule.parse(f"vtw@{layer}").check(len(parts.layers))
     with torch.no_grad():

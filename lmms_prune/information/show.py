@@ -13,7 +13,7 @@ from PIL import Image
 from lmms_prune.harness.generation import clean, own_tokens, stop_texts
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
-from lmms_prune.information.canvas import dimmed, grids_of, seen_images
+from lmms_prune.information.canvas import dimmed, grids_of, seen_images, split_by_grid
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.pruning.trace import RowTrace
 from lmms_prune.schedule import Schedule
@@ -26,7 +26,7 @@ class ShownComparison:
     Args:
         question: the question, as asked.
         schedule: the schedule of the pruned run.
-        images: the images as the model sees them.
+        images: the images as the model sees them; of an image in tiles its base and its canvas.
         kept: for each stage and image, a boolean array (rows, columns) of the kept visual tokens.
         answer, unpruned: the answers with and without pruning.
         trace: the trace of the pruned run.
@@ -59,9 +59,7 @@ def show(
     grids = grids_of(wrapper, inputs)
     unpruned, _ = _answer(wrapper, inputs, messages, Schedule(), new_tokens)
     answer, trace = _answer(wrapper, inputs, messages, schedule, new_tokens)
-    kept = [
-        [mask.cpu().numpy().reshape(grid) for mask, grid in zip(masks, grids, strict=True)] for masks in trace.masks
-    ]
+    kept = [split_by_grid(torch.cat(masks), grids) for masks in trace.masks]
     seen = seen_images(wrapper, inputs, grids)
     return ShownComparison(question, schedule, seen, kept, answer, unpruned, trace)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
 from lmms_prune.leaderboard.samples import Samples, SamplesError, answer_text, line_at, read_samples, sample_accounting
+from lmms_prune.record.accounting import TokenAccounting
 from lmms_prune.record.bitmaps import decode
 
 
@@ -25,6 +26,7 @@ class Flip:
         kept: number of visual tokens kept after each stage of the second run.
         visual_tokens: number of visual tokens of its images.
         grids: rows and columns of the visual tokens of each image; empty where the run did not log them.
+        boxes: of each grid its image, and the part that shows it (`TokenAccounting.grid_boxes`).
         bitmaps: token bitmaps: which visual tokens are kept, by stage and image, as `lmms_prune.record.bitmaps` writes them.
     """
 
@@ -37,6 +39,7 @@ class Flip:
     kept: tuple[int, ...]
     visual_tokens: int
     grids: tuple[tuple[int, int], ...] = ()
+    boxes: tuple[tuple[int, ...], ...] = ()
     bitmaps: tuple[tuple[str, ...], ...] = ()
 
 
@@ -99,6 +102,7 @@ def flip(before: Answers, after: Answers, document: int, worse: bool) -> Flip:
         for stage in bitmaps:
             for text, grid in zip(stage, grids, strict=True):
                 decode(text, grid)
+        _check_boxes(cost)
     except ValueError as error:
         raise SamplesError(f"{after.path}: kept tokens of document {document}: {error}") from error
     return Flip(
@@ -111,5 +115,20 @@ def flip(before: Answers, after: Answers, document: int, worse: bool) -> Flip:
         kept=() if cost is None else cost.kept_visual_tokens,
         visual_tokens=0 if cost is None else cost.visual_tokens,
         grids=grids,
+        boxes=() if cost is None else cost.grid_boxes,
         bitmaps=bitmaps,
     )
+
+
+def _check_boxes(cost: TokenAccounting | None) -> None:
+    """Refuse boxes that do not lie in their grids.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for box, (rows, columns) in (
+        zip(cost.grid_boxes, cost.visual_grids, strict=True) if cost and cost.grid_boxes else ()
+    ):
+        fits = len(box) == 5 and min(box) >= 0 and box[1] + box[3] <= rows and box[2] + box[4] <= columns
+        if not fits:
+            raise ValueError(f"the box {list(box)} is no part of a grid of {rows} x {columns} visual tokens.")

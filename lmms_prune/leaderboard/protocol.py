@@ -74,7 +74,7 @@ def _settings(entry: Entry, printed: PublishedRow) -> Iterator[str]:
 def _schedule(entry: Entry, printed: PublishedRow) -> Iterator[str]:
     """Yield the stages whose options differ from the row's."""
     for stage in Schedule.parse(entry.schedule or "none").stages:
-        wanted = Stage(stage.method, stage.layer, stage.keep, printed.protocol.options(stage.method))
+        wanted = Stage(stage.method, stage.layer, stage.keep, printed.protocol.options(stage.method), stage.per)
         if stage.options != wanted.options and entry.schedule != "none":
             yield f"{stage}, not {wanted}"
 

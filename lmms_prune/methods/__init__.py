@@ -10,8 +10,11 @@ from lmms_prune.errors import OptionError
 from lmms_prune.methods.spec import (
     MethodSpec,
     Option,
+    before_decoder,
     dart_count,
     folder_layers,
+    inside_encoder,
+    measured_whole,
     oracle_needs,
     sparsevlm_count,
     tome_layers,
@@ -88,6 +91,7 @@ _ROWS = (
         kind="control",
         reads=("encoder", "pixels", "grid"),
         example="downsample@0:0.33",
+        undefined_on_tiles=before_decoder,
         highest_layer=0,
         at_most=True,
         rewrites=True,
@@ -99,6 +103,7 @@ _ROWS = (
         kind="oracle",
         reads=("answer", "grid"),
         example="information@12:0.25;of=worth",
+        undefined_on_tiles=measured_whole,
         refuses=oracle_needs,
         options=(Option("of", "", "folder that `lmms-prune information` wrote for this model and these documents"),),
     ),
@@ -188,6 +193,7 @@ _ROWS = (
         kind="hybrid",
         reads=("encoder", "attention", "hidden"),
         example="nuwa@0:0.33",
+        regions=True,
         rewrites=True,
     ),
     MethodSpec(
@@ -280,6 +286,7 @@ _ROWS = (
         kind="hybrid",
         reads=("encoder", "hidden"),
         example="holov@0:192t",
+        regions=True,
         rewrites=True,
         options=(
             Option("order", "raster", "order of the kept tokens", ("raster", "reference")),
@@ -308,6 +315,7 @@ _ROWS = (
         kind="hybrid",
         reads=("encoder", "attention", "hidden", "grid"),
         example="mustdrop@3:0.3",
+        undefined_on_tiles=before_decoder,
         keep="optional",
         rewrites=True,
         crops_cache="later",
@@ -353,6 +361,7 @@ _ROWS = (
         kind="merging",
         reads=("hidden", "keys", "encoder", "pixels"),
         example="tome@0:0.33",
+        undefined_on_tiles=inside_encoder,
         rewrites=True,
         refuses=tome_layers,
         options=(
@@ -373,6 +382,7 @@ _ROWS = (
         kind="merging",
         reads=("hidden", "encoder"),
         example="folder@0:0.33",
+        undefined_on_tiles=inside_encoder,
         rewrites=True,
         refuses=folder_layers,
         options=(

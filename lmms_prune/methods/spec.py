@@ -134,6 +134,25 @@ def oracle_needs(layer: int, options: Options) -> str:
     return ""
 
 
+_REENCODES = "it runs the vision encoder's blocks on all of an image at once"
+
+
+def inside_encoder(layer: int, options: Options) -> str:
+    """ToMe and FOLDER run the encoder anew only in the variants that act inside it."""
+    inside = options.get("place") == "encoder" or options.get("variant") == "full"
+    return _REENCODES if inside else ""
+
+
+def before_decoder(layer: int, options: Options) -> str:
+    """Downsample and MustDrop run the encoder anew before the decoder."""
+    return _REENCODES if layer == 0 else ""
+
+
+def measured_whole(layer: int, options: Options) -> str:
+    """`lmms-prune information` measures images of one grid."""
+    return "`lmms-prune information` measures images of a single grid"
+
+
 READS = {
     "attention": "attention rows of the layer before",
     "attention ahead": "attention rows of the layer itself",
@@ -173,6 +192,10 @@ class MethodSpec:
         crops_cache: after the prompt, tokens that the method's stages (deeper than 0) dropped are also removed from the
             caches of layers that ran before its last one: "" of none, "later" from the layer before its first stage on, "all"
             of all.
+        regions: it divides the image into regions by its raster, and so needs a single rectangle of tokens; what reads the
+            grid does so anyway.
+        undefined_on_tiles: why a stage at (layer, options) is not defined for an image that is encoded in tiles, in a
+            clause; an empty text if it is.
         options: the options that may follow in the stage's text.
         trained: it needs weights that were trained for it.
     """
@@ -191,6 +214,8 @@ class MethodSpec:
     rewrites: bool = False
     refuses: Callable[[int, Options], str] = all_layers
     crops_cache: Literal["", "later", "all"] = ""
+    regions: bool = False
+    undefined_on_tiles: Callable[[int, Options], str] = all_layers
     options: tuple[Option, ...] = ()
     trained: bool = False
 
@@ -198,6 +223,11 @@ class MethodSpec:
     def ready(self) -> bool:
         """Whether it runs without further files: no weights trained for it, no measurements."""
         return not self.trained and self.kind != "oracle"
+
+    @property
+    def needs_grid(self) -> bool:
+        """Whether it needs the image as a single rectangle of tokens."""
+        return self.regions or "grid" in self.reads
 
     @property
     def drops_all(self) -> bool:

@@ -21,6 +21,7 @@ from lmms_prune.methods.shared.memory import Memory, State
 from lmms_prune.methods.shared.tensors import owners, settled
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
 from lmms_prune.models.family import Grid
+from lmms_prune.models.mosaic import Tiles
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.tensors import finest, is_finite, to_device
 
@@ -65,6 +66,7 @@ class TokenView:
         memory: state that methods pass from stage to stage; lives for one prefill.
         _questions: the question of each image's row as text, if `prune` was called with questions.
         _grid_list: rows and columns of each image's original tokens, where known.
+        _tiles: the tiles of the batch's images, where images are encoded in tiles.
         _encoder_run: the recorded signals of the vision encoder.
         _guide: runs an auxiliary model on the batch and returns its attention.
         _parts: the model.
@@ -76,7 +78,7 @@ class TokenView:
         _additions: the tensors that the decoder will still add to the tokens present between its layers, layer by layer.
         _present: whether each column of the sequence holds a token.
         _origin: the original column of each column of the sequence.
-        _starts: the original column of each image's first token.
+        _columns: the original column of each of an image's original visual tokens, by raster index.
     """
 
     layer: int
@@ -93,13 +95,14 @@ class TokenView:
     _before: LayerInput | None
     _present: Bool[Tensor, "R L"]
     _origin: Int[Tensor, "R L"]
-    _starts: Int[Tensor, " B"]
+    _columns: Int[Tensor, "B N"]
     images: Sequence[tuple[str, int]] = ()
     _additions: Sequence[Float[Tensor, "B V D"]] = ()
     _embedded: Float[Tensor, "R L0 D"] | None = None
     _unpruned_rotary: tuple[Tensor, Tensor] | None = None
     _position_ids: Tensor | None = None
     _grid_list: Sequence[Grid] = ()
+    _tiles: Tiles | None = None
     _encoder_run: EncoderRun | None = None
     _questions: Sequence[str] | None = None
     requested: Sequence[int] | None = None
@@ -175,7 +178,7 @@ class TokenView:
 
         With M-RoPE the mean over its channels too, each with all frequencies. In the finest type, from float32 tables.
         """
-        columns = torch.where(self.valid, self._starts[:, None] + self.index, 0)
+        columns = torch.where(self.valid, self._column_of(self.index), 0)
         positions = columns
         if self._position_ids is not None:
             known = self._position_ids.to(columns.device)
@@ -241,7 +244,7 @@ class TokenView:
         """
         assert self._unpruned_rotary is not None
         layer, hidden, (cos, sin) = self._state.layer, self._state.hidden[self.rows], self._unpruned_rotary
-        columns = Tokens(torch.where(exists, self._starts[:, None] + index, 0), exists)
+        columns = Tokens(torch.where(exists, self._column_of(index), 0), exists)
         candidates = self._parts.keys(layer, states.to(hidden), (self._at(cos, columns), self._at(sin, columns)))
         present = Tokens(self._origin[self.rows], self._present[self.rows])
         cos, sin = self._at(cos, present), self._at(sin, present)
@@ -273,7 +276,7 @@ class TokenView:
         sizes = to_device(self.sizes, self.valid.device)
         column = torch.arange(max(self.sizes, default=0), device=self.valid.device)
         valid = column < sizes[:, None]
-        return Tokens(torch.where(valid, self._starts[:, None] + column, 0), valid)
+        return Tokens(torch.where(valid, self._columns, 0), valid)
 
     @cached_property
     def visual_embeddings(self) -> Float[Tensor, "B N D"]:
@@ -296,8 +299,13 @@ class TokenView:
         """Rows and columns of the original visual tokens of each image, known on the host.
 
         Raises:
-            PruningError: the images were encoded before pruning began.
+            PruningError: the images were encoded before pruning began, or are no single rectangles.
         """
+        if self._tiles is not None and not self._grid_list:
+            raise PruningError(
+                "the method reads the image's grid, but an image in tiles has several: name 'grid' in what the method "
+                "reads (then it gets them one by one), or add ';per=tile' to its stage."
+            )
         if len(self._grid_list) < len(self.sizes):
             raise PruningError(_OUTSIDE.format("the images' grids"))
         return list(self._grid_list)
@@ -309,9 +317,12 @@ class TokenView:
         Raises:
             PruningError: the images were encoded before pruning began.
         """
-        run, grids = self._encoder_run, self.grids
+        run = self._encoder_run
         if run is None:
             raise PruningError(_OUTSIDE.format("the vision encoder"))
+        if self._tiles is not None:
+            return self._tiled_encoder(run, self._tiles)
+        grids = self.grids
         recorded = len(run.grids) if run.grids is not None else len(run.pixels) or self._recorded_images(run)
         repeats = len(grids) // recorded if recorded else 0
         if not repeats or recorded * repeats != len(grids):
@@ -319,6 +330,12 @@ class TokenView:
         owner = owners(self._owning_rows, repeats)
         run_grids = [grids[owner.index(i)] for i in range(recorded)]
         return self._parts.family.signals_class()(self._parts, run, owner, run_grids)
+
+    def _tiled_encoder(self, run: EncoderRun, tiles: Tiles) -> Encoder:
+        recorded, expected = len(run.pixels) or self._recorded_images(run), sum(x.encoded for x in tiles.mosaics)
+        if recorded != expected:
+            raise PruningError(f"the vision encoder saw {recorded} tiles, but the prompts' images have {expected}.")
+        return self._parts.family.signals_class()(self._parts, run, tiles)
 
     def question(self) -> list[str]:
         """The question of each image's row as text.
@@ -404,6 +421,10 @@ class TokenView:
         scores = grouped @ key.to(fine)[:, :, None].transpose(-1, -2)
         weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1).flatten(1, 2)
         return weights.to(self.valid.device)
+
+    def _column_of(self, index: Int[Tensor, "B C"]) -> Int[Tensor, "B C"]:
+        """The original columns of raster indices; arbitrary where padding."""
+        return self._columns.gather(1, index.clamp(0, self._columns.shape[1] - 1))
 
     def _of(self, sequence: Shaped[Tensor, "R L *D"], tokens: Tokens) -> Shaped[Tensor, "B N *D"]:
         return sequence.to(self.valid.device)[self.rows[:, None], tokens.slots]

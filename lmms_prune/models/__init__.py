@@ -7,6 +7,7 @@ from typing import Any
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.family import Family
 from lmms_prune.models.llava import LLAVA
+from lmms_prune.models.llava_next import LLAVA_NEXT
 from lmms_prune.models.qwen2_5_vl import QWEN2_5_VL
 from lmms_prune.models.qwen2_vl import QWEN2_VL
 from lmms_prune.models.qwen3_vl import QWEN3_VL
@@ -14,7 +15,9 @@ from lmms_prune.models.unsupported import refuse_variant, why_not
 
 __all__ = ["FAMILIES", "MODEL_NAMES", "Family", "family_of"]
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (LLAVA, LLAVA_NEXT, QWEN2_5_VL, QWEN2_VL, QWEN3_VL)
+}
 """By ``config.model_type``."""
 MODEL_NAMES: dict[str, Family] = {family.model_name: family for family in FAMILIES.values()}
 """By the name under which lmms-eval finds this package's model."""

@@ -7,15 +7,17 @@ projected (``patches_per_token``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from math import isqrt
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from lmms_prune.models.encoder import MOST, Encoder
-from lmms_prune.models.parts import device_of
+from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
+from lmms_prune.models.mosaic import Tiles
+from lmms_prune.models.parts import ModelParts, device_of
 from lmms_prune.models.tensors import is_finite, to_device
 
 
@@ -28,10 +30,11 @@ class ClipEncoder(Encoder):
         if one_head:
             # The queries are divided by the root of a head's width; the root of the common width is √H times that.
             scores = scores.sum(1, keepdim=True) * scores.shape[1] ** -0.5
-        return self.of_view(self._squares(scores.softmax(-1), 2).sum(-1))
+        # Tokens are the second dimension of what `of_view` takes.
+        return self.of_view(self._squares(scores.softmax(-1), 2).sum(-1).transpose(1, 2)).transpose(1, 2)
 
     def class_output(self, block: int) -> Float[Tensor, "B C"]:
-        return self.of_view(self.run.outputs[block][:, 0])
+        return self.of_images(self.run.outputs[block][:, 0])
 
     def attention_chunks(self, block: int) -> Iterator[tuple[Int[Tensor, "S q"], Int[Tensor, "S k"], Tensor]]:
         query, key = self._queries_and_keys(block)
@@ -65,7 +68,7 @@ class ClipEncoder(Encoder):
         return list(self.run.pixels)
 
     def inputs(self) -> dict[str, Tensor]:
-        return {"pixel_values": self.of_view(self.run.pixels)}
+        return {"pixel_values": self.of_images(self.run.pixels)}
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
         tokens: list[Tensor] = [torch.empty(0)] * len(images)
@@ -166,3 +169,69 @@ class ClipEncoder(Encoder):
         merge, side = isqrt(self.shape.patches_per_token), isqrt(patches.shape[dim])
         grid = patches.unflatten(dim, (side // merge, merge, side // merge, merge)).transpose(dim + 1, dim + 2)
         return grid.flatten(dim + 2, dim + 3).flatten(dim, dim + 1)
+
+
+class TiledClipEncoder(ClipEncoder):
+    """Reads a CLIP encoder that saw each image in several tiles; a signal of a token is that of its patch in its tile.
+
+    The images of the run are the tiles. Attention is normalised within a tile, and scores of different tiles are compared
+    as they are. Where a method reads one vector of an image (its class token), it is that of the base, or of the region's
+    own tile.
+
+    Args:
+        parts, run: as for `Encoder`.
+        tiles: the images, and the rows of the view.
+    """
+
+    def __init__(self, parts: ModelParts, run: EncoderRun, tiles: Tiles):
+        images = tiles.mosaics
+        self._firsts = list(accumulate((image.encoded for image in images), initial=0))
+        sources = [[images[image].sources[number] for number in region.raster] for image, region in tiles.rows]
+        firsts = [self._firsts[image] for image, _ in tiles.rows]
+        self._sources = [
+            [(first + tile, cell) for tile, cell in row] for first, row in zip(firsts, sources, strict=True)
+        ]
+        owner = [row[0][0] for row in self._sources]
+        super().__init__(
+            parts, run, owner, [(image.side, image.side) for image in images for _ in range(image.encoded)]
+        )
+        self.tiles = tiles
+
+    def of_view(self, x: Shaped[Tensor, "I P *C"]) -> Shaped[Tensor, "B N *C"]:
+        return self.aligned(x.flatten(0, 1))
+
+    def aligned(
+        self, tokens: Shaped[Tensor, " n *C"], images: Sequence[int] | None = None, per: int = 1
+    ) -> Shaped[Tensor, "B N *C"]:
+        if images is not None:
+            return super().aligned(tokens, images, per)
+        assert per == 1, "a token is one patch"
+        key = ("regions", tokens.device)
+        if key not in self._rows:
+            square = self.sizes[0]
+            flat = [torch.tensor([tile * square + cell for tile, cell in row]) for row in self._sources]
+            # Padding points at a spare last row of zeros.
+            table = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=len(tokens))
+            self._rows[key] = to_device(table, tokens.device)
+        return torch.cat([tokens, tokens.new_zeros(1, *tokens.shape[1:])])[self._rows[key]]
+
+    def finite(self) -> Bool[Tensor, " B"]:
+        tensors = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())
+        if not tensors:
+            return torch.ones(len(self.owner), dtype=torch.bool, device=self.run.pixels.device)
+        tiles = torch.stack([is_finite(x).flatten(1).all(1).to(tensors[0].device) for x in tensors]).all(0)
+        # A region's own tiles, each at least once.
+        own = [sorted({tile for tile, _ in row}) for row in self._sources]
+        most = max(map(len, own))
+        numbers = to_device([tiles_of + tiles_of[:1] * (most - len(tiles_of)) for tiles_of in own], tiles.device)
+        return tiles[numbers].all(1)
+
+    def inputs(self) -> dict[str, Tensor]:
+        images, pixels = [self.tiles.mosaics[number] for number in self.tiles.encoded], self.run.pixels
+        if self.tiles.encoded != list(range(len(self.tiles.mosaics))):
+            firsts = [self._firsts[number] for number in self.tiles.encoded]
+            tiles = [first + tile for first, image in zip(firsts, images, strict=True) for tile in range(image.encoded)]
+            pixels = pixels[to_device(tiles, pixels.device)]
+        # The model takes the tiles of all images one after another, too.
+        sizes = to_device([image.size for image in images], pixels.device)
+        return {"pixel_values": pixels, "image_sizes": sizes}

@@ -148,7 +148,7 @@ class Encoder(ABC):
             flag = self._finite_rows(tensor)
             flags.setdefault(len(flag), []).append(flag.to(tensors[0].device))
         finite = [self._by_image(torch.stack(some).all(0)).all(1) for some in flags.values()]
-        return self.of_view(torch.stack(finite).all(0) if len(finite) > 1 else finite[0])
+        return self.of_images(torch.stack(finite).all(0) if len(finite) > 1 else finite[0])
 
     @torch.no_grad()
     def saliency(self, block: int | None = None) -> Float[Tensor, "B N"]:
@@ -307,8 +307,12 @@ class Encoder(ABC):
             self._rows[key] = to_device(torch.where(column < length, start + column, len(tokens)), tokens.device)
         return torch.cat([tokens, tokens.new_zeros(1, *tokens.shape[1:])])[self._rows[key]]
 
-    def of_view(self, x: Shaped[Tensor, " I *C"]) -> Shaped[Tensor, " B *C"]:
-        """The rows of the run's images for the images of the view."""
+    def of_view(self, x: Shaped[Tensor, "I N *C"]) -> Shaped[Tensor, "B N *C"]:
+        """A signal of the tokens of the run's images for those of the view's images."""
+        return self.of_images(x)
+
+    def of_images(self, x: Shaped[Tensor, " I *C"]) -> Shaped[Tensor, " B *C"]:
+        """One value for each of the run's images, for the images of the view."""
         return x if self.owner == list(range(len(x))) else x[self._owners(x.device)]
 
     def _owners(self, device: torch.device) -> Int[Tensor, " B"]:

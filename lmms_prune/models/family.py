@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_prune.errors import BrokenImageError
 
 if TYPE_CHECKING:
+    from lmms_prune.models.mosaic import Mosaic
     from lmms_prune.models.shape import EncoderShape
     from lmms_prune.models.sizes import Architecture
 
@@ -37,6 +38,7 @@ class Family(ABC):
         example: rows and columns of the visual tokens of an example image, for estimates of cost.
         defaults: model arguments whose default depends on the family.
         refused: model arguments that have no meaning for this family.
+        arguments: model arguments that have a meaning for families that name them alone.
         trims_answers: whether lmms-eval's own model strips its answers and ends them at a blank line too, which the harness
             fills in as the stop text of tasks that state none.
         image_arguments: arguments of ``forward`` about images beyond those that all families have.
@@ -52,6 +54,7 @@ class Family(ABC):
     example: Grid
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
     refused: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     trims_answers: bool = False
     image_arguments: tuple[str, ...] = ()
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False, repr=False)
@@ -60,6 +63,11 @@ class Family(ABC):
     def published_default(self) -> str:
         """The name in `published` of the default checkpoint."""
         return next(name for name in self.published if name in self.checkpoint.lower())
+
+    @property
+    def tiled(self) -> bool:
+        """Whether images are encoded in tiles, so that an image is no single rectangle of tokens."""
+        return type(self).mosaics is not Family.mosaics
 
     # -- visual tokens in a prompt ---------------------------------------------------------------------------------
 
@@ -87,6 +95,13 @@ class Family(ABC):
         A family whose images have tokens outside the grid (newline tokens, thumbnails) counts them here.
         """
         return [rows * columns for rows, columns in self.grids(config, inputs, ())]
+
+    def mosaics(self, config: Any, inputs: Mapping[str, Any]) -> list[Mosaic]:
+        """Where the patches of each image of a batch are among its tokens, of a family that encodes images in tiles.
+
+        An empty list where every image is one rectangle of tokens; otherwise `grids` returns none.
+        """
+        return []
 
     @abstractmethod
     def grids_of_thw(self, config: Any, thw: Any) -> list[Grid]:
@@ -220,6 +235,9 @@ class Family(ABC):
     def processor_options(self, arguments: Any) -> dict[str, Any]:
         """Options with which the checkpoint's processor is loaded."""
         return {}
+
+    def prepare(self, model: Any, processor: Any, arguments: Any) -> None:  # noqa: B027  (most families need nothing)
+        """Change a loaded model and its processor as the run's arguments say; by default nothing."""
 
     @abstractmethod
     def processed(

@@ -13,7 +13,7 @@ from lmms_prune.models.shape import EncoderShape
 from lmms_prune.models.sizes import Architecture, EncoderSizes, bytes_per_number, decoder_sizes, stated_sizes
 
 # The library's defaults for values that a config.json omits (that of LLaVA-1.5 on the hub does).
-_LLAMA = {
+LLAMA = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
     "num_hidden_layers": 32,
@@ -28,7 +28,7 @@ _CLIP = {
     "image_size": 224,
     "patch_size": 32,
 }
-_CLIP_L_336 = {
+CLIP_L_336 = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -36,7 +36,7 @@ _CLIP_L_336 = {
     "image_size": 336,
     "patch_size": 14,
 }
-_IMAGE_TOKEN = 32000
+IMAGE_TOKEN = 32000
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,19 @@ class Llava(Family):
     def view_of(self, settings: Mapping[str, str]) -> str:
         return settings.get("image_aspect", "crop")
 
+    def text_defaults(self, stated: Any) -> Mapping[str, Any]:
+        """The library's defaults for values that a text configuration omits."""
+        return LLAMA
+
+    @property
+    def vision_defaults(self) -> Mapping[str, Any]:
+        """The library's defaults for values that a vision configuration omits."""
+        return _CLIP
+
     def architecture(self, config: Mapping[str, Any], name: str) -> Architecture:
-        text = stated_sizes(_LLAMA, config.get("text_config", {}), f"{name}: text_config")
-        vision = stated_sizes(_CLIP, config.get("vision_config", {}), f"{name}: vision_config")
+        stated = config.get("text_config", {})
+        text = stated_sizes(self.text_defaults(stated), stated, f"{name}: text_config")
+        vision = stated_sizes(self.vision_defaults, config.get("vision_config", {}), f"{name}: vision_config")
         hidden, wide = text["hidden_size"], vision["hidden_size"]
         encoder = EncoderSizes(
             layers=vision["num_hidden_layers"],
@@ -135,11 +145,11 @@ class Llava(Family):
         from transformers import LlavaConfig
 
         sizes = self.published[published]
-        text = {**_LLAMA, **sizes["text_config"], "model_type": "llama"}
+        text = {**LLAMA, **sizes["text_config"], "model_type": "llama"}
         if layers is not None:
             text["num_hidden_layers"] = layers
         vision = {**sizes["vision_config"], "model_type": "clip_vision_model"}
-        return LlavaConfig(text_config=text, vision_config=vision, image_token_index=_IMAGE_TOKEN)
+        return LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE_TOKEN)
 
 
 LLAVA = Llava(
@@ -155,7 +165,7 @@ LLAVA = Llava(
         "llava-1.5-7b": {
             "model_type": "llava",
             "text_config": {"vocab_size": 32064},
-            "vision_config": _CLIP_L_336,
+            "vision_config": CLIP_L_336,
         },
         "llava-1.5-13b": {
             "model_type": "llava",
@@ -166,7 +176,7 @@ LLAVA = Llava(
                 "num_hidden_layers": 40,
                 "num_attention_heads": 40,
             },
-            "vision_config": _CLIP_L_336,
+            "vision_config": CLIP_L_336,
         },
     },
 )

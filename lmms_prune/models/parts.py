@@ -16,6 +16,7 @@ from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models import FAMILIES, family_of
 from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.kernels import KERNELS, MaskForm, how_to_get
+from lmms_prune.models.mosaic import Mosaic
 from lmms_prune.models.shape import EncoderShape
 from lmms_prune.models.tensors import finest
 
@@ -90,6 +91,11 @@ class ModelParts:
         return self.family.tokens_per_image(self.config)
 
     @property
+    def tiled(self) -> bool:
+        """Whether images are encoded in tiles, so that an image is no single rectangle of tokens."""
+        return self.family.tiled
+
+    @property
     def encoder(self) -> Any:
         """The vision encoder."""
         return self.family.encoder(self.multimodal)
@@ -112,6 +118,10 @@ class ModelParts:
             sizes: visual tokens of each image.
         """
         return self.family.grids(self.config, inputs, sizes)
+
+    def mosaics(self, inputs: dict[str, Any]) -> list[Mosaic]:
+        """The tiles of the batch's images; empty where images are encoded whole."""
+        return self.family.mosaics(self.config, inputs)
 
     def spans(self, visual: Sequence[bool], inputs: dict[str, Any]) -> list[tuple[int, int]]:
         """Start and length of each image's visual tokens in the only row of a batch.

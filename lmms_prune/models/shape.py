@@ -21,6 +21,7 @@ class EncoderShape:
         window: side, in visual tokens, of the windows in which blocks attend and in whose order the patches lie; 0 if
             there are none: then patches lie in raster order of the visual tokens.
         full: blocks that attend over the whole image although there are windows.
+        tiles: whether an image is encoded in several tiles, each by itself.
     """
 
     depth: int
@@ -31,6 +32,7 @@ class EncoderShape:
     projects_after: bool = False
     window: int = 0
     full: tuple[int, ...] = ()
+    tiles: bool = False
 
     def in_windows(self, block: int) -> bool:
         """Whether 0-based `block` attends in windows."""

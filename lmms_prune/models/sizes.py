@@ -23,6 +23,7 @@ class EncoderSizes:
         merge: side of the square of patches that become one visual token.
         class_tokens: class tokens before an image's patches.
         projector: input and output widths of the matrices after the encoder, for each visual token.
+        tile: side, in visual tokens, of the tiles that are encoded one by one; 0 where an image is encoded whole.
     """
 
     layers: int
@@ -36,6 +37,7 @@ class EncoderSizes:
     merge: int
     class_tokens: int
     projector: tuple[tuple[int, int], ...]
+    tile: int = 0
 
 
 @dataclass(frozen=True)

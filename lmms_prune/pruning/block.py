@@ -9,6 +9,7 @@ from typing import Any
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.base import Method
 from lmms_prune.models.encoder import Signals
+from lmms_prune.models.mosaic import Kind
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.guide import Guide
 from lmms_prune.schedule import Schedule, Stage
@@ -23,6 +24,13 @@ class Acting:
     number: int
     stage: Stage
     method: Method
+
+    @property
+    def kind(self) -> Kind:
+        """Into what the stage divides an image that is encoded in tiles: a method of grids gets them one by one."""
+        if self.stage.per == "tile":
+            return "tile"
+        return "rectangle" if self.stage.spec.needs_grid else "image"
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class Block:
         }
         guide = Guide(model, parts)
         for acting in stages.values():
+            refuse_tiles(parts, acting.stage)
             acting.method.prepare(parts)
             if "guide" in acting.stage.spec.reads:
                 guide.model(str(dict(acting.stage.options).get("guide", "self")))
@@ -88,6 +97,20 @@ class Block:
     def reads_embeddings(self) -> bool:
         """Whether a method reads the input of layer 0."""
         return any("embeddings" in acting.stage.spec.reads for acting in self.stages.values())
+
+
+def refuse_tiles(parts: ModelParts, stage: Stage) -> None:
+    """Refuse a stage that is not defined for images in tiles, if the model encodes them so.
+
+    Raises:
+        UnsupportedModelError: names the stage and the reason.
+    """
+    if not parts.tiled:
+        return
+    if reason := stage.spec.undefined_on_tiles(stage.layer, dict(stage.options)):
+        raise UnsupportedModelError(
+            f"'{stage}' is not defined for {parts.family.title}, which encodes an image in tiles: {reason}."
+        )
 
 
 def _signals(parts: ModelParts, stages: Mapping[int, Acting]) -> Signals:

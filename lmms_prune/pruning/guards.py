@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -13,6 +14,45 @@ from lmms_prune.compat.transformers import generation_settings, named_for_genera
 from lmms_prune.errors import PruningError
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.calls import FORWARD, GENERATE
+
+
+class EncodedImages:
+    """Notes the arguments about images with which a model's images were encoded, by replacing ``get_image_features``.
+
+    ``generate`` encodes images before the first forward pass, to which it passes on the features alone.
+
+    Args:
+        parts: the model's.
+        paused: whether a call is not to be noted.
+    """
+
+    def __init__(self, parts: ModelParts, paused: Callable[[], bool]):
+        self._multimodal, self._noted = parts.multimodal, dict[str, Any]()
+        self._previous = vars(parts.multimodal).get("get_image_features")
+        encode, names = parts.multimodal.get_image_features, parts.family.image_arguments
+        signature = inspect.signature(encode)
+
+        @wraps(encode)
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            if not paused():
+                arguments = signature.bind_partial(*args, **kwargs).arguments
+                self._noted = {name: arguments[name] for name in names if name in arguments}
+            return encode(*args, **kwargs)
+
+        self._multimodal.get_image_features = self._noting = noting
+
+    def take(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a prompt's forward pass, with those that were noted since the last one."""
+        noted, self._noted = self._noted, {}
+        return {**noted, **{name: value for name, value in inputs.items() if value is not None}} if noted else inputs
+
+    def remove(self) -> None:
+        """Restore ``get_image_features``, unless it has been replaced again since."""
+        if vars(self._multimodal).get("get_image_features") is not self._noting:
+            return
+        del self._multimodal.get_image_features
+        if self._previous is not None:
+            self._multimodal.get_image_features = self._previous
 
 
 class GenerateGuard:

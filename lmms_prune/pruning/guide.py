@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
+from lmms_prune.compat.tiles import unpads
 from lmms_prune.compat.transformers import cache_of, layer_keys
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.view import LayerInput, Tokens
@@ -106,6 +107,10 @@ def check_guide(model: Any, guide: Any, name: str) -> None:
         UnsupportedModelError: another family, placeholder or number of visual tokens.
     """
     model_config, guide_config = model.config, guide.config
+    if unpads(model_config) != unpads(guide_config):
+        raise UnsupportedModelError(
+            f"guide={name} cuts off the padding of tiles, and the model does not: use guide=self."
+        )
     for field in ("model_type", "image_token_id"):
         if getattr(model_config, field) != getattr(guide_config, field, None):
             values = f"{field} is {getattr(guide_config, field, None)}, the model's {getattr(model_config, field)}"

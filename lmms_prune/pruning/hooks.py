@@ -28,7 +28,14 @@ from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.block import Block
 from lmms_prune.pruning.decode import OTHER_CACHE, DecodeSteps
-from lmms_prune.pruning.guards import CacheGuard, GenerateGuard, refuse_arguments, refuse_growing_prompt, refuse_inputs
+from lmms_prune.pruning.guards import (
+    CacheGuard,
+    EncodedImages,
+    GenerateGuard,
+    refuse_arguments,
+    refuse_growing_prompt,
+    refuse_inputs,
+)
 from lmms_prune.pruning.layout import read_rows
 from lmms_prune.pruning.prefill import Prefill
 from lmms_prune.pruning.trace import RowTrace, Trace
@@ -147,9 +154,13 @@ class Recorder(Hooks):
     def __init__(self, parts: ModelParts, samples: Sequence[str] | None, trace: Trace):
         self.parts, self.samples, self.trace = parts, samples, trace
         self.open: list[RowTrace] = []
+        self.images: EncodedImages | None = None
 
     def register(self) -> Iterator[Any]:
         """Register the hooks."""
+        if self.parts.tiled:
+            self.images = EncodedImages(self.parts, lambda: False)
+            yield self.images
         yield self.parts.multimodal.register_forward_pre_hook(self.record, with_kwargs=True)
         yield self.parts.multimodal.register_forward_hook(self.note_cache)
 
@@ -171,6 +182,7 @@ class Recorder(Hooks):
             or (cache is not None and cache.get_seq_length() > 0)
         ):
             return
+        inputs = inputs if self.images is None else self.images.take(inputs)
         pads = [0] * len(ids)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             pads = (~mask.bool()).sum(1).tolist()
@@ -197,6 +209,7 @@ class Pruner(Hooks):
         self.running: Prefill | None = None
         self.steps: DecodeSteps | None = None
         self.decoding = False
+        self.images: EncodedImages | None = None
 
     def register(self) -> Iterator[Any]:
         parts, model = self.parts, self.block.model
@@ -205,6 +218,9 @@ class Pruner(Hooks):
             yield model.register_forward_pre_hook(self.see_call, with_kwargs=True)
         if hasattr(model, "generate"):
             yield GenerateGuard(model, parts.family.image_arguments)
+        if parts.tiled:
+            self.images = EncodedImages(parts, lambda: self.asleep)
+            yield self.images
         yield parts.multimodal.register_forward_pre_hook(self.see_inputs, with_kwargs=True)
         yield parts.decoder.register_forward_pre_hook(self.begin, with_kwargs=True)
         for layer, module in enumerate(self.layers):
@@ -255,6 +271,7 @@ class Pruner(Hooks):
             refuse_growing_prompt(self.running.ids, inputs["input_ids"])
         # Before anything is checked: a cache whose prompt is refused is free again once the block ends.
         self.guards.append(guard := CacheGuard())
+        inputs = inputs if self.images is None else self.images.take(inputs)
         self.running = Prefill(self.block, inputs, cache, kwargs.get("position_ids"), self.recorder, guard)
         self.steps = DecodeSteps(self.running)
         kwargs, self.running.between = self.parts.family.between_layers(kwargs)

@@ -7,9 +7,10 @@ from the device. Dimension letters: B rows, L sequence, I images of the whole ba
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from lmms_prune.errors import BrokenImageError, PruningError
 from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.shared.tensors import gather, owners
 from lmms_prune.methods.view import LayerInput, Tokens, TokenView
+from lmms_prune.models.mosaic import Kind, Mosaic, Tiles
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.tensors import to_device
+from lmms_prune.pruning.division import Division, divided, rewritten_slots, share_present
 from lmms_prune.pruning.ragged import Packing, pack
 from lmms_prune.pruning.trace import RowTrace
 from lmms_prune.schedule import Stage
@@ -39,12 +42,16 @@ class Layout:
         text: the text tokens after each image.
         index: the raster index of each visual token.
         origin: the original column of each column of the sequence.
-        starts: the original column of each image's first token.
-        grids: rows and columns of each image's original tokens, where known (host).
+        columns: the original column of each of an image's original visual tokens, by raster index.
+        newlines: the newline tokens present of each image, which belong to no patch.
+        grids: rows and columns of each image's original tokens, where known and one rectangle (host).
+        mosaics: the tiles of each image, of a family that encodes images in tiles (host).
+        encoded: the number of each of these images among those that were encoded (host).
         ends_in_image: whether each row's last token is visual (host).
         counts: visual tokens present in each image (host).
         lengths: tokens present in each row (host).
-        memory: what methods pass from stage to stage, for one prefill.
+        memories: what methods pass from stage to stage, for one prefill, by what the stages divide images into.
+        region_counts: visual tokens present in each tile (or rectangle) of the images, as far as they are planned.
     """
 
     traces: list[RowTrace]
@@ -54,12 +61,16 @@ class Layout:
     text: Tokens
     index: Int[Tensor, "I V"]
     origin: Int[Tensor, "B L"]
-    starts: Int[Tensor, " I"]
+    columns: Int[Tensor, "I M"]
+    newlines: Tokens
     grids: list[tuple[int, int]]
+    mosaics: list[Mosaic]
+    encoded: list[int]
     ends_in_image: list[bool]
     counts: list[int]
     lengths: list[int]
-    memory: Memory = field(default_factory=Memory)
+    memories: dict[Kind, Memory] = field(default_factory=lambda: defaultdict(Memory))
+    region_counts: dict[Kind, list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -80,32 +91,47 @@ class Layout:
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         host_ids, pads = _on_host(ids, None if mask is None else present)
-        traces, spans = read_rows(parts, inputs, host_ids, pads, samples)
+        traces, images = read_rows(parts, inputs, host_ids, pads, samples)
         _refuse_shared_names(host_ids, pads, samples)
-        counts = [size for _, _, size in spans]
-        sets = _token_sets(host_ids, spans, parts.config.image_token_id)
-        # One copy to the device for all that is known on the host: two token sets, rows and first columns.
-        host = [_padded(columns) for columns in sets]
-        host += [torch.tensor([entry[i] for entry in spans], dtype=torch.long)[:, None] for i in (0, 1)]
+        counts = [len(image.patches) for image in images]
+        text = _text_after(host_ids, images, parts.config.image_token_id)
+        # One copy to the device for all that is known on the host: token sets and rows.
+        host = [_padded([image.patches for image in images]), _padded(text), _padded([x.newlines for x in images])]
+        host.append(torch.tensor([image.row for image in images], dtype=torch.long)[:, None])
         widths = [part.shape[1] for part in host]
-        *slots, rows, starts = to_device(torch.cat(host, dim=1), ids.device).split(widths, dim=1)
-        visual, text = (Tokens(columns.clamp(min=0), columns >= 0) for columns in slots)
-        rows, starts = rows[:, 0], starts[:, 0]
-        index = torch.arange(max(counts, default=0), device=ids.device).expand(len(spans), -1)
+        *slots, rows = to_device(torch.cat(host, dim=1), ids.device).split(widths, dim=1)
+        visual, text_tokens, newlines = (Tokens(columns.clamp(min=0), columns >= 0) for columns in slots)
+        index = torch.arange(max(counts, default=0), device=ids.device).expand(len(images), -1)
         origin = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        grids = parts.grids(inputs, counts)
-        if encoded is not None:
-            grids = parts.family.grids_of_thw(parts.config, encoded)
-        if grids and len(spans) > len(grids) and len(spans) % len(grids) == 0:
-            # For several answers to a prompt `generate` repeats the rows, but not the grids.
-            grids = [grids[i] for i in owners([b for b, _, _ in spans], len(spans) // len(grids))]
-        lengths = [ids.shape[1] - pad for pad in pads]
-        ends = [row[-1] == parts.config.image_token_id for row in host_ids]
-        return cls(traces, rows, present, visual, text, index, origin, starts, grids, ends, counts, lengths)
+        mosaics = [image.mosaic for image in images if image.mosaic is not None]
+        return cls(
+            traces=traces,
+            rows=rows[:, 0],
+            present=present,
+            visual=visual,
+            text=text_tokens,
+            index=index,
+            origin=origin,
+            columns=visual.slots,
+            newlines=newlines,
+            grids=_grids(parts, inputs, images, encoded),
+            mosaics=mosaics,
+            encoded=[image.encoded for image in images],
+            ends_in_image=[row[-1] == parts.config.image_token_id for row in host_ids],
+            counts=counts,
+            lengths=[ids.shape[1] - pad for pad in pads],
+            region_counts={kind: _region_sizes(mosaics, kind) for kind in ("rectangle", "tile")},
+        )
 
     def copy(self) -> Layout:
         """The same tokens, with a memory of their own; pruning one leaves the other as it is."""
-        return replace(self, counts=list(self.counts), lengths=list(self.lengths), memory=Memory())
+        return replace(
+            self,
+            counts=list(self.counts),
+            lengths=list(self.lengths),
+            memories=defaultdict(Memory),
+            region_counts=dict(self.region_counts),
+        )
 
     @property
     def owning_rows(self) -> list[int]:
@@ -117,51 +143,127 @@ class Layout:
         """Original visual tokens of each image."""
         return [size for row in self.traces for size in row.images]
 
-    def planned(self, stage: Stage) -> list[int]:
-        """Tokens that each image keeps at `stage`, of those present now, by the stage's count rule."""
-        planned, first = [], 0
-        for row in self.traces:
-            present = self.counts[first : first + len(row.images)]
-            planned += stage.kept(row.images, present)
-            first += len(present)
-        return planned
+    @property
+    def visual_counts(self) -> list[int]:
+        """Visual tokens present in each image, its newline tokens included."""
+        newlines = [n for row in self.traces for n in row.newlines] or [0] * len(self.counts)
+        return [count + (extra if count else 0) for count, extra in zip(self.counts, newlines, strict=True)]
+
+    def divided(self, kind: Kind) -> Division:
+        """The images as a stage's method sees them; reads counts back from the device if an earlier stage left them open."""
+        if kind != "image" and self.mosaics:
+            return divided(kind, self.mosaics, self.visual, self.index, self.region_counts.get(kind))
+        images = list(range(len(self.counts)))
+        return Division(
+            kind, images, [], list(self.counts), self.sizes, self.grids, self.index, self.visual, self.index, self.index
+        )
+
+    def planned(self, stage: Stage, division: Division) -> list[int]:
+        """Tokens that each row of a division keeps at `stage`, of those present now, by the stage's count rule."""
+        if division.kind == "tile":
+            return self._by_row(stage.kept, division, division.counts)
+        whole = self._by_row(stage.kept, self.divided("image"), self.counts)
+        return whole if division.whole else share_present(whole, division.owner, division.counts)
+
+    def requested(self, stage: Stage, division: Division) -> list[int]:
+        """Tokens that the stage requests in each row of a division, before the method's count rule."""
+        if division.kind == "tile":
+            return self._by_row(lambda sizes, _: stage.requested(sizes), division, division.counts)
+        whole = [n for row in self.traces for n in stage.requested(row.images)]
+        return whole if division.whole else share_present(whole, division.owner, division.sizes)
+
+    def _by_row(
+        self, rule: Callable[[list[int], list[int]], list[int]], division: Division, present: Sequence[int]
+    ) -> list[int]:
+        """What `rule` says of the original and present tokens of the images (or tiles) of each row of the batch."""
+        rows, first, numbers = self.owning_rows, 0, []
+        owners_of = [rows[image] for image in division.owner]
+        for b in range(len(self.traces)):
+            last = first + owners_of.count(b)
+            numbers += rule(division.sizes[first:last], list(present[first:last]))
+            first = last
+        return numbers
 
     def view(
-        self, parts: ModelParts, state: LayerInput, before: LayerInput | None, seed: int, **more: Any
+        self,
+        parts: ModelParts,
+        state: LayerInput,
+        before: LayerInput | None,
+        seed: int,
+        division: Division | None = None,
+        **more: Any,
     ) -> TokenView:
-        """The view for a method at the input `state` of a layer; `more` are further fields of the view."""
-        images = [(row.sample, number) for row in self.traces for number in range(len(row.images))]
-        self._follow(state.hidden.device)
+        """The view for a method at the input `state` of a layer.
+
+        Args:
+            parts: the model.
+            state, before: inputs of the layer and of the layer before.
+            seed: of random draws.
+            division: the rows of the view; by default the images.
+            more: further fields of the view.
+        """
+        self.follow(state.hidden.device)
+        division = self.divided("image") if division is None else division
+        names = [(row.sample, number) for row in self.traces for number in range(len(row.images))]
+        images = [names[image] for image in division.owner]
+        seeds = [f"{seed}|{sample}|image {number}|layer {state.layer}" for sample, number in images]
+        if not division.whole:
+            seeds = [f"{text}|{division.kind} {row}" for text, row in zip(seeds, _numbers(division.owner), strict=True)]
+        owning = self.owning_rows
         return TokenView(
             layer=state.layer,
-            rows=self.rows,
-            visual=self.visual,
-            text=self.text,
-            index=self.index,
-            counts=list(self.counts),
-            seeds=[f"{seed}|{sample}|image {number}|layer {state.layer}" for sample, number in images],
+            rows=division.of_images(self.rows),
+            visual=division.visual,
+            text=Tokens(division.of_images(self.text.slots), division.of_images(self.text.valid)),
+            index=division.index,
+            counts=list(division.counts),
+            seeds=seeds,
             images=images,
             _parts=parts,
             _state=state,
             _before=before,
             _present=self.present,
-            memory=self.memory,
-            sizes=self.sizes,
-            _owning_rows=self.owning_rows,
+            memory=self.memories["image" if division.whole else division.kind],
+            sizes=division.sizes,
+            _owning_rows=[owning[image] for image in division.owner],
             _origin=self.origin,
-            _starts=self.starts,
-            _grid_list=self.grids,
+            _columns=division.of_raster(self.columns),
+            _grid_list=division.grids,
+            _tiles=self._tiles(division),
             **more,
         )
 
+    def _tiles(self, division: Division) -> Tiles | None:
+        """What the rows of a view are of the images that were encoded in tiles."""
+        if not self.mosaics:
+            return None
+        regions = division.regions or [mosaic.regions("image")[0] for mosaic in self.mosaics]
+        mosaics = dict(zip(self.encoded, self.mosaics, strict=True))
+        rows = [(self.encoded[image], region) for image, region in zip(division.owner, regions, strict=True)]
+        return Tiles([mosaics[number] for number in sorted(mosaics)], self.encoded, rows)
+
     def write(
-        self, hidden: Float[Tensor, "B L D"], visual: Float[Tensor, "I V D"], index: Int[Tensor, "I V"]
+        self,
+        hidden: Float[Tensor, "B L D"],
+        division: Division,
+        visual: Float[Tensor, "U N D"],
+        index: Int[Tensor, "U N"],
     ) -> Float[Tensor, "B L D"]:
         """`hidden` with a method's rewritten visual tokens; the layout takes over their raster indices and columns."""
-        rows, slots, spare = self._writable(hidden)
-        columns = torch.cat([self.origin, self.origin[:, :1]], dim=1)
-        self.index = torch.where(self.visual.valid, index, self.index)
-        self.origin = columns.index_put((rows, slots), self.starts[:, None] + index)[:, :-1]
+        rows, slots = rewritten_slots(division, hidden, self.rows)
+        spare = torch.cat([hidden, hidden[:, :1]], dim=1)
+        origins = torch.cat([self.origin, self.origin[:, :1]], dim=1)
+        valid, raster = division.visual.valid, division.raster_index(index)
+        columns = division.of_images(self.columns).gather(1, torch.where(valid, raster, 0))
+        if division.whole:
+            self.index = torch.where(valid, index, self.index)
+        else:
+            # Padding writes to a spare last column.
+            owner = to_device(division.owner, valid.device)[:, None].expand_as(raster)
+            indices = torch.cat([self.index, self.index[:, :1]], dim=1)
+            entry = torch.where(valid, division.entry, self.index.shape[1])
+            self.index = indices.index_put((owner, entry), raster)[:, :-1]
+        self.origin = origins.index_put((rows, slots), columns)[:, :-1]
         return spare.index_put((rows, slots), visual.to(hidden.dtype))[:, :-1]
 
     def add(self, hidden: Float[Tensor, "B L D"], extra: Float[Tensor, "N D"]) -> Float[Tensor, "B L D"]:
@@ -171,44 +273,47 @@ class Layout:
             hidden: states of the current sequence.
             extra: one row for each original visual token of the batch, image by image.
         """
-        self._follow(hidden.device)
-        [tokens] = self.of_tokens([extra.to(hidden)])
+        self.follow(hidden.device)
+        [tokens] = self.of_tokens(self.divided("image"), [extra.to(hidden)])
         rows, slots, spare = self._writable(hidden)
         return spare.index_put((rows, slots), spare[rows, slots] + tokens)[:, :-1]
 
-    def of_tokens(self, extras: Sequence[Float[Tensor, "N D"]]) -> list[Float[Tensor, "I V D"]]:
+    def of_tokens(self, division: Division, extras: Sequence[Float[Tensor, "N D"]]) -> list[Float[Tensor, "U V D"]]:
         """The rows of each of `extras` (as for `add`) for the visual tokens present; arbitrary where padding."""
         if not extras:
             return []
-        rows = self._rows_of(self.index)
+        rows = self._rows_of(division, division.index)
         return [extra[rows.to(extra.device)] for extra in extras]
 
     def with_rows(
         self,
         extras: Sequence[Float[Tensor, "N D"]],
-        rows: Float[Tensor, "I V A"],
-        index: Int[Tensor, "I V"],
-        keep: Bool[Tensor, "I V"],
+        division: Division,
+        rows: Float[Tensor, "U V A"],
+        index: Int[Tensor, "U V"],
+        keep: Bool[Tensor, "U V"],
     ) -> list[Float[Tensor, "N D"]]:
         """`extras` (as for `add`) with other rows for the kept tokens.
 
         Args:
             extras: E tensors.
+            division: the rows of the view.
             rows: the new rows of all of them, side by side: A is E·D.
-            index: the raster indices of the tokens to which they belong.
+            index: the raster indices, in the view's rows, of the tokens to which they belong.
             keep: the tokens that are kept.
         """
-        changed, places = [], self._rows_of(index)
+        changed, places = [], self._rows_of(division, index)
         for extra, new in zip(extras, rows.chunk(len(extras), dim=-1), strict=True):
             # Entries that are not kept write to a spare last row.
-            target = torch.where(keep & self.visual.valid, places, len(extra)).to(extra.device)
+            target = torch.where(keep & division.visual.valid, places, len(extra)).to(extra.device)
             changed.append(torch.cat([extra, extra[:1]]).index_put((target,), new.to(extra))[:-1])
         return changed
 
-    def _rows_of(self, index: Int[Tensor, "I V"]) -> Int[Tensor, "I V"]:
+    def _rows_of(self, division: Division, index: Int[Tensor, "U V"]) -> Int[Tensor, "U V"]:
         """The number, among all original visual tokens of the batch, of the tokens at raster indices; 0 where padding."""
-        firsts = to_device([0, *accumulate(self.sizes)][:-1], index.device, torch.long)[:, None]
-        return torch.where(self.visual.valid, firsts + index, 0)
+        firsts = [0, *accumulate(self.sizes)]
+        starts = to_device([firsts[image] for image in division.owner], index.device, torch.long)[:, None]
+        return torch.where(division.visual.valid, starts + division.raster_index(index), 0)
 
     def _writable(self, hidden: Float[Tensor, "B L D"]) -> tuple[Tensor, Tensor, Tensor]:
         """The row and column to write each visual token to, and `hidden` with a spare last column for padding entries."""
@@ -218,6 +323,8 @@ class Layout:
     def prune(self, keep: Bool[Tensor, "I V"], counts: list[int]) -> Packing:
         """Remove all visual tokens but the kept ones, `counts` in each image.
 
+        Newline tokens are kept as long as their image keeps any other token.
+
         Returns:
             the new column of each column of the sequence.
         """
@@ -226,8 +333,13 @@ class Layout:
         # Counted rather than set: padding entries point at column 0 and must not undo a token's drop there.
         drops = torch.zeros_like(self.present, dtype=torch.int32)
         drops.index_put_((self.rows[:, None].expand_as(dropped), self.visual.slots), dropped.int(), accumulate=True)
-        for b, kept, present in zip(self.owning_rows, counts, self.counts, strict=True):
+        before, self.counts = self.visual_counts, list(counts)
+        for b, kept, present in zip(self.owning_rows, self.visual_counts, before, strict=True):
             self.lengths[b] -= present - kept
+        if self.newlines.valid.shape[1]:
+            ended = self.newlines.valid & to_device([not count for count in counts], keep.device)[:, None]
+            drops.index_put_((self.rows[:, None].expand_as(ended), self.newlines.slots), ended.int(), accumulate=True)
+            self.newlines = Tokens(self.newlines.slots, self.newlines.valid & ~ended)
         packing = pack(self.present & (drops == 0), self.lengths, pad="left")
         images = pack(keep, counts, pad="right")
         moved = packing.moved
@@ -236,15 +348,30 @@ class Layout:
         self.text = Tokens(_move(moved, self.rows, self.text.slots, self.text.valid), self.text.valid)
         self.index = gather(self.index, images.index)
         self.origin = gather(self.origin, packing.index)
-        self.present, self.counts = packing.valid, list(counts)
+        self.newlines = Tokens(_move(moved, self.rows, self.newlines.slots, self.newlines.valid), self.newlines.valid)
+        self.present, self.region_counts = packing.valid, {}
         return packing
 
-    def _follow(self, device: torch.device) -> None:
+    def plan_regions(self, division: Division, counts: list[int]) -> None:
+        """Take over what a stage has kept in each row of its division, so that later stages need not read it back."""
+        if division.whole:
+            return
+        self.region_counts = {division.kind: counts}
+        if division.kind == "tile":
+            # The base is tile 0, the canvas all others.
+            sums: list[int] = []
+            for number, count in zip(_numbers(division.owner), counts, strict=True):
+                sums += [count] if number < 2 else []
+                sums[-1] += count if number >= 2 else 0
+            self.region_counts["rectangle"] = sums
+
+    def follow(self, device: torch.device) -> None:
         """Move to the device of the layer about to run (the layers of a large model may be on several devices)."""
         if self.present.device == device:
             return
         self.rows, self.present, self.index = self.rows.to(device), self.present.to(device), self.index.to(device)
-        self.origin, self.starts = self.origin.to(device), self.starts.to(device)
+        self.origin, self.columns = self.origin.to(device), self.columns.to(device)
+        self.newlines = Tokens(self.newlines.slots.to(device), self.newlines.valid.to(device))
         self.visual = Tokens(self.visual.slots.to(device), self.visual.valid.to(device))
         self.text = Tokens(self.text.slots.to(device), self.text.valid.to(device))
 
@@ -255,14 +382,44 @@ def _move(
     return torch.where(valid, moved[rows[:, None], slots], 0)
 
 
+@dataclass(frozen=True)
+class ImageColumns:
+    """One image in a batch of prompts.
+
+    Args:
+        row: its row.
+        patches: the columns of its patches' tokens, in raster order.
+        newlines: the columns of its newline tokens.
+        mosaic: its tiles; None where it is encoded whole.
+        encoded: its number among the images that were encoded in tiles, which several answers to a prompt share.
+    """
+
+    row: int
+    patches: Sequence[int]
+    newlines: Sequence[int] = ()
+    mosaic: Mosaic | None = None
+    encoded: int = 0
+
+    @classmethod
+    def of(cls, row: int, start: int, mosaic: Mosaic, encoded: int) -> ImageColumns:
+        """The image in tiles whose tokens begin at column `start`."""
+        patches, newlines = mosaic.columns_of_patches, mosaic.columns_of_newlines
+        return cls(row, [start + n for n in patches], [start + n for n in newlines], mosaic, encoded)
+
+    @property
+    def end(self) -> int:
+        """The column after its last token."""
+        return max([self.patches[-1], *self.newlines[-1:]]) + 1
+
+
 def read_rows(
     parts: ModelParts,
     inputs: dict[str, Any],
     ids: list[list[int]],
     pads: Sequence[int],
     samples: Sequence[str] | None,
-) -> tuple[list[RowTrace], list[tuple[int, int, int]]]:
-    """The rows of a batch of prompts, and the (row, first column, tokens) of each image.
+) -> tuple[list[RowTrace], list[ImageColumns]]:
+    """The rows of a batch of prompts, and the columns of each image.
 
     Args:
         parts: the model.
@@ -276,20 +433,82 @@ def read_rows(
         PruningError: a wrong number of samples.
     """
     names = _sample_ids(ids, pads, samples)
-    fixed, grids = parts.tokens_per_image, parts.image_sizes(inputs)
     image_token = (
         parts.config.image_token_id
     )  # read once: an attribute of the library's configurations takes microseconds
-    traces, spans = [], []
+    visual = [[token == image_token for token in row] for row in ids]
+    images = (_in_tiles if parts.tiled else _whole)(parts, inputs, visual)
+    traces = []
     for b, (row, pad) in enumerate(zip(ids, pads, strict=True)):
-        row_spans = parts.family.spans([token == image_token for token in row], fixed, grids)
-        grids = grids[len(row_spans) :]
-        images = [size for _, size in row_spans]
-        traces.append(RowTrace(names[b], len(row) - pad - sum(images), images))
-        spans += [(b, start, size) for start, size in row_spans]
-    if grids:
-        raise BrokenImageError(f"the prompts hold {len(spans)} images, but {len(grids)} more were given with them.")
-    return traces, spans
+        own = [image for image in images if image.row == b]
+        mosaics = [image.mosaic for image in own if image.mosaic is not None]
+        trace = RowTrace(
+            sample=names[b],
+            text_tokens=len(row) - pad - sum(visual[b]),
+            images=[len(image.patches) for image in own],
+            newlines=[mosaic.newline_count for mosaic in mosaics],
+            tiles=[mosaic.tile_sizes for mosaic in mosaics],
+        )
+        traces.append(trace)
+    return traces, images
+
+
+def _whole(parts: ModelParts, inputs: dict[str, Any], visual: list[list[bool]]) -> list[ImageColumns]:
+    """The images of rows, of a family that encodes them whole; raises as `read_rows`."""
+    fixed, sizes, images = parts.tokens_per_image, parts.image_sizes(inputs), list[ImageColumns]()
+    for b, row in enumerate(visual):
+        spans = parts.family.spans(row, fixed, sizes)
+        sizes = sizes[len(spans) :]
+        images += [ImageColumns(b, range(start, start + size)) for start, size in spans]
+    if sizes:
+        raise BrokenImageError(f"the prompts hold {len(images)} images, but {len(sizes)} more were given with them.")
+    return images
+
+
+def _in_tiles(parts: ModelParts, inputs: dict[str, Any], visual: list[list[bool]]) -> list[ImageColumns]:
+    """The images of rows, of a family that encodes them in tiles; raises as `read_rows`."""
+    mosaics, images = parts.mosaics(inputs), list[ImageColumns]()
+    tokens, encoded = sum(map(sum, visual)), sum(mosaic.tokens for mosaic in mosaics)
+    # For several answers to a prompt `generate` repeats the rows, but not the images' sizes.
+    repeats = tokens // encoded if encoded and tokens % encoded == 0 and len(visual) % (tokens // encoded) == 0 else 1
+    first = following = 0
+    for b, row in enumerate(visual):
+        first = following if b % repeats == 0 else first
+        spans = parts.family.spans(row, None, [mosaic.tokens for mosaic in mosaics[first:]])
+        following = first + len(spans)
+        if following > len(mosaics):
+            missing = following - len(mosaics)
+            raise BrokenImageError(
+                f"the prompts hold {missing} images whose sizes are not known, which say what their tokens are; give "
+                "pixel_values and image_sizes inside the block."
+            )
+        images += [ImageColumns.of(b, start, mosaics[number], number) for number, (start, _) in enumerate(spans, first)]
+    if following < len(mosaics):
+        more = len(mosaics) - following
+        raise BrokenImageError(f"the prompts hold {len(images)} images, but {more} more were given with them.")
+    return images
+
+
+def _grids(
+    parts: ModelParts, inputs: dict[str, Any], images: Sequence[ImageColumns], encoded: Tensor | None
+) -> list[tuple[int, int]]:
+    """The grid of each image, where it is known."""
+    grids = parts.grids(inputs, [len(image.patches) for image in images])
+    if encoded is not None:
+        grids = parts.family.grids_of_thw(parts.config, encoded)
+    if grids and len(images) > len(grids) and len(images) % len(grids) == 0:
+        # For several answers to a prompt `generate` repeats the rows, but not the grids.
+        grids = [grids[i] for i in owners([image.row for image in images], len(images) // len(grids))]
+    return grids
+
+
+def _region_sizes(mosaics: Sequence[Mosaic], kind: Kind) -> list[int]:
+    return [len(region.raster) for mosaic in mosaics for region in mosaic.regions(kind)]
+
+
+def _numbers(owner: Sequence[int]) -> list[int]:
+    """The number within its image of each row of a division, whose rows of one image are adjacent."""
+    return [number for _, rows in groupby(owner) for number, _ in enumerate(rows)]
 
 
 def _on_host(ids: Int[Tensor, "B L"], present: Bool[Tensor, "B L"] | None) -> tuple[list[list[int]], list[int]]:
@@ -336,13 +555,12 @@ def _sample_ids(ids: list[list[int]], pads: Sequence[int], samples: Sequence[str
     return [sample for sample in samples for _ in range(repeats)]
 
 
-def _token_sets(
-    ids: list[list[int]], spans: list[tuple[int, int, int]], image_token: int
-) -> tuple[list[range], list[list[int]]]:
-    """The columns of each image's visual tokens, and of the text tokens after it."""
-    text = [[column for column in range(start + size, len(ids[b])) if ids[b][column] != image_token]
-            for b, start, size in spans]  # fmt: skip
-    return [range(start, start + size) for _, start, size in spans], text
+def _text_after(ids: list[list[int]], images: Sequence[ImageColumns], image_token: int) -> list[list[int]]:
+    """The columns of the text tokens after each image."""
+    return [
+        [column for column in range(image.end, len(ids[image.row])) if ids[image.row][column] != image_token]
+        for image in images
+    ]
 
 
 def _padded(lists: Sequence[Sequence[int]]) -> Int[Tensor, "I N"]:

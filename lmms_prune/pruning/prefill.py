@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lmms_prune.compat.transformers import cache_of, cached_lengths, filled_cache, layer_keys
 from lmms_prune.errors import PruningError
-from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import LayerInput, TokenView
 from lmms_prune.models.encoder import EncoderRecorder, EncoderRun
@@ -24,6 +23,7 @@ from lmms_prune.models.tensors import is_finite, to_device
 from lmms_prune.pruning.block import Acting, Block
 from lmms_prune.pruning.cropping import crop_caches
 from lmms_prune.pruning.decode import next_position
+from lmms_prune.pruning.division import Division
 from lmms_prune.pruning.flops import SelectionFlops
 from lmms_prune.pruning.guards import CacheGuard
 from lmms_prune.pruning.layout import Layout
@@ -87,7 +87,8 @@ class Prefill:
         dropped = [
             row.sample
             for row, ends in zip(self.layout.traces, self.layout.ends_in_image, strict=True)
-            if ends and (any(s.keep == ADAPTIVE for s in stages) or plan(row.images)[-1][-1] < row.images[-1])
+            if ends
+            and (any(s.keep == ADAPTIVE for s in stages) or plan(row.images, row.tiles)[-1][-1] < row.images[-1])
         ]
         if dropped:
             raise PruningError(
@@ -114,7 +115,7 @@ class Prefill:
         if segment is not None:
             self.guard.pruned = True
             kwargs = {**kwargs, **segment.prefill_arguments(hidden.device)}
-        self.record.layer(self.layout.counts, hidden.shape[1])
+        self.record.layer(self.layout.visual_counts, hidden.shape[1])
         rotary = segment.rotary if segment else original
         self.before = LayerInput(layer, hidden, rotary) if self.block.reads_before(layer) else None
         return hidden, kwargs
@@ -128,19 +129,21 @@ class Prefill:
     ) -> tuple[Tensor, Segment | None]:
         """Prune at a stage; returns the kept hidden states and the segment of the following layers."""
         stage, layout = acting.stage, self.layout
-        budget = layout.planned(stage)
-        if budget == layout.counts and (stage.keep != ADAPTIVE or not any(budget)):
+        layout.follow(state.hidden.device)
+        division = layout.divided(acting.kind)
+        budget = layout.planned(stage, division)
+        if budget == division.counts and (stage.keep != ADAPTIVE or not any(budget)):
             self.record.stage(layout.index, layout.visual.valid, layout.counts)
             return state.hidden, segment
         self.recorder.paused = True
         try:
-            (hidden, keep, budget, recycled), flops = self._counted(acting, state, budget, original)
+            (hidden, keep, budget, recycled), flops = self._counted(acting, state, division, budget, original)
         finally:
             self.recorder.paused = False
         if flops is not None:
             self.record.selection(flops)
-        self.record.check(MISCOUNTED, (keep <= layout.visual.valid).all(1))
-        packing = layout.prune(keep, budget)
+        packing = layout.prune(keep, division.host_sums(budget))
+        layout.plan_regions(division, budget)
         self.record.stage(layout.index, layout.visual.valid, layout.counts, recycled)
         hidden = gather(hidden, packing.index)
         rotary = self._kept_rotary(hidden, original, packing)
@@ -161,31 +164,33 @@ class Prefill:
     # -- one stage -------------------------------------------------------------------------------------------------
 
     def _counted(
-        self, acting: Acting, state: LayerInput, budget: list[int], original: Rotary
+        self, acting: Acting, state: LayerInput, division: Division, budget: list[int], original: Rotary
     ) -> tuple[Selected, int | None]:
         """The result of `_select`, and its FLOPs if they are asked for."""
         block, layout = self.block, self.layout
-        select = partial(self._select, acting, state, budget, original)
+        select = partial(self._select, acting, state, division, budget, original)
         if not block.count_selection:
             return select(), None
         # All that decides the selection's shapes, with the stages before it, whose results it may reuse.
-        host = (layout.sizes, layout.counts, budget, layout.lengths, layout.owning_rows, layout.grids)
+        host = (division.sizes, division.counts, budget, layout.lengths, layout.owning_rows, division.grids)
         run = self.encoder_run.shapes() if self.encoder_run else ()
         shapes = (str(block.schedule), acting.number, state.hidden.shape, layout.text.valid.shape, repr(host), run)
         return SelectionFlops.of(block.model).run(select, acting.stage.spec, shapes)
 
     @torch.no_grad()
-    def _select(self, acting: Acting, state: LayerInput, budget: list[int], original: Rotary) -> Selected:
+    def _select(
+        self, acting: Acting, state: LayerInput, division: Division, budget: list[int], original: Rotary
+    ) -> Selected:
         """Let the method of a stage select tokens and rewrite them.
 
         Returns:
-            the batch's hidden states (rewritten ones included), the mask, its counts, and how many tokens of each image
-            the method has changed (merged, recycled or encoded anew).
+            the batch's hidden states (rewritten ones included), the mask over the images' tokens, its counts in each row
+            of the division, and how many tokens of each image the method has changed (merged, recycled or encoded anew).
         """
         stage, method, layout = acting.stage, acting.method, self.layout
-        view = self._view(acting, state, original)
+        view = self._view(acting, state, division, original)
         # An image that keeps all its tokens is not changed, unless the keep is adaptive.
-        keeps_all = [stage.keep != ADAPTIVE and kept == n for kept, n in zip(budget, layout.counts, strict=True)]
+        keeps_all = [stage.keep != ADAPTIVE and kept == n for kept, n in zip(budget, division.counts, strict=True)]
         # In the other images the method chooses, unless all tokens are dropped. One copy to the device for both lists.
         chosen_from = [n > 0 and not unchanged for n, unchanged in zip(budget, keeps_all, strict=True)]
         planned, full, matters = to_device([budget, keeps_all, chosen_from], view.valid.device, torch.long)
@@ -198,25 +203,27 @@ class Prefill:
         if stage.spec.rewrites and any(budget):
             rewritten, index = method.rewrite(view, keep)
             index = torch.where(full[:, None], view.index, index)
-            rewritten = self._with_additions(acting, view, rewritten, index, keep, full)
+            rewritten = self._with_additions(acting, view, division, rewritten, index, keep, full)
             rewritten = torch.where(full[:, None, None], view.hidden, rewritten.to(view.hidden.dtype))
-            recycled = (keep & ((rewritten != view.hidden).any(-1) | (index != view.index))).sum(1)
-            hidden = layout.write(hidden, rewritten, index)
+            recycled = division.sums((keep & ((rewritten != view.hidden).any(-1) | (index != view.index))).sum(1))
+            hidden = layout.write(hidden, division, rewritten, index)
         if any(chosen_from):
-            self._check_numbers(acting, view, matters)
+            self._check_numbers(acting, view, division, matters)
         if not stage.at_most:
             # After the numbers: of what is not finite, a search may pick too few.
-            self.record.check(MISCOUNTED, keep.sum(1) == planned)
-        return hidden, keep, budget, recycled
+            self.record.check(MISCOUNTED, division.all_of(keep.sum(1) == planned))
+        self.record.check(MISCOUNTED, division.all_of((keep <= view.valid).all(1)))
+        return hidden, division.kept(keep, layout.visual.valid), budget, recycled
 
     def _with_additions(
         self,
         acting: Acting,
         view: TokenView,
+        division: Division,
         rewritten: Tensor,
         index: Tensor,
-        keep: Bool[Tensor, "I V"],
-        full: Bool[Tensor, " I"],
+        keep: Bool[Tensor, "U N"],
+        full: Bool[Tensor, " U"],
     ) -> Tensor:
         """The rewritten states; what the decoder will still add to rewritten tokens is replaced by what came with them.
 
@@ -233,41 +240,43 @@ class Prefill:
                 "method return `view.with_additions(…)` of what it merges."
             )
         additions = torch.where(full[:, None, None], view.additions, rewritten[..., width:].to(view.hidden.dtype))
-        changed = self.layout.with_rows(self.between[layer:], additions, index, keep)
+        changed = self.layout.with_rows(self.between[layer:], division, additions, index, keep)
         self.between = [*self.between[:layer], *changed]
         return rewritten[..., :width]
 
-    def _view(self, acting: Acting, state: LayerInput, original: Rotary) -> TokenView:
+    def _view(self, acting: Acting, state: LayerInput, division: Division, original: Rotary) -> TokenView:
         """The view for the method of a stage."""
         block, layout = self.block, self.layout
         # The view is not among the guide's arguments: a reference cycle would hold the cache until the collector runs.
-        guide = partial(block.guide.answer, self.ids, self.original)
+        answer = partial(block.guide.answer, self.ids, self.original)
         return layout.view(
             block.parts,
             state,
             self.before,
             block.seed,
-            _additions=layout.of_tokens(self.between[state.layer :]) if acting.stage.spec.rewrites else (),
+            division,
+            _additions=layout.of_tokens(division, self.between[state.layer :]) if acting.stage.spec.rewrites else (),
             _embedded=self.embedded,
             _unpruned_rotary=original,
             _position_ids=self.positions,
             _encoder_run=self.encoder_run,
-            _questions=self._questions(),
-            requested=[n for row in layout.traces for n in acting.stage.requested(row.images)],
-            _guide=guide,
+            _questions=self._questions(division),
+            requested=layout.requested(acting.stage, division),
+            _guide=lambda *given: division.of_raster(answer(*given)),
         )
 
-    def _questions(self) -> list[str] | None:
-        """The question of each image's row."""
+    def _questions(self, division: Division) -> list[str] | None:
+        """The question of the row of each image of a view."""
         questions, rows = self.block.questions, len(self.layout.traces)
         if questions is None:
             return None
         repeats, rest = divmod(rows, len(questions) or 1)
         if not questions or rest:
             raise PruningError(f"{len(questions)} questions were given for a batch of {rows} rows.")
-        return [questions[row // repeats] for row in self.layout.owning_rows]
+        owning = self.layout.owning_rows
+        return [questions[owning[image] // repeats] for image in division.owner]
 
-    def _check_numbers(self, acting: Acting, view: TokenView, matters: Bool[Tensor, " I"]) -> None:
+    def _check_numbers(self, acting: Acting, view: TokenView, division: Division, matters: Bool[Tensor, " U"]) -> None:
         """Register checks that a stage chose by finite numbers, in the images that it prunes; they run after the prefill."""
         stage = acting.stage
         checks = [("hidden states that enter it", (is_finite(view.hidden).all(-1) | ~view.valid).all(1))]
@@ -278,7 +287,7 @@ class Prefill:
             self.record.check(
                 f"in stage {acting.number + 1} ('{stage}') the {what} are not all finite, so its choice is "
                 "meaningless; do they overflow the dtype?",
-                finite.to(matters.device) | ~matters,
+                division.all_of(finite.to(matters.device) | ~matters),
             )
 
     # -- after the last layer --------------------------------------------------------------------------------------
@@ -309,14 +318,14 @@ class Prefill:
                 segment.mask = None  # rows x columns of the sequence, which no decode step needs
         self.before = self.embedded = self.encoder_run = None
         self.between = ()
-        self.layout.memory = Memory()
+        self.layout.memories.clear()
         return rows
 
     def _verify_plan(self, rows: list[RowTrace]) -> None:
         # Errors, not asserts: these checks protect published numbers, so they must also run under python -O.
         schedule, layers = self.block.schedule, len(self.block.parts.layers)
         for row in rows:
-            if not schedule.at_most and row.kept != (plan := schedule.plan(row.images)):
+            if not schedule.at_most and row.kept != (plan := schedule.plan(row.images, row.tiles)):
                 raise PruningError(f"sample {row.sample}: {row.kept} tokens were kept, planned were {plan}.")
             if len(row.computed) != layers:
                 raise PruningError(f"sample {row.sample}: {len(row.computed)} of {layers} decoder layers ran.")

@@ -21,11 +21,13 @@ class RowTrace:
     Args:
         sample: the id that seeds this row's random draws.
         text_tokens: tokens that are not visual, padding excluded.
-        images: original visual tokens of each image.
+        images: original visual tokens of each image, without newline tokens.
+        newlines: newline tokens of each image; they are kept as long as any other token of their image. Empty without.
+        tiles: original visual tokens of each tile of each image; empty where images are encoded whole.
         kept: visual tokens kept in each image after each stage, one list per stage.
         recycled: for each stage and image, how many of the kept tokens the method has changed: it merged other tokens
             into them, recycled others, or encoded them anew.
-        visual: visual tokens entering each layer.
+        visual: visual tokens entering each layer, newline tokens included.
         computed: sequence length that each layer processed, padding included.
         cached: length of each layer's cache once the prompt has run, padding included; empty without a cache.
         masks: for each stage and image, which of the original visual tokens (raster order) are kept.
@@ -36,6 +38,8 @@ class RowTrace:
     sample: str
     text_tokens: int
     images: list[int]
+    newlines: list[int] = field(default_factory=list)
+    tiles: list[list[int]] = field(default_factory=list)
     kept: list[list[int]] = field(default_factory=list)
     recycled: list[list[int]] = field(default_factory=list)
     visual: list[int] = field(default_factory=list)
@@ -46,13 +50,22 @@ class RowTrace:
 
     @property
     def visual_tokens(self) -> int:
-        """Original visual tokens of all images."""
-        return sum(self.images)
+        """Original visual tokens of all images, newline tokens included."""
+        return sum(self.images) + sum(self.newlines)
 
     @property
     def avg_visual_tokens(self) -> float:
         """Average visual tokens per decoder layer."""
         return sum(self.visual) / len(self.visual)
+
+    @property
+    def kept_tokens(self) -> list[int]:
+        """Visual tokens of all images kept after each stage, newline tokens included."""
+        newlines = self.newlines or [0] * len(self.images)
+        return [
+            sum(count + (extra if count else 0) for count, extra in zip(stage, newlines, strict=True))
+            for stage in self.kept
+        ]
 
     def indices(self, stage: int) -> list[list[int]]:
         """Raster indices of the visual tokens kept after `stage` (0-based), image by image."""

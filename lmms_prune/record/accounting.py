@@ -34,7 +34,9 @@ class TokenAccounting:
         kept_visual_tokens: visual tokens kept after each stage.
         recycled_visual_tokens: kept tokens that contain states of other tokens, by stage.
         layer_visual_tokens: visual tokens in each decoder layer.
-        visual_grids: rows and columns of each image's visual tokens.
+        visual_grids: rows and columns of each image's visual tokens; an image in tiles has two, its base and its canvas.
+        grid_boxes: for each of these grids the number of its image, and the part of the grid that shows it: first row and
+            column, height and width. Empty where each image is one grid that it fills.
         token_bitmaps: for each stage and image, which of the original visual tokens are kept, as
             `lmms_prune.record.bitmaps` writes them. A token into which others were merged, pooled or resized counts
             at its own raster index; a class token has none and is left out.
@@ -55,6 +57,7 @@ class TokenAccounting:
     recycled_visual_tokens: tuple[int, ...]
     layer_visual_tokens: tuple[int, ...]
     visual_grids: tuple[tuple[int, int], ...]
+    grid_boxes: tuple[tuple[int, ...], ...]
     token_bitmaps: tuple[tuple[str, ...], ...]
     kv_bytes: int
     layer_kv_bytes: tuple[int, ...]
@@ -91,6 +94,7 @@ class TokenAccounting:
             raise TypeError(f"token_counts is a {type(entry).__name__}, but must be an object")
         if not entry or "avg_visual_tokens" not in entry:
             return None
+        boxes = tuple(tuple(map(int, box)) for box in entry.get("grid_boxes", ()))
         grids, bitmaps = entry.get("visual_grids", ()), _field(entry, "token_bitmaps", ())
         names = ("kept_visual_tokens", "recycled_visual_tokens", "layer_visual_tokens", "layer_kv_bytes")
         counts: dict[str, Any] = {name: tuple(map(int, entry.get(name, ()))) for name in names}
@@ -102,6 +106,7 @@ class TokenAccounting:
             avg_visual_tokens=number(entry, "avg_visual_tokens"),
             text_tokens=count(entry, "text_tokens", 0),
             visual_grids=tuple((int(rows), int(columns)) for rows, columns in grids),
+            grid_boxes=boxes,
             token_bitmaps=tuple(tuple(str(text) for text in images) for images in bitmaps),
             kv_bytes=count(entry, "kv_bytes"),
             **counts,

@@ -14,6 +14,11 @@ that comes nearest to B. ``mustdrop-B`` and ``todre-P`` decide by thresholds: th
 ``vscan-64`` and, for Qwen2.5-VL, ``vscan-50pct`` and ``vscan-11pct`` are published; ``vscan-128`` and ``vscan-192`` have the
 published shares. ``ivcprune-llava`` and, for Qwen2.5-VL-7B, ``ivcprune-50pct`` are the rules of its code. ``scope-N`` keep N
 tokens. ``visionzip-N`` keep 162+30, 108+20 and 54+10 tokens (dominant, the class token among them, and contextual).
+
+``NAME-next-N`` are for LLaVA-NeXT with ``unpad=false``, whose image in two by two tiles has 2,880 tokens: N of them. VisPruner
+(32 x 5 = 160 in its README), VisionZip and CDPruner (both select in each of CLIP's runs) keep a fixed number in each tile,
+whatever the number of tiles: 128, 64 or 32 of 576. SCOPE distributes N over the tiles, VScan keeps 96 and then 32 in each
+(320 on average), Nüwa states 1162, 582 and 290 tokens of the image, DART's code keeps 320.
 """
 
 _FITPRUNE = {
@@ -29,6 +34,10 @@ _FITPRUNE = {
     90: "0:262 1:153 2:80 3:19 4:13 5:1 6:2 15:1 16:1 17:2 18:1 19:2 21:1 27:1",
 }
 """Published deletions of FitPrune for LLaVA-1.5-7B (576 tokens), "layer:deleted", by the percent of FLOPs saved."""
+
+_BY_TILE = ("visionzip", "vispruner", "cdpruner")
+_OF_576 = {640: "0.2222", 320: "0.1111", 160: "0.0556"}
+"""The share of a tile's 576 tokens, by the tokens of five tiles: 128, 64 and 32 tokens."""
 
 
 def _fitprune(deletions: str, tokens: int = 576) -> str:
@@ -109,6 +118,13 @@ PRESETS: dict[str, str] = {
     "sparsevlm-v2-128": "sparsevlm@3:238t;version=v2.0,sparsevlm@7:108t;version=v2.0,sparsevlm@16:60t;version=v2.0",
     "sparsevlm-v2-96": "sparsevlm@3:246t;version=v2.0,sparsevlm@7:54t;version=v2.0,sparsevlm@16:28t;version=v2.0",
     "sparsevlm-v2-64": "sparsevlm@3:66t;version=v2.0,sparsevlm@7:34t;version=v2.0,sparsevlm@16:20t;version=v2.0",
+    **{f"{name}-next-{n}": f"{name}@0:{share};per=tile" for name in _BY_TILE for n, share in _OF_576.items()},
+    **{f"scope-next-{n}": f"scope@0:{n}t;per=tile" for n in _OF_576},
+    "vscan-next-320": "vscan@0:0.1667;per=tile,vscan@16:0.0556;per=tile",
+    "nuwa-next-640": "nuwa@0:1162t,nuwa@16:116t",
+    "nuwa-next-320": "nuwa@0:582t,nuwa@16:58t",
+    "nuwa-next-160": "nuwa@0:290t,nuwa@16:29t",
+    "dart-next-320": "dart@2:320t",
     "mustdrop-192": "mustdrop@0,mustdrop@3,mustdrop@7,mustdrop@11,mustdrop@15",
     "mustdrop-128": "mustdrop@0,mustdrop@3;theta_g=0.0012,mustdrop@7;theta_g=0.0012,mustdrop@11;theta_g=0.0012,mustdrop@15;theta_g=0.0012",
     "mustdrop-64": "mustdrop@0,mustdrop@3;theta_g=0.011;theta_i=0.01,mustdrop@7;theta_g=0.011;theta_i=0.01,mustdrop@11;theta_g=0.011;theta_i=0.01,mustdrop@15;theta_g=0.011;theta_i=0.01",

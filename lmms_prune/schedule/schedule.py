@@ -136,21 +136,28 @@ class Schedule:
                 message = f"stages {i} and {i + 1} mix a ratio and a number of tokens, but this model's images differ in size, "
                 raise self.error(i, message + "so that the second may be more; use the same unit.")
 
-    def plan(self, images: Sequence[int]) -> list[list[int]]:
+    def plan(self, images: Sequence[int], tiles: Sequence[Sequence[int]] = ()) -> list[list[int]]:
         """Tokens kept in each image after each stage, by the methods' count rules.
 
         Args:
             images: the original visual tokens of each image of one row.
+            tiles: those of each tile of each image, for stages whose keep holds per tile; by default each image is one.
 
         Returns:
             one list of per-image counts per stage. A run keeps exactly these (`at_most`: no more), and budgets are
             computed from them.
         """
         expect(images=(images, TOKEN_COUNTS))
-        present, plan = list(images), []
+        sizes = tiles or [[size] for size in images]
+        present, plan = [list(image) for image in sizes], []
         for stage in self.stages:
-            present = stage.kept(images, present)
-            plan.append(present)
+            if stage.per == "tile":
+                kept = iter(stage.kept(_flat(sizes), _flat(present)))
+                present = [[next(kept) for _ in image] for image in sizes]
+            else:
+                # How many of an image's tokens are in which tile is no longer known, and no later stage needs it.
+                present = [[n] for n in stage.kept(images, [sum(image) for image in present])]
+            plan.append([sum(image) for image in present])
         return plan
 
     @property
@@ -222,6 +229,11 @@ class Schedule:
             raise self.error(i, message + f"{spec.layers_text}.")
         if reason := spec.refuses(stage.layer, dict(stage.options)):
             raise self.error(i, f"{stage.method} cannot act like that in stage {i + 1}: {reason}.")
+        if spec.drops_all and stage.per != "image":
+            raise self.error(i, f"{stage.method} drops every visual token; write '{stage.method}@{stage.layer}'.")
+        if stage.per == "tile" and i and self.stages[i - 1].per == "image":
+            message = f"per=tile in stage {i + 1} follows stage {i}, which keeps by image: how many tokens each tile has left "
+            raise self.error(i, message + "is not planned then. Give both per=tile, or neither.")
         if spec.drops_all and stage.keep != 0:
             raise self.error(i, f"{stage.method} drops every visual token; write '{stage.method}@{stage.layer}'.")
         if isinstance(stage.keep, Decimal) and not 0 <= stage.keep <= 1:
@@ -248,3 +260,7 @@ class Schedule:
         """An error that points at stage `i` (from 0) of the text."""
         start = sum(len(str(stage)) + 1 for stage in self.stages[:i])
         return ScheduleError(message, str(self), (start, start + len(str(self.stages[i]))))
+
+
+def _flat(images: Sequence[Sequence[int]]) -> list[int]:
+    return [size for image in images for size in image]

@@ -16,6 +16,9 @@ ADAPTIVE: Final = "adaptive"
 Keep: TypeAlias = Decimal | int | Literal["adaptive"] | None
 """How much a stage keeps: a Decimal is a ratio, an int a number of tokens, None the unknown ``?``; with ADAPTIVE the method's rule decides."""
 
+PER: Final = ("image", "tile")
+"""What a stage's keep holds for: each image, or each tile of an image (each image where a family has no tiles)."""
+
 _KEEP = Kind(
     "a ratio as a Decimal, a number of tokens as an int, None (the unknown) or ADAPTIVE",
     lambda keep: keep is None or keep == ADAPTIVE or (isinstance(keep, (Decimal, int)) and not isinstance(keep, bool)),
@@ -32,12 +35,14 @@ class Stage:
         keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that
             `Schedule.solve` finds. Methods that drop everything take 0; methods that can decide the count may take ADAPTIVE.
         options: the method's own options as (name, value) pairs, defaults left out.
+        per: what the keep holds for, and what the method sees as one image: one of `PER`.
     """
 
     method: str
     layer: int
     keep: Keep
     options: tuple[tuple[str, object], ...] = ()
+    per: str = PER[0]
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, float):
@@ -47,7 +52,10 @@ class Stage:
             layer=(self.layer, FROM_ZERO),
             keep=(self.keep, _KEEP),
             options=(self.options, PAIRS),
+            per=(self.per, TEXT),
         )
+        if self.per not in PER:
+            raise ScheduleError(f"stage '{self.method}@{self.layer}': per={self.per}: allowed are {' and '.join(PER)}.")
         if self.spec.drops_all and self.keep == 0:
             object.__setattr__(self, "keep", 0)
         if self.keep == ADAPTIVE and self.spec.keep != "optional":
@@ -80,7 +88,8 @@ class Stage:
         text = f"{self.method}@{self.layer}"
         if not self.spec.drops_all and self.keep != ADAPTIVE:
             text += f":{print_keep(self.keep)}"
-        return text + "".join(f";{name}={print_option(value)}" for name, value in self.options)
+        text += "".join(f";{name}={print_option(value)}" for name, value in self.options)
+        return text if self.per == PER[0] else f"{text};per={self.per}"
 
     @property
     def at_most(self) -> bool:
@@ -88,7 +97,7 @@ class Stage:
         return self.keep == ADAPTIVE or self.spec.at_most
 
     def requested(self, images: Sequence[int]) -> list[int]:
-        """Tokens requested in each image, from the images' original token counts; all tokens if the keep is adaptive."""
+        """Tokens requested in each image (or tile), from their original token counts; all tokens if the keep is adaptive."""
         if self.keep == ADAPTIVE:
             return list(images)
         if self.keep is None:
@@ -98,7 +107,10 @@ class Stage:
         return [int((self.keep * n).to_integral_value(ROUND_HALF_EVEN)) for n in images]
 
     def kept(self, images: Sequence[int], present: Sequence[int]) -> list[int]:
-        """Tokens that this stage keeps in each image, of the `present` ones, by the method's count rule (`at_most`: or fewer)."""
+        """Tokens that this stage keeps in each image (or tile), of the `present` ones, by the method's count rule.
+
+        With `at_most` they may be fewer.
+        """
         options = dict(self.options)
         return [
             n if requested >= n else min(n, self.spec.count(requested, n, options))

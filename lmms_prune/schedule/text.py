@@ -1,7 +1,7 @@
 """Parsing of schedule texts, with errors that point into the text.
 
 schedule := stage ("," stage)*
-stage    := method "@" layer [":" keep] (";" option "=" value)*
+stage    := method "@" layer [":" keep] (";" option "=" value)* [";per=tile"]
 keep     := ratio in [0, 1] of the original visual tokens | a number of tokens "252t" | "?"
             (omitted if the method drops everything, or for an adaptive keep)
 """
@@ -15,12 +15,13 @@ from typing import Any
 
 from lmms_prune.errors import OptionError, ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS, MethodSpec
-from lmms_prune.methods.spec import print_option
-from lmms_prune.schedule.stage import ADAPTIVE, Keep, Stage
+from lmms_prune.methods.spec import Option, print_option
+from lmms_prune.schedule.stage import ADAPTIVE, PER, Keep, Stage
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # No model has so many layers or tokens, and no ratio so many decimals: longer numbers are mistakes, and slow to compute.
 _DIGITS = 28
+_PER = Option("per", PER[0], "what the keep holds for", PER)
 _WHOLE = re.compile(rf"[0-9]{{1,{_DIGITS}}}")
 
 
@@ -112,7 +113,8 @@ class _Parser:
                 raise self.error(f"stage {number} names the option '{option_name}' twice.", option_start, option)
             pairs[option_name] = value
             option_start += len(option) + 1
-        return Stage(name, int(layer), stage_keep, tuple(pairs.items()))
+        per = str(pairs.pop("per", PER[0]))
+        return Stage(name, int(layer), stage_keep, tuple(pairs.items()), per)
 
     def keep(self, text: str, spec: MethodSpec, number: int, start: int, has_keep: bool) -> Keep:
         if not has_keep:
@@ -144,6 +146,8 @@ class _Parser:
         try:
             if not equals:
                 raise OptionError(f"the option '{text}' of {spec.name} has no value; write name=value.")
+            if name == "per":
+                return name, _PER.read(value)
             return name, spec.option(name, value)
         except OptionError as error:
             raise self.error(str(error), start, text) from None

@@ -97,7 +97,8 @@ def test_as_a_process(shallow: dict[str, Path], samples: Path, forking: Forking)
         (
             "vtw",
             ["--model", "llava"],
-            "--model llava is unknown; use llava_pruned or qwen2_5_vl_pruned or qwen2_vl_pruned or qwen3_vl_pruned.",
+            "--model llava is unknown; use llava_pruned or llava_next_pruned or qwen2_5_vl_pruned or qwen2_vl_pruned or "
+            "qwen3_vl_pruned.",
         ),
         ("vtw", ["--model", "qwen2_5_vl_pruned"], "is of type 'llava': use --model llava_pruned"),
         ("vtw", ["--model_args", "pretrained=/nowhere"], "pretrained=/nowhere is no checkpoint"),

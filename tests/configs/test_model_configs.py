@@ -50,10 +50,12 @@ def test_every_row_of_both_tables_and_every_control_has_a_file() -> None:
     llava = [f"llava-1.5-7b_{budget}_{name}" for budget in ("192", "064") for name in (*LLAVA, *controls)]
     qwen = [f"qwen2.5-vl-7b_050pct_{name}" for name in (*QWEN, *controls)]
     qwen += [f"{model}_050pct_{name}" for model in OURS for name in (*QWEN, *controls)]
+    tiles = [f"llava-v1.6-vicuna-7b_{b}pct_{n}" for b in ("033", "011") for n in (*LLAVA[3:], *controls)]
+    tiles = [stem for stem in tiles if "downsample" not in stem]  # not defined for images in tiles
     unpruned_and_blind = ["llava-1.5-7b_576_unpruned", "llava-1.5-7b_000_control-blind"]
-    unpruned_and_blind += ["qwen2.5-vl-7b_100pct_unpruned", "qwen2.5-vl-7b_000pct_control-blind"]
-    unpruned_and_blind += [f"{model}_{row}" for model in OURS for row in ("100pct_unpruned", "000pct_control-blind")]
-    assert list(ROWS) == sorted([*llava, *qwen, *unpruned_and_blind])
+    whole = ("qwen2.5-vl-7b", *OURS, "llava-v1.6-vicuna-7b")
+    unpruned_and_blind += [f"{model}_{row}" for model in whole for row in ("100pct_unpruned", "000pct_control-blind")]
+    assert list(ROWS) == sorted([*llava, *qwen, *tiles, *unpruned_and_blind])
     assert [path.name for path in FILES] == sorted(f"{stem}.yaml" for stem in ROWS)
 
 
@@ -111,6 +113,17 @@ def test_schedules_for_a_model_that_the_paper_did_not_evaluate_say_so(model: str
         assert "not the paper's, which did not evaluate this model: Table 4's" in comments
 
 
+def test_llava_next_has_the_shares_of_llavas_rows_with_the_padding_that_papers_keep() -> None:
+    rows = [row for row in ROWS.values() if row.model == "llava-v1.6-vicuna-7b"]
+    for row in rows:
+        settings = yaml.safe_load((FOLDER / f"{row.stem}.yaml").read_text(encoding="utf-8"))
+        assert settings["model_args"]["unpad"] is False
+        if not row.control and row.name != "unpruned":
+            tokens = {"33%": "192", "11%": "64"}[row.budget]
+            assert Schedule.parse(row.text) == Schedule.parse(PRESETS[f"{row.name.rstrip('-012')}-{tokens}"])
+            assert "not the paper's, which did not evaluate this model: Table 5's" in row.settings
+
+
 def test_layers_are_scaled_to_another_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = architecture("qwen2-vl-7b")
     monkeypatch.setattr(
@@ -125,7 +138,7 @@ def test_layers_are_scaled_to_another_depth(monkeypatch: pytest.MonkeyPatch) -> 
 def test_llavas_dart_is_the_one_of_the_authors_scripts_and_the_file_says_so() -> None:
     """The default order of DART's pivots keeps other tokens than the authors' code; LLaVA's rows stand for that code."""
     rows = [row for row in ROWS.values() if row.name.startswith("dart")]
-    assert len(rows) == 25
+    assert len(rows) == 35
     for row in rows:
         first = Schedule.parse(row.text).stages[0]
         is_scripts = row.model == "llava-1.5-7b"
@@ -135,13 +148,13 @@ def test_llavas_dart_is_the_one_of_the_authors_scripts_and_the_file_says_so() ->
 
 def test_a_row_that_draws_at_random_has_three_seeds_and_they_are_one_row_of_the_leaderboard() -> None:
     drawn = [row for row in ROWS.values() if "random" in row.text and not row.control]
-    assert len(drawn) == 3 * (8 + 2 + 2)  # the paper's, and ours for Qwen2-VL and Qwen3-VL
+    assert len(drawn) == 3 * (8 + 2 + 2 + 6)  # the paper's, and ours for Qwen2-VL, Qwen3-VL and LLaVA-NeXT
     by_row: dict[tuple[str, str, str], list[int]] = {}
     for row in drawn:
         by_row.setdefault((row.model, row.budget, row.text), []).append(row.seed)
         assert row.name.endswith(f"+random-{row.seed}")
         assert "seeds 0 to 2 are 3 files" in row.settings
-    assert list(by_row.values()) == [[0, 1, 2]] * 12
+    assert list(by_row.values()) == [[0, 1, 2]] * 18
     # Files of one row differ in seed, name and output only, so that the leaderboard pools them: mean ± sd.
     texts = [FOLDER / f"llava-1.5-7b_064_dart+random-{seed}.yaml" for seed in range(3)]
     settings = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in texts]
@@ -155,7 +168,7 @@ def test_llava_is_evaluated_as_the_paper_did() -> None:
         arguments = yaml.safe_load(path.read_text(encoding="utf-8"))["model_args"]
         own = {name: arguments.get(name) for name in ("positions", "prompt", "image_aspect")}
         llava = {"positions": "compact", "prompt": "vicuna", "image_aspect": "pad"}
-        assert own == (llava if path.stem.startswith("llava") else dict.fromkeys(own)), path
+        assert own == (llava if path.stem.startswith("llava-1.5") else dict.fromkeys(own)), path
 
 
 def test_controls_meet_the_budget_of_the_rows_they_are_compared_with() -> None:
@@ -170,4 +183,4 @@ def test_controls_meet_the_budget_of_the_rows_they_are_compared_with() -> None:
         assert rows * columns == asked, stem
         assert abs(asked - int(row.budget[:-1])) <= 0.05 * asked
     seeds = [row.seed for row in ROWS.values() if row.name.startswith("random-")]
-    assert seeds == len(TABLES) * list(RANDOM_SEEDS) + list(RANDOM_SEEDS), "LLaVA has two budgets"
+    assert seeds == (len(TABLES) + 2) * list(RANDOM_SEEDS), "LLaVA and LLaVA-NeXT have two budgets"

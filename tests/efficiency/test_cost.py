@@ -25,8 +25,10 @@ SIZES = {
     "qwen": (196, 140),
     "qwen2": (196, 140),
     "qwen3": (224, 160),
+    "next": (196, 140),
 }  # Qwen: 5 x 7 tokens, so that windows at both edges are smaller
-GRIDS = {"llava": (8, 8), "qwen": (5, 7), "qwen2": (5, 7), "qwen3": (5, 7)}
+# LLaVA-NeXT: two by two tiles and the base, of four by four patches, some of which unpadding leaves out.
+GRIDS = {"llava": (8, 8), "qwen": (5, 7), "qwen2": (5, 7), "qwen3": (5, 7), "next": (20, 4)}
 
 
 @pytest.fixture(params=sorted(SIZES))

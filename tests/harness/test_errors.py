@@ -145,12 +145,6 @@ def _text_only(folder: Path, harness) -> None:
     LlamaForCausalLM(LlamaConfig(vocab_size=32, **small)).save_pretrained(folder)
 
 
-def _llava_next(folder: Path, harness) -> None:
-    from transformers import LlavaNextConfig
-
-    LlavaNextConfig().save_pretrained(folder)
-
-
 def _llava_onevision(folder: Path, harness) -> None:
     from transformers import LlavaOnevisionConfig
 
@@ -249,14 +243,13 @@ def _broken_config(folder: Path, harness) -> None:
     (folder / "config.json").write_text("{")
 
 
-OTHER_MODELS = (_text_only, _llava_next, _llava_onevision, _experts, _linear, _sliding)
+OTHER_MODELS = (_text_only, _llava_onevision, _experts, _linear, _sliding)
 
 
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
         (_text_only, ("'llama'", "no image input", "llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned")),
-        (_llava_next, ("'llava_next'", "not supported", "llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned")),
         (
             _llava_onevision,
             ("'llava_onevision'", "not supported", "llava_pruned", "qwen2_5_vl_pruned", "qwen2_vl_pruned"),

@@ -61,13 +61,14 @@ def everything(harness, family):
 @pytest.fixture(scope="module")
 def commands(harness):
     """Some spellings and two ways to start the command, each with every benchmark of one family."""
-    names = ("llava", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
-    llava, qwen, qwen2, qwen3 = (harness.checkpoints[family] for family in names)
+    names = ("llava", "llava_next", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+    llava, tiles, qwen, qwen2, qwen3 = (harness.checkpoints[family] for family in names)
     spelled = {
         "llava": (f"schedule={SCHEDULE},seed={SEED},pretrained={llava}", ("lmms-eval",)),
         "qwen2_5_vl": (f'pretrained={qwen},seed={SEED},schedule="{SCHEDULE}"', ("lmms-eval", "eval")),
         "qwen2_vl": (f"seed={SEED},pretrained={qwen2},schedule={SCHEDULE}", ("lmms-eval",)),
         "qwen3_vl": (f"schedule={SCHEDULE},pretrained={qwen3},seed={SEED}", ("lmms-eval",)),
+        "llava_next": (f"unpad=true,pretrained={tiles},schedule={SCHEDULE},seed={SEED}", ("lmms-eval",)),
     }
     tasks = ("--tasks", ",".join(NAMED), "--include_path", str(harness.configs))
     return {

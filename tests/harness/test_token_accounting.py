@@ -158,7 +158,7 @@ def test_flops_and_bytes_are_those_of_the_executed_passes(schedule, harness, fam
     assert counter.get_total_flops() == expected + selection
     assert (selection > 0) == (not schedule.startswith("random"))
     width = torch.float32.itemsize
-    heads = 4 if family == "llava" else 2
+    heads = 2 if family.startswith("qwen") else 4
     for row in rows:
         cached = [row["text_tokens"] + visual for visual in row["layer_visual_tokens"]]
         assert row["layer_kv_bytes"] == [2 * n * heads * 16 * width for n in cached]

@@ -88,11 +88,20 @@ def test_token_bitmaps_are_those_of_each_rows_own_trace(schedule: str, harness, 
             model.model(**inputs)
         (row,) = trace.rows
         grids = [tuple(grid) for grid in said["visual_grids"]]
-        assert [rows * columns for rows, columns in grids] == row.images
-        if family != "llava" and len(grids) == 2:
+        # LLaVA-NeXT: two grids of an image, its base and its canvas; newline tokens are in none.
+        boxes = said["grid_boxes"] or [[number] for number in range(len(grids))]
+        sizes = [0] * len(row.images)
+        for (image, *_), (rows, columns) in zip(boxes, grids, strict=True):
+            sizes[image] += rows * columns
+        assert sizes == row.images
+        assert bool(said["grid_boxes"]) == bool(grids and family == "llava_next")
+        if family.startswith("qwen") and len(grids) == 2:
             assert grids[0] != grids[1]
         assert len(said["token_bitmaps"]) == len(model.arguments.schedule.stages)
         for stage, texts in enumerate(said["token_bitmaps"]):
             masks = [decode(text, grid) for text, grid in zip(texts, grids, strict=True)]
-            assert [np.flatnonzero(mask).tolist() for mask in masks] == row.indices(stage)
-            assert sum(int(mask.sum()) for mask in masks) == said["kept_visual_tokens"][stage]
+            flat = [np.concatenate([m.ravel() for m, (i, *_) in zip(masks, boxes, strict=True) if i == image])
+                    for image in range(len(row.images))]  # fmt: skip
+            assert [np.flatnonzero(mask).tolist() for mask in flat] == row.indices(stage)
+            newlines = sum(n for n, mask in zip(row.newlines, flat, strict=False) if mask.any())
+            assert sum(int(mask.sum()) for mask in flat) + newlines == said["kept_visual_tokens"][stage]

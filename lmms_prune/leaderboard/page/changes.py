@@ -128,7 +128,8 @@ def _document(change: Change) -> dict[str, Any]:
 def _card(change: Change) -> dict[str, Any]:
     flip = change.flip
     card = {"model": change.model, "row": change.row, "worse": flip.worse, "after": plain_text(flip.after, LONGEST)}
-    return {**card, "grids": flip.grids, "bitmaps": flip.bitmaps}
+    boxes = {"boxes": flip.boxes} if flip.boxes else {}
+    return {**card, "grids": flip.grids, "bitmaps": flip.bitmaps, **boxes}
 
 
 def _flipped(model: ModelTable, task: str, reader: SamplesReader) -> dict[int, Flipped]:

@@ -358,11 +358,17 @@ function bits(text, many) {
   return Array.from({ length: many }, (_, i) => (bytes.charCodeAt(i >> 3) >> (7 - (i & 7))) & 1);
 }
 
-function picture(image, grid, kept, name) {
+// An image that fills only a part of its grid, whose first row and column, height and width are given.
+function placed([rows, columns], [top, left, height, width]) {
+  const percent = (part, all) => `${(100 * part) / all}%`;
+  return `top: ${percent(top, rows)}; left: ${percent(left, columns)}; height: ${percent(height, rows)}; width: ${percent(width, columns)}`;
+}
+
+function picture(image, grid, kept, name, box) {
   const [rows, columns] = grid || [1, 1];
   const cells = kept ? kept.map((keep, i) => (keep ? "" : `M${i % columns} ${Math.floor(i / columns)}h1v1h-1z`)).join("") : "";
   const figure = el("div", { class: `picture${known(image) ? "" : " empty"}` },
-    known(image) ? el("img", { src: data.images[image], alt: "", loading: "lazy" }) : null,
+    known(image) ? el("img", { src: data.images[image], alt: "", loading: "lazy", style: box ? placed(grid, box) : null }) : null,
     grid ? svg("svg", { viewBox: `0 0 ${columns} ${rows}`, preserveAspectRatio: "none", role: "img", "aria-label": name },
       svg("path", { d: cells })) : null);
   if (grid) figure.style.aspectRatio = `${columns} / ${rows}`;
@@ -371,7 +377,7 @@ function picture(image, grid, kept, name) {
 
 function pictures(card, row) {
   const found = data.changes.documents[card.document];
-  const many = Math.max(found.images?.length || 0, card.grids.length);
+  const many = card.boxes ? card.grids.length : Math.max(found.images?.length || 0, card.grids.length);
   if (!many) return null;
   const masks = card.bitmaps.map((stage) => stage.map((text, i) => bits(text, card.grids[i][0] * card.grids[i][1])));
   const holder = el("div", { class: "pictures" });
@@ -382,7 +388,7 @@ function pictures(card, row) {
   function show(stage) {
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === stage)));
     holder.replaceChildren(...Array.from({ length: many }, (_, i) =>
-      picture(found.images?.[i], card.grids[i], stage ? masks[stage - 1][i] : null, `visual tokens, ${names[stage]}`)));
+      picture(found.images?.[card.boxes ? card.boxes[i][0] : i], card.grids[i], stage ? masks[stage - 1][i] : null, `visual tokens, ${names[stage]}`, card.boxes?.[i].slice(1))));
   }
   show(masks.length ? 1 : 0);
   return [holder, masks.length ? el("div", { class: "stages", role: "group", "aria-label": "visual tokens left" }, buttons) : null];

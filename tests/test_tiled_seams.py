@@ -1,61 +1,22 @@
-"""What the next family needs: a throw-away one, of random weights, that uses each seam of the contract of a family.
-
-Images that differ in size without M-RoPE and hold tokens of no grid (LLaVA-NeXT). It is one class here: nothing else knows
-of it.
-"""
+"""Random weights that use the seams of a family whose images differ in size without M-RoPE and hold tokens of no grid."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from flash_stand_in import KERNEL, Flash
 from transformers import AutoModelForImageTextToText, LlavaNextConfig
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-import lmms_prune.models
 from lmms_prune import Schedule, prune
 from lmms_prune.certificate.case import Case, Subject
 from lmms_prune.certificate.prompts import BATCHES, batch
 from lmms_prune.certificate.runner import examine
 from lmms_prune.compat.transformers import filled_cache
-from lmms_prune.models.family import Family, Grid
-from lmms_prune.models.llava import LLAVA, Llava
 from lmms_prune.models.parts import ModelParts
 
 LAYERS = 6
-
-
-@dataclass(frozen=True)
-class LlavaNext(Llava):
-    def tokens_per_image(self, config: Any) -> int | None:
-        return None
-
-    def only_grid(self, config: Any) -> Grid | None:
-        return None
-
-    def grids(self, config: Any, inputs: Mapping[str, Any], sizes: Sequence[int]) -> list[Grid]:
-        return []
-
-    def image_sizes(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        sizes = inputs.get("image_sizes")
-        return [] if sizes is None else [side**2 + self._tiles(config, size, side) for size in sizes]
-
-    def _tiles(self, config: Any, size: Any, side: int) -> int:
-        rows, columns = get_anyres_image_grid_shape(
-            size.tolist(), config.image_grid_pinpoints, config.vision_config.image_size
-        )
-        unpadded = unpad_image(torch.zeros(1, rows * side, columns * side), size.tolist())
-        return unpadded.shape[1] * (unpadded.shape[2] + 1)  # a newline token ends each row
-
-    def image_inputs(self, config: Any, grid: Grid, noise: Any) -> dict[str, Any]:
-        side = config.vision_config.image_size
-        size = torch.tensor([[grid[0] * 17, grid[1] * 11]])
-        return {"pixel_values": noise((1, 3, 3, side, side)), "image_sizes": size}
 
 
 def next_() -> Any:
@@ -81,19 +42,6 @@ def next_() -> Any:
     )
 
 
-def from_family(kind: type[Family], family: Family, **changed: Any) -> Family:
-    values = {name: getattr(family, name) for name in family.__dataclass_fields__}
-    return kind(**{**values, **changed})
-
-
-FAMILIES = {
-    "llava_next": (
-        from_family(
-            LlavaNext, LLAVA, model_type="llava_next", model_name="llava_next_pruned", image_arguments=("image_sizes",)
-        ),
-        next_,
-    ),
-}
 # Methods that read queries, keys and embeddings, a merge.
 SCHEDULES = (
     "random@0:0.6",
@@ -105,14 +53,12 @@ SCHEDULES = (
 )
 
 
-@pytest.fixture(params=FAMILIES)
-def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A model of a family that only this file knows; its weights are large enough that every token counts."""
-    family, config = FAMILIES[request.param]
-    monkeypatch.setitem(lmms_prune.models.FAMILIES, request.param, family)
+@pytest.fixture
+def model() -> Any:
+    """Its weights are large enough that every token counts."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(config(), dtype=torch.float32).eval()
+        model = AutoModelForImageTextToText.from_config(next_(), dtype=torch.float32).eval()
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
                 torch.nn.init.normal_(weight, std=1.5 / weight[0].numel() ** 0.5)
@@ -153,9 +99,7 @@ def test_recomputed_keys_are_those_that_the_layer_caches(model: Any) -> None:
     torch.testing.assert_close(keys, filled_cache(output).layers[2].keys)
 
 
-def test_positions_may_be_renumbered_where_the_family_says_so(model: Any) -> None:
-    if not ModelParts.of(model).family.renumbers:
-        pytest.skip("M-RoPE")
+def test_positions_may_be_renumbered(model: Any) -> None:
     case = Case(Subject(model, "float32"), Schedule.parse("random@1:0.5,dart@3:0.3"), "compact")
     assert [result for result in examine(case, "ragged") if result.reason] == []
 
