@@ -212,6 +212,10 @@ class Family(ABC):
         """Options with which the checkpoint's processor is loaded."""
         return {}
 
+    def processor_fault(self, processor: Any, config: Any) -> str:
+        """What is missing in the checkpoint's processor, with the fix, where it would fail or miscount at every image; else ""."""
+        return ""
+
     @abstractmethod
     def processed(
         self, processor: Any, prompts: list[str], messages: list[list[dict[str, Any]]], arguments: Any
