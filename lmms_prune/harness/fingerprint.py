@@ -79,7 +79,14 @@ def made_from(arguments: ModelArguments, executed: Provenance, commit: str | Non
         "files": digest(inputs(arguments)),
         "code": code(),
         **versions(),
+        **_versions_in_use(arguments),
     }
+
+
+def _versions_in_use(arguments: ModelArguments) -> dict[str, str]:
+    """Return the versions of libraries that only some runs use."""
+    used = {"peft": arguments.peft, "bitsandbytes": arguments.quantisation}
+    return {f"version of {name}": version(name) for name, use in used.items() if use}
 
 
 def digest(values: Mapping[str, object]) -> str:

@@ -148,10 +148,9 @@ class PrunedModel(ChatModel):
         executed = provenance(self.model, self.device)
         commit = getattr(self.model.config, "_commit_hash", None)
         # An adapter is often trained again under the same name, so its content is a setting of its own.
-        self.settings = self.arguments.settings() | (
-            {"peft_sha256": adapter_digest(arguments.peft)} if arguments.peft is not None else {}
-        )
-        self.made_from = made_from(self.arguments, executed, commit) | self.settings
+        content = {} if arguments.peft is None else {"peft_sha256": adapter_digest(arguments.peft)}
+        self.settings = self.arguments.settings() | content
+        self.made_from = made_from(self.arguments, executed, commit) | content
         self._journal = None if arguments.journal is None else Journal(arguments.journal, self.made_from, self.secrets)
         self.report = RunReport(
             settings=self.settings,

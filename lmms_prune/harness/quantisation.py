@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -42,7 +43,7 @@ def refuse_stored(config: Mapping[str, Any], arguments: ModelArguments) -> None:
             f"pretrained={arguments.pretrained} is stored quantised by {method}, which is not supported; supported are "
             "checkpoints in 16 or 32 bits, these with load_in_4bit=true or load_in_8bit=true, and those that bitsandbytes stored."
         )
-    _need_library(f"pretrained={arguments.pretrained} is stored quantised by bitsandbytes, which")
+    _need_library(f"pretrained={arguments.pretrained} is stored quantised and")
 
 
 def loading_options(arguments: ModelArguments, config: Any) -> dict[str, Any]:
@@ -65,6 +66,8 @@ def loading_options(arguments: ModelArguments, config: Any) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     if asked == "load_in_8bit":
+        # One line for every product of every layer, in all dtypes but float16.
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_no_cast)
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     dtype = arguments.dtype if arguments.dtype != "auto" else str(config.dtype or "float32").removeprefix("torch.")
     return {
@@ -72,6 +75,10 @@ def loading_options(arguments: ModelArguments, config: Any) -> dict[str, Any]:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
         )
     }
+
+
+def _no_cast(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
 
 
 def _need_library(what: str) -> None:
