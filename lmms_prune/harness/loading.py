@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.adapters import refuse_adapter_as_checkpoint, with_adapter
 from lmms_prune.harness.arguments import ArgumentError, CheckpointError, ModelArguments
-from lmms_prune.harness.quantisation import loading_options, refuse_stored
+from lmms_prune.harness.quantisation import loading_options, refuse_stored, refuse_widths
 from lmms_prune.models import Family, family_of
 from lmms_prune.models.kernels import KERNELS, how_to_get, refusal
 from lmms_prune.models.original_llava import original_llava
@@ -209,6 +209,7 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
         )
     if arguments.attn_implementation:
         refuse_kernel(model, arguments.attn_implementation)
+    refuse_widths(model, arguments)
     if arguments.peft is not None:
         model = with_adapter(model, arguments)
     return model.eval()

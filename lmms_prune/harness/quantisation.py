@@ -77,6 +77,21 @@ def loading_options(arguments: ModelArguments, config: Any) -> dict[str, Any]:
     }
 
 
+def refuse_widths(model: Any, arguments: ModelArguments) -> None:
+    """Refuse four-bit layers that bitsandbytes' fast code for CPUs (AVX-512 with bfloat16) cannot run, before any document.
+
+    Raises:
+        ArgumentError: names the first layer and the ways out.
+    """
+    for name, layer in model.named_modules():
+        fast = getattr(layer, "support_avx512bf16_for_cpu", False) and layer.weight.device.type == "cpu"
+        if fast and layer.in_features % layer.weight.quant_state.blocksize:
+            raise ArgumentError(
+                f"pretrained={arguments.pretrained} in four bits on this CPU: bitsandbytes needs inputs of a multiple of "
+                f"{layer.weight.quant_state.blocksize} numbers, and {name} has {layer.in_features}; use load_in_8bit=true or a GPU."
+            )
+
+
 def _no_cast(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
 
