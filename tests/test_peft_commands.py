@@ -12,6 +12,8 @@ from built import Checkpoint, Mirror
 from forking import Forking
 from peft import LoraConfig
 
+from lmms_prune.certificate.cells import FEWEST_LAYERS
+
 pytestmark = pytest.mark.slow
 
 
@@ -41,9 +43,11 @@ def options(base: Path, adapter: Path | None) -> list[str]:
     return ["--model", "llava_pruned", "--model_args", arguments]
 
 
-def test_doctor(run: Callable[..., str], base: Path, adapter: Path) -> None:
+def test_doctor(run: Callable[..., str], checkpoint: Checkpoint, tmp_path: Path) -> None:
+    base = checkpoint("llava", layers=FEWEST_LAYERS)
+    adapter = save_adapter(base, tmp_path / "lora", LoraConfig(r=2, target_modules=["q_proj", "k_proj", "down_proj"]))
     command = ["lmms-prune", "doctor", "--model", base, "--model_args", f"peft={adapter}", "--device", "cpu"]
-    printed = json.loads(run(*command, "--methods", "dart,fastv,divprune", "--attention", "sdpa", "--json"))
+    printed = json.loads(run(*command, "--methods", "fastv", "--attention", "sdpa", "--dtype", "float32", "--json"))
     assert printed["title"] == f"certificate of {base} with peft={adapter}"
     assert printed["failures"] == []
     assert printed["cells"]
@@ -86,7 +90,8 @@ def test_information(run: Callable[..., str], base: Path, adapter: Path, tmp_pat
     settings = json.loads((out / "information.json").read_text())["settings"]
     assert settings["peft"] == str(adapter)
     # What was measured with one adapter is not continued without it.
-    assert "peft" in run(*[word if word != command[5] else options(base, None)[3] for word in command], code=2)
+    error = run(*[options(base, None)[3] if word == command[5] else word for word in command], code=2)
+    assert f"holds measurements with setting peft '{adapter}', not None; give another --out." in " ".join(error.split())
 
 
 def test_calibrate(run: Callable[..., str], forking: Forking, base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ def pretended(monkeypatch):
 
 def test_both_are_refused():
     with pytest.raises(ArgumentError, match="load_in_4bit=true and load_in_8bit=true exclude each other"):
-        ModelArguments.read("load_in_4bit=true,load_in_8bit=true")
+        ModelArguments.read("pretrained=x,load_in_4bit=true,load_in_8bit=true")
     with pytest.raises(ArgumentError, match="load_in_4bit=yes must be true or false"):
-        ModelArguments.read("load_in_4bit=yes")
+        ModelArguments.read("pretrained=x,load_in_4bit=yes")
     read = ModelArguments.read("pretrained=x,load_in_4bit=true,load_in_8bit=false")
     assert read.quantisation == "load_in_4bit"
     assert read.settings()["load_in_4bit"] == "True"
