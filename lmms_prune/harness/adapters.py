@@ -16,12 +16,10 @@ from transformers.utils import cached_file
 
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import CheckpointError, ModelArguments
-from lmms_prune.models.adapters import refuse_adapter, renamed
+from lmms_prune.models.adapters import FOREIGN, refuse_adapter, renamed
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# LLaVA's own training writes the projector that it trained with the adapter here; PEFT knows nothing of it.
-_BESIDE = "non_lora_trainables.bin"
 
 
 def adapter_files(name: str) -> dict[str, Path]:
@@ -41,12 +39,9 @@ def adapter_files(name: str) -> dict[str, Path]:
         raise CheckpointError(
             f"model_args: peft={name} is no adapter: neither a folder with an {CONFIG} nor a hub name that can be reached.{hint}"
         )
-    if _file(name, _BESIDE):
-        raise CheckpointError(
-            f"model_args: peft={name} was trained with LLaVA's own code: {_BESIDE} holds trained weights that are not part of "
-            "the adapter. Merge both into the checkpoint (merge_lora_weights.py of LLaVA's repository), convert it, and give it "
-            "as pretrained=…."
-        )
+    for file, reason in FOREIGN.items():
+        if _file(name, file):
+            raise CheckpointError(f"model_args: peft={name} {reason}")
     for weights in _WEIGHTS:
         if path := _file(name, weights):
             return {CONFIG: config, weights: path}

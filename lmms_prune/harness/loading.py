@@ -17,8 +17,8 @@ from lmms_prune.harness.adapters import refuse_adapter_as_checkpoint, with_adapt
 from lmms_prune.harness.arguments import ArgumentError, CheckpointError, ModelArguments
 from lmms_prune.harness.quantisation import loading_options, refuse_stored, refuse_widths
 from lmms_prune.models import Family, family_of
+from lmms_prune.models.foreign import foreign_layout
 from lmms_prune.models.kernels import KERNELS, how_to_get, refusal
-from lmms_prune.models.original_llava import original_llava
 
 # inv_freq is computed at load time, but older files contain it.
 _IN_A_LAYER = re.compile(r"\.(layers|blocks|h)\.\d+\.(?!.*inv_freq$)")
@@ -71,7 +71,7 @@ def _refuse_layout(arguments: ModelArguments) -> None:
     It is read as it is: a LLaVA of the original layout is also of the type "llava", and would get default sizes.
     """
     content, _ = PreTrainedConfig.get_config_dict(arguments.pretrained, revision=arguments.revision)
-    if message := original_llava(content):
+    if message := foreign_layout(content):
         raise CheckpointError(f"pretrained={arguments.pretrained} {message}")
     refuse_stored(content, arguments)
 

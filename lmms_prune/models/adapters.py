@@ -17,6 +17,13 @@ _REFUSED_OPTIONS = {
     "target_parameters": "it changes parameters, not layers",
 }
 
+FOREIGN = {
+    "non_lora_trainables.bin": "was trained with LLaVA's own code: non_lora_trainables.bin holds trained weights that are not part "
+    "of the adapter. Merge both into the checkpoint (merge_lora_weights.py of LLaVA's repository), convert it, and give it as "
+    "pretrained=…."
+}
+"""Files beside an adapter that PEFT ignores although they belong to it, and the reason for which it is refused."""
+
 
 def refuse_adapter(config: Any, name: str) -> None:
     """Refuse an adapter that does more than change single layers.

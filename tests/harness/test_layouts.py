@@ -10,7 +10,7 @@ import pytest
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.harness.arguments import ArgumentError, CheckpointError, ModelArguments
 from lmms_prune.harness.loading import load_model, pick_device
-from lmms_prune.models.original_llava import original_llava
+from lmms_prune.models.foreign import foreign_layout
 
 # As on the hub: liuhaotian/llava-v1.5-7b, -13b and llava-v1.6-vicuna-7b, lmms-lab/llava-onevision-qwen2-7b-ov.
 TOWER = {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_hidden_size": 1024}
@@ -78,13 +78,13 @@ def test_the_original_layout_of_llava_names_the_converted_checkpoint(converted, 
 
 def test_an_original_layout_of_unknown_size_names_the_conversions():
     config = {"architectures": ["LlavaMptForCausalLM"], "model_type": "llava_mpt", "hidden_size": 4096}
-    assert "give its conversion, a checkpoint of https://huggingface.co/llava-hf." in original_llava(config)
-    assert "(model_type llava_llama)" in original_llava({"model_type": "llava_llama"})
+    assert "give its conversion, a checkpoint of https://huggingface.co/llava-hf." in foreign_layout(config)
+    assert "(model_type llava_llama)" in foreign_layout({"model_type": "llava_llama"})
 
 
 def test_converted_checkpoints_are_not_taken_for_original_ones(harness):
     for folder in harness.checkpoints.values():
-        assert original_llava(json.loads((folder / "config.json").read_text())) is None
+        assert foreign_layout(json.loads((folder / "config.json").read_text())) is None
 
 
 @pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "fp8", "quanto"])

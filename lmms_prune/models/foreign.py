@@ -19,7 +19,7 @@ _ONEVISION = {
 _TYPES = ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen")
 
 
-def original_llava(config: Mapping[str, Any]) -> str | None:
+def foreign_layout(config: Mapping[str, Any]) -> str | None:
     """Explain that a ``config.json`` is of LLaVA's own repository, and name the checkpoint to give; None for others."""
     architectures, model_type = config.get("architectures") or [], str(config.get("model_type"))
     own = [name for name in map(str, architectures) if name.startswith("Llava") and name.endswith("ForCausalLM")]
