@@ -68,7 +68,11 @@ def bench(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="With --tasks: only the first documents of each.")] = None,
     model_args: Annotated[
-        str, typer.Option("--model_args", help="With --tasks: lmms-eval's arguments: prompt=vicuna,image_aspect=pad.")
+        str,
+        typer.Option(
+            "--model_args",
+            help="With --model, lmms-eval's arguments: peft=ADAPTER, load_in_4bit=true; with --tasks also prompt=vicuna, ….",
+        ),
     ] = "",
     include: Include = None,
     results: Annotated[
@@ -126,7 +130,7 @@ def bench(
             request = DocumentRequest(str(model), dtype, device, model_args, tasks, limit, include, results, lengths)
             title, measured, paper = time_tasks(request, parsed, repeats, compiled, progress)
         else:
-            ready = given_model(model, arch, layers, dtype, device)
+            ready = given_model(model, arch, layers, dtype, device, model_args)
             if compiled:
                 compile_layers(ready.model)
             cases = [Workload(rows, text, new) for rows, text, new in product(*sweep)]
@@ -162,8 +166,10 @@ def _refuse_other_inputs(values: Mapping[str, Any]) -> None:
     """End the command if options of random inputs are given with ``--tasks``, or options of ``--tasks`` without it."""
     random, real = (
         {"arch": None, "grid": "24x24", "batch": "1", "text_tokens": "60"},
-        ("limit", "model_args", "include", "results"),
+        ("limit", "include", "results"),
     )
+    if values["arch"] is not None and values["model_args"]:
+        fail(f"bench --model_args {values['model_args']}: it is about a checkpoint; give --model, or leave it out.")
     if values["tasks"] is None:
         for name in real:
             if values[name] not in (None, ""):

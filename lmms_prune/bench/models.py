@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AutoModelForImageTextToText
 
-from lmms_prune.harness.arguments import ModelArguments
+from lmms_prune.harness.arguments import ModelArguments, weight_arguments
 from lmms_prune.harness.loading import load_model, pick_device
 from lmms_prune.models import FAMILIES
 from lmms_prune.models.architectures import PUBLISHED
@@ -62,7 +62,9 @@ class BenchModel:
     fixed: bool
 
 
-def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dtype: str, device: str) -> BenchModel:
+def given_model(
+    checkpoint: str | None, arch: str | None, layers: int | None, dtype: str, device: str, model_args: str = ""
+) -> BenchModel:
     """Load a checkpoint, or make random weights in the sizes of `arch`.
 
     Args:
@@ -70,6 +72,7 @@ def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dt
         layers: decoder layers of the random model; None for all.
         dtype: "auto" is the checkpoint's dtype; for random weights, bfloat16 on a GPU and float32 on a CPU.
         device: "cpu", "cuda" or "cuda:N".
+        model_args: further arguments about the checkpoint's weights, as for lmms-eval's ``--model_args``.
 
     Raises:
         BenchError, ArgumentError, UnsupportedModelError: no such dtype, device or checkpoint, or the weights do not fit.
@@ -78,7 +81,8 @@ def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dt
     if dtype not in _DTYPES:
         raise BenchError(f"--dtype {dtype}: use {', '.join(_DTYPES)}.")
     values = {"pretrained": checkpoint or str(arch), "schedule": "none", "dtype": dtype, "device": device}
-    arguments = ModelArguments.read(values)
+    further = weight_arguments(model_args, ("dtype", "device"))
+    arguments = ModelArguments.read({**values, **further})
     torch_device = pick_device(arguments, 0, 1)
     with fits(f"with the weights of {checkpoint or arch} alone", "a 16-bit --dtype, with --arch fewer --layers,"):
         if checkpoint is not None:
@@ -87,7 +91,10 @@ def given_model(checkpoint: str | None, arch: str | None, layers: int | None, dt
             auto = torch.bfloat16 if torch_device.type == "cuda" else torch.float32
             model = random_model(str(arch), layers, torch_device, auto if dtype == "auto" else getattr(torch, dtype))
     parts = ModelParts.of(model)
-    name = checkpoint or f"{arch}, {len(parts.layers)} decoder layers of random weights"
+    name = (
+        ", ".join(filter(None, (checkpoint, model_args)))
+        or f"{arch}, {len(parts.layers)} decoder layers of random weights"
+    )
     return BenchModel(model, title_of(name, model), parts.tokens_per_image is not None)
 
 

@@ -94,7 +94,7 @@ def calibrate(
             texts = candidates(chosen, sorted({first, layer}), budget, loaded.prompt_sizes)
             progress.update(bar, completed=0, total=(len(texts) + 3 + len(others)) * len(names))
             proposal = propose(evaluation, texts, layer, out, launch, report, others)
-        checkpoint = loaded.wrapper.arguments.pretrained
+        checkpoint, adapter = loaded.wrapper.arguments.pretrained, loaded.wrapper.arguments.peft
         record = {
             "schedule": proposal.schedule,
             "vanishes": first,
@@ -106,7 +106,7 @@ def calibrate(
         record |= {"chosen": vars(proposal.chosen), "verified": vars(proposal.verified)}
         record |= {"tried": {text: vars(measured) for text, measured in proposal.tried.items()}}
         record |= {"compared": {text: vars(measured) for text, measured in proposal.compared.items()}}
-        stored = calibration_file(checkpoint, budget)
+        stored = calibration_file(checkpoint, budget, adapter=adapter)
         keep_calibration(stored, record)
         path = out / f"{Path(checkpoint).name}_auto-{budget}.yaml"
         _write_config(path, model, f"{model_args},schedule={proposal.schedule}".strip(","), names)

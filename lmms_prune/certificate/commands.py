@@ -34,6 +34,9 @@ def doctor(
     ] = None,
     attention: Annotated[str, typer.Option(help=f"With commas: {', '.join(KERNELS)}.")] = ",".join(ATTENTIONS),
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: CUDA if there is one.")] = None,
+    model_args: Annotated[
+        str, typer.Option("--model_args", help="With --model: how it is loaded: peft=ADAPTER, load_in_4bit=true, …")
+    ] = "",
     installation: Annotated[
         bool, typer.Option("--installation", help="Check the installation instead, and print the commands that fix it.")
     ] = False,
@@ -49,9 +52,11 @@ def doctor(
     imported and lmms-eval finds the models, two documents evaluated by lmms-eval, CUDA and FlashAttention if there are any.
     """
     if installation:
-        if full or attention != ",".join(ATTENTIONS) or any((model, methods, dtype, device)):
+        if full or attention != ",".join(ATTENTIONS) or any((model, methods, dtype, device, model_args)):
             fail("--installation examines no checkpoint; only --json goes with it.")
         return _examine(as_json)
+    if model_args and model is None:
+        fail(f"doctor --model_args {model_args}: it is about the checkpoint of --model; give --model too.")
     kinds = _chosen("--dtype", dtype or ("auto" if model else "float32,bfloat16"), _DTYPES)
     kernels = _chosen("--attention", attention, tuple(KERNELS))
     names = _chosen("--methods", methods or ",".join(METHODS), tuple(METHODS))
@@ -64,9 +69,9 @@ def doctor(
 
     checkpoint_context = random_checkpoints() if model is None else nullcontext({"": model})
     with plainly(ArgumentError, UnsupportedModelError), checkpoint_context as checkpoints:
-        loaders = [Models(checkpoint, device, progress) for checkpoint in checkpoints.values()]
+        loaders = [Models(checkpoint, device, progress, model_args) for checkpoint in checkpoints.values()]
         families = {loader.family: loader for loader in loaders}
-        certificate = Certificate(title=f"certificate of {model or 'random models of every family'}")
+        certificate = Certificate(title=f"certificate of {_title(model, model_args)}")
         cells = certificate.possible(enumerate_cells(list(families), names, kinds, kernels))
         chosen = cells if full else covering(cells)
         certify(chosen, families, certificate, progress)
@@ -82,6 +87,12 @@ def doctor(
             )
     if certificate.failures or not certificate.cells:
         raise typer.Exit(1)
+
+
+def _title(model: str | None, model_args: str) -> str:
+    if model is None:
+        return "random models of every family"
+    return f"{model} with {model_args}" if model_args else model
 
 
 def _examine(as_json: bool) -> None:

@@ -12,7 +12,7 @@ from lmms_prune.certificate.case import LEAST, Subject
 from lmms_prune.certificate.cells import FEWEST_LAYERS
 from lmms_prune.demo.checkpoints import BUILDERS
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.harness.arguments import ModelArguments
+from lmms_prune.harness.arguments import ModelArguments, weight_arguments
 from lmms_prune.harness.loading import any_config, installed_kernel, load_model, pick_device, refuse_kernel
 from lmms_prune.models import family_of
 from lmms_prune.models.parts import ModelParts
@@ -38,14 +38,22 @@ class Models:
         checkpoint: a folder or hub name.
         device: "cpu", "cuda" or "cuda:N"; None is CUDA if available.
         progress: called with a message before each load.
+        model_args: further arguments about the weights, as for lmms-eval's ``--model_args``: peft=…, load_in_4bit=true.
 
     Raises:
         ArgumentError: there is no such checkpoint.
         UnsupportedModelError: its family is not supported.
     """
 
-    def __init__(self, checkpoint: str, device: str | None = None, progress: Callable[[str], None] = lambda _: None):
+    def __init__(
+        self,
+        checkpoint: str,
+        device: str | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+        model_args: str = "",
+    ):
         self.checkpoint, self.device, self.progress = checkpoint, device, progress
+        self.further = weight_arguments(model_args, ("dtype", "device", "attn_implementation"))
         self.family = family_of(any_config(self._arguments("auto"))).model_type
         self.loaded: dict[str, Any] = {}
         self.subjects: dict[tuple[str, str], Subject] = {}
@@ -75,7 +83,7 @@ class Models:
         return self.subjects[dtype, attention]
 
     def _arguments(self, dtype: str) -> ModelArguments:
-        arguments = {"pretrained": self.checkpoint, "schedule": "none", "dtype": dtype}
+        arguments = {"pretrained": self.checkpoint, "schedule": "none", "dtype": dtype, **self.further}
         return ModelArguments.read({**arguments, **({"device": self.device} if self.device else {})})
 
     def _load(self, dtype: str) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from lmms_prune.compat.bitsandbytes import CONVERSIONS, PRODUCTS
 from lmms_prune.compat.names import Library, PrivateNames
 
 
@@ -54,6 +55,15 @@ def flop_rules() -> Mapping[Any, Callable[..., int]]:
     return {**flop_registry, **{operation: _shapes(rule) for operation, rule in forgotten_rules().items()}}
 
 
+def quantised_rule(operation: Any) -> Callable[..., int] | None:
+    """The rule for a product with a quantised matrix; None for any other operation.
+
+    By its name, since such a library defines its operations when it is imported, which most runs never do.
+    """
+    rule = PRODUCTS.get(operation._schema.name)
+    return None if rule is None else lambda *args, out_val=None, **kwargs: rule(*args, **kwargs)
+
+
 class UncountedOperationError(RuntimeError):
     """An operation that multiplies matrices has no rule for its FLOPs: a count without it would be wrong."""
 
@@ -68,7 +78,8 @@ _DECOMPOSES = ("linalg_", "_linalg_", "cholesky", "lu_", "svd", "qr", "inverse",
 
 def needs_rule(operation: Any) -> bool:
     """Whether an operation may multiply matrices, for some arguments: not elementwise ones, views, and those that only move values."""
-    return not (operation.is_view or torch.Tag.pointwise in operation.tags or _name(operation) in _MOVES.split())
+    moves = (*_MOVES.split(), *CONVERSIONS)
+    return not (operation.is_view or torch.Tag.pointwise in operation.tags or _name(operation) in moves)
 
 
 def _name(operation: Any) -> str:
@@ -89,8 +100,9 @@ def refuse_uncounted(operation: Any, args: tuple, kwargs: Mapping[str, Any]) -> 
     operands = [x for x in tree_leaves((args, dict(kwargs))) if isinstance(x, torch.Tensor) and x.is_floating_point()]
     if len(operands) < 2 and not name.startswith(_DECOMPOSES):
         return
+    namespace = operation._schema.name.partition("::")[0]
     raise UncountedOperationError(
-        f"torch {torch.__version__}: aten.{name} may multiply matrices, and no rule says how many FLOPs it takes. Add one to "
+        f"torch {torch.__version__}: {namespace}.{name} may multiply matrices, and no rule says how many FLOPs it takes. Add one to "
         "flop_rules in lmms_prune/compat/torch.py, or its name to those that only move values."
     )
 

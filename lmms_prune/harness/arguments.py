@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from typing import Any
 
 from lmms_prune.compat.lmms_eval import under_the_command
@@ -26,6 +26,12 @@ _QUOTED = re.compile(r"""(?<==)\s*("[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\})(?=\s*(?
 _OF_ONE_FAMILY = ("unpad",)  # arguments that only families have which name them
 # Arguments whose values may contain commas.
 _CONTINUED = ("schedule", "system_prompt", "chat_template")
+WEIGHTS = (
+    *("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code"),
+    *("peft", "load_in_4bit", "load_in_8bit"),
+)
+"""Arguments that decide which weights are loaded, and how."""
+_RECORDED_WHERE_SET = ("peft", "load_in_4bit", "load_in_8bit", *_OF_ONE_FAMILY)
 
 
 class ArgumentError(ValueError):
@@ -50,6 +56,8 @@ class ModelArguments:
         batch_size: number of rows generated together; "auto" adapts it to the GPU's memory.
         revision, dtype, device, device_map, attn_implementation, trust_remote_code, use_cache: as in transformers.
             dtype "auto" is the checkpoint's dtype; device defaults to CUDA if there is one.
+        peft: a PEFT adapter (LoRA) of the checkpoint: a folder or hub name.
+        load_in_4bit, load_in_8bit: quantise the weights while loading, with bitsandbytes.
         prompt: LLaVA only: "hf" is the checkpoint's chat template, "vicuna" is LLaVA-1.5's own evaluation prompt.
         image_aspect: LLaVA only: "crop" is the checkpoint's image processor, "pad" pads to a square first, as in
             LLaVA-1.5's own evaluation.
@@ -75,6 +83,9 @@ class ModelArguments:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     use_cache: bool = True
+    peft: str | None = None
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
     prompt: str = "hf"
     image_aspect: str = "crop"
     unpad: bool | None = None
@@ -130,6 +141,10 @@ class ModelArguments:
         low, high = arguments.min_pixels, arguments.max_pixels
         if low and high and low > high:
             raise ArgumentError(f"model_args: min_pixels={low} is more than max_pixels={high}; set both.")
+        if arguments.load_in_4bit and arguments.load_in_8bit:
+            raise ArgumentError(
+                "model_args: load_in_4bit=true and load_in_8bit=true exclude each other; give one of them."
+            )
         return arguments
 
     def refuse_combinations(self, family: Family) -> None:
@@ -149,15 +164,23 @@ class ModelArguments:
         if self.chat_template is not None and self.prompt == "vicuna":
             raise ArgumentError("prompt=vicuna and chat_template both say how to prompt; give one of them.")
 
+    @property
+    def quantisation(self) -> str | None:
+        """The argument that quantises the weights while they are loaded; None if they stay as they are."""
+        return next((name for name in ("load_in_4bit", "load_in_8bit") if getattr(self, name)), None)
+
     def weights(self) -> tuple[str, ...]:
         """Return the values that decide which weights are loaded, and how, as texts."""
-        names = ("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code")
-        return tuple(str(getattr(self, name)) for name in (*names, *_OF_ONE_FAMILY))
+        return tuple(str(getattr(self, name)) for name in (*WEIGHTS, *_OF_ONE_FAMILY))
 
     def settings(self) -> dict[str, str]:
         """Return all values that can change an answer, as texts by name; equal settings give equal answers."""
-        excluded = ["budget", "journal", *(name for name in _OF_ONE_FAMILY if getattr(self, name) is None)]
+        excluded = ("budget", "journal", *(field.name for field in fields(self) if self._unset(field)))
         return {field.name: str(getattr(self, field.name)) for field in fields(self) if field.name not in excluded}
+
+    def _unset(self, field: Field[Any]) -> bool:
+        """Whether an argument that older records do not know is not in use: they stay comparable with this run's."""
+        return field.name in _RECORDED_WHERE_SET and getattr(self, field.name) == field.default
 
 
 def split(text: str) -> dict[str, str]:
@@ -195,6 +218,27 @@ def split(text: str) -> dict[str, str]:
     return values
 
 
+def weight_arguments(model_args: str, options: Sequence[str] = ()) -> dict[str, str]:
+    """Read the --model_args of a command that runs no task: only what decides which weights are loaded has a meaning there.
+
+    Args:
+        model_args: the text.
+        options: arguments that are options of the command.
+
+    Raises:
+        ArgumentError: another argument, or one of `options`.
+    """
+    values = split(model_args)
+    known = [name for name in WEIGHTS if name not in ("pretrained", *options)]
+    for name in values:
+        if name in ("pretrained", *options):
+            option = "model" if name == "pretrained" else "attention" if name == "attn_implementation" else name
+            raise ArgumentError(f"--model_args {name}=…: the command has the option --{option} for it; leave it out.")
+        if name not in known:
+            raise ArgumentError(f"--model_args {name}=…: without a task, only {', '.join(known)} have an effect.")
+    return values
+
+
 @contextmanager
 def plain_errors(*errors: type[Exception], scope: Scope = "run") -> Iterator[None]:
     """End the lmms-eval command with an error's message and a nonzero exit code; outside the command, raise the error.
@@ -229,7 +273,7 @@ _CHOICES = {
 }
 _DEVICE_MAP = re.compile(r"auto|balanced|balanced_low_0|sequential|cpu|mps|cuda(:[0-9]+)?")
 _LOWEST = {"seed": 0, "batch_size": 1, "min_pixels": 1, "max_pixels": 1}
-_FLAGS = ("trust_remote_code", "use_cache", "unpad")
+_FLAGS = ("trust_remote_code", "use_cache", "load_in_4bit", "load_in_8bit", "unpad")
 
 
 def _read(name: str, value: Any) -> Any:
@@ -266,16 +310,17 @@ def _kept_schedule(arguments: ModelArguments, family: Family | None) -> Schedule
     """Return the calibrated schedule that ``schedule=auto`` stands for."""
     if arguments.budget is None:
         raise ArgumentError("model_args: schedule=auto needs a budget: schedule=auto,budget=192t or budget=0.5.")
-    path = calibration_file(arguments.pretrained, arguments.budget)
+    path = calibration_file(arguments.pretrained, arguments.budget, adapter=arguments.peft)
     try:
         text = kept_schedule(path)
     except StoredCalibrationError as error:
         raise ArgumentError(f"model_args: schedule=auto: {error}") from None
     if text is None:
         family = family or next(iter(MODEL_NAMES.values()))
+        checkpoint = arguments.pretrained + (f",peft={arguments.peft}" if arguments.peft else "")
         raise ArgumentError(
-            f"model_args: schedule=auto: {arguments.pretrained} was not yet calibrated at budget {arguments.budget} (there "
+            f"model_args: schedule=auto: {checkpoint} was not yet calibrated at budget {arguments.budget} (there "
             f"is no {path}). Do it with:\n  lmms-prune calibrate --model {family.model_name} --model_args "
-            f"pretrained={arguments.pretrained} --tasks mme,textvqa_val --budget {arguments.budget}"
+            f"pretrained={checkpoint} --tasks mme,textvqa_val --budget {arguments.budget}"
         )
     return Schedule.parse(text)

@@ -16,17 +16,19 @@ class StoredCalibrationError(ValueError):
     """A stored calibration that cannot be used; the message names its file."""
 
 
-def calibration_file(pretrained: str, budget: str, home: Path | None = None) -> Path:
+def calibration_file(pretrained: str, budget: str, home: Path | None = None, adapter: str | None = None) -> Path:
     """Return the file that stores the calibration of a checkpoint at a budget; a local checkpoint is identified by its path.
 
     Args:
-        pretrained: as in --model_args.
-        budget: as in --model_args.
+        pretrained, budget: as in --model_args.
+        adapter: as ``peft`` in --model_args.
         home: folder to use instead of ``~/.cache/lmms-prune``.
     """
-    name = str(Path(pretrained).resolve()) if os.path.isdir(pretrained) else pretrained
+    names = [str(Path(name).resolve()) if os.path.isdir(name) else name for name in (pretrained, adapter) if name]
     folder = Path.home() / ".cache" / "lmms-prune" if home is None else home
-    return folder / "calibrations" / (re.sub(r"[^A-Za-z0-9.]+", "-", f"{name}@{budget}").strip("-") + ".json")
+    return (
+        folder / "calibrations" / (re.sub(r"[^A-Za-z0-9.]+", "-", f"{'+'.join(names)}@{budget}").strip("-") + ".json")
+    )
 
 
 def keep_calibration(path: Path, calibration: Mapping[str, Any]) -> None:

@@ -50,12 +50,12 @@ def code() -> str:
 
 
 def inputs(arguments: ModelArguments) -> dict[str, list[int]]:
-    """Return sizes and times of the local files that a run's arguments name: checkpoint, prompts, methods' files."""
+    """Return sizes and times of the local files that a run's arguments name: checkpoint, adapter, prompts, methods' files."""
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in _files(arguments)}
 
 
 def _files(arguments: ModelArguments) -> Iterator[Path]:
-    named_files = [arguments.pretrained, arguments.system_prompt, arguments.chat_template]
+    named_files = [arguments.pretrained, arguments.peft, arguments.system_prompt, arguments.chat_template]
     methods = [value for stage in arguments.schedule.stages for _, value in stage.options if isinstance(value, str)]
     # Measurements are in nested folders; a folder inside a checkpoint is another checkpoint, so it is skipped.
     for pattern, names in (("*", named_files), ("**/*", methods)):
@@ -79,7 +79,14 @@ def made_from(arguments: ModelArguments, executed: Provenance, commit: str | Non
         "files": digest(inputs(arguments)),
         "code": code(),
         **versions(),
+        **_versions_in_use(arguments),
     }
+
+
+def _versions_in_use(arguments: ModelArguments) -> dict[str, str]:
+    """Return the versions of libraries that only some runs use."""
+    used = {"peft": arguments.peft, "bitsandbytes": arguments.quantisation}
+    return {f"version of {name}": version(name) for name, use in used.items() if use}
 
 
 def digest(values: Mapping[str, object]) -> str:

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
 from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.harness.adapters import refuse_adapter_as_checkpoint, with_adapter
 from lmms_prune.harness.arguments import ArgumentError, CheckpointError, ModelArguments
+from lmms_prune.harness.quantisation import loading_options, refuse_stored, refuse_widths
 from lmms_prune.models import Family, family_of
+from lmms_prune.models.foreign import foreign_layout
 from lmms_prune.models.kernels import KERNELS, how_to_get, refusal
 
 # inv_freq is computed at load time, but older files contain it.
@@ -44,17 +47,33 @@ def any_config(arguments: ModelArguments) -> Any:
 
     Raises:
         CheckpointError: no such checkpoint.
+        UnsupportedModelError: a layout or a stored quantisation that cannot be loaded.
     """
     name = arguments.pretrained
+    refuse_adapter_as_checkpoint(arguments)
     try:
+        _refuse_layout(arguments)
         return AutoConfig.from_pretrained(
             name, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code
         )
+    except (ArgumentError, UnsupportedModelError):
+        raise
     except (OSError, ValueError, KeyError) as error:
         message = (
             f"model_args: pretrained={name} is no checkpoint: neither a folder with a config.json nor a hub name that "
         )
         raise CheckpointError(f"{message}can be reached. ({str(error).strip().splitlines()[0]})") from error
+
+
+def _refuse_layout(arguments: ModelArguments) -> None:
+    """Refuse a ``config.json`` that transformers misreads or that states a quantisation which is not supported.
+
+    It is read as it is: a LLaVA of the original layout is also of the type "llava", and would get default sizes.
+    """
+    content, _ = PreTrainedConfig.get_config_dict(arguments.pretrained, revision=arguments.revision)
+    if message := foreign_layout(content):
+        raise CheckpointError(f"pretrained={arguments.pretrained} {message}")
+    refuse_stored(content, arguments)
 
 
 def pick_device(arguments: ModelArguments, process: int, processes: int) -> torch.device:
@@ -163,6 +182,7 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
     options: dict[str, Any] = {"dtype": arguments.dtype, "device_map": where}
     if arguments.attn_implementation:
         options["attn_implementation"] = arguments.attn_implementation
+    options |= loading_options(arguments, any_config(arguments))
     with _unloadable(arguments, "weights"), installed_kernel(arguments.attn_implementation):
         model, info = AutoModelForImageTextToText.from_pretrained(
             arguments.pretrained,
@@ -185,10 +205,13 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
     if left_over:
         raise CheckpointError(
             f"pretrained={arguments.pretrained}: {len(left_over)} weights have no place in the model ({', '.join(sorted(left_over)[:3])}, "
-            "…): its config.json describes another model, or adapters were not merged."
+            "…): its config.json describes another model, or adapters were not merged (give an adapter as peft=…)."
         )
     if arguments.attn_implementation:
         refuse_kernel(model, arguments.attn_implementation)
+    refuse_widths(model, arguments)
+    if arguments.peft is not None:
+        model = with_adapter(model, arguments)
     return model.eval()
 
 

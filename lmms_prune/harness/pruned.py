@@ -23,7 +23,8 @@ from lmms_prune.compat.lmms_eval import cache_in_use, evaluation_options, tracke
 from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.harness.arguments import ArgumentError, ModelArguments, plain_errors
+from lmms_prune.harness.adapters import adapter_digest
+from lmms_prune.harness.arguments import ArgumentError, CheckpointError, ModelArguments, plain_errors
 from lmms_prune.harness.batching import PreparedBatches, on_the_way
 from lmms_prune.harness.chat import ChatModel
 from lmms_prune.harness.circumstances import OtherLoad, circumstances
@@ -134,6 +135,8 @@ class PrunedModel(ChatModel):
             say_at_start()
         self._device = pick_device(arguments, self.accelerator.local_process_index, self._world_size)
         self.processor = self._load_processor()
+        if fault := self.family.processor_fault(self.processor, config):
+            raise CheckpointError(f"pretrained={arguments.pretrained}: {fault}")
         self.model = load_model(arguments, self._device)
         self.family.prepare(self.model, self.processor, self.arguments)
         # A missing requirement of a method, such as an auxiliary model, is reported before the first sample is answered.
@@ -145,10 +148,13 @@ class PrunedModel(ChatModel):
         self._try_template()
         executed = provenance(self.model, self.device)
         commit = getattr(self.model.config, "_commit_hash", None)
-        self.made_from = made_from(self.arguments, executed, commit)
+        # An adapter is often trained again under the same name, so its content is a setting of its own.
+        content = {} if arguments.peft is None else {"peft_sha256": adapter_digest(arguments.peft)}
+        self.settings = self.arguments.settings() | content
+        self.made_from = made_from(self.arguments, executed, commit) | content
         self._journal = None if arguments.journal is None else Journal(arguments.journal, self.made_from, self.secrets)
         self.report = RunReport(
-            settings=self.arguments.settings(),
+            settings=self.settings,
             provenance=executed,
             circumstances=circumstances(self.batch_size, self._world_size),
         )

@@ -151,7 +151,7 @@ def measure_missing(
     from lmms_prune.information.run import measure_documents
     from lmms_prune.record.information import Store
 
-    about: dict[str, Any] = {"model": wrapper.family.model_name, "settings": wrapper.arguments.settings()}
+    about: dict[str, Any] = {"model": wrapper.family.model_name, "settings": wrapper.settings}
     # A checkpoint whose weights changed under the same name is a different model.
     about |= {f"{name} of the checkpoint": wrapper.made_from[kind] for name, kind in _CHECKPOINT.items()}
     store = Store.open(out, {**about, "layers": layers, "block": block, "label": label})

@@ -15,8 +15,9 @@ from lmms_prune.leaderboard.records import TaskRecord
 from lmms_prune.leaderboard.rows import TableRow
 from lmms_prune.schedule import Schedule, Stage
 
-# lmms-eval's own options that change answers; the paper's rows take none. (--limit and --offset show in the documents.)
-_HARNESS = ("gen_kwargs", "num_fewshot", "system_instruction")
+# Options of lmms-eval and of how weights are loaded that change answers; the paper's rows take none. (--limit and --offset show in
+# the documents.)
+_NONE = ("gen_kwargs", "num_fewshot", "system_instruction", "peft", "load_in_4bit", "load_in_8bit")
 
 
 def differences(entry: Entry, task: str, printed: PublishedRow) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ def _settings(entry: Entry, printed: PublishedRow) -> Iterator[str]:
         own = settings.get(name, "not recorded")
         if own != wanted:
             yield f"{name} {_short(own)}, not {wanted}"
-    for name in _HARNESS:
+    for name in _NONE:
         if name in settings:
             yield f"{name} {_short(settings[name])}, not none"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from lmms_prune.record.accounting import TokenTotals
 
@@ -90,9 +90,13 @@ class RunRecord:
 
     @property
     def model(self) -> str:
-        """Return the checkpoint, with its revision unless that is "main"."""
+        """Return the checkpoint, with its revision unless that is "main", and with its adapter if it has one."""
         revision = self.settings.get("revision", "main")
-        return self.settings["pretrained"] + ("" if revision == "main" else f"@{revision}")
+        model = self.settings["pretrained"] + ("" if revision == "main" else f"@{revision}")
+        if adapter := self.settings.get("peft") if self.ours else None:
+            # Adapters of one name, such as "checkpoint-500", are told apart by their content.
+            model += f"+{PurePath(adapter).name}@{self.settings.get('peft_sha256', '')[:8]}"
+        return model
 
     @property
     def schedule(self) -> str | None:

@@ -236,6 +236,10 @@ class Family(ABC):
         """Options with which the checkpoint's processor is loaded."""
         return {}
 
+    def processor_fault(self, processor: Any, config: Any) -> str:
+        """What is missing in the checkpoint's processor, with the fix, where it would fail or miscount at every image; else ""."""
+        return ""
+
     def prepare(self, model: Any, processor: Any, arguments: Any) -> None:  # noqa: B027  (most families need nothing)
         """Change a loaded model and its processor as the run's arguments say; by default nothing."""
 

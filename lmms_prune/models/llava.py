@@ -97,6 +97,29 @@ class Llava(Family):
         side = config.vision_config.image_size
         return {"pixel_values": noise((1, 3, side, side))}
 
+    def processor_fault(self, processor: Any, config: Any) -> str:
+        # The processor writes the image's tokens into the prompt, and counts them from fields of its own.
+        side, tokens = config.vision_config.image_size, self.tokens_per_image(config)
+        strategy = config.vision_feature_select_strategy
+        needed = {
+            "patch_size": config.vision_config.patch_size,
+            "vision_feature_select_strategy": strategy,
+            "num_additional_image_tokens": 1,  # CLIP's class token
+        }
+        stated = {name: getattr(processor, name, None) for name in needed}
+        fix = f"Set {', '.join(f'{name}={value}' for name, value in needed.items())} there."
+        if absent := [name for name, value in stated.items() if value is None]:
+            return f"its processor_config.json has no {', '.join(absent)}, so no prompt can be made. {fix}"
+        counted = (side // stated["patch_size"]) ** 2 + stated["num_additional_image_tokens"]
+        counted -= stated["vision_feature_select_strategy"] == "default"
+        if counted == tokens:
+            return ""
+        values = ", ".join(f"{name}={value}" for name, value in stated.items())
+        return (
+            f"its processor_config.json counts {counted} tokens for an image of which the model makes {tokens} ({values}; what is "
+            f"absent there has the library's default). {fix}"
+        )
+
     def processed(
         self, processor: Any, prompts: list[str], messages: list[list[dict[str, Any]]], arguments: Any
     ) -> Any:

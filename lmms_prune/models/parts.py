@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lmms_prune.compat.versions import refuse_other_versions
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models import FAMILIES, family_of
+from lmms_prune.models.adapters import unwrapped
 from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.kernels import KERNELS, MaskForm, how_to_get
 from lmms_prune.models.mosaic import Mosaic
@@ -66,11 +67,12 @@ class ModelParts:
 
     @classmethod
     def of(cls, model: Any) -> ModelParts:
-        """Find the parts of `model`.
+        """Find the parts of `model`, which may be inside a `peft.PeftModel`.
 
         Raises:
             UnsupportedModelError: another family, a wrapper, another attention kernel, or a decoder with sliding windows or experts.
         """
+        model = unwrapped(model)
         refuse_wrapper(model)
         config = getattr(model, "config", None)
         family = family_of(config)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmms_prune.compat.torch import flop_rules, is_composite, needs_rule, refuse_uncounted
+from lmms_prune.compat.torch import flop_rules, is_composite, needs_rule, quantised_rule, refuse_uncounted
 from lmms_prune.methods.spec import MethodSpec
 from lmms_prune.models.counting import Tally
 
@@ -87,7 +87,7 @@ class ProductCounter(TorchDispatchMode):
             Tally.open.remove(self._tally)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, rule = kwargs or {}, self._rules.get(func._overloadpacket)
+        kwargs, rule = kwargs or {}, self._rules.get(func._overloadpacket) or quantised_rule(func)
         if self._tally.paused:
             return func(*args, **kwargs)
         if rule is None and not _only_moves(func):

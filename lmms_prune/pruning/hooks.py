@@ -23,6 +23,7 @@ from lmms_prune.errors import (
     expect,
     optional,
 )
+from lmms_prune.models.adapters import unwrapped
 from lmms_prune.models.encoder import EncoderRecorder
 from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
@@ -60,7 +61,7 @@ def prune(
     model directly needs ``position_ids`` (counted without the padding), as ``generate()`` makes them.
 
     Args:
-        model: a loaded checkpoint of a family in `lmms_prune.models.FAMILIES`.
+        model: a loaded checkpoint of a family in `lmms_prune.models.FAMILIES`, or a `peft.PeftModel` of it.
         schedule: a `Schedule`, its text or a list of stages, every ``?`` solved. With an empty schedule the model may run
             in any way; its trace then describes the unpruned prefills of complete prompts with images.
         seed: decides every random draw, together with the sample's id and the layer.
@@ -93,6 +94,7 @@ def prune(
         questions=(questions, optional(TEXTS)),
         count_selection=(count_selection, FLAG),
     )
+    model = unwrapped(model)
     parts = ModelParts.of(model)
     schedule = Schedule.parse(schedule, PromptSizes(len(parts.layers), parts.tokens_per_image))
     trace = Trace(schedule)
@@ -123,7 +125,7 @@ def check(model: nn.Module, schedule: Schedule) -> None:
     Raises:
         ScheduleError, UnsupportedModelError: as `prune`.
     """
-    Block.of(model, ModelParts.of(model), schedule)
+    Block.of(unwrapped(model), ModelParts.of(model), schedule)
 
 
 def _refuse_nesting(parts: ModelParts) -> None:

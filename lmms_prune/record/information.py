@@ -182,7 +182,9 @@ def _differences(requested: dict[str, Any], stored: dict[str, Any], path: Path) 
         )
     except ResultsError as error:
         raise InformationError(f"{path}: {error}") from None
-    for name, value in {**requested_model, **_without_model(requested)}.items():
+    # Some settings are recorded only where they are set, such as an adapter: one that is stored alone differs too.
+    alone = {name: None for name in stored_model if requested_model and name not in requested_model}
+    for name, value in {**alone, **requested_model, **_without_model(requested)}.items():
         other = {**_EARLIER, **stored, **stored_model}.get(name)
         if other != value:
             yield name, value, other
