@@ -164,6 +164,11 @@ function tableView() {
   const holder = el("div");
   const status = el("p", { class: "status", role: "status" });
   const draw = () => {
+    if (state.columns === "paper" && model().paper_costs) {
+      status.textContent = "rows of Table 3; no filter holds here";
+      holder.replaceChildren(...textTable(model().paper_costs));
+      return;
+    }
     const rows = matching();
     status.textContent = `${rows.length} of ${model().rows.length} rows`;
     holder.replaceChildren(sortable("table", columns(), rows, model().budgets, `${model().title}: scores and cost`),
@@ -178,7 +183,8 @@ function tableView() {
         oninput: (event) => { state.search = event.target.value; draw(); } })),
       choice("kind", "kind", [["", "all"], ...kinds.map((kind) => [kind, KINDS[kind]])], draw),
       choice("budget", "budget", [["", "all"], ...model().budgets.map((title, i) => [String(i), title])], draw),
-      choice("columns", "columns", [["scores", "scores"], ["groups", "means by group"], ["cost", "cost"]].filter(([key]) => key !== "groups" || model().groups), draw),
+      choice("columns", "columns", [["scores", "scores"], ["groups", "means by group"], ["cost", "cost"], ["paper", "cost beside Table 3"]]
+        .filter(([key]) => !(key === "groups" && !model().groups) && !(key === "paper" && !model().paper_costs)), draw),
       data.models.some((one) => one.rows.some((row) => row.marks.length)) ? el("label", { class: "check" },
         el("input", { type: "checkbox", checked: state.unmarked, onchange: (event) => { state.unmarked = event.target.checked; draw(); } }),
         "only rows without marks") : null,
@@ -186,6 +192,16 @@ function tableView() {
     holder,
     used.length ? el("dl", { class: "marks" }, used.map((mark) => [el("dt", {}, data.marks[mark]), el("dd", {}, mark)])) : null,
   ];
+}
+
+// A table whose cells are texts already, in the order of the command's.
+function textTable(table) {
+  const head = el("tr", {}, table.columns.map((name, i) => el("th", { scope: "col", class: i < 2 ? "text" : null }, name)));
+  const lines = table.lines.map((cells) => el("tr", {}, cells.map((text, i) =>
+    el(i ? "td" : "th", { scope: i ? null : "row", class: i < 1 || /^[a-z]/i.test(text) ? "text" : null }, breakable(text)))));
+  return [el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": table.title },
+    el("table", {}, el("caption", { class: "hidden" }, table.title), el("thead", {}, head), el("tbody", {}, lines))),
+  ...table.notes.map((note) => el("p", { class: "hint" }, note))];
 }
 
 const field = (name, control) => el("label", {}, el("span", {}, name), control);
