@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lmms_prune.leaderboard.published import published_costs
 from lmms_prune.leaderboard.rows import BenchTimes
 from lmms_prune.record.files import read_text
 
@@ -35,8 +36,8 @@ def read_times(path: Path) -> BenchTimes:
         ) from error
     if not times:
         raise BenchTimesError(
-            f"--bench {path}: none of its schedules is a row of the paper's Table 3, which has LLaVA-1.5-7B alone; "
-            "time the presets that docs/commands.md names."
+            f"--bench {path}: none of its schedules is a row of the paper's Table 3, which has "
+            f"{published_costs()[0].model} alone; time the presets that docs/commands.md names."
         )
     return BenchTimes(source, times)
 
