@@ -206,7 +206,7 @@ def _described(spec: MethodSpec) -> dict[str, Any]:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path("lmms-prune-demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer schedules and questions: under two minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer schedules and questions: about two minutes.")] = False,
     schedules: Annotated[
         list[str] | None,
         typer.Option(
@@ -222,7 +222,7 @@ def demo(
 ) -> None:
     """Run two small trained models through lmms-eval on ten small benchmarks: no network, no GPU.
 
-    The models have 12 decoder layers, so a schedule's layers go up to 11. The full form takes about eleven minutes on
+    The models have 12 decoder layers, so a schedule's layers go up to 11. The full form takes about twelve minutes on
     two cores.
     """
     from rich.console import Console

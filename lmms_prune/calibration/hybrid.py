@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +14,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lmms_prune.errors import ScheduleError
+from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.information.options import (
+    DocumentChoice,
     Include,
     LoadedModel,
-    load_documents,
+    Sample,
+    SampleSeed,
+    draw_of,
     load_unpruned,
     measured_rows,
     method_names,
@@ -32,6 +36,10 @@ from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
 
 if TYPE_CHECKING:
     from lmms_prune.calibration.propose import Proposal
+    from lmms_prune.harness.documents import Draw
+    from lmms_prune.information.layer_sweep import Evaluation
+
+DEFAULT_LIMIT = 64
 
 
 def calibrate(
@@ -40,8 +48,14 @@ def calibrate(
         str, typer.Option(help="Average visual tokens a layer (192t, 0.5), FLOPs (flops=40%) or cache (kv=100MiB).")
     ],
     limit: Annotated[
-        int, typer.Option(min=2, help="Documents of each task to choose on; as many more are used to verify.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=2,
+            help=f"The first documents of each task, to choose on; as many more verify. Default: {DEFAULT_LIMIT}.",
+        ),
+    ] = None,
+    sample: Sample = None,
+    sample_seed: SampleSeed = 0,
     model: Model = DEFAULT_MODEL,
     model_args: ModelArgs = "",
     methods: Annotated[
@@ -64,12 +78,14 @@ def calibrate(
 ) -> None:
     """Find the hybrid schedule that loses least at a budget; `lmms-prune calibrate --tasks …` runs this command too.
 
-    Measures information on the first --limit documents of each task. In the candidates, few random tokens or none are kept
+    Measures information on the first --limit documents of each task, or on --sample documents drawn at random. In the candidates, few random tokens or none are kept
     from the layer on at which information has vanished, or at which removing all visual tokens loses nothing. Before that
-    layer, a method prunes to meet the budget. All candidates are evaluated, and the best one again on the next --limit
+    layer, a method prunes to meet the budget. All candidates are evaluated, and the best one again on as many other
     documents. It is stored for `schedule=auto,budget=…`, and written as a YAML for lmms-eval.
     """
     chosen = method_names(methods)
+    draw = draw_of(sample, sample_seed, limit)
+    count = sample or limit or DEFAULT_LIMIT
     with user_errors():
         from lmms_prune.calibration.propose import candidates, propose, removal_horizon
         from lmms_prune.harness.calibrations import calibration_file, keep_calibration
@@ -80,12 +96,14 @@ def calibrate(
         names = task_names(tasks)
         parsed = [Schedule.parse(text) for text in compared or []]
         refuse_unscored(names, model, include)
-        evaluation = Evaluation(model, model_args, names, limit, include=include, secrets=SECRETS.get())
         loaded = load_unpruned(model, model_args)
         _check_budget(budget, loaded)
-        _check_documents(names, loaded, limit, include)
+        halves = _halves(names, loaded, count, include, draw)
+        common = Evaluation(model, model_args, names, include=include, secrets=SECRETS.get())
+        evaluation, verification = _evaluations(common, count, draw, halves)
         others = [str(_solved(schedule, budget, loaded)) for schedule in parsed]
-        rows = measured_rows(loaded, names, limit, block, include, out / "information")
+        measured = None if draw else count
+        rows = measured_rows(loaded, names, measured, block, include, out / "information", draw)
         first = vanishes(by_layer(by_sample(rows)))
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task("evaluations", total=None)
@@ -93,19 +111,21 @@ def calibrate(
             layer = removal_horizon(evaluation, first, loaded.depth, out / "chosen", launch, report)
             texts = candidates(chosen, sorted({first, layer}), budget, loaded.prompt_sizes)
             progress.update(bar, completed=0, total=(len(texts) + 3 + len(others)) * len(names))
-            proposal = propose(evaluation, texts, layer, out, launch, report, others)
+            proposal = propose(evaluation, verification, texts, layer, out, launch, report, others)
         checkpoint, adapter = loaded.wrapper.arguments.pretrained, loaded.wrapper.arguments.peft
-        record = {
+        record: dict[str, Any] = {
             "schedule": proposal.schedule,
             "vanishes": first,
             "horizon": layer,
             "budget": budget,
             "tasks": names,
-            "limit": limit,
         }
+        record |= {"limit": count} if draw is None else {"sample": draw.size, "sample_seed": draw.seed}
         record |= {"chosen": vars(proposal.chosen), "verified": vars(proposal.verified)}
         record |= {"tried": {text: vars(measured) for text, measured in proposal.tried.items()}}
         record |= {"compared": {text: vars(measured) for text, measured in proposal.compared.items()}}
+        if draw is not None:
+            write(out / "documents.json", json.dumps({**vars(draw), "chosen": halves[0], "verified": halves[1]}))
         stored = calibration_file(checkpoint, budget, adapter=adapter)
         keep_calibration(stored, record)
         path = out / f"{Path(checkpoint).name}_auto-{budget}.yaml"
@@ -113,7 +133,7 @@ def calibrate(
     if as_json:
         typer.echo(json.dumps({**record, "yaml": str(path), "kept": str(stored)}))
         return
-    _print(proposal, f"information vanishes at layer {first}, removal is free at {layer}, of {loaded.depth}", limit)
+    _print(proposal, f"information vanishes at layer {first}, removal is free at {layer}, of {loaded.depth}", count)
     typer.echo(f"{path}\nFrom now on, schedule=auto,budget={budget} means this schedule.")
 
 
@@ -155,15 +175,43 @@ def _check_budget(budget: str, loaded: LoadedModel) -> None:
         fail(f"--budget {budget}: {reason}")
 
 
-def _check_documents(names: list[str], loaded: LoadedModel, limit: int, include: Path | None) -> None:
-    """Refuse a limit that leaves too few documents to verify on, before anything is measured."""
-    documents = load_documents(names, loaded.wrapper.family.model_name, 2 * limit, include)
-    for task, count in Counter(document.task for document in documents).items():
-        if count < 2 * limit:
-            fail(
-                f"--limit {limit}: {task} has {count} documents, {2 * limit} are needed: half to choose on and half to verify. "
-                f"Use --limit {count // 2} or less."
-            )
+def _halves(
+    names: list[str], loaded: LoadedModel, count: int, include: Path | None, draw: Draw | None
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """The numbers of the documents to choose on and to verify on, by task.
+
+    Ends the command if a task has too few, before anything is measured.
+    """
+    model = loaded.wrapper.family.model_name
+    if draw is None:
+        numbers = DocumentChoice(names, include, 2 * count).numbers(model)
+        for task, first in numbers.items():
+            if len(first) < 2 * count:
+                fail(
+                    f"--limit {count}: {task} has {len(first)} documents, {2 * count} are needed: half to choose on and half to "
+                    f"verify. Use --limit {len(first) // 2} or less."
+                )
+        return {t: first[:count] for t, first in numbers.items()}, {t: first[count:] for t, first in numbers.items()}
+    chosen = DocumentChoice(names, include, draw=draw).numbers(model)
+    try:
+        both = DocumentChoice(names, include, draw=replace(draw, size=2 * count)).numbers(model)
+    except ArgumentError as error:
+        raise ArgumentError(f"--sample {count}: as many others are needed to verify on. {error}") from error
+    # A smaller draw is a part of the larger one.
+    return chosen, {task: sorted({*drawn} - {*chosen[task]}) for task, drawn in both.items()}
+
+
+def _evaluations(
+    common: Evaluation, count: int, draw: Draw | None, halves: tuple[dict[str, list[int]], dict[str, list[int]]]
+) -> tuple[Evaluation, Evaluation]:
+    """What is evaluated to choose, and to verify."""
+    if draw is None:
+        return replace(common, limit=count), replace(common, limit=count, offset=count)
+    others = f"{count} others of {2 * count} with seed {draw.seed}"
+    return (
+        replace(common, documents=halves[0], sample=draw.described),
+        replace(common, documents=halves[1], sample=others),
+    )
 
 
 def _solved(schedule: Schedule, budget: str, loaded: LoadedModel) -> Schedule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +121,7 @@ def removal_horizon(evaluation: Evaluation, first: int, depth: int, out: Path, l
 
 def propose(
     evaluation: Evaluation,
+    others: Evaluation,
     texts: Sequence[str],
     horizon: int,
     out: Path,
@@ -130,23 +131,22 @@ def propose(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Proposal:
-    """Evaluate candidates on the first documents of each task, and the best one on as many next documents.
+    """Evaluate candidates on some documents of each task, and the best one on others.
 
     Args:
-        evaluation: the model and the documents, with a limit; each task must have twice as many documents.
+        evaluation: the model and the documents to choose on.
+        others: the same model with the documents to verify on.
         texts: the schedules to try, from `candidates`.
         horizon: from `removal_horizon`; only recorded.
         out: folder of the runs; complete ones are reused.
         launch, report: as for `evaluate`.
-        compared: further schedules to evaluate on the next documents.
+        compared: further schedules to evaluate on the other documents.
         resamples, seed: number of bootstrap resamples, and their seed.
     """
-    assert evaluation.limit is not None
     scores = evaluate(evaluation, ["none", *texts], out / "chosen", launch, report)
     tried = {text: loss(scores["none"], scores[text], resamples, seed) for text in texts}
     tried = dict(sorted(tried.items(), key=lambda item: item[1].value))
     best = next(iter(tried))
-    others = replace(evaluation, offset=evaluation.offset + evaluation.limit)
     verifying = evaluate(others, list(dict.fromkeys(["none", best, *compared])), out / "verified", launch, report)
     verified = {
         text: loss(verifying["none"], verifying[text], resamples, seed) for text in dict.fromkeys([best, *compared])

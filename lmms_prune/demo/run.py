@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rich.table import Table
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
 from lmms_prune.demo.models import MODELS, DemoCheckpoint, DemoError, model_arguments, sizes, weights
 from lmms_prune.demo.processes import DemoRun, RunError, evaluate
+from lmms_prune.demo.proposals import proposals
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
@@ -31,14 +32,22 @@ from lmms_prune.schedule import Schedule
 from lmms_prune.schedule.budgets import Budget
 
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
+PAPER_DEPTH, CALIBRATED = "the paper's depth", "calibrated"
 
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One row of the demo's table: a schedule, with the budget that solves its ``?``."""
+    """One row of the demo's table.
+
+    Args:
+        schedule: the schedule.
+        budget: solves its ``?``.
+        role: PAPER_DEPTH or CALIBRATED for the rows that show why the horizon must be measured, else empty.
+    """
 
     schedule: Schedule
     budget: Budget | None = None
+    role: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, text: str) -> DemoRow:
@@ -59,29 +68,47 @@ class DemoRow:
     def __str__(self) -> str:
         return str(self.schedule) if self.budget is None else f"{self.schedule},budget={self.budget}"
 
+    def for_model(self, model: DemoCheckpoint) -> DemoRow:
+        """The row of one model: the same for all."""
+        return self
+
+
+@dataclass(frozen=True)
+class ProposedRow:
+    """The row of the schedule that `lmms-prune calibrate` proposes for a model: another one for each model."""
+
+    def for_model(self, model: DemoCheckpoint) -> DemoRow:
+        """The row of one model.
+
+        Raises:
+            DemoError: the stored proposals are missing or damaged.
+        """
+        return DemoRow(proposals()[model.folder].schedule, role=CALIBRATED)
+
+
+AnyRow = DemoRow | ProposedRow
+
 
 # The paper's hybrids act at the input of layers 2 and 20 of 32; scaled to 12 layers: 1 and 8.
 _HYBRID = "dart@1:?,random@8:{late}"
-QUICK = tuple(
-    map(
-        DemoRow.of,
-        (
-            "none",
-            "random@1:1",
-            f"{_HYBRID.format(late=0.1)},budget=0.5",
-            f"{_HYBRID.format(late=0.03)},budget=0.25",
-            "blind@0",
-        ),
-    )
+# The same with DivPrune, and what `calibrate` proposes at the same budget.
+_DEPTHS: tuple[AnyRow, ...] = (
+    replace(DemoRow.of("divprune@1:?,random@8:0.03,budget=0.25"), role=PAPER_DEPTH),
+    ProposedRow(),
+)
+QUICK: tuple[AnyRow, ...] = (
+    DemoRow.of("none"),
+    DemoRow.of("random@1:1"),
+    DemoRow.of(f"{_HYBRID.format(late=0.1)},budget=0.5"),
+    *_DEPTHS,
+    DemoRow.of("blind@0"),
 )
 _SINGLE = ("dart@1:?", "divprune@1:?", "fastv@1:?", "random@1:?", "stride@1:?", "pool@1:?")
-FULL = (
+FULL: tuple[AnyRow, ...] = (
     DemoRow.of("none"),
-    *(
-        DemoRow.of(f"{text},budget={budget}")
-        for budget, late in (("0.5", 0.1), ("0.25", 0.03))
-        for text in (_HYBRID.format(late=late), f"divprune@1:?,random@8:{late}", *_SINGLE)
-    ),
+    *(DemoRow.of(f"{text},budget=0.5") for text in (_HYBRID.format(late=0.1), "divprune@1:?,random@8:0.1", *_SINGLE)),
+    *_DEPTHS,
+    *(DemoRow.of(f"{text},budget=0.25") for text in (_HYBRID.format(late=0.03), *_SINGLE)),
     DemoRow.of("vtw@8"),
     DemoRow.of("blind@0"),
 )
@@ -103,7 +130,7 @@ def task_names(text: str | None) -> list[str]:
 
 def run_demo(
     folder: Path,
-    rows: Sequence[DemoRow],
+    rows: Sequence[AnyRow],
     count: int,
     tasks: Sequence[str],
     environment: Mapping[str, str],
@@ -121,7 +148,7 @@ def run_demo(
 
     Returns:
         keys ``mirror`` (the folder to start lmms-eval in), ``command`` (the command line of a successful run, if possible
-        of one with a budget), ``runs`` (model, schedule, solved, averages, scores) and ``failures`` (model, schedule,
+        of one with a budget), ``runs`` (model, schedule, role, solved, averages, scores) and ``failures`` (model, schedule,
         error).
 
     Raises:
@@ -140,7 +167,7 @@ def run_demo(
             build_mirror(mirror, rows=count)
     elif damaged := next(damaged_files(mirror), None):
         raise DemoError(f"the data has changed since it was drawn: {damaged}. Delete {mirror} to have it drawn again.")
-    pairs = [(model, row) for model in MODELS for row in rows]
+    pairs = [(model, row.for_model(model)) for model in MODELS for row in rows]
     results = folder / f"results-{count}"
     runs = [_run(model, checkpoints[model], row, tasks, results / model.folder) for model, row in pairs]
     one_thread = {**environment, "OMP_NUM_THREADS": "1"}
@@ -174,11 +201,28 @@ def tables(record: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
         for run in runs:
             scores = ["" if (value := run["scores"][name]) is None else f"{value:.0f}" for name in names]
             kept = rel(run["scores"], unpruned["scores"]) if unpruned else None
-            label = "\n".join(run["schedule"].split(","))
+            label = "\n".join([*run["schedule"].split(","), *([f"({run['role']})"] if run["role"] else [])])
             tokens = f"{run['averages']['avg_visual_tokens']:.0f}"
             table.add_row(label, tokens, *scores, "" if kept is None else f"{kept:.0f}")
+        table.caption, table.caption_justify, table.caption_style = _lesson(model, runs), "left", ""
         model_tables.append(table)
     return model_tables
+
+
+def _lesson(model: DemoCheckpoint, runs: Sequence[Mapping[str, Any]]) -> str:
+    """What the table shows about depth; empty without the unpruned run, or without one of the two rows."""
+    roles = {run["role"]: run for run in runs}
+    unpruned = next((run for run in runs if run["schedule"] == "none"), None)
+    if unpruned is None or not {PAPER_DEPTH, CALIBRATED} <= set(roles):
+        return ""
+    paper, own = (rel(roles[role]["scores"], unpruned["scores"]) for role in (PAPER_DEPTH, CALIBRATED))
+    if paper is None or own is None:
+        return ""
+    proposal = proposals()[model.folder]
+    return (
+        f"See: at budget {proposal.budget} a hybrid keeps {paper:.0f} % at the paper's depth, and {own:.0f} % as `calibrate` proposes it. "
+        f"The horizon must be measured: random starts at layer {proposal.schedule.stages[-1].layer} here, not at 8."
+    )
 
 
 @contextmanager
@@ -222,6 +266,7 @@ def _record(model: DemoCheckpoint, row: DemoRow, results: Mapping[str, Any], tas
     fields = {
         "model": model.family.model_name,
         "schedule": str(row),
+        "role": row.role,
         "solved": report.schedule,
         "averages": written(report.averages),
     }

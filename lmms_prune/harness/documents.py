@@ -26,6 +26,11 @@ class Draw:
     size: int
     seed: int = 0
 
+    @property
+    def described(self) -> str:
+        """Return the draw as the results record it."""
+        return f"{self.size} with seed {self.seed}"
+
     def numbers(self, task: str, units: Sequence[Any]) -> list[int]:
         """Return the drawn documents' numbers, ascending.
 
@@ -121,12 +126,17 @@ def documents(
 
 
 def document_numbers(
-    tasks: Sequence[str], model: str, limit: int | None = None, include: Path | None = None, draw: Draw | None = None
+    tasks: Sequence[str],
+    model: str,
+    limit: int | None = None,
+    include: Path | Sequence[str] | None = None,
+    draw: Draw | None = None,
 ) -> dict[str, list[int]]:
     """Return the numbers of the first, or the drawn, documents of each task, without loading any image.
 
     Args:
-        tasks, model, limit, include: as for `documents`.
+        tasks, model, limit: as for `documents`.
+        include: a folder of further task YAMLs, or several.
         draw: documents to draw instead of the first.
 
     Raises:
@@ -165,13 +175,13 @@ def _split(task: Any) -> str:
     return task.config.test_split if task.has_test_docs() else task.config.validation_split
 
 
-def _manager(tasks: Sequence[str], model: str, include: Path | None) -> TaskManager:
+def _manager(tasks: Sequence[str], model: str, include: Path | Sequence[str] | None) -> TaskManager:
     """Return lmms-eval's index of tasks, which has all of `tasks`; raises as `documents` does."""
     # It would log every YAML of its own that is not a task.
     logger.disable("lmms_eval")
     try:
-        folder = None if include is None else str(include)
-        manager = TaskManager(verbosity="ERROR", include_path=folder, model_name=model)
+        folders = str(include) if isinstance(include, Path) else None if include is None else list(include)
+        manager = TaskManager(verbosity="ERROR", include_path=folders, model_name=model)
     finally:
         logger.enable("lmms_eval")
     if unknown := [name for name in tasks if name not in manager.all_tasks]:
@@ -181,7 +191,7 @@ def _manager(tasks: Sequence[str], model: str, include: Path | None) -> TaskMana
     return manager
 
 
-def _loaded(tasks: Sequence[str], model: str, include: Path | None) -> Iterator[Any]:
+def _loaded(tasks: Sequence[str], model: str, include: Path | Sequence[str] | None) -> Iterator[Any]:
     """Yield lmms-eval's task objects; raises as `documents` does."""
     manager = _manager(tasks, model, include)
     try:

@@ -275,7 +275,7 @@ def horizon(
             names,
             limit,
             documents=drawn,
-            sample="" if draw is None else f"{draw.size} with seed {draw.seed}",
+            sample="" if draw is None else draw.described,
             include=include,
             secrets=SECRETS.get(),
         )

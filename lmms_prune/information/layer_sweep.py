@@ -17,6 +17,7 @@ from lmms_prune.leaderboard.samples import Samples, read_samples
 from lmms_prune.methods import METHODS
 from lmms_prune.record.files import write
 from lmms_prune.record.information import InformationError
+from lmms_prune.sweep.draws import with_documents
 from lmms_prune.sweep.jobs import plan
 from lmms_prune.sweep.run import JobOutcome, run_sweep
 
@@ -92,7 +93,9 @@ def run_all(evaluation: Evaluation, schedules: Sequence[str], out: Path, launch:
     for schedule in schedules:
         paths.append(configs / f"{slug(schedule)}.yaml")
         write(paths[-1], yaml.safe_dump(evaluation.settings(schedule), sort_keys=False))
-    jobs = plan(paths, out / "runs", documents=evaluation.documents, sample=evaluation.sample) if paths else []
+    jobs = plan(paths, out / "runs") if paths else []
+    if (documents := evaluation.documents) is not None:
+        jobs = [with_documents(job, documents[job.task], evaluation.sample) for job in jobs]
     for outcome in run_sweep(jobs, launch, evaluation.secrets):
         report(outcome)
         if outcome.state == "failed":

@@ -18,6 +18,9 @@ from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS
 from lmms_prune.record.files import write
 from lmms_prune.schedule import Schedule
+from lmms_prune.sweep.draws import Sample as Sample
+from lmms_prune.sweep.draws import SampleSeed as SampleSeed
+from lmms_prune.sweep.draws import draw_of as draw_of
 from lmms_prune.terminal.console import fail, plainly
 
 if TYPE_CHECKING:
@@ -34,10 +37,6 @@ Keeps = Annotated[
     str,
     typer.Option(help="What the methods keep, separated by commas: ratios (0.1,0.25) or numbers of tokens (60t,148t)."),
 ]
-Sample = Annotated[
-    int | None, typer.Option(min=1, help="So many documents of each task, drawn at random, instead of the first.")
-]
-SampleSeed = Annotated[int, typer.Option(min=0, help="Seed of --sample.")]
 Shard = Annotated[
     str | None, typer.Option(help="Measure only one part of the work: 3/8. Without it, all is collected and drawn.")
 ]
@@ -242,19 +241,6 @@ def _check_options(method: str, allowed: bool) -> None:
         fail(f"--methods {method}: {str(error).splitlines()[0].removeprefix('schedule: ')}")
 
 
-def draw_of(sample: int | None, seed: int, limit: int | None) -> Draw | None:
-    """The draw of ``--sample`` and ``--sample-seed``; None without it."""
-    from lmms_prune.harness.documents import Draw
-
-    if sample is not None and limit is not None:
-        fail(
-            f"--sample {sample} and --limit {limit}: the first draws documents at random, the second takes the first ones."
-        )
-    if sample is None and seed:
-        fail(f"--sample-seed {seed}: nothing is drawn; give --sample too.")
-    return None if sample is None else Draw(sample, seed)
-
-
 @dataclass(frozen=True)
 class DocumentChoice:
     """Which documents a command measures.
@@ -283,7 +269,9 @@ class DocumentChoice:
         only = None if self.draw is None else self.numbers(model)
         documents = load_documents(list(self.tasks), model, self.limit, self.include, only)
         order = {task: place for place, task in enumerate(self.tasks)}
-        return sorted(documents, key=lambda one: (order.get(one.task, len(order)), one.task, one.number))
+        return sorted(
+            documents, key=lambda document: (order.get(document.task, len(order)), document.task, document.number)
+        )
 
     def smaller(self, limit: int | None) -> DocumentChoice:
         """The first `limit` of the documents; of drawn ones, as many of them. All without a limit."""

@@ -129,7 +129,7 @@ def draw_horizon(horizon: Horizon, title: str, path: Path) -> list[Path]:
         panel.axvline(
             horizon.by_divergence, color="grey", linestyle="--", label=f"VTW's criterion {horizon.by_divergence}"
         )
-    handles = [line for one in axes for line in one.get_legend_handles_labels()[0]]
+    handles = [line for axis in axes for line in axis.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=4)
     panel.set_title(title, fontsize=10)
     return save(figure, path)

@@ -60,6 +60,9 @@ def leaderboard(
     seed: Seed = 0,
     keep_paths: KeepPaths = False,
     cache: UseCache = True,
+    bench: Annotated[
+        Path | None, typer.Option(help="Output of `bench --tasks … --json`: its times, beside the paper's Table 3.")
+    ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Print the paper's own Tables 1 to 3 instead.")
     ] = False,
@@ -69,6 +72,7 @@ def leaderboard(
     Every row is compared with the unpruned run of the same checkpoint. Files that cannot be read are named after the
     table, and the exit code is then 1. With --strict it is also 1 if a row is marked.
     """
+    from lmms_prune.leaderboard.bench_times import BenchTimesError, read_times
     from lmms_prune.leaderboard.formats import FORMATS
     from lmms_prune.leaderboard.reproduced import published_table
     from lmms_prune.leaderboard.sharing import shared
@@ -84,11 +88,13 @@ def leaderboard(
         fail(f"--out {out}: there is no folder {out.parent}.")
     if out is not None and out.is_dir():
         fail(f"--out {out}: this is a folder; name a file in it.")
-    if bool(paths) == published or (published and (baseline or benchmarks)):
+    if bool(paths) == published or (published and (baseline or benchmarks or bench)):
         fail("leaderboard: give lmms-eval's result folders, or --published alone.")
+    with plainly(BenchTimesError):
+        times = None if bench is None else read_times(bench)
     reader = None if published else _reader(cache)
     board = published_table() if reader is None else _board(paths or [], baseline, benchmarks, resamples, seed, reader)
-    board = replace(board, keep_paths=keep_paths)
+    board = replace(board, keep_paths=keep_paths, times=times)
     console = Console()
     if form == "table" and console.is_terminal and out is None:
         show(shared(board), details, console)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Any
 
 from lmms_prune.leaderboard.grids import Line, TextTable, label, number, without_empty_columns
-from lmms_prune.leaderboard.published import PublishedCost, match_cost
-from lmms_prune.leaderboard.rows import ModelTable, TableRow
+from lmms_prune.leaderboard.published import PublishedCost, cost_of
+from lmms_prune.leaderboard.rows import BenchTimes, Leaderboard, ModelTable, TableRow
 
 TITLE = "Table 3 of arXiv 2512.07580"
 TEXTVQA = ("prune_textvqa_ocr", "textvqa_val")  # the paper's protocol first
@@ -17,6 +18,8 @@ _COLUMNS = (
     *("schedule", "printed row", "tokens", "printed", "TFLOPs", "printed", "KV MiB", "printed"),
     *("CUDA ms", "printed", "latency ms", "printed", "TextVQA", "printed"),
 )
+_FIGURES = {"tokens": 0, "tflops": 2, "mib": 1, "cuda_ms": 1, "latency_ms": 1, "acc": 1}
+"""The figures of a row, as fields of `MeasuredCost` and `PublishedCost`, with the decimals that are shown."""
 _PRINTED = (
     "Printed: one A6000, batch 1, 116.4 text tokens on average, FLOPs and cache of the decoder's prefill; the printed tokens "
     "are nominal, and neither time is defined."
@@ -41,34 +44,63 @@ class MeasuredCost:
     acc: float | None = None
 
 
-def beside_printed(model: ModelTable) -> TextTable | None:
+def paper_costs(model: ModelTable, board: Leaderboard) -> TextTable | None:
+    """Return the Table 3 of one model of a leaderboard: rows beside the printed ones, or the printed table by itself."""
+    printed = [row for row in board.published_costs if row.model == model.model]
+    return printed_table(printed) if printed else beside_printed(model, board.times)
+
+
+def beside_printed(model: ModelTable, times: BenchTimes | None) -> TextTable | None:
     """Tabulate the cost of a leaderboard's rows beside the printed one; None if the paper prints none of them.
 
-    Tokens, FLOPs and cache are those of TextVQA alone. A leaderboard has no times that could be compared.
+    Tokens, FLOPs and cache are those of TextVQA alone. An evaluation has no times that could be compared: they are those
+    that ``bench`` measured.
     """
-    rows = [measured for row in model.rows if (measured := _measured(row)) is not None]
-    return cost_table(rows, f"{model.title}: {TITLE}") if rows else None
+    measured = [(row, costs) for row in model.rows if (costs := measured_cost(row, times)) is not None]
+    if not measured:
+        return None
+    notes = [] if times is None else [f"{OUR_TIMES} Measured by bench: {times.source}."]
+    for row, costs in measured:
+        unlike = next((row.cells[task].unlike for task in TEXTVQA if task in row.cells), ())
+        if unlike:
+            notes.append(f"{costs.schedule}: its TextVQA is not comparable with the printed one: {'; '.join(unlike)}.")
+    return cost_table([costs for _, costs in measured], f"{model.title}: {TITLE}", notes)
 
 
-def _measured(row: TableRow) -> MeasuredCost | None:
-    """Return what a row cost on TextVQA; None if that is not known, or the paper does not print the row."""
-    printed = match_cost(row.runs[0].model, row.runs[0].schedule) if row.runs else None
+def measured_cost(row: TableRow, times: BenchTimes | None) -> MeasuredCost | None:
+    """Return what a row cost on TextVQA; None if that is not known, or the paper's Table 3 does not have the row."""
+    printed = cost_of(row.published)
     task = next((name for name in TEXTVQA if name in row.cells), None)
-    if printed is None or task is None:
+    if printed is None or task is None or not row.runs:
         return None
     totals = [totals for run in row.runs if (totals := run.tasks[task].accounting) is not None]
     if len(totals) < len(row.runs):
         return None
     total = reduce(add, totals)
     costs = total.costs()
+    cuda_ms, latency_ms = (None, None) if times is None else times.of(row.runs[0].schedule)
     return MeasuredCost(
         label(row),
         printed,
         tokens=total.avg_visual_tokens,
         tflops=costs["selection_tflops"] + costs["prefill_tflops"],
         mib=costs["kv_mib"],
+        cuda_ms=cuda_ms,
+        latency_ms=latency_ms,
         acc=row.score(task),
     )
+
+
+def cost_columns(row: TableRow, times: BenchTimes | None) -> dict[str, Any]:
+    """Return a row's figures of Table 3 as CSV columns, measured and printed; none if the paper does not print the row."""
+    if (printed := cost_of(row.published)) is None:
+        return {}
+    measured = measured_cost(row, times)
+    columns: dict[str, Any] = {"table3_row": printed.label}
+    for name in _FIGURES:
+        columns[f"table3_{name}"] = None if measured is None else getattr(measured, name)
+        columns[f"table3_{name}_published"] = getattr(printed, name)
+    return columns
 
 
 def cost_table(rows: Sequence[MeasuredCost], title: str, notes: Sequence[str] = ()) -> TextTable:
@@ -81,29 +113,16 @@ def cost_table(rows: Sequence[MeasuredCost], title: str, notes: Sequence[str] = 
 def printed_table(costs: Sequence[PublishedCost]) -> TextTable:
     """Tabulate rows of the printed Table 3 alone."""
     columns = ("schedule", "tokens", "TFLOPs", "KV MiB", "CUDA ms", "latency ms", "TextVQA")
-    lines = []
-    for row in costs:
-        figures = (
-            number(row.tokens, 0),
-            number(row.tflops, 2),
-            *map(number, (row.mib, row.cuda_ms, row.latency_ms, row.acc)),
-        )
-        lines.append(Line((row.label, *figures)))
+    lines = [
+        Line((row.label, *(number(getattr(row, name), digits) for name, digits in _FIGURES.items()))) for row in costs
+    ]
     return TextTable(f"{costs[0].model}, {TITLE}", columns, tuple(lines), (_PRINTED,))
 
 
 def _cells(row: MeasuredCost) -> list[str]:
     """Return each measured figure and the printed one beside it; both are empty where nothing was measured."""
-    printed = row.printed
-    pairs = (
-        (row.tokens, printed.tokens, 0),
-        (row.tflops, printed.tflops, 2),
-        (row.mib, printed.mib, 1),
-        (row.cuda_ms, printed.cuda_ms, 1),
-        (row.latency_ms, printed.latency_ms, 1),
-        (row.acc, printed.acc, 1),
-    )
     cells = []
-    for ours, theirs, digits in pairs:
-        cells += ["", ""] if ours is None else [number(ours, digits), number(theirs, digits)]
+    for name, digits in _FIGURES.items():
+        measured, printed = getattr(row, name), getattr(row.printed, name)
+        cells += ["", ""] if measured is None else [number(measured, digits), number(printed, digits)]
     return cells

@@ -12,6 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from lmms_prune.leaderboard.cost_table import cost_columns, paper_costs
 from lmms_prune.leaderboard.grids import Line, TextTable, grids, scores
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.notes import footnotes
@@ -46,12 +47,17 @@ def markdown_grid(grid: TextTable) -> str:
 
 
 def latex(board: Leaderboard, with_details: bool) -> str:
-    """Return one `tabular` of scores per model, with booktabs rules; details are not included."""
-    return "\n".join(_latex_grid(scores(model)) for model in board.models)
+    """Return `tabular`s with booktabs rules: each model's scores, and its cost beside Table 3; details are not included."""
+    tables = [table for model in board.models for table in (scores(model), paper_costs(model, board)) if table]
+    return "\n".join(map(_latex_grid, tables))
 
 
 def _latex_grid(grid: TextTable) -> str:
-    lines = [f"% {grid.title}", rf"\begin{{tabular}}{{l{'r' * (len(grid.columns) - 1)}}}", r"\toprule"]
+    lines = [
+        *(f"% {text}" for text in (grid.title, *grid.notes)),
+        rf"\begin{{tabular}}{{l{'r' * (len(grid.columns) - 1)}}}",
+        r"\toprule",
+    ]
     lines.append(" & ".join(map(_escaped, grid.columns)) + r" \\")
     for line in grid.lines:
         if line.heading:
@@ -73,7 +79,7 @@ def _escaped(text: str) -> str:
 def as_csv(board: Leaderboard, with_details: bool) -> str:
     """Return one line per row, with each task's score and its comparison with the baseline."""
     rows = [
-        _flat(model.title, budget.title, row)
+        {**_flat(model.title, budget.title, row), **cost_columns(row, board.times)}
         for model in board.models
         for budget in model.budgets
         for row in budget.rows

@@ -34,7 +34,7 @@ class TextTable:
 
 def grids(board: Leaderboard, with_details: bool) -> Iterator[TextTable]:
     """Yield all tables of the leaderboard, in printed order."""
-    from lmms_prune.leaderboard.cost_table import beside_printed, printed_table  # it makes its tables by this module
+    from lmms_prune.leaderboard.cost_table import paper_costs  # it makes its tables by this module
 
     names = letters(board)
     for model in board.models:
@@ -47,12 +47,10 @@ def grids(board: Leaderboard, with_details: bool) -> Iterator[TextTable]:
                 yield confidence_table
         if (paper_table := reproduction(model)) is not None:
             yield paper_table
-        if (paper_costs := beside_printed(model)) is not None:
-            yield paper_costs
+        if (cost_grid := paper_costs(model, board)) is not None:
+            yield cost_grid
         if with_details:
             yield from (details(row, model) for row in model.rows if row.baseline is not None)
-    if board.published_costs:
-        yield printed_table(board.published_costs)
 
 
 def only_columns(grid: TextTable, kept: Sequence[int]) -> TextTable:

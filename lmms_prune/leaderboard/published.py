@@ -118,7 +118,11 @@ def match_cost(model: str, schedule: str | None) -> PublishedCost | None:
     Args:
         model, schedule: as for `match`.
     """
-    row = match(model, schedule)
+    return cost_of(match(model, schedule))
+
+
+def cost_of(row: PublishedRow | None) -> PublishedCost | None:
+    """Return the row of Table 3 that costs what a row of Tables 1 and 2 scores; None if there is none."""
     if row is None:
         return None
     same = (cost for cost in published_costs() if cost.model == row.model)

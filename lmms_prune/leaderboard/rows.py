@@ -210,6 +210,23 @@ class ModelTable:
 
 
 @dataclass(frozen=True)
+class BenchTimes:
+    """Times of the paper's Table 3 that ``bench --tasks … --json`` measured.
+
+    Args:
+        source: the file, and what it was measured on.
+        by_schedule: by executed schedule, milliseconds of the decoder's prefill and of the whole answer.
+    """
+
+    source: str
+    by_schedule: Mapping[str, tuple[float | None, float | None]]
+
+    def of(self, schedule: str | None) -> tuple[float | None, float | None]:
+        """Return both times of a schedule; None for what was not measured."""
+        return self.by_schedule.get(schedule or "", (None, None))
+
+
+@dataclass(frozen=True)
 class Leaderboard:
     """The tables of all models, and what could not be read.
 
@@ -217,6 +234,7 @@ class Leaderboard:
         folders: folders from which the results were read.
         keep_paths: whether to print full paths instead of names relative to these folders.
         published_costs: rows of the paper's Table 3, if they are to be printed by themselves.
+        times: times to print beside those of Table 3.
     """
 
     models: tuple[ModelTable, ...]
@@ -227,6 +245,7 @@ class Leaderboard:
     folders: tuple[Path, ...] = ()
     keep_paths: bool = False
     published_costs: tuple[PublishedCost, ...] = ()
+    times: BenchTimes | None = None
 
     @property
     def marked(self) -> list[tuple[str, TableRow]]:

@@ -9,7 +9,8 @@ order (``order=reference``; DART alone with the printed ratio). Where script and
 ``swiftvlm-B`` only layers and budgets are published: the keeps, about 2 : 1.5 : 1, are a choice that meets the budget.
 ``sparsevlm-B`` and ``pdrop-B`` are their authors' lists and rule, which meet B by the authors' accounting: measured,
 SparseVLM's average 206.5, 145.4, 114.1 and 82.3 tokens per layer. ``NAME-B-measured`` are schedules of the paper's cost
-table (Table 3) that differ from Table 5: FastV acted at layer 4, and DART kept 172 and 36 tokens. ``vtw-B`` acts at the layer
+table (Table 3) that differ from Table 5: FastV acted at layer 4, and DART kept 172 and 36 tokens, with ``order=reference``: the
+printed accuracy and times are those of the authors' code, which the default order does not repeat token by token. ``vtw-B`` acts at the layer
 that comes nearest to B. ``mustdrop-B`` and ``todre-P`` decide by thresholds: their plan is an upper bound.
 ``vscan-64`` and, for Qwen2.5-VL, ``vscan-50pct`` and ``vscan-11pct`` are published; ``vscan-128`` and ``vscan-192`` have the
 published shares. ``ivcprune-llava`` and, for Qwen2.5-VL-7B, ``ivcprune-50pct`` are the rules of its code. ``scope-N`` keep N
@@ -85,8 +86,8 @@ PRESETS: dict[str, str] = {
     "divprune+random-64-release": "divprune@0:96t,random@20:10t",
     "divprune+vtw-192-release": "divprune@0:284t,vtw@21",
     "divprune+vtw-64-release": "divprune@0:98t,vtw@21",
-    "dart-192-measured": "dart@2:172t",
-    "dart-64-measured": "dart@2:36t",
+    "dart-192-measured": "dart@2:172t;order=reference",
+    "dart-64-measured": "dart@2:36t;order=reference",
     "fastv-192-measured": "fastv@4:148t",
     "fastv-64-measured": "fastv@4:11t",
     "vtw-192": "vtw@11",

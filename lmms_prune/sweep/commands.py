@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lmms_prune.errors import ConfigError
+from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.harness.installation import DOCTOR, InstallationError, refuse_broken
 from lmms_prune.record.files import WriteError
+from lmms_prune.sweep.draws import Sample, SampleSeed, draw_jobs, draw_of
 from lmms_prune.sweep.jobs import Job, SweepError, plan
 from lmms_prune.sweep.results import damage, seconds_if_complete
 from lmms_prune.sweep.run import JobOutcome, run_sweep, time_left
@@ -36,6 +38,8 @@ def sweep(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Evaluate only this many documents of each task, for a trial.")
     ] = None,
+    sample: Sample = None,
+    sample_seed: SampleSeed = 0,
     shard: Annotated[
         str | None, typer.Option(help="Only one part of the configurations: 3/8 is the third of eight.")
     ] = None,
@@ -60,8 +64,12 @@ def sweep(
     checkpoint, a library that cannot be imported). You can interrupt a sweep at any time: the same command resumes it.
     Weights are loaded once for all configurations that share them. Several sweeps of one folder share the work.
     """
-    with redacted_traces(SECRETS.get()), plainly(ConfigError, SweepError, InstallationError, WriteError):
+    draw = draw_of(sample, sample_seed, limit)
+    errors = (ArgumentError, ConfigError, SweepError, InstallationError, WriteError)
+    with redacted_traces(SECRETS.get()), plainly(*errors):
         jobs = plan(paths, out, tasks, limit, shard)
+        if draw is not None:
+            jobs = draw_jobs(jobs, draw)
         if dry_run:
             return _preview(jobs, as_json)
         refuse_broken()
@@ -74,6 +82,7 @@ def sweep(
             if shard is not None:
                 fail(f"--shard {shard} and --cluster {cluster} both divide the work; use one of them.")
             options = {"--out": out, "--tasks": tasks, "--limit": limit, "--launch": launch or None}
+            options |= {} if draw is None else {"--sample": draw.size, "--sample-seed": draw.seed}
             outcomes = _with_progress(
                 jobs, run_on_cluster(jobs, paths, options, cluster, cluster_option or [], SECRETS.get()), as_json
             )

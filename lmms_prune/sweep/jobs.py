@@ -79,8 +79,6 @@ def plan(
     tasks: str | None = None,
     limit: int | None = None,
     shard: str | None = None,
-    documents: Mapping[str, Sequence[int]] | None = None,
-    sample: str = "",
 ) -> list[Job]:
     """The jobs of some ``--config`` files, ordered so that jobs with the same weights follow each other.
 
@@ -90,8 +88,6 @@ def plan(
         tasks: replaces the files' tasks.
         limit: documents of each task; replaces the files' limit.
         shard: the part of the configurations to plan: "3/8" is the third of eight.
-        documents: by task, the numbers of the documents to evaluate; None for those that the files' limits leave.
-        sample: how these documents were drawn, equal for all tasks; recorded in the results.
 
     Raises:
         ConfigError: a file does not exist.
@@ -109,8 +105,6 @@ def plan(
         weights = (str(settings["model"]), *config.arguments.weights())
         for task in single_tasks(settings["tasks"]):
             own: dict[str, Any] = {"tasks": task, "config": str(run.path), "output_path": str(out / run.name / task)}
-            if documents is not None:
-                own |= {"documents": list(documents[task]), "sample": sample, "limit": len(documents[task])}
             shard_of_config = f"{number}/{len(checked)}"
             files_named = inputs(config.arguments)
             jobs.append(Job(run.name, task, {**settings, **own}, weights, out, shard_of_config, files_named))

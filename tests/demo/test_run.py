@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,22 @@ from lmms_prune.cli import app
 from lmms_prune.demo import questions
 from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
 from lmms_prune.demo.models import FILES, MODELS, DemoCheckpoint, DemoError, sizes, weights
-from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, DemoRow, _progress, run_demo, tables, task_names
+from lmms_prune.demo.proposals import proposals
+from lmms_prune.demo.run import (
+    CALIBRATED,
+    FULL,
+    PAPER_DEPTH,
+    QUICK,
+    QUICK_ROWS,
+    DemoRow,
+    _progress,
+    run_demo,
+    tables,
+    task_names,
+)
 from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
+from lmms_prune.leaderboard.benchmarks import rel
 from lmms_prune.schedule import PromptSizes
 
 
@@ -28,14 +42,16 @@ def scores(value: float) -> dict[str, float]:
     return {task: value for task in TASKS}
 
 
-def run(schedule: str, value: float, model: str = MODELS[0].family.model_name) -> dict[str, Any]:
+def run(schedule: str, value: float, model: str = MODELS[0].family.model_name, role: str = "") -> dict[str, Any]:
     averages = {"avg_visual_tokens": 72.4}
-    return {"model": model, "schedule": schedule, "scores": scores(value), "averages": averages}
+    about = {"model": model, "schedule": schedule, "role": role}
+    return {**about, "scores": scores(value), "averages": averages}
 
 
 def test_every_schedule_of_the_demo_fits_its_models() -> None:
     layers, tokens = sizes().layers, sizes().tokens_per_image
-    for row in (*QUICK, *FULL):
+    for model, anyrow in product(MODELS, (*QUICK, *FULL)):
+        row = anyrow.for_model(model)
         read = row.schedule
         if row.budget is not None:
             read = read.solve(row.budget, PromptSizes(layers, tokens))
@@ -44,7 +60,27 @@ def test_every_schedule_of_the_demo_fits_its_models() -> None:
             assert float(row.budget.amount) - 0.04 < share <= row.budget.amount
         read.check(layers, [tokens])
         assert DemoRow.checked(str(row)) == row
-    assert len(set(FULL)) == len(FULL)
+    for model in MODELS:
+        assert len({row.for_model(model) for row in FULL}) == len(FULL)
+
+
+def test_the_line_under_the_table_says_what_calibration_is_worth() -> None:
+    """Without one of the two rows, or without the unpruned run, there is no line."""
+    rows = [
+        run("none", 80.0),
+        run("divprune@1:?,random@8:0.03,budget=0.25", 20.0, role=PAPER_DEPTH),
+        run("divprune@0:0.27,random@11:0.05", 76.0, role=CALIBRATED),
+    ]
+    [table] = tables({"runs": rows}, TASKS)
+    assert (
+        "at budget 0.25 a hybrid keeps 25 % at the paper's depth, and 95 % as `calibrate` proposes it" in table.caption
+    )
+    assert "The horizon must be measured: random starts at layer 11 here, not at 8." in table.caption
+    stream = StringIO()
+    Console(file=stream, width=80).print(table)
+    assert [line.split()[0] for line in stream.getvalue().splitlines() if "(calibrated)" in line] == ["(calibrated)"]
+    for part in (rows[1:], rows[:2], rows[:1]):
+        assert tables({"runs": part}, TASKS)[0].caption == ""
 
 
 def test_the_table_fits_a_narrow_terminal_and_tells_models_apart() -> None:
@@ -207,21 +243,27 @@ def test_the_quick_demo(forking: Forking, tmp_path: Path) -> None:
     record = quick(tmp_path, forking)
     for model in MODELS:
         runs = {run["schedule"]: run for run in record["runs"] if run["model"] == model.family.model_name}
-        assert list(runs) == [str(row) for row in QUICK]
+        rows = [row.for_model(model) for row in QUICK]
+        assert list(runs) == list(map(str, rows))
         whole = runs["none"]
         for task, floor in FLOORS[model.family.model_name].items():
             assert whole["scores"][task] >= floor, (model.folder, task)
         assert runs["random@1:1"]["scores"] == whole["scores"]
-        half = runs[str(next(row for row in QUICK if str(row.budget) == "0.5"))]
+        half = runs[str(next(row for row in rows if str(row.budget) == "0.5"))]
+        paper, own = (runs[str(next(row for row in rows if row.role == role))] for role in (PAPER_DEPTH, CALIBRATED))
+        # Where the horizon was measured, a quarter of the tokens keeps what the paper's depth loses.
+        kept = {row["role"]: rel(row["scores"], whole["scores"]) for row in (paper, own)}
+        assert kept[CALIBRATED] > max(85, kept[PAPER_DEPTH] + 5), (model.folder, kept)
         for task, cost in COSTS[model.family.model_name].items():
             assert half["scores"][task] >= whole["scores"][task] - cost, (model.folder, task)
         for task, most in BLIND.items():
             assert runs["blind@0"]["scores"][task] <= most, (model.folder, task)
             assert runs["blind@0"]["scores"][task] <= whole["scores"][task] - LESS[task], (model.folder, task)
-        for row in QUICK:
-            if row.budget is not None:
+        for row in rows:
+            if row.budget is not None or row.role == CALIBRATED:
+                budget = float(str(row.budget or proposals()[model.folder].budget))
                 share = runs[str(row)]["averages"]["avg_visual_tokens"] / whole["averages"]["original_visual_tokens"]
-                assert share == pytest.approx(float(row.budget.amount), abs=0.05)
+                assert share == pytest.approx(budget, abs=0.05)
     assert f"schedule={QUICK[2]}," in record["command"]
     _the_leaderboard_agrees(tmp_path / f"results-{QUICK_ROWS}", record)
 

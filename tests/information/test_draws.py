@@ -178,6 +178,25 @@ def test_impossible_requests_are_refused(options: list[str], message: str, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sample", "4", "--limit", "4"], "--sample 4 and --limit 4: the first draws documents at random"),
+        (["--sample-seed", "4"], "--sample-seed 4: nothing is drawn; give --sample too"),
+        (["--sample", "5"], "--sample 5: as many others are needed to verify on."),
+        (["--sample", "9"], "9 documents cannot be drawn from pope, which has 8"),
+        (["--limit", "5"], "pope has 8 documents, 10 are needed: half to choose on and half to verify. Use --limit 4"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_calibrate_refuses_what_leaves_nothing_to_verify_on(options: list[str], message: str, tmp_path: Path) -> None:
+    words = ["calibrate", *model_options(LLAVA), "--tasks", "pope", "--budget", "0.5", "--out", str(tmp_path / "x")]
+    done = CliRunner().invoke(app, [*words, *options])
+    assert done.exit_code == 2, done.output
+    assert message in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("here")
 def test_a_launcher_that_does_not_exist_is_named(tmp_path: Path) -> None:
     words = [

@@ -80,3 +80,56 @@ def test_the_commands_take_it(data: Path, forking: Forking, tmp_path: Path) -> N
     assert TASK in verdict
     message = call("gate", *runs, "--max-drop", "chartqa=1", code=2)
     assert "--max-drop chartqa: unknown benchmark" in message
+
+
+@pytest.mark.slow
+def test_calibrate_takes_it_on_drawn_documents(data: Path, forking: Forking, tmp_path: Path) -> None:
+    """The documents that verify are others than those that choose, and both are recorded in every file."""
+    arguments = f"pretrained={weights(LLAVA)},device=cpu,dtype=float32,{LLAVA.arguments}"
+    command = ["calibrate", "--model", LLAVA.family.model_name, "--model_args", arguments, "--tasks", TASK]
+    command += ["--budget", "0.5", "--methods", "dart", "--compare", "random@1:?", "--block", "6"]
+    command += ["--sample", "3", "--sample-seed", "1", "--out", str(tmp_path), "--launch", forking.launch, "--json"]
+    done = forking.run("lmms-prune", *command, cwd=data)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert (printed["sample"], printed["sample_seed"], printed["tasks"]) == (3, 1, [TASK])
+    assert "limit" not in printed
+    recorded = json.loads((tmp_path / "documents.json").read_text())
+    chosen, verified = recorded["chosen"][TASK], recorded["verified"][TASK]
+    assert (recorded["size"], recorded["seed"], len(chosen), len(verified)) == (3, 1, 3, 3)
+    assert not {*chosen} & {*verified}
+    assert {int(path.stem) for path in tmp_path.rglob("*.parquet")} == {*chosen}
+    for half, numbers, drawn in (
+        ("chosen", chosen, "3 with seed 1"),
+        ("verified", verified, "3 others of 6 with seed 1"),
+    ):
+        files = sorted((tmp_path / half).rglob("*_results.json"))
+        assert len(files) >= 3
+        for path in files:
+            content = json.loads(path.read_text())
+            assert content["config"]["resolved_cli_args"]["sample"] == drawn
+            samples = path.with_name(path.name.replace("_results.json", f"_samples_{TASK}.jsonl")).read_text()
+            assert [json.loads(line)["doc_id"] for line in samples.splitlines()] == numbers
+
+
+@pytest.mark.slow
+def test_a_guide_is_taken_by_horizon_and_information(data: Path, forking: Forking, tmp_path: Path) -> None:
+    """SGL with a second checkpoint as its guide, alone at every layer and for the information that it keeps."""
+    guide = f"sgl;guide={weights(LLAVA)};new_tokens=2"
+    arguments = f"pretrained={weights(LLAVA)},device=cpu,dtype=float32,{LLAVA.arguments}"
+    common = ["--model", LLAVA.family.model_name, "--model_args", arguments, "--tasks", TASK, "--limit", "1"]
+    common += ["--methods", guide, "--keeps", "30t", "--block", "6", "--json"]
+    out = tmp_path / "horizon"
+    alone = ["--scores-only", "--out", str(out), "--launch", forking.launch]
+    done = forking.run("lmms-prune", "horizon", *common, *alone, cwd=data)
+    assert done.returncode == 0, done.stderr
+    lines = (out / f"methods-{TASK}.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[:3] for line in lines] == [[guide, str(layer), "30t"] for layer in range(12)]
+    [results] = (out / "runs").glob(f"sgl@05*/{TASK}/**/*_results.json")
+    [run] = json.loads(results.read_text())["config"]["batch_sizes"]
+    assert run["schedule"] == f"sgl@5:30t;guide={weights(LLAVA)};new_tokens=2"
+    out = tmp_path / "information"
+    done = forking.run("lmms-prune", "information", *common, "--layers", "0,6", "--out", str(out), cwd=data)
+    assert done.returncode == 0, done.stderr
+    kept = (out / "kept.csv").read_text().splitlines()[1:]
+    assert sum(guide in line for line in kept) == 2  # layers

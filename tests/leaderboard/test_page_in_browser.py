@@ -134,6 +134,25 @@ def test_groups_and_protocols_are_shown(open_page, tmp_path: Path) -> None:
     assert "not compared: prompt hf, not vicuna" in find(driver, "dialog[open]")[0].text
 
 
+def test_the_papers_cost_table_is_a_choice_of_columns(open_page, tmp_path: Path) -> None:
+    """Rows of Table 3 stand beside the printed figures; a page without such a row does not offer them."""
+    driver = open_page()
+    assert "cost beside Table 3" not in [one.text for one in find(driver, "select[name='columns'] option")]
+    for number, schedule in enumerate(("none", "dart@2:172t;order=reference")):
+        write_run(tmp_path / str(number), {"textvqa_val": [1.0]}, schedule, tokens=33, model="llava-hf/llava-1.5-7b-hf")
+    page = tmp_path / "page.html"
+    page.write_text(html(board(tmp_path)), encoding="utf-8")
+    driver.get(page.as_uri())
+    choose(driver, "columns", "cost beside Table 3")
+    headings = [one.text for one in find(driver, "#panel thead th")]
+    assert headings[:4] == ["schedule", "printed row", "tokens", "printed"]
+    (dart,) = [line.text for line in find(driver, "#panel tbody tr") if "DART 192" in line.text]
+    assert "4.12" in dart
+    assert "one A6000, batch 1" in find(driver, "#panel .hint")[0].text
+    choose(driver, "columns", "scores")
+    assert "DART 192" not in find(driver, "#panel")[0].text
+
+
 def test_filters_leave_the_rows_that_fit(open_page) -> None:
     driver = open_page()
     status = find(driver, ".status")[0]

@@ -154,3 +154,29 @@ def _alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.slow
+def test_drawn_documents_are_the_same_in_every_configuration(place: Place, tmp_path: Path) -> None:
+    """They are recorded in the results, and a sweep on others, or on the first ones, is another one."""
+    options = (place.configs, "--out", tmp_path, "--tasks", "pope,mme", "--sample", "2")
+    done = place.sweep(*options, "--sample-seed", "3")
+    assert done.returncode == 0, done.stderr
+    drawn: dict[str, list[list[int]]] = {"pope": [], "mme": []}
+    for path in sorted(tmp_path.glob("[!.]*/*/*_results.json")):
+        task, content = path.parent.name, json.loads(path.read_text(encoding="utf-8"))
+        assert content["config"]["resolved_cli_args"]["sample"] == "2 with seed 3"
+        assert content["n-samples"][task]["effective"] == 2
+        numbers = content["config"]["resolved_cli_args"]["documents"]
+        (rows,) = path.parent.glob("*_samples_*.jsonl")
+        assert [json.loads(line)["doc_id"] for line in rows.read_text(encoding="utf-8").splitlines()] == numbers
+        drawn[task].append(numbers)
+    assert [len(numbers) for numbers in drawn.values()] == [len(SCHEDULES)] * 2
+    assert all(first == second for first, second in drawn.values())
+    first, second = drawn["mme"][0]
+    assert first ^ 1 == second  # two questions about one image
+    again = place.fork("lmms-prune", "sweep", *options, "--sample-seed", "3", "--dry-run")
+    assert again.stdout.splitlines() == [f"complete: {name}, {task}" for name in SCHEDULES for task in ("pope", "mme")]
+    for others in (("--sample", "4"), ()):
+        whole = place.fork("lmms-prune", "sweep", *options[:-2], *others, "--dry-run")
+        assert {line.split(":")[0] for line in whole.stdout.splitlines()} == {"would be replaced"}

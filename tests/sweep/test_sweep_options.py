@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,36 @@ def test_wrong_options_end_the_command_with_2(configs: Path, tmp_path: Path) -> 
         (("--cluster", "local", "--shard", "1/2"), "--shard 1/2 and --cluster local both divide the work"),
         (("--cluster", "local", "--cluster-option", "x"), "--cluster-option x: write name=value"),
         (("--cluster", "local", "--cluster-option", "no_such=1"), "no_such"),
+        (("--sample", "2", "--limit", "2"), "--sample 2 and --limit 2: the first draws documents at random"),
+        (("--sample-seed", "2"), "--sample-seed 2: nothing is drawn; give --sample too"),
         (("--launch", "no-such-launcher -n 2"), "--launch no-such-launcher -n 2: no-such-launcher: No such file"),
     ):
         done = sweep(hybrid, "--out", tmp_path / "out", *options)
         assert done.exit_code == 2, (options, done.stdout, done.stderr)
         assert message in done.stderr
     assert not list(tmp_path.glob("out/[!.]*"))
+
+
+def test_a_draw_is_refused_where_a_file_skips_documents(configs: Path, tmp_path: Path) -> None:
+    path = config(configs, "c", "none")
+    path.write_text(path.read_text(encoding="utf-8") + "offset: 3\n", encoding="utf-8")
+    done = sweep(configs, "--out", tmp_path / "out", "--sample", "2")
+    assert (done.exit_code, "c, pope: its file says offset: 3; --sample draws from all" in done.stderr) == (2, True)
+
+
+def test_a_cluster_job_draws_the_same_documents(configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted: list[Mapping[str, object]] = []
+
+    def submit(jobs: object, paths: object, options: Mapping[str, object], *others: object) -> Iterator[JobOutcome]:
+        submitted.append(options)
+        yield from ()
+
+    monkeypatch.setattr(commands, "draw_jobs", lambda jobs, draw: jobs)
+    monkeypatch.setattr("lmms_prune.sweep.cluster.run_on_cluster", submit)
+    done = sweep(configs, "--out", tmp_path / "out", "--sample", "2", "--sample-seed", "7", "--cluster", "local")
+    assert done.exit_code == 0, done.output
+    [options] = submitted
+    assert (options["--sample"], options["--sample-seed"], options["--limit"]) == (2, 7, None)
 
 
 def test_a_dry_run_only_reports(configs: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from lmms_prune.errors import ScheduleError
 from lmms_prune.leaderboard.benchmarks import GROUPS, TASKS
-from lmms_prune.leaderboard.grids import by_group, digits, label, letters
+from lmms_prune.leaderboard.cost_table import paper_costs
+from lmms_prune.leaderboard.grids import TextTable, by_group, digits, label, letters
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.notes import explanations
 from lmms_prune.leaderboard.rows import Against, Cost, Leaderboard, ModelTable, ScoreCell, TableRow
@@ -33,7 +34,7 @@ def described(board: Leaderboard) -> dict[str, Any]:
     runs = [run for model in board.models for row in model.rows for run in row.runs]
     sources = [source for run in runs for source in run.sources]
     return {
-        "models": [_model(model) for model in board.models],
+        "models": [{**_model(model), "paper_costs": _text_table(paper_costs(model, board))} for model in board.models],
         "marks": letters(board),
         "notes": explanations(board, True),
         "problems": [plain_text(str(problem)) for problem in board.problems],
@@ -55,6 +56,13 @@ def _model(model: ModelTable) -> dict[str, Any]:
         "budgets": [budget.title for budget in model.budgets],
         "rows": [{**_row(row, model), "budget": budget_index[id(row)]} for row in model.rows],
     }
+
+
+def _text_table(table: TextTable | None) -> dict[str, Any] | None:
+    if table is None:
+        return None
+    lines = [list(line.cells) for line in table.lines]
+    return {"title": table.title, "columns": list(table.columns), "lines": lines, "notes": list(table.notes)}
 
 
 def _groups(model: ModelTable) -> list[str]:

@@ -88,8 +88,8 @@ const numeric = (name, help, value, show = (x) => number(x), more = () => null) 
 });
 const small = (text) => el("small", {}, text);
 const verdictClass = (text) => (/^(beats|better)/.test(text) ? "good" : /^(below|worse)/.test(text) ? "bad" : "even");
-const verdict = (found) => (found ? el("span", { class: `verdict ${verdictClass(found.verdict)}`,
-  title: `${interval(found.difference)} against ${found.other}` }, found.verdict) : "");
+const verdict = (comparison) => (comparison ? el("span", { class: `verdict ${verdictClass(comparison.verdict)}`,
+  title: `${interval(comparison.difference)} against ${comparison.other}` }, comparison.verdict) : "");
 const letters = (row) => row.marks.map((mark) => el("abbr", { title: mark }, data.marks[mark]));
 const relColumn = numeric("Rel", "Mean of the benchmarks' shares of the unpruned scores, in percent; 95 % interval", (row) => row.rel);
 relColumn.cell = (row) => [strongest(row, (one) => one.rel), known(row.rel_sd) ? small(`±${number(row.rel_sd)}`) : null,
@@ -113,10 +113,10 @@ function scoreColumn(task) {
   column.cell = (row) => {
     const cell = row.cells[task.task];
     if (!cell) return "";
-    const found = verdictClass(cell.verdict || "");
-    const arrow = { good: "▲", bad: "▼" }[found];
+    const direction = verdictClass(cell.verdict || "");
+    const arrow = { good: "▲", bad: "▼" }[direction];
     return [strongest(row, get, task.digits),
-      arrow ? el("span", { class: `turn ${found}`, title: `${cell.verdict}: ${interval(cell.change)}` }, arrow) : null,
+      arrow ? el("span", { class: `turn ${direction}`, title: `${cell.verdict}: ${interval(cell.change)}` }, arrow) : null,
       known(cell.sd) ? small(`±${number(cell.sd, task.digits)}`) : null];
   };
   return column;
@@ -164,6 +164,11 @@ function tableView() {
   const holder = el("div");
   const status = el("p", { class: "status", role: "status" });
   const draw = () => {
+    if (state.columns === "paper" && model().paper_costs) {
+      status.textContent = "rows of Table 3; no filter holds here";
+      holder.replaceChildren(...textTable(model().paper_costs));
+      return;
+    }
     const rows = matching();
     status.textContent = `${rows.length} of ${model().rows.length} rows`;
     holder.replaceChildren(sortable("table", columns(), rows, model().budgets, `${model().title}: scores and cost`),
@@ -178,7 +183,8 @@ function tableView() {
         oninput: (event) => { state.search = event.target.value; draw(); } })),
       choice("kind", "kind", [["", "all"], ...kinds.map((kind) => [kind, KINDS[kind]])], draw),
       choice("budget", "budget", [["", "all"], ...model().budgets.map((title, i) => [String(i), title])], draw),
-      choice("columns", "columns", [["scores", "scores"], ["groups", "means by group"], ["cost", "cost"]].filter(([key]) => key !== "groups" || model().groups), draw),
+      choice("columns", "columns", [["scores", "scores"], ["groups", "means by group"], ["cost", "cost"], ["paper", "cost beside Table 3"]]
+        .filter(([key]) => !(key === "groups" && !model().groups) && !(key === "paper" && !model().paper_costs)), draw),
       data.models.some((one) => one.rows.some((row) => row.marks.length)) ? el("label", { class: "check" },
         el("input", { type: "checkbox", checked: state.unmarked, onchange: (event) => { state.unmarked = event.target.checked; draw(); } }),
         "only rows without marks") : null,
@@ -186,6 +192,16 @@ function tableView() {
     holder,
     used.length ? el("dl", { class: "marks" }, used.map((mark) => [el("dt", {}, data.marks[mark]), el("dd", {}, mark)])) : null,
   ];
+}
+
+// A table whose cells are texts already, in the order of the command's.
+function textTable(table) {
+  const head = el("tr", {}, table.columns.map((name, i) => el("th", { scope: "col", class: i < 2 ? "text" : null }, name)));
+  const lines = table.lines.map((cells) => el("tr", {}, cells.map((text, i) =>
+    el(i ? "td" : "th", { scope: i ? null : "row", class: i < 1 || /^[a-z]/i.test(text) ? "text" : null }, breakable(text)))));
+  return [el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": table.title },
+    el("table", {}, el("caption", { class: "hidden" }, table.title), el("thead", {}, head), el("tbody", {}, lines))),
+  ...table.notes.map((note) => el("p", { class: "hint" }, note))];
 }
 
 const field = (name, control) => el("label", {}, el("span", {}, name), control);
@@ -207,9 +223,9 @@ function ticks(low, high, many) {
   const rough = (high - low || 1) / many;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
-  const made = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) made.push(Number((i * step).toPrecision(12)));
-  return made;
+  const ticks = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) ticks.push(Number((i * step).toPrecision(12)));
+  return ticks;
 }
 
 function heights() {
@@ -243,8 +259,8 @@ function plot(width) {
   for (const row of [...points.filter((row) => row.kind !== "oracle")].sort((a, b) => x(a) - x(b) || y(b) - y(a)))
     if (!front.length || y(row) > y(front.at(-1))) front.push(row);
   lines.push(svg("polyline", { class: "front", points: front.map((row) => `${px(x(row))},${py(y(row))}`).join(" ") }));
-  const said = document.getElementById("said");
-  const tell = (row) => () => { if (said.isConnected) said.textContent =
+  const status = document.getElementById("said");
+  const tell = (row) => () => { if (status.isConnected) status.textContent =
     `${row.label}: ${yName} ${number(y(row))}${sure(row) ? ` (${between(...sure(row))})` : ""} at ${three(x(row))} ${xName}`; };
   const boxes = [];
   const dots = points.map((row) => {
@@ -302,8 +318,8 @@ function tradeoffView() {
 
 function whisker([value, low, high], reach) {
   const place = (one) => 60 + (Math.max(-reach, Math.min(reach, one)) / reach) * 56;
-  const found = low > 0 ? "good" : high < 0 ? "bad" : "even";
-  return svg("svg", { class: `whisker ${found}`, width: 120, height: 16, "aria-hidden": "true" },
+  const direction = low > 0 ? "good" : high < 0 ? "bad" : "even";
+  return svg("svg", { class: `whisker ${direction}`, width: 120, height: 16, "aria-hidden": "true" },
     svg("line", { class: "zero", x1: 60, x2: 60, y1: 0, y2: 16 }), svg("line", { x1: place(low), x2: place(high), y1: 8, y2: 8 }),
     svg("circle", { cx: place(value), cy: 8, r: 3.5 }));
 }
@@ -315,9 +331,9 @@ function statistics(task, reach) {
   score.name = "score";
   const change = numeric("change", "Row minus unpruned run, on the same documents, with its 95 % interval", (row) => get("change")(row)?.[0]);
   change.cell = (row) => {
-    const found = get("change")(row);
-    return found ? [whisker(found, reach), el("span", { class: "figure" }, number(found[0], task.digits, true)),
-      small(between(found[1], found[2], task.digits))] : "";
+    const difference = get("change")(row);
+    return difference ? [whisker(difference, reach), el("span", { class: "figure" }, number(difference[0], task.digits, true)),
+      small(between(difference[1], difference[2], task.digits))] : "";
   };
   const random = { name: "against random", text: true, help: "The random control at the same measured tokens",
     value: (row) => get("random")(row)?.verdict, cell: (row) => verdict(get("random")(row)) };
@@ -376,8 +392,8 @@ function picture(image, grid, kept, name, box) {
 }
 
 function pictures(card, row) {
-  const found = data.changes.documents[card.document];
-  const many = card.boxes ? card.grids.length : Math.max(found.images?.length || 0, card.grids.length);
+  const entry = data.changes.documents[card.document];
+  const many = card.boxes ? card.grids.length : Math.max(entry.images?.length || 0, card.grids.length);
   if (!many) return null;
   const masks = card.bitmaps.map((stage) => stage.map((text, i) => bits(text, card.grids[i][0] * card.grids[i][1])));
   const holder = el("div", { class: "pictures" });
@@ -388,7 +404,7 @@ function pictures(card, row) {
   function show(stage) {
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === stage)));
     holder.replaceChildren(...Array.from({ length: many }, (_, i) =>
-      picture(found.images?.[card.boxes ? card.boxes[i][0] : i], card.grids[i], stage ? masks[stage - 1][i] : null, `visual tokens, ${names[stage]}`, card.boxes?.[i].slice(1))));
+      picture(entry.images?.[card.boxes ? card.boxes[i][0] : i], card.grids[i], stage ? masks[stage - 1][i] : null, `visual tokens, ${names[stage]}`, card.boxes?.[i].slice(1))));
   }
   show(masks.length ? 1 : 0);
   return [holder, masks.length ? el("div", { class: "stages", role: "group", "aria-label": "visual tokens left" }, buttons) : null];
@@ -396,14 +412,14 @@ function pictures(card, row) {
 
 function card(one) {
   const row = model().rows[one.row];
-  const found = data.changes.documents[one.document];
+  const entry = data.changes.documents[one.document];
   const answer = (name, text, right) => [el("dt", {}, name), el("dd", { class: right === null ? null : right ? "good" : "bad" }, text || "(nothing)")];
   return el("article", { class: "card" },
-    el("header", {}, el("strong", {}, `${model().tasks.find((task) => task.task === found.task).name} ${found.id}`),
+    el("header", {}, el("strong", {}, `${model().tasks.find((task) => task.task === entry.task).name} ${entry.id}`),
       el("span", { class: `verdict ${one.worse ? "bad" : "good"}` }, one.worse ? "right → wrong" : "wrong → right")),
     el("p", { class: "schedule" }, breakable(row.label)), pictures(one, row),
-    el("p", { class: "question" }, found.question),
-    el("dl", {}, answer("reference", found.reference || "not in the samples", null), answer("unpruned", found.before, one.worse), answer("pruned", one.after, !one.worse)));
+    el("p", { class: "question" }, entry.question),
+    el("dl", {}, answer("reference", entry.reference || "not in the samples", null), answer("unpruned", entry.before, one.worse), answer("pruned", one.after, !one.worse)));
 }
 
 function changesView() {
@@ -415,14 +431,14 @@ function changesView() {
     : Object.entries(row.flips).reduce((part, [task, [worse, better]]) => part + (state.changesTask && task !== state.changesTask ? 0
       : (state.direction === "better" ? 0 : worse) + (state.direction === "worse" ? 0 : better)), 0)), 0);
   const draw = () => {
-    const found = data.changes.cards.filter(of);
-    const missing = found.filter((one) => data.changes.documents[one.document].images?.includes(null)).length;
-    const said = `${total()} changed answers match; ${found.length} of them are in this page`
+    const cards = data.changes.cards.filter(of);
+    const missing = cards.filter((one) => data.changes.documents[one.document].images?.includes(null)).length;
+    const summary = `${total()} changed answers match; ${cards.length} of them are in this page`
       + (missing ? `, ${missing} of these without all of their images, for which there was no room` : "") + ".";
     const more = el("button", { type: "button", class: "more", onclick: () => { state.shown += 24; draw(); } },
-      `Show ${Math.min(24, found.length - state.shown)} more`);
-    holder.replaceChildren(el("p", { class: "status", role: "status" }, said),
-      el("div", { class: "cards" }, found.slice(0, state.shown).map(card)), found.length > state.shown ? more : "");
+      `Show ${Math.min(24, cards.length - state.shown)} more`);
+    holder.replaceChildren(el("p", { class: "status", role: "status" }, summary),
+      el("div", { class: "cards" }, cards.slice(0, state.shown).map(card)), cards.length > state.shown ? more : "");
   };
   const reset = () => { state.shown = 12; draw(); };
   const rows = model().rows.map((row, i) => [String(i), row.label]).filter(([i]) => Object.keys(model().rows[i].flips).length);

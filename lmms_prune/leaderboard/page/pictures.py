@@ -113,19 +113,21 @@ def _read(wanted: Collection[Wanted]) -> Mapping[Wanted, tuple[list[bytes], str 
 
     # Grouped by model, task and number: creating the tasks of a model takes seconds, so it is done once.
     models: dict[str, dict[str, dict[int, list[Wanted]]]] = {}
-    for one in wanted:
-        models.setdefault(one.wrapper, {}).setdefault(one.task, {}).setdefault(one.doc_id, []).append(one)
+    for request in wanted:
+        models.setdefault(request.wrapper, {}).setdefault(request.task, {}).setdefault(request.doc_id, []).append(
+            request
+        )
     loaded: dict[Wanted, tuple[list[bytes], str | None]] = {}
     for wrapper, tasks in models.items():
         try:
             for document in documents(list(tasks), wrapper, include=task_configs(), only=tasks):
-                for one in tasks[document.task][document.number]:
-                    if str(document.target) == one.target:
-                        images = [_encoded(seen(image, one.view)) for image in document.images]
-                        loaded[one] = images, _references(document.fields)
+                for request in tasks[document.task][document.number]:
+                    if str(document.target) == request.target:
+                        images = [_encoded(seen(image, request.view)) for image in document.images]
+                        loaded[request] = images, _references(document.fields)
         except (OSError, ArgumentError) as error:
             raise PicturesError(f"--images: {error} Or leave --images out.") from error
-    if missing := [one for one in wanted if one not in loaded]:
+    if missing := [request for request in wanted if request not in loaded]:
         raise PicturesError(_OTHER.format(task=missing[0].task, number=missing[0].doc_id, target=missing[0].target))
     return loaded
 
