@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -129,12 +130,12 @@ def bench_throughput(
         if (model_args is None) != demo:
             fail("bench-throughput: give --model_args pretrained=FOLDER,…, or --demo.")
         chosen = schedules or ["none", "divprune@0:0.11"]
-        for text in chosen:
-            Schedule.parse(text)
+        arguments = demo_arguments(model) if demo else str(model_args)
+        _check_throughput(arguments, chosen, batch_size)
         with demo_benchmarks(3 * samples) if demo else nullcontext() as folder:
             measured = measure_throughput(
                 model,
-                demo_arguments(model) if demo else str(model_args),
+                arguments,
                 chosen,
                 batch_size,
                 task,
@@ -161,6 +162,26 @@ def bench_throughput(
         )
     table.caption = "\n".join(legend(throughput.marks for throughput in measured))
     Console(markup=False).print(table)
+
+
+def _check_throughput(model_args: str, schedules: Sequence[str], batch_size: str) -> None:
+    """End the command if one of the runs could only fail, before the runs in front of it have taken minutes.
+
+    Raises:
+        ArchitectureError, ScheduleError: a schedule cannot run on the checkpoint.
+        ArgumentError: the arguments cannot be split.
+    """
+    from lmms_prune.harness.arguments import split
+    from lmms_prune.models.architectures import of_checkpoint
+
+    if not re.fullmatch("auto|[1-9][0-9]*", batch_size):
+        fail(f"--batch-size {batch_size}: write a number of at least 1, or auto.")
+    sizes = of_checkpoint(split(model_args).get("pretrained", ""))
+    for text in schedules:
+        schedule, budget = Schedule.with_budget(text)
+        if sizes is not None and budget is None:
+            tokens = sizes.tokens_per_image
+            schedule.check(sizes.layers, None if tokens is None else [tokens])
 
 
 def bench_waits(
