@@ -188,6 +188,8 @@ def test_the_whole_suite_is_planned_for_about_ten_minutes() -> None:
         (["--small"], "bench --small: it is an option of --suite"),
         (["--minutes", "3"], "bench --minutes: it is an option of --suite"),
         (["--suite", "--device", "cpu"], "add --small"),
+        (["--suite", "--minutes", "inf"], "less than or equal to 10000"),
+        (["--suite", "--small", "--device", "cpu", "--parts", ""], "bench --parts : unknown. Known: compiled-llava-1"),
         (["--suite", "--small", "--device", "cpu", "--parts", "doctr-sdpa"], "Did you mean 'doctor-sdpa'?"),
         (["--suite", "--device", "cuda:99"], "--device cpu --small tries everything at reduced size"),
     ],
