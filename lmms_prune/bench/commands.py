@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,63 +32,101 @@ from lmms_prune.terminal.console import fail, plainly
 from lmms_prune.terminal.options import Json
 
 if TYPE_CHECKING:
+    from lmms_prune.bench.documents import DocumentRequest
+    from lmms_prune.bench.models import BenchModel
+    from lmms_prune.bench.schedules import ScheduleTiming
     from lmms_prune.leaderboard.cost_table import MeasuredCost
 
 DEFAULT_NEW_TOKENS = "1,32"
 HYBRID = "dart@2:0.44,random@20:0.07"
 
 
+Schedules = Annotated[
+    list[str] | None, typer.Argument(help=f"Schedules to compare with the unpruned model. Default: {HYBRID}.")
+]
+SuiteDevice = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N. Default: cpu; with --suite, cuda.", show_default=False)
+]
+Batch = Annotated[str, typer.Option(help="Batch size; several separated by commas.")]
+TextTokens = Annotated[str, typer.Option(help="Text tokens of a prompt; several separated by commas.")]
+NewTokens = Annotated[
+    str,
+    typer.Option(
+        help="Tokens of an answer; several separated by commas. Default with --tasks: as many as the unpruned model's own "
+        "answer has."
+    ),
+]
+Repeats = Annotated[int, typer.Option(min=2, help="Timed runs of each, after one warm-up run.")]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Compile norms and MLPs by torch.compile, for all schedules alike.")
+]
+Tasks = Annotated[
+    str | None, typer.Option(help="Time real documents of these lmms-eval tasks, one at a time, not random inputs.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="With --tasks: only the first documents of each.")]
+ModelArgs = Annotated[
+    str,
+    typer.Option(
+        "--model_args",
+        help="With --model, lmms-eval's arguments: peft=ADAPTER, load_in_4bit=true; with --tasks also prompt=vicuna, ….",
+    ),
+]
+Results = Annotated[
+    Path | None, typer.Option(help="With --tasks: results of lmms-eval, for the accuracy beside the paper's Table 3.")
+]
+Plot = Annotated[Path | None, typer.Option(help="Draw the times into this .png or .svg file.")]
+EverythingOnOneGpu = Annotated[
+    bool, typer.Option("--suite", help="Measure everything on one GPU, as a page and a JSON; see --minutes.")
+]
+Minutes = Annotated[
+    float, typer.Option(min=0, max=10_000, help="With --suite: stop after so long. Another call goes on.")
+]
+Out = Annotated[Path, typer.Option(help="With --suite: the folder of the page and the JSON.")]
+Parts = Annotated[str | None, typer.Option(help="With --suite: names of parts, separated by commas.")]
+Small = Annotated[
+    bool, typer.Option("--small", help="With --suite: the demo's models and short runs, for a trial on a CPU.")
+]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What ``bench`` measured.
+
+    Args:
+        title: the model's name, dtype and device.
+        timings: of each schedule on each workload.
+        paper: rows of the paper's Table 3 among the schedules, timed on documents; None for random inputs.
+    """
+
+    title: str
+    timings: Sequence[ScheduleTiming]
+    paper: Sequence[MeasuredCost] | None
+
+
 def bench(
-    schedules: Annotated[
-        list[str] | None, typer.Argument(help=f"Schedules to compare with the unpruned model. Default: {HYBRID}.")
-    ] = None,
+    schedules: Schedules = None,
     model: Model = None,
     arch: Arch = None,
     layers: Layers = None,
     dtype: Dtype = "auto",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N. Default: cpu; with --suite, cuda.", show_default=False)
-    ] = None,
+    device: SuiteDevice = None,
     grid: GridSides = "24x24",
-    batch: Annotated[str, typer.Option(help="Batch size; several separated by commas.")] = "1",
-    text_tokens: Annotated[str, typer.Option(help="Text tokens of a prompt; several separated by commas.")] = "60",
-    new_tokens: Annotated[
-        str,
-        typer.Option(
-            help="Tokens of an answer; several separated by commas. Default with --tasks: as many as the unpruned model's "
-            "own answer has."
-        ),
-    ] = DEFAULT_NEW_TOKENS,
-    repeats: Annotated[int, typer.Option(min=2, help="Timed runs of each, after one warm-up run.")] = 7,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile norms and MLPs by torch.compile, for all schedules alike.")
-    ] = False,
-    tasks: Annotated[
-        str | None, typer.Option(help="Time real documents of these lmms-eval tasks, one at a time, not random inputs.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="With --tasks: only the first documents of each.")] = None,
-    model_args: Annotated[
-        str,
-        typer.Option(
-            "--model_args",
-            help="With --model, lmms-eval's arguments: peft=ADAPTER, load_in_4bit=true; with --tasks also prompt=vicuna, ….",
-        ),
-    ] = "",
+    batch: Batch = "1",
+    text_tokens: TextTokens = "60",
+    new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
+    repeats: Repeats = 7,
+    compiled: Compiled = False,
+    tasks: Tasks = None,
+    limit: Limit = None,
+    model_args: ModelArgs = "",
     include: Include = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(help="With --tasks: results of lmms-eval, for the accuracy beside the paper's Table 3."),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the times into this .png or .svg file.")] = None,
-    suite: Annotated[
-        bool, typer.Option("--suite", help="Measure everything on one GPU, as a page and a JSON; see --minutes.")
-    ] = False,
-    minutes: Annotated[float, typer.Option(min=0, help="With --suite: stop after so long. Another call goes on.")] = 10,
-    out: Annotated[Path, typer.Option(help="With --suite: the folder of the page and the JSON.")] = DEFAULT_OUT,
-    parts: Annotated[str | None, typer.Option(help="With --suite: names of parts, separated by commas.")] = None,
-    small: Annotated[
-        bool, typer.Option("--small", help="With --suite: the demo's models and short runs, for a trial on a CPU.")
-    ] = False,
+    results: Results = None,
+    plot: Plot = None,
+    suite: EverythingOnOneGpu = False,
+    minutes: Minutes = 10,
+    out: Out = DEFAULT_OUT,
+    parts: Parts = None,
+    small: Small = False,
     as_json: Json = False,
 ) -> None:
     """Time schedules relative to the unpruned model, split by part, and compare the speed-up with the FLOPs' prediction.
@@ -113,53 +151,75 @@ def bench(
     sweep = [
         numbers(*option) for option in (("batch", batch), ("text-tokens", text_tokens), ("new-tokens", new_tokens))
     ]
-    paper: list[MeasuredCost] = []
     with plainly(*user_errors()):
         parsed = [Schedule.parse(text) for text in schedules or [HYBRID]]
         check(parsed, arch or str(model), layers, shape)  # fail before the weights are made or loaded, which takes long
-        from lmms_prune.bench.clock import clock_name
-        from lmms_prune.bench.models import compile_layers, given_model
-        from lmms_prune.bench.report import chart, described, tables
-        from lmms_prune.bench.schedules import Workload, time_schedules
+        from lmms_prune.bench.documents import DocumentRequest
+        from lmms_prune.bench.models import given_model
 
-        progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
         if tasks is not None:
-            from lmms_prune.bench.documents import DocumentRequest, time_tasks
-
             lengths = None if new_tokens == DEFAULT_NEW_TOKENS else sweep[2]
             request = DocumentRequest(str(model), dtype, device, model_args, tasks, limit, include, results, lengths)
-            title, measured, paper = time_tasks(request, parsed, repeats, compiled, progress)
+            timed = _time_documents(request, parsed, repeats, compiled)
         else:
-            ready = given_model(model, arch, layers, dtype, device, model_args)
-            if compiled:
-                compile_layers(ready.model)
-            cases = [Workload(rows, text, new) for rows, text, new in product(*sweep)]
-            image = None if ready.fixed else shape
-            title, measured = ready.title, time_schedules(ready.model, parsed, cases, image, repeats, progress)
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "model": title,
-                    "clock": clock_name(device),
-                    "compiled": compiled,
-                    "repeats": repeats,
-                    **described(measured),
-                    **({"paper": [asdict(row) for row in paper]} if tasks is not None else {}),
-                }
+            timed = _time_random(
+                given_model(model, arch, layers, dtype, device, model_args), parsed, sweep, shape, repeats, compiled
             )
-        )
-    else:
-        for table in tables(measured, title, device):
-            Console(markup=False).print(table)
-        if paper:
-            from lmms_prune.leaderboard.cost_table import OUR_TIMES, TITLE, cost_table
-            from lmms_prune.leaderboard.terminal import show_table
-
-            show_table(cost_table(paper, f"{TITLE}, {title}", [OUR_TIMES]), Console(highlight=False))
+    _show(timed, device, compiled, repeats, as_json)
     # Last, so that a full disk does not lose the measurements.
     if plot is not None:
-        chart(measured, plot, title, device)
+        from lmms_prune.bench.report import chart
+
+        chart(timed.timings, plot, timed.title, device)
+
+
+def _time_documents(request: DocumentRequest, schedules: Sequence[Schedule], repeats: int, compiled: bool) -> Timed:
+    """Time schedules on real documents."""
+    from lmms_prune.bench.documents import time_tasks
+
+    return Timed(*time_tasks(request, schedules, repeats, compiled, _progress()))
+
+
+def _time_random(
+    ready: BenchModel,
+    schedules: Sequence[Schedule],
+    sweep: Sequence[Sequence[int]],
+    shape: tuple[int, int],
+    repeats: int,
+    compiled: bool,
+) -> Timed:
+    """Time schedules on random inputs; `sweep` are batch sizes, text tokens and new tokens."""
+    from lmms_prune.bench.models import compile_layers
+    from lmms_prune.bench.schedules import Workload, time_schedules
+
+    if compiled:
+        compile_layers(ready.model)
+    cases = [Workload(rows, text, new) for rows, text, new in product(*sweep)]
+    image = None if ready.fixed else shape
+    return Timed(ready.title, time_schedules(ready.model, schedules, cases, image, repeats, _progress()), None)
+
+
+def _progress() -> Callable[[str], None]:
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+
+
+def _show(timed: Timed, device: str, compiled: bool, repeats: int, as_json: bool) -> None:
+    """Print what was measured, as JSON or as tables."""
+    from lmms_prune.bench.clock import clock_name
+    from lmms_prune.bench.report import described, tables
+
+    if as_json:
+        context = {"model": timed.title, "clock": clock_name(device), "compiled": compiled, "repeats": repeats}
+        paper = {} if timed.paper is None else {"paper": [asdict(row) for row in timed.paper]}
+        typer.echo(json.dumps({**context, **described(timed.timings), **paper}))
+        return
+    for table in tables(timed.timings, timed.title, device):
+        Console(markup=False).print(table)
+    if timed.paper:
+        from lmms_prune.leaderboard.cost_table import OUR_TIMES, TITLE, cost_table
+        from lmms_prune.leaderboard.terminal import show_table
+
+        show_table(cost_table(timed.paper, f"{TITLE}, {timed.title}", [OUR_TIMES]), Console(highlight=False))
 
 
 def _refuse_other_inputs(values: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from lmms_prune.errors import ScheduleError, did_you_mean
+from lmms_prune.methods.spec import MethodSpec
 from lmms_prune.models.architectures import PUBLISHED, of_checkpoint
 from lmms_prune.models.sizes import ArchitectureError
 from lmms_prune.schedule import Schedule
@@ -33,7 +34,7 @@ def one_model(command: str, model: str | None, arch: str | None, layers: int | N
     if (model is None) == (arch is None):
         fail(f"{command}: give --model FOLDER or --arch NAME, one of {', '.join(PUBLISHED)}.")
     if arch is not None and arch not in PUBLISHED:
-        fail(f"--arch {arch}: unknown.{did_you_mean(arch, list(PUBLISHED))} Use one of {', '.join(PUBLISHED)}.")
+        fail(f"--arch {arch}: unknown.{did_you_mean(arch, list(PUBLISHED))}")
     if layers is not None and arch is None:
         fail(f"--layers {layers}: a checkpoint has the layers that it has; leave --layers out, or use --arch.")
 
@@ -72,6 +73,11 @@ def numbers(option: str, text: str) -> list[int]:
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
         fail(f"--{option} {text}: write whole numbers of at least 1 with commas, such as 1,8.")
     return sorted({int(number) for number in text.split(",")})
+
+
+def timeable(spec: MethodSpec) -> bool:
+    """Whether a method's selection can be timed by itself: without trained weights, and without an auxiliary model's answer."""
+    return spec.ready and "guide" not in spec.reads
 
 
 def user_errors() -> tuple[type[Exception], ...]:

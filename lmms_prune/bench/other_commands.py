@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,9 +20,11 @@ from lmms_prune.bench.options import (
     GridSides,
     Layers,
     Model,
+    check,
     numbers,
     one_model,
     sides,
+    timeable,
     user_errors,
 )
 from lmms_prune.errors import did_you_mean
@@ -51,10 +55,14 @@ def bench_methods(
     if family not in FAMILIES:
         fail(f"--family {family}: use {' or '.join(FAMILIES)}.")
     shape = sides(grid)
-    chosen = names.split(",") if names else list(METHODS)
+    chosen = list(METHODS) if names is None else names.split(",")
     for name in chosen:
         if name not in METHODS:
             fail(f"--methods {name}: unknown method.{did_you_mean(name, list(METHODS))}")
+        if names is not None and not timeable(METHODS[name]):
+            fail(
+                f"--methods {name}: it needs trained weights or another run's answers, so it cannot be timed; leave it out."
+            )
     with plainly(*user_errors()):
         from lmms_prune.bench.clock import clock_name
         from lmms_prune.bench.models import fits
@@ -122,12 +130,12 @@ def bench_throughput(
         if (model_args is None) != demo:
             fail("bench-throughput: give --model_args pretrained=FOLDER,…, or --demo.")
         chosen = schedules or ["none", "divprune@0:0.11"]
-        for text in chosen:
-            Schedule.parse(text)
+        arguments = demo_arguments(model) if demo else str(model_args)
+        _check_throughput(arguments, chosen, batch_size)
         with demo_benchmarks(3 * samples) if demo else nullcontext() as folder:
             measured = measure_throughput(
                 model,
-                demo_arguments(model) if demo else str(model_args),
+                arguments,
                 chosen,
                 batch_size,
                 task,
@@ -156,6 +164,26 @@ def bench_throughput(
     Console(markup=False).print(table)
 
 
+def _check_throughput(model_args: str, schedules: Sequence[str], batch_size: str) -> None:
+    """End the command if one of the runs could only fail, before the runs in front of it have taken minutes.
+
+    Raises:
+        ArchitectureError, ScheduleError: a schedule cannot run on the checkpoint.
+        ArgumentError: the arguments cannot be split.
+    """
+    from lmms_prune.harness.arguments import split
+    from lmms_prune.models.architectures import of_checkpoint
+
+    if not re.fullmatch("auto|[1-9][0-9]*", batch_size):
+        fail(f"--batch-size {batch_size}: write a number of at least 1, or auto.")
+    sizes = of_checkpoint(split(model_args).get("pretrained", ""))
+    for text in schedules:
+        schedule, budget = Schedule.with_budget(text)
+        if sizes is not None and budget is None:
+            tokens = sizes.tokens_per_image
+            schedule.check(sizes.layers, None if tokens is None else [tokens])
+
+
 def bench_waits(
     schedules: Annotated[
         list[str] | None, typer.Argument(help="Schedules to count. Default: each method alone, and a hybrid.")
@@ -170,40 +198,50 @@ def bench_waits(
     Numbers are launches/waits of this package's own lines, before the first layer, at each stage, after the last layer,
     and in a late decode step.
     """
+    # All that can be checked without weights comes first: counting takes minutes.
+    shape, batches = sides(grid), numbers("batch", batch)
     with plainly(*user_errors()):
-        from lmms_prune.bench.models import given_model, ragged_inputs
+        from lmms_prune.demo.models import MODELS, weights
+
+        folders = [model] if model else [str(weights(demo)) for demo in MODELS]
+        parsed = [Schedule.parse(text) for text in schedules or ()]
+        for folder in folders:
+            check(parsed, folder, None, shape)
+        from lmms_prune.bench.models import fits, given_model, ragged_inputs
         from lmms_prune.bench.waits import HYBRID as SHALLOW
         from lmms_prune.bench.waits import count, examples, row
-        from lmms_prune.demo.models import MODELS, WEIGHTS
 
-        folders = [model] if model else [str(WEIGHTS / demo.folder) for demo in MODELS]
+        texts = schedules or [SHALLOW, *examples(list(METHODS))]
+        progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+        counts = []
         for folder in folders:
             subject = given_model(folder, None, None, "float32", "cpu")
-            sizes = None if subject.fixed else sides(grid)
-            rows = []
-            for rows_at_once in numbers("batch", batch):
-                inputs = ragged_inputs(subject.model, rows_at_once, sizes, 60)
-                for text in schedules or [SHALLOW, *examples(list(METHODS))]:
-                    counted = count(subject.model, inputs, text, questions=["what"] * rows_at_once)
-                    rows.append(row(counted, text, rows_at_once))
-            if as_json:
-                typer.echo(json.dumps({"model": subject.title, "rows": rows}))
-                continue
-            table = Table(title=subject.title)
-            for name in ("schedule", "batch", "begin", "stages", "end", "decode step", "largest MB"):
-                table.add_column(name, overflow="fold")
-            for one in rows:
-                phases = [f"{one[name]['launches']}/{one[name]['waits']}" for name in ("begin", "end", "step")]
-                stages = " ".join(f"{stage['launches']}/{stage['waits']}" for stage in one["stages"])
-                table.add_row(
-                    one["schedule"],
-                    str(one["batch"]),
-                    phases[0],
-                    stages,
-                    *phases[1:],
-                    f"{one['largest_bytes'] / 1e6:.1f}",
-                )
-            Console(markup=False).print(table)
+            rows: list[dict[str, Any]] = []
+            for images in batches:
+                progress(f"{folder}, batch {images}, {len(texts)} schedules")
+                with fits(f"at batch {images}", "a smaller --batch"):
+                    inputs = ragged_inputs(subject.model, images, None if subject.fixed else shape, 60)
+                    counted = (count(subject.model, inputs, text, questions=["what"] * images) for text in texts)
+                    rows += [row(work, text, images) for work, text in zip(counted, texts, strict=True)]
+            counts.append({"model": subject.title, "rows": rows})
+    if as_json:
+        typer.echo(json.dumps({"models": counts}))
+        return
+    for content in counts:
+        Console(markup=False).print(_waits_table(content))
+
+
+def _waits_table(content: Mapping[str, Any]) -> Table:
+    """Return the counts of one model as a table."""
+    table = Table(title=content["model"])
+    for name in ("schedule", "batch", "begin", "stages", "end", "decode step", "largest MB"):
+        table.add_column(name, overflow="fold")
+    for row in content["rows"]:
+        begin, end, step = (f"{row[name]['launches']}/{row[name]['waits']}" for name in ("begin", "end", "step"))
+        stages = " ".join(f"{stage['launches']}/{stage['waits']}" for stage in row["stages"])
+        size = f"{row['largest_bytes'] / 1e6:.1f}"
+        table.add_row(row["schedule"], str(row["batch"]), begin, stages, end, step, size)
+    return table
 
 
 def bench_information(

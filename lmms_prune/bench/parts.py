@@ -21,7 +21,8 @@ class Part:
         name: by which it is chosen, skipped and found in the JSON.
         kind: what its JSON holds, so how it is shown: a key of `lmms_prune.bench.sections.KINDS`.
         title: what it measures, in words.
-        seconds: how long it is expected to take, with imports and weights.
+        seconds: a guess of how long it takes, with imports and weights; by it a part is begun or skipped. None was measured
+            on a GPU, and the page says so.
         words: the words of its command after ``lmms-prune``; its last line of output is JSON.
         absent: why this machine cannot run it; "" if it can.
     """

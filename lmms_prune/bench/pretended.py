@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lmms_prune.compat.torch import is_composite, pretend_device, without_driver
+from lmms_prune.compat.torch import is_composite, pretend_device, tensors_by_name, without_driver
 from lmms_prune.methods.shared import coverage, kernels
 
 GPU = torch.device("cuda:0")
@@ -203,7 +203,7 @@ class PretendedGpu:
 
 def _tensors(model: nn.Module) -> Iterator[tuple[dict, str, Tensor, str]]:
     for owner, module in model.named_modules():
-        for held in (module._parameters, module._buffers):
+        for held in tensors_by_name(module):
             for name, x in list(held.items()):
                 if x is not None:
                     yield held, name, x, owner

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lmms_prune.bench.clock import timed
 from lmms_prune.bench.models import existing_device, given_model, random_inputs, random_model
+from lmms_prune.bench.options import timeable
 from lmms_prune.bench.ratios import of_medians, ratio
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method
@@ -104,7 +105,7 @@ def time_selection(
     Returns:
         the seconds of one unpruned decoder layer on the same batch, and one timing per method.
     """
-    chosen = [METHODS[name] for name in names if _timeable(METHODS[name])]
+    chosen = [METHODS[name] for name in names if timeable(METHODS[name])]
     methods = [spec.build(dict(Schedule.parse(spec.example).stages[0].options)) for spec in chosen]
     model = subject.model
     device = next(model.parameters()).device
@@ -122,10 +123,6 @@ def time_selection(
         interval = (share.low, share.high, share.marks)
         timings.append(Timing(spec.name, view.layer, median(seconds), share.value, of_prefill, *interval))
     return median(layer), timings
-
-
-def _timeable(spec: MethodSpec) -> bool:
-    return spec.ready and "guide" not in spec.reads
 
 
 def _select(method: Method, spec: MethodSpec, view: TokenView, budget: Tensor) -> None:

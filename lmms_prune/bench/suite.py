@@ -44,6 +44,7 @@ class Outcome:
         kind: what `result` holds.
         command: the command that measures it again.
         seconds: how long it ran.
+        guessed: the seconds for which it was planned.
         date: when it ended.
         other_load: the share (0 to 1) of the cores' time that was busy while it ran, other than by this suite.
         error: why there is no result, or why it is one of a failure.
@@ -55,6 +56,7 @@ class Outcome:
     kind: str
     command: str
     seconds: float = 0.0
+    guessed: float = 0.0
     date: str = ""
     other_load: float | None = None
     error: str = ""
@@ -157,14 +159,16 @@ def run_suite(
             continue
         left = end - time.monotonic()
         command = _clean(shlex.join(["lmms-prune", *part.words]), suite.secrets)
-        about = Outcome("absent", part.title, part.kind, command, error=part.absent)
+        about = Outcome("absent", part.title, part.kind, command, guessed=part.seconds, error=part.absent)
         if part.absent:
             outcome = about
         elif left < part.seconds:
-            reason = f"needs about {part.seconds:.0f} s, and {max(left, 0):.0f} s were left"
+            reason = f"needs about {part.seconds:.0f} s by a guess, and {max(left, 0):.0f} s were left"
             outcome = replace(about, state="skipped", error=reason)
         else:
-            progress(f"{number}/{len(parts)} {part.name}: about {part.seconds:.0f} s of the {left:.0f} s left")
+            progress(
+                f"{number}/{len(parts)} {part.name}: about {part.seconds:.0f} s by a guess, of the {left:.0f} s left"
+            )
             outcome = _run(about, [*program, *part.words], left, suite.secrets)
         if outcome.state != "done":
             progress(f"{number}/{len(parts)} {part.name}: {outcome.state}: {outcome.error}")

@@ -47,10 +47,10 @@ def measure_everything(device: str, small: bool, minutes: float, out: Path, name
         fail("bench --device cpu: the suite's models of 7B are for a GPU; add --small, which takes the demo's models.")
     parts = suite_parts(device, small)
     known = [part.name for part in parts]
-    chosen = names.split(",") if names else known
+    chosen = known if names is None else list(dict.fromkeys(names.split(",")))
     for name in chosen:
         if name not in known:
-            fail(f"bench --parts {name}: unknown.{did_you_mean(name, known)} Use {', '.join(known)}.")
+            fail(f"bench --parts {name}: unknown.{did_you_mean(name, known)}")
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     with plainly(SuiteError):
         suite = Suite.of(out, _facts(device), small, SECRETS.get())

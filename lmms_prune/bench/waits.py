@@ -6,7 +6,7 @@ Exact, and the same on every machine: what is counted are operations, not second
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,50 +105,11 @@ def count(
         devices: as for `PretendedGpu.placed`.
         options: further arguments of `prune`.
     """
-    gpu, parts = PretendedGpu(), ModelParts.of(model)
-    stages = {stage.layer for stage in Schedule.parse(schedule).stages}
-    # The number of the decode step, and how many of our hooks are running: a stage may run the model as its own guide.
-    step, depth = [0], [0]
-
-    def enter(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            depth[0] += 1
-            if depth[0] == 1:
-                gpu.phase = f"step {step[0]} of ours" if step[0] else name
-
-        return hook
-
-    def leave(*_: Any) -> None:
-        depth[0] -= 1
-        if not depth[0]:
-            gpu.phase = f"step {step[0]}" if step[0] else "library"
-
-    def next_step(*_: Any) -> None:
-        if not depth[0]:
-            step[0] += 1
-            gpu.phase = f"step {step[0]}"
-
-    def before(number: int) -> str:
-        return f"{'stage' if number in stages else 'layer'} {number}"
-
-    def outer() -> Iterator[Any]:
-        """Hooks that run before those of `prune`."""
-        yield model.register_forward_hook(next_step)
-        yield parts.multimodal.register_forward_pre_hook(enter("begin"))
-        yield parts.decoder.register_forward_pre_hook(enter("begin"))
-        for number, layer in enumerate(parts.layers):
-            yield layer.register_forward_pre_hook(enter(before(number)))
-        yield parts.decoder.register_forward_hook(enter("end"))
-
-    def inner() -> Iterator[Any]:
-        """Hooks that run after those of `prune`."""
-        for module in (parts.multimodal, parts.decoder, *parts.layers):
-            yield module.register_forward_pre_hook(leave)
-        yield parts.decoder.register_forward_hook(leave)
-
-    with gpu.placed(model, devices), gpu.running(), torch.no_grad(), hooked(outer()):
+    gpu = PretendedGpu()
+    phases = _Phases(gpu, model, {stage.layer for stage in Schedule.parse(schedule).stages})
+    with gpu.placed(model, devices), gpu.running(), torch.no_grad(), hooked(phases.outer()):
         placed = {name: PretendedTensor(x, GPU) for name, x in inputs.items()}
-        with prune(model, schedule, **options) as trace, hooked(inner()):
+        with prune(model, schedule, **options) as trace, hooked(phases.inner()):
             answer = model.generate(
                 **placed,
                 max_new_tokens=new_tokens,
@@ -162,22 +123,77 @@ def count(
         gpu.phase = "after"
         for row in trace.rows:
             row.masks = on_cpu(row.masks)
-    nothing, own = Work(), {phase: _own(gpu, phase) for phase in {*gpu.launches, *gpu.waits}}
-    steps = [own.get(f"step {number} of ours", nothing) for number in range(1, new_tokens)]
-    others = [own.get(f"layer {number}", nothing) for number in range(len(parts.layers)) if number not in stages]
-    return Counted(
-        own.get("library", nothing),
-        own.get("begin", nothing),
-        {number: own.get(f"stage {number}", nothing) for number in sorted(stages)},
-        sum(others, nothing),
-        own.get("end", nothing),
-        Work(steps[-1].lines, max((step.waits for step in steps), key=lambda waits: sum(waits.values()))),
-        gpu.launches[f"step {new_tokens - 1}"],
-        max((gpu.largest[f"stage {number}"] for number in stages), default=0),
-        sequences,
-        logits,
-        trace,
-    )
+    return phases.counted(new_tokens, sequences, logits, trace)
+
+
+class _Phases:
+    """Hooks around those of `prune` that tell a pretended GPU which phase it is in, and what it counted in each.
+
+    Args:
+        gpu: the pretended GPU.
+        model: the model.
+        stages: layers at which the schedule acts.
+    """
+
+    def __init__(self, gpu: PretendedGpu, model: Any, stages: Collection[int]) -> None:
+        self.gpu, self.model, self.stages = gpu, model, stages
+        self.parts = ModelParts.of(model)
+        self.step = 0  # of decoding; 0 is the prefill
+        self.depth = 0  # hooks of ours that are running: a stage may run the model as its own guide
+
+    def outer(self) -> Iterator[Any]:
+        """Yield hooks that run before those of `prune`; register them before it."""
+        yield self.model.register_forward_hook(self._next_step)
+        yield self.parts.multimodal.register_forward_pre_hook(self._enter("begin"))
+        yield self.parts.decoder.register_forward_pre_hook(self._enter("begin"))
+        for number, layer in enumerate(self.parts.layers):
+            name = f"{'stage' if number in self.stages else 'layer'} {number}"
+            yield layer.register_forward_pre_hook(self._enter(name))
+        yield self.parts.decoder.register_forward_hook(self._enter("end"))
+
+    def inner(self) -> Iterator[Any]:
+        """Yield hooks that run after those of `prune`; register them in its block."""
+        for module in (self.parts.multimodal, self.parts.decoder, *self.parts.layers):
+            yield module.register_forward_pre_hook(self._leave)
+        yield self.parts.decoder.register_forward_hook(self._leave)
+
+    def _enter(self, name: str) -> Any:
+        def hook(*_: Any) -> None:
+            self.depth += 1
+            if self.depth == 1:
+                self.gpu.phase = f"step {self.step} of ours" if self.step else name
+
+        return hook
+
+    def _leave(self, *_: Any) -> None:
+        self.depth -= 1
+        if not self.depth:
+            self.gpu.phase = f"step {self.step}" if self.step else "library"
+
+    def _next_step(self, *_: Any) -> None:
+        if not self.depth:
+            self.step += 1
+            self.gpu.phase = f"step {self.step}"
+
+    def counted(self, new_tokens: int, sequences: Tensor, logits: Tensor, trace: Trace) -> Counted:
+        """Return what was counted; the other values are those of `Counted`."""
+        gpu, nothing = self.gpu, Work()
+        own = {phase: _own(gpu, phase) for phase in {*gpu.launches, *gpu.waits}}
+        steps = [own.get(f"step {number} of ours", nothing) for number in range(1, new_tokens)]
+        others = [own.get(f"layer {number}", nothing) for number in range(len(self.parts.layers))]
+        return Counted(
+            encoder=own.get("library", nothing),
+            begin=own.get("begin", nothing),
+            stages={number: own.get(f"stage {number}", nothing) for number in sorted(self.stages)},
+            other=sum(others, nothing),
+            end=own.get("end", nothing),
+            step=Work(steps[-1].lines, max((step.waits for step in steps), key=lambda waits: sum(waits.values()))),
+            layers=gpu.launches[f"step {new_tokens - 1}"],
+            largest=max((gpu.largest[f"stage {number}"] for number in self.stages), default=0),
+            sequences=sequences,
+            logits=logits,
+            trace=trace,
+        )
 
 
 def _own(gpu: PretendedGpu, phase: str) -> Work:

@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
@@ -112,6 +113,11 @@ def forward_pre_hooks(module: Any) -> Iterator[Any]:
     yield from module._forward_pre_hooks.values()
 
 
+def tensors_by_name(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A module's own parameters and its own buffers; what is put there takes the place of a tensor without any check."""
+    return module._parameters, module._buffers
+
+
 def is_composite(operation: Any) -> bool:
     """Whether an operation is written in other operations for every device."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd")
@@ -123,6 +129,16 @@ def pretend_device(cls: Any, values: torch.Tensor, device: torch.device) -> Any:
     return torch.Tensor._make_wrapper_subclass(
         cls, values.shape, strides=strides, storage_offset=offset, dtype=values.dtype, device=device
     )
+
+
+def causal_after_prefix(tokens: int, prefix: int) -> Any:
+    """The mask of `tokens` queries that see a prefix in the cache and, of themselves, the earlier ones.
+
+    torch's ``is_causal`` would let the first query see one token of the prefix only. This prototype of torch's says that the last
+    query sees all keys: on a GPU it calls the flash or the memory-efficient kernel without a mask, elsewhere it makes one of two
+    dimensions. Transformers' attention passes it on as any other mask.
+    """
+    return causal_lower_right(tokens, prefix + tokens)
 
 
 @contextmanager
@@ -151,6 +167,13 @@ LIBRARY = Library(
             "2.6",
             "counting the FLOPs of methods",
         ),
+        PrivateNames(
+            "torch.nn.attention.bias:",
+            "attributes",
+            ("causal_lower_right",),
+            "2.6",
+            "measuring information with causal kernels",
+        ),
         PrivateNames("torch._ops:OpOverload", "attributes", ("decompose",), "2.6", "counting in inference mode"),
         PrivateNames(
             "torch:_C",
@@ -168,5 +191,9 @@ LIBRARY = Library(
             "2.6",
             "every hook",
         ),
+        PrivateNames("a module", "attributes", ("_forward_pre_hooks",), "2.6", "the order of hooks"),
+        PrivateNames("a module", "attributes", ("_parameters", "_buffers"), "2.6", "the pretended GPU"),
+        PrivateNames("torch.utils._pytree:", "attributes", ("tree_leaves", "tree_map"), "2.6", "the pretended GPU"),
     ),
+    build=lambda _: torch.nn.Identity(),  # what every module has is on no class
 )

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lmms_prune.compat.torch import causal_after_prefix
 from lmms_prune.compat.transformers import filled_cache, with_cache
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.hooked import hooked
@@ -159,6 +160,7 @@ class _Prompt:
         grids: rows and columns of each image's visual tokens.
         starts: the column of each image's first token.
         text: the columns of text after the first visual token.
+        first_text: the first of these columns.
         full: log probabilities of the next token, float64.
     """
 
@@ -168,6 +170,7 @@ class _Prompt:
     grids: list[tuple[int, int]]
     starts: list[int]
     text: Int[Tensor, " T"]
+    first_text: int
     full: Float[Tensor, " W"]
 
     @classmethod
@@ -197,11 +200,16 @@ class _Prompt:
         all_columns = torch.arange(ids.shape[1], device=ids.device)
         text = all_columns[(all_columns >= first) & ~visual]
         full = _log_probabilities(out.logits[0, -1])
-        return cls(states, tables[0], filled_cache(out), grids, [start for start, _ in spans], text, full)
+        starts = [start for start, _ in spans]
+        return cls(states, tables[0], filled_cache(out), grids, starts, text, int(text[0]), full)
 
     def unit_columns(self, unit: Unit) -> list[int]:
         """The unit's columns in the prompt."""
         return [self.starts[unit.image] + token for token in unit.tokens]
+
+    def after_units(self, rows: Sequence[Sequence[int]]) -> bool:
+        """Whether all text stands after the visual tokens of every row, so that a row's order is that of its columns."""
+        return max((max(row, default=-1) for row in rows), default=-1) < self.first_text
 
 
 class _Prefix:
@@ -246,34 +254,30 @@ def _next_tokens(
     model: Any, parts: ModelParts, prompt: _Prompt, layer: int, rows: Sequence[Sequence[int]]
 ) -> Float[Tensor, "U W"]:
     """Log probabilities of the next token, one line per row; a row is the list of its visual tokens' columns."""
-    device = prompt.states[layer].device
-    widest = max(map(len, rows))
-    # Rows with fewer visual tokens are padded with the last text token; the mask hides the padding from all queries.
-    columns = torch.full((len(rows), widest), int(prompt.text[-1]), device=device)
-    present = torch.zeros_like(columns, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        columns[number, : len(row)] = torch.tensor(row, dtype=torch.long, device=device)
-        present[number, : len(row)] = True
-    text = prompt.text.to(device).expand(len(rows), -1)
-    index = torch.cat([columns, text], 1)
+    index, present = _columns(prompt, rows, prompt.states[layer].device)
     prefix = prompt.starts[0]
     hidden = prompt.states[layer][0, index]
     rotary = [gather_rotary(table, index) for table in prompt.rotary]
-    mask = _mask(torch.cat([present, torch.ones_like(text, dtype=torch.bool)], 1), index, prefix, parts, hidden)
+    padded = len(set(map(len, rows))) > 1
+    causal = not padded and parts.form == "sdpa" and prompt.after_units(rows)
+    mask = None if causal else _mask(present, index, prefix, parts, hidden)
     cache = _Prefix(prompt.cache, prefix)
     for number in range(layer, len(parts.layers)):
         module = parts.layers[number]
         # A model that is split over devices has its layers on several.
         device = next(module.parameters()).device
-        hidden, mask = hidden.to(device), mask.to(device)
+        hidden, mask = hidden.to(device), mask if mask is None else mask.to(device)
         cos, sin = (table.to(device) for table in rotary)
+        allowed = causal_after_prefix(index.shape[1], prefix) if causal else mask
         if number == len(parts.layers) - 1:
             # Of the last layer only the last token's output is read; the others give it their keys and values.
             cache.own = parts.keys(number, hidden, (cos, sin)), parts.values(number, hidden)
-            hidden, mask, cos, sin = hidden[:, -1:], mask[:, :, -1:], cos[..., -1:, :], sin[..., -1:, :]
+            hidden, cos, sin = hidden[:, -1:], cos[..., -1:, :], sin[..., -1:, :]
+            # Nothing is hidden from the last token but padding.
+            allowed = None if mask is None or not padded else mask[:, :, -1:]
         out = module(
             hidden,
-            attention_mask=mask,
+            attention_mask=allowed,
             position_embeddings=(cos, sin),
             use_cache=True,
             **with_cache(module, cache),
@@ -282,6 +286,19 @@ def _next_tokens(
     last = parts.final_norm(hidden[:, -1])
     head = model.get_output_embeddings()
     return _log_probabilities(head(last.to(device_of(head, last.device))))
+
+
+def _columns(
+    prompt: _Prompt, rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "U N"], Bool[Tensor, "U N"]]:
+    """The columns that each row contains, its visual tokens before the text, and whether each is more than padding."""
+    widest = max(map(len, rows))
+    # Rows with fewer visual tokens are padded with the last text token; the mask hides the padding from all queries.
+    padding = int(prompt.text[-1])
+    columns = torch.tensor([[*row, *[padding] * (widest - len(row))] for row in rows], dtype=torch.long, device=device)
+    present = torch.tensor([[number < len(row) for number in range(widest)] for row in rows], device=device)
+    text = prompt.text.to(device).expand(len(rows), -1)
+    return torch.cat([columns, text], 1), torch.cat([present.bool(), torch.ones_like(text, dtype=torch.bool)], 1)
 
 
 def _log_probabilities(logits: Float[Tensor, "*U W"]) -> Float[Tensor, "*U W"]:

@@ -288,6 +288,11 @@ LLAVA = ("bench", "--arch", "llava-1.5-7b")
         (("bench", "--model", ".", "dart@2:?"), "needs a budget"),
         (("bench-methods", "--methods", "random", "--device", "cuda:99"), "CUDA devices"),
         (("bench-methods", "--methods", "random", "--device", "gpu"), "use cpu, cuda or cuda:N"),
+        (
+            ("bench-methods", "--methods", "random,glimpseprune", "--model", "."),
+            "glimpseprune: it needs trained weights",
+        ),
+        (("bench-methods", "--methods", "", "--model", "."), "--methods : unknown method"),
     ],
 )
 def test_what_cannot_be_is_said_before_weights_are_loaded(

@@ -49,7 +49,7 @@ def run(folder: Path, parts: Sequence[Part], minutes: float = 1.0, secrets: Sequ
 
 
 def test_what_is_measured_is_on_a_page_and_in_a_json(tmp_path: Path) -> None:
-    found = run(tmp_path / "new", [part("quick", PRINTS), part("other", PRINTS, absent="needs <b> a GPU")])
+    found = run(tmp_path / "new", [part("quick", PRINTS, 7.0), part("other", PRINTS, absent="needs <b> a GPU")])
     assert (found["quick"]["state"], found["quick"]["result"]) == ("done", INFORMATION)
     assert found["quick"]["date"].startswith("20")
     assert 0 <= found["quick"]["other_load"] <= 1
@@ -57,6 +57,10 @@ def test_what_is_measured_is_on_a_page_and_in_a_json(tmp_path: Path) -> None:
     page = (tmp_path / "new" / "suite-some-card.html").read_text(encoding="utf-8")
     for text in ("Some Card, 80 GiB", "0.2.0 abc", "8.0x~", "5.0–9.0", "wider than ±20%", "other: absent"):
         assert text in page
+    # Times for which parts are planned are guesses, and called so.
+    assert found["quick"]["guessed"] == 7
+    assert '<th scope="col">guessed</th>' in page
+    assert "<td>7</td>" in page
     assert "needs &lt;b&gt; a GPU" in page
     assert "<script" not in page
     assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
@@ -79,7 +83,7 @@ def test_the_time_is_kept_and_what_was_not_run_is_named(tmp_path: Path) -> None:
         "slow": "stopped",
         "next": "skipped",
     }
-    assert "needs about 100 s" in found["long"]["error"]
+    assert "needs about 100 s by a guess" in found["long"]["error"]
     assert ended(tmp_path / "pid")
     page = (tmp_path / "suite-some-card.html").read_text(encoding="utf-8")
     assert all(f"{name}: {outcome['state']}" in page for name, outcome in found.items())
@@ -184,6 +188,8 @@ def test_the_whole_suite_is_planned_for_about_ten_minutes() -> None:
         (["--small"], "bench --small: it is an option of --suite"),
         (["--minutes", "3"], "bench --minutes: it is an option of --suite"),
         (["--suite", "--device", "cpu"], "add --small"),
+        (["--suite", "--minutes", "inf"], "less than or equal to 10000"),
+        (["--suite", "--small", "--device", "cpu", "--parts", ""], "bench --parts : unknown. Known: compiled-llava-1"),
         (["--suite", "--small", "--device", "cpu", "--parts", "doctr-sdpa"], "Did you mean 'doctor-sdpa'?"),
         (["--suite", "--device", "cuda:99"], "--device cpu --small tries everything at reduced size"),
     ],

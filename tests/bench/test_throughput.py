@@ -69,9 +69,18 @@ def test_a_task_of_fewer_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -
             "the demo has a checkpoint of llava_pruned or qwen2_5_vl_pruned only",
         ),
         (["--model_args", "pretrained=x", "--schedule", "fastvv@2:0.5"], "Did you mean 'fastv'?"),
+        (["--demo", "--schedule", "none", "--schedule", "dart@12:0.3"], "whose layers are 0 to 11"),
+        (["--demo", "--schedule", "dart@1:20t,random@3:0.9"], "keeps 130 of the 20 tokens"),
+        (["--demo", "--batch-size", "0"], "--batch-size 0: write a number of at least 1, or auto"),
     ],
 )
-def test_what_cannot_be_timed_is_said(options: list[str], said: str) -> None:
+def test_what_cannot_be_timed_is_said(options: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any evaluation has run."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("an evaluation was started")
+
+    monkeypatch.setattr(throughput, "_run", never)
     result = CliRunner().invoke(app, ["bench-throughput", *options])
     assert result.exit_code == 2
     assert said in result.stderr

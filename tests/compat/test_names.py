@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,18 @@ def test_every_name_is_there() -> None:
 def test_a_table_names_the_file_to_fix(library: Library) -> None:
     assert (PACKAGE.parent / library.file).is_file()
     assert all(row.names and row.why and row.since for row in library.names)
+
+
+@pytest.mark.parametrize("name", ["_parameters", "_buffers", "_forward_pre_hooks"])
+def test_a_name_that_only_instances_have_is_held(name: str) -> None:
+    class Moved:
+        def __init__(self) -> None:
+            self.__dict__ = {key: value for key, value in torch.nn.Identity().__dict__.items() if key != name}
+
+    [library] = [library for library in LIBRARIES if library.package == "torch"]
+    [line] = replace(library, build=lambda _: Moved()).moved()
+    assert f"has no '{name}' among its attributes any more" in line
+    assert "Fix lmms_prune/compat/torch.py" in line
 
 
 @dataclass
@@ -70,6 +82,7 @@ def test_a_moved_name_is_reported(owner: str, kind: str, names: tuple[str, ...],
 
 # Names that have moved, or are most likely to: no file outside compat may contain them.
 _ONLY_IN_COMPAT = {"past_key_values", "flop_registry", "_forward_pre_hooks", "_getframe", "f_locals"}
+_ONLY_IN_COMPAT |= {"_parameters", "_buffers", "causal_lower_right"}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from masked_reference import masked_logits
 from tiny import LAYERS, Family, noise
+from torch.overrides import TorchFunctionMode
 
 from lmms_prune import prune
 from lmms_prune.errors import ScheduleError
@@ -91,6 +94,38 @@ def test_units_of_several_images(name: str, loaded: Callable[..., Family]) -> No
             generated = torch.tensor([answer])
             logits = masked_logits(family.model, inputs, generated, {found.layer: gone}, compact=False)
             assert found.p[number].item() == pytest.approx(logits[0].double().softmax(-1)[answer].item(), rel=1e-8)
+
+
+class _Masks(TorchFunctionMode):
+    """Records the kind of mask, and the number of queries, of every attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: Counter[tuple[str, bool]] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            mask = (kwargs or {}).get("attn_mask")
+            self.kinds[type(mask).__name__, args[0].shape[2] == 1] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_no_mask_is_made_where_all_text_follows_the_units(name: str, loaded: Callable[..., Family]) -> None:
+    """The layers call the causal kernel, and the last one, for the last token, a kernel without a mask."""
+    family = loaded(name, torch.float32, "sdpa")
+    one_image = family.inputs([QUESTION], [[noise(1, 140, 84)]])
+    measured = measure(family.model, one_image, 3, [LAYERS - 3])
+    with _Masks() as masks:
+        [layer] = measured.layers
+    assert layer.p.std() > 0
+    # The units, and the text alone.
+    assert masks.kinds == {("CausalBias", False): 2 * 2, ("NoneType", True): 2}
+    # Text stands before the second image, so a row with one of its tokens is not in the order of its columns.
+    measured = measure(family.model, family.inputs([QUESTION], [[noise(2, 140, 84), noise(3)]]), 3, [LAYERS - 2])
+    with _Masks() as masks:
+        list(measured.layers)
+    assert masks.kinds == {("CausalBias", False): 1, ("Tensor", False): 1, ("NoneType", True): 2}
 
 
 def test_prompts_that_cannot_be_measured_are_named(loaded: Callable[..., Family]) -> None:
