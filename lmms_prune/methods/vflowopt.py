@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.shared.tensors import add_up
@@ -136,8 +135,7 @@ def _attention_of_global_tokens(encoder: Encoder, t: float) -> Float[Tensor, "I 
     images, patches = range(len(encoder.grids)), encoder.shape.patches_per_token
     received = encoder.aligned(_flow(encoder, None), images)
     image, number = encoder.token_numbers(received.device)
-    exists = torch.zeros_like(received, dtype=torch.bool)
-    exists[image, number] = torch.ones_like(image, dtype=torch.bool)
+    exists = encoder.exists(received.device)
     is_global = exists & (received > t * (received.sum(1) / exists.sum(1))[:, None])
     # Without a token above the threshold, the most attended one is used.
     most = received.masked_fill(~exists, -torch.inf).argmax(1, keepdim=True)
@@ -152,42 +150,28 @@ def _flow(encoder: Encoder, weights: Float[Tensor, " n"] | None) -> Float[Tensor
 
     Summed over the rows of all tokens, times the weight of each.
     """
-    sums: Tensor | None = None
-    for queries, keys, attention in encoder.attention_chunks(encoder.shape.selected):
-        if sums is None:
-            sums = attention.new_zeros(sum(encoder.entries))
-            weights = attention.new_ones(sum(encoder.sizes)) if weights is None else weights
+    of_entries: list[Tensor] = []
+
+    def summed(queries: Tensor, attention: Tensor) -> Tensor:
+        if not of_entries:
+            every = attention.new_ones(sum(encoder.sizes)) if weights is None else weights.to(attention.dtype)
             # The class token's row has no weight.
-            of_entries = encoder.of_entries(weights.to(attention.dtype))
-        # The keys of a piece are distinct, so that every sum has one order.
-        sums.index_add_(0, keys.flatten(), (of_entries[queries][:, None] @ attention.mean(1)).flatten())
-    assert sums is not None
-    return encoder.of_tokens(sums).sum(1)
+            of_entries.append(encoder.of_entries(every))
+        return (of_entries[0][queries][:, None] @ attention.mean(1)).squeeze(1)
+
+    return encoder.of_tokens(encoder.of_keys(encoder.shape.selected, summed)).sum(1)
 
 
 def _entropies(encoder: Encoder) -> Float[Tensor, "I N"]:
     """The softmax of the tokens' entropies, for each image of the run, padded with zeros."""
-    pictures, shares = encoder.images(), [torch.empty(0)] * len(encoder.grids)
-    # Images of one grid have one size.
-    for grid in dict.fromkeys(encoder.grids):
-        images = [i for i, other in enumerate(encoder.grids) if other == grid]
-        for i, share in zip(
-            images, _entropy(torch.stack([pictures[i] for i in images]), *grid).softmax(1), strict=True
-        ):
-            shares[i] = share
-    return pad_sequence(shares, batch_first=True)
+    entropy = encoder.aligned(_entropy(encoder.token_pixels()), range(len(encoder.grids)))
+    return torch.where(encoder.exists(entropy.device), entropy, -torch.inf).softmax(1)
 
 
-def _entropy(images: Float[Tensor, "B 3 height width"], rows: int, columns: int) -> Float[Tensor, "B n"]:
+def _entropy(pixels: Float[Tensor, "n 3 p"]) -> Float[Tensor, " n"]:
     """Entropy in bits of the grey values of each token's pixels."""
-    high, wide = images.shape[2] // rows, images.shape[3] // columns
-    values = (images[:, :, : rows * high, : columns * wide].to(torch.float32) * 255).long() % 256
-    red, green, blue = values.unbind(1)
+    red, green, blue = ((pixels.to(torch.float32) * 255).long() % 256).unbind(1)
     grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
-    # One row of grey values for each token.
-    grey = grey.unflatten(2, (columns, wide)).unflatten(1, (rows, high)).transpose(2, 3).flatten(3).flatten(1, 2)
-    counts = torch.zeros(*grey.shape[:2], 256, device=grey.device).scatter_add(
-        2, grey, torch.ones_like(grey, dtype=torch.float32)
-    )
-    share = counts / grey.shape[2]
-    return torch.special.entr(share).sum(2) / log(2)
+    counts = torch.zeros(len(grey), 256, device=grey.device)
+    counts.scatter_add_(1, grey, torch.ones_like(grey, dtype=torch.float32))
+    return torch.special.entr(counts / grey.shape[1]).sum(1) / log(2)

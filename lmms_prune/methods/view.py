@@ -22,7 +22,7 @@ from lmms_prune.methods.shared.tensors import owners, settled
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
-from lmms_prune.models.tensors import finest, is_finite, to_device
+from lmms_prune.models.tensors import finest, to_device
 
 _OUTSIDE = "the method reads {}, but the images were encoded outside the prune block; give pixel_values inside it."
 
@@ -248,7 +248,7 @@ class TokenView:
             piece = slice(start, min(start + size, queries.slots.shape[1]))
             yield piece, self.attention(Tokens(queries.slots[:, piece], queries.valid[:, piece]), ahead=ahead)
 
-    @property
+    @cached_property
     def original(self) -> Tokens:
         """All original visual tokens of each image in raster order; the slots are those of the unpruned sequence."""
         sizes = to_device(self.sizes, self.valid.device)
@@ -269,8 +269,13 @@ class TokenView:
 
     def of_image(self, signal: Shaped[Tensor, "B N *D"]) -> Shaped[Tensor, "B V *D"]:
         """The values of a signal over all original visual tokens for the tokens present."""
-        signal, index = signal.to(self.valid.device), torch.where(self.valid, self.index, 0)
-        return signal[torch.arange(len(signal), device=index.device)[:, None], index]
+        return signal.to(self.valid.device)[self._present_tokens]
+
+    @cached_property
+    def _present_tokens(self) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B V"]]:
+        """The image and the raster index of each token present, 0 where padding."""
+        index = torch.where(self.valid, self.index, 0)
+        return torch.arange(len(index), device=index.device)[:, None], index
 
     @property
     def grids(self) -> list[Grid]:
@@ -326,7 +331,9 @@ class TokenView:
             candidates: by default the visual tokens that are present.
         """
         checked = self.valid if candidates is None else candidates
-        self.finite_scores.append((is_finite(score) | ~checked.to(score.device)).all(1))
+        # Only what is not finite gives something else than zero times zero.
+        zeros = torch.where(checked.to(score.device), score, 0) * 0
+        self.finite_scores.append(zeros.sum(1) == 0)
         return score
 
     @cached_property

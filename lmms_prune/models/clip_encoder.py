@@ -11,12 +11,12 @@ from math import isqrt
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lmms_prune.models.encoder import MOST, Encoder
+from lmms_prune.models.encoder import MOST, Encoder, cells
 from lmms_prune.models.parts import device_of
-from lmms_prune.models.tensors import is_finite, to_device
+from lmms_prune.models.tensors import to_device
 
 
 class ClipEncoder(Encoder):
@@ -63,6 +63,10 @@ class ClipEncoder(Encoder):
 
     def images(self) -> list[Tensor]:
         return list(self.run.pixels)
+
+    def token_pixels(self) -> Float[Tensor, "n 3 p"]:
+        # Images with class tokens have one size.
+        return cells(torch.stack(self.images()), *self.grids[0]).flatten(0, 1)
 
     def inputs(self) -> dict[str, Tensor]:
         return {"pixel_values": self.of_view(self.run.pixels)}
@@ -149,9 +153,6 @@ class ClipEncoder(Encoder):
         )
         fine = torch.promote_types(query.dtype, torch.float32)
         return query.to(fine) * query.shape[-1] ** -0.5, key.to(fine)
-
-    def _finite_rows(self, recorded: Tensor) -> Bool[Tensor, " R"]:
-        return is_finite(recorded).all(-1).flatten()
 
     def _entry_numbers(self, count: int) -> Int[Tensor, " entries"]:
         """For each entry of the encoder its number in the order in which the patches of a visual token are adjacent."""

@@ -8,7 +8,7 @@ the view, N original visual tokens (padded with zeros to the batch's longest), P
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate, pad
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
-from lmms_prune.models.tensors import to_device
+from lmms_prune.models.tensors import is_finite, to_device
 
 MOST = 2**26
 """How many attention weights are computed at a time: 256 MiB in float32."""
@@ -134,7 +134,7 @@ class Encoder(ABC):
     def __init__(self, parts: ModelParts, run: EncoderRun, owner: Sequence[int], grids: Sequence[Grid]):
         self.parts, self.run, self.owner, self.grids = parts, run, list(owner), list(grids)
         self.shape = parts.encoder_shape
-        self._rows: dict[tuple, Tensor] = {}
+        self._rows: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def finite(self) -> Bool[Tensor, " B"]:
         """Whether all records of each image are finite; stays on the device."""
@@ -143,11 +143,12 @@ class Encoder(ABC):
         if not tensors:
             return torch.ones(len(self.owner), dtype=torch.bool, device=self.run.pixels.device)
         # Records differ in how many rows each image has in them.
-        flags: dict[int, list[Tensor]] = {}
+        extremes: dict[int, list[Tensor]] = {}
         for tensor in tensors:
-            flag = self._finite_rows(tensor)
-            flags.setdefault(len(flag), []).append(flag.to(tensors[0].device))
-        finite = [self._by_image(torch.stack(some).all(0)).all(1) for some in flags.values()]
+            # Both extremes of a row pass on what is infinite or NaN in it, in one launch.
+            ends = [end.flatten().to(tensors[0].device) for end in tensor.aminmax(dim=-1)]
+            extremes.setdefault(len(ends[0]), []).extend(ends)
+        finite = [self._by_image(is_finite(torch.stack(ends)).all(0)).all(1) for ends in extremes.values()]
         return self.of_view(torch.stack(finite).all(0) if len(finite) > 1 else finite[0])
 
     @torch.no_grad()
@@ -162,20 +163,41 @@ class Encoder(ABC):
     @torch.no_grad()
     def received(self, block: int) -> Float[Tensor, "B N"]:
         """Mean attention that each token receives in `block`, over heads and all query rows (of its window)."""
-        sums: Tensor | None = None
-        for _, keys, attention in self.attention_chunks(block):
-            if sums is None:
-                sums = attention.new_zeros(sum(self.entries))
-                heads = attention.shape[1]
-            # The keys of a piece are distinct, so that every sum has one order.
-            sums.index_add_(0, keys.flatten(), attention.sum(dim=(1, 2)).flatten())
-        assert sums is not None
+        heads: set[int] = set()
+
+        def sums(_: Tensor, attention: Tensor) -> Tensor:
+            heads.add(attention.shape[1])
+            return attention.sum(dim=(1, 2))
+
+        received, (count,) = self.of_keys(block, sums), heads
         rows = torch.tensor(self.entries)
         if len(set(self.entries)) == 1:
-            mean = sums / (heads * self.entries[0])
+            mean = received / (count * self.entries[0])
         else:
-            mean = sums / to_device(heads * rows.repeat_interleave(rows), sums.device)
+            mean = received / to_device(count * rows.repeat_interleave(rows), received.device)
         return self.aligned(self.of_tokens(mean).mean(1))
+
+    def of_keys(self, block: int, summed: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " E"]:
+        """For every entry of the run what `summed` makes of the attention that it receives in `block`.
+
+        Args:
+            block: 0-based.
+            summed: of a piece's queries (S, q) and attention (S, H, q, k), sums over heads and queries: (S, k).
+        """
+        parts: list[Tensor] = []
+        owners: list[Tensor] = []
+        for queries, keys, attention in self.attention_chunks(block):
+            part = summed(queries, attention)
+            if owners and owners[-1] is keys:
+                parts[-1] = parts[-1] + part
+            else:
+                parts.append(part)
+                owners.append(keys)
+        values, entries = (
+            x[0].flatten() if len(x) == 1 else torch.cat([y.flatten() for y in x]) for x in (parts, owners)
+        )
+        # Every entry is a key of one group of pieces, so that nothing is added here in any order.
+        return torch.empty_like(values).scatter_(0, entries, values)
 
     def class_attention(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B H N"]:
         """Attention of the class token to each token in `block`, normalised over all keys.
@@ -199,9 +221,10 @@ class Encoder(ABC):
 
         Yields:
             for S images or windows of equal size the entries of the queries, those of the keys, and the attention
-            (S, H, q, k) between them. Every query comes once, with all keys that it sees. Entries are numbered through
-            all images of the run, `entries` of each: CLIP's class token first, then patches in raster order; for
-            Qwen2.5-VL patches, the four of a visual token together, tokens in raster order.
+            (S, H, q, k) between them. Every query comes once, with all keys that it sees; pieces of the same images
+            follow one another, with one and the same tensor of keys. Entries are numbered through all images of the
+            run, `entries` of each: CLIP's class token first, then patches in raster order; for Qwen2.5-VL patches, the
+            four of a visual token together, tokens in raster order.
         """
 
     @abstractmethod
@@ -230,6 +253,10 @@ class Encoder(ABC):
         """The normalised pixels (3, height, width) of each image of the run, as the encoder's input."""
 
     @abstractmethod
+    def token_pixels(self) -> Float[Tensor, "n 3 p"]:
+        """The pixels of `images` that each visual token of the run covers, in some order, the same for each colour."""
+
+    @abstractmethod
     def inputs(self) -> dict[str, Tensor]:
         """The view's images as a model's inputs: ``pixel_values``, and Qwen2.5-VL's ``image_grid_thw``."""
 
@@ -240,10 +267,6 @@ class Encoder(ABC):
         Returns:
             the visual tokens (n, D) of each image.
         """
-
-    @abstractmethod
-    def _finite_rows(self, recorded: Tensor) -> Bool[Tensor, " R"]:
-        """Whether each row of a record of the encoder is finite; the rows of all images of the run, one after another."""
 
     def _by_image(self, rows: Bool[Tensor, " R"]) -> Bool[Tensor, "I r"]:
         """Flags of a record's rows, one line per image of the run, padded with True."""
@@ -285,6 +308,11 @@ class Encoder(ABC):
         image, number = to_device(torch.stack([image, number]), device)
         return image, number
 
+    def exists(self, device: torch.device) -> Bool[Tensor, "I N"]:
+        """Which entries of a row for each image of the run hold a visual token."""
+        sizes = torch.tensor(self.sizes)
+        return to_device(torch.arange(max(self.sizes)) < sizes[:, None], device)
+
     def aligned(
         self, tokens: Shaped[Tensor, " n *C"], images: Sequence[int] | None = None, per: int = 1
     ) -> Shaped[Tensor, "B N *C"]:
@@ -303,9 +331,10 @@ class Encoder(ABC):
             starts = [0, *accumulate(sizes)]
             column = torch.arange(max(sizes[i] for i in images))
             length, start = (torch.tensor([values[i] for i in images])[:, None] for values in (sizes, starts))
-            # Padding points at a spare last row of zeros.
-            self._rows[key] = to_device(torch.where(column < length, start + column, len(tokens)), tokens.device)
-        return torch.cat([tokens, tokens.new_zeros(1, *tokens.shape[1:])])[self._rows[key]]
+            rows = to_device(torch.where(column < length, start + column, -1), tokens.device)
+            self._rows[key] = rows.clamp(min=0), rows < 0
+        rows, is_padding = self._rows[key]
+        return tokens[rows].masked_fill_(is_padding.view(*is_padding.shape, *[1] * (tokens.dim() - 1)), 0)
 
     def of_view(self, x: Shaped[Tensor, " I *C"]) -> Shaped[Tensor, " B *C"]:
         """The rows of the run's images for the images of the view."""
@@ -313,6 +342,15 @@ class Encoder(ABC):
 
     def _owners(self, device: torch.device) -> Int[Tensor, " B"]:
         return to_device(self.owner, device)
+
+
+def cells(images: Float[Tensor, "B 3 height width"], rows: int, columns: int) -> Float[Tensor, "B n 3 p"]:
+    """The pixels of each cell of a grid over `images`; what lies beyond whole cells is left out."""
+    high, wide = images.shape[2] // rows, images.shape[3] // columns
+    inside = images[:, :, : rows * high, : columns * wide]
+    # image, colour, cell row, pixel row, cell column, pixel column
+    split = inside.unflatten(3, (columns, wide)).unflatten(2, (rows, high))
+    return split.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)
 
 
 def resized(image: Float[Tensor, "3 height width"], rows: int, columns: int, side: int) -> Tensor:
