@@ -80,7 +80,7 @@ def highest(
     score: Float[Tensor, "B V"], candidates: Bool[Tensor, "B V"], count: Int[Tensor, " B"]
 ) -> Bool[Tensor, "B V"]:
     """The `count` candidates of each row with the highest score, ties to the lower index."""
-    order = torch.where(candidates, score, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    order = score.masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True, stable=True)
     is_first = torch.arange(score.shape[1], device=score.device) < to_device(count, score.device)[:, None]
     return torch.empty_like(candidates).scatter_(1, order, is_first) & candidates
 

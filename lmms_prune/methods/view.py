@@ -22,7 +22,7 @@ from lmms_prune.methods.shared.tensors import owners, settled
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
-from lmms_prune.models.tensors import finest, to_device
+from lmms_prune.models.tensors import finest, is_finite, to_device
 
 _OUTSIDE = "the method reads {}, but the images were encoded outside the prune block; give pixel_values inside it."
 
@@ -331,9 +331,8 @@ class TokenView:
             candidates: by default the visual tokens that are present.
         """
         checked = self.valid if candidates is None else candidates
-        # Only what is not finite gives something else than zero times zero.
-        zeros = torch.where(checked.to(score.device), score, 0) * 0
-        self.finite_scores.append(zeros.sum(1) == 0)
+        # Of booleans: finite, or not checked.
+        self.finite_scores.append((is_finite(score) >= checked.to(score.device)).all(1))
         return score
 
     @cached_property

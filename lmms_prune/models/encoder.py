@@ -8,9 +8,9 @@ the view, N original visual tokens (padded with zeros to the batch's longest), P
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -163,41 +163,31 @@ class Encoder(ABC):
     @torch.no_grad()
     def received(self, block: int) -> Float[Tensor, "B N"]:
         """Mean attention that each token receives in `block`, over heads and all query rows (of its window)."""
-        heads: set[int] = set()
-
-        def sums(_: Tensor, attention: Tensor) -> Tensor:
-            heads.add(attention.shape[1])
-            return attention.sum(dim=(1, 2))
-
-        received, (count,) = self.of_keys(block, sums), heads
+        parts = []
+        for _, keys, attention in self.attention_chunks(block):
+            parts.append((keys, attention.sum(dim=(1, 2))))
+            heads = attention.shape[1]
+        received = self.of_keys(parts)
         rows = torch.tensor(self.entries)
         if len(set(self.entries)) == 1:
-            mean = received / (count * self.entries[0])
+            mean = received / (heads * self.entries[0])
         else:
-            mean = received / to_device(count * rows.repeat_interleave(rows), received.device)
+            mean = received / to_device(heads * rows.repeat_interleave(rows), received.device)
         return self.aligned(self.of_tokens(mean).mean(1))
 
-    def of_keys(self, block: int, summed: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " E"]:
-        """For every entry of the run what `summed` makes of the attention that it receives in `block`.
-
-        Args:
-            block: 0-based.
-            summed: of a piece's queries (S, q) and attention (S, H, q, k), sums over heads and queries: (S, k).
-        """
-        parts: list[Tensor] = []
+    def of_keys(self, parts: Iterable[tuple[Int[Tensor, "S k"], Float[Tensor, "S k"]]]) -> Float[Tensor, " E"]:
+        """What all pieces of `attention_chunks` give to each entry of the run: their keys, and a sum over their queries."""
+        sums: list[Tensor] = []
         owners: list[Tensor] = []
-        for queries, keys, attention in self.attention_chunks(block):
-            part = summed(queries, attention)
+        for keys, part in parts:
             if owners and owners[-1] is keys:
-                parts[-1] = parts[-1] + part
+                sums[-1] = sums[-1] + part
             else:
-                parts.append(part)
+                sums.append(part)
                 owners.append(keys)
-        values, entries = (
-            x[0].flatten() if len(x) == 1 else torch.cat([y.flatten() for y in x]) for x in (parts, owners)
-        )
-        # Every entry is a key of one group of pieces, so that nothing is added here in any order.
-        return torch.empty_like(values).scatter_(0, entries, values)
+        flat, entries = (x[0].flatten() if len(x) == 1 else torch.cat([y.flatten() for y in x]) for x in (sums, owners))
+        # Every entry is among the keys once, so that nothing is added here in any order.
+        return torch.empty_like(flat).scatter_(0, entries, flat)
 
     def class_attention(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B H N"]:
         """Attention of the class token to each token in `block`, normalised over all keys.
@@ -308,10 +298,16 @@ class Encoder(ABC):
         image, number = to_device(torch.stack([image, number]), device)
         return image, number
 
-    def exists(self, device: torch.device) -> Bool[Tensor, "I N"]:
-        """Which entries of a row for each image of the run hold a visual token."""
-        sizes = torch.tensor(self.sizes)
-        return to_device(torch.arange(max(self.sizes)) < sizes[:, None], device)
+    def padding(self, device: torch.device) -> Bool[Tensor, "I N"]:
+        """Which entries of a row for each image of the run hold no visual token."""
+        if device not in self._paddings:
+            is_padding = torch.arange(max(self.sizes)) >= torch.tensor(self.sizes)[:, None]
+            self._paddings[device] = to_device(is_padding, device)
+        return self._paddings[device]
+
+    @cached_property
+    def _paddings(self) -> dict[torch.device, Tensor]:
+        return {}
 
     def aligned(
         self, tokens: Shaped[Tensor, " n *C"], images: Sequence[int] | None = None, per: int = 1
