@@ -93,6 +93,7 @@ def count(
     schedule: str | Schedule,
     new_tokens: int = 5,
     devices: Mapping[str, torch.device] | None = None,
+    builds: bool = True,
     **options: Any,
 ) -> Counted:
     """Generate on a pretended GPU under a schedule and count what the package adds.
@@ -103,9 +104,10 @@ def count(
         schedule: the schedule.
         new_tokens: of the answer, at least 2. The second decode step and later ones are alike.
         devices: as for `PretendedGpu.placed`.
+        builds: as for `PretendedGpu`.
         options: further arguments of `prune`.
     """
-    gpu, parts = PretendedGpu(), ModelParts.of(model)
+    gpu, parts = PretendedGpu(builds), ModelParts.of(model)
     stages = {stage.layer for stage in Schedule.parse(schedule).stages}
     # The number of the decode step, and how many of our hooks are running: a stage may run the model as its own guide.
     step, depth = [0], [0]
