@@ -163,6 +163,15 @@ class Encoder(ABC):
     @torch.no_grad()
     def received(self, block: int) -> Float[Tensor, "B N"]:
         """Mean attention that each token receives in `block`, over heads and all query rows (of its window)."""
+        if block not in self._received:
+            self._received[block] = self._receive(block)
+        return self._received[block]
+
+    @cached_property
+    def _received(self) -> dict[int, Tensor]:
+        return {}
+
+    def _receive(self, block: int) -> Float[Tensor, "B N"]:
         parts = []
         for _, keys, attention in self.attention_chunks(block):
             parts.append((keys, attention.sum(dim=(1, 2))))
