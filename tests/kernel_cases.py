@@ -13,8 +13,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from lmms_prune.methods.shared import kernels
+from lmms_prune.methods.shared.greedy import (
+    fused,
+    kernel_cover,
+    kernel_passes,
+    kernel_steps,
+    kernel_turns,
+    plain,
+    products,
+    searches,
+)
+from lmms_prune.methods.shared.greedy.plain_passes import nearest_others
 from lmms_prune.methods.shared.tensors import directions
 
 DEVICE = torch.device("cpu" if sys.argv[1] == "build" else sys.argv[1])
@@ -26,10 +38,10 @@ def on_device(args: tuple) -> tuple:
 
 def compare(name: str, *args: Any, **options: Any) -> Tensor:
     """The reference on the CPU and the kernel on the device find the same set."""
-    plain = kernels._plain(name, *args)
-    fused = kernels._FUSED[name](*on_device(args), **options).cpu()
-    assert torch.equal(plain, fused), (name, args[0], options, plain.sum(1), fused.sum(1))
-    return plain
+    expected = plain.SEARCHES[name](*args)
+    found = fused.SEARCHES[name](*on_device(args), **options).cpu()
+    assert torch.equal(expected, found), (name, args[0], options, expected.sum(1), found.sum(1))
+    return expected
 
 
 def points(generator: torch.Generator, rows: int, tokens: int, features: int, tied: bool) -> Tensor:
@@ -77,16 +89,30 @@ def compare_thinned(seed: int, tokens: int, features: int, tied: bool, shares: l
     lengths = torch.randint(1, tokens + 1, (rows,), generator=generator).tolist()
     goals = [int(n * share) for n, share in zip(lengths, shares, strict=True)]
     if any(n > goal for n, goal in zip(lengths, goals, strict=True)):
-        cosine, neighbour = kernels.nearest_others(unit, torch.tensor(lengths), neighbours)
+        cosine, neighbour = nearest_others(unit, torch.tensor(lengths), neighbours)
         ends = torch.tensor([lengths, goals])
         found = compare("thinned", unit, cosine, neighbour, *ends, tuple(lengths), tuple(goals), 8)
         assert found.sum(1).tolist() == goals
 
 
+def compare_covering(seed: int, tokens: int, features: int, tied: bool, shares: list[float], stores: bool) -> None:
+    generator, rows = torch.Generator().manual_seed(seed), len(shares)
+    unit = directions(points(generator, rows, tokens, features, tied))
+    lengths = torch.randint(0, tokens + 1, (rows,), generator=generator)
+    valid = torch.arange(tokens) < lengths[:, None]
+    weight = torch.rand(rows, tokens, generator=generator).double().mul(8).round()
+    limit = (lengths * torch.tensor(shares)).long()
+    for piece, changed in ((1024, 8), (16, 4)):
+        stored = products.cosines(unit, unit) if stores else None
+        args = (unit, stored, weight, valid, limit, int(limit.max()))
+        expected = compare("covering", *args, piece=piece, rows=changed)
+        assert expected.sum(1).tolist() == limit.tolist()
+
+
 def without_storing(call: Any, *args: Any) -> None:
-    most, kernels.MOST_STORED = kernels.MOST_STORED, 0
+    most, products.MOST_STORED = products.MOST_STORED, 0
     call(*args)
-    kernels.MOST_STORED = most
+    products.MOST_STORED = most
 
 
 SHARES = st.lists(st.sampled_from([0.0, 0.2, 0.5, 1.0]), min_size=1, max_size=3)
@@ -112,9 +138,28 @@ def fuzz_thinned(seed: int, tokens: int, features: int, tied: bool, shares: list
     compare_thinned(seed, tokens, features, tied, shares, neighbours)
 
 
+@SETTINGS
+@given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 8), st.booleans(), SHARES, st.booleans())
+def fuzz_covering(seed: int, tokens: int, features: int, tied: bool, shares: list[float], stores: bool) -> None:
+    compare_covering(seed, tokens, features, tied, shares, stores)
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that any operation returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self.bytes = max(self.bytes, x.numel() * x.element_size())
+        return result
+
+
 def large_images() -> None:
     """More tokens than are compared at once: the products with each pick are computed anew."""
-    tokens, generator = kernels.MOST_STORED + 4, torch.Generator().manual_seed(0)
+    tokens, generator = products.MOST_STORED + 4, torch.Generator().manual_seed(0)
     unit = directions(torch.randn(1, tokens, 3, generator=generator))
     first, valid, limit = (
         torch.rand(1, tokens, generator=generator),
@@ -123,6 +168,13 @@ def large_images() -> None:
     )
     for rule, scores in (("farthest", first), ("sums", first.double()), ("determinant", unit.square().sum(-1))):
         compare("greedy", rule, unit, scores, valid, limit, 4, None)
+    # However many tokens are kept, nothing is as large as one number for each pair of tokens.
+    most = 3 * tokens // 5
+    with Largest() as largest:
+        gains = unit.square().sum(-1)
+        fused._fused_greedy(*on_device(("determinant", unit, gains, valid, torch.tensor([4]), most, None)))
+        fused._fused_covering(*on_device((unit, None, first.double(), valid, torch.tensor([1]), most)))
+    assert largest.bytes < 4 * tokens**2, largest.bytes
 
 
 def build(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], **options: Any) -> None:
@@ -136,21 +188,26 @@ def build(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], **op
     types |= dict.fromkeys(constants, "constexpr")
     values = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=types, constexprs=values)
-    assert compiled(source, target=GPUTarget("cuda", 90, 32), options={**kernels._EXACT, **options}).asm["ptx"]
+    assert compiled(source, target=GPUTarget("cuda", 90, 32), options={**fused.EXACT, **options}).asm["ptx"]
 
 
 def build_all() -> None:
     pointers = {"source": "fp64", "state": "fp64", "free": "i8", "limit": "i32", "keep": "i8"}
-    pointers |= {"best": "fp64", "where": "i32", "told": "i32", "rows": "fp64"}
+    pointers |= {"best": "fp64", "where": "i32", "told": "i32", "lows": "fp64", "rows": "fp64", "counts": "i32"}
     for rule in ("farthest", "sums", "determinant"):
         for parts in (1, 10):
             constants = {"RULE": rule, "STORED": parts == 1, "COARSE": rule == "farthest", "PARTS": parts}
             constants |= {"PARTS_BLOCK": 16 if parts > 1 else 1, "BLOCK": 64, "CHUNK": 16, "EARLIER": 8}
-            build(kernels._steps, pointers, constants, **({"launch_cooperative_grid": True} if parts > 1 else {}))
-    build(kernels._turns, {"rank": "i32", "free": "i8", "quota": "i32", "keep": "i8"}, {"BITS": 7, "BLOCK": 64})
+            build(kernel_steps.steps, pointers, constants, **({"launch_cooperative_grid": True} if parts > 1 else {}))
+    build(kernel_turns.turns, {"rank": "i32", "free": "i8", "quota": "i32", "keep": "i8"}, {"BITS": 7, "BLOCK": 64})
     pointers = {"unit": "fp64", "cosine": "fp64", "neighbour": "i32", "lengths": "i32", "goals": "i32"}
     pointers |= {"orders": "i32", "odd": "i8"}
-    build(kernels._passes, pointers, {"STEP": 8, "HALF": 64, "PIECE": 64, "CHUNK": 16})
+    build(kernel_passes.passes, pointers, {"STEP": 8, "HALF": 64, "PIECE": 64, "CHUNK": 16})
+    pointers = {"gain": "i64", "weight": "fp64", "covered": "i32", "free": "i8", "limit": "i32", "keep": "i8"}
+    pointers |= {"changed": "i32", "before": "i32"}
+    for stored, piece in ((True, 16), (True, 256), (True, 1024), (False, 256)):
+        source, constants = {"source": "i32" if stored else "fp64"}, {"STORED": stored, "PIECE": piece}
+        build(kernel_cover.cover, pointers | source, constants | {"ROWS": 8, "CHUNK": 16}, num_warps=8)
 
 
 def main() -> None:
@@ -158,8 +215,8 @@ def main() -> None:
         build_all()
         print("built")
         return
-    for name in kernels._PLAIN:
-        for probe in kernels._probes(torch.device("cpu"), name):
+    for name in plain.SEARCHES:
+        for probe in searches._probes(torch.device("cpu"), name):
             compare(name, *probe)
     compare_greedy(1, 1, 3, False, [1.0], None)
     # Several programs for one image: on a GPU they wait for each other; in the interpreter every step is a launch.
@@ -167,6 +224,7 @@ def main() -> None:
     fuzz_greedy()
     fuzz_turns()
     fuzz_thinned()
+    fuzz_covering()
     large_images()
     print("equal")
 

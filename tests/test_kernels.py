@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmms_prune.methods.shared import kernels
-from lmms_prune.methods.shared.kernels import Rule, greedy, in_turn
+from lmms_prune.methods.shared.greedy import searches
+from lmms_prune.methods.shared.greedy.searches import Rule, greedy, in_turn
 from lmms_prune.methods.shared.tensors import directions
 from lmms_prune.pruning.flops import ProductCounter
 
@@ -72,7 +72,7 @@ def test_pivots_take_turns_by_hand() -> None:
 
 
 def test_the_plain_path_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmms_prune.methods.shared.kernels._fused", lambda *args: pytest.fail("no GPU here"))
+    monkeypatch.setattr("lmms_prune.methods.shared.greedy.searches._fused", lambda *args: pytest.fail("no GPU here"))
     unit, valid = torch.eye(4, dtype=torch.float64)[None], torch.ones(1, 4, dtype=torch.bool)
     assert greedy("farthest", unit, torch.zeros(1, 4), valid, torch.tensor([2]), 2)[0].tolist() == [
         True,
@@ -98,7 +98,7 @@ def test_flops_are_those_of_the_reference_whoever_searches(
     with FlopCounterMode(display=False) as torchs, ProductCounter() as counter:
         greedy(rule, unit, first, valid, limit, most)
     assert counter.flops == torchs.get_total_flops() > 0
-    monkeypatch.setattr(kernels, "_plain", lambda *_: valid)
+    monkeypatch.setattr(searches, "_plain", lambda *_: valid)
     with ProductCounter() as fused:
         greedy(rule, unit, first, valid, limit, most)
     assert fused.flops == counter.flops

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lmms_prune.compat.torch import is_composite, pretend_device, tensors_by_name, without_driver
-from lmms_prune.methods.shared import coverage, kernels
+from lmms_prune.methods.shared.greedy import searches
 
 GPU = torch.device("cuda:0")
 OWN = "lmms_prune/"
@@ -121,6 +121,9 @@ def on_cpu(x: Any) -> Any:
 class PretendedGpu:
     """Counts what a program on a pretended GPU does, by `phase`; set the phase as the program goes on.
 
+    Args:
+        builds: whether fused kernels can be built, for which a GPU needs a compiler.
+
     Attributes:
         operations, launches: number of operations and of kernel launches in each phase.
         waits: how often the host would wait for the device in each phase, by (reason, line of code).
@@ -128,8 +131,8 @@ class PretendedGpu:
         lines: launches by line of code, of each phase.
     """
 
-    def __init__(self) -> None:
-        self.phase = ""
+    def __init__(self, builds: bool = True) -> None:
+        self.phase, self.builds = "", builds
         self.operations: Counter[str] = Counter()
         self.launches: Counter[str] = Counter()
         self.largest: Counter[str] = Counter()
@@ -142,9 +145,8 @@ class PretendedGpu:
         """A block in which pretended tensors can be computed with; fused kernels count as one launch."""
         with ExitStack() as stack:
             stack.enter_context(without_driver())
-            for module in (kernels, coverage):
-                stack.enter_context(patch.object(module, "_works", lambda *_: True))
-                stack.enter_context(patch.object(module, "_fused", partial(self._fused, module._plain)))
+            stack.enter_context(patch.object(searches, "_works", lambda *_: self.builds))
+            stack.enter_context(patch.object(searches, "_fused", partial(self._fused, searches._plain)))
             stack.enter_context(_Functions(self))
             stack.enter_context(_Operations(self))
             yield self

@@ -93,6 +93,7 @@ def count(
     schedule: str | Schedule,
     new_tokens: int = 5,
     devices: Mapping[str, torch.device] | None = None,
+    builds: bool = True,
     **options: Any,
 ) -> Counted:
     """Generate on a pretended GPU under a schedule and count what the package adds.
@@ -103,9 +104,10 @@ def count(
         schedule: the schedule.
         new_tokens: of the answer, at least 2. The second decode step and later ones are alike.
         devices: as for `PretendedGpu.placed`.
+        builds: as for `PretendedGpu`.
         options: further arguments of `prune`.
     """
-    gpu = PretendedGpu()
+    gpu = PretendedGpu(builds)
     phases = _Phases(gpu, model, {stage.layer for stage in Schedule.parse(schedule).stages})
     with gpu.placed(model, devices), gpu.running(), torch.no_grad(), hooked(phases.outer()):
         placed = {name: PretendedTensor(x, GPU) for name, x in inputs.items()}

@@ -82,9 +82,8 @@ def highest(
 ) -> Bool[Tensor, "B V"]:
     """The `count` candidates of each row with the highest score, ties to the lower index."""
     order = score.masked_fill(~candidates, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.arange(score.shape[1], device=score.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, rank)
-    return (rank < to_device(count, score.device)[:, None]) & candidates
+    is_first = torch.arange(score.shape[1], device=score.device) < to_device(count, score.device)[:, None]
+    return torch.empty_like(candidates).scatter_(1, order, is_first) & candidates
 
 
 def grid_within(rows: int, columns: int, most: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.auxiliary import load_clip
-from lmms_prune.methods.shared.kernels import greedy
+from lmms_prune.methods.shared.greedy.searches import greedy
 from lmms_prune.methods.shared.tensors import directions, settled
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method
-from lmms_prune.methods.shared.kernels import in_turn
+from lmms_prune.methods.shared.greedy.searches import in_turn
 from lmms_prune.methods.shared.tensors import directions, gather, settled
 from lmms_prune.methods.view import Tokens, TokenView
 from lmms_prune.models.tensors import to_device

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method
-from lmms_prune.methods.shared.kernels import MOST_STORED, greedy, products
+from lmms_prune.methods.shared.greedy.products import MOST_STORED, products
+from lmms_prune.methods.shared.greedy.searches import greedy
 from lmms_prune.methods.shared.tensors import BLOCK, directions, joined, settled
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.tensors import to_device

@@ -44,18 +44,21 @@ class HIVTP(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         received = [view.encoder.received(block) for block in _blocks(view.encoder.shape)]
         score = view.ranking(view.of_image(torch.stack(received).mean(0)))
-        count = to_device(budget, score.device)
+        requested, counts = budget.tolist(), list(view.counts)
         # A budget of all tokens means an adaptive keep: the published share.
-        adaptive = (count == to_device(view.counts, count.device))[:, None]
         sides = [
             _SIDE if n == present else _side(*grid, n)
-            for n, present, grid in zip(budget.tolist(), view.counts, view.grids, strict=True)
+            for n, present, grid in zip(requested, counts, view.grids, strict=True)
         ]
-        entry_share = _entry_shares(score, view.valid, _quadrants(view))
-        window = _windows(view, sides)
+        count, present, side = to_device([requested, counts, sides], score.device)
+        adaptive = (count == present)[:, None]
+        row, column, grids = _coordinates(view)
+        entry_share = _entry_shares(score, view.valid, _quadrants(row, column, grids))
+        window = _windows(row, column, grids, side[:, None])
         share = torch.where(adaptive, _SHARE, _smallest_share(entry_share, window, max(view.sizes), count[:, None]))
         overall = view.valid & (entry_share <= share)
-        local = _best_of_each(score, view.valid & ~overall, window)
+        # Of booleans: valid and not among these.
+        local = _best_of_each(score, view.valid > overall, window)
         # With quadrants or windows of unequal sizes the last step of the share may exceed N: the lowest are dropped.
         overall = highest(score, overall, count)
         return overall | highest(score, local, count - overall.sum(1))
@@ -80,15 +83,14 @@ def _coordinates(view: TokenView) -> tuple[Int[Tensor, "B V"], Int[Tensor, "B V"
     return index // sides[:, 1:], index % sides[:, 1:], sides
 
 
-def _quadrants(view: TokenView) -> Int[Tensor, "B V"]:
-    row, column, sides = _coordinates(view)
+def _quadrants(row: Int[Tensor, "B V"], column: Int[Tensor, "B V"], sides: Int[Tensor, "B 2"]) -> Int[Tensor, "B V"]:
     lower, right = 2 * row >= sides[:, :1], 2 * column >= sides[:, 1:]
     return 2 * lower.long() + right.long()
 
 
-def _windows(view: TokenView, sides: list[int]) -> Int[Tensor, "B V"]:
-    row, column, grids = _coordinates(view)
-    side = to_device(sides, row.device)[:, None]
+def _windows(
+    row: Int[Tensor, "B V"], column: Int[Tensor, "B V"], grids: Int[Tensor, "B 2"], side: Int[Tensor, "B 1"]
+) -> Int[Tensor, "B V"]:
     return row // side * ((grids[:, 1:] + side - 1) // side) + column // side
 
 

@@ -83,7 +83,8 @@ class HoloV(Method):
         attention = saliency.to(torch.promote_types(saliency.dtype, torch.float32))
         crops = _lay_out(view, self._crop_counts(view, budget))
         weight = _weights(crops, crops.put(attention), crops.put(_unit(view.hidden)))
-        share = (weight * to_device(budget, weight.device)[:, None]).floor().long()
+        count = to_device(budget, weight.device)
+        share = (weight * count[:, None]).floor().long()
         # A token's rank within its crop, by attention; empty cells come last.
         in_cells = crops.put(attention.masked_fill(~view.valid, -torch.inf), -torch.inf)
         rank = _rank(in_cells).flatten(1).gather(1, crops.cell.clamp(max=crops.cells - 1))
@@ -93,8 +94,8 @@ class HoloV(Method):
         # The rounded-off tokens, round by round: the best dropped token of every crop comes before the second best of
         # any, and within a round the crop with the largest weight comes first.
         priority = (rank - crop_share) * crops.count + _rank(weight).gather(1, crops.number)
-        missing = to_device(budget, keep.device) - keep.sum(1)
-        return keep | highest(-priority.to(attention.dtype), view.valid & ~keep, missing)
+        # Of booleans: valid and not kept yet.
+        return keep | highest(-priority.to(attention.dtype), view.valid > keep, count - keep.sum(1))
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         if self.order == "raster":

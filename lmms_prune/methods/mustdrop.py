@@ -17,11 +17,13 @@ largest min(sum / 0.1, max / 0.1): v1 (3.0) and v4 (2.0). Kept: v1 v3 v4.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.view import TokenView
@@ -123,11 +125,12 @@ class MustDrop(Method):
         encoded = view.carried(_Reencoded)
         order, states, attention = encoded.order, encoded.states, encoded.attention
         # An image that keeps every token has no merged window, whatever the threshold would have merged.
-        keeps_all = keep.sum(1) == view.valid.sum(1)
-        key_set = highest(attention, keep, _eight_percent(keep.sum(1)))
+        kept = keep.sum(1)
+        keeps_all = kept == to_device(view.counts, kept.device)
+        key_set = highest(attention, keep, _eight_percent(kept))
         view.remember(_KeySet(torch.where(keeps_all[:, None], _unmerged_keys(view), key_set)))
         # The kept entries of the encoder's sequence, in its order, go to the kept columns one after the other.
-        kept_first = (~keep.gather(1, order)).long().argsort(dim=1, stable=True)
+        kept_first = keep.gather(1, order).long().argsort(dim=1, descending=True, stable=True)
         entry = kept_first.gather(1, (keep.cumsum(1) - 1).clamp(min=0))
         rows = torch.arange(len(keep), device=keep.device)[:, None]
         return states[rows, entry], order.gather(1, entry)
@@ -138,7 +141,7 @@ class MustDrop(Method):
         members, exists = _windows(view)
         uniformity = _uniformity(patches, members)
         # A merged window takes away eight tokens: with a keep, merge as many windows as fit above it.
-        most = (view.valid.sum(1) - to_device(budget, adaptive.device)).clamp(min=0) // _SAVED
+        most = (torch.tensor(view.counts) - budget).clamp(min=0) // _SAVED
         by_threshold = exists & (uniformity >= self.similarity)
         merged = torch.where(adaptive[:, None], by_threshold, highest(uniformity, exists, most))
         order, length = _order(view.valid, members, merged, uniformity)
@@ -181,7 +184,7 @@ def _unmerged_keys(view: TokenView) -> Bool[Tensor, "B N"]:
     last = encoder.shape.depth - 1
     attention = encoder.saliency(last)
     valid = view.original.valid
-    return highest(attention.to(valid.device), valid, _eight_percent(valid.sum(1)))
+    return highest(attention.to(valid.device), valid, _eight_percent(torch.tensor(view.sizes)))
 
 
 def _text_attention(view: TokenView) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B V"]]:
@@ -198,16 +201,18 @@ def _text_attention(view: TokenView) -> tuple[Float[Tensor, "B V"], Float[Tensor
 
 def _windows(view: TokenView) -> tuple[Int[Tensor, "B W 9"], Bool[Tensor, "B W"]]:
     """The raster indices of each whole 3×3 window, row by row, and which windows exist."""
-    device = view.valid.device
-    grid = to_device(view.grids, device)
-    down, across = (grid // _SIDE)[:, :1], (grid // _SIDE)[:, 1:]
-    number = torch.arange(max(r // _SIDE * (c // _SIDE) for r, c in view.grids), device=device)
-    exists = number < down * across
-    # Raster index of the upper left token of each window; a narrow grid has 0 windows across, hence the clamp.
-    corner = number // across.clamp(min=1) * _SIDE * grid[:, 1:] + number % across.clamp(min=1) * _SIDE
-    step = torch.arange(_SIDE, device=device)
-    inside = (step[:, None] * grid[:, 1:, None] + step).flatten(1)
-    return torch.where(exists[..., None], corner[..., None] + inside[:, None], 0), exists
+    members = pad_sequence([_members(*grid) for grid in view.grids], True, -1)
+    members = to_device(members, view.valid.device)
+    return members.clamp(min=0), members[..., 0] >= 0
+
+
+@lru_cache
+def _members(rows: int, columns: int) -> Int[Tensor, "W 9"]:
+    """The raster indices of each whole window of a grid, on the host."""
+    down, across = rows // _SIDE * _SIDE, columns // _SIDE * _SIDE
+    index = torch.arange(rows * columns).view(rows, columns)[:down, :across]
+    cells = index.unflatten(1, (-1, _SIDE)).unflatten(0, (-1, _SIDE)) if index.numel() else index.view(0, 0, 0, 0)
+    return cells.transpose(1, 2).reshape(-1, _SIDE**2)
 
 
 def _uniformity(patches: Float[Tensor, "B N C"], members: Int[Tensor, "B W 9"]) -> Float[Tensor, "B W"]:

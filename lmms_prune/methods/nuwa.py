@@ -57,12 +57,11 @@ class Nuwa(Method):
             return highest(view.ranking(view.attention(view.last)[:, :, 0].mean(dim=1)), view.valid, budget)
         score = view.ranking(view.of_image(view.encoder.saliency()))
         view.carry, rank = _Saliency(score), _ranks_in_cells(score, view)
-        candidates, count = torch.zeros_like(view.valid), to_device(budget, view.valid.device)
-        # The smallest k per image, by masks: images of a batch may differ in it.
-        for k in range(1, 5):
-            enough = candidates.sum(dim=1) >= count
-            candidates = torch.where(enough[:, None], candidates, view.valid & (rank < k))
-        return highest(score, candidates, budget)
+        # The smallest k per image that gives enough is the number of those, of 0 … 3, that give too few.
+        k = torch.arange(4, device=rank.device)
+        given = ((rank[..., None] < k) & view.valid[..., None]).sum(dim=1)
+        smallest = (given < to_device(budget, rank.device)[:, None]).sum(dim=1, keepdim=True)
+        return highest(score, view.valid & (rank < smallest), budget)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         if view.layer:

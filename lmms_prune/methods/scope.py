@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method
-from lmms_prune.methods.shared.coverage import covering
+from lmms_prune.methods.shared.greedy.searches import covering
 from lmms_prune.methods.shared.tensors import directions
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals

@@ -81,7 +81,7 @@ class SparseVLM(Method):
         if any(clusters):
             dropped = [present - total + c for (total, present), c in zip(totals, clusters, strict=True)]
             pool = [_pool_size(d) if c else 0 for d, c in zip(dropped, clusters, strict=True)]
-            centres, merged = _recycle(view, highest(score, view.valid & ~kept, torch.tensor(pool)), pool, clusters)
+            centres, merged = _recycle(view, highest(score, view.valid > kept, torch.tensor(pool)), pool, clusters)
             number = torch.arange(centres.shape[1], device=kept.device)
             exists = number < to_device(clusters, kept.device)[:, None]
             # Rows with fewer clusters are padded with arbitrary centres, which must not mark a token as kept.
@@ -100,7 +100,7 @@ class SparseVLM(Method):
         # The r-th kept entry takes the r-th kept token, or, beyond those, the merged token number r - (kept tokens).
         rank = (keep.cumsum(1) - 1).clamp(min=0)
         merged_rank = (rank - kept.sum(1, keepdim=True)).clamp(max=centres.shape[1] - 1)
-        in_order = (~kept).long().argsort(dim=1, stable=True)
+        in_order = kept.long().argsort(dim=1, descending=True, stable=True)
         is_merged, merged_rank = merged_rank >= 0, merged_rank.clamp(min=0)
         source = torch.where(is_merged, centres.gather(1, merged_rank), in_order.gather(1, rank))
         hidden = torch.where(is_merged[..., None], merged[rows, merged_rank].to(states.dtype), states[rows, source])
@@ -184,7 +184,7 @@ def _recycle(
     """
     device = pool.device
     # Columns of the pooled tokens, packed to the left.
-    columns = (~pool).long().argsort(dim=1, stable=True)[:, : max(sizes)]
+    columns = pool.long().argsort(dim=1, descending=True, stable=True)[:, : max(sizes)]
     size, count = to_device([sizes, clusters], device)
     number = torch.arange(max(sizes), device=device)
     valid = number < size[:, None]
@@ -215,18 +215,19 @@ def _peaks(
 
     The density is exp(-s), with s the mean squared distance to the `count` nearest tokens, the token itself included.
     """
-    number = torch.arange(features.shape[1], device=features.device)
-    # In blocks of rows, so that the matrix of all distances never exists at once; it is computed twice for that.
+    number, is_padding = torch.arange(features.shape[1], device=features.device), ~valid
+    # In blocks of rows, so that the matrix of all distances never exists at once; several are computed twice for that.
     blocks = [slice(start, start + BLOCK) for start in range(0, features.shape[1], BLOCK)]
     spread, farthest = [], []
     for block in blocks:
-        distance = _distances(features[:, block], features).masked_fill(~valid[:, None], torch.inf)
+        between = _distances(features[:, block], features)
+        distance = between.masked_fill(is_padding[:, None], torch.inf)
         near = distance.square().topk(min(most, distance.shape[2]), dim=2, largest=False).values
         # Each image has its own number of neighbours; further ones of the batch's largest number are left out.
         counted = torch.arange(near.shape[2], device=near.device) < count[:, None, None]
         spread.append(torch.where(counted, near, 0).sum(2) / count.clamp(min=1)[:, None])
-        both_valid = valid[:, block, None] & valid[:, None]
-        farthest.append(distance.masked_fill(~both_valid, 0).flatten(1).amax(1))
+        either_padding = is_padding[:, block, None] | is_padding[:, None]
+        farthest.append(distance.masked_fill(either_padding, 0).flatten(1).amax(1))
     sparsity, largest = torch.cat(spread, dim=1), torch.stack(farthest).amax(0)
     isolation = []
     for block in blocks:
@@ -234,7 +235,9 @@ def _peaks(
         # Equal densities are ordered by index: without that, two tied densest tokens would both count as isolated.
         is_earlier = number < number[block, None]
         denser = (sparsity_all < sparsity_here) | ((sparsity_all == sparsity_here) & is_earlier)
-        distance = _distances(features[:, block], features).masked_fill(~denser | ~valid[:, None], torch.inf)
+        if len(blocks) > 1:
+            between = _distances(features[:, block], features)
+        distance = between.masked_fill(~(denser & valid[:, None]), torch.inf)
         isolation.append(torch.minimum(distance.amin(2), largest[:, None]))
     return torch.cat(isolation, dim=1).log() - sparsity
 

@@ -20,13 +20,12 @@ Kept: v2 v3.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.shared.tensors import BLOCK, gather, joined
@@ -100,7 +99,7 @@ class SwiftVLM(Method):
         groups = torch.minimum(shares, count // 2).maximum((count > 1).long()).masked_fill_(keeps_all, 0)
         best = highest(score, exists, torch.where(keeps_all, exists.sum(dim=1), count - groups))
         most = max((max(view.sizes) + 10) // 20, 1)
-        group = _grouped(states, exists & ~best, groups.clamp(min=1), most, _passes(view))
+        group = _grouped(states, exists > best, groups.clamp(min=1), most, _passes(view))
         mean, is_median, carrier = _merged(_joint(states, added), group, most)
         merging = (groups > 0)[:, None]
         is_median, carrier = is_median & merging, torch.where(merging, carrier, -1)
@@ -112,7 +111,7 @@ class SwiftVLM(Method):
         bypass = _Bypass(states, torch.where(best, raster, carrier), is_median, then, added)
         view.remember(bypass if earlier is None else _unless(keeps_all, bypass, earlier))
         # The tokens that continue fill the kept entries in raster order.
-        in_order = (~continues).to(torch.uint8).argsort(dim=1, stable=True)
+        in_order = continues.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         index = in_order.gather(1, (keep.cumsum(dim=1) - 1).clamp(min=0))
         hidden = torch.where(keep[..., None], gather(carried, index), view.with_additions(view.hidden))
         return hidden, torch.where(keep, index, view.index)
@@ -150,8 +149,10 @@ def _first_candidates(view: TokenView) -> _Candidates:
     """The candidates at the first stage: the tokens present."""
     fine = torch.promote_types(view.hidden.dtype, torch.float32)
     score = view.ranking(view.attention(view.last)[:, :, 0].mean(dim=1))
-    present = _table(view, torch.ones_like(score)) > 0
-    return _table(view, view.hidden.to(fine)), present, _table(view, score), _own_additions(view)
+    # All in one table.
+    marks = torch.stack([score, torch.ones_like(score)], dim=2)
+    table = _table(view, torch.cat([view.hidden.to(fine), marks.to(fine)], dim=2))
+    return table[..., :-2], table[..., -1] > 0, table[..., -2], _own_additions(view)
 
 
 def _own_additions(view: TokenView) -> Float[Tensor, "B S A"]:
@@ -209,7 +210,7 @@ def _grouped(
     """
     size = rest.shape[1]
     # At first every token of `rest` is a group of its own; they come first, in raster order.
-    order = (~rest).to(torch.uint8).argsort(dim=1, stable=True)
+    order = rest.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     sums, every = gather(states, order) * rest.gather(1, order)[..., None], torch.arange(size, device=rest.device)
     group_of, largest = every.expand(rest.shape), size
     # A pass at most halves the groups of an image. The number of passes follows from sizes that the host knows, so that
@@ -217,17 +218,22 @@ def _grouped(
     passes = max(0, size - 1).bit_length() if passes is None else passes
     first, powers = rest.sum(1, keepdim=True), 2 ** torch.arange(passes + 1)
     halved = (first + to_device(powers - 1, rest.device)) // to_device(powers, rest.device)
-    alive = torch.maximum(halved, torch.minimum(first, groups[:, None]))
-    for now, then in pairwise(alive.split(1, dim=1)):
-        absent = every[:size] >= now
-        target = _targets(sums, every[:size], absent, now - then)
+    # An image without a token to group has one absent group, so that numbers start at 0.
+    alive = torch.maximum(halved, torch.minimum(first, groups[:, None])).clamp(min=1)
+    # For all passes at once: which groups are absent, and which ranks join.
+    absent_of = every >= alive[:, :-1].T[..., None]
+    joining = every < (alive[:, :-1] - alive[:, 1:]).T[..., None]
+    for number in range(passes):
+        absent = absent_of[number, :, :size]
+        target = _targets(sums, every[:size], absent, joining[number])
         # The groups that remain (booleans: equal, and not absent) are renumbered without gaps.
         remains = (target == every[:size]) > absent
-        new_number = remains.cumsum(dim=1).gather(1, target).sub_(1).clamp_(min=0)
+        new_number = remains.cumsum(dim=1).gather(1, target).sub_(1)
         group_of = new_number.gather(1, group_of)
         largest = (largest + 1) // 2
         size = min(size, max(most, largest))
-        sums = _joined(sums, new_number, every[:size])
+        if number < passes - 1:
+            sums = _joined(sums, new_number, every[:size])
     group = torch.empty_like(order).scatter_(1, order, group_of)
     return torch.where(rest, group, -1)
 
@@ -250,9 +256,9 @@ def _passes(view: TokenView) -> int | None:
 
 
 def _targets(
-    sums: Float[Tensor, "B m D"], number: Int[Tensor, " m"], absent: Bool[Tensor, "B m"], fewer: Int[Tensor, "B 1"]
+    sums: Float[Tensor, "B m D"], number: Int[Tensor, " m"], absent: Bool[Tensor, "B m"], joining: Bool[Tensor, "B n"]
 ) -> Int[Tensor, "B m"]:
-    """The group that each group becomes a part of: for `fewer` even-numbered ones the most similar odd-numbered one."""
+    """The group that each group becomes a part of: the most similar odd-numbered one, for even-numbered ones whose rank joins."""
     # The direction of a sum is that of the mean.
     unit = normalize(sums, dim=-1)
     # In blocks of rows, so that the matrix of all pairs never exists at once.
@@ -260,10 +266,10 @@ def _targets(
     nearest = [(half @ others).masked_fill_(absent[:, None, 1::2], -torch.inf).max(dim=2) for half in halves]
     cosine, partner = (joined([part[i] for part in nearest]) for i in (0, 1))
     order = cosine.masked_fill(absent[:, ::2], -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, number[: order.shape[1]].expand(order.shape))
-    target = number.expand(absent.shape).clone()
     # No more join than there are even-numbered groups, and these have the first ranks.
-    target[:, ::2] = torch.where(rank < fewer, number[1::2][partner], number[::2])
+    joins = torch.empty_like(order, dtype=torch.bool).scatter_(1, order, joining[:, : order.shape[1]])
+    target = number.repeat(len(absent), 1)
+    target[:, ::2] = torch.where(joins, number[1::2][partner], number[::2])
     return target
 
 
@@ -279,14 +285,12 @@ def _merged(
     states: Float[Tensor, "B S D"], group: Int[Tensor, "B S"], most: int
 ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"], Int[Tensor, "B S"]]:
     """For each grouped token its group's mean, whether it is the group's median, and the median's raster index (or -1)."""
-    # Ungrouped tokens (-1) fall into an extra first class, which is left out.
-    member = one_hot(group + 1, most + 1)[..., 1:]
-    size = member.sum(dim=1)
+    member = group[..., None] == torch.arange(most, device=group.device)
+    number = member.cumsum(dim=1)
+    size = number[:, -1]
     mean = member.to(states.dtype).transpose(1, 2) @ states / size.clamp(min=1)[..., None]
-    group_index = group.clamp(min=0)
-    # A token's rank within its group, in raster order; the lower of two medians represents the group.
-    rank = member.cumsum(dim=1).gather(2, group_index[..., None])[..., 0] - 1
-    is_median = (group >= 0) & (rank == (size.gather(1, group_index) - 1) // 2)
-    raster = torch.arange(group.shape[1], device=group.device)
-    median = (member * (is_median * raster)[..., None]).sum(dim=1)
-    return gather(mean, group_index), is_median, torch.where(group >= 0, median.gather(1, group_index), -1)
+    # In raster order; the lower of two medians represents the group.
+    medians = member & (number == ((size + 1) // 2)[:, None])
+    median, group_index = medians.to(torch.uint8).argmax(dim=1), group.clamp(min=0)
+    raster = torch.where(group >= 0, median.gather(1, group_index), -1)
+    return gather(mean, group_index), medians.any(dim=2), raster

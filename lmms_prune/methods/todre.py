@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method
-from lmms_prune.methods.shared.kernels import greedy
+from lmms_prune.methods.shared.greedy.searches import greedy
 from lmms_prune.methods.shared.tensors import directions
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals

@@ -20,7 +20,6 @@ from lmms_prune.methods.shared.merging import (
     inside_encoder,
     no_clip,
     partners,
-    shares,
     summed,
 )
 from lmms_prune.methods.shared.tensors import gather
@@ -140,11 +139,14 @@ def _encoder_tokens(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int)
     for block, passes in enumerate(rates(n, count, encoder.shape.selected + 1)):
         x, keys, _ = encoder.attend(block, x, size.log() if block else None)
         for rate in passes:
-            into = partners(keys, torch.ones_like(size, dtype=torch.bool), [rate] * len(x), protected=1)
+            into = partners(keys, None, [rate] * len(x), protected=1)
             order = evens_first(into, x.shape[1] - rate)
-            share = shares(into, size)
-            x, keys = (gather(averaged(part.to(fine), into, share), order).to(x.dtype) for part in (x, keys))
-            size, index = gather(summed(size, into), order), gather(index, order)
+            total = summed(size, into)
+            share, width = size / total.gather(1, into), x.shape[2]
+            # States and keys in one.
+            both = gather(averaged(torch.cat([x, keys], dim=2).to(fine), into, share), order).to(x.dtype)
+            x, keys = both[..., :width], both[..., width:]
+            size, index = gather(total, order), gather(index, order)
         x = encoder.feed(block, x)
     order = index.argsort(dim=1)[:, 1:]
     return encoder.project(gather(x, order)), gather(size, order), gather(index, order)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log
 from typing import ClassVar
 
@@ -14,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.shared.tensors import add_up
 from lmms_prune.methods.view import TokenView
-from lmms_prune.models.encoder import Encoder, Signals
+from lmms_prune.models.encoder import MOST, Encoder, Signals
 from lmms_prune.models.shape import EncoderShape
 from lmms_prune.models.tensors import to_device
 
@@ -74,8 +76,11 @@ class VFlowOpt(Method):
         importance = view.ranking(self._importance(view))
         if view.layer:
             return highest(importance, view.valid, budget)
-        view.carry = groups = _Groups(importance, *self._groups(view, importance, to_device(budget, importance.device)))
-        return highest(importance, (view.valid & ~groups.low) | groups.leads, budget)
+        host = torch.tensor(view.counts)
+        present, goal, excess = to_device(torch.stack([host, budget, host - budget]), importance.device)
+        view.carry = groups = _Groups(importance, *self._groups(view, importance, present[:, None], excess[:, None]))
+        # Of booleans: valid and not low.
+        return highest(importance, (view.valid > groups.low) | groups.leads, goal)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         if view.layer:
@@ -105,90 +110,94 @@ class VFlowOpt(Method):
         return view.of_image(earlier.tokens)
 
     def _groups(
-        self, view: TokenView, importance: Float[Tensor, "B V"], count: Int[Tensor, " B"]
+        self,
+        view: TokenView,
+        importance: Float[Tensor, "B V"],
+        present: Int[Tensor, "B 1"],
+        excess: Int[Tensor, "B 1"],
     ) -> tuple[Bool[Tensor, "B V"], Bool[Tensor, "B V"], Int[Tensor, "B V"]]:
-        """The tokens that are merged, the most important of them in each cell, and the cell of each token."""
-        valid, device, spare = view.valid, view.valid.device, view.valid.shape[1]
-        # The cell row (or column) of each grid row; m need not be a whole number.
-        line = [int(row / self.m) for row in range(max((max(grid) for grid in view.grids), default=0))]
-        lines = to_device(line, device, torch.long)
-        width, across = to_device([[c, line[c - 1] + 1] for _, c in view.grids], device).T[..., None]
-        index = torch.where(valid, view.index, 0)
-        cell = (lines[index // width] * across + lines[index % width]).masked_fill_(~valid, spare)
+        """The tokens that are merged, the most important of them in each cell, and the cell of each token.
 
+        Args:
+            view: of the tokens.
+            importance: of each token.
+            present: how many tokens each image has.
+            excess: how many fewer remain.
+        """
+        valid, device, spare = view.valid, view.valid.device, view.valid.shape[1]
+        # Before the decoder all tokens are present, so columns are raster indices.
+        cell = to_device(pad_sequence([_cells(*grid, self.m) for grid in view.grids], True, spare), device)
         order = importance.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
         rank = torch.arange(spare, device=device).expand_as(order)
         # The number of less important tokens; of equally important ones, the later counts as less important.
-        present = valid.sum(1, keepdim=True)
         below = present - 1 - torch.empty_like(order).scatter_(1, order, rank)
         ends = torch.full((len(valid), spare + 1), spare, device=device)
         first = ends.scatter_reduce(1, cell, below, "amin").gather(1, cell) == below
         # One token of each cell remains, so every further merged token makes the image smaller by one. `saved` counts
         # how many tokens merging all less important ones saves; merging continues until that is enough.
-        place, saves = below.clamp(min=0), (valid & ~first).long()
+        place, saves = below.clamp(min=0), (valid > first).long()
         saved = torch.zeros_like(order).scatter_(1, place, saves).cumsum(1).gather(1, place) - saves
-        low = valid & (saved < present - count[:, None])
+        low = valid & (saved < excess)
         tops = torch.full_like(ends, -1).scatter_reduce(1, cell, torch.where(low, below, -1), "amax")
         return low, low & (tops.gather(1, cell) == below), cell
+
+
+@lru_cache
+def _cells(rows: int, columns: int, m: float) -> Int[Tensor, " n"]:
+    """The cell of each token of a grid, on the host; m need not be a whole number."""
+    row, column = (torch.tensor([int(line / m) for line in range(side)]) for side in (rows, columns))
+    return (row[:, None] * (column[-1] + 1) + column).flatten()
 
 
 def _attention_of_global_tokens(encoder: Encoder, t: float) -> Float[Tensor, "I N"]:
     """The mean attention row of the most attended tokens, for each image of the run, padded with zeros."""
     images, patches = range(len(encoder.grids)), encoder.shape.patches_per_token
-    received = encoder.aligned(_flow(encoder, None), images)
-    image, number = encoder.token_numbers(received.device)
-    exists = torch.zeros_like(received, dtype=torch.bool)
-    exists[image, number] = torch.ones_like(image, dtype=torch.bool)
-    is_global = exists & (received > t * (received.sum(1) / exists.sum(1))[:, None])
-    # Without a token above the threshold, the most attended one is used.
-    most = received.masked_fill(~exists, -torch.inf).argmax(1, keepdim=True)
+    # The head means are kept for the second use, unless they are too large for that.
+    kept = list(_pieces(encoder)) if sum(entries**2 for entries in encoder.entries) <= MOST else None
+    received = encoder.aligned(_flow(encoder, kept or _pieces(encoder), None), images)
+    sizes = to_device([[size] for size in encoder.sizes], received.device)
+    # Of booleans: attended enough, and no padding.
+    is_global = (received > t * (received.sum(1, keepdim=True) / sizes)) > encoder.padding(received.device)
+    # Without a token above the threshold, the most attended one is used; padding, which has 0, comes after all tokens.
     column = torch.arange(received.shape[1], device=received.device)
-    is_global |= ~is_global.any(1, keepdim=True) & (column == most)
+    is_global |= (column == received.argmax(1, keepdim=True)) > is_global.any(1, keepdim=True)
     weight = is_global.to(received.dtype) / (is_global.sum(1, keepdim=True) * patches)
-    return encoder.aligned(_flow(encoder, weight[image, number]), images)
+    weight = weight[encoder.token_numbers(received.device)]
+    return encoder.aligned(_flow(encoder, kept or _pieces(encoder), weight), images)
 
 
-def _flow(encoder: Encoder, weights: Float[Tensor, " n"] | None) -> Float[Tensor, " n"]:
-    """Attention that each token of the run receives in the selected block, mean over heads.
-
-    Summed over the rows of all tokens, times the weight of each.
-    """
-    sums: Tensor | None = None
+def _pieces(encoder: Encoder) -> Iterator[tuple[Int[Tensor, "S q"], Int[Tensor, "S k"], Float[Tensor, "S q k"]]]:
+    """Queries, keys and attention in the selected block, mean over heads."""
     for queries, keys, attention in encoder.attention_chunks(encoder.shape.selected):
-        if sums is None:
-            sums = attention.new_zeros(sum(encoder.entries))
-            weights = attention.new_ones(sum(encoder.sizes)) if weights is None else weights
+        yield queries, keys, attention.mean(1)
+
+
+def _flow(
+    encoder: Encoder, pieces: Iterable[tuple[Tensor, Tensor, Tensor]], weights: Float[Tensor, " n"] | None
+) -> Float[Tensor, " n"]:
+    """Attention that each token of the run receives: summed over the rows of all tokens, times the weight of each."""
+    of_entries: Tensor | None = None
+    parts = []
+    for queries, keys, attention in pieces:
+        if of_entries is None:
+            every = attention.new_ones(sum(encoder.sizes)) if weights is None else weights.to(attention.dtype)
             # The class token's row has no weight.
-            of_entries = encoder.of_entries(weights.to(attention.dtype))
-        # The keys of a piece are distinct, so that every sum has one order.
-        sums.index_add_(0, keys.flatten(), (of_entries[queries][:, None] @ attention.mean(1)).flatten())
-    assert sums is not None
-    return encoder.of_tokens(sums).sum(1)
+            of_entries = encoder.of_entries(every)
+        parts.append((keys, (of_entries[queries][:, None] @ attention).squeeze(1)))
+    return encoder.of_tokens(encoder.of_keys(parts)).sum(1)
 
 
 def _entropies(encoder: Encoder) -> Float[Tensor, "I N"]:
     """The softmax of the tokens' entropies, for each image of the run, padded with zeros."""
-    pictures, shares = encoder.images(), [torch.empty(0)] * len(encoder.grids)
-    # Images of one grid have one size.
-    for grid in dict.fromkeys(encoder.grids):
-        images = [i for i, other in enumerate(encoder.grids) if other == grid]
-        for i, share in zip(
-            images, _entropy(torch.stack([pictures[i] for i in images]), *grid).softmax(1), strict=True
-        ):
-            shares[i] = share
-    return pad_sequence(shares, batch_first=True)
+    entropy = encoder.aligned(_entropy(encoder.token_pixels()), range(len(encoder.grids)))
+    return entropy.masked_fill(encoder.padding(entropy.device), -torch.inf).softmax(1)
 
 
-def _entropy(images: Float[Tensor, "B 3 height width"], rows: int, columns: int) -> Float[Tensor, "B n"]:
+def _entropy(pixels: Float[Tensor, "n 3 p"]) -> Float[Tensor, " n"]:
     """Entropy in bits of the grey values of each token's pixels."""
-    high, wide = images.shape[2] // rows, images.shape[3] // columns
-    values = (images[:, :, : rows * high, : columns * wide].to(torch.float32) * 255).long() % 256
-    red, green, blue = values.unbind(1)
-    grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
-    # One row of grey values for each token.
-    grey = grey.unflatten(2, (columns, wide)).unflatten(1, (rows, high)).transpose(2, 3).flatten(3).flatten(1, 2)
-    counts = torch.zeros(*grey.shape[:2], 256, device=grey.device).scatter_add(
-        2, grey, torch.ones_like(grey, dtype=torch.float32)
-    )
-    share = counts / grey.shape[2]
-    return torch.special.entr(share).sum(2) / log(2)
+    values = (pixels.to(torch.float32) * 255).long() % 256
+    shares = to_device([[19595], [38470], [7471]], values.device)
+    grey = ((values * shares).sum(1) + 32768) >> 16
+    counts = torch.zeros(len(grey), 256, device=grey.device)
+    counts.scatter_add_(1, grey, torch.ones_like(grey, dtype=torch.float32))
+    return torch.special.entr(counts / grey.shape[1]).sum(1) / log(2)

@@ -270,7 +270,7 @@ class TokenView:
             piece = slice(start, min(start + size, queries.slots.shape[1]))
             yield piece, self.attention(Tokens(queries.slots[:, piece], queries.valid[:, piece]), ahead=ahead)
 
-    @property
+    @cached_property
     def original(self) -> Tokens:
         """All original visual tokens of each image in raster order; the slots are those of the unpruned sequence."""
         sizes = to_device(self.sizes, self.valid.device)
@@ -291,8 +291,13 @@ class TokenView:
 
     def of_image(self, signal: Shaped[Tensor, "B N *D"]) -> Shaped[Tensor, "B V *D"]:
         """The values of a signal over all original visual tokens for the tokens present."""
-        signal, index = signal.to(self.valid.device), torch.where(self.valid, self.index, 0)
-        return signal[torch.arange(len(signal), device=index.device)[:, None], index]
+        return signal.to(self.valid.device)[self._present_tokens]
+
+    @cached_property
+    def _present_tokens(self) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B V"]]:
+        """The image and the raster index of each token present, 0 where padding."""
+        index = torch.where(self.valid, self.index, 0)
+        return torch.arange(len(index), device=index.device)[:, None], index
 
     @property
     def grids(self) -> list[Grid]:
@@ -362,7 +367,8 @@ class TokenView:
             candidates: by default the visual tokens that are present.
         """
         checked = self.valid if candidates is None else candidates
-        self.finite_scores.append((is_finite(score) | ~checked.to(score.device)).all(1))
+        # Of booleans: finite, or not checked.
+        self.finite_scores.append((is_finite(score) >= checked.to(score.device)).all(1))
         return score
 
     @cached_property

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmms_prune.methods.base import Method, highest
-from lmms_prune.methods.shared.kernels import thinned
+from lmms_prune.methods.shared.greedy.searches import thinned
 from lmms_prune.methods.shared.tensors import directions, gather
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
+from lmms_prune.models.encoder import MOST, Encoder, EncoderRun, cells, taken
 from lmms_prune.models.mosaic import Tiles
 from lmms_prune.models.parts import ModelParts, device_of
 from lmms_prune.models.tensors import is_finite, to_device
@@ -66,6 +66,10 @@ class ClipEncoder(Encoder):
 
     def images(self) -> list[Tensor]:
         return list(self.run.pixels)
+
+    def token_pixels(self) -> Float[Tensor, "n 3 p"]:
+        # Images with class tokens have one size.
+        return cells(torch.stack(self.images()), *self.grids[0]).flatten(0, 1)
 
     def inputs(self) -> dict[str, Tensor]:
         return {"pixel_values": self.of_images(self.run.pixels)}
@@ -153,9 +157,6 @@ class ClipEncoder(Encoder):
         fine = torch.promote_types(query.dtype, torch.float32)
         return query.to(fine) * query.shape[-1] ** -0.5, key.to(fine)
 
-    def _finite_rows(self, recorded: Tensor) -> Bool[Tensor, " R"]:
-        return is_finite(recorded).all(-1).flatten()
-
     def _entry_numbers(self, count: int) -> Int[Tensor, " entries"]:
         """For each entry of the encoder its number in the order in which the patches of a visual token are adjacent."""
         first, numbers = self.shape.class_tokens, torch.arange(count)
@@ -210,10 +211,10 @@ class TiledClipEncoder(ClipEncoder):
         if key not in self._rows:
             square = self.sizes[0]
             flat = [torch.tensor([tile * square + cell for tile, cell in row]) for row in self._sources]
-            # Padding points at a spare last row of zeros.
-            table = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=len(tokens))
-            self._rows[key] = to_device(table, tokens.device)
-        return torch.cat([tokens, tokens.new_zeros(1, *tokens.shape[1:])])[self._rows[key]]
+            table = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=-1)
+            rows = to_device(table, tokens.device)
+            self._rows[key] = rows, rows < 0
+        return taken(tokens, *self._rows[key])
 
     def finite(self) -> Bool[Tensor, " B"]:
         tensors = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())

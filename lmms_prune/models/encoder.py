@@ -8,9 +8,9 @@ the view, N original visual tokens (padded with zeros to the batch's longest), P
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate, pad
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.family import Grid
 from lmms_prune.models.parts import ModelParts
-from lmms_prune.models.tensors import to_device
+from lmms_prune.models.tensors import is_finite, to_device
 
 MOST = 2**26
 """How many attention weights are computed at a time: 256 MiB in float32."""
@@ -134,7 +134,7 @@ class Encoder(ABC):
     def __init__(self, parts: ModelParts, run: EncoderRun, owner: Sequence[int], grids: Sequence[Grid]):
         self.parts, self.run, self.owner, self.grids = parts, run, list(owner), list(grids)
         self.shape = parts.encoder_shape
-        self._rows: dict[tuple, Tensor] = {}
+        self._rows: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def finite(self) -> Bool[Tensor, " B"]:
         """Whether all records of each image are finite; stays on the device."""
@@ -143,11 +143,12 @@ class Encoder(ABC):
         if not tensors:
             return torch.ones(len(self.owner), dtype=torch.bool, device=self.run.pixels.device)
         # Records differ in how many rows each image has in them.
-        flags: dict[int, list[Tensor]] = {}
+        extremes: dict[int, list[Tensor]] = {}
         for tensor in tensors:
-            flag = self._finite_rows(tensor)
-            flags.setdefault(len(flag), []).append(flag.to(tensors[0].device))
-        finite = [self._by_image(torch.stack(some).all(0)).all(1) for some in flags.values()]
+            # Both extremes of a row pass on what is infinite or NaN in it, in one launch.
+            ends = [end.flatten().to(tensors[0].device) for end in tensor.aminmax(dim=-1)]
+            extremes.setdefault(len(ends[0]), []).extend(ends)
+        finite = [self._by_image(is_finite(torch.stack(ends)).all(0)).all(1) for ends in extremes.values()]
         return self.of_images(torch.stack(finite).all(0) if len(finite) > 1 else finite[0])
 
     @torch.no_grad()
@@ -162,20 +163,40 @@ class Encoder(ABC):
     @torch.no_grad()
     def received(self, block: int) -> Float[Tensor, "B N"]:
         """Mean attention that each token receives in `block`, over heads and all query rows (of its window)."""
-        sums: Tensor | None = None
+        if block not in self._received:
+            self._received[block] = self._receive(block)
+        return self._received[block]
+
+    @cached_property
+    def _received(self) -> dict[int, Tensor]:
+        return {}
+
+    def _receive(self, block: int) -> Float[Tensor, "B N"]:
+        parts = []
         for _, keys, attention in self.attention_chunks(block):
-            if sums is None:
-                sums = attention.new_zeros(sum(self.entries))
-                heads = attention.shape[1]
-            # The keys of a piece are distinct, so that every sum has one order.
-            sums.index_add_(0, keys.flatten(), attention.sum(dim=(1, 2)).flatten())
-        assert sums is not None
+            parts.append((keys, attention.sum(dim=(1, 2))))
+            heads = attention.shape[1]
+        received = self.of_keys(parts)
         rows = torch.tensor(self.entries)
         if len(set(self.entries)) == 1:
-            mean = sums / (heads * self.entries[0])
+            mean = received / (heads * self.entries[0])
         else:
-            mean = sums / to_device(heads * rows.repeat_interleave(rows), sums.device)
+            mean = received / to_device(heads * rows.repeat_interleave(rows), received.device)
         return self.aligned(self.of_tokens(mean).mean(1))
+
+    def of_keys(self, parts: Iterable[tuple[Int[Tensor, "S k"], Float[Tensor, "S k"]]]) -> Float[Tensor, " E"]:
+        """What all pieces of `attention_chunks` give to each entry of the run: their keys, and a sum over their queries."""
+        sums: list[Tensor] = []
+        owners: list[Tensor] = []
+        for keys, part in parts:
+            if owners and owners[-1] is keys:
+                sums[-1] = sums[-1] + part
+            else:
+                sums.append(part)
+                owners.append(keys)
+        flat, entries = (x[0].flatten() if len(x) == 1 else torch.cat([y.flatten() for y in x]) for x in (sums, owners))
+        # Every entry is among the keys once, so that nothing is added here in any order.
+        return torch.empty_like(flat).scatter_(0, entries, flat)
 
     def class_attention(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B H N"]:
         """Attention of the class token to each token in `block`, normalised over all keys.
@@ -199,9 +220,10 @@ class Encoder(ABC):
 
         Yields:
             for S images or windows of equal size the entries of the queries, those of the keys, and the attention
-            (S, H, q, k) between them. Every query comes once, with all keys that it sees. Entries are numbered through
-            all images of the run, `entries` of each: CLIP's class token first, then patches in raster order; for
-            Qwen patches, the four of a visual token together, tokens in raster order.
+            (S, H, q, k) between them. Every query comes once, with all keys that it sees; pieces of the same images
+            follow one another, with one and the same tensor of keys. Entries are numbered through all images of the
+            run, `entries` of each: CLIP's class token first, then patches in raster order; for Qwen patches, the four of
+            a visual token together, tokens in raster order.
         """
 
     @abstractmethod
@@ -230,6 +252,10 @@ class Encoder(ABC):
         """The normalised pixels (3, height, width) of each image of the run, as the encoder's input."""
 
     @abstractmethod
+    def token_pixels(self) -> Float[Tensor, "n 3 p"]:
+        """The pixels of `images` that each visual token of the run covers, in some order, the same for each colour."""
+
+    @abstractmethod
     def inputs(self) -> dict[str, Tensor]:
         """The view's images as a model's inputs: ``pixel_values``, and Qwen's ``image_grid_thw``."""
 
@@ -240,10 +266,6 @@ class Encoder(ABC):
         Returns:
             the visual tokens (n, D) of each image and, behind them, what the decoder adds to them between its layers.
         """
-
-    @abstractmethod
-    def _finite_rows(self, recorded: Tensor) -> Bool[Tensor, " R"]:
-        """Whether each row of a record of the encoder is finite; the rows of all images of the run, one after another."""
 
     def _by_image(self, rows: Bool[Tensor, " R"]) -> Bool[Tensor, "I r"]:
         """Flags of a record's rows, one line per image of the run, padded with True."""
@@ -285,6 +307,17 @@ class Encoder(ABC):
         image, number = to_device(torch.stack([image, number]), device)
         return image, number
 
+    def padding(self, device: torch.device) -> Bool[Tensor, "I N"]:
+        """Which entries of a row for each image of the run hold no visual token."""
+        if device not in self._paddings:
+            is_padding = torch.arange(max(self.sizes)) >= torch.tensor(self.sizes)[:, None]
+            self._paddings[device] = to_device(is_padding, device)
+        return self._paddings[device]
+
+    @cached_property
+    def _paddings(self) -> dict[torch.device, Tensor]:
+        return {}
+
     def aligned(
         self, tokens: Shaped[Tensor, " n *C"], images: Sequence[int] | None = None, per: int = 1
     ) -> Shaped[Tensor, "B N *C"]:
@@ -303,9 +336,9 @@ class Encoder(ABC):
             starts = [0, *accumulate(sizes)]
             column = torch.arange(max(sizes[i] for i in images))
             length, start = (torch.tensor([values[i] for i in images])[:, None] for values in (sizes, starts))
-            # Padding points at a spare last row of zeros.
-            self._rows[key] = to_device(torch.where(column < length, start + column, len(tokens)), tokens.device)
-        return torch.cat([tokens, tokens.new_zeros(1, *tokens.shape[1:])])[self._rows[key]]
+            rows = to_device(torch.where(column < length, start + column, -1), tokens.device)
+            self._rows[key] = rows, rows < 0
+        return taken(tokens, *self._rows[key])
 
     def of_view(self, x: Shaped[Tensor, "I N *C"]) -> Shaped[Tensor, "B N *C"]:
         """A signal of the tokens of the run's images for those of the view's images."""
@@ -317,6 +350,22 @@ class Encoder(ABC):
 
     def _owners(self, device: torch.device) -> Int[Tensor, " B"]:
         return to_device(self.owner, device)
+
+
+def taken(
+    tokens: Shaped[Tensor, " n *C"], rows: Int[Tensor, "B N"], is_padding: Bool[Tensor, "B N"]
+) -> Shaped[Tensor, "B N *C"]:
+    """Rows of `tokens` by number; zeros where there is padding, which has the number -1."""
+    return tokens[rows].masked_fill_(is_padding.view(*rows.shape, *[1] * (tokens.dim() - 1)), 0)
+
+
+def cells(images: Float[Tensor, "B 3 height width"], rows: int, columns: int) -> Float[Tensor, "B n 3 p"]:
+    """The pixels of each cell of a grid over `images`; what lies beyond whole cells is left out."""
+    high, wide = images.shape[2] // rows, images.shape[3] // columns
+    inside = images[:, :, : rows * high, : columns * wide]
+    # image, colour, cell row, pixel row, cell column, pixel column
+    split = inside.unflatten(3, (columns, wide)).unflatten(2, (rows, high))
+    return split.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)
 
 
 def resized(image: Float[Tensor, "3 height width"], rows: int, columns: int, side: int) -> Tensor:

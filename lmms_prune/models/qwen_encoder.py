@@ -3,47 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmms_prune.models.encoder import MOST, Encoder
 from lmms_prune.models.parts import rotated
-from lmms_prune.models.tensors import is_finite, to_device
+from lmms_prune.models.tensors import to_device
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The windows (or images) of a run in groups of one size.
+
+    Args:
+        sizes: of each group, how many windows it has and how many patches each of them.
+        numbers: the raster numbers of the patches of all groups, window by window.
+        rows: the queries of all groups, window by window and head by head, as rows of `QwenEncoder._rotated`.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    numbers: Int[Tensor, " P"]
+    rows: Int[Tensor, " R"]
 
 
 class QwenEncoder(Encoder):
     """Reads Qwen's encoder: four adjacent patches for each visual token, in window order if it has windows."""
 
     def attention_chunks(self, block: int) -> Iterator[tuple[Int[Tensor, "S q"], Int[Tensor, "S k"], Tensor]]:
-        query, key = self._queries_and_keys(block)
-        fine = torch.promote_types(query.dtype, torch.float32)
-        query, key = query.to(fine), key.to(fine)
-        in_windows = self.shape.in_windows(block)
-        lengths = self._window_lengths if in_windows else [self._patches * size for size in self.sizes]
-        starts = [0, *accumulate(lengths)]
-        for length in dict.fromkeys(lengths):
-            # All windows (or images) of one size at once.
-            lows = torch.tensor([low for low, n in zip(starts, lengths, strict=False) if n == length])
-            places = to_device(lows[:, None] + torch.arange(length), query.device)
-            numbers = self._raster[places]
-            heads = len(query)
+        groups, states = self._groups(self.shape.in_windows(block)), self._rotated(block)
+        heads, flat, start = states.shape[2], states.flatten(0, 2), 0
+        # All at once, so that every group is a slice.
+        query, key = flat[groups.rows], flat[groups.rows + heads]
+        fine = torch.promote_types(states.dtype, torch.float32)
+        query, key = (query * query.shape[-1] ** -0.5).to(fine), key.to(fine)
+        for count, length in groups.sizes:
+            stop = start + count * length
+            members = groups.numbers[start:stop].unflatten(0, (count, length))
+            queries, keys = (x[heads * start : heads * stop].unflatten(0, (count, heads, length)) for x in (query, key))
+            start = stop
             at_once = max(1, MOST // (heads * length**2))
-            rows = max(1, MOST // (heads * length)) if at_once == 1 else length
-            for group in range(0, len(lows), at_once):
-                chosen = slice(group, group + at_once)
-                keys = key[:, places[chosen]].transpose(0, 1).transpose(-1, -2)
-                for first in range(0, length, rows):
-                    piece = slice(first, first + rows)
-                    some = query[:, places[chosen, piece]].transpose(0, 1)
-                    yield numbers[chosen, piece], numbers[chosen], (some @ keys).softmax(-1)
+            piece = max(1, MOST // (heads * length)) if at_once == 1 else length
+            for first in range(0, count, at_once):
+                chosen = slice(first, first + at_once)
+                owners = members[chosen]
+                for low in range(0, length, piece):
+                    some = queries[chosen, :, low : low + piece]
+                    weights = (some @ keys[chosen].transpose(-1, -2)).softmax(-1)
+                    yield owners[:, low : low + piece], owners, weights
 
     def keys(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B N d"]:
-        keys = self._queries_and_keys(block)[1]
-        return self._tokens(keys.transpose(0, 1).flatten(1) if one_head else keys.mean(0))
+        keys = self._rotated(block)[:, 1]
+        return self._tokens(keys.flatten(1) if one_head else keys.mean(1))
 
     def output(self, block: int) -> Float[Tensor, "B N C"]:
         return self._tokens(self.run.outputs[block])
@@ -69,6 +84,17 @@ class QwenEncoder(Encoder):
             pictures.append(picture.reshape(-1, rows * merge * side, columns * merge * side))
             start += count
         return pictures
+
+    def token_pixels(self) -> Float[Tensor, "n 3 p"]:
+        vision = self.parts.config.vision_config
+        shape = (self._patches, -1, vision.temporal_patch_size, vision.patch_size**2)
+        # A token's patches come one after the other; of their equal frames the first is read.
+        return (
+            self.run.pixels.unflatten(0, (-1, self._patches))
+            .unflatten(2, shape[1:])[:, :, :, 0]
+            .transpose(1, 2)
+            .flatten(2)
+        )
 
     def inputs(self) -> dict[str, Tensor]:
         assert self.run.grids is not None
@@ -116,40 +142,60 @@ class QwenEncoder(Encoder):
         return [int(n) * self._patches for window in self._windows for n in window.unique(return_counts=True)[1]]
 
     @cached_property
-    def _raster(self) -> Int[Tensor, " P"]:
+    def _host_raster(self) -> Int[Tensor, " P"]:
         """For each patch in the encoder's window order, its number when visual tokens are in raster order."""
         starts = accumulate(self.sizes, initial=0)
         tokens = torch.cat(
             [start + window.argsort(stable=True) for start, window in zip(starts, self._windows, strict=False)]
         )
-        patches = (tokens[:, None] * self._patches + torch.arange(self._patches)).flatten()
+        return (tokens[:, None] * self._patches + torch.arange(self._patches)).flatten()
+
+    @property
+    def _device(self) -> torch.device:
         records = [states for states, _ in self.run.inputs.values()] + list(self.run.outputs.values())
-        return to_device(patches, records[0].device) if records else patches
+        return records[0].device if records else torch.device("cpu")
 
     @cached_property
-    def _computed(self) -> dict[int, tuple[Tensor, Tensor]]:
+    def _raster(self) -> Int[Tensor, " P"]:
+        """`_host_raster` on the device of the records."""
+        return to_device(self._host_raster, self._device)
+
+    def _groups(self, in_windows: bool) -> _Groups:
+        """The windows (or images) of the run, those of one size together."""
+        if in_windows not in self._grouped:
+            lengths = self._window_lengths if in_windows else self.entries
+            starts, heads = [0, *accumulate(lengths)], self.parts.config.vision_config.num_heads
+            places, rows, sizes = [], [], []
+            for length in dict.fromkeys(lengths):
+                lows = torch.tensor([low for low, n in zip(starts, lengths, strict=False) if n == length])
+                patches = lows[:, None] + torch.arange(length)
+                places.append(patches.flatten())
+                rows.append((2 * heads * patches[:, None] + torch.arange(heads)[:, None]).flatten())
+                sizes.append((len(lows), length))
+            numbers = self._host_raster[torch.cat(places)]
+            both = to_device(torch.cat([numbers, *rows]), self._device)
+            self._grouped[in_windows] = _Groups(tuple(sizes), both[: len(numbers)], both[len(numbers) :])
+        return self._grouped[in_windows]
+
+    @cached_property
+    def _grouped(self) -> dict[bool, _Groups]:
         return {}
 
-    def _queries_and_keys(self, block: int) -> tuple[Tensor, Tensor]:
-        """Scaled queries and keys (H, P, d) of `block` after rotation, in the encoder's order; computed once."""
+    @cached_property
+    def _computed(self) -> dict[int, Tensor]:
+        return {}
+
+    def _rotated(self, block: int) -> Float[Tensor, "P 2 H d"]:
+        """Queries (not scaled) and keys of `block` after rotation, in the encoder's order; computed once."""
         if block not in self._computed:
-            self._computed[block] = self._project(block)
+            x, kwargs = self.run.inputs[block]
+            module = self.parts.encoder_blocks[block]
+            heads = self.parts.config.vision_config.num_heads
+            states = module.attn.qkv(module.norm1(x)).unflatten(-1, (3, heads, -1))[:, :2]
+            fine = torch.promote_types(x.dtype, torch.float32)
+            cos, sin = (table[:, None, None].to(fine) for table in kwargs["position_embeddings"])
+            self._computed[block] = rotated(states.to(fine), cos, sin)
         return self._computed[block]
-
-    def _project(self, block: int) -> tuple[Tensor, Tensor]:
-        x, kwargs = self.run.inputs[block]
-        module = self.parts.encoder_blocks[block]
-        heads = self.parts.config.vision_config.num_heads
-        query, key, _ = module.attn.qkv(module.norm1(x)).unflatten(-1, (3, heads, -1)).unbind(1)
-        cos, sin = (
-            table[:, None].to(torch.promote_types(x.dtype, torch.float32)) for table in kwargs["position_embeddings"]
-        )
-        query, key = (rotated(states.to(cos.dtype), cos, sin).transpose(0, 1) for states in (query, key))
-        return query * query.shape[-1] ** -0.5, key
-
-    def _finite_rows(self, recorded: Tensor) -> Bool[Tensor, " R"]:
-        # The record holds patches, in windows of one image each, or merged tokens.
-        return is_finite(recorded).all(-1)
 
     def _tokens(self, patches: Float[Tensor, "P C"]) -> Float[Tensor, "B N C"]:
         """Patches in the encoder's order as visual tokens, each the mean over its patches."""

@@ -22,7 +22,7 @@ from transformers import (
 from lmms_prune.bench.models import ragged_inputs
 from lmms_prune.bench.waits import Counted, Work, count
 from lmms_prune.methods import METHODS
-from lmms_prune.methods.shared.kernels import MOST_STORED
+from lmms_prune.methods.shared.greedy.products import MOST_STORED
 from lmms_prune.schedule import Schedule
 
 SIDE, BATCH = 24, 8

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -18,7 +15,7 @@ from torch import Tensor
 
 from lmms_prune.methods import scope
 from lmms_prune.methods.scope import SCOPE
-from lmms_prune.methods.shared import coverage
+from lmms_prune.methods.shared.greedy import plain, products, searches
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 
@@ -101,72 +98,20 @@ def test_blocks_that_are_recorded() -> None:
 
 # -- the search --------------------------------------------------------------------------------------------------------
 
-COMPARE = """
-import sys, torch
-from lmms_prune.methods.shared import coverage
-device = sys.argv[1]
-for tokens in (1, 2, 21, 40):
-    generator = torch.Generator().manual_seed(tokens)
-    unit = torch.nn.functional.normalize(torch.randn(3, tokens, 4, generator=generator).double(), dim=-1)
+
+@pytest.mark.parametrize("block", [1024, 7])
+def test_cosines_need_not_be_stored(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """For a large image they are computed anew; the search by all pairs at once is the reference."""
+    generator = torch.Generator().manual_seed(3)
+    unit = torch.nn.functional.normalize(torch.randn(3, 40, 4, generator=generator).double(), dim=-1)
     unit[:, -1] = unit[:, 0]
-    weight = torch.rand(3, tokens, generator=generator).double().mul(8).round()
-    lengths = torch.tensor([tokens, max(1, tokens // 2), max(1, tokens - 1)])
-    valid = torch.arange(tokens) < lengths[:, None]
-    cosine, weight, valid = (x.to(device) for x in (coverage._cosines(unit), weight, valid))
-    for share in (0.0, 0.4, 1.0):
-        limit = (lengths * share).long()
-        args = (cosine, weight, valid, limit.to(device), int(limit.max()))
-        plain = coverage._plain(*args)
-        assert plain.sum(1).tolist() == limit.tolist()
-        for piece, rows in ((1024, 8), (16, 4)):
-            assert torch.equal(coverage._fused(*args, piece=piece, rows=rows), plain), (tokens, share, piece, rows)
-print("equal")
-"""
-
-
-def compared(device: str, **variables: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    run = subprocess.run(
-        [sys.executable, "-c", COMPARE, device],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert run.stdout.strip() == "equal", run.stderr[-2000:]
-
-
-def test_fused_equals_plain_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    compared("cpu", TRITON_INTERPRET="1")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_fused_equals_plain_on_a_gpu() -> None:
-    compared("cuda")
-
-
-BUILD = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from lmms_prune.methods.shared import coverage
-for piece in (16, 256, 1024):
-    types = {"cosine": "i32", "gain": "i64", "weight": "fp64", "covered": "i32", "free": "i8", "limit": "i32"}
-    types |= {"keep": "i8", "changed": "i32", "before": "i32"}
-    signature = {name: f"*{kind}" for name, kind in types.items()} | {"tokens": "i32"}
-    constants = {"PIECE": piece, "ROWS": 8}
-    source = ASTSource(fn=coverage._cover, signature=signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
-    assert compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["ptx"]
-print("built")
-"""
-
-
-def test_the_kernel_can_be_built_for_a_gpu() -> None:
-    pytest.importorskip("triton")
-    run = subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, check=False, timeout=300)
-    assert run.stdout.strip() == "built", run.stderr[-3000:]
+    weight, limit = torch.rand(3, 40, generator=generator).double(), torch.tensor([0, 9, 30])
+    valid = torch.arange(40) < torch.tensor([[40], [20], [39]])
+    stored = searches.covering(unit, weight, valid, limit)
+    monkeypatch.setattr(products, "MOST_STORED", 39)
+    monkeypatch.setattr(plain, "BLOCK", block)
+    assert torch.equal(searches.covering(unit, weight, valid, limit), stored)
+    assert stored.sum(1).tolist() == limit.tolist()
 
 
 def test_images_in_groups_and_products_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,12 +120,12 @@ def test_images_in_groups_and_products_in_blocks(monkeypatch: pytest.MonkeyPatch
     unit = torch.nn.functional.normalize(torch.randn(5, 30, 4, generator=generator).double(), dim=-1)
     weight, valid = torch.rand(5, 30, generator=generator).double(), torch.ones(5, 30, dtype=torch.bool)
     limit = torch.tensor([3, 0, 30, 7, 11])
-    whole = coverage.covering(unit, weight, valid, limit)
-    monkeypatch.setattr(coverage, "_MOST_BYTES", 2 * 4 * 30**2)
-    monkeypatch.setattr(coverage, "BLOCK", 7)
-    assert torch.equal(coverage.covering(unit, weight, valid, limit), whole)
+    whole = searches.covering(unit, weight, valid, limit)
+    monkeypatch.setattr(plain, "MOST_BYTES", 2 * 4 * 30**2)
+    monkeypatch.setattr(products, "BLOCK", 7)
+    assert torch.equal(searches.covering(unit, weight, valid, limit), whole)
     assert whole.sum(1).tolist() == limit.tolist()
-    assert coverage.covering(unit[:0], weight[:0], valid[:0], limit[:0]).shape == (0, 30)
+    assert searches.covering(unit[:0], weight[:0], valid[:0], limit[:0]).shape == (0, 30)
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------

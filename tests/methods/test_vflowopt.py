@@ -20,7 +20,7 @@ from lmms_prune.methods import vflowopt
 from lmms_prune.methods.vflowopt import VFlowOpt, _entropy
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
-from lmms_prune.models.encoder import Encoder
+from lmms_prune.models.encoder import Encoder, cells
 from lmms_prune.models.shape import EncoderShape
 
 Matrix = list[list[float]]
@@ -211,16 +211,16 @@ def test_entropy_by_hand() -> None:
     )
     assert [grey([x] * 3) for x in (0.5, -0.5, -1.0, 1.0, 1.004)] == [127, 129, 1, 255, 0]
     # One value: 0 bits; two: 1 bit; four: 2 bits; {0, 0, 255, 255}: 1 bit, as 1.004 wraps round.
-    found = _entropy(values.expand(1, 3, 4, 4), 2, 2)[0]
+    found = _entropy(cells(values.expand(1, 3, 4, 4), 2, 2)[0])
     torch.testing.assert_close(found, torch.tensor([0.0, 1.0, 2.0, 1.0]))
 
 
 def test_entropy_equals_slow_reference() -> None:
     image = torch.randn(3, 12, 18, generator=torch.Generator().manual_seed(0)) * 1.5
-    torch.testing.assert_close(_entropy(image[None], 2, 3)[0], torch.tensor(entropy(image, 2, 3)))
+    torch.testing.assert_close(_entropy(cells(image[None], 2, 3)[0]), torch.tensor(entropy(image, 2, 3)))
     # Not squares, and pixels beyond the last token are left out.
     torch.testing.assert_close(
-        _entropy(image[None, :, :11, :17], 2, 4)[0], torch.tensor(entropy(image[:, :11, :17], 2, 4))
+        _entropy(cells(image[None, :, :11, :17], 2, 4)[0]), torch.tensor(entropy(image[:, :11, :17], 2, 4))
     )
 
 

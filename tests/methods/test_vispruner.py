@@ -14,7 +14,8 @@ import torch
 from encoders import CLIP, QWEN, deeper, half_even, hand_view, is_llava
 from observed import Observed, Tiny, angles, assert_agree, chosen, image_count, kept
 
-from lmms_prune.methods.shared import kernels
+from lmms_prune.methods.shared.greedy import plain_passes, products, searches
+from lmms_prune.methods.shared.tensors import directions
 from lmms_prune.methods.view import TokenView
 from lmms_prune.methods.vispruner import VisPruner
 from lmms_prune.models.encoder import Signals
@@ -151,16 +152,33 @@ def test_large_images_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch, ne
     """Short lists of nearest tokens are renewed again and again."""
     features = torch.randn(1, 60, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     whole = select(falling(60), features, 20)
-    monkeypatch.setattr(kernels, "_NEIGHBOURS", neighbours)
-    monkeypatch.setattr(kernels, "BLOCK", 7)
+    monkeypatch.setattr(searches, "_NEIGHBOURS", neighbours)
+    monkeypatch.setattr(plain_passes, "BLOCK", 7)
     assert select(falling(60), features, 20) == whole
 
 
-def test_the_search_of_a_gpu_without_the_kernel_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = torch.randn(1, 60, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    whole = select(falling(60), features, 20)
-    monkeypatch.setattr(kernels, "_nearest_of_few", kernels._nearest_of_all)
-    assert select(falling(60), features, 20) == whole
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_search_of_a_gpu_without_the_kernel_is_the_same(monkeypatch: pytest.MonkeyPatch, stored: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    unit = directions(torch.randn(3, 61, 8, generator=generator))
+    # Equal tokens, and lists that end in different passes, one of them of a single entry.
+    unit[:, 40] = unit[:, 3]
+    lists = [([61, 60, 17], goals) for goals in ([20, 1, 17], [0, 59, 3], [61, 60, 0])] + [([1, 61, 2], [0, 5, 1])]
+    on_cpu = [searches.thinned(unit, *sizes, 8) for sizes in lists]
+    monkeypatch.setattr(plain_passes, "_nearest", lambda unit, *_: plain_passes._without_waiting(unit))
+    monkeypatch.setattr(plain_passes, "BLOCK", 7)
+    if not stored:
+        monkeypatch.setattr(products, "MOST_STORED", 0)
+    for sizes, expected in zip(lists, on_cpu, strict=True):
+        assert torch.equal(searches.thinned(unit, *sizes, 8), expected)
+        assert expected.sum(1).tolist() == sizes[1]
+
+
+def test_tables_of_many_passes_go_over_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = directions(torch.randn(2, 61, 8, generator=torch.Generator().manual_seed(2)))
+    whole = searches.thinned(unit, [61, 40], [5, 7], 8)
+    monkeypatch.setattr(plain_passes, "_MOST_COLUMNS", 100)
+    assert torch.equal(searches.thinned(unit, [61, 40], [5, 7], 8), whole)
 
 
 def test_what_is_recorded() -> None:

@@ -82,7 +82,7 @@ class Bag:
 
 def partners(
     metric: Float[Tensor, "B n K"],
-    valid: Bool[Tensor, "B n"],
+    valid: Bool[Tensor, "B n"] | None,
     remove: Sequence[int],
     penalty: Float[Tensor, "B n"] | None = None,
     protected: int = 0,
@@ -91,30 +91,35 @@ def partners(
 
     Args:
         metric: the states that are compared, by cosine.
-        valid: which entries hold a token.
+        valid: which entries hold a token; None if all do.
         remove: tokens that are merged away in each row; at most the unprotected even tokens of the row.
         penalty: subtracted from the similarity of even tokens when those to be merged are chosen.
         protected: tokens at the front that are never merged away.
     """
     number = torch.arange(metric.shape[1], device=metric.device)
-    into = number.expand_as(valid).clone()
+    into = number.repeat(len(metric), 1)
     if not any(remove):
         return into
     unit = directions(metric)
     even, odd = unit[:, ::2], unit[:, 1::2].transpose(1, 2)
     # In blocks of rows, so that the matrix of all pairs never exists at once.
+    cosines = (settled(even[:, start : start + BLOCK] @ odd) for start in range(0, even.shape[1], BLOCK))
+    is_padding = None if valid is None else ~valid
     nearest = [
-        settled(even[:, start : start + BLOCK] @ odd).masked_fill(~valid[:, None, 1::2], -torch.inf).max(dim=-1)
-        for start in range(0, even.shape[1], BLOCK)
+        (near if is_padding is None else near.masked_fill_(is_padding[:, None, 1::2], -torch.inf)).max(dim=-1)
+        for near in cosines
     ]
     score, partner = (joined([part[i] for part in nearest]) for i in (0, 1))
     # The penalty decides which tokens are merged, not into which.
     if penalty is not None:
         score = score - penalty[:, ::2]
-    score = score.masked_fill(~valid[:, ::2] | (number[::2] < protected), -torch.inf)
+    if is_padding is not None:
+        score = score.masked_fill(is_padding[:, ::2], -torch.inf)
+    if protected:
+        score[:, : (protected + 1) // 2] = -torch.inf
     order = score.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, (number // 2)[::2].expand_as(order))
-    merges = rank < to_device(remove, rank.device)[:, None]
+    is_first = number[: order.shape[1]] < to_device(remove, order.device)[:, None]
+    merges = torch.empty_like(order, dtype=torch.bool).scatter_(1, order, is_first)
     into[:, ::2] = torch.where(merges, 2 * partner + 1, into[:, ::2])
     return into
 
