@@ -26,7 +26,10 @@ from lmms_prune import prune
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.methods import MethodSpec
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),  # PEFT 0.19
+]
 
 
 @pytest.fixture(scope="module")
