@@ -205,11 +205,11 @@ class TiledClipEncoder(ClipEncoder):
     ) -> Shaped[Tensor, "B N *C"]:
         if images is not None:
             return super().aligned(tokens, images, per)
-        assert per == 1, "a token is one patch"
-        key = ("regions", tokens.device)
+        key = ("regions", per, tokens.device)
         if key not in self._rows:
-            square = self.sizes[0]
-            flat = [torch.tensor([tile * square + cell for tile, cell in row]) for row in self._sources]
+            square, part = self.sizes[0], torch.arange(per)
+            numbers = [torch.tensor([tile * square + cell for tile, cell in row]) for row in self._sources]
+            flat = [(per * row[:, None] + part).flatten() for row in numbers]
             # Padding points at a spare last row of zeros.
             table = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=len(tokens))
             self._rows[key] = to_device(table, tokens.device)
