@@ -37,7 +37,7 @@ from lmms_prune.harness.loading import load_model, pick_device, read_config
 from lmms_prune.harness.memory import BatchSize, release, watched
 from lmms_prune.harness.notices import refuse_split_pairs, say_at_start
 from lmms_prune.harness.prompts import question_text, text_or_file
-from lmms_prune.harness.records import Answered, AnsweredSample, pictures_of, provenance, token_accounting
+from lmms_prune.harness.records import Answered, AnsweredSample, image_grids, provenance, token_accounting
 from lmms_prune.harness.response_cache import hold_to
 from lmms_prune.harness.saving import read_back, refuse_unwritable
 from lmms_prune.harness.unseen import UNSEEN, refuse_unseen
@@ -311,11 +311,11 @@ class PrunedModel(ChatModel):
         masks_to_host(list(rows.values()))
         sizes = [size for sample in samples for size in rows[sample].images]
         parts = ModelParts.of(self.model)
-        pictures = iter(pictures_of(parts.grids(prepared.inputs, sizes), parts.mosaics(prepared.inputs)))
+        grids = iter(image_grids(parts.grids(prepared.inputs, sizes), parts.mosaics(prepared.inputs)))
         results = []
         for ids, sample, length in zip(generated, samples, lengths, strict=True):
             answer_ids = own_tokens(ids, tokenizer)
-            shapes = list(islice(pictures, len(rows[sample].images)))
+            shapes = list(islice(grids, len(rows[sample].images)))
             accounting = token_accounting(rows[sample], shapes, self.architecture, length, len(answer_ids))
             computed, cached = sum(rows[sample].computed), int(sum(kv_bytes(self.architecture, rows[sample].cached)))
             text, seconds_each = clean(self.decode(answer_ids), stops, strip=trims), seconds / len(samples)

@@ -25,7 +25,7 @@ from lmms_prune.record.run import VERSIONS, Provenance
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageGrids:
     """How an image's visual tokens are drawn: the grids of tokens that show it.
 
     Args:
@@ -40,14 +40,14 @@ class Picture:
     encoded: tuple[int, int]
 
 
-def pictures_of(grids: Sequence[tuple[int, int]], mosaics: Sequence[Mosaic]) -> list[Picture]:
-    """Return the pictures of images that are one grid each, or that are encoded in tiles."""
-    in_tiles = [Picture(x.rectangles, x.boxes, (x.encoded * x.side, x.side)) for x in mosaics]
-    return in_tiles or [Picture((grid,), (), grid) for grid in grids]
+def image_grids(grids: Sequence[tuple[int, int]], mosaics: Sequence[Mosaic]) -> list[ImageGrids]:
+    """Return the grids of images that are one grid each, or that are encoded in tiles."""
+    in_tiles = [ImageGrids(x.rectangles, x.boxes, (x.encoded * x.side, x.side)) for x in mosaics]
+    return in_tiles or [ImageGrids((grid,), (), grid) for grid in grids]
 
 
 def token_accounting(
-    row: RowTrace, pictures: Sequence[Picture], model: Architecture, input_tokens: int, output_tokens: int
+    row: RowTrace, images: Sequence[ImageGrids], model: Architecture, input_tokens: int, output_tokens: int
 ) -> TokenAccounting:
     """Return the token accounting of one executed row with these images; its masks are on the CPU."""
     lengths = [row.text_tokens + visual for visual in row.visual]
@@ -62,15 +62,15 @@ def token_accounting(
         kept_visual_tokens=tuple(row.kept_tokens),
         recycled_visual_tokens=tuple(sum(images) for images in row.recycled),
         layer_visual_tokens=tuple(row.visual),
-        visual_grids=tuple(grid for picture in pictures for grid in picture.grids),
-        grid_boxes=tuple((i, *box) for i, picture in enumerate(pictures) for box in picture.boxes),
+        visual_grids=tuple(grid for picture in images for grid in picture.grids),
+        grid_boxes=tuple((i, *box) for i, picture in enumerate(images) for box in picture.boxes),
         token_bitmaps=tuple(
-            tuple(text for mask, picture in zip(masks, pictures, strict=True) for text in _bitmaps(mask, picture))
+            tuple(text for mask, picture in zip(masks, images, strict=True) for text in _bitmaps(mask, picture))
             for masks in row.masks
         ),
         kv_bytes=sum(cached_bytes),
         layer_kv_bytes=cached_bytes,
-        encoder_flops=sum(encoder_flops(model.encoder, picture.encoded) for picture in pictures),
+        encoder_flops=sum(encoder_flops(model.encoder, picture.encoded) for picture in images),
         selection_flops=round(row.selection_flops or 0),
         prefill_flops=int(prefill_flops(model, lengths)),
         # The prefill already produces the first new token.
@@ -78,7 +78,7 @@ def token_accounting(
     )
 
 
-def _bitmaps(mask: Bool[Tensor, " V"], picture: Picture) -> Iterator[str]:
+def _bitmaps(mask: Bool[Tensor, " V"], picture: ImageGrids) -> Iterator[str]:
     """Yield the token bitmap of each grid of one image, without a class token before them."""
     sizes = [rows * columns for rows, columns in picture.grids]
     for part, grid in zip(mask[len(mask) - sum(sizes) :].split(sizes), picture.grids, strict=True):

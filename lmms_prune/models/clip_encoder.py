@@ -206,11 +206,11 @@ class TiledClipEncoder(ClipEncoder):
     ) -> Shaped[Tensor, "B N *C"]:
         if images is not None:
             return super().aligned(tokens, images, per)
-        assert per == 1, "a token is one patch"
-        key = ("regions", tokens.device)
+        key = ("regions", per, tokens.device)
         if key not in self._rows:
-            square = self.sizes[0]
-            flat = [torch.tensor([tile * square + cell for tile, cell in row]) for row in self._sources]
+            square, part = self.sizes[0], torch.arange(per)
+            numbers = [torch.tensor([tile * square + cell for tile, cell in row]) for row in self._sources]
+            flat = [(per * row[:, None] + part).flatten() for row in numbers]
             table = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=-1)
             rows = to_device(table, tokens.device)
             self._rows[key] = rows, rows < 0

@@ -93,10 +93,18 @@ class Block:
         acting = self.stages.get(layer + 1)
         return acting is not None and bool({"attention", "keys", "values"} & set(acting.stage.spec.reads))
 
+    def following(self, layer: int) -> Acting | None:
+        """The next stage after the one at `layer`."""
+        return min((acting for at, acting in self.stages.items() if at > layer), key=_layer_of, default=None)
+
     @property
     def reads_embeddings(self) -> bool:
         """Whether a method reads the input of layer 0."""
         return any("embeddings" in acting.stage.spec.reads for acting in self.stages.values())
+
+
+def _layer_of(acting: Acting) -> int:
+    return acting.stage.layer
 
 
 def refuse_tiles(parts: ModelParts, stage: Stage) -> None:

@@ -36,7 +36,8 @@ class EncodedImages:
         def noting(*args: Any, **kwargs: Any) -> Any:
             if not paused():
                 arguments = signature.bind_partial(*args, **kwargs).arguments
-                self._noted = {name: arguments[name] for name in names if name in arguments}
+                # On the host, where they are read: nothing else is queued on the device yet.
+                self._noted = {name: arguments[name].cpu() for name in names if name in arguments}
             return encode(*args, **kwargs)
 
         self._multimodal.get_image_features = self._noting = noting

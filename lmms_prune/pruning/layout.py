@@ -354,6 +354,11 @@ class Layout:
         self.present, self.region_counts = packing.valid, {}
         return packing
 
+    def count_regions(self, kind: Kind) -> None:
+        """Read back how many tokens are present in each region, for a later stage that divides the images so."""
+        if kind != "image" and self.mosaics and kind not in self.region_counts:
+            self.region_counts[kind] = self.divided(kind).counts
+
     def plan_regions(self, division: Division, counts: list[int]) -> None:
         """Take over what a stage has kept in each row of its division, so that later stages need not read it back."""
         if division.whole:

@@ -144,6 +144,10 @@ class Prefill:
             self.record.selection(flops)
         packing = layout.prune(keep, division.host_sums(budget))
         layout.plan_regions(division, budget)
+        following = self.block.following(stage.layer)
+        if following is not None and not stage.at_most:
+            # Here rather than there, where the stage may have to wait for its own count.
+            layout.count_regions(following.kind)
         self.record.stage(layout.index, layout.visual.valid, layout.counts, recycled)
         hidden = gather(hidden, packing.index)
         rotary = self._kept_rotary(hidden, original, packing)

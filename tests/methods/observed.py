@@ -285,7 +285,7 @@ class HandView(TokenView):
         self._before = LayerInput(layer - 1, hidden, rotary)
         self._embedded = hidden if embedded is None else embedded
         self._origin = torch.arange(length).expand(rows, -1)
-        self._starts = torch.ones(rows, dtype=torch.long)
+        self._columns = (1 + columns).expand(rows, -1)
         self._grid_list = list(grids) if grids else [(1, count) for count in counts]
         self._questions, self._guide, self._encoder_run, self.requested = None, None, None, None
         if encoder is not None:
