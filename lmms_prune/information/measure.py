@@ -155,6 +155,7 @@ class _Prompt:
         starts: the column of each image's first token.
         text: the columns of text after the first visual token.
         full: log probabilities of the next token, float64.
+        additions: what the decoder adds to each column after its first layers (1, L, D), layer by layer; zero for text.
     """
 
     states: list[Tensor]
@@ -164,6 +165,7 @@ class _Prompt:
     starts: list[int]
     text: Int[Tensor, " T"]
     full: Float[Tensor, " W"]
+    additions: list[Tensor]
 
     @classmethod
     def of(cls, model: Any, parts: ModelParts, inputs: dict[str, Any]) -> _Prompt:
@@ -174,13 +176,18 @@ class _Prompt:
         if not bool(visual.any()):
             raise InformationError("the prompt has no image, hence no visual token.")
         states, tables = [], []
+        features: list[Tensor] = []
 
         def record(module: Any, args: tuple, kwargs: dict) -> None:
             states.append(args[0] if args else kwargs["hidden_states"])
             tables.append(kwargs["position_embeddings"])
 
-        with hooked([layer.register_forward_pre_hook(record, with_kwargs=True) for layer in parts.layers]):
+        handles = (layer.register_forward_pre_hook(record, with_kwargs=True) for layer in parts.layers)
+        with hooked([parts.record_additions(features), *handles]):
             out = model(**inputs, logits_to_keep=1, use_cache=True)
+        additions = [torch.zeros_like(states[0]) for _ in features]
+        for addition, feature in zip(additions, features, strict=True):
+            addition[0, visual.to(addition.device)] = feature.to(addition)
         spans = parts.spans(visual.tolist(), inputs)
         grids = parts.grids(inputs, [size for _, size in spans])
         for (rows, columns), (_, size) in zip(grids, spans, strict=True):
@@ -192,7 +199,7 @@ class _Prompt:
         all_columns = torch.arange(ids.shape[1], device=ids.device)
         text = all_columns[(all_columns >= first) & ~visual]
         full = _log_probabilities(out.logits[0, -1])
-        return cls(states, tables[0], filled_cache(out), grids, [start for start, _ in spans], text, full)
+        return cls(states, tables[0], filled_cache(out), grids, [start for start, _ in spans], text, full, additions)
 
     def unit_columns(self, unit: Unit) -> list[int]:
         """The unit's columns in the prompt."""
@@ -274,6 +281,8 @@ def _next_tokens(
             **with_cache(module, cache),
         )
         hidden = out[0] if isinstance(out, tuple) else out
+        if number < min(len(prompt.additions), len(parts.layers) - 1):
+            hidden = hidden + prompt.additions[number][0, index].to(hidden)
     last = parts.final_norm(hidden[:, -1])
     head = model.get_output_embeddings()
     return _log_probabilities(head(last.to(device_of(head, last.device))))
