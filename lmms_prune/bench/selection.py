@@ -144,15 +144,12 @@ def _observe(
     calls: list[tuple[Tensor, dict]] = []
     additions: list[Tensor] = []
 
-    def see_additions(module: Any, args: tuple, kwargs: dict) -> None:
-        additions.extend(parts.family.between_layers(dict(kwargs))[1])
-
     def look(module: Any, args: tuple, kwargs: dict) -> None:
         calls.append((args[0], kwargs))
 
     handles = [
         *recorder.register(),
-        parts.decoder.register_forward_pre_hook(see_additions, with_kwargs=True),
+        parts.record_additions(additions),
         *(layer.register_forward_pre_hook(look, with_kwargs=True) for layer in parts.layers),
     ]
     with hooked(handles):

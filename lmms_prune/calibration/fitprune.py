@@ -63,11 +63,13 @@ class CapturedPrompt:
         inputs: the model inputs that the layout of visual tokens is read from.
         state: hidden states and rotary tables at layer 0.
         size: visual tokens of the image.
+        additions: what the decoder adds to them after its first layers, layer by layer.
     """
 
     inputs: dict[str, Any]
     state: LayerInput
     size: int
+    additions: Sequence[Tensor] = ()
 
 
 @torch.no_grad()
@@ -205,17 +207,19 @@ def capture(parts: ModelParts, inputs: Mapping[str, Any]) -> CapturedPrompt:
         SearchError: the prompt has no image, or several.
     """
     states: list[LayerInput] = []
+    additions: list[Tensor] = []
 
     def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
         states.append(LayerInput(0, args[0] if args else kwargs["hidden_states"], kwargs["position_embeddings"]))
 
-    with hooked([parts.layers[0].register_forward_pre_hook(record, with_kwargs=True)]):
+    first = parts.layers[0]
+    with hooked([parts.record_additions(additions), first.register_forward_pre_hook(record, with_kwargs=True)]):
         parts.multimodal(**inputs, use_cache=False)
     layout_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "image_grid_thw") if name in inputs}
     counts = Layout.of(parts, layout_inputs, None, None).counts
     if len(counts) != 1:
         raise SearchError(f"a sample of the search holds {len(counts)} images; it takes one a prompt.")
-    return CapturedPrompt(layout_inputs, states[0], counts[0])
+    return CapturedPrompt(layout_inputs, states[0], counts[0], additions)
 
 
 def unpruned_totals(parts: ModelParts, prompt: CapturedPrompt) -> list[tuple[float, float]]:
@@ -244,6 +248,8 @@ def _walk(parts: ModelParts, prompt: CapturedPrompt, decide: Decide) -> None:
         keep = decide(layer, cross[0], within[0])
         mask = attention_mask(layout.present, hidden.shape[1], False, parts.form, hidden.dtype)
         hidden = module(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=None)
+        if layer < len(prompt.additions):
+            hidden = layout.add(hidden, prompt.additions[layer])
         packing = layout.prune(keep[None], [int(keep.sum())])
         hidden = gather(hidden, packing.index)
         rotary = gather_rotary(cos, layout.origin), gather_rotary(sin, layout.origin)

@@ -162,6 +162,7 @@ class _Prompt:
         text: the columns of text after the first visual token.
         first_text: the first of these columns.
         full: log probabilities of the next token, float64.
+        additions: what the decoder adds to each column after its first layers (1, L, D), layer by layer; zero for text.
     """
 
     states: list[Tensor]
@@ -172,6 +173,7 @@ class _Prompt:
     text: Int[Tensor, " T"]
     first_text: int
     full: Float[Tensor, " W"]
+    additions: list[Tensor]
 
     @classmethod
     def of(cls, model: Any, parts: ModelParts, inputs: dict[str, Any]) -> _Prompt:
@@ -182,13 +184,18 @@ class _Prompt:
         if not bool(visual.any()):
             raise InformationError("the prompt has no image, hence no visual token.")
         states, tables = [], []
+        features: list[Tensor] = []
 
         def record(module: Any, args: tuple, kwargs: dict) -> None:
             states.append(args[0] if args else kwargs["hidden_states"])
             tables.append(kwargs["position_embeddings"])
 
-        with hooked([layer.register_forward_pre_hook(record, with_kwargs=True) for layer in parts.layers]):
+        handles = (layer.register_forward_pre_hook(record, with_kwargs=True) for layer in parts.layers)
+        with hooked([parts.record_additions(features), *handles]):
             out = model(**inputs, logits_to_keep=1, use_cache=True)
+        additions = [torch.zeros_like(states[0]) for _ in features]
+        for addition, feature in zip(additions, features, strict=True):
+            addition[0, visual.to(addition.device)] = feature.to(addition)
         spans = parts.spans(visual.tolist(), inputs)
         grids = parts.grids(inputs, [size for _, size in spans])
         for (rows, columns), (_, size) in zip(grids, spans, strict=True):
@@ -201,7 +208,7 @@ class _Prompt:
         text = all_columns[(all_columns >= first) & ~visual]
         full = _log_probabilities(out.logits[0, -1])
         starts = [start for start, _ in spans]
-        return cls(states, tables[0], filled_cache(out), grids, starts, text, int(text[0]), full)
+        return cls(states, tables[0], filled_cache(out), grids, starts, text, int(text[0]), full, additions)
 
     def unit_columns(self, unit: Unit) -> list[int]:
         """The unit's columns in the prompt."""
@@ -283,6 +290,8 @@ def _next_tokens(
             **with_cache(module, cache),
         )
         hidden = out[0] if isinstance(out, tuple) else out
+        if number < min(len(prompt.additions), len(parts.layers) - 1):
+            hidden = hidden + prompt.additions[number][0, index].to(hidden)
     last = parts.final_norm(hidden[:, -1])
     head = model.get_output_embeddings()
     return _log_probabilities(head(last.to(device_of(head, last.device))))

@@ -125,6 +125,17 @@ class ModelParts:
         """The tiles of the batch's images; empty where images are encoded whole."""
         return self.family.mosaics(self.config, inputs)
 
+    def record_additions(self, additions: list[Tensor]) -> Any:
+        """Let the decoder's next call fill `additions` with what it adds to visual tokens between its layers (DeepStack).
+
+        Whoever runs the layers one by one must add them after each: `Family.between_layers`. Returns the hook's handle.
+        """
+
+        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            additions[:] = self.family.between_layers(dict(kwargs))[1]
+
+        return self.decoder.register_forward_pre_hook(record, with_kwargs=True)
+
     def spans(self, visual: Sequence[bool], inputs: dict[str, Any]) -> list[tuple[int, int]]:
         """Start and length of each image's visual tokens in the only row of a batch.
 

@@ -15,12 +15,12 @@ from tiny import load
 
 @pytest.fixture(scope="session")
 def shallow(checkpoint: Checkpoint) -> dict[str, Path]:
-    return {family: checkpoint(family, layers=4, seed=3) for family in UNLIKE}
+    return {family: checkpoint(family, layers=4, seed=3) for family in (*UNLIKE, "qwen3_vl")}
 
 
 @pytest.fixture(scope="session")
 def all_searched(shallow: dict[str, Path], full: bool) -> dict[str, Searched]:
-    """Each family with five prompts, or four without --full."""
+    """Each family, and one that adds between its layers, with five prompts, or four without --full."""
     questions = QUESTIONS if full else QUESTIONS[:4]
     families = {}
     for name, folder in shallow.items():

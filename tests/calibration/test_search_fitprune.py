@@ -8,6 +8,7 @@ from math import floor
 
 import pytest
 import torch
+from built import UNLIKE
 from masked import Rows, Searched, columns, masked
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from lmms_prune.models.parts import ModelParts
 from lmms_prune.schedule.presets import _FITPRUNE
 
 LAYERS = 4
+EVERY = (*UNLIKE, "qwen3_vl")  # the search runs the layers one by one, and must add what Qwen3-VL's decoder adds
 SEVEN_B = LayerCost(width=4096, queries=4096, keys=4096, mlp_width=11008)
 
 # -- an independent implementation ---------------------------------------------------------------------------------
@@ -159,6 +161,7 @@ def test_the_cost_counts_grouped_heads(searched: Searched) -> None:
     assert cost == LayerCost(64, 64, 64 if searched.name == "llava" else 32, 128)
 
 
+@pytest.mark.parametrize("searched", EVERY, indirect=True)
 def test_totals_equal_slow(searched: Searched) -> None:
     parts = ModelParts.of(searched.model)
     for prompt in searched.prompts[:3]:
@@ -170,7 +173,10 @@ def test_totals_equal_slow(searched: Searched) -> None:
             assert within == pytest.approx(slow_within, rel=1e-6)
 
 
-@pytest.mark.parametrize("alpha", [0.05, 0.13, 0.31, 0.6, 1.0])
+SOME = [(family, alpha) for family in UNLIKE for alpha in (0.05, 0.13, 0.31, 0.6, 1.0)] + [("qwen3_vl", 0.31)]
+
+
+@pytest.mark.parametrize(("searched", "alpha"), SOME, indirect=["searched"])
 def test_deletions_equal_slow(searched: Searched, alpha: float) -> None:
     parts = ModelParts.of(searched.model)
     cost, several = LayerCost.of(parts), 0

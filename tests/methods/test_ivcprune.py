@@ -191,9 +191,8 @@ def test_means_are_those_of_the_models_positions(tiny: Tiny, capture_view: Calla
         frequencies = tiny.model().model.language_model.rotary_emb.inv_freq.tolist()
         for mean, function in zip(view.rotary_means(), (math.cos, math.sin), strict=True):
             for image, row in enumerate(view.rows.tolist()):
-                start = int(view._starts[image])
                 for column in range(view.counts[image]):
-                    place = start + int(view.index[image, column])
+                    place = int(view._columns[image, int(view.index[image, column])])
                     expected = mean_of(channels[:, row, place].tolist(), frequencies, function)
                     assert float(mean[image, column]) == pytest.approx(expected, abs=1e-6)
 
