@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import Family, Patches, noise
-from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlavaNextConfig, LlavaOnevisionConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlavaOnevisionConfig
 
 from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.errors import UnsupportedModelError
@@ -53,7 +53,7 @@ def test_a_run_that_is_no_complete_image_is_an_error() -> None:
         LLAVA.spans([True, True, True], 4, [])
 
 
-@pytest.mark.parametrize("config", [LlavaNextConfig(), LlavaOnevisionConfig(), LlamaConfig()])
+@pytest.mark.parametrize("config", [LlavaOnevisionConfig(), LlamaConfig()])
 def test_other_model_types_are_refused_by_name(config) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{config.model_type}'.*llava_pruned.*qwen2_5_vl_pruned"):
         family_of(config)

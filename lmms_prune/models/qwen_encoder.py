@@ -17,7 +17,7 @@ from lmms_prune.models.tensors import to_device
 
 
 @dataclass(frozen=True)
-class _Groups:
+class _EqualLengths:
     """The windows (or images) of a run in groups of one size.
 
     Args:
@@ -160,7 +160,7 @@ class QwenEncoder(Encoder):
         """`_host_raster` on the device of the records."""
         return to_device(self._host_raster, self._device)
 
-    def _groups(self, in_windows: bool) -> _Groups:
+    def _groups(self, in_windows: bool) -> _EqualLengths:
         """The windows (or images) of the run, those of one size together."""
         if in_windows not in self._grouped:
             lengths = self._window_lengths if in_windows else self.entries
@@ -174,11 +174,11 @@ class QwenEncoder(Encoder):
                 sizes.append((len(lows), length))
             numbers = self._host_raster[torch.cat(places)]
             both = to_device(torch.cat([numbers, *rows]), self._device)
-            self._grouped[in_windows] = _Groups(tuple(sizes), both[: len(numbers)], both[len(numbers) :])
+            self._grouped[in_windows] = _EqualLengths(tuple(sizes), both[: len(numbers)], both[len(numbers) :])
         return self._grouped[in_windows]
 
     @cached_property
-    def _grouped(self) -> dict[bool, _Groups]:
+    def _grouped(self) -> dict[bool, _EqualLengths]:
         return {}
 
     @cached_property
