@@ -136,7 +136,8 @@ def random_inputs(model: Any, batch: int, grid: tuple[int, int] | None, text_tok
     Args:
         model: a supported model; the inputs get its device and dtype.
         batch: rows.
-        grid: rows and columns of visual tokens of each image; None if the model has a fixed size.
+        grid: rows and columns of visual tokens of each image; None if the model has a fixed size. In tiles, an image of so
+            many patches has more tokens.
         text_tokens: text tokens of each row, before and after the image together.
 
     Raises:
@@ -151,21 +152,21 @@ def random_inputs(model: Any, batch: int, grid: tuple[int, int] | None, text_tok
     grid = fixed_grid or grid
     if grid is None:
         raise BenchError("images of this model have any size: say their rows and columns of visual tokens.")
-    rows, columns = grid
     generator = torch.Generator().manual_seed(0)
     # Special tokens have ids at either end of the vocabulary; text is drawn between.
     vocabulary = parts.config.get_text_config().vocab_size
     text = torch.randint(vocabulary // 8, vocabulary // 2, (batch, text_tokens), generator=generator)
     text[text == parts.config.image_token_id] += 1
     before = min(_BEFORE, text_tokens // 2)
-    image = torch.full((batch, rows * columns), parts.config.image_token_id)
-    ids = torch.cat([text[:, :before], image, text[:, before:]], dim=1)
     weight = parts.decoder.norm.weight
 
     def noise(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=generator)
 
     images = [parts.family.image_inputs(parts.config, grid, noise) for _ in range(batch)]
+    tokens = parts.tokens_per_image or parts.image_sizes(images[0])[0]
+    image = torch.full((batch, tokens), parts.config.image_token_id)
+    ids = torch.cat([text[:, :before], image, text[:, before:]], dim=1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **parts.family.extra_inputs(parts.config, ids)}
     inputs |= parts.family.joined(images, weight.dtype)
     return {name: x.to(weight.device) for name, x in inputs.items()}
@@ -182,10 +183,9 @@ def ragged_inputs(model: Any, batch: int, grid: tuple[int, int] | None, text_tok
     rows = [random_inputs(model, 1, grids[row], max(2, text_tokens - 3 * (row % 8))) for row in range(batch)]
     longest = max(row["input_ids"].shape[1] for row in rows)
 
-    def together(name: str) -> Tensor:
-        parts = [row[name] for row in rows]
-        if parts[0].shape == rows[0]["input_ids"].shape:  # one value a token
-            parts = [pad(part, (longest - part.shape[1], 0)) for part in parts]
-        return torch.cat(parts)
-
-    return {name: together(name) for name in rows[0]}
+    per_token = [name for name, x in rows[0].items() if x.shape == rows[0]["input_ids"].shape]
+    inputs = {
+        name: torch.cat([pad(row[name], (longest - row[name].shape[1], 0)) for row in rows]) for name in per_token
+    }
+    images = [{name: x for name, x in row.items() if name not in per_token} for row in rows]
+    return inputs | ModelParts.of(model).family.joined(images, model.dtype)

@@ -39,8 +39,8 @@ class Flip:
     kept: tuple[int, ...]
     visual_tokens: int
     grids: tuple[tuple[int, int], ...] = ()
-    boxes: tuple[tuple[int, ...], ...] = ()
     bitmaps: tuple[tuple[str, ...], ...] = ()
+    boxes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -254,9 +254,9 @@ class Layout:
         spare = torch.cat([hidden, hidden[:, :1]], dim=1)
         origins = torch.cat([self.origin, self.origin[:, :1]], dim=1)
         valid, raster = division.visual.valid, division.raster_index(index)
-        # Entries that are not kept may hold any index.
-        within = torch.where(valid, raster, 0).clamp(0, self.columns.shape[1] - 1)
-        columns = division.of_images(self.columns).gather(1, within)
+        # Entries that are not kept may have any index.
+        own = division.of_images(self.columns)
+        columns = own.gather(1, raster.clamp(0, own.shape[1] - 1))
         if division.whole:
             self.index = torch.where(valid, index, self.index)
         else:

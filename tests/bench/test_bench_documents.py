@@ -138,7 +138,7 @@ def document_of() -> Any:
         ),
         (("--model", "x", "--tasks", "pope", "--text-tokens", "8"), "bench --text-tokens 8: with --tasks"),
         (("--model", "x", "--limit", "8"), "bench --limit: it is about the documents of --tasks"),
-        (("--model", "x", "--model_args", "seed=1"), "bench --model_args: it is about the documents of --tasks"),
+        (("--model", "x", "--model_args", "seed=1"), "--model_args seed=…: without a task, only revision"),
         (("--model", "x", "--results", "."), "bench --results: it is about the documents of --tasks"),
         (("--model", "x", "--tasks", "pope", "--results", "nowhere"), "--results nowhere: no such file or folder."),
         (("--model", "x", "--tasks", "pope", "--model_args", "dtype=float32"), "has the option --dtype for it"),
