@@ -6,6 +6,7 @@ tests/harness/test_parity.py's; the matrix of all methods is the certificate's.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -16,18 +17,22 @@ import torch
 from flash_stand_in import KERNEL, Flash
 from tiny import Family, noise
 from torch import Tensor
+from transformers import AutoModelForImageTextToText
 
 from lmms_prune import Schedule, prune
 from lmms_prune.certificate.case import Case, Subject
 from lmms_prune.certificate.checks import CHECKS
+from lmms_prune.certificate.prompts import BATCHES
 from lmms_prune.certificate.runner import examine
 from lmms_prune.compat.transformers import filled_cache
+from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.errors import PruningError
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.swiftvlm import SwiftVLM
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models import FAMILIES
+from lmms_prune.models.architectures import from_config
 from lmms_prune.models.family import Family as FamilyContract
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.qwen3_vl import Qwen3VL
@@ -127,6 +132,25 @@ def test_recomputed_keys_and_values_are_those_that_the_layer_caches(family: Fami
         layer = filled_cache(family.model(**inputs, use_cache=True)).layers[2]
     torch.testing.assert_close(parts.keys(2, state["hidden"], state["rotary"]), layer.keys)
     torch.testing.assert_close(parts.values(2, state["hidden"]), layer.values)
+
+
+def test_heads_wider_than_their_share_of_the_hidden_state(family: Family) -> None:
+    """The 4B model has 32 heads of 128 channels in 2,560: cost, cache and recomputed attention are of the heads' width."""
+    config = copy.deepcopy(family.model.config)
+    config.text_config.head_dim, config.text_config.rope_parameters["mrope_section"] = 24, [4, 4, 4]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                torch.nn.init.normal_(weight, std=1.5 / weight[0].numel() ** 0.5)
+    case = Case(Subject(model, "float32"), Schedule.parse("fastv@1:0.6,sparsevlm@2:0.4"), "original")
+    assert [result for result in examine(case, "ragged") if result.reason] == []
+    sizes = from_config(config.to_dict(), "wide")
+    assert sizes.head_dim == 24
+    row = case.run(BATCHES["ragged"]).trace.rows[0]
+    keys = 2 * sizes.kv_heads * sizes.head_dim * sizes.bytes_per_number
+    assert kv_bytes(sizes, row.cached) == [keys * length for length in row.cached]
 
 
 # -- DeepStack -----------------------------------------------------------------------------------------------------
