@@ -112,7 +112,7 @@ def alone(view: TokenView, row: int) -> TokenView:
         _position_ids=None if view._position_ids is None else view._position_ids[..., pick, :],
         _present=view._present[pick],
         _origin=view._origin[pick],
-        _columns=view._columns[pick],
+        _columns=view._columns[pick, : view.sizes[row]],
         _grid_list=view._grid_list[pick],
         _questions=view._questions and view._questions[pick],
         requested=view.requested and view.requested[pick],
