@@ -91,5 +91,5 @@ def averages_follow(task: RecordedTask) -> list[Doubt]:
     return []
 
 
-def _flat(value: float | tuple[float, ...]) -> tuple[float, ...]:
+def _flat(value: float | int | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (float(value),)

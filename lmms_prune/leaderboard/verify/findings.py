@@ -78,6 +78,6 @@ def doubts_of(items: Iterable[Item], name: Callable[[Item], str], contradiction:
     return doubts
 
 
-def close(recorded: float, derived: float, tolerance: float = 1e-9) -> bool:
+def close(recorded: float | int, derived: float | int, tolerance: float = 1e-9) -> bool:
     """Tell whether two numbers are equal except for rounding."""
     return abs(recorded - derived) <= tolerance * max(1.0, abs(recorded), abs(derived))

@@ -80,8 +80,8 @@ def verification(
     Raises:
         ArgumentError: a benchmark's data cannot be read.
     """
-    # A row is compared with those before it: the unpruned runs are what others are measured by.
-    ordered = sorted((run for run in runs if run.tasks), key=lambda run: run.schedule not in (None, "none"))
+    # A row is compared with those before it: unpruned runs first, since others are measured by them, then by date.
+    ordered = sorted((run for run in runs if run.tasks), key=_order)
     rescoring.prepare(scored_tasks(ordered))
     found: dict[str, list[Finding]] = {}
     digests: list[RunDigest] = []
@@ -100,6 +100,11 @@ def verification(
             held += [] if doubts else [Finding(check.name, "holds")]
     verified = tuple(VerifiedRun(digest.run, tuple(found[digest.name])) for digest in digests)
     return Verification(verified, tuple(dict.fromkeys(all_problems)))
+
+
+def _order(run: RunRecord) -> tuple[bool, str, str]:
+    dates = [source.packed or source.date for source in run.sources]
+    return run.schedule not in (None, "none"), min(dates), name_of_run(run)
 
 
 def name_of_run(run: RunRecord) -> str:
@@ -152,7 +157,7 @@ def _of_task(task: Any, scored: Samples | None, rescoring: Rescoring) -> Iterato
 
 def with_verdicts(board: Leaderboard, verified: Verification) -> Leaderboard:
     """Return a leaderboard whose rows have contradictions as faults and marks, and know which numbers are unverified."""
-    by_source = {source.path: run for run in verified.runs for source in run.run.sources}
+    by_source = {source.path: run.findings for run in verified.runs for source in run.run.sources}
     models = tuple(
         replace(
             model,
@@ -166,13 +171,10 @@ def with_verdicts(board: Leaderboard, verified: Verification) -> Leaderboard:
     return replace(board, models=models, problems=problems)
 
 
-def _judged(row: TableRow, by_source: Mapping[Path, VerifiedRun]) -> TableRow:
-    held = [
-        finding
-        for verified in dict.fromkeys(by_source[s.path] for run in row.runs for s in run.sources if s.path in by_source)
-        for finding in verified.findings
-        if not finding.task or finding.task in row.runs[0].tasks
-    ]
+def _judged(row: TableRow, by_source: Mapping[Path, tuple[Finding, ...]]) -> TableRow:
+    of_sources = (by_source.get(source.path, ()) for run in row.runs for source in run.sources)
+    of_runs = dict.fromkeys(finding for found in of_sources for finding in found)
+    held = [finding for finding in of_runs if not finding.task or finding.task in row.runs[0].tasks]
     # What is no run of this plugin has no token accounting; its scores are what others are compared with.
     named = NUMBERS - {"accounting", "plan"} if row.kind == STOCK else NUMBERS
     contradictions = tuple(dict.fromkeys(sentence(f) for f in held if f.state == "contradicted"))
