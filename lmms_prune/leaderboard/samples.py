@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -146,7 +146,7 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     return _assemble(path, benchmark, scored, totals, len(documents), stamp)
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, str]]:
+def _lines(stream: Iterable[bytes]) -> Iterator[tuple[int, str]]:
     """Yield the lines of a samples file, without empty ones, each with its offset in bytes."""
     offset = 0
     for line in stream:

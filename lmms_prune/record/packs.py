@@ -191,7 +191,7 @@ def _parts(pack: Path, entry: PackedFile) -> Iterator[bytes]:
             continue
         skeleton = skeletons.get(row["document"])
         if skeleton is None:
-            raise PackError(pack, f"{pack.parent / DOCUMENTS} lacks a document of {entry.name}; keep both together")
+            raise PackError(pack, f"the {DOCUMENTS} beside it lacks a document of {entry.name}; keep both together")
         try:
             values = json.loads(row["values"])
             yield f"{dumped(joined(skeleton, row['answer'], counts_of(row), values))}\n".encode(errors="surrogatepass")
@@ -222,7 +222,7 @@ def documents(folder: Path) -> Mapping[bytes, str]:
     try:
         status = regular(path).stat()
     except FileNotFoundError as error:
-        raise PackError(path, "missing: packs need the documents of their board beside them") from error
+        raise PackError(path, f"{DOCUMENTS} is missing: packs need the documents of their board beside them") from error
     return _documents(path, status.st_mtime_ns, status.st_size)
 
 
@@ -234,11 +234,13 @@ def _documents(path: Path, changed: int, size: int) -> Mapping[bytes, str]:
     try:
         table = parquet.read_table(path, columns=["document", "skeleton"], page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise PackError(path, f"no whole file of documents, it was cut or altered ({_short(error)})") from error
+        raise PackError(path, f"{DOCUMENTS} is not whole, it was cut or altered ({_short(error)})") from error
     skeletons = dict(zip(*(table.column(name).to_pylist() for name in ("document", "skeleton")), strict=True))
     for name, skeleton in skeletons.items():
         if digest(skeleton) != name:
-            raise PackError(path, f"altered: the document {_short(skeleton)} has another hash than is stored with it")
+            raise PackError(
+                path, f"{DOCUMENTS} was altered: {_short(skeleton)} has another hash than is stored with it"
+            )
     return skeletons
 
 

@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from lmms_prune.record.files import regular
 from lmms_prune.record.packs import content, exists, pack_of
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+def opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, os.stat_result]]:
     """Open a file for reading, and return its status: of a file in a pack, that of the pack.
 
     Raises:

@@ -34,11 +34,13 @@ class Rescoring:
         Raises:
             ArgumentError: the benchmarks cannot be read.
         """
+        wanted = [key for key in dict.fromkeys(tasks) if key not in self._scorers]
+        if not wanted:
+            return
         from lmms_prune.harness.scoring import scorers
 
-        wanted = [key for key in dict.fromkeys(tasks) if key not in self._scorers]
         # Without data, nothing depends on the model.
-        models = dict.fromkeys(model for _, model in wanted) if self._data else ([wanted[0][1]] if wanted else [])
+        models = dict.fromkeys(model for _, model in wanted) if self._data else [wanted[0][1]]
         for model in models:
             names = list(dict.fromkeys(name for name, other in wanted if other == model or not self._data))
             for name, scorer in scorers(names, model, self._include, self._data).items():
