@@ -30,7 +30,8 @@ def costs_follow(task: RecordedTask) -> list[Doubt]:
     except NotRecordedError as error:
         return [Doubt(str(error), contradicted=False)]
 
-    return doubts_of(task.samples, lambda sample: sample.name, lambda sample: _contradiction(sample, schedule, sizes))
+    model = _Model(sizes)
+    return doubts_of(task.samples, lambda sample: sample.name, lambda sample: _contradiction(sample, schedule, model))
 
 
 def known_sizes(report: RunReport | None) -> Architecture:
@@ -47,8 +48,23 @@ def known_sizes(report: RunReport | None) -> Architecture:
     return sizes.in_dtype(report.provenance.dtype or report.settings.get("dtype", "auto"))
 
 
-def _contradiction(sample: RecordedSample, schedule: Schedule, sizes: Architecture) -> str:
-    counted = sample.counted
+class _Model:
+    """What a model of known sizes takes for a prompt; many samples have prompts of one length."""
+
+    def __init__(self, sizes: Architecture) -> None:
+        self.sizes = sizes
+        self._flops: dict[tuple[tuple[int, ...], int], tuple[float, float]] = {}
+
+    def flops(self, lengths: tuple[int, ...], steps: int) -> tuple[float, float]:
+        """Return the FLOPs of the prefill, and of so many decode steps after it."""
+        if (lengths, steps) not in self._flops:
+            prefill, decode = prefill_flops(self.sizes, lengths), decode_flops(self.sizes, lengths, steps)
+            self._flops[lengths, steps] = float(prefill), float(decode)
+        return self._flops[lengths, steps]
+
+
+def _contradiction(sample: RecordedSample, schedule: Schedule, model: _Model) -> str:
+    counted, sizes = sample.counted, model.sizes
     lengths = sequence_lengths(counted)
     if len(lengths) != sizes.layers:
         return f"{len(lengths)} layers, but {sizes.name} has {sizes.layers}"
@@ -58,12 +74,9 @@ def _contradiction(sample: RecordedSample, schedule: Schedule, sizes: Architectu
             return reason
     elif counted.kv_bytes:
         raise NotRecordedError("no KV bytes by layer")
-    steps = max(0, counted.output_tokens - 1)
-    derived = {
-        "encoder": sum(encoder_flops(sizes.encoder, grid) for grid in counted.visual_grids),
-        "prefill": prefill_flops(sizes, lengths),
-        "decode": decode_flops(sizes, lengths, steps),
-    }
+    prefill, decode = model.flops(tuple(lengths), max(0, counted.output_tokens - 1))
+    encoder = float(sum(encoder_flops(sizes.encoder, grid) for grid in counted.visual_grids))
+    derived = {"encoder": encoder, "prefill": prefill, "decode": decode}
     for part, flops in derived.items():
         recorded = getattr(counted, f"{part}_flops")
         if not close(recorded, flops, TOLERANCE):
