@@ -97,6 +97,19 @@ def _target(logged: Mapping[str, Any]) -> Any:
     return text
 
 
+_JUDGES = ("openai", "anthropic", "API_KEY", "API_URL", "requests.post", "httpx", "llm_judge", "get_server")
+
+
+def _may_ask_a_judge(process: Callable[..., Any]) -> bool:
+    """Tell whether the file of a scorer names a service; one whose source cannot be read may ask anything."""
+    try:
+        # lmms-eval loads a task's functions without registering their module, so only the code knows its file.
+        source = Path(unwrap(process).__code__.co_filename).read_text(encoding="utf-8")
+    except (AttributeError, OSError, UnicodeDecodeError):
+        return True
+    return any(word in source for word in _JUDGES)
+
+
 class TaskScorer:
     """The scorer of one task.
 
@@ -112,6 +125,8 @@ class TaskScorer:
         self._data = data
         self._rows = None if data is None else _without_images(data)
         process = config.get("process_results")
+        if process and getattr(process, "__name__", "") not in RECORDED and _may_ask_a_judge(process):
+            raise UnscorableError("its scorer may ask a judge over the network, so it is not called")
         self._rebuild = RECORDED.get(getattr(process, "__name__", "")) if process else self._plain
         self.decisive = data is not None or self._rebuild is not None
         """Whether another score than the recorded one contradicts it: nothing about the document had to be guessed."""

@@ -17,7 +17,7 @@ def pack(
     out: Annotated[Path, typer.Option(help="Folder of the board.")],
     submitter: Annotated[str, typer.Option(help="Who submits the rows: a person or a group.")],
 ) -> None:
-    """Write each row as one file: answers, token accounting, kept tokens and hashes, about a twentieth of its folder.
+    """Write each row as one file: answers, token accounting, kept tokens and hashes, about a tenth of its folder.
 
     The rows of a board share their documents, which are one file beside them. leaderboard, gate and verify read packs, and
     folders of packs, as they read folders of results.
