@@ -222,6 +222,16 @@ LIBRARY = Library(
             _SINCE,
             "telling a task's imports from those that every run needs",
         ),
+        PrivateNames(
+            "lmms_eval.api.task:ConfigurableTask",
+            "attributes",
+            ("process_results", "_prepare_metric_and_aggregation"),
+            _SINCE,
+            "scoring answers again without the tasks' data",
+        ),
+        PrivateNames(
+            "lmms_eval.api.task:TaskConfig", "fields", ("output_type", "doc_to_target"), _SINCE, "scoring again"
+        ),
         PrivateNames("lmms_eval.tasks:get_task_dict", "attributes", ("__call__",), _SINCE, "documents"),
         PrivateNames(
             "lmms_eval.tasks.mmbench.en_utils:mmbench_evaluator",

@@ -114,8 +114,8 @@ def documents(
     Raises:
         ArgumentError: a task that does not exist, or whose data or code cannot be read.
     """
-    for task in _loaded(tasks, model, include):
-        split, rows = _split(task), task.dataset[_split(task)]
+    for task in loaded_tasks(tasks, task_manager(tasks, model, include)):
+        split, rows = evaluated_split(task), task.dataset[evaluated_split(task)]
         end = len(rows) if limit is None else min(len(rows), offset + limit)
         for number in range(offset, end):
             if only is not None and number not in only[task.config.task]:
@@ -143,8 +143,8 @@ def document_numbers(
         ArgumentError: as for `documents`, or a task from which so many cannot be drawn.
     """
     numbers = {}
-    for task in _loaded(tasks, model, include):
-        rows, name = task.dataset[_split(task)], task.config.task
+    for task in loaded_tasks(tasks, task_manager(tasks, model, include)):
+        rows, name = task.dataset[evaluated_split(task)], task.config.task
         if draw is not None:
             numbers[name] = draw.numbers(name, _units(name, rows))
         else:
@@ -158,7 +158,7 @@ def metric_lists(tasks: Sequence[str], model: str, include: Path | None) -> dict
     Raises:
         ArgumentError: a task that does not exist.
     """
-    manager = _manager(tasks, model, include)
+    manager = task_manager(tasks, model, include)
     return {name: manager._get_config(name).get("metric_list") for name in tasks}
 
 
@@ -171,17 +171,18 @@ def _units(task: str, rows: Any) -> list[Any]:
     return list(range(len(rows)))
 
 
-def _split(task: Any) -> str:
+def evaluated_split(task: Any) -> str:
+    """Return the split that an evaluation of the task reads."""
     return task.config.test_split if task.has_test_docs() else task.config.validation_split
 
 
-def _manager(tasks: Sequence[str], model: str, include: Path | Sequence[str] | None) -> TaskManager:
+def task_manager(tasks: Sequence[str], model: str, include: Path | Sequence[Path | str] | None) -> TaskManager:
     """Return lmms-eval's index of tasks, which has all of `tasks`; raises as `documents` does."""
     # It would log every YAML of its own that is not a task.
     logger.disable("lmms_eval")
     try:
-        folders = str(include) if isinstance(include, Path) else None if include is None else list(include)
-        manager = TaskManager(verbosity="ERROR", include_path=folders, model_name=model)
+        folders = [include] if isinstance(include, Path) else list(include or ())
+        manager = TaskManager(verbosity="ERROR", include_path=list(map(str, folders)) or None, model_name=model)
     finally:
         logger.enable("lmms_eval")
     if unknown := [name for name in tasks if name not in manager.all_tasks]:
@@ -191,9 +192,8 @@ def _manager(tasks: Sequence[str], model: str, include: Path | Sequence[str] | N
     return manager
 
 
-def _loaded(tasks: Sequence[str], model: str, include: Path | Sequence[str] | None) -> Iterator[Any]:
-    """Yield lmms-eval's task objects; raises as `documents` does."""
-    manager = _manager(tasks, model, include)
+def loaded_tasks(tasks: Sequence[str], manager: TaskManager) -> Iterator[Any]:
+    """Yield lmms-eval's task objects with their data; raises as `documents` does."""
     try:
         loaded = get_task_dict(list(tasks), manager, "chat")
     except (OSError, RetryError) as error:

@@ -51,8 +51,8 @@ def token_accounting(
 ) -> TokenAccounting:
     """Return the token accounting of one executed row with these images; its masks are on the CPU."""
     lengths = [row.text_tokens + visual for visual in row.visual]
-    # If a method cropped the cache of earlier layers, these hold the tokens of the later layer with the same length.
-    cached_bytes = tuple(int(size) for size in kv_bytes(model, [lengths[row.computed.index(n)] for n in row.cached]))
+    cached = [lengths[_layer_held(row.computed, layer, n)] for layer, n in enumerate(row.cached)]
+    cached_bytes = tuple(int(size) for size in kv_bytes(model, cached))
     return TokenAccounting(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
@@ -76,6 +76,15 @@ def token_accounting(
         # The prefill already produces the first new token.
         decode_flops=int(decode_flops(model, lengths, max(0, output_tokens - 1))),
     )
+
+
+def _layer_held(computed: Sequence[int], layer: int, length: int) -> int:
+    """Return the layer whose tokens a layer's cache of `length` tokens holds, padding included.
+
+    These are its own, unless a method cropped the caches of earlier layers: then those of the next layer of that length. An
+    earlier layer may have the same padded length, but other tokens: a longer row that is not pruned decides it.
+    """
+    return next(later for later in range(layer, len(computed)) if computed[later] == length)
 
 
 def _bitmaps(mask: Bool[Tensor, " V"], picture: ImageGrids) -> Iterator[str]:

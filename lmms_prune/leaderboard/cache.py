@@ -34,7 +34,10 @@ CODE = (
     "leaderboard/statistics.py",
     "record/accounting.py",
     "record/files.py",
+    "record/packs.py",
     "record/results.py",
+    "record/skeletons.py",
+    "record/stored.py",
 )
 _CHECKSUM = 16  # bytes
 _OLD = 24 * 3600  # seconds after which a file that was never finished is removed

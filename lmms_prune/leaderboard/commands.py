@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS, TASKS, named
+from lmms_prune.leaderboard.options import Data, Include, KeepPaths, UseCache, Verify, samples_reader
 from lmms_prune.record.files import write
 from lmms_prune.record.redaction import redacted
 from lmms_prune.schedule import Schedule
@@ -19,26 +20,15 @@ from lmms_prune.terminal.console import SECRETS, fail, plainly
 
 if TYPE_CHECKING:
     from lmms_prune.leaderboard.reader import SamplesReader
+    from lmms_prune.leaderboard.results import Results
     from lmms_prune.leaderboard.rows import Leaderboard
 
 MOST_REL = 200  # percent; no schedule doubles the unpruned score
 
 Resamples = Annotated[int, typer.Option(min=200, help="Number of resamples for every interval.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the resampling; the same seed gives the same intervals.")]
-KeepPaths = Annotated[
-    bool, typer.Option("--keep-paths", help="Print full paths, not names relative to the results folders.")
-]
 Baseline = Annotated[
     Path | None, typer.Option(help="Results to compare with, instead of the unpruned runs among PATHS.")
-]
-
-UseCache = Annotated[
-    bool,
-    typer.Option(
-        "--cache/--no-cache",
-        help="Keep what was read of samples files in the user's cache folder (on Linux ~/.cache/lmms-prune), so that "
-        "files which have not changed are not read again.",
-    ),
 ]
 
 
@@ -55,7 +45,10 @@ def leaderboard(
         str | None, typer.Option(help="Show only these columns, separated by commas: POPE,TextVQA.")
     ] = None,
     baseline: Baseline = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if a row is marked.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Verify all rows; fail if a row is marked.")] = False,
+    verify: Verify = True,
+    data: Data = False,
+    include_path: Include = None,
     resamples: Resamples = 2000,
     seed: Seed = 0,
     keep_paths: KeepPaths = False,
@@ -70,7 +63,8 @@ def leaderboard(
     """Make the paper's tables from result folders: scores, Acc, Rel, measured budgets, intervals and warning marks.
 
     Every row is compared with the unpruned run of the same checkpoint. Files that cannot be read are named after the
-    table, and the exit code is then 1. With --strict it is also 1 if a row is marked.
+    table, and the exit code is then 1. With --strict all rows are verified as by `lmms-prune verify`, and the exit code is
+    also 1 if a row is marked.
     """
     from lmms_prune.leaderboard.bench_times import BenchTimesError, read_times
     from lmms_prune.leaderboard.formats import FORMATS
@@ -92,8 +86,12 @@ def leaderboard(
         fail("leaderboard: give lmms-eval's result folders, or --published alone.")
     with plainly(BenchTimesError):
         times = None if bench is None else read_times(bench)
-    reader = None if published else _reader(cache)
-    board = published_table() if reader is None else _board(paths or [], baseline, benchmarks, resamples, seed, reader)
+    reader = None if published else samples_reader(cache)
+    if reader is None:
+        board = published_table()
+    else:
+        verified = Verified(data, include_path) if strict and verify else None
+        board = _board(paths or [], baseline, benchmarks, resamples, seed, reader, verified)
     board = replace(board, keep_paths=keep_paths, times=times)
     console = Console()
     if form == "table" and console.is_terminal and out is None:
@@ -107,6 +105,8 @@ def leaderboard(
     for problem in board.problems:
         typer.echo(f"lmms-prune: {problem}", err=True)
     if strict:
+        for title, row in board.unverified:
+            typer.echo(f"lmms-prune: {title}, {row.label}: not verified: {'; '.join(row.unverified)}.", err=True)
         for title, row in board.marked:
             typer.echo(f"lmms-prune: --strict: {title}, {row.label}: {'; '.join(row.marks)}.", err=True)
     if board.problems or (strict and board.marked):
@@ -129,6 +129,9 @@ def gate(
         bool, typer.Option("--significant", help="Only a loss whose 95 % interval excludes zero breaks a limit.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A marked row fails.")] = False,
+    verify: Verify = True,
+    data: Data = False,
+    include_path: Include = None,
     resamples: Resamples = 2000,
     seed: Seed = 0,
     keep_paths: KeepPaths = False,
@@ -138,7 +141,8 @@ def gate(
 
     All rows but baselines and controls are judged, each against the unpruned run of its checkpoint. The measured numbers
     decide: a loss whose interval includes zero is named "not distinguishable", but still fails unless --significant is
-    given. Results that cannot be read fail too, and so do scores that a run's own samples contradict.
+    given. Results that cannot be read fail too, and so does a row, or a baseline, with a contradicted or unverified number:
+    all are verified first, as by `lmms-prune verify`.
     """
     from lmms_prune.leaderboard.gate import Limits, judged, summary
     from lmms_prune.leaderboard.records import Problem
@@ -149,10 +153,12 @@ def gate(
     drops = [_drop(text, paths) for text in max_drop or []]
     if len(limited := dict(drops)) < len(drops):
         fail(f"--max-drop {' '.join(max_drop or [])}: a benchmark is there twice; keep one of its limits.")
-    limits = Limits(None if min_rel is None else _percent(min_rel), limited, significant, strict)
+    limits = Limits(None if min_rel is None else _percent(min_rel), limited, significant, strict, verify)
     with plainly(ScheduleError):
         wanted = None if schedule is None else [str(Schedule.parse(text)) for text in schedule]
-    board = replace(_board(paths, baseline, None, resamples, seed, _reader(cache)), keep_paths=keep_paths)
+    verified = Verified(data, include_path) if verify else None
+    board = _board(paths, baseline, None, resamples, seed, samples_reader(cache), verified)
+    board = replace(board, keep_paths=keep_paths)
     judgements = judged(board, limits, wanted)
     for text in wanted or []:
         if text not in [judgement.row.runs[0].schedule for judgement in judgements]:
@@ -177,12 +183,12 @@ def _page(board: Leaderboard, images: bool, reader: SamplesReader | None) -> str
         return html(board, secrets=SECRETS.get(), images=images, reader=reader)
 
 
-def _reader(cached: bool) -> SamplesReader:
-    from lmms_prune.leaderboard.cache import Cache, cache_folder
-    from lmms_prune.leaderboard.reader import SamplesReader, processors
+@dataclass(frozen=True)
+class Verified:
+    """How rows are verified: by the benchmarks' data too or not, with a folder of further task YAMLs or without."""
 
-    folder = cache_folder() if cached else None
-    return SamplesReader(None if folder is None else Cache(folder), processors())
+    data: bool
+    include: Path | None
 
 
 def _board(
@@ -192,6 +198,7 @@ def _board(
     resamples: int,
     seed: int,
     reader: SamplesReader,
+    verified: Verified | None,
 ) -> Leaderboard:
     from lmms_prune.leaderboard.results import read_results
     from lmms_prune.leaderboard.table import leaderboard as make_table
@@ -200,8 +207,22 @@ def _board(
     if benchmarks is not None:
         tasks = [task for name in benchmarks.split(",") for task in _tasks("--benchmarks", name, paths)]
     with Console(stderr=True).status("reading results and samples"):
-        baseline_results = None if baseline is None else read_results([baseline])
-        return make_table(read_results(paths), baseline_results, tasks, resamples, seed, reader)
+        results, baseline_results = read_results(paths), None if baseline is None else read_results([baseline])
+        board = make_table(results, baseline_results, tasks, resamples, seed, reader)
+        return board if verified is None else _verified(board, [results, baseline_results], reader, verified)
+
+
+def _verified(
+    board: Leaderboard, results: Sequence[Results | None], reader: SamplesReader, verified: Verified
+) -> Leaderboard:
+    """Return a leaderboard with what all checks find in its runs."""
+    from lmms_prune.harness.arguments import ArgumentError
+    from lmms_prune.leaderboard.verify.rescoring import Rescoring
+    from lmms_prune.leaderboard.verify.verdicts import verification, with_verdicts
+
+    runs = [run for some in results if some is not None for run in some.records]
+    with plainly(ArgumentError):
+        return with_verdicts(board, verification(runs, (), reader, Rescoring(verified.data, verified.include)))
 
 
 def _tasks(option: str, name: str, paths: Sequence[Path]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.formats import markdown_grid
 from lmms_prune.leaderboard.grids import Line, TextTable, between, digits, label, number
 from lmms_prune.leaderboard.interval import Interval
-from lmms_prune.leaderboard.rows import CONTROL, ORACLE, Leaderboard, ModelTable, TableRow
+from lmms_prune.leaderboard.rows import CONTROL, ORACLE, STOCK, UNPRUNED, Leaderboard, ModelTable, TableRow
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class Limits:
         significant: only a loss that is statistically distinguishable from zero breaks a limit; without samples the
             measured number decides.
         strict: a marked row fails.
+        verify: all rows were verified; a row with an unverified number fails.
     """
 
     min_rel: float | None = None
     max_drop: Mapping[tuple[str, ...], float] | None = None
     significant: bool = False
     strict: bool = False
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,16 @@ def _checks(model: ModelTable, row: TableRow, limits: Limits) -> Iterator[LimitC
     if faults := [*row.faults, *(f"its baseline: {fault}" for fault in baseline_faults)]:
         count = "1 contradiction" if len(faults) == 1 else f"{len(faults)} contradictions"
         yield LimitCheck("scores", "no contradictions", count, "", True, "; ".join(faults))
+    if unverified := [*row.unverified, *(f"its baseline: {reason}" for reason in _unverified_baseline(rows, row))]:
+        count = "1 is not" if len(unverified) == 1 else f"{len(unverified)} are not"
+        yield LimitCheck("verified", "every number", count, "", True, "; ".join(unverified))
     if limits.strict:
         count = "1 mark" if len(row.marks) == 1 else f"{len(row.marks)} marks"
         yield LimitCheck("comparable", "no marks", count, "", bool(row.marks), "; ".join(row.marks))
+
+
+def _unverified_baseline(rows: Mapping[str, TableRow], row: TableRow) -> tuple[str, ...]:
+    return () if row.baseline is None or row.baseline not in rows else rows[row.baseline].unverified
 
 
 def _check(
@@ -151,8 +160,7 @@ def summary(judgements: Sequence[Judgement], board: Leaderboard, limits: Limits)
     columns = ("schedule", "model", "check", "limit", "measured", "95 %", "result", "remark")
     lines += [markdown_grid(TextTable("Checks", columns, rows))] if rows else []
     if not judgements:
-        hint = "" if board.problems else " There are only baselines and controls; name one with --schedule."
-        lines.append(f"* FAIL: there is no row to judge.{hint}")
+        lines.append(f"* FAIL: there is no row to judge{_nothing_to_judge(board)}")
     for judgement in failed:
         reasons = "; ".join(f"{c.what} {c.measured or 'unknown'}, {c.limit}" for c in judgement.checks if c.failed)
         lines.append(f"* FAIL: {judgement.model}, `{judgement.row.label}`: {reasons}.")
@@ -163,6 +171,8 @@ def summary(judgements: Sequence[Judgement], board: Leaderboard, limits: Limits)
             lines.append(
                 f"* Note: {judgement.model}, `{judgement.row.label}`: its baseline scores 0 on {names}: not in Rel."
             )
+    if not limits.verify:
+        lines.append("* Note: the numbers were not verified (--no-verify).")
     if not limits.strict:
         lines += [
             f"* Note: {judgement.model}, `{judgement.row.label}`: {'; '.join(judgement.row.marks)}."
@@ -170,6 +180,21 @@ def summary(judgements: Sequence[Judgement], board: Leaderboard, limits: Limits)
             if judgement.row.marks
         ]
     return "\n".join(lines) + "\n"
+
+
+def _nothing_to_judge(board: Leaderboard) -> str:
+    """Return the reason why no row of a leaderboard is judged, after "there is no row to judge"."""
+    rows = [row for model in board.models for row in model.rows]
+    if not rows:
+        named = ", ".join(board.ignored)
+        return f": the tasks {named} have no score of each document." if named else ": no results could be read."
+    kinds = dict.fromkeys(row.kind for row in rows)
+    if set(kinds) <= {UNPRUNED, STOCK}:
+        return ": all rows are unpruned runs, which others are compared with."
+    if set(kinds) <= {CONTROL, ORACLE, UNPRUNED, STOCK}:
+        names = ", ".join(dict.fromkeys(f"`{row.label}`" for row in rows if row.kind in (CONTROL, ORACLE)))
+        return f": besides baselines there are only controls and oracles ({names}); name one with --schedule."
+    return ": no row is one of --schedule, or those are without a baseline."
 
 
 def _rule(limits: Limits) -> str:

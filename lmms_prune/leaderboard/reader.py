@@ -21,6 +21,7 @@ from lmms_prune.leaderboard.cache import Cache, code_version, name_of
 from lmms_prune.leaderboard.encoding import decoded, encoded
 from lmms_prune.leaderboard.samples import Samples, SamplesError, Stamp, read_samples
 from lmms_prune.leaderboard.statistics import resampled
+from lmms_prune.record.stored import status_of
 
 FEW = 32 * 2**20
 """Bytes of samples files below which starting processes takes longer than reading."""
@@ -130,7 +131,7 @@ def _entry(path: Path, benchmark: Benchmark) -> str:
 def _cached(path: Path, benchmark: Benchmark, cache: Cache) -> Samples | None:
     """Return what the cache holds of a file in its present state; None if it holds nothing that can be used."""
     try:
-        stamp = Stamp.of(path.stat())
+        stamp = Stamp.of(status_of(path))
     except OSError:
         return None
     content, version = cache.load(_entry(path, benchmark)), code_version()
@@ -149,7 +150,7 @@ def _outcome(path: Path, benchmark: Benchmark, cache: Cache | None) -> Outcome:
         samples = read_samples(path, benchmark)
         version = code_version()
         settled = max(samples.stamp.modified, samples.stamp.changed) <= started - SETTLED
-        if cache is not None and version is not None and settled and Stamp.of(path.stat()) == samples.stamp:
+        if cache is not None and version is not None and settled and Stamp.of(status_of(path)) == samples.stamp:
             cache.store(_entry(path, benchmark), encoded(samples, version))
     except (SamplesError, OSError) as error:
         return error
@@ -158,7 +159,7 @@ def _outcome(path: Path, benchmark: Benchmark, cache: Cache | None) -> Outcome:
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        return status_of(path).st_size
     except OSError:
         return 0
 

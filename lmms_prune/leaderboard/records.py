@@ -32,6 +32,7 @@ class Source:
         requests, seconds: number of answered requests, and the seconds that their generation took.
         other_load: share of the cores' time that other programs took meanwhile; None if not recorded.
         unpruned: number of samples with an image that lost no visual token although a schedule should have pruned it.
+        submitter, packed: who packed it, and the day on which; "" outside a pack.
     """
 
     path: Path
@@ -42,6 +43,8 @@ class Source:
     seconds: float = 0.0
     other_load: float | None = None
     unpruned: int = 0
+    submitter: str = ""
+    packed: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from os.path import isdir, lexists
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,12 @@ from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, add_plain, documents
 from lmms_prune.leaderboard.records import Problem, RunRecord, Source, TaskRecord
 from lmms_prune.leaderboard.samples import UNREADABLE
 from lmms_prune.models import MODEL_NAMES
+from lmms_prune.record.files import find
+from lmms_prune.record.packs import SUFFIX as PACK
+from lmms_prune.record.packs import manifest, members, pack_of
 from lmms_prune.record.results import SUFFIX, ResultsError, orphans, read_results_file, results_files
 from lmms_prune.record.run import RunReport
+from lmms_prune.record.stored import is_stored
 
 # lmms-eval's own options that change answers; recorded in addition to the model's settings.
 _HARNESS = ("limit", "offset", "gen_kwargs", "num_fewshot", "system_instruction")
@@ -77,10 +81,21 @@ def _files(path: Path, problems: list[Problem]) -> list[Path]:
         problems.append(Problem(str(path), "no such file or folder." if missing else f"{error.strerror}."))
         return []
     if not isdir(path):
-        return [path]
+        return _members([path], problems) if path.name.endswith(PACK) else [path]
     for file, samples in orphans(path, lambda error: None).items():
         problems.append(Problem(str(file), f"gone, though {samples.name} stands beside. Run the evaluation again."))
-    return results_files(path, unreadable)
+    return [*results_files(path, unreadable), *_members(find(path, f"*{PACK}", lambda error: None), problems)]
+
+
+def _members(packs: Iterable[Path], problems: list[Problem]) -> list[Path]:
+    """Return the results files in packs; packs that cannot be read are added to `problems`."""
+    files: list[Path] = []
+    for pack in packs:
+        try:
+            files += [file for file in members(pack) if file.name.endswith(SUFFIX)]
+        except OSError as error:
+            problems.append(Problem(str(error.filename), f"{error.strerror}."))
+    return files
 
 
 def _unreadable(error: Exception) -> str:
@@ -116,6 +131,8 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
         raise ResultsError(f"damaged: a run of {config['model']} without its report in 'config.batch_sizes'.")
     throughput = content.get("throughput") or {}
     seconds, latency = throughput.get("total_elapsed_time") or 0.0, throughput.get("avg_latency") or 0.0
+    pack = pack_of(file)
+    packed = None if pack is None else manifest(pack)
     source = Source(
         path=file,
         date=str(content.get("date", "")),
@@ -125,6 +142,8 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
         seconds=float(seconds),
         other_load=None if run is None else run.circumstances.other_load,
         unpruned=0 if run is None else run.unpruned_samples,
+        submitter="" if packed is None else packed.submitter,
+        packed="" if packed is None else packed.packed,
     )
     tasks = {}
     for task in content["results"]:
@@ -166,7 +185,7 @@ def _task(content: Mapping[str, Any], task: str, run: RunReport | None, source: 
         fault=fault(content, task),
         answered=answered,
         documents=total,
-        samples=samples if lexists(samples) else None,
+        samples=samples if is_stored(samples) else None,
         accounting=averages.totals if averages and averages.samples else None,
         asked=blake2b(asked.encode(), digest_size=8).hexdigest(),
         source=source,

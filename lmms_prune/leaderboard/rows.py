@@ -138,6 +138,7 @@ class TableRow:
         baseline: label of the row it is compared with; None for a baseline itself.
         marks: reasons why the row is not directly comparable.
         faults: the marks that are contradictions; the gate passes neither such a row nor one with such a baseline.
+        unverified: numbers that could not be verified, each with the reason; empty if nothing was verified.
         published: the paper's row of the same model and schedule.
         unlike: why Rel is not comparable with the paper's: protocols that differ, benchmarks that are missing or added.
         runs: the runs behind the row, with settings, files and commands.
@@ -160,6 +161,7 @@ class TableRow:
     baseline: str | None = None
     marks: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
     published: PublishedRow | None = None
     unlike: tuple[str, ...] = ()
     runs: tuple[RunRecord, ...] = ()
@@ -251,3 +253,8 @@ class Leaderboard:
     def marked(self) -> list[tuple[str, TableRow]]:
         """Return the rows that have marks, with their model's title."""
         return [(model.title, row) for model in self.models for row in model.rows if row.marks]
+
+    @property
+    def unverified(self) -> list[tuple[str, TableRow]]:
+        """Return the rows with numbers that could not be verified, with their model's title."""
+        return [(model.title, row) for model in self.models for row in model.rows if row.unverified]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from lmms_prune.leaderboard.benchmarks import Benchmark
 from lmms_prune.leaderboard.mmbench import chosen
 from lmms_prune.record.accounting import TokenAccounting, TokenTotals
-from lmms_prune.record.files import regular
 from lmms_prune.record.results import CIRCLE
+from lmms_prune.record.stored import opened
 
 RIGHT = 0.5  # partial scores (TextVQA, ANLS) of at least this count as right where right answers are counted
 
@@ -116,8 +116,8 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     """
     documents: list[_Document] = []
     accounted: list[TokenAccounting] = []
-    with regular(path).open("rb") as stream:
-        stamp = Stamp.of(os.fstat(stream.fileno()))
+    with opened(path) as (stream, status):
+        stamp = Stamp.of(status)
         for number, (offset, line) in enumerate(_lines(stream), 1):
             try:
                 logged = json.loads(line)
@@ -146,13 +146,19 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
     return _assemble(path, benchmark, scored, totals, len(documents), stamp)
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, str]]:
+def _lines(stream: Iterable[bytes]) -> Iterator[tuple[int, str]]:
     """Yield the lines of a samples file, without empty ones, each with its offset in bytes."""
     offset = 0
     for line in stream:
         if line.strip():
             yield offset, line.decode(errors="replace")
         offset += len(line)
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """Yield the lines of a samples file, without empty ones; raises OSError if the file cannot be read."""
+    with opened(path) as (stream, _):
+        yield from (line for _, line in _lines(stream))
 
 
 def line_at(path: Path, samples: Samples, document: int) -> Mapping[str, Any]:
@@ -167,8 +173,8 @@ def line_at(path: Path, samples: Samples, document: int) -> Mapping[str, Any]:
         ChangedError: the file is not the one that was read.
         OSError: the file cannot be read.
     """
-    with regular(path).open("rb") as stream:
-        if Stamp.of(os.fstat(stream.fileno())) == samples.stamp:
+    with opened(path) as (stream, status):
+        if Stamp.of(status) == samples.stamp:
             stream.seek(int(samples.offsets[np.searchsorted(samples.documents, document)]))
             logged: Mapping[str, Any] = json.loads(stream.readline().decode(errors="replace"))
             return logged

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lmms_prune.record.files import find, read_text
+from lmms_prune.record.files import find
+from lmms_prune.record.stored import stored_text
 
 CIRCLE = 1_000_000  # MMBench repeats a question with rotated options, under its index plus a multiple of this
 SUFFIX = "_results.json"
@@ -57,7 +58,7 @@ def read_results_file(path: Path, *, named: bool = False) -> dict[str, Any] | No
         OSError: it is not a regular file, or cannot be read.
     """
     try:
-        content = _printable(json.loads(read_text(path)))
+        content = _printable(json.loads(stored_text(path)))
     except json.JSONDecodeError as error:
         raise ResultsError(
             f"incomplete JSON ({error}); the run was cut short while it wrote the file. Run it again."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from fractions import Fraction
 from functools import wraps
 from importlib.metadata import version
@@ -13,11 +14,14 @@ import torch
 
 from lmms_prune import Schedule
 from lmms_prune.compat.transformers import filled_cache
+from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.harness.checkout import code_state
 from lmms_prune.harness.fingerprint import code
+from lmms_prune.harness.records import token_accounting
 from lmms_prune.models import FAMILIES
-from lmms_prune.models.architectures import from_config
+from lmms_prune.models.architectures import DEFAULT, from_config
+from lmms_prune.pruning.trace import RowTrace
 
 LAYERS = 8
 TASKS = ("mme", "docvqa_val", "scienceqa")
@@ -246,3 +250,19 @@ def test_output_tokens_end_with_the_answer_in_any_batch(harness):
     assert len({row["output_tokens"] for row in one.accounting["gqa"]}) > 1
     assert four.answers == one.answers
     assert four.accounting == one.accounting
+
+
+@pytest.mark.parametrize(("cached", "tokens"), [([600, 600, 600, 600], [540, 540, 292, 292]), ([], [])])
+def test_a_longer_row_of_the_batch_does_not_hide_what_is_cached(cached, tokens):
+    """Padded, all layers have the length of a row that is not pruned; in its own tokens, this row's caches differ."""
+    row = RowTrace("a", 40, [500], [[252]], [[0]], [500, 500, 252, 252], [600] * 4, cached, [[torch.arange(500) < 252]])
+    model = replace(DEFAULT, layers=4)
+    accounting = token_accounting(row, [(20, 25)], model, 540, 1)
+    assert list(accounting.layer_kv_bytes) == kv_bytes(model, tokens)
+
+
+def test_a_cropped_cache_holds_the_tokens_of_the_layer_that_crops():
+    """Two layers before the stage are cropped to what it keeps."""
+    row = RowTrace("a", 40, [500], [[252]], [[0]], [500, 500, 252, 252], [540, 540, 292, 292], [292] * 4)
+    accounting = token_accounting(replace(row, masks=[[torch.arange(500) < 252]]), [(20, 25)], DEFAULT, 540, 1)
+    assert list(accounting.layer_kv_bytes) == kv_bytes(DEFAULT, [292] * 4)

@@ -27,7 +27,9 @@ HYBRID = "dart@2:0.44,random@20:0.07"
 
 
 def call(*args: object):
-    return CliRunner().invoke(app, [str(one) for one in args], env=PLAIN)
+    """A command on results that this file makes up, so nothing in them could be verified (test_verify.py has honest ones)."""
+    unverified = ["--no-verify"] if args[0] == "gate" or "--strict" in args else []
+    return CliRunner().invoke(app, [*map(str, args), *unverified], env=PLAIN)
 
 
 def answers(right: int, many: int = 200) -> list[float]:
