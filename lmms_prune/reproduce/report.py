@@ -1,0 +1,2 @@
+"""The report page."""
+def make_report(chosen, plans, steps, around, path): return {}, []
