@@ -13,7 +13,7 @@ from lmms_prune.configs.table import TABLES
 from lmms_prune.harness.arguments import split
 from lmms_prune.information.layer_sweep import acts_at, single_stage
 from lmms_prune.leaderboard.published import published_costs, published_text_tokens
-from lmms_prune.reproduce.estimate import DOCUMENTS, document_flops, information_flops, schedules_flops
+from lmms_prune.reproduce.estimate import BLOCK, DOCUMENTS, document_flops, information_flops, schedules_flops
 from lmms_prune.reproduce.items import Item, Kind, ReproduceError
 from lmms_prune.reproduce.models import StudiedModel
 from lmms_prune.reproduce.rows import CostPlan, RowPlan, cost_plans, cost_rows, table_rows
@@ -32,6 +32,8 @@ class ChainOptions:
         items: the items.
         limit: the first so many documents of each task, everywhere; None for the items' own numbers.
         methods: the methods of the figures, as for ``horizon --methods``; None for the default ones.
+        keeps: what the methods of the figures keep, as for ``horizon --keeps``; None for the paper's or the items' own.
+        block: side of a unit of information; None for the commands' own.
         tasks: tasks of the figures, instead of the paper's benchmarks.
         seeds: runs of a table's row that draws at random.
         quick: fewer rows, benchmarks, methods and keeps.
@@ -41,6 +43,8 @@ class ChainOptions:
     items: tuple[Item, ...]
     limit: int | None = None
     methods: str | None = None
+    keeps: str | None = None
+    block: int | None = None
     tasks: tuple[str, ...] = ()
     seeds: int = 3
     quick: bool = False
@@ -145,6 +149,8 @@ class ModelPlan:
 
     def item_keeps(self, item: Item) -> list[str]:
         """A figure's keeps; counts are shares where the model's images have another number of tokens."""
+        if self.options.keeps is not None:
+            return [keep.strip() for keep in self.options.keeps.split(",") if keep.strip()]
         tokens = self.model.reference.tokens_per_image
         keeps = list(item.keeps[:1] if self.options.quick else item.keeps)
         if tokens and self.model.sizes.tokens_per_image != tokens:
@@ -235,7 +241,8 @@ def _table_steps(plan: ModelPlan) -> Iterator[Step]:
     if not scores and not costs:
         return
     model, limit = plan.model, plan.options.limit
-    rows = list(plan.rows) if scores else cost_plans(plan.rows)
+    # The unpruned row first: without it, the others have no Rel in a report over half of the runs.
+    rows = sorted(plan.rows if scores else cost_plans(plan.rows), key=lambda row: bool(row.schedule.stages))
     tasks = _table_tasks(plan) if scores else model.tasks(costs[0].columns)
     words = ["sweep", *(str(_config(plan, row)) for row in rows), "--out", str(plan.table), "--tasks", ",".join(tasks)]
     words += [] if limit is None else ["--limit", str(limit)]
@@ -286,6 +293,7 @@ def _command(plan: ModelPlan, name: str, items: Sequence[Item], out: Path) -> tu
     documents = plan.options.limit or max(item.documents or 1 for item in items)
     flag = ["--sample", str(documents), "--sample-seed", "0"]
     words += flag if plan.options.limit is None else ["--limit", str(documents)]
+    words += [] if plan.options.block is None else ["--block", str(plan.options.block)]
     words += [] if plan.options.include is None else ["--include_path", str(plan.options.include)]
     return words, tasks, documents
 
@@ -301,7 +309,7 @@ def _information_steps(plan: ModelPlan) -> Iterator[Step]:
         return
     words, tasks, documents = _command(plan, "information", items, plan.information)
     kept = [item for item in items if item.kind == "kept"]
-    flops = len(tasks) * information_flops(sizes, documents)
+    flops = len(tasks) * information_flops(sizes, documents, plan.options.block or BLOCK)
     if kept:
         keeps = _keeps(plan, kept)
         words += ["--methods", ",".join(plan.methods), "--keeps", ",".join(keeps)]
@@ -346,7 +354,7 @@ def _layer_steps(plan: ModelPlan) -> Iterator[Step]:
             folder=out,
             pieces=len(runs) + own,
             divisible=True,
-            flops=flops + information_flops(sizes, own),
+            flops=flops + information_flops(sizes, own, plan.options.block or BLOCK),
         )
 
     if items := plan.of_kind("methods"):

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,11 +15,13 @@ import typer
 from rich.console import Console
 
 from lmms_prune.information.options import Include
+from lmms_prune.reproduce.items import paper_models
 from lmms_prune.terminal.console import ENVIRONMENT, SECRETS, ended_by_sigterm, fail, plainly
 from lmms_prune.terminal.options import Json
 
 if TYPE_CHECKING:
     from lmms_prune.reproduce.chain import ChainOptions, ModelPlan, Step
+    from lmms_prune.reproduce.items import Item
     from lmms_prune.reproduce.runner import StepRecord, Surroundings
 
 DEMO_LIMIT, QUICK_LIMIT = 12, 4
@@ -30,8 +32,11 @@ def reproduce(
     items: Annotated[list[str], typer.Argument(help="table1 to table3, fig1, fig2, fig5 to fig12, or all.")],
     out: Annotated[Path, typer.Option(help="Folder of everything; the same command resumes from it.")],
     models: Annotated[
-        str, typer.Option(help="The paper's models (llava, qwen), demo, or checkpoints' folders; with commas.")
-    ] = "llava,qwen",
+        str,
+        typer.Option(
+            help=f"The paper's models ({', '.join(paper_models())}), demo, or checkpoints' folders; with commas."
+        ),
+    ] = ",".join(paper_models()),
     model_args: Annotated[
         str, typer.Option("--model_args", help="Further arguments of every model, as for lmms-eval: dtype=float32.")
     ] = "",
@@ -41,6 +46,12 @@ def reproduce(
     ] = None,
     methods: Annotated[
         str | None, typer.Option(help="Methods of the figures: random,fastv,dart;order=reference,sgl;guide=FOLDER.")
+    ] = None,
+    keeps: Annotated[
+        str | None, typer.Option(help="What they keep, instead of the paper's: 0.1,0.25 or 60t,148t.")
+    ] = None,
+    block: Annotated[
+        int | None, typer.Option(min=1, help="Side of a unit of information, as for `information`. Default: 2.")
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of the figures, instead of the paper's benchmarks; with commas.")
@@ -80,12 +91,14 @@ def reproduce(
     that decides it.
     """
     with _user_errors():
-        chosen, plans, steps = _planned(items, out, models, model_args, limit, methods, tasks, include, seeds, quick)
+        chosen, plans, steps = _planned(locals())
         _refuse_contradictions(shard, cluster, dry_run, report_only)
+        from lmms_prune.record.files import make_folder
         from lmms_prune.reproduce.runner import Surroundings
         from lmms_prune.sweep.jobs import shard_of
 
         shard_of(shard)
+        make_folder(out)
         around = Surroundings(out.absolute(), launch=launch, shard=shard, secrets=SECRETS.get())
         if plans[0].model.demo:
             around = _in_mirror(around, plans[0].options)
@@ -126,51 +139,57 @@ def _user_errors() -> Iterator[None]:
         yield
 
 
-def _planned(
-    items: Sequence[str],
-    out: Path,
-    models: str,
-    model_args: str,
-    limit: int | None,
-    methods: str | None,
-    tasks: str | None,
-    include: Path | None,
-    seeds: int | None,
-    quick: bool,
-) -> tuple[Any, list[ModelPlan], list[Step]]:
+def _planned(values: Mapping[str, Any]) -> tuple[list[Item], list[ModelPlan], list[Step]]:
     """The items, each model's plan, and all steps.
+
+    Args:
+        values: this command's options by name.
 
     Raises:
         ReproduceError and others: see the message.
     """
+    from lmms_prune.configs.table import TABLES
     from lmms_prune.harness.tasks import split_pairs
-    from lmms_prune.information.options import method_names, refuse_unscored, task_names
-    from lmms_prune.models.architectures import architecture
+    from lmms_prune.information.options import keeps_of, method_names, refuse_unscored, task_names
     from lmms_prune.reproduce.chain import ChainOptions, arithmetic_steps, plan_model
-    from lmms_prune.reproduce.items import ReproduceError, chosen_items, paper_models, refuse_shallow
+    from lmms_prune.reproduce.items import ReproduceError, chosen_items, refuse_shallow
     from lmms_prune.reproduce.models import studied_models
 
+    items, out, models, limit, include = (values[name] for name in ("items", "out", "models", "limit", "include"))
     if "," in str(out):
         raise ReproduceError(f"--out {out}: lmms-eval splits paths at commas; use another folder.")
     chosen = chosen_items(items)
-    studied = studied_models(models, model_args)
+    studied = studied_models(models, values["model_args"])
     demo = studied[0].demo
-    limit = (QUICK_LIMIT if quick else DEMO_LIMIT) if demo and limit is None else limit
+    limit = (QUICK_LIMIT if values["quick"] else DEMO_LIMIT) if demo and limit is None else limit
     if reason := split_pairs(limit, None, ["mme"]):
         raise ReproduceError(f"--limit: {reason}")
-    if methods is not None:
-        method_names(methods, options=True)
-    named = tuple(task_names(tasks)) if tasks else ()
+    if values["methods"] is not None:
+        method_names(values["methods"], options=True)
+    if values["keeps"] is not None:
+        keeps_of(values["keeps"])
+    named = tuple(task_names(values["tasks"])) if values["tasks"] else ()
     for model in studied if named else []:
         refuse_unscored(named, model.wrapper, include)
-    options = ChainOptions(tuple(chosen), limit, methods, named, seeds or (1 if demo else 3), quick, include)
+    options = ChainOptions(
+        items=tuple(chosen),
+        limit=limit,
+        methods=values["methods"],
+        keeps=values["keeps"],
+        block=values["block"],
+        tasks=named,
+        seeds=values["seeds"] or (1 if demo else 3),
+        quick=values["quick"],
+        include=include,
+    )
     usable = [model for model in studied if any(model.makes(item) for item in chosen)]
     for model in usable:
         refuse_shallow([item for item in chosen if model.makes(item)], model.name, model.sizes.layers)
     lacking = [item.name for item in chosen if not any(model.makes(item) for model in studied)]
     if lacking and (not usable or "all" not in items):
-        titles = {model: architecture(name).family.title for model, name in paper_models().items()}
-        likes = " or ".join(f"{model} (or a folder of {title})" for model, title in titles.items())
+        numbers = {number for item in chosen if item.name in lacking for number in item.tables}
+        tables = {model: TABLES[name] for model, name in paper_models().items() if TABLES[name].number in numbers}
+        likes = " or ".join(f"{model} (or a folder of {table.family.title})" for model, table in tables.items())
         raise ReproduceError(f"{', '.join(lacking)}: not about --models {models}; give {likes}, or demo.")
     plans = [plan_model(model, out.absolute(), options) for model in usable]
     steps = [
@@ -193,26 +212,21 @@ def _in_mirror(around: Surroundings, options: ChainOptions) -> Surroundings:
     """The demo's surroundings: its mini benchmarks, drawn if they are not there, and no network."""
     from dataclasses import replace
 
-    import datasets
+    from lmms_prune.demo.benchmarks import mirror_in
+    from lmms_prune.record.files import WriteError
 
-    from lmms_prune.demo.benchmarks import build_mirror, damaged_files, drawn_by
-    from lmms_prune.demo.models import DemoError
-
-    rows = max(4, options.limit or 4)
-    mirror = around.out / f"mirror-{rows}-{drawn_by()}"
-    if not mirror.exists():
-        datasets.disable_progress_bars()
-        build_mirror(mirror, rows=rows)
-    elif damaged := next(damaged_files(mirror), None):
-        raise DemoError(f"the data has changed since it was drawn: {damaged}. Delete {mirror} to have it drawn again.")
+    try:
+        mirror = mirror_in(around.out, max(4, options.limit or 4))
+    except OSError as error:
+        raise WriteError(around.out, error) from error
     own = {"HF_HOME": str(around.out / "huggingface"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return replace(around, folder=mirror, environment={**ENVIRONMENT.get(), **own})
 
 
-def _repeated(values: dict[str, Any]) -> list[str]:
+def _repeated(values: Mapping[str, Any]) -> list[str]:
     """The options of this command as words, for the same work in another process."""
     words = ["--out", str(Path(values["out"]).absolute()), "--models", values["models"]]
-    for name in ("model_args", "limit", "methods", "tasks", "include", "seeds", "launch"):
+    for name in ("model_args", "limit", "methods", "keeps", "block", "tasks", "include", "seeds", "launch"):
         option = {"model_args": "--model_args", "include": "--include_path"}.get(name, f"--{name}")
         words += [option, str(values[name])] if values[name] else []
     return [*words, *(["--quick"] if values["quick"] else [])]
@@ -329,7 +343,7 @@ def _on_cluster(around: Surroundings, cluster: str, options: Sequence[str], part
 
 
 def _report(
-    chosen: Any,
+    chosen: Sequence[Item],
     plans: Sequence[ModelPlan],
     steps: Sequence[Step],
     around: Surroundings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from lmms_prune.efficiency.cost import decode_flops, prefill_flops
 from lmms_prune.efficiency.estimate import TEXT_TOKENS, estimate
@@ -41,22 +41,17 @@ def schedules_flops(sizes: Architecture, schedules: Iterable[str], documents: in
     return documents * sum(document_flops(sizes, Schedule.parse(text)) for text in texts)
 
 
-def information_flops(sizes: Architecture, documents: int) -> float:
-    """FLOPs of measuring the information of every unit at every layer of so many documents.
+def information_flops(sizes: Architecture, documents: int, block: int) -> float:
+    """FLOPs of measuring the information of every unit, of side `block`, at every layer of so many documents.
 
     At a layer, each unit runs alone with the text through the deeper layers, and so does the text without any.
     """
-    units = -(-sizes.example_tokens // BLOCK**2) + 1
-    tail = prefill_flops(sizes, [TEXT_TOKENS + BLOCK**2])
+    units = -(-sizes.example_tokens // block**2) + 1
+    tail = prefill_flops(sizes, [TEXT_TOKENS + block**2])
     output = prefill_flops(sizes, [])
     per_layer = tail - output
     runs = sum(units * (per_layer * (sizes.layers - layer) + output) for layer in range(sizes.layers))
     return documents * float(runs + document_flops(sizes, Schedule()))
-
-
-def kept_flops(sizes: Architecture, stages: Sequence[str], documents: int) -> float:
-    """FLOPs of asking, on so many documents, which tokens each single stage keeps."""
-    return schedules_flops(sizes, stages, documents)
 
 
 def gpu_hours(flops: float, rate: float) -> float:
