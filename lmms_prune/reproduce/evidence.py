@@ -154,11 +154,11 @@ def removed_at(scores: LayerScores, depth: int) -> dict[int, Samples] | None:
 def single_stages(scores: LayerScores, keep: str) -> dict[str, dict[int, Samples]]:
     """The scores of methods as the only stage, by method and layer, at one keep."""
     by_method: dict[str, dict[int, Samples]] = {}
+    wanted = Schedule.parse(f"random@0:{keep}").stages[0].keep
     for text, samples in scores.items():
         stage = stage_of(text)
         if stage is None or stage.spec.drops_all:
             continue
-        wanted = Schedule.parse(f"{stage.method}@{stage.layer}:{keep}").stages[0].keep
         if stage.keep == wanted and type(stage.keep) is type(wanted):
             by_method.setdefault(stage.method, {})[stage.layer] = samples
     return by_method

@@ -17,7 +17,6 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Literal
 
-from lmms_prune import __version__
 from lmms_prune.harness import fingerprint
 from lmms_prune.record.files import make_folder, read_text, write
 from lmms_prune.record.redaction import redacted, redacted_lines
@@ -93,7 +92,7 @@ class Surroundings:
 
 def made_from() -> dict[str, str]:
     """What a step's results depend on besides its command."""
-    return {"lmms-prune": __version__, "code": fingerprint.code(("reproduce",)), **fingerprint.versions()}
+    return {"code": fingerprint.code(("reproduce",)), **fingerprint.versions()}
 
 
 def read_record(folder: Path) -> StepRecord:
@@ -226,8 +225,10 @@ def _run(step: Step, around: Surroundings, folder: Path, ended: Event) -> StepRe
         with suppress(subprocess.TimeoutExpired):
             code = process.wait(_POLL_SECONDS / 4)
     _end(process)
-    for reader in readers:
+    for reader, stream in zip(readers, (process.stdout, process.stderr), strict=True):
         reader.join(_GRACE)
+        if stream is not None and not reader.is_alive():
+            stream.close()
     text = redacted(output.decode("utf-8", "replace"), around.secrets)
     result = _last_json(text)
     if result is not None:
