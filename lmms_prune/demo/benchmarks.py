@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -70,7 +71,8 @@ def mirror_in(folder: Path, rows: int) -> Path:
     mirror = folder / f"mirror-{rows}-{drawn_by()}"
     if not mirror.exists():
         datasets.disable_progress_bars()
-        build_mirror(mirror, rows=rows)
+        with suppress(FileExistsError):  # another process was faster; a folder that is there is whole
+            build_mirror(mirror, rows=rows)
     elif damaged := next(damaged_files(mirror), None):
         raise DemoError(f"the data has changed since it was drawn: {damaged}. Delete {mirror} to have it drawn again.")
     return mirror

@@ -260,8 +260,10 @@ def _show_estimate(steps: Sequence[Step], rate: float, quiet: bool) -> None:
     if quiet:
         return
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("step", "for", "runs", "GPU hours"):
-        table.add_column(column, justify="right" if column in ("runs", "GPU hours") else "left", overflow="fold")
+    for column in ("step", "for"):
+        table.add_column(column, overflow="fold")
+    for column in ("runs, documents", "GPU hours"):
+        table.add_column(column, justify="right")
     for step in steps:
         hours = gpu_hours(step.flops, rate) if step.flops else 0.0
         table.add_row(step.name, ", ".join(step.items), str(step.pieces), f"{hours:.2f}" if hours else "")
@@ -318,7 +320,11 @@ def _run(steps: Sequence[Step], around: Surroundings, lanes: int, as_json: bool)
             bar.update(task, completed=done, total=total, left=shown, running=running)
 
         progress = ChainProgress(steps, lambda text: console.print(text, markup=False), moved)
-        return run_chain(steps, around, progress, lanes)
+        try:
+            return run_chain(steps, around, progress, lanes)
+        except (KeyboardInterrupt, SystemExit):
+            typer.echo("interrupted; the same command goes on from here.", err=True)
+            raise
 
 
 def _on_cluster(around: Surroundings, cluster: str, options: Sequence[str], parts: int, words: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -215,3 +216,41 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_an_unknown_item_names_all() -> None:
     with pytest.raises(ReproduceError, match="table1, table2, table3, fig1, fig2, fig5"):
         chosen_items(["fig3"])
+
+
+class _ClusterJob:
+    """A job that has ended, with or without an error."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+        self.paths = SimpleNamespace(stderr="/jobs/1_log.err")
+
+    def done(self) -> bool:
+        return True
+
+    def exception(self) -> Exception | None:
+        return self._error
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("out of memory")], ids=["all well", "one fails"])
+def test_parts_on_a_cluster(error: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part is this command with --shard; a failed part ends the command before anything is collected."""
+    submitted: list[list[str]] = []
+    ran: list[str] = []
+
+    def submit(command: list[str]) -> _ClusterJob:
+        submitted.append(command)
+        return _ClusterJob(error if len(submitted) == 2 else None)
+
+    monkeypatch.setattr("lmms_prune.sweep.cluster.submitter", lambda *args: submit)
+    monkeypatch.setattr("lmms_prune.reproduce.commands._run", lambda *args: ran.append("collected") or {})
+    words = ("fig10", "--models", "demo", "--quick", "--limit", "6", "--methods", "random,dart", "--out", str(tmp_path))
+    result = called(*words, "--cluster", "slurm", "--parts", "3", "--json")
+    assert [command[-2:] for command in submitted] == [["--shard", f"{part}/3"] for part in (1, 2, 3)]
+    for command in submitted:
+        assert command[1:3] == ["reproduce", "fig10"]
+        assert called(*command[2:-2], "--dry-run", "--json").exit_code == 0
+        assert {"--quick", "--limit", "6", "--methods", "random,dart"} <= set(command)
+    assert result.exit_code == (2 if error else 0), result.output
+    assert ran == ([] if error else ["collected"])
+    assert ("part 2/3 failed; log: /jobs/1_log.err" in result.output) == bool(error)
