@@ -28,6 +28,7 @@ NOT_RUN: State = "not run"
 MARGIN = 2.0  # percent of the unpruned score; a smaller difference counts as none
 ABSTRACT = "abstract of arXiv 2512.07580"
 _UNDECIDED = "undecided: the interval is too wide"
+_TOO_FEW = "too few documents for an interval: most of its categories have one image"
 
 
 @dataclass(frozen=True)
@@ -255,12 +256,23 @@ def method_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
     for task in plan.item_tasks(item):
         for keep in plan.item_keeps(item):
             where = f"{plan.model.name}, {column(task)}, {keep} kept"
+            if not has_interval(evidence.layers.get(task, {})):
+                yield from (claim.finding(NOT_RUN, where, _TOO_FEW) for claim in (_NO_BETTER, _BETTER_EARLY))
+                continue
             differences = _against(
                 evidence.layers.get(task, {}), keep, "random", plan.model.deep, plan.model.sizes.layers
             )
             yield _worst(_NO_BETTER, differences, where)
             early = _against(evidence.layers.get(task, {}), keep, "random", 0, plan.model.shallow)
             yield _best(_BETTER_EARLY, early, where, "% of the unpruned score")
+
+
+def has_interval(scores: LayerScores) -> bool:
+    """Whether resampling within strata can move a score: a stratum of one unit (an image of MME) always gives the same."""
+    if "none" not in scores:
+        return True
+    sizes = np.bincount(scores["none"].stratum)
+    return bool(sizes[sizes > 1].sum() >= sizes.sum() / 2)
 
 
 def column(task: str) -> str:
@@ -386,6 +398,9 @@ def oracle_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
         for keep in plan.item_keeps(item):
             where = f"{model.name}, {column(task)}, {keep} kept"
             scores = evidence.oracle.get(task, {})
+            if not has_interval(scores):
+                yield from (claim.finding(NOT_RUN, where, _TOO_FEW) for claim in (_MEASURES, _NO_GAIN))
+                continue
             early = _against(scores, keep, "random", 0, model.deep).get(ORACLE)
             yield _MEASURES.above(0.0, early, where, "% of the unpruned score")
             late = _against(scores, keep, "random", model.deep, model.sizes.layers).get(ORACLE)
@@ -445,8 +460,9 @@ def vanishing_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
     for task in plan.item_tasks(item):
         where = f"{plan.model.name}, {column(task)}"
         horizon = horizon_of(evidence, task)
-        if horizon is None:
-            yield _VANISHES.finding(NOT_RUN, where, "runs are missing")
+        if horizon is None or not has_interval(evidence.layers[task]):
+            reason = "runs are missing" if horizon is None else f"layer {horizon.layer} of {depth}; {_TOO_FEW}"
+            yield _VANISHES.finding(NOT_RUN, where, reason)
             continue
         state = REPRODUCED if horizon.high < depth else NOT_REPRODUCED
         undecided = _UNDECIDED if horizon.layer < depth <= horizon.high else ""
@@ -484,7 +500,9 @@ def horizon_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
         for group in drawn
     )
     difference = interval(float(reading[0] - general[0]), reading[1] - general[1])
-    text = f"{reading[0]:.1f} against {general[0]:.1f}"
+    certain = [column(task) for task in tasks if not has_interval(evidence.layers[task])]
+    note = f"{', '.join(certain)} without an interval: {_TOO_FEW.partition(': ')[2]}" if certain else ""
+    text = _joined(note, f"{reading[0]:.1f} against {general[0]:.1f}")
     yield _DEEPER.above(0.0, difference, model.name, "layers", text)
 
 

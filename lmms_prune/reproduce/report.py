@@ -55,6 +55,11 @@ class ItemReport:
     unfinished: dict[str, str] = field(default_factory=dict)
 
     @property
+    def missing(self) -> dict[str, list[str]]:
+        """Unfinished steps by reason."""
+        return by_reason(self.unfinished)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Claims by mark."""
         counted = Counter(finding.state for finding in self.findings)
@@ -162,13 +167,21 @@ def html(
         quick=plans[0].options.quick,
         limit=plans[0].options.limit,
         steps=[(step, records[step.name], _shown(step, around)) for step in steps],
-        unfinished=unfinished,
+        unfinished=by_reason(unfinished),
         problems=[_without_folders(problem, around) for problem in problems],
         states=_STATES,
         facts=_facts(records.values()),
         style=style,
         style_hash=f"sha256-{digest}",
     )
+
+
+def by_reason(unfinished: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names of steps by the reason why they are not finished."""
+    names: dict[str, list[str]] = {}
+    for name, reason in unfinished.items():
+        names.setdefault(reason, []).append(name)
+    return names
 
 
 def _about(plan: ModelPlan) -> dict[str, Any]:

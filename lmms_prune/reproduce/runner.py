@@ -24,8 +24,10 @@ from lmms_prune.reproduce.chain import Step
 
 RECORD, LOG, OUTPUT = "record.json", "log.txt", "output.json"
 State = Literal["done", "failed", "stopped", "not run"]
+# Parts that no step's result depends on; the demo's data have a digest of their own in their folder's name.
+_ASIDE = ("calibration", "certificate", "cli", "demo", "reproduce", "terminal")
 _POLL_SECONDS = 2.0
-_GRACE = 30.0  # seconds between asking a step to end and ending it
+_GRACE = 15.0  # seconds between asking a step to end and ending it
 _TAIL = 400  # characters of a failure's last words that are shown
 PROGRAM = (str(Path(sys.executable).with_name("lmms-prune")),)
 
@@ -92,7 +94,7 @@ class Surroundings:
 
 def made_from() -> dict[str, str]:
     """What a step's results depend on besides its command."""
-    return {"code": fingerprint.code(("reproduce",)), **fingerprint.versions()}
+    return {"code": fingerprint.code(_ASIDE), **fingerprint.versions()}
 
 
 def read_record(folder: Path) -> StepRecord:
@@ -264,8 +266,11 @@ def _keep_log(process: subprocess.Popen[bytes], path: Path, secrets: Collection[
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a step and all that it has started: ask first, so that what is half done stays whole."""
-    for number, patience in ((signal.SIGINT, _GRACE), (signal.SIGKILL, None)):
+    """End a step and all that it has started: ask first, so that what is half done stays whole.
+
+    Of a command that was started in the background, the processes ignore SIGINT: hence SIGTERM after it.
+    """
+    for number, patience in ((signal.SIGINT, _GRACE), (signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):

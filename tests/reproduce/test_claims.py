@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,21 @@ def test_a_missing_layer_leaves_a_claim_open(tmp_path: Path) -> None:
     own.__dict__["layers"] = {"textvqa_val": scores}
     first = next(finding for finding in claims.method_findings(item, own) if finding.claim == claims._NO_BETTER.text)
     assert (first.state, first.measured) == ("not run", "runs are missing")
+
+
+def test_categories_of_one_image_have_no_interval(tmp_path: Path) -> None:
+    """Resampling within them always gives the same score, which would decide everything."""
+    item = ITEMS["fig1"]
+    own = evidence(tmp_path, item)
+    (keep, *_) = own.plan.item_keeps(item)
+    scores = layered({"random": [0.5] * 12, "divprune": [0.9] * 12}, keep, count=10)
+    single = {text: replace(run, stratum=np.arange(10)) for text, run in scores.items()}
+    own.__dict__["layers"] = {"textvqa_val": single}
+    findings = [f for f in claims.method_findings(item, own) if f", {keep} kept" in f.where]
+    assert {(f.state, f.measured) for f in findings} == {("not run", claims._TOO_FEW)}
+    pairs = {text: replace(run, stratum=np.arange(10) // 2) for text, run in scores.items()}
+    own.__dict__["layers"] = {"textvqa_val": pairs}
+    assert "not run" not in {f.state for f in claims.method_findings(item, own) if f", {keep} kept" in f.where}
 
 
 def test_nothing_there_is_not_run(tmp_path: Path) -> None:
