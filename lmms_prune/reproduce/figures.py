@@ -14,9 +14,10 @@ from PIL import Image
 from lmms_prune.information.aggregate import by_layer
 from lmms_prune.information.plots import draw_horizon, draw_horizons, draw_kept, draw_layers, draw_methods
 from lmms_prune.reproduce.chain import ORACLE
-from lmms_prune.reproduce.claims import column, horizon_of
 from lmms_prune.reproduce.evidence import Evidence, LayerScores, single_stages
+from lmms_prune.reproduce.information_claims import horizon_of
 from lmms_prune.reproduce.items import Item
+from lmms_prune.reproduce.layer_claims import column
 
 _WIDEST = 900  # pixels of a picture
 _COLOURS = 64

@@ -17,19 +17,14 @@ from lmms_prune.leaderboard import page as leaderboard_page
 from lmms_prune.record.files import write
 from lmms_prune.record.redaction import redacted
 from lmms_prune.reproduce.chain import ModelPlan, Step
-from lmms_prune.reproduce.claims import (
-    BY_KIND,
-    NOT_REPRODUCED,
-    NOT_RUN,
-    REPRODUCED,
-    Finding,
-    cost_findings,
-    stronger_finding,
-)
+from lmms_prune.reproduce.claims import BY_KIND
 from lmms_prune.reproduce.evidence import Evidence
 from lmms_prune.reproduce.figures import ReportPicture, pictures
+from lmms_prune.reproduce.information_claims import stronger_finding
 from lmms_prune.reproduce.items import Item
+from lmms_prune.reproduce.marks import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Finding
 from lmms_prune.reproduce.runner import StepRecord, Surroundings, is_finished, read_record
+from lmms_prune.reproduce.table_claims import cost_findings
 from lmms_prune.reproduce.tables import ReportTable, cost_table, score_table
 
 _FOLDER = Path(__file__).parent

@@ -12,11 +12,11 @@ import pytest
 
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.samples import Samples, Stamp
-from lmms_prune.reproduce import claims
+from lmms_prune.reproduce import claims, information_claims, layer_claims, table_claims
 from lmms_prune.reproduce.chain import ChainOptions, plan_model
-from lmms_prune.reproduce.claims import Finding, PaperClaim
 from lmms_prune.reproduce.evidence import Evidence
 from lmms_prune.reproduce.items import ITEMS, Item
+from lmms_prune.reproduce.marks import TOO_FEW, Finding, PaperClaim
 from lmms_prune.reproduce.models import studied_models
 
 CLAIM = PaperClaim("It rains.", "abstract", "Above 0.")
@@ -117,9 +117,9 @@ def test_methods_against_random(
             k: v for keep in keeps for k, v in layered({"random": random, "divprune": divprune}, keep).items()
         }
     }
-    states = by_claim(list(claims.method_findings(item, own)))
-    assert states[claims._NO_BETTER.text] == [deep] * len(keeps)
-    assert states[claims._BETTER_EARLY.text] == [shallow] * len(keeps)
+    states = by_claim(list(layer_claims.method_findings(item, own)))
+    assert states[layer_claims._NO_BETTER.text] == [deep] * len(keeps)
+    assert states[layer_claims._BETTER_EARLY.text] == [shallow] * len(keeps)
 
 
 def test_a_missing_layer_leaves_a_claim_open(tmp_path: Path) -> None:
@@ -129,7 +129,9 @@ def test_a_missing_layer_leaves_a_claim_open(tmp_path: Path) -> None:
     scores = layered({"random": [0.9] * 12, "divprune": [0.9] * 12}, keep)
     del scores[f"divprune@10:{keep}"]
     own.__dict__["layers"] = {"textvqa_val": scores}
-    first = next(finding for finding in claims.method_findings(item, own) if finding.claim == claims._NO_BETTER.text)
+    first = next(
+        finding for finding in layer_claims.method_findings(item, own) if finding.claim == layer_claims._NO_BETTER.text
+    )
     assert (first.state, first.measured) == ("not run", "runs are missing")
 
 
@@ -141,17 +143,19 @@ def test_categories_of_one_image_have_no_interval(tmp_path: Path) -> None:
     scores = layered({"random": [0.5] * 12, "divprune": [0.9] * 12}, keep, count=10)
     single = {text: replace(run, stratum=np.arange(10)) for text, run in scores.items()}
     own.__dict__["layers"] = {"textvqa_val": single}
-    findings = [f for f in claims.method_findings(item, own) if f", {keep} kept" in f.where]
-    assert {(f.state, f.measured) for f in findings} == {("not run", claims._TOO_FEW)}
+    findings = [f for f in layer_claims.method_findings(item, own) if f", {keep} kept" in f.where]
+    assert {(f.state, f.measured) for f in findings} == {("not run", TOO_FEW)}
     pairs = {text: replace(run, stratum=np.arange(10) // 2) for text, run in scores.items()}
     own.__dict__["layers"] = {"textvqa_val": pairs}
-    assert "not run" not in {f.state for f in claims.method_findings(item, own) if f", {keep} kept" in f.where}
+    assert "not run" not in {f.state for f in layer_claims.method_findings(item, own) if f", {keep} kept" in f.where}
 
 
 def test_nothing_there_is_not_run(tmp_path: Path) -> None:
     for item in ITEMS.values():
         own = evidence(tmp_path, item)
-        findings = list(claims.cost_findings(own, {}) if item.kind == "costs" else claims.BY_KIND[item.kind](item, own))
+        findings = list(
+            table_claims.cost_findings(own, {}) if item.kind == "costs" else claims.BY_KIND[item.kind](item, own)
+        )
         assert findings
         assert {finding.state for finding in findings} == {"not run"}
 
@@ -162,7 +166,7 @@ def test_oracle(tmp_path: Path) -> None:
     keeps = own.plan.item_keeps(item)
     tables = {"information": EARLY + LATE, "random": [0.5] * 8 + [0.9] * 4}
     own.__dict__["oracle"] = {"textvqa_val": {k: v for keep in keeps for k, v in layered(tables, keep).items()}}
-    findings = list(claims.oracle_findings(item, own))
+    findings = list(layer_claims.oracle_findings(item, own))
     assert {f.state for f in findings if "TextVQA" in f.where} == {"reproduced"}
     assert {f.state for f in findings if "MME" in f.where} == {"not run"}
 
@@ -178,15 +182,16 @@ def test_horizons_of_reading_against_general_tasks(tmp_path: Path) -> None:
 
     tasks = own.plan.item_tasks(item)
     own.__dict__["layers"] = {task: removed(4 if i < 3 else 9) for i, task in enumerate(tasks)}
-    (finding,) = claims.horizon_findings(item, own)
+    (finding,) = information_claims.horizon_findings(item, own)
     assert finding.state == "reproduced"
     assert finding.measured.startswith("9.0 against 4.0; +5.0 layers (+5.0 to +5.0)")
     own.__dict__["layers"] = {task: removed(9 if i < 3 else 4) for i, task in enumerate(tasks)}
-    assert next(claims.horizon_findings(item, own)).state == "not reproduced"
+    assert next(information_claims.horizon_findings(item, own)).state == "not reproduced"
     del own.__dict__["layers"][tasks[0]]
-    assert next(claims.horizon_findings(item, own)).measured == "horizons of 5 of 6 benchmarks are known"
+    assert next(information_claims.horizon_findings(item, own)).measured == "horizons of 5 of 6 benchmarks are known"
     assert (
-        "do not differ in capacity" in claims.stronger_finding(item, [own, evidence_of_other(tmp_path, item)]).measured
+        "do not differ in capacity"
+        in information_claims.stronger_finding(item, [own, evidence_of_other(tmp_path, item)]).measured
     )
 
 
@@ -204,7 +209,7 @@ def test_the_horizon_must_lie_before_the_end(tmp_path: Path) -> None:
     own.__dict__["layers"] = {"mme": vanishes, "pope": never}
     states = {
         finding.where.rpartition(" ")[2]: (finding.state, finding.measured)
-        for finding in claims.vanishing_findings(item, own)
+        for finding in information_claims.vanishing_findings(item, own)
     }
     assert states["MME"] == ("reproduced", "layer 7 of 12 (7 to 7)")
     assert states["POPE"] == ("not reproduced", "layer 12 of 12 (12 to 12)")
@@ -232,8 +237,8 @@ def test_kept_information(tmp_path: Path, early: float, late: float, deep: str, 
     own = evidence(tmp_path, item)
     keep = own.plan.item_keeps(item)[0]
     own.__dict__["kept"] = kept_lines("mme", keep, early, late)
-    states = by_claim([f for f in claims.kept_findings(item, own) if f", {keep} kept" in f.where])
-    assert states == {claims._KEEPS_NO_MORE.text: [deep], claims._KEEPS_MORE.text: [shallow]}
+    states = by_claim([f for f in information_claims.kept_findings(item, own) if f", {keep} kept" in f.where])
+    assert states == {information_claims._KEEPS_NO_MORE.text: [deep], information_claims._KEEPS_MORE.text: [shallow]}
 
 
 @pytest.mark.parametrize(("late", "state"), [(0.1, "reproduced"), (0.9, "not reproduced")])
@@ -251,7 +256,7 @@ def test_variance(tmp_path: Path, late: float, state: str) -> None:
         for layer in range(12)
     ]
     own.__dict__["information"] = pd.DataFrame(lines)
-    first, second = claims.variance_findings(item, own)
+    first, second = information_claims.variance_findings(item, own)
     assert (first.state, second.state) == (state, "not run")
 
 
@@ -259,14 +264,16 @@ def test_costs_by_arithmetic(tmp_path: Path) -> None:
     own = evidence(tmp_path, ITEMS["table3"])
     exact = {cost.printed.label: {"tflops": cost.printed.tflops, "kv_mib": cost.printed.mib} for cost in own.plan.costs}
     exact["FastV 64"] = {"tflops": 2.604, "kv_mib": 98.9}
-    states = {f.where: f.state for f in claims.cost_findings(own, exact) if f.claim == claims._ARITHMETIC.text}
+    states = {
+        f.where: f.state for f in table_claims.cost_findings(own, exact) if f.claim == table_claims._ARITHMETIC.text
+    }
     assert len(states) == 9
     assert [where for where, state in states.items() if state != "reproduced"] == ["LLaVA-1.5-7B, FastV 64"]
 
 
 def test_over_documents() -> None:
-    same = claims.over_documents(np.full(5, 0.25))
+    same = information_claims.over_documents(np.full(5, 0.25))
     assert (same.value, same.low, same.high) == (0.25, 0.25, 0.25)
-    wide = claims.over_documents(np.array([0.0, 1.0] * 50))
+    wide = information_claims.over_documents(np.array([0.0, 1.0] * 50))
     assert wide.low < 0.5 < wide.high
     assert math.isclose(wide.high - wide.low, 0.2, rel_tol=0.2)
