@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,10 @@ from lmms_prune.schedule import Schedule
 
 ORACLE = "information"
 _QUICK = ("MME", "TextVQA")  # columns of a quick run; the oracle's is the last of them
-_PIECES = ("**/sweep.json", "**/*.parquet")  # files that stand for a finished evaluation or a measured document
+_PIECES = (
+    "sweep.json",
+    ".parquet",
+)  # ends of the names of files that stand for a finished evaluation or a measured document
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,13 @@ class Step:
         return shlex.join(["lmms-prune", *self.words])
 
     def finished_pieces(self) -> int:
-        """Evaluations and documents that lie in its folder."""
-        if self.folder is None or not self.folder.is_dir():
-            return 0
-        return sum(1 for pattern in _PIECES for _ in self.folder.glob(pattern))
+        """Evaluations and documents that lie in its folder; those that are being made have hidden folders."""
+        count = 0
+        # Unlike `glob`, it passes over a folder that disappears while others work there.
+        for _, folders, files in os.walk(self.folder or ""):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            count += sum(name.endswith(_PIECES) for name in files)
+        return count
 
 
 @dataclass(frozen=True)

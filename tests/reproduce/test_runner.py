@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -117,11 +119,34 @@ def test_a_part_runs_only_what_can_be_divided(tmp_path: Path) -> None:
 
 def test_progress_counts_finished_evaluations(tmp_path: Path) -> None:
     folder = tmp_path / "results"
-    for name in ("a/pope/sweep.json", "information/mme/test/1.parquet", "log.txt"):
+    for name in ("a/pope/sweep.json", "information/mme/test/1.parquet", ".partial/b@pope/sweep.json", "log.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("", encoding="utf-8")
     assert step("some", "", folder=folder).finished_pieces() == 2
     assert step("none", "", folder=tmp_path / "absent").finished_pieces() == 0
+
+
+def test_progress_is_counted_while_folders_come_and_go(tmp_path: Path) -> None:
+    """A sweep makes and removes folders all the time; a chain must not end for it."""
+    ended = threading.Event()
+    for number in range(40):
+        (tmp_path / "runs" / f"stays-{number}").mkdir(parents=True)
+
+    def work() -> None:
+        while not ended.is_set():
+            with suppress(FileNotFoundError):  # the other worker was faster
+                (tmp_path / "runs" / "comes" / "deeper").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(tmp_path / "runs" / "comes", ignore_errors=True)
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        assert {step("some", "", folder=tmp_path).finished_pieces() for _ in range(500)} == {0}
+    finally:
+        ended.set()
+        for worker in workers:
+            worker.join()
 
 
 def test_an_interruption_ends_what_runs_and_the_same_command_goes_on(tmp_path: Path) -> None:
