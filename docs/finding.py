@@ -1,6 +1,6 @@
 """The finding of arXiv 2512.07580 on the demo's two models: the figures of docs/finding.md, made by one command.
 
-    python docs/finding.py            # about 75 minutes on two cores; interrupted, it goes on
+    python docs/finding.py            # more than an hour on two cores; interrupted, it goes on
 
 Calls `lmms-prune reproduce` for the figures, with single tokens as units of information (once on five benchmarks with
 methods, once on the other five for their horizons), and `lmms-prune calibrate` for a schedule that follows from them,
@@ -81,14 +81,15 @@ def copy(model: DemoCheckpoint, figures: Path, others: Path, calibration: dict) 
     for name, output in outputs.items():
         shown = {key: value for key, value in output.items() if key not in ("out", "yaml", "kept")}
         (made / f"{name}.json").write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
-    folders = (
-        figures / model.folder / "horizon",
+    for folder in (
         others / model.folder / "horizon",
+        figures / model.folder / "horizon",
         figures / model.folder / "information",
-    )
-    for folder in folders:
+    ):
         for path in (*folder.glob("*.csv"), *folder.glob("*.png")):
-            shutil.copy(path, made)
+            # All tasks of a run in one panel: a picture of each of the two runs.
+            other = path.stem == "horizons" and folder.is_relative_to(others)
+            shutil.copy(path, made / (f"horizons-others{path.suffix}" if other else path.name))
     for path in sorted((figures / model.folder / "oracle").glob("methods-*")):
         if path.suffix in (".csv", ".png"):
             shutil.copy(path, made / f"oracle-{path.name}")
