@@ -1,35 +1,31 @@
 """The finding of arXiv 2512.07580 on the demo's two models: the figures of docs/finding.md, made by one command.
 
-    python docs/finding.py            # about 75 minutes on two cores; interrupted, it goes on
+    python docs/finding.py            # more than an hour on two cores; interrupted, it goes on
 
-Draws mini benchmarks and calls, for each model, `lmms-prune horizon` (information of every visual token at every layer,
-the score without any from each layer on, and the score of methods that act alone at one layer), `lmms-prune information`
-(heat maps, and how much information methods keep) and `lmms-prune calibrate` (a schedule from all this, compared with the
-paper's own at the same budget); of the other benchmarks `horizon` without methods. Tables and pictures land in
-docs/finding/MODEL.
+Calls `lmms-prune reproduce` for the figures, with single tokens as units of information (once on five benchmarks with
+methods, once on the other five for their horizons), and `lmms-prune calibrate` for a schedule that follows from them,
+compared with the paper's own at the same budget. Tables and pictures are copied to docs/finding/MODEL.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import typer
 
-from lmms_prune.demo.benchmarks import build_mirror
 from lmms_prune.demo.models import MODELS, DemoCheckpoint, model_arguments, weights
 
 OUT = Path(__file__).with_name("finding")
+PROGRAM = str(Path(sys.executable).with_name("lmms-prune"))
 TASKS = "pope,gqa,textvqa_val,infovqa_val,docvqa_val"
 OTHERS = "mme,scienceqa_img,mmbench_en_dev_static,mmbench_cn_dev_static,ocrbench"
+METHODS, KEEPS = "random,dart,fastv,divprune", "0.1,0.25"
 # The paper's kinds of schedule at this depth: its hybrid, one method alone, VTW's rule and the control.
 COMPARED = (
     "dart@1:?,random@8:0.05",
@@ -39,38 +35,69 @@ COMPARED = (
     "fastv@2:?",
     "random@0:?",
 )
+FIGURES = ("fig1", "fig5", "fig6", "fig7", "fig9", "fig10", "fig11", "fig12")
 
 
-def commands(
-    model: DemoCheckpoint, out: Path, tasks: str, others: str, limit: int, budget: str
-) -> Iterator[tuple[str, list[str]]]:
-    """What is run for a model, one after the other, each with a name."""
+def reproduce(items: tuple[str, ...], out: Path, tasks: str, limit: int) -> None:
+    """Make the items' figures on some benchmarks."""
+    words = ["reproduce", *items, "--models", "demo", "--out", str(out), "--tasks", tasks, "--limit", str(limit)]
+    subprocess.run([PROGRAM, *words, "--methods", METHODS, "--keeps", KEEPS, "--block", "1"], check=True)
+
+
+def calibrate(model: DemoCheckpoint, work: Path, tasks: str, limit: int, budget: str) -> dict:
+    """Find a hybrid, on as many documents again, and return what the command says."""
+    mirror = next(work.glob("calibration/mirror-*"), None)
+    if mirror is None:
+        from lmms_prune.demo.benchmarks import mirror_in
+
+        (work / "calibration").mkdir(parents=True, exist_ok=True)
+        mirror = mirror_in(work / "calibration", 2 * limit)
     arguments = f"device=cpu,{model_arguments(model, weights(model))}"
-    program = str(Path(sys.executable).with_name("lmms-prune"))
+    words = ["--model", model.family.model_name, "--model_args", arguments, "--tasks", tasks, "--json"]
+    words += ["--limit", str(limit), "--block", "2", "--methods", "dart,divprune", "--budget", budget]
+    words += [part for text in COMPARED for part in ("--compare", text)]
+    words += ["--out", str(work / "calibration" / model.folder)]
+    # What `calibrate` keeps for schedule=auto is not the user's: hence another HOME.
+    own = [f"HOME={work}", f"HF_HOME={work / 'huggingface'}", "HF_HUB_OFFLINE=1", "OMP_NUM_THREADS=1"]
+    command = ["env", *own, PROGRAM, "calibrate", *words]
+    done = subprocess.run(command, cwd=mirror, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
-    def start(command: str, tasks: str) -> list[str]:
-        return [
-            program,
-            command,
-            "--model",
-            model.family.model_name,
-            "--model_args",
-            arguments,
-            "--tasks",
-            tasks,
-            "--json",
-        ]
 
-    every = ["--limit", str(limit), "--block", "1"]
-    alone = ["--methods", "random,dart,fastv,divprune,information", "--keeps", "0.1,0.25"]
-    yield "horizon", [*start("horizon", tasks), *alone, *every, "--out", str(out)]
-    if others:
-        yield "horizon-others", [*start("horizon", others), *every, "--out", str(out / "others")]
-    seen = ["--methods", "random,dart,fastv,divprune", "--limit", str(max(1, limit // 2)), "--pictures", "1"]
-    yield "information", [*start("information", tasks), *seen, "--block", "1", "--out", str(out / "information")]
-    compared = [part for text in COMPARED for part in ("--compare", text)]
-    fixed = ["--limit", str(limit), "--block", "2", "--methods", "dart,divprune", "--budget", budget]
-    yield "calibrate", [*start("calibrate", tasks), *fixed, *compared, "--out", str(out / "calibration")]
+def copy(model: DemoCheckpoint, figures: Path, others: Path, calibration: dict) -> None:
+    """Copy a model's tables and pictures to docs/finding; where they were made says nothing to a reader."""
+    made = OUT / model.folder
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    steps = figures / "steps"
+    outputs = {
+        "horizon": json.loads((steps / f"{model.folder}-horizon" / "output.json").read_text(encoding="utf-8")),
+        "horizon-others": json.loads(
+            (others / "steps" / f"{model.folder}-horizon" / "output.json").read_text(encoding="utf-8")
+        ),
+        "information": json.loads((steps / f"{model.folder}-information" / "output.json").read_text(encoding="utf-8")),
+        "calibrate": calibration,
+    }
+    for name, output in outputs.items():
+        shown = {key: value for key, value in output.items() if key not in ("out", "yaml", "kept")}
+        (made / f"{name}.json").write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
+    for folder in (
+        others / model.folder / "horizon",
+        figures / model.folder / "horizon",
+        figures / model.folder / "information",
+    ):
+        for path in (*folder.glob("*.csv"), *folder.glob("*.png")):
+            # All tasks of a run in one panel: a picture of each of the two runs.
+            other = path.stem == "horizons" and folder.is_relative_to(others)
+            shutil.copy(path, made / (f"horizons-others{path.suffix}" if other else path.name))
+    for path in sorted((figures / model.folder / "oracle").glob("methods-*")):
+        if path.suffix in (".csv", ".png"):
+            shutil.copy(path, made / f"oracle-{path.name}")
+    # The command's table has a line for each sample; here their means do.
+    kept = pd.read_csv(made / "kept.csv").groupby(["task", "keep", "layer", "method"])[["kept", "information"]]
+    kept.mean().round(4).to_csv(made / "kept.csv")
+    for path in (figures / model.folder / "information" / "heatmaps").glob("*.png"):
+        shutil.copy(path, made / f"heatmap-{path.name}")
 
 
 def main(
@@ -80,40 +107,12 @@ def main(
     tasks: Annotated[str, typer.Option(help="Benchmarks.")] = TASKS,
     others: Annotated[str, typer.Option(help="Benchmarks of which only the removal of all is measured.")] = OTHERS,
 ) -> None:
-    """Make all figures, one process for each model."""
+    """Make all figures."""
     work = work.absolute()
-    work.mkdir(parents=True, exist_ok=True)
-    mirror = work / f"mirror-{2 * limit}"
-    if not mirror.exists():
-        build_mirror(mirror, rows=2 * limit)
-    environment = {**os.environ, "HF_HOME": str(work / "huggingface"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment["HOME"] = str(work)  # what `calibrate` keeps for schedule=auto is not the user's
-
-    def measure(model: DemoCheckpoint) -> int:
-        out, made = work / model.folder, OUT / model.folder
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-        for name, command in commands(model, out, tasks, others, limit, budget):
-            done = subprocess.run(command, cwd=mirror, env=environment, check=False, stdout=subprocess.PIPE, text=True)
-            if done.returncode:
-                return done.returncode
-            said = json.loads(done.stdout.strip().splitlines()[-1])
-            # Where it was made says nothing to a reader.
-            said = {key: value for key, value in said.items() if key not in ("out", "yaml", "kept")}
-            (made / f"{name}.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-        for folder in (out, out / "others", out / "information"):
-            for path in (*folder.glob("*.csv"), *folder.glob("*.png")):
-                shutil.copy(path, made)
-        # The command's table has a line for each sample; here their means do.
-        kept = pd.read_csv(made / "kept.csv").groupby(["task", "keep", "layer", "method"])[["kept", "information"]]
-        kept.mean().round(4).to_csv(made / "kept.csv")
-        for path in (out / "information" / "heatmaps").glob("*.png"):
-            shutil.copy(path, made / f"heatmap-{path.name}")
-        return 0
-
-    with ThreadPoolExecutor(len(MODELS)) as pool:
-        codes = list(pool.map(measure, MODELS))
-    raise typer.Exit(max(codes))
+    reproduce(FIGURES, work / "figures", tasks, limit)
+    reproduce(("fig9",), work / "others", others, limit)
+    for model in MODELS:
+        copy(model, work / "figures", work / "others", calibrate(model, work, tasks, limit, budget))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.spec import print_option
 from lmms_prune.record.files import WriteError
 from lmms_prune.record.redaction import secret_values
-from lmms_prune.terminal.console import SECRETS, ended_by_sigterm, fail, plainly
+from lmms_prune.terminal.console import ENVIRONMENT, SECRETS, ended_by_sigterm, fail, plainly
 from lmms_prune.terminal.options import DEFAULT_MODEL, Json
 
 # Module and name of each command outside this file: a function, or a group of commands.
@@ -43,6 +43,7 @@ COMMANDS = {
     "bench-information": "lmms_prune.bench.other_commands:bench_information",
     "bench-throughput": "lmms_prune.bench.other_commands:bench_throughput",
     "bench-waits": "lmms_prune.bench.other_commands:bench_waits",
+    "reproduce": "lmms_prune.reproduce.commands:reproduce",
     "doctor": "lmms_prune.certificate.commands:doctor",
 }
 # The kinds of methods, in the order of the README's table.
@@ -113,6 +114,7 @@ def main(
     """Schedules of visual-token pruning methods for LLaVA-1.5, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL and Qwen3-VL, inside lmms-eval."""
     # Secrets are read from the environment only here; commands that write files redact them.
     SECRETS.set(secret_values(os.environ))
+    ENVIRONMENT.set(os.environ)
 
 
 @app.command()

@@ -87,6 +87,20 @@ BELOW = {
         "schedule",
         "terminal",
     },
+    "reproduce": {
+        "configs",
+        "demo",
+        "efficiency",
+        "errors",
+        "harness",
+        "information",
+        "leaderboard",
+        "models",
+        "record",
+        "schedule",
+        "sweep",
+        "terminal",
+    },
     "cli": {
         "bench",
         "calibration",
@@ -99,6 +113,7 @@ BELOW = {
         "leaderboard",
         "methods",
         "record",
+        "reproduce",
         "sweep",
         "terminal",
     },
@@ -118,6 +133,7 @@ ONLY_IN = {
         "demo",
         "information",
         "leaderboard",
+        "reproduce",
         "sweep",
         "terminal",
     },
@@ -288,7 +304,7 @@ call("leaderboard", "--published", "--format", "json")
 
 def test_help_and_the_published_tables_wait_for_no_slow_import() -> None:
     report = run(SLOW)
-    assert len(report) == 29
+    assert len(report) == 30
     assert {words: slow for words, slow in report.items() if slow != [True]} == {}
 
 

@@ -10,12 +10,15 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import datasets
 from datasets import Dataset
 
 from lmms_prune.demo import content, pictures, questions, scene_rows, tables, text_rows
 from lmms_prune.demo.folders import new_folder
+from lmms_prune.demo.models import DemoError
 from lmms_prune.demo.scene_rows import gqa, mmbench, mme, pope, scienceqa
 from lmms_prune.demo.tables import Configs
 from lmms_prune.demo.text_rows import documents, ocrbench, ocrvqa, textvqa
@@ -56,6 +59,23 @@ def build_mirror(folder: str | os.PathLike[str], *, rows: int = 4, seed: int = 0
         for repository, builder in _BUILDERS.items():
             _write(partial / repository, builder(rows, seed))
     return Path(folder)
+
+
+def mirror_in(folder: Path, rows: int) -> Path:
+    """The benchmarks of so many rows below `folder`, drawn if they are not there.
+
+    Raises:
+        DemoError: they have changed since they were drawn.
+        OSError: `folder` cannot be written.
+    """
+    mirror = folder / f"mirror-{rows}-{drawn_by()}"
+    if not mirror.exists():
+        datasets.disable_progress_bars()
+        with suppress(FileExistsError):  # another process was faster; a folder that is there is whole
+            build_mirror(mirror, rows=rows)
+    elif damaged := next(damaged_files(mirror), None):
+        raise DemoError(f"the data has changed since it was drawn: {damaged}. Delete {mirror} to have it drawn again.")
+    return mirror
 
 
 def drawn_by() -> str:

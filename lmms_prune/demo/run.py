@@ -11,13 +11,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import datasets
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lmms_prune.demo.benchmarks import TASKS, build_mirror, damaged_files, drawn_by
+from lmms_prune.demo.benchmarks import TASKS, mirror_in
 from lmms_prune.demo.models import MODELS, DemoCheckpoint, DemoError, model_arguments, sizes, weights
 from lmms_prune.demo.processes import DemoRun, RunError, evaluate
 from lmms_prune.demo.proposals import proposals
@@ -160,13 +159,8 @@ def run_demo(
         raise DemoError(f"--folder {folder}: lmms-eval cannot take a comma in a path; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = {model: weights(model) for model in MODELS}
-    mirror = folder / f"mirror-{count}-{drawn_by()}"
-    if not mirror.exists():
-        datasets.disable_progress_bars()
-        with console.status("drawing the ten benchmarks"):
-            build_mirror(mirror, rows=count)
-    elif damaged := next(damaged_files(mirror), None):
-        raise DemoError(f"the data has changed since it was drawn: {damaged}. Delete {mirror} to have it drawn again.")
+    with console.status("drawing the ten benchmarks"):
+        mirror = mirror_in(folder, count)
     pairs = [(model, row.for_model(model)) for model in MODELS for row in rows]
     results = folder / f"results-{count}"
     runs = [_run(model, checkpoints[model], row, tasks, results / model.folder) for model, row in pairs]

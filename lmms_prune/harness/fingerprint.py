@@ -25,6 +25,7 @@ ASIDE = (
     "demo",
     "information",
     "leaderboard",
+    "reproduce",
     "sweep",
     "terminal",
 )
@@ -38,11 +39,11 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def code() -> str:
-    """Return a digest of this package's modules and tasks; any change, committed or not, changes it."""
+def code(aside: tuple[str, ...] = ASIDE) -> str:
+    """Return a digest of this package's modules and tasks, except those in `aside`; any change, committed or not, changes it."""
     digest = hashlib.sha256()
     modules = [
-        path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in ASIDE
+        path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in aside
     ]
     for path in sorted([*modules, *task_configs().glob("*.yaml")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

@@ -234,6 +234,12 @@ def horizon(
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     include: Include = None,
+    measured_in: Annotated[
+        Path | None,
+        typer.Option(
+            "--information", help="Folder of measured information, also of other commands. Default: in --out."
+        ),
+    ] = None,
     shard: Shard = None,
     launch: Annotated[
         str, typer.Option(help="Launcher of the measuring and evaluating processes, as for `sweep`.")
@@ -251,7 +257,7 @@ def horizon(
         fail(f"--epsilon {epsilon}: write a share from 0 to below 1, such as 0.01.")
     draw = draw_of(sample, sample_seed, limit)
     oracles = [name for name in chosen if METHODS[name.partition(";")[0]].kind == "oracle"]
-    _refuse_contradictions(scores_only, information_limit, sample or limit, oracles)
+    _refuse_contradictions(scores_only, information_limit, sample or limit, oracles, measured_in)
     with user_errors():
         from lmms_prune.information.aggregate import by_sample
         from lmms_prune.information.horizon import find_horizon
@@ -265,7 +271,8 @@ def horizon(
         refuse_unscored(names, model, include)
         part = shard_of(shard)
         measured = choice.smaller(information_limit)
-        request = MeasureRequest(model, model_args, measured, None, block, out / "information", rule, part)
+        store_folder = measured_in or out / "information"
+        request = MeasureRequest(model, model_args, measured, None, block, store_folder, rule, part)
         if launch and not scores_only and shard is None:
             measure_launched(launch, request)
         drawn = choice.numbers(model) if draw is not None else None
@@ -282,13 +289,13 @@ def horizon(
         if shard is None and not scores_only:
             loaded = load_unpruned(model, model_args)
             depth, model_title = loaded.depth, loaded.name
-            arguments = (loaded, names, measured.limit, block, include, out / "information", measured.draw, rule)
+            arguments = (loaded, names, measured.limit, block, include, store_folder, measured.draw, rule)
             averages = by_sample(measured_rows(*arguments))
         else:
             depth, model_title = depth_and_name(model, model_args)
             averages = None
         single_stages = [(m, n, k) for k in kept for m in chosen for n in range(depth) if acts_at(m, n)]
-        single = {stage: _single_stage(*stage, out / "information") for stage in single_stages}
+        single = {stage: _single_stage(*stage, store_folder) for stage in single_stages}
         schedules = list(dict.fromkeys(["none", *(f"vtw@{n}" for n in range(depth)), *single.values()]))
         if shard is not None:
             # An oracle reads the measurements of all parts, so it runs when they are collected.
@@ -303,7 +310,7 @@ def horizon(
                 scores = evaluate(evaluation, schedules, out, launch, report)
         if shard is not None:
             counts = (0, 0) if scores_only else measure_part(launch, request)
-            return _shard_evaluated(request, len(schedules), counts, as_json)
+            return _shard_evaluated(request, out, len(schedules), counts, as_json)
         choice.record(drawn or {}, out)
         horizons = []
         for task in names:
@@ -331,9 +338,15 @@ def horizon(
 
 
 def _refuse_contradictions(
-    scores_only: bool, information_limit: int | None, limit: int | None, oracles: Sequence[str]
+    scores_only: bool,
+    information_limit: int | None,
+    limit: int | None,
+    oracles: Sequence[str],
+    measured_in: Path | None,
 ) -> None:
     """End the command if its options about information contradict each other."""
+    if scores_only and measured_in is not None:
+        fail(f"--information {measured_in} and --scores-only: without information that folder is not read.")
     if scores_only and information_limit is not None:
         fail(
             f"--information-limit {information_limit} and --scores-only: without information there is nothing to limit."
@@ -348,12 +361,14 @@ def _refuse_contradictions(
         fail(f"--information-limit {information_limit}: only {limit} documents of each task are evaluated.")
 
 
-def _shard_evaluated(request: MeasureRequest, schedules: int, counts: tuple[int, int], as_json: bool) -> None:
+def _shard_evaluated(
+    request: MeasureRequest, out: Path, schedules: int, counts: tuple[int, int], as_json: bool
+) -> None:
     """Say what a part of the work has done, and what collects it."""
     part, parts = request.shard
     if as_json:
         done = {"shard": f"{part}/{parts}", "schedules": schedules, "samples": counts[0]}
-        typer.echo(json.dumps({"out": str(request.out.parent), **done}))
+        typer.echo(json.dumps({"out": str(out), **done}))
         return
     typer.echo(
         f"part {part} of {parts}: {schedules} schedules are evaluated, and {counts[0]} documents measured; the same command "

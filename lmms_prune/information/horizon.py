@@ -122,6 +122,26 @@ def find_horizon(
     )
 
 
+def score_horizons(
+    unpruned: Samples,
+    removed: Mapping[int, Samples],
+    epsilon: float = EPSILON,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[int, np.ndarray]:
+    """The horizon by scores alone, on the documents themselves and on each resample, for comparisons of tasks.
+
+    Args:
+        unpruned, removed, epsilon, resamples, seed: as for `find_horizon`.
+    """
+    order = sorted(removed)
+    runs, strata = [unpruned, *(removed[layer] for layer in order)], len(np.unique(unpruned.stratum))
+    draws = resampled(runs, resamples, np.random.default_rng(seed))
+    scores = np.array([[run.score for run in runs]])
+    own, drawn = (_smallest(_conditions(table, len(order), strata, epsilon)[0], order) for table in (scores, draws))
+    return int(own[0]), drawn
+
+
 def _with_units(task: str, information: pd.DataFrame, unpruned: Samples, partial: bool) -> pd.DataFrame:
     """The information with the unit of each document.
 

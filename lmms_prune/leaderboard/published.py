@@ -189,3 +189,8 @@ def _protocols() -> dict[int, Protocol]:
     """Return the protocols by their table's number."""
     written = {table["table"]: table["protocol"] for table in _tables()}
     return {number: Protocol(p["settings"], p["tasks"], p["options"]) for number, p in written.items()}
+
+
+def published_text_tokens() -> float:
+    """Return the average text tokens of a prompt from which Table 3's FLOPs and storage follow."""
+    return float(json.loads(_FILE.read_text(encoding="utf-8"))["costs"]["text_tokens"])

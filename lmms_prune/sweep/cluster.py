@@ -54,13 +54,8 @@ def run_on_cluster(
         return
     program = [str(Path(sys.executable).with_name("lmms-prune")), "sweep", *map(str, paths)]
     arguments = [text for name, value in options.items() if value is not None for text in (name, str(value))]
-    for text in (*program, *arguments, *parameters):
-        if (shown := redacted(text, secrets)) != text:
-            raise SweepError(
-                f"--cluster {cluster}: '{shown}' holds a secret, which would be written to the jobs' files; set it as an "
-                "environment variable, which jobs inherit."
-            )
-    submit = _submitter(waiting[0].out / ".jobs", cluster, parameters)
+    refuse_secrets([*program, *arguments, *parameters], cluster, secrets)
+    submit = submitter(waiting[0].out / ".jobs", cluster, parameters)
     submitted = {
         part: submit([*program, *arguments, "--shard", part]) for part in dict.fromkeys(job.part for job in waiting)
     }
@@ -79,6 +74,20 @@ def run_on_cluster(
         time.sleep(_POLL_SECONDS if waiting else 0)
 
 
+def refuse_secrets(words: Sequence[str], cluster: str, secrets: Collection[str]) -> None:
+    """Refuse a command whose words hold a secret, since a cluster job's files have them.
+
+    Raises:
+        SweepError: names the word.
+    """
+    for text in words:
+        if (shown := redacted(text, secrets)) != text:
+            raise SweepError(
+                f"--cluster {cluster}: '{shown}' holds a secret, which would be written to the jobs' files; set it as an "
+                "environment variable, which jobs inherit."
+            )
+
+
 def _unfinished(job: Job, cluster_job: Any, secrets: Collection[str]) -> JobOutcome:
     """The outcome of a job that is incomplete although its cluster job has ended."""
     log = job.partial / "log.txt"
@@ -92,11 +101,16 @@ def _unfinished(job: Job, cluster_job: Any, secrets: Collection[str]) -> JobOutc
     return JobOutcome(job, "failed", reason=f"{reason}\n  log: {path}")
 
 
-def _submitter(folder: Path, cluster: str, parameters: Sequence[str]) -> Callable[[list[str]], Any]:
-    """A function that submits a command as a cluster job.
+def submitter(folder: Path, cluster: str, parameters: Sequence[str]) -> Callable[[list[str]], Any]:
+    """A function that submits a command as a cluster job, and returns submitit's job.
+
+    Args:
+        folder: of the jobs' files.
+        cluster: one of `CLUSTERS`.
+        parameters: ``name=value`` for submitit.
 
     Raises:
-        SweepError: see `run_on_cluster`.
+        SweepError: submitit is not installed or rejects a parameter.
     """
     if cluster not in CLUSTERS:
         raise SweepError(f"--cluster {cluster}: use {' or '.join(CLUSTERS)}.")

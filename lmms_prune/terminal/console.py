@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NoReturn
@@ -16,6 +16,9 @@ from lmms_prune.record.redaction import redacted
 
 SECRETS: ContextVar[tuple[str, ...]] = ContextVar("secrets", default=())
 """Values that no file may contain: the command line reads them from its environment, and commands pass them to writers."""
+
+ENVIRONMENT: ContextVar[Mapping[str, str]] = ContextVar("environment")
+"""The command line's environment, for commands that start processes with another."""
 
 
 def fail(message: str) -> NoReturn:

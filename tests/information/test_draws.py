@@ -162,6 +162,7 @@ def test_parts_and_several_processes_give_what_one_gives(data: Path, forking: Fo
         (["--methods", "information;of=x"], "leave ;of=x out"),
         (["--scores-only", "--methods", "information"], "--scores-only measures none"),
         (["--scores-only", "--information-limit", "3"], "there is nothing to limit"),
+        (["--scores-only", "--information", "elsewhere"], "--information elsewhere and --scores-only"),
         (["--information-limit", "3", "--limit", "2"], "only 2 documents of each task are evaluated"),
         (["--information-limit", "2", "--methods", "information"], "needs the information of every evaluated document"),
         (["--shard", "3/2"], "--shard 3/2: write the part and the number of parts"),

@@ -11,7 +11,7 @@ import pytest
 from lmms_prune.calibration.propose import candidates, loss
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.calibrations import calibration_file, keep_calibration
-from lmms_prune.information.horizon import find_horizon, vanishes
+from lmms_prune.information.horizon import find_horizon, score_horizons, vanishes
 from lmms_prune.information.layer_sweep import Evaluation, acts_at, single_stage, slug
 from lmms_prune.information.options import refuse_unscored
 from lmms_prune.information.plots import draw_horizon, draw_horizons
@@ -229,6 +229,16 @@ def test_without_information_the_scores_alone_decide(tmp_path: Path) -> None:
     assert list(horizon.layers.columns) == ["layer", "score", "full"]
     for path in draw_horizon(horizon, "schedules up", tmp_path / "horizon"):
         assert path.stat().st_size > 5000
+
+
+def test_horizons_by_scores_on_each_resample_are_those_of_the_horizon() -> None:
+    """The layer, and the ends of its interval, of 100 documents of which a few lose their answer at a deeper layer."""
+    removed = {layer: scored([0] * wrong + [1] * (100 - wrong)) for layer, wrong in enumerate((60, 40, 3, 1, 0, 0))}
+    horizon = find_horizon("pope", None, scored([1] * 100), removed)
+    layer, draws = score_horizons(scored([1] * 100), removed)
+    assert layer == horizon.layer == 3
+    assert tuple(np.percentile(draws, [2.5, 97.5], method="nearest")) == (horizon.low, horizon.high)
+    assert len(set(draws.tolist())) > 1
 
 
 def test_information_of_some_documents_is_resampled_by_itself() -> None:
