@@ -13,10 +13,10 @@ from lmms_prune.reproduce.information_claims import (
 )
 from lmms_prune.reproduce.items import Item
 from lmms_prune.reproduce.layer_claims import method_findings, oracle_findings
-from lmms_prune.reproduce.marks import Finding
+from lmms_prune.reproduce.marks import Verdict
 from lmms_prune.reproduce.table_claims import table_findings
 
-BY_KIND: Mapping[str, Callable[[Item, Evidence], Iterator[Finding]]] = {
+BY_KIND: Mapping[str, Callable[[Item, Evidence], Iterator[Verdict]]] = {
     "scores": table_findings,
     "methods": method_findings,
     "kept": kept_findings,

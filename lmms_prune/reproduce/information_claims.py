@@ -22,8 +22,8 @@ from lmms_prune.reproduce.marks import (
     REPRODUCED,
     TOO_FEW,
     UNDECIDED,
-    Finding,
     PaperClaim,
+    Verdict,
     joined,
 )
 
@@ -40,7 +40,7 @@ _KEEPS_MORE = PaperClaim(
 )
 
 
-def kept_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
+def kept_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
     """The claims of the figures of kept information."""
     plan, model = evidence.plan, evidence.plan.model
     for task in plan.item_tasks(item):
@@ -105,7 +105,7 @@ _STRONGER = PaperClaim(
 )
 
 
-def variance_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
+def variance_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
     """The claim of the figure of variances."""
     plan, model, table = evidence.plan, evidence.plan.model, evidence.information
     for task in plan.item_tasks(item):
@@ -126,7 +126,7 @@ def variance_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
         yield _UNIFORM.finding(REPRODUCED if ratio.high < 0.5 else NOT_REPRODUCED, where, text)
 
 
-def vanishing_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
+def vanishing_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
     """The claim of the figure of mean information and scores."""
     plan, depth = evidence.plan, evidence.plan.model.sizes.layers
     for task in plan.item_tasks(item):
@@ -157,7 +157,7 @@ def horizon_of(evidence: Evidence, task: str) -> Horizon | None:
         return find_horizon(task, None, scores["none"], removed, resamples=RESAMPLES)
 
 
-def horizon_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
+def horizon_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
     """The claims of the figure of horizons, of one model."""
     plan, model = evidence.plan, evidence.plan.model
     tasks = plan.item_tasks(item)
@@ -184,7 +184,7 @@ def _drawn(evidence: Evidence, task: str) -> tuple[int, np.ndarray] | None:
     return None if scores is None or removed is None else score_horizons(scores["none"], removed, resamples=RESAMPLES)
 
 
-def stronger_finding(item: Item, studied: Sequence[Evidence]) -> Finding:
+def stronger_finding(item: Item, studied: Sequence[Evidence]) -> Verdict:
     """The claim of the figure of horizons that compares the paper's two models."""
     by_table = {evidence.plan.model.number: evidence for evidence in studied}
     strong, weak = by_table.get(1), by_table.get(2)

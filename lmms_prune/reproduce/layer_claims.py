@@ -13,7 +13,7 @@ from lmms_prune.leaderboard.statistics import interval, resampled
 from lmms_prune.reproduce.chain import ORACLE
 from lmms_prune.reproduce.evidence import RESAMPLES, SEED, Evidence, LayerScores, single_stages
 from lmms_prune.reproduce.items import Item
-from lmms_prune.reproduce.marks import ABSTRACT, MARGIN, NOT_RUN, TOO_FEW, Finding, PaperClaim
+from lmms_prune.reproduce.marks import ABSTRACT, MARGIN, NOT_RUN, TOO_FEW, PaperClaim, Verdict
 
 _NO_BETTER = PaperClaim(
     "In deep layers the methods are no better than random pruning.",
@@ -28,7 +28,7 @@ _BETTER_EARLY = PaperClaim(
 )
 
 
-def method_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
+def method_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
     """The claims of the figures of methods as the only stage."""
     plan = evidence.plan
     for task in plan.item_tasks(item):
@@ -83,7 +83,7 @@ def _mean_difference(unpruned: Samples, runs: Sequence[Samples], controls: Seque
     return interval(100 * float(values) / full, 100 * draws / full)
 
 
-def _worst(claim: PaperClaim, differences: Mapping[str, Interval], where: str) -> Finding:
+def _worst(claim: PaperClaim, differences: Mapping[str, Interval], where: str) -> Verdict:
     """A claim that must hold for every method, by the one with the highest interval."""
     if not differences:
         return claim.finding(NOT_RUN, where, "runs are missing")
@@ -91,7 +91,7 @@ def _worst(claim: PaperClaim, differences: Mapping[str, Interval], where: str) -
     return claim.below(MARGIN, differences[method], where, "% of the unpruned score", f"highest: {method}")
 
 
-def best_of(claim: PaperClaim, differences: Mapping[str, Interval], where: str, unit: str) -> Finding:
+def best_of(claim: PaperClaim, differences: Mapping[str, Interval], where: str, unit: str) -> Verdict:
     """A claim that must hold for one method, by the one with the highest lower end."""
     if not differences:
         return claim.finding(NOT_RUN, where, "runs are missing")
@@ -111,7 +111,7 @@ _NO_GAIN = PaperClaim(
 )
 
 
-def oracle_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
+def oracle_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
     """The claims of the figures of pruning by information."""
     plan, model = evidence.plan, evidence.plan.model
     for task in plan.item_tasks(item):

@@ -19,7 +19,7 @@ TOO_FEW = "too few documents for an interval: most of its categories have one im
 
 
 @dataclass(frozen=True)
-class Finding:
+class Verdict:
     """One claim on one model's run.
 
     Args:
@@ -47,11 +47,11 @@ class PaperClaim:
     source: str
     rule: str
 
-    def finding(self, state: State, where: str, measured: str) -> Finding:
+    def finding(self, state: State, where: str, measured: str) -> Verdict:
         """The claim on one run."""
-        return Finding(self.text, self.source, self.rule, state, where, measured)
+        return Verdict(self.text, self.source, self.rule, state, where, measured)
 
-    def above(self, least: float, difference: Interval | None, where: str, unit: str, what: str = "") -> Finding:
+    def above(self, least: float, difference: Interval | None, where: str, unit: str, what: str = "") -> Verdict:
         """Reproduced if the whole interval lies above `least`."""
         if difference is None:
             return self.finding(NOT_RUN, where, what or "runs are missing")
@@ -60,7 +60,7 @@ class PaperClaim:
         undecided = UNDECIDED if difference.low <= least < difference.high else undecided
         return self.finding(state, where, joined(what, printed(difference, unit), undecided))
 
-    def below(self, most: float, difference: Interval | None, where: str, unit: str, what: str = "") -> Finding:
+    def below(self, most: float, difference: Interval | None, where: str, unit: str, what: str = "") -> Verdict:
         """Reproduced if the whole interval lies below `most`."""
         if difference is None:
             return self.finding(NOT_RUN, where, what or "runs are missing")

@@ -22,7 +22,7 @@ from lmms_prune.reproduce.evidence import Evidence
 from lmms_prune.reproduce.figures import ReportPicture, pictures
 from lmms_prune.reproduce.information_claims import stronger_finding
 from lmms_prune.reproduce.items import Item
-from lmms_prune.reproduce.marks import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Finding
+from lmms_prune.reproduce.marks import NOT_REPRODUCED, NOT_RUN, REPRODUCED, Verdict
 from lmms_prune.reproduce.runner import StepRecord, Surroundings, is_finished, read_record
 from lmms_prune.reproduce.table_claims import cost_findings
 from lmms_prune.reproduce.tables import ReportTable, cost_table, score_table
@@ -44,7 +44,7 @@ class ItemReport:
     """
 
     item: Item
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Verdict] = field(default_factory=list)
     tables: list[ReportTable] = field(default_factory=list)
     figures: list[ReportPicture] = field(default_factory=list)
     unfinished: dict[str, str] = field(default_factory=dict)
@@ -61,9 +61,9 @@ class ItemReport:
         return {state: counted[state] for state in _STATES if counted[state]}
 
     @property
-    def claims(self) -> dict[tuple[str, str, str], list[Finding]]:
+    def claims(self) -> dict[tuple[str, str, str], list[Verdict]]:
         """Findings by claim, source and rule."""
-        grouped: dict[tuple[str, str, str], list[Finding]] = {}
+        grouped: dict[tuple[str, str, str], list[Verdict]] = {}
         for finding in self.findings:
             grouped.setdefault((finding.claim, finding.source, finding.rule), []).append(finding)
         return grouped

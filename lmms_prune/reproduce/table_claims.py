@@ -14,8 +14,8 @@ from lmms_prune.reproduce.marks import (
     NOT_RUN,
     REPRODUCED,
     UNDECIDED,
-    Finding,
     PaperClaim,
+    Verdict,
     joined,
 )
 
@@ -34,7 +34,7 @@ _BEST = PaperClaim(
 )
 
 
-def table_findings(item: Item, evidence: Evidence) -> Iterator[Finding]:
+def table_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
     """The claims of a table of scores."""
     plan, table = evidence.plan, evidence.table
     name = plan.model.name
@@ -55,7 +55,7 @@ def _budget(text: str) -> str:
     return "half of the tokens" if text == "50pct" else f"{text} tokens" if text else ""
 
 
-def _same_numbers(evidence: Evidence, name: str) -> Finding:
+def _same_numbers(evidence: Evidence, name: str) -> Verdict:
     plan, table = evidence.plan, evidence.table
     if plan.model.scaled or plan.model.demo:
         return _SAME.finding(NOT_RUN, name, f"the printed numbers are of {plan.model.table.title}, not of this model")
@@ -90,7 +90,7 @@ def _rel_difference(evidence: Evidence, first: str, second: str) -> Interval | N
     return interval(rels[0] - rels[1], drawn[0] - drawn[1])
 
 
-def _best_row(evidence: Evidence, singles: Mapping[tuple[str, str], str], name: str) -> Finding:
+def _best_row(evidence: Evidence, singles: Mapping[tuple[str, str], str], name: str) -> Verdict:
     best = next(text for (row, _), text in singles.items() if row == "DivPrune+Random")
     table = evidence.table
     others = [text for (row, _), text in singles.items() if text not in (best, "none")]
@@ -113,7 +113,7 @@ _FASTER = PaperClaim(
 )
 
 
-def cost_findings(evidence: Evidence, arithmetic: Mapping[str, Mapping[str, float]]) -> Iterator[Finding]:
+def cost_findings(evidence: Evidence, arithmetic: Mapping[str, Mapping[str, float]]) -> Iterator[Verdict]:
     """The claims of Table 3.
 
     Args:
@@ -135,7 +135,7 @@ def cost_findings(evidence: Evidence, arithmetic: Mapping[str, Mapping[str, floa
     yield from _faster(evidence)
 
 
-def _faster(evidence: Evidence) -> Iterator[Finding]:
+def _faster(evidence: Evidence) -> Iterator[Verdict]:
     output, name = evidence.output(f"{evidence.plan.model.name}-bench"), evidence.plan.model.name
     runs = {run["schedule"]: run for run in (output or {}).get("runs", [])}
     by_row = {(cost.printed.name, cost.printed.budget): str(cost.schedule) for cost in evidence.plan.costs}

@@ -16,7 +16,7 @@ from lmms_prune.reproduce import claims, information_claims, layer_claims, table
 from lmms_prune.reproduce.chain import ChainOptions, plan_model
 from lmms_prune.reproduce.evidence import Evidence
 from lmms_prune.reproduce.items import ITEMS, Item
-from lmms_prune.reproduce.marks import TOO_FEW, Finding, PaperClaim
+from lmms_prune.reproduce.marks import TOO_FEW, PaperClaim, Verdict
 from lmms_prune.reproduce.models import studied_models
 
 CLAIM = PaperClaim("It rains.", "abstract", "Above 0.")
@@ -86,7 +86,7 @@ def layered(method_scores: dict[str, list[float]], keep: str, count: int = 400) 
     return scores
 
 
-def by_claim(findings: list[Finding]) -> dict[str, list[str]]:
+def by_claim(findings: list[Verdict]) -> dict[str, list[str]]:
     states: dict[str, list[str]] = {}
     for finding in findings:
         states.setdefault(finding.claim, []).append(finding.state)
