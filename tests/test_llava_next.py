@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import adapted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import Family, noise
@@ -21,7 +22,7 @@ from lmms_prune.certificate.runner import examine
 from lmms_prune.compat.tiles import keep_padding, unpads
 from lmms_prune.errors import BrokenImageError, PruningError, ScheduleError, UnsupportedModelError
 from lmms_prune.methods import METHODS
-from lmms_prune.models.llava_next import LLAVA_NEXT, LlavaNext
+from lmms_prune.models.llava_next import LLAVA_NEXT
 from lmms_prune.models.mosaic import Mosaic
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.schedule.presets import PRESETS
@@ -88,6 +89,7 @@ def test_regions_are_rectangles_of_their_tile(height: int, width: int, unpad: bo
         regions = mosaic.regions(kind)
         assert sorted(number for region in regions for number in region.raster) == list(range(mosaic.patches))
         assert all(region.grid and region.grid[0] * region.grid[1] == len(region.raster) for region in regions)
+        assert all(region.raster for region in regions), "no method can score an image without tokens"
     for region in mosaic.regions("tile"):
         assert len({mosaic.sources[number][0] for number in region.raster}) == 1
     (base, canvas), boxes = mosaic.rectangles, mosaic.boxes
@@ -256,6 +258,22 @@ def test_holovs_crops_and_pools_cells_lie_in_one_grid(small: Family) -> None:
     assert row.indices(0)[0][:4] == [5, 7, 13, 15]
 
 
+@pytest.mark.parametrize("size", [(300, 1), (1, 300)], ids=["high", "wide"])
+def test_an_image_so_narrow_that_its_canvas_is_cut_off_whole(small: Family, size: tuple[int, int]) -> None:
+    """Its only grid is the base, in a batch with an image that has both; a canvas without columns keeps its newline tokens."""
+    mosaic = mosaic_of(size)
+    assert mosaic.patches == SIDE**2
+    assert len(mosaic.regions("rectangle")) == 1
+    images = [[noise(1, size[1], size[0]), noise(2, 196, 140)], [noise(3, size[1], size[0])]]
+    for spec in METHODS.values():
+        if not spec.ready or not spec.needs_grid or spec.highest_layer == 0:
+            continue
+        several, alone = run(small, f"{spec.name}@1:0.5", images).rows
+        assert several.images == [16, 64], spec.name
+        assert alone.images == [16], spec.name
+        assert several.kept[0][0] == alone.kept[0][0] < 16, spec.name
+
+
 SCHEDULES = (
     "vispruner@0:0.5;per=tile,dart@2:0.3,pool@5:0.15",
     "visionzip@0:0.6;per=tile,fastv@3:0.3;per=tile",
@@ -326,6 +344,14 @@ def test_the_padding_is_kept_by_model_and_processor_alike(small: Family, padded:
     assert [row.images for row in trace.rows] == [[80], [48, 64]]
     assert [row.newlines for row in trace.rows] == [[0], [0, 0]]
     assert [row.images for row in run(small, "random@1:0.5", images).rows] != [[80], [48, 64]]
+
+
+def test_a_model_with_an_adapter_keeps_its_padding_too(small: Family) -> None:
+    """PEFT's wrapper has an attribute `model` as well, and no image passes through that one's packing."""
+    wrapper, processor = adapted(small.model), copy.deepcopy(small.processor)
+    keep_padding(wrapper, processor)
+    (row,) = run(Family(small.name, small.folder, wrapper, processor), "random@1:0.5", [[noise(1, 196, 140)]]).rows
+    assert (row.images, row.kept) == ([80], [[40]])
 
 
 def test_a_guide_that_cuts_the_padding_off_is_refused(padded: Family) -> None:
@@ -440,5 +466,6 @@ def test_mistral_without_a_sliding_window(window: int | None) -> None:
 def test_a_checkpoint_that_keeps_the_class_token_is_refused() -> None:
     made = config()
     made.vision_feature_select_strategy = "full"
-    with pytest.raises(UnsupportedModelError, match="'full' is not supported"):
-        LlavaNext.mosaics(LLAVA_NEXT, made, {"image_sizes": torch.tensor([[100, 100]])})
+    made.vision_config.model_type = "clip_vision_model"
+    with pytest.raises(UnsupportedModelError, match="'full' of a LLaVA-NeXT is not supported"):
+        LLAVA_NEXT.tokens_per_image(made)

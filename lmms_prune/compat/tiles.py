@@ -19,11 +19,23 @@ def keep_padding(model: Any, processor: Any) -> None:
     """Let a loaded LLaVA-NeXT and its processor keep all patches of all tiles, without newline tokens.
 
     As in most papers, where ``mm_patch_merge_type`` is ``spatial``: 2,880 tokens for two by two tiles. It cannot be undone;
-    load them again instead.
+    load them again instead. The model may be a `peft.PeftModel`.
     """
+    keep_padding_in_model(model)
+    keep_padding_in_processor(processor)
+
+
+def keep_padding_in_model(model: Any) -> None:
+    """The half of `keep_padding` that concerns the model, for inputs that no processor makes."""
+    # PEFT's wrapper of an adapter has an attribute `model` too: the whole model, which packs no features.
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     multimodal = getattr(model, "model", model)
     model.config.unpads_tiles = False
     multimodal.pack_image_features = partial(_packed, type(multimodal), model.config)
+
+
+def keep_padding_in_processor(processor: Any) -> None:
+    """The half of `keep_padding` that concerns the processor, which counts an image's tokens."""
     processor._get_unpadded_features = _features
 
 

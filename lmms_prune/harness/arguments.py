@@ -28,9 +28,9 @@ _OF_ONE_FAMILY = ("unpad",)  # arguments that only families have which name them
 _CONTINUED = ("schedule", "system_prompt", "chat_template")
 WEIGHTS = (
     *("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code"),
-    *("peft", "load_in_4bit", "load_in_8bit"),
+    *("peft", "load_in_4bit", "load_in_8bit", *_OF_ONE_FAMILY),
 )
-"""Arguments that decide which weights are loaded, and how."""
+"""Arguments that decide which weights are loaded, how, and how the loaded model is changed."""
 _RECORDED_WHERE_SET = ("peft", "load_in_4bit", "load_in_8bit", *_OF_ONE_FAMILY)
 
 
@@ -164,6 +164,22 @@ class ModelArguments:
         if self.chat_template is not None and self.prompt == "vicuna":
             raise ArgumentError("prompt=vicuna and chat_template both say how to prompt; give one of them.")
 
+    def refuse_other_families(self, family: Family) -> None:
+        """Refuse an argument of another family, where the family was not known when the arguments were read.
+
+        Args:
+            family: the checkpoint's.
+
+        Raises:
+            ArgumentError: names it and the family.
+        """
+        for name in set(_OF_ONE_FAMILY) - set(family.arguments):
+            if (value := getattr(self, name)) is not None:
+                message = (
+                    f"model_args: {name}={value} is for another model family; {self.pretrained} is a {family.title}."
+                )
+                raise ArgumentError(message)
+
     @property
     def quantisation(self) -> str | None:
         """The argument that quantises the weights while they are loaded; None if they stay as they are."""
@@ -171,7 +187,7 @@ class ModelArguments:
 
     def weights(self) -> tuple[str, ...]:
         """Return the values that decide which weights are loaded, and how, as texts."""
-        return tuple(str(getattr(self, name)) for name in (*WEIGHTS, *_OF_ONE_FAMILY))
+        return tuple(str(getattr(self, name)) for name in WEIGHTS)
 
     def settings(self) -> dict[str, str]:
         """Return all values that can change an answer, as texts by name; equal settings give equal answers."""

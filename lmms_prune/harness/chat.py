@@ -79,6 +79,7 @@ class ChatModel(lmms):
     def _load_processor(self) -> Any:
         processor = load_processor(self.arguments, **self.family.processor_options(self.arguments))
         processor.tokenizer.padding_side = "left"
+        self.family.prepare_processor(processor, self.arguments)
         return processor
 
     def _inputs(self, messages: list[list[dict[str, Any]]]) -> Any:

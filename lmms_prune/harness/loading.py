@@ -182,7 +182,10 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
     options: dict[str, Any] = {"dtype": arguments.dtype, "device_map": where}
     if arguments.attn_implementation:
         options["attn_implementation"] = arguments.attn_implementation
-    options |= loading_options(arguments, any_config(arguments))
+    config = any_config(arguments)
+    family = family_of(config)
+    arguments.refuse_other_families(family)
+    options |= loading_options(arguments, config)
     with _unloadable(arguments, "weights"), installed_kernel(arguments.attn_implementation):
         model, info = AutoModelForImageTextToText.from_pretrained(
             arguments.pretrained,
@@ -212,6 +215,7 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
     refuse_widths(model, arguments)
     if arguments.peft is not None:
         model = with_adapter(model, arguments)
+    family.prepare_model(model, arguments)
     return model.eval()
 
 

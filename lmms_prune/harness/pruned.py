@@ -138,7 +138,6 @@ class PrunedModel(ChatModel):
         if fault := self.family.processor_fault(self.processor, config):
             raise CheckpointError(f"pretrained={arguments.pretrained}: {fault}")
         self.model = load_model(arguments, self._device)
-        self.family.prepare(self.model, self.processor, self.arguments)
         # A missing requirement of a method, such as an auxiliary model, is reported before the first sample is answered.
         check(self.model, schedule)
         sizes = from_config(self.model.config.to_dict(), arguments.pretrained)

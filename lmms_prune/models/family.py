@@ -240,8 +240,11 @@ class Family(ABC):
         """What is missing in the checkpoint's processor, with the fix, where it would fail or miscount at every image; else ""."""
         return ""
 
-    def prepare(self, model: Any, processor: Any, arguments: Any) -> None:  # noqa: B027  (most families need nothing)
-        """Change a loaded model and its processor as the run's arguments say; by default nothing."""
+    def prepare_model(self, model: Any, arguments: Any) -> None:  # noqa: B027  (most families need nothing)
+        """Change a loaded model as the arguments with which it was loaded say; by default nothing."""
+
+    def prepare_processor(self, processor: Any, arguments: Any) -> None:  # noqa: B027  (most families need nothing)
+        """Change a loaded processor as its model is changed; by default nothing."""
 
     @abstractmethod
     def processed(

@@ -44,6 +44,14 @@ class Llava(Family):
     """LLaVA-1.5 (``--model llava_pruned``). Prompts and pixels are those of lmms-eval's own chat ``llava_hf``."""
 
     def tokens_per_image(self, config: Any) -> int | None:
+        return self.tokens_per_square(config)
+
+    def tokens_per_square(self, config: Any) -> int:
+        """Tokens of each square that the vision encoder sees: an image, or a tile of one.
+
+        Raises:
+            UnsupportedModelError: the vision encoder is not CLIP's.
+        """
         vision = config.vision_config
         if getattr(vision, "model_type", None) != "clip_vision_model":
             raise UnsupportedModelError(
@@ -99,7 +107,7 @@ class Llava(Family):
 
     def processor_fault(self, processor: Any, config: Any) -> str:
         # The processor writes the image's tokens into the prompt, and counts them from fields of its own.
-        side, tokens = config.vision_config.image_size, self.tokens_per_image(config)
+        side, tokens = config.vision_config.image_size, self.tokens_per_square(config)
         strategy = config.vision_feature_select_strategy
         needed = {
             "patch_size": config.vision_config.patch_size,

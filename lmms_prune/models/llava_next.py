@@ -28,7 +28,12 @@ class LlavaNext(Llava):
     """
 
     def tokens_per_image(self, config: Any) -> int | None:
-        super().tokens_per_image(config)  # refuses another encoder
+        self.tokens_per_square(config)  # refuses another encoder
+        if config.vision_feature_select_strategy != "default":
+            strategy = config.vision_feature_select_strategy
+            raise UnsupportedModelError(
+                f"vision_feature_select_strategy '{strategy}' of a LLaVA-NeXT is not supported; only 'default' is."
+            )
         return None
 
     def only_grid(self, config: Any) -> Grid | None:
@@ -80,11 +85,17 @@ class LlavaNext(Llava):
         images = [part["image"] for part in parts if "image" in part]
         return processor(images=images or None, text=prompts, padding=True, return_tensors="pt")
 
-    def prepare(self, model: Any, processor: Any, arguments: Any) -> None:
-        from lmms_prune.compat.tiles import keep_padding
+    def prepare_model(self, model: Any, arguments: Any) -> None:
+        from lmms_prune.compat.tiles import keep_padding_in_model
 
         if arguments.unpad is False:
-            keep_padding(model, processor)
+            keep_padding_in_model(model)
+
+    def prepare_processor(self, processor: Any, arguments: Any) -> None:
+        from lmms_prune.compat.tiles import keep_padding_in_processor
+
+        if arguments.unpad is False:
+            keep_padding_in_processor(processor)
 
     def view_of(self, settings: Mapping[str, str]) -> str:
         return "whole"
@@ -118,17 +129,10 @@ class LlavaNext(Llava):
 
 
 def _mosaic(config: Any, size: tuple[int, int]) -> Mosaic:
-    """The mosaic of an image of `size` (height and width in pixels), as the model puts it together.
-
-    Raises:
-        UnsupportedModelError: the checkpoint keeps the class token among the patches.
-    """
+    """The mosaic of an image of `size` (height and width in pixels), as the model puts it together."""
     from transformers.image_processing_utils import select_best_resolution
 
     vision = config.vision_config
-    if config.vision_feature_select_strategy != "default":
-        strategy = config.vision_feature_select_strategy
-        raise UnsupportedModelError(f"vision_feature_select_strategy '{strategy}' is not supported; only 'default' is.")
     canvas = tuple(select_best_resolution(size, config.image_grid_pinpoints))
     unpad = unpads(config)
     return mosaic(size, canvas, vision.image_size, vision.image_size // vision.patch_size, unpad=unpad, newlines=unpad)

@@ -116,7 +116,7 @@ class Mosaic:
         return [len(region.raster) for region in self.regions("tile")]
 
     def regions(self, kind: Kind) -> tuple[Region, ...]:
-        """The image's regions; a tile of which unpadding leaves nothing is none."""
+        """The image's regions; a tile or canvas of which unpadding leaves nothing is none."""
         return _regions(self, kind)
 
 
@@ -141,8 +141,8 @@ def _regions(mosaic: Mosaic, kind: Kind) -> tuple[Region, ...]:
     if kind == "image":
         return (Region(everything, None),)
     if kind == "rectangle":
-        whole = Region(everything[: mosaic.base], mosaic.rectangles[0])
-        return whole, Region(everything[mosaic.base :], mosaic.rectangles[1])
+        parts = (everything[: mosaic.base], everything[mosaic.base :])
+        return tuple(Region(*part) for part in zip(parts, mosaic.rectangles, strict=True) if part[0])
     members: list[list[int]] = [[] for _ in range(mosaic.encoded)]
     for number, (tile, _) in enumerate(mosaic.sources):
         members[tile].append(number)

@@ -30,6 +30,7 @@ from lmms_prune.bench.spans import PARTS, Marks
 from lmms_prune.cli import app
 from lmms_prune.compat.torch import forgotten_rules
 from lmms_prune.efficiency.cost import peak_bytes
+from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.methods.dart import DART
 from lmms_prune.models.architectures import PUBLISHED, architecture, from_config
 from lmms_prune.pruning.hooks import prune
@@ -274,6 +275,19 @@ def test_memory_that_this_machine_lacks_is_said_and_other_errors_pass() -> None:
 @pytest.mark.parametrize(("asked", "dtype"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
 def test_types_may_be_written_short(folders: dict[str, Path], asked: str, dtype: torch.dtype) -> None:
     assert given_model(str(folders["llava"]), None, None, asked, "cpu").model.dtype == dtype
+
+
+def test_a_model_in_tiles_is_timed_with_its_padding(folders: dict[str, Path]) -> None:
+    """``--model_args unpad=false`` is the model that an evaluation with it has: what is timed has its tokens."""
+    for model_args, tokens in (("", 16 + 4 * 3 + 4), ("unpad=false", 48)):
+        model = given_model(str(folders["next"]), None, None, "float32", "cpu", model_args).model
+        inputs = random_inputs(model, 1, (4, 3), 12)
+        assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == tokens
+        with torch.no_grad(), prune(model, "random@1:0.5") as trace:
+            model.generate(**inputs, max_new_tokens=1, pad_token_id=0)
+        assert trace.rows[0].visual_tokens == tokens
+    with pytest.raises(ArgumentError, match=r"unpad=False is for another model family; .* is a LLaVA-1\.5"):
+        given_model(str(folders["llava"]), None, None, "float32", "cpu", "unpad=false")
 
 
 LLAVA = ("bench", "--arch", "llava-1.5-7b")

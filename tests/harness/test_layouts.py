@@ -103,9 +103,9 @@ def test_stored_quantisations_are_refused_by_name(method, harness, family, tmp_p
         of_config(tmp_path, config, load_in_8bit="true")
 
 
-def edited(harness, folder, **fields):
-    """A copy of the tiny LLaVA with other fields in its processor; None takes one out."""
-    shutil.copytree(harness.checkpoints["llava"], folder)
+def edited(harness, folder, family="llava", **fields):
+    """A copy of a tiny LLaVA with other fields in its processor; None takes one out."""
+    shutil.copytree(harness.checkpoints[family], folder)
     file = folder / "processor_config.json"
     config = json.loads(file.read_text()) | fields
     file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
@@ -140,7 +140,28 @@ def test_a_processor_that_miscounts_is_named_before_any_document(fields, parts, 
         assert part in str(error.value)
 
 
-def test_fields_that_count_alike_are_allowed(harness, tmp_path):
+FAMILIES_OF_CLIP = ("llava", "llava_next")
+
+
+def test_tiles_are_counted_as_images_are(harness, tmp_path):
+    """LLaVA-NeXT's processor counts the base from the same fields, though its images have no one number of tokens."""
+    folder = edited(harness, tmp_path / "edited", "llava_next", num_additional_image_tokens=None)
+    with pytest.raises(CheckpointError, match="counts 15 tokens for an image of which the model makes 16 "):
+        harness.create("llava_next", pretrained=str(folder))
+
+
+def test_a_next_that_keeps_class_tokens_is_refused_by_its_configuration(harness, tmp_path):
+    folder = tmp_path / "full"
+    shutil.copytree(harness.checkpoints["llava_next"], folder)
+    config = json.loads((folder / "config.json").read_text()) | {"vision_feature_select_strategy": "full"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="vision_feature_select_strategy 'full' of a LLaVA-NeXT"):
+        harness.create("llava_next", pretrained=str(folder))
+
+
+@pytest.mark.parametrize("family", FAMILIES_OF_CLIP)
+def test_fields_that_count_alike_are_allowed(family, harness, tmp_path):
     """Without the class token and without a strategy that drops it, the count is the same."""
-    folder = edited(harness, tmp_path / "edited", vision_feature_select_strategy="full", num_additional_image_tokens=0)
-    harness.create("llava", pretrained=str(folder))
+    fields = {"vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}
+    folder = edited(harness, tmp_path / "edited", family, **fields)
+    harness.create(family, pretrained=str(folder))
