@@ -32,7 +32,7 @@ BELOW = {
     "harness": {"compat", "efficiency", "errors", "models", "pruning", "record", "schedule"},
     "configs": {"efficiency", "errors", "harness", "models", "record", "schedule", "terminal"},
     "sweep": {"configs", "errors", "harness", "record", "terminal"},
-    "leaderboard": {"errors", "harness", "methods", "models", "record", "schedule", "terminal"},
+    "leaderboard": {"errors", "harness", "models", "record", "schedule", "terminal"},
     "demo": {"efficiency", "harness", "leaderboard", "models", "record", "schedule", "terminal"},
     "certificate": {
         "compat",
