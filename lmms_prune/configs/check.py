@@ -76,10 +76,14 @@ def _own_methods(checked: Checked, schedule: Schedule) -> None:
     for stage in schedule.stages:
         if not stage.spec.own:
             continue
-        checked.notes.append(f"schedule: the code of {stage.method} would run; its options and layers are not checked here")
+        checked.notes.append(
+            f"schedule: the code of {stage.method} would run; its options and layers are not checked here"
+        )
         file = re.sub(r"(\.py):\w+$", r"\1", stage.method)
         if file.endswith(".py") and not isfile(expanduser(file)):
-            checked.problems.append(f"schedule: there is no file {file} below {Path.cwd()}, where lmms-eval would look.")
+            checked.problems.append(
+                f"schedule: there is no file {file} below {Path.cwd()}, where lmms-eval would look."
+            )
 
 
 def _check_sizes(checked: Checked, family: Family) -> None:

@@ -127,11 +127,17 @@ def against_random(
         pair = draws.pair(entry, control, task)
         if pair is not None and task in entry.tasks and task in control.tasks:
             cells[task] = against(interval(entry.scores[task] - control.scores[task], pair[0] - pair[1]))
-    entry_rel, control_rel = (draws.ratio(either, baseline, tasks) for either in (entry, control))
-    values = [_rel(either, baseline, tasks) for either in (entry, control)]
-    if entry_rel is None or control_rel is None or values[0] is None or values[1] is None:
-        return None, cells
-    return against(interval(values[0] - values[1], entry_rel - control_rel)), cells
+    difference = rel_difference(entry, control, baseline, tasks, draws)
+    return None if difference is None else against(difference), cells
+
+
+def rel_difference(entry: Entry, other: Entry, baseline: Entry, tasks: Sequence[str], draws: Draws) -> Interval | None:
+    """Return the interval of an entry's Rel minus another's, on the same documents; None if they cannot be paired."""
+    entry_rel, other_rel = (draws.ratio(either, baseline, tasks) for either in (entry, other))
+    values = [_rel(either, baseline, tasks) for either in (entry, other)]
+    if entry_rel is None or other_rel is None or values[0] is None or values[1] is None:
+        return None
+    return interval(values[0] - values[1], entry_rel - other_rel)
 
 
 def _rel(entry: Entry, baseline: Entry, tasks: Sequence[str]) -> float | None:

@@ -146,8 +146,10 @@ def _options(cls: type[Method], where: str) -> tuple[Option, ...]:
     fields = {item.name: item for item in dataclasses.fields(cls)}
     plain = [
         name
-        for name, kind in cls.__dict__.get("__annotations__", {}).items()
-        if name not in fields and get_origin(kind) is not ClassVar and not str(kind).startswith(("ClassVar", "typing.ClassVar"))
+        for name, kind in inspect.get_annotations(cls).items()
+        if name not in fields
+        and get_origin(kind) is not ClassVar
+        and not str(kind).startswith(("ClassVar", "typing.ClassVar"))
     ]
     if plain:
         raise OwnMethodError(
@@ -158,14 +160,19 @@ def _options(cls: type[Method], where: str) -> tuple[Option, ...]:
 
 def _option(item: dataclasses.Field[Any], where: str) -> Option:
     if item.name in _RESERVED:
-        raise OwnMethodError(f"{where}: no option can be called '{item.name}', which a schedule uses itself; rename it.")
+        raise OwnMethodError(
+            f"{where}: no option can be called '{item.name}', which a schedule uses itself; rename it."
+        )
     if type(item.default) not in _TYPES:
         came = "none" if item.default is dataclasses.MISSING else repr(item.default)
-        raise OwnMethodError(f"{where}: the option '{item.name}' needs a flag, a number or a text as default, and has {came}.")
+        raise OwnMethodError(
+            f"{where}: the option '{item.name}' needs a flag, a number or a text as default, and has {came}."
+        )
     more: Mapping[str, Any] = item.metadata
+    default: Any = item.default
     option = Option(
         item.name,
-        item.default,
+        default,
         str(more.get("help", "")),
         tuple(more.get("choices", ())),
         more.get("low"),

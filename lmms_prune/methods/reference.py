@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from lmms_prune.errors import OptionError
 
@@ -50,6 +50,13 @@ class Reference:
     def short(self) -> Reference:
         """The same without the file's folder, as runs record it: the file's hash says which file it was."""
         return Reference(PurePath(self.source).name, self.class_name) if self.is_file else self
+
+    @property
+    def absolute(self) -> Reference:
+        """The same by the file's absolute path."""
+        if not self.is_file:
+            return self
+        return Reference.read(str(Reference(str(Path(self.source).expanduser().absolute()), self.class_name)))
 
     @classmethod
     def read(cls, text: str) -> Reference:

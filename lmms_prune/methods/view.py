@@ -117,6 +117,11 @@ class TokenView:
     memory: Memory = field(default_factory=Memory)
     _declared: frozenset[str] | None = None
 
+    @cached_property
+    def read_words(self) -> set[str]:
+        """The signals that were read so far, as words of `READS`."""
+        return set()
+
     @contextmanager
     def read_by(self, reads: Sequence[str] | None) -> Iterator[None]:
         """Inside the block, only the signals in `reads` may be read; None is no restriction."""
@@ -132,6 +137,7 @@ class TokenView:
         Raises:
             PruningError: names the word to write.
         """
+        self.read_words.add(word)
         if self._declared is not None and word not in self._declared:
             self._undeclared(word)
 

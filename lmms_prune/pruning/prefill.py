@@ -28,8 +28,8 @@ from lmms_prune.pruning.flops import SelectionFlops
 from lmms_prune.pruning.guards import CacheGuard
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.pruning.ragged import Packing, attention_mask, gather_rotary
-from lmms_prune.pruning.segment import Rotary, Segment
 from lmms_prune.pruning.returned import checked_mask, checked_rewrite, miscounted, reading
+from lmms_prune.pruning.segment import Rotary, Segment
 from lmms_prune.pruning.trace import PrefillTrace, RowTrace
 from lmms_prune.schedule import ADAPTIVE
 
@@ -175,7 +175,15 @@ class Prefill:
         # All that decides the selection's shapes, with the stages before it, whose results it may reuse.
         host = (division.sizes, division.counts, budget, layout.lengths, layout.owning_rows, division.grids)
         run = self.encoder_run.shapes() if self.encoder_run else ()
-        shapes = (str(block.schedule), type(acting.method), acting.number, state.hidden.shape, layout.text.valid.shape, repr(host), run)
+        shapes = (
+            str(block.schedule),
+            type(acting.method),
+            acting.number,
+            state.hidden.shape,
+            layout.text.valid.shape,
+            repr(host),
+            run,
+        )
         return SelectionFlops.of(block.model).run(select, acting.stage.spec, shapes)
 
     @torch.no_grad()

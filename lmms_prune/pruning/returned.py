@@ -50,7 +50,9 @@ def checked_rewrite(result: object, view: TokenView) -> tuple[Tensor, Int[Tensor
     """
     shape = tuple(view.valid.shape)
     if not isinstance(result, tuple) or len(result) != 2:
-        raise PruningError(f"`rewrite` returned {described(result)}; allowed is a pair: hidden states and raster indices.")
+        raise PruningError(
+            f"`rewrite` returned {described(result)}; allowed is a pair: hidden states and raster indices."
+        )
     states, index = result
     if not isinstance(states, Tensor) or states.shape[:-1] != shape or not states.is_floating_point():
         raise PruningError(

@@ -93,7 +93,9 @@ class Trace:
         return sum(row.avg_visual_tokens for row in rows) / len(rows) if rows else 0.0
 
 
-MISCOUNTED = "a method kept another number of tokens than its budget says, tokens that were not there, or an index twice."
+MISCOUNTED = (
+    "a method kept another number of tokens than its budget says, tokens that were not there, or an index twice."
+)
 
 
 class PrefillTrace:

@@ -93,6 +93,11 @@ class Schedule:
         return Schedule(tuple(stage.portable for stage in self.stages))
 
     @property
+    def absolute(self) -> Schedule:
+        """The schedule with the files of methods by their absolute paths, for a process that starts in another folder."""
+        return Schedule(tuple(stage.absolute for stage in self.stages))
+
+    @property
     def sources(self) -> str:
         """The SHA-256 of each file of a method of one's own that the schedule names, once imported; "" without any."""
         return " ".join(f"{stage.portable.method}={stage.spec.sha256}" for stage in self.stages if stage.spec.sha256)

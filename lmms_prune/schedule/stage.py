@@ -114,10 +114,12 @@ class Stage:
     @property
     def portable(self) -> Stage:
         """The stage with the file of its method, if it has one, named without its folder."""
-        if not self.spec.own:
-            return self
-        name = str(Reference.read(self.method).short)
-        return replace(self, method=name)
+        return replace(self, method=str(Reference.read(self.method).short)) if self.spec.own else self
+
+    @property
+    def absolute(self) -> Stage:
+        """The stage with the file of its method, if it has one, named by its absolute path."""
+        return replace(self, method=str(Reference.read(self.method).absolute)) if self.spec.own else self
 
     @property
     def at_most(self) -> bool:
@@ -163,8 +165,10 @@ def stage(
     """
     from lmms_prune.schedule.text import read_keep
 
+    options: tuple[tuple[str, object], ...] = ()
+    row = None
     if isinstance(method, str):
-        name, options, row = method, (), None
+        name = method
     else:
         from lmms_prune.methods.own import name_of, options_of, spec_of
 

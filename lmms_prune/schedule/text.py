@@ -112,9 +112,7 @@ class _Parser:
         layer_start = start + len(written) + 1
         if not _WHOLE.fullmatch(layer):
             hint = " A path must not have an @." if is_reference(written) or ".py" in layer_and_keep else ""
-            raise self.error(
-                f"the layer '{layer}' in stage {number} must be a whole number.{hint}", layer_start, layer
-            )
+            raise self.error(f"the layer '{layer}' in stage {number} must be a whole number.{hint}", layer_start, layer)
         keep_start = layer_start + len(layer) + 1
         stage_keep = self.keep(keep, spec, number, keep_start, bool(colon))
         pairs: dict[str, object] = {}
