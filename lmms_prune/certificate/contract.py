@@ -379,7 +379,7 @@ def _name(check: Callable[..., None]) -> str:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ContractOutcome:
     """What came of one check on one model.
 
     Args:
@@ -393,7 +393,7 @@ class Outcome:
     problem: str = ""
 
 
-def outcomes(name: str) -> Iterator[Outcome]:
+def outcomes(name: str) -> Iterator[ContractOutcome]:
     """Try a method of one's own, as a schedule text names it, on a small random model of each kind of family.
 
     Raises:
@@ -404,7 +404,7 @@ def outcomes(name: str) -> Iterator[Outcome]:
         for family in KINDS_OF_MODELS:
             mixed = Mixed(Tiny.load(family, BUILDERS[family](Path(root) / family, layers=LAYERS)))
             for what, tries in checks_of(mixed, tried).items():
-                yield Outcome(mixed.tiny.parts.family.title, what, next(filter(None, map(_problem, tries)), ""))
+                yield ContractOutcome(mixed.tiny.parts.family.title, what, next(filter(None, map(_problem, tries)), ""))
 
 
 def failures(name: str) -> list[str]:

@@ -146,7 +146,7 @@ class Tiny:
     def run(
         self,
         inputs: dict[str, Tensor],
-        schedule: str | Schedule,
+        schedule: str | Schedule | Stage | Sequence[str | Stage],
         *,
         dtype: torch.dtype = torch.float64,
         kernel: str = "sdpa",
@@ -202,7 +202,8 @@ class Mixed:
         _Spy.views.clear()
         schedule = Schedule((*before, stage(spy, layer, "0.2")))
         self.tiny.run(self.inputs, schedule, questions=self.questions)
-        return _Spy.views.pop()
+        # A new view: what the hooks read of the old one is no matter of the method's.
+        return replace(_Spy.views.pop())
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from lmms_prune.schedule import PromptSizes, Schedule, Stage
 @contextmanager
 def prune(
     model: nn.Module,
-    schedule: Schedule | str | Sequence[str | Stage],
+    schedule: Schedule | Stage | str | Sequence[str | Stage],
     *,
     seed: int = 0,
     positions: str = "original",

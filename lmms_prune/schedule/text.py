@@ -107,12 +107,13 @@ class _Parser:
         if not at or not (_NAME.fullmatch(written) or is_reference(written)):
             hint = f" One of your own: {FORMS}; its path has no comma, semicolon or @." if ".py" in self.text else ""
             raise self.error(f"stage {number} is '{part}'; a stage looks like 'dart@2:0.44'.{hint}", start, part)
+        if ".py" in layer_and_keep.partition(";")[0]:
+            raise self.error(f"stage {number}: the path of a method's file must not have an @; rename it.", start, head)
         name, spec = self.method(written, number, start)
         layer, colon, keep = layer_and_keep.partition(":")
         layer_start = start + len(written) + 1
         if not _WHOLE.fullmatch(layer):
-            hint = " A path must not have an @." if is_reference(written) or ".py" in layer_and_keep else ""
-            raise self.error(f"the layer '{layer}' in stage {number} must be a whole number.{hint}", layer_start, layer)
+            raise self.error(f"the layer '{layer}' in stage {number} must be a whole number.", layer_start, layer)
         keep_start = layer_start + len(layer) + 1
         stage_keep = self.keep(keep, spec, number, keep_start, bool(colon))
         pairs: dict[str, object] = {}
