@@ -14,7 +14,7 @@ from lmms_prune.leaderboard.benchmarks import TASKS, rel
 from lmms_prune.leaderboard.entries import Entry
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.reader import SamplesReader
-from lmms_prune.leaderboard.rows import Against, Comparison
+from lmms_prune.leaderboard.rows import STOCK, UNPRUNED, Against, Comparison
 from lmms_prune.leaderboard.statistics import (
     detectable,
     flips,
@@ -94,6 +94,7 @@ def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) 
     # McNemar compares one run with one run; over several seeds the p value comes from resampling.
     exact = mcnemar(*flipped[0]) if single else None
     p = exact if exact is not None and TASKS[task].binary else difference.p
+    name = "unpruned" if baseline.kind in (UNPRUNED, STOCK) else baseline.label
     return Comparison(
         difference=difference,
         p=p,
@@ -104,7 +105,7 @@ def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) 
         units=len(before.right),
         agreement=100 * fmean(float((run.answers == before.answers).mean()) for run in runs),
         detectable=detectable(difference.error),
-        verdict=verdict(difference, "better than unpruned", "worse than unpruned"),
+        verdict=verdict(difference, f"better than {name}", f"worse than {name}"),
     )
 
 
