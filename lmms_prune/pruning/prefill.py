@@ -28,7 +28,7 @@ from lmms_prune.pruning.flops import SelectionFlops
 from lmms_prune.pruning.guards import CacheGuard
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.pruning.ragged import Packing, attention_mask, gather_rotary
-from lmms_prune.pruning.returned import checked_mask, checked_rewrite, miscounted, reading
+from lmms_prune.pruning.returned import checked_mask, checked_rewrite, marked_padding, miscounted, reading
 from lmms_prune.pruning.segment import Rotary, Segment
 from lmms_prune.pruning.trace import PrefillTrace, RowTrace
 from lmms_prune.schedule import ADAPTIVE
@@ -224,9 +224,9 @@ class Prefill:
             self._check_numbers(acting, view, division, matters)
         if not stage.at_most:
             # After the numbers: of what is not finite, a search may pick too few.
-            counted = partial(miscounted, acting, keep.sum(1), planned)
+            counted = partial(miscounted, acting, keep, planned)
             self.record.check(counted, division.all_of(keep.sum(1) == planned))
-        absent = partial(miscounted, acting, (keep & ~view.valid).sum(1), None)
+        absent = partial(marked_padding, acting, keep, view)
         self.record.check(absent, division.all_of((keep <= view.valid).all(1)))
         return hidden, division.kept(keep, layout.visual.valid), budget, recycled
 

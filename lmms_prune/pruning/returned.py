@@ -67,12 +67,19 @@ def checked_rewrite(result: object, view: TokenView) -> tuple[Tensor, Int[Tensor
     return states, index
 
 
-def miscounted(acting: Acting, marked: Int[Tensor, " U"], planned: Int[Tensor, " U"] | None) -> str:
-    """How the mask of a stage misses its budgets; without `planned`, how many tokens it marked that are not there."""
-    where = f"In stage {acting.number + 1} ('{acting.stage}') `select`"
-    if planned is None:
-        extra = ", ".join(str(n) for n in marked.tolist() if n)
-        return f"{MISCOUNTED} {where} marked padding, {extra} entries of an image; allowed are those of `view.valid`."
-    wrong = [(n, budget) for n, budget in zip(marked.tolist(), planned.tolist(), strict=True) if n != budget]
-    came, allowed = (", ".join(map(str, numbers[:8])) for numbers in zip(*wrong, strict=True))
-    return f"{MISCOUNTED} {where} marked {came} tokens of an image; its budget allows exactly {allowed}."
+def miscounted(acting: Acting, keep: Bool[Tensor, "B V"], planned: Int[Tensor, " B"]) -> str:
+    """How the mask of a stage misses its budgets."""
+    pairs = zip(keep.sum(1).tolist(), planned.tolist(), strict=True)
+    wrong = [(marked, budget) for marked, budget in pairs if marked != budget][:8]
+    came, allowed = (", ".join(map(str, numbers)) for numbers in zip(*wrong, strict=True))
+    return f"{MISCOUNTED} {_select_of(acting)} marked {came} tokens of an image; its budget allows exactly {allowed}."
+
+
+def marked_padding(acting: Acting, keep: Bool[Tensor, "B V"], view: TokenView) -> str:
+    """How many tokens the mask of a stage marks that are not there."""
+    extra = ", ".join(str(n) for n in (keep & ~view.valid).sum(1).tolist() if n)
+    return f"{MISCOUNTED} {_select_of(acting)} marked padding, {extra} entries of an image; allowed are those of `view.valid`."
+
+
+def _select_of(acting: Acting) -> str:
+    return f"In stage {acting.number + 1} ('{acting.stage}') `select`"

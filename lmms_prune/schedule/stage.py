@@ -119,7 +119,12 @@ class Stage:
     @property
     def absolute(self) -> Stage:
         """The stage with the file of its method, if it has one, named by its absolute path."""
-        return replace(self, method=str(Reference.read(self.method).absolute)) if self.spec.own else self
+        if not self.spec.own:
+            return self
+        try:
+            return replace(self, method=str(Reference.read(self.method).absolute))
+        except OptionError as error:
+            raise ScheduleError(str(error)) from None
 
     @property
     def at_most(self) -> bool:
