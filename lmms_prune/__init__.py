@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from lmms_prune.errors import ScheduleError
 from lmms_prune.schedule import Schedule, Stage
+from lmms_prune.schedule.stage import stage
 
 if TYPE_CHECKING:
     from lmms_prune.pruning.hooks import prune
     from lmms_prune.pruning.trace import Trace
 
 __version__ = "0.2.0"
-__all__ = ["Schedule", "ScheduleError", "Stage", "Trace", "prune"]
+__all__ = ["Schedule", "ScheduleError", "Stage", "Trace", "prune", "stage"]
 
 
 def __getattr__(name: str) -> Any:

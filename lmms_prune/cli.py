@@ -45,6 +45,8 @@ COMMANDS = {
     "bench-waits": "lmms_prune.bench.other_commands:bench_waits",
     "reproduce": "lmms_prune.reproduce.commands:reproduce",
     "doctor": "lmms_prune.certificate.commands:doctor",
+    "new-method": "lmms_prune.certificate.own_commands:new_method",
+    "test-method": "lmms_prune.certificate.own_commands:try_method",
 }
 # The kinds of methods, in the order of the README's table.
 KINDS = ("importance", "diversity", "hybrid", "merging", "control", "oracle")
@@ -216,7 +218,8 @@ def demo(
         list[str] | None,
         typer.Option(
             "--schedule",
-            help="A schedule, optionally with a budget: 'dart@1:?,budget=0.5'; repeatable. "
+            help="A schedule, optionally with a budget: 'dart@1:?,budget=0.5', 'my_idea.py@1:0.4'; repeatable. It is run with "
+            "the unpruned model and random at the same tokens, and compared with the best row that the folder holds. "
             "Default: hybrids, single methods, controls.",
         ),
     ] = None,
@@ -238,24 +241,42 @@ def demo(
         refuse_broken()
     from lmms_prune.demo.models import DemoError
     from lmms_prune.demo.processes import RunError
-    from lmms_prune.demo.run import FULL, QUICK, QUICK_ROWS, ROWS, DemoRow, run_demo, tables, task_names
+    from lmms_prune.demo.run import (
+        FULL,
+        QUICK,
+        QUICK_ROWS,
+        ROWS,
+        DemoRow,
+        judged,
+        run_demo,
+        tables,
+        task_names,
+        verdicts,
+    )
 
     console = Console(stderr=as_json)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.absolute() / "huggingface")}
     try:
-        rows = tuple(map(DemoRow.checked, schedules)) if schedules else QUICK if quick else FULL
+        compared = tuple(map(DemoRow.checked, schedules or ()))
+        rows = judged(compared) if compared else QUICK if quick else FULL
         names = task_names(tasks)
         with ended_by_sigterm():
-            record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console)
+            record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console, compared)
     except (ScheduleError, DemoError, RunError) as error:
         fail(str(error))
     except OSError as error:
         fail(f"--folder {folder}: {error.strerror or error}")
     if as_json:
-        typer.echo(json.dumps(record))
+        comparisons = [
+            {**c, "differences": [difference.to_dict() for difference in c["differences"]]}
+            for c in record["comparisons"]
+        ]
+        typer.echo(json.dumps({**record, "comparisons": comparisons}))
     else:
         for table in tables(record, names):
             console.print(table)
+        for line in verdicts(record):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         if record["runs"]:
             console.print(_AFTERWARDS, highlight=False)
             console.print(

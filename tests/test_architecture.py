@@ -33,7 +33,7 @@ BELOW = {
     "configs": {"efficiency", "errors", "harness", "models", "record", "schedule", "terminal"},
     "sweep": {"configs", "errors", "harness", "record", "terminal"},
     "leaderboard": {"efficiency", "errors", "harness", "methods", "models", "record", "schedule", "terminal"},
-    "demo": {"efficiency", "harness", "leaderboard", "models", "record", "schedule", "terminal"},
+    "demo": {"efficiency", "harness", "leaderboard", "models", "pruning", "record", "schedule", "terminal"},
     "certificate": {
         "compat",
         "demo",
@@ -304,7 +304,7 @@ call("leaderboard", "--published", "--format", "json")
 
 def test_help_and_the_published_tables_wait_for_no_slow_import() -> None:
     report = run(SLOW)
-    assert len(report) == 30
+    assert len(report) == 32
     assert {words: slow for words, slow in report.items() if slow != [True]} == {}
 
 

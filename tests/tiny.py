@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 
-LAYERS = 8
+from lmms_prune.certificate.tiny import LAYERS, load_model
+
+__all__ = ["LAYERS", "Family", "load", "load_model", "noise"]
 
 
 @dataclass
@@ -42,26 +43,6 @@ def noise(seed: int, width: int = 112, height: int = 112) -> Image.Image:
     """An image of seeded noise: no two of its visual tokens are alike, so that no choice hangs on rounding."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-class Patches(nn.Module):
-    """Qwen's patch embedding as the product that it is: a CPU takes fifty times as long to convolve float64."""
-
-    def __init__(self, convolution: nn.Module):
-        super().__init__()
-        self.weight, self.bias = convolution.weight, convolution.bias
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        product = pixels.flatten(1) @ self.weight.flatten(1).T
-        return product if self.bias is None else product + self.bias
-
-
-def load_model(folder: Path, dtype: torch.dtype, attention: str) -> Any:
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
-    if dtype == torch.float64 and hasattr(model.model, "visual"):
-        embedding = model.model.visual.patch_embed
-        embedding.proj = Patches(embedding.proj)
-    return model
 
 
 def load(name: str, folder: Path, dtype: torch.dtype, attention: str) -> Family:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from os.path import isdir
+from os.path import expanduser, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,27 @@ def check(run: Run) -> Checked:
         checked.arguments = ModelArguments.read(settings.get("model_args"), harness, family)
         if checked.arguments.trust_remote_code:
             checked.notes.append("trust_remote_code: the checkpoint's own code would run")
+        _own_methods(checked, checked.arguments.schedule)
         checked.arguments.refuse_combinations(family)
         _check_sizes(checked, family)
     except (ArgumentError, ScheduleError, ArchitectureError, ClaimError) as error:
         checked.problems.append(str(error))
     return checked
+
+
+def _own_methods(checked: Checked, schedule: Schedule) -> None:
+    """Say whose code a schedule would run. Nothing of it is imported: a configuration may be a stranger's."""
+    for stage in schedule.stages:
+        if not stage.spec.own:
+            continue
+        checked.notes.append(
+            f"schedule: the code of {stage.method} would run; its options and layers are not checked here"
+        )
+        file = re.sub(r"(\.py):\w+$", r"\1", stage.method)
+        if file.endswith(".py") and not isfile(expanduser(file)):
+            checked.problems.append(
+                f"schedule: there is no file {file} below {Path.cwd()}, where lmms-eval would look."
+            )
 
 
 def _check_sizes(checked: Checked, family: Family) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from rich import box
 from rich.console import Console
@@ -17,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lmms_prune.demo.benchmarks import TASKS, mirror_in
+from lmms_prune.demo.comparison import BEST, differences
 from lmms_prune.demo.models import MODELS, DemoCheckpoint, DemoError, model_arguments, sizes, weights
 from lmms_prune.demo.processes import DemoRun, RunError, evaluate
 from lmms_prune.demo.proposals import proposals
@@ -24,14 +28,17 @@ from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.harness.tasks import task_configs
 from lmms_prune.leaderboard.benchmarks import TASKS as BENCHMARKS
 from lmms_prune.leaderboard.benchmarks import rel, score
+from lmms_prune.pruning.block import bound
 from lmms_prune.record.accounting import written
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.record.run import RunReport
-from lmms_prune.schedule import Schedule
+from lmms_prune.schedule import ADAPTIVE, Schedule
 from lmms_prune.schedule.budgets import Budget
 
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
-PAPER_DEPTH, CALIBRATED = "the paper's depth", "calibrated"
+# Of one process on one core: the full demo, 40 runs of 960 answers, took two processes about twelve minutes (docs/demo.md).
+SECONDS_A_RUN, SECONDS_AN_ANSWER = 6.0, 0.03
+PAPER_DEPTH, CALIBRATED, CONTROL = "the paper's depth", "calibrated", "the control"
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class DemoRow:
     Args:
         schedule: the schedule.
         budget: solves its ``?``.
-        role: PAPER_DEPTH or CALIBRATED for the rows that show why the horizon must be measured, else empty.
+        role: PAPER_DEPTH or CALIBRATED for the rows that show why the horizon must be measured, CONTROL for random at the
+            same tokens as a user's row, else empty.
     """
 
     schedule: Schedule
@@ -61,8 +69,20 @@ class DemoRow:
             ScheduleError: the schedule or its budget is invalid, or does not fit the models.
         """
         model = sizes()
-        Schedule.parse(text, prompt_sizes(model)).check(model.layers)
-        return cls.of(text)
+        row = cls.of(text)
+        # lmms-eval starts in another folder, and the code of a method of the user's own is tried before anything runs.
+        row = replace(row, schedule=bound(row.schedule.absolute))
+        row.solved().check(model.layers)
+        return row
+
+    def solved(self) -> Schedule:
+        """The schedule with its ``?`` solved for the first model's square picture."""
+        return self.schedule if self.budget is None else self.schedule.solve(self.budget, prompt_sizes(sizes()))
+
+    @property
+    def label(self) -> str:
+        """The row's text in tables: a method's file without its folder."""
+        return str(replace(self, schedule=self.schedule.portable))
 
     def __str__(self) -> str:
         return str(self.schedule) if self.budget is None else f"{self.schedule},budget={self.budget}"
@@ -86,6 +106,24 @@ class ProposedRow:
 
 
 AnyRow = DemoRow | ProposedRow
+
+
+def judged(rows: Sequence[DemoRow]) -> tuple[AnyRow, ...]:
+    """The rows that a user named, with what each is judged by: the unpruned run, and random at the same tokens.
+
+    Random acts at the layer of a row's first stage. A row that keeps all tokens or none, or that decides by itself how
+    many, has no such control; nor has one that is random already.
+    """
+    model, wanted = sizes(), [DemoRow.of("none"), *rows]
+    tokens = model.tokens_per_image or model.example_tokens
+    for row in rows:
+        solved = row.solved()
+        share = float(solved.avg_visual_tokens(model.layers, [tokens]) / tokens)
+        adaptive = any(stage.keep == ADAPTIVE for stage in solved.stages)
+        if not adaptive and 0 < share < 1 and any(stage.method != "random" for stage in solved.stages):
+            budget = Budget.parse(f"{share:.4f}")
+            wanted.append(DemoRow(Schedule.parse(f"random@{solved.stages[0].layer}:?"), budget, role=CONTROL))
+    return tuple(dict.fromkeys(wanted))
 
 
 # The paper's hybrids act at the input of layers 2 and 20 of 32; scaled to 12 layers: 1 and 8.
@@ -134,6 +172,7 @@ def run_demo(
     tasks: Sequence[str],
     environment: Mapping[str, str],
     console: Console,
+    compared: Sequence[DemoRow] = (),
 ) -> dict[str, Any]:
     """Build the data if it does not exist, evaluate both models with every schedule, and return the results.
 
@@ -144,11 +183,12 @@ def run_demo(
         tasks: some of `TASKS`.
         environment: the environment of the child processes.
         console: shows the progress.
+        compared: the rows to compare with the unpruned run, random and the best stored row.
 
     Returns:
         keys ``mirror`` (the folder to start lmms-eval in), ``command`` (the command line of a successful run, if possible
-        of one with a budget), ``runs`` (model, schedule, role, solved, averages, scores) and ``failures`` (model, schedule,
-        error).
+        of one with a budget), ``runs`` (model, schedule, role, solved, averages, scores), ``comparisons`` (model, schedule,
+        stored, differences) and ``failures`` (model, schedule, error).
 
     Raises:
         DemoError: a model is missing, data is damaged, or lmms-eval cannot use the folder's name.
@@ -165,19 +205,52 @@ def run_demo(
     results = folder / f"results-{count}"
     runs = [_run(model, checkpoints[model], row, tasks, results / model.folder) for model, row in pairs]
     one_thread = {**environment, "OMP_NUM_THREADS": "1"}
+    expected = expected_time(len(runs), len(tasks), count, os.cpu_count() or 1)
+    console.print(f"On idle cores this takes {expected}.", highlight=False)
     with _progress(console, f"{len(runs)} runs of lmms-eval, {len(tasks)} tasks each", len(runs)) as progressed:
         outcomes = evaluate(runs, results, mirror, one_thread, secret_values(environment), progressed)
     record: dict[str, Any] = {"mirror": str(mirror), "runs": [], "failures": []}
     commands: list[tuple[bool, str]] = []
     for (model, row), run, outcome in zip(pairs, runs, outcomes, strict=True):
         if isinstance(outcome, RunError):
-            record["failures"].append({"model": model.family.model_name, "schedule": str(row), "error": str(outcome)})
+            record["failures"].append({"model": model.family.model_name, "schedule": row.label, "error": str(outcome)})
         else:
             record["runs"].append(_record(model, row, outcome, tasks))
             commands.append((row.budget is None, shlex.join(run.command)))
+    record["comparisons"] = list(_comparisons(pairs, record["runs"], results, compared))
     # A command with a budget is the first hybrid's, which shows more of pruning than the unpruned model's.
     record["command"] = min(commands, key=itemgetter(0), default=(True, ""))[1]
     return record
+
+
+def _comparisons(
+    pairs: Sequence[tuple[DemoCheckpoint, DemoRow]],
+    runs: Sequence[Mapping[str, Any]],
+    results: Path,
+    compared: Sequence[DemoRow],
+) -> Iterator[dict[str, Any]]:
+    """The differences of each compared row that ran, model by model."""
+    for model, row in pairs:
+        name = model.family.model_name
+        run = next((run for run in runs if (run["model"], run["schedule"]) == (name, row.label)), None)
+        if row in compared and run is not None:
+            found = differences(results / model.folder, run["solved"])
+            yield {"model": name, "folder": model.folder, "schedule": row.label, "differences": found}
+
+
+def verdicts(record: Mapping[str, Any]) -> list[str]:
+    """The comparisons in words, a line each: Rel is the mean share of the unpruned scores, in percent."""
+    lines = []
+    for comparison in record["comparisons"]:
+        lines += [f"{comparison['folder']}, {comparison['schedule']}: Rel, in points, with its 95 % interval:"]
+        lines += [f"  {difference}" for difference in comparison["differences"]]
+        roles = {difference.role for difference in comparison["differences"]}
+        if BEST not in roles:
+            lines.append(
+                "  no stored row with as many tokens and these tasks: `lmms-prune demo` in this folder stores "
+                f"{len(FULL)} rows (and any `--schedule` its own), with which later ones are compared."
+            )
+    return lines
 
 
 def tables(record: Mapping[str, Any], names: Sequence[str]) -> list[Table]:
@@ -222,11 +295,14 @@ def _lesson(model: DemoCheckpoint, runs: Sequence[Mapping[str, Any]]) -> str:
 @contextmanager
 def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number of finished runs. It draws a bar on a terminal, and lines in a file."""
+    start = time.monotonic()
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as progress:
-            bar = progress.add_task(what, total=total)
-            yield lambda done: progress.update(bar, completed=done)
+        with Progress(*columns, TextColumn("{task.fields[left]}"), console=console) as progress:
+            bar = progress.add_task(what, total=total, left="")
+            yield lambda done: progress.update(
+                bar, completed=done, left=time_left(done, total, time.monotonic() - start)
+            )
         return
     printed = -1
 
@@ -234,10 +310,25 @@ def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int
         nonlocal printed
         if done > printed:
             printed = done
-            console.print(f"{what}: {done} of {total} done", highlight=False, soft_wrap=True)
+            left = time_left(done, total, time.monotonic() - start)
+            console.print(f"{what}: {done} of {total} done{left and f', {left}'}", highlight=False, soft_wrap=True)
 
     print_line(0)
     yield print_line
+
+
+def time_left(done: int, total: int, seconds: float) -> str:
+    """How long the rest will take at the rate so far, in words; empty before the first run, in the first second and at the end."""
+    if not 0 < done < total or seconds < 1:
+        return ""
+    left = seconds * (total - done) / done
+    return f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
+
+
+def expected_time(runs: int, tasks: int, rows: int, processes: int) -> str:
+    """How long runs will take, in words, before any has finished."""
+    seconds = runs * (SECONDS_A_RUN + tasks * rows * SECONDS_AN_ANSWER) / max(1, min(processes, runs))
+    return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"
 
 
 def _run(model: DemoCheckpoint, checkpoint: Path, row: DemoRow, tasks: Sequence[str], results: Path) -> DemoRun:
@@ -248,8 +339,11 @@ def _run(model: DemoCheckpoint, checkpoint: Path, row: DemoRow, tasks: Sequence[
         "tasks": ",".join(tasks),
         "include_path": str(task_configs()),
     }
-    # The harness cannot take a comma in its output path.
-    return DemoRun(options, results / re.sub(r"[^A-Za-z0-9.@]+", "-", str(row)))
+    # The harness cannot take a comma in its output path. Files of one name in two folders need two.
+    name = re.sub(r"[^A-Za-z0-9.@]+", "-", row.label)
+    if row.label != str(row):
+        name += f"-{crc32(str(row).encode()):08x}"
+    return DemoRun(options, results / name)
 
 
 def _record(model: DemoCheckpoint, row: DemoRow, results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
@@ -259,7 +353,7 @@ def _record(model: DemoCheckpoint, row: DemoRow, results: Mapping[str, Any], tas
     scores = {task: score(results, task) for task in tasks}
     fields = {
         "model": model.family.model_name,
-        "schedule": str(row),
+        "schedule": row.label,
         "role": row.role,
         "solved": report.schedule,
         "averages": written(report.averages),

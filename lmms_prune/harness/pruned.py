@@ -43,6 +43,7 @@ from lmms_prune.harness.saving import read_back, refuse_unwritable
 from lmms_prune.harness.unseen import UNSEEN, refuse_unseen
 from lmms_prune.models.architectures import from_config
 from lmms_prune.models.parts import ModelParts
+from lmms_prune.pruning.block import bound
 from lmms_prune.pruning.hooks import check, prune
 from lmms_prune.pruning.trace import masks_to_host
 from lmms_prune.record.accounting import TokenAccounting, written
@@ -112,7 +113,8 @@ class PrunedModel(ChatModel):
             check_folder(arguments.journal)
         config = read_config(arguments, self.family)
         layers, fixed = config.text_config.num_hidden_layers, self.family.tokens_per_image(config)
-        schedule = arguments.schedule
+        # The code of a method of the user's own runs first: a mistake in it is found before any weight is loaded.
+        schedule = bound(arguments.schedule)
         if arguments.budget is not None:
             sizes = from_config(config.to_dict(), arguments.pretrained).in_dtype(arguments.dtype)
             schedule = schedule.solve(arguments.budget, prompt_sizes(sizes, fixed))
@@ -147,9 +149,11 @@ class PrunedModel(ChatModel):
         self._try_template()
         executed = provenance(self.model, self.device)
         commit = getattr(self.model.config, "_commit_hash", None)
-        # An adapter is often trained again under the same name, so its content is a setting of its own.
+        # An adapter is often trained again under the same name, and a method's file edited: their content is a setting.
         content = {} if arguments.peft is None else {"peft_sha256": adapter_digest(arguments.peft)}
-        self.settings = self.arguments.settings() | content
+        if schedule.sources:
+            content["methods_sha256"] = schedule.sources
+        self.settings = self.arguments.settings() | {"schedule": str(schedule.portable)} | content
         self.made_from = made_from(self.arguments, executed, commit) | content
         self._journal = None if arguments.journal is None else Journal(arguments.journal, self.made_from, self.secrets)
         self.report = RunReport(

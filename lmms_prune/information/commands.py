@@ -435,7 +435,7 @@ def show(
         fail(f"--out {out}: the name must end with .png, .svg or .pdf.")
     with user_errors():
         parsed = Schedule.parse(schedule)
-        if oracles := [stage.method for stage in parsed.stages if METHODS[stage.method].kind == "oracle"]:
+        if oracles := [stage.method for stage in parsed.stages if stage.spec.kind == "oracle"]:
             fail(f"--schedule {schedule}: {oracles[0]} needs a right answer, and a question of your own has none.")
         opened = []
         for path in images:

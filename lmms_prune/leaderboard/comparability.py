@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lmms_prune.leaderboard.benchmarks import TASKS
-from lmms_prune.leaderboard.entries import Entry, methods_of
+from lmms_prune.leaderboard.entries import Entry, kinds_of
 from lmms_prune.leaderboard.records import RunRecord
 from lmms_prune.leaderboard.rows import ORACLE, STOCK, UNPRUNED, TableRow
-from lmms_prune.methods import METHODS
 from lmms_prune.record.run import VERSIONS
 from lmms_prune.schedule import Schedule
 
@@ -63,7 +62,8 @@ def _own(entry: Entry) -> Iterator[str]:
     elif entry.accounting is None:
         yield "no measured budget (answers from a cache carry no token accounting)"
     if entry.kind == ORACLE:
-        oracles = {name for run in entry.runs for name in methods_of(run.schedule) if METHODS[name].kind == "oracle"}
+        kinds = [pair for run in entry.runs for pair in kinds_of(run.schedule).items()]
+        oracles = {name for name, kind in kinds if kind == "oracle"}
         yield f"{', '.join(sorted(oracles))} is told the right answers: a bound, not a method"
     tasks = [(TASKS[name].name, task) for run in entry.runs for name, task in run.tasks.items()]
     partial = dict.fromkeys(f"{name} ({t.answered} of {t.documents})" for name, t in tasks if t.answered < t.documents)

@@ -14,7 +14,7 @@ from lmms_prune.leaderboard.benchmarks import TASKS, rel
 from lmms_prune.leaderboard.entries import Entry
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.reader import SamplesReader
-from lmms_prune.leaderboard.rows import Against, Comparison
+from lmms_prune.leaderboard.rows import STOCK, UNPRUNED, Against, Comparison
 from lmms_prune.leaderboard.statistics import (
     detectable,
     flips,
@@ -94,6 +94,7 @@ def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) 
     # McNemar compares one run with one run; over several seeds the p value comes from resampling.
     exact = mcnemar(*flipped[0]) if single else None
     p = exact if exact is not None and TASKS[task].binary else difference.p
+    name = "unpruned" if baseline.kind in (UNPRUNED, STOCK) else baseline.label
     return Comparison(
         difference=difference,
         p=p,
@@ -104,7 +105,7 @@ def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) 
         units=len(before.right),
         agreement=100 * fmean(float((run.answers == before.answers).mean()) for run in runs),
         detectable=detectable(difference.error),
-        verdict=verdict(difference, "better than unpruned", "worse than unpruned"),
+        verdict=verdict(difference, f"better than {name}", f"worse than {name}"),
     )
 
 
@@ -127,11 +128,17 @@ def against_random(
         pair = draws.pair(entry, control, task)
         if pair is not None and task in entry.tasks and task in control.tasks:
             cells[task] = against(interval(entry.scores[task] - control.scores[task], pair[0] - pair[1]))
-    entry_rel, control_rel = (draws.ratio(either, baseline, tasks) for either in (entry, control))
-    values = [_rel(either, baseline, tasks) for either in (entry, control)]
-    if entry_rel is None or control_rel is None or values[0] is None or values[1] is None:
-        return None, cells
-    return against(interval(values[0] - values[1], entry_rel - control_rel)), cells
+    difference = rel_difference(entry, control, baseline, tasks, draws)
+    return None if difference is None else against(difference), cells
+
+
+def rel_difference(entry: Entry, other: Entry, baseline: Entry, tasks: Sequence[str], draws: Draws) -> Interval | None:
+    """Return the interval of an entry's Rel minus another's, on the same documents; None if they cannot be paired."""
+    entry_rel, other_rel = (draws.ratio(either, baseline, tasks) for either in (entry, other))
+    values = [_rel(either, baseline, tasks) for either in (entry, other)]
+    if entry_rel is None or other_rel is None or values[0] is None or values[1] is None:
+        return None
+    return interval(values[0] - values[1], entry_rel - other_rel)
 
 
 def _rel(entry: Entry, baseline: Entry, tasks: Sequence[str]) -> float | None:

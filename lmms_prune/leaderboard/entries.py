@@ -14,7 +14,6 @@ from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.records import Problem, RunRecord, TaskRecord
 from lmms_prune.leaderboard.rows import CONTROL, ORACLE, PRUNED, STOCK, UNPRUNED
 from lmms_prune.leaderboard.samples import Samples, SamplesError
-from lmms_prune.methods import METHODS
 from lmms_prune.record.accounting import TokenTotals
 from lmms_prune.schedule import Schedule
 
@@ -83,8 +82,7 @@ class Entry:
     @property
     def is_random(self) -> bool:
         """Tell whether only random draws decide which tokens are kept, and some are dropped."""
-        stages = methods_of(self.schedule)
-        return bool(stages) and set(stages) == {"random"} and self.loses_tokens
+        return set(kinds_of(self.schedule)) == {"random"} and self.loses_tokens
 
     @property
     def is_blind(self) -> bool:
@@ -168,12 +166,12 @@ class _Remarks:
         return tuple(f"{what}: {', '.join(names)}" for what, names in self._benchmarks.items())
 
 
-def methods_of(schedule: str | None) -> list[str]:
-    """Return the methods of a schedule's stages; empty if this version cannot parse it."""
+def kinds_of(schedule: str | None) -> dict[str, str]:
+    """Return the methods of a schedule's stages with their kinds; empty if this version cannot parse it."""
     try:
-        return [stage.method for stage in Schedule.parse(schedule or "none").stages]
+        return {stage.method: stage.spec.kind for stage in Schedule.parse(schedule or "none").stages}
     except ScheduleError:
-        return []
+        return {}
 
 
 def _kind(run: RunRecord) -> str:
@@ -181,7 +179,7 @@ def _kind(run: RunRecord) -> str:
         return STOCK
     if run.schedule == "none":
         return UNPRUNED
-    kinds = {METHODS[name].kind for name in methods_of(run.schedule)}
+    kinds = set(kinds_of(run.schedule).values())
     return ORACLE if "oracle" in kinds else CONTROL if kinds == {"control"} else PRUNED
 
 

@@ -41,7 +41,7 @@ class Comparison:
         units: number of resampled units: documents, MME's images, or MMBench's circular groups.
         agreement: documents with the same answer as in the baseline, in percent.
         detectable: the smallest true difference that would be found with 80 % power at a two-sided 5 %.
-        verdict: "better than unpruned", "worse than unpruned" or "not distinguishable".
+        verdict: "better than unpruned", "worse than unpruned" or "not distinguishable"; another baseline by its label.
     """
 
     difference: Interval

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lmms_prune.errors import PruningError
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.parts import ModelParts
@@ -22,9 +23,27 @@ from lmms_prune.models.tensors import to_device
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Chooses which visual tokens are kept. Knows no model, removes nothing, keeps no state."""
+    """Chooses which visual tokens are kept. Knows no model, removes nothing, keeps no state.
 
-    paper: ClassVar[str]
+    A method of one's own is a frozen dataclass whose fields are its options (each with a default: a flag, a number or a
+    text; ``field(default=…, metadata={"help": …, "low": …, "high": …, "choices": …})`` says more), and whose class
+    variables say what a built-in method's row in METHODS says:
+
+    Args:
+        paper: URL; may be empty.
+        reads: the words of `lmms_prune.methods.spec.READS` for what it reads of the view.
+        lowest_layer, highest_layer: where it can act; None is the model's last layer. What reads the layer before acts at 1
+            or deeper in any case.
+        adaptive: without a keep, the method decides how many tokens are kept.
+        at_most: it may keep fewer tokens than its budget.
+    """
+
+    paper: ClassVar[str] = ""
+    reads: ClassVar[tuple[str, ...]] = ()
+    lowest_layer: ClassVar[int] = 0
+    highest_layer: ClassVar[int | None] = None
+    adaptive: ClassVar[bool] = False
+    at_most: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
@@ -74,7 +93,21 @@ class ScoreMethod(Method):
         """One finite score per token; padding may hold any value."""
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
-        return highest(view.ranking(self.score(view)), view.valid, budget)
+        score = self.score(view)
+        # Checked here, where it is known what came: the same mistake fails deep inside a sort otherwise.
+        if not isinstance(score, Tensor) or score.shape != view.valid.shape or not score.is_floating_point():
+            raise PruningError(
+                f"`score` returned {described(score)}; allowed is a tensor of floats of shape {tuple(view.valid.shape)}: "
+                "one score for each image's visual tokens, padding included."
+            )
+        return highest(view.ranking(score), view.valid, budget)
+
+
+def described(value: object) -> str:
+    """A method's return value, in words: its type, or its dtype and shape."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"a tensor of {str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
 
 
 def highest(

@@ -83,6 +83,8 @@ class Option:
 
 
 Options: TypeAlias = Mapping[str, object]
+OWN = "own"
+"""The kind of a method that is defined outside of this package."""
 
 
 def exactly(requested: int, present: int, options: Options) -> int:
@@ -198,6 +200,8 @@ class MethodSpec:
             clause; an empty text if it is.
         options: the options that may follow in the stage's text.
         trained: it needs weights that were trained for it.
+        method_class: the class of a method of one's own, once its file or module was imported.
+        sha256: of the file that defines that class.
     """
 
     name: str
@@ -218,6 +222,13 @@ class MethodSpec:
     undefined_on_tiles: Callable[[int, Options], str] = all_layers
     options: tuple[Option, ...] = ()
     trained: bool = False
+    method_class: type[Method] | None = None
+    sha256: str = ""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a method of one's own, defined outside of this package."""
+        return self.kind == OWN
 
     @property
     def ready(self) -> bool:
@@ -259,6 +270,8 @@ class MethodSpec:
 
     def option(self, name: str, text: str) -> object:
         """The value of option `name` written as `text`; raises `OptionError` with what is allowed."""
+        if self.own and self.method_class is None:
+            return _unread(self.name, name, text)
         for option in self.options:
             if option.name == name:
                 return option.read(text)
@@ -268,6 +281,33 @@ class MethodSpec:
         raise OptionError(f"{self.name} has no option '{name}'. {hint}")
 
     def build(self, options: Options) -> Method:
-        """The method object with the stage's options; its module is imported only here."""
+        """The method object with the stage's options; the module of a built-in one is imported only here."""
+        if self.own:
+            if self.method_class is None:
+                raise OptionError(f"{self.name} was not imported; `prune` does that, or `pruning.block.bound`.")
+            return self.method_class(**{name: self.option(name, str(text)) for name, text in options.items()})
         module = import_module(f"lmms_prune.methods.{self.name}")
         return getattr(module, self.class_name)(**options)
+
+
+def unread_spec(name: str) -> MethodSpec:
+    """What is known of a method of one's own before its code has run: next to nothing, so its plan is an upper bound."""
+    return MethodSpec(
+        name=name,
+        class_name=name.rpartition(":")[2],
+        paper="",
+        kind=OWN,
+        reads=(),
+        example=f"{name}@2:0.3",
+        keep="optional",
+        at_most=True,
+    )
+
+
+def _unread(method: str, name: str, text: str) -> str:
+    """The text of an option whose type is not known yet."""
+    if not name.isidentifier() or not name.isascii():
+        raise OptionError(f"'{name}' is no name of an option of {method}: it must be a field of the class.")
+    if not text or text != text.strip() or not text.isprintable() or set(text) & set(",;"):
+        raise OptionError(f"option {name}={text}: allowed is any text without commas and semicolons.")
+    return text

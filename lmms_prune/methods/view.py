@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -19,12 +21,15 @@ from torch import Tensor
 from lmms_prune.errors import PruningError
 from lmms_prune.methods.shared.memory import Memory, State
 from lmms_prune.methods.shared.tensors import owners, settled
+from lmms_prune.methods.spec import READS
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun
 from lmms_prune.models.family import Grid
 from lmms_prune.models.mosaic import Tiles
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.tensors import finest, is_finite, to_device
 
+# What a signal reads by itself.
+_IMPLIED = {"encoder": ("grid", "pixels"), "guide": ("encoder", "grid", "pixels", "attention ahead")}
 _OUTSIDE = "the method reads {}, but the images were encoded outside the prune block; give pixel_values inside it."
 
 
@@ -79,6 +84,7 @@ class TokenView:
         _present: whether each column of the sequence holds a token.
         _origin: the original column of each column of the sequence.
         _columns: the original column of each of an image's original visual tokens, by raster index.
+        _declared: the signals that may be read now; None is all that there are.
     """
 
     layer: int
@@ -109,6 +115,38 @@ class TokenView:
     _guide: Callable[[Encoder, str, int, bool], Tensor] | None = None
     carry: object = None
     memory: Memory = field(default_factory=Memory)
+    _declared: frozenset[str] | None = None
+
+    @cached_property
+    def read_words(self) -> set[str]:
+        """The signals that were read so far, as words of `READS`."""
+        return set()
+
+    @contextmanager
+    def read_by(self, reads: Sequence[str] | None) -> Iterator[None]:
+        """Inside the block, only the signals in `reads` may be read; None is no restriction."""
+        self._declared = None if reads is None else frozenset(reads) | {x for r in reads for x in _IMPLIED.get(r, ())}
+        try:
+            yield
+        finally:
+            self._declared = None
+
+    def _reading(self, word: str) -> None:
+        """Refuse to read a signal that the method does not declare.
+
+        Raises:
+            PruningError: names the word to write.
+        """
+        self.read_words.add(word)
+        if self._declared is not None and word not in self._declared:
+            self._undeclared(word)
+
+    def _undeclared(self, word: str) -> NoReturn:
+        declared = sorted(self._declared or ())
+        raise PruningError(
+            f"the method reads {READS[word]}, but declares only {', '.join(map(repr, declared)) or 'nothing'}: "
+            f"add {word!r} to the class's `reads` (a built-in method: to its row in METHODS)."
+        )
 
     def carried(self, kind: type[State]) -> State:
         """The `carry`, which must be a `kind`.
@@ -141,6 +179,7 @@ class TokenView:
     @cached_property
     def hidden(self) -> Float[Tensor, "B V D"]:
         """Hidden states of the visual tokens at the input of this layer; at layer 0 the projector's output."""
+        self._reading("hidden")
         return self._of(self._state.hidden, self.visual)
 
     @cached_property
@@ -162,15 +201,18 @@ class TokenView:
 
     def normed(self, tokens: Tokens) -> Float[Tensor, "B N D"]:
         """The decoder's final norm applied to this layer's input of `tokens`."""
+        self._reading("hidden")
         return self._parts.final_norm(self._of(self._state.hidden, tokens))
 
     def keys(self, tokens: Tokens, *, head_mean: bool = False) -> Float[Tensor, "B N K"]:
         """Keys of `tokens` in the layer before, after rotation: its KV heads side by side, or their mean (float32)."""
+        self._reading("keys")
         keys = self._keys_of(self._layer_before).transpose(1, 2)
         return self._of(keys.to(_fine(keys)).mean(2) if head_mean else keys.flatten(2), tokens)
 
     def values(self, tokens: Tokens) -> Float[Tensor, "B G N d"]:
         """Value vectors of `tokens` in the layer before, one for each KV head; in float32 or finer."""
+        self._reading("values")
         return self._of(self._values, tokens).transpose(1, 2)
 
     def rotary_means(self) -> tuple[Float[Tensor, "B V"], Float[Tensor, "B V"]]:
@@ -178,6 +220,7 @@ class TokenView:
 
         With M-RoPE the mean over its channels too, each with all frequencies. In the finest type, from float32 tables.
         """
+        self._reading("positions")
         columns = torch.where(self.valid, self._column_of(self.index), 0)
         positions = columns
         if self._position_ids is not None:
@@ -213,6 +256,7 @@ class TokenView:
             ahead: in this layer, on the tokens present now; otherwise in the layer before.
             rotated: whether queries and keys are rotated to their positions, as the layer does it.
         """
+        self._reading("attention ahead" if ahead else "attention")
         source = self._state if ahead else self._layer_before
         if not rotated:
             cos, sin = source.rotary
@@ -242,6 +286,7 @@ class TokenView:
             index: the raster index whose position each candidate has.
             exists: which candidates count; the others get 0.
         """
+        self._reading("attention ahead")
         assert self._unpruned_rotary is not None
         layer, hidden, (cos, sin) = self._state.layer, self._state.hidden[self.rows], self._unpruned_rotary
         columns = Tokens(torch.where(exists, self._column_of(index), 0), exists)
@@ -281,11 +326,13 @@ class TokenView:
     @cached_property
     def visual_embeddings(self) -> Float[Tensor, "B N D"]:
         """The decoder's input for all tokens of `original`: the projector's (or merger's) output."""
+        self._reading("embeddings")
         return self._of(self._input_embeddings, self.original)
 
     @cached_property
     def text_embeddings(self) -> Float[Tensor, "B T D"]:
         """Input embeddings of `text`."""
+        self._reading("embeddings")
         slots = self._origin[self.rows[:, None], self.text.slots]
         return self._of(self._input_embeddings, Tokens(slots, self.text.valid))
 
@@ -306,6 +353,7 @@ class TokenView:
         Raises:
             PruningError: the images were encoded before pruning began, or are no single rectangles.
         """
+        self._reading("grid")
         if self._tiles is not None and not self._grid_list:
             raise PruningError(
                 "the method reads the image's grid, but an image in tiles has several: name 'grid' in what the method "
@@ -322,6 +370,7 @@ class TokenView:
         Raises:
             PruningError: the images were encoded before pruning began.
         """
+        self._reading("encoder")
         run = self._encoder_run
         if run is None:
             raise PruningError(_OUTSIDE.format("the vision encoder"))
@@ -348,13 +397,16 @@ class TokenView:
         Raises:
             PruningError: `prune` was not given the questions.
         """
+        self._reading("question")
         if self._questions is None:
             raise PruningError("the method reads the question as text: give prune(…, questions=[…]), one per row.")
         return list(self._questions)
 
     def guided(self, checkpoint: str, new_tokens: int, last_visual: bool) -> Float[Tensor, "B N"]:
         """Attention that a guide model's whole answer pays to each original visual token (see `lmms_prune.pruning.guide`)."""
-        assert self._guide is not None, "the method's row in METHODS does not say that it reads a guide"
+        self._reading("guide")
+        if self._guide is None:
+            self._undeclared("guide")
         return self._guide(self.encoder, checkpoint, new_tokens, last_visual).to(self.valid.device)
 
     def ranking(
@@ -409,12 +461,14 @@ class TokenView:
 
     @property
     def _layer_before(self) -> LayerInput:
-        assert self._before is not None, "the method's row in METHODS does not say that it reads the layer before"
+        if self._before is None:
+            self._undeclared("attention")
         return self._before
 
     @property
     def _input_embeddings(self) -> Float[Tensor, "R L0 D"]:
-        assert self._embedded is not None, "the method's row in METHODS does not say that it reads embeddings"
+        if self._embedded is None:
+            self._undeclared("embeddings")
         return self._embedded
 
     def _weights(

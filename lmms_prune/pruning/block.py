@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lmms_prune.errors import UnsupportedModelError
+from lmms_prune.errors import OptionError, ScheduleError, UnsupportedModelError
 from lmms_prune.methods.base import Method
+from lmms_prune.methods.own import load, refuse_clash
+from lmms_prune.methods.spec import print_option
 from lmms_prune.models.encoder import Signals
 from lmms_prune.models.mosaic import Kind
 from lmms_prune.models.parts import ModelParts
@@ -67,6 +69,7 @@ class Block:
             ScheduleError, UnsupportedModelError: the model cannot run the schedule.
         """
         fixed = parts.tokens_per_image
+        schedule = bound(schedule)
         schedule.check(len(parts.layers), [fixed] if fixed else None)
         stages = {
             stage.layer: Acting(i, stage, stage.spec.build(dict(stage.options)))
@@ -105,6 +108,26 @@ class Block:
 
 def _layer_of(acting: Acting) -> int:
     return acting.stage.layer
+
+
+def bound(schedule: Schedule) -> Schedule:
+    """The schedule with the classes of its own methods imported: this runs the code that it names.
+
+    Raises:
+        ScheduleError: a method's file or class is not usable, or the stage is not one that it can do; points at the stage.
+    """
+    stages = []
+    for i, stage in enumerate(schedule.stages):
+        try:
+            refuse_clash(stage.method)
+            if stage.spec.own and stage.row is None:
+                row = load(stage.method)
+                read = tuple((name, print_option(row.option(name, str(text)))) for name, text in stage.options)
+                stage = replace(stage, row=row, options=read)
+        except (OptionError, ScheduleError) as error:
+            raise schedule.error(i, f"stage {i + 1}: {str(error).removeprefix('schedule: ')}") from error
+        stages.append(stage)
+    return Schedule(tuple(stages))
 
 
 def refuse_tiles(parts: ModelParts, stage: Stage) -> None:

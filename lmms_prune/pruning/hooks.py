@@ -27,7 +27,7 @@ from lmms_prune.models.adapters import unwrapped
 from lmms_prune.models.encoder import EncoderRecorder
 from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
-from lmms_prune.pruning.block import Block
+from lmms_prune.pruning.block import Block, bound
 from lmms_prune.pruning.decode import OTHER_CACHE, DecodeSteps
 from lmms_prune.pruning.guards import (
     CacheGuard,
@@ -40,13 +40,13 @@ from lmms_prune.pruning.guards import (
 from lmms_prune.pruning.layout import read_rows
 from lmms_prune.pruning.prefill import Prefill
 from lmms_prune.pruning.trace import RowTrace, Trace
-from lmms_prune.schedule import PromptSizes, Schedule
+from lmms_prune.schedule import PromptSizes, Schedule, Stage
 
 
 @contextmanager
 def prune(
     model: nn.Module,
-    schedule: Schedule | str | Sequence[str],
+    schedule: Schedule | Stage | str | Sequence[str | Stage],
     *,
     seed: int = 0,
     positions: str = "original",
@@ -62,8 +62,9 @@ def prune(
 
     Args:
         model: a loaded checkpoint of a family in `lmms_prune.models.FAMILIES`, or a `peft.PeftModel` of it.
-        schedule: a `Schedule`, its text or a list of stages, every ``?`` solved. With an empty schedule the model may run
-            in any way; its trace then describes the unpruned prefills of complete prompts with images.
+        schedule: a `Schedule`, its text or a list of stages, every ``?`` solved. A method of one's own is named in the text
+            (``file.py:Class@2:0.3``) or given as an object (``[stage(MyMethod(), 2, 0.3)]``); its code runs here. With an empty
+            schedule the model may run in any way; its trace then describes the unpruned prefills of complete prompts with images.
         seed: decides every random draw, together with the sample's id and the layer.
         positions: "original" keeps each token's position id; "compact" renumbers after every stage (not for M-RoPE).
         samples: one id per row, for seeding; by default a hash of the row's token ids.
@@ -96,7 +97,7 @@ def prune(
     )
     model = unwrapped(model)
     parts = ModelParts.of(model)
-    schedule = Schedule.parse(schedule, PromptSizes(len(parts.layers), parts.tokens_per_image))
+    schedule = bound(Schedule.parse(schedule, PromptSizes(len(parts.layers), parts.tokens_per_image)))
     trace = Trace(schedule)
     block = Block.of(
         model,

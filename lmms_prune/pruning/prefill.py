@@ -28,8 +28,9 @@ from lmms_prune.pruning.flops import SelectionFlops
 from lmms_prune.pruning.guards import CacheGuard
 from lmms_prune.pruning.layout import Layout
 from lmms_prune.pruning.ragged import Packing, attention_mask, gather_rotary
+from lmms_prune.pruning.returned import checked_mask, checked_rewrite, marked_padding, miscounted, reading
 from lmms_prune.pruning.segment import Rotary, Segment
-from lmms_prune.pruning.trace import MISCOUNTED, PrefillTrace, RowTrace
+from lmms_prune.pruning.trace import PrefillTrace, RowTrace
 from lmms_prune.schedule import ADAPTIVE
 
 Selected = tuple[Tensor, Bool[Tensor, "I V"], list[int], Tensor | None]
@@ -178,7 +179,15 @@ class Prefill:
         # All that decides the selection's shapes, with the stages before it, whose results it may reuse.
         host = (division.sizes, division.counts, budget, layout.lengths, layout.owning_rows, division.grids)
         run = self.encoder_run.shapes() if self.encoder_run else ()
-        shapes = (str(block.schedule), acting.number, state.hidden.shape, layout.text.valid.shape, repr(host), run)
+        shapes = (
+            str(block.schedule),
+            type(acting.method),
+            acting.number,
+            state.hidden.shape,
+            layout.text.valid.shape,
+            repr(host),
+            run,
+        )
         return SelectionFlops.of(block.model).run(select, acting.stage.spec, shapes)
 
     @torch.no_grad()
@@ -199,13 +208,17 @@ class Prefill:
         chosen_from = [n > 0 and not unchanged for n, unchanged in zip(budget, keeps_all, strict=True)]
         planned, full, matters = to_device([budget, keeps_all, chosen_from], view.valid.device, torch.long)
         full, matters = full.bool(), matters.bool()
-        chosen = method.select(view, torch.tensor(budget)) if any(budget) else torch.zeros_like(view.valid)
+        chosen = torch.zeros_like(view.valid)
+        if any(budget):
+            with reading(acting, view):
+                chosen = checked_mask(method.select(view, torch.tensor(budget)), view)
         keep = torch.where(full[:, None], view.valid, chosen)
         if stage.at_most:
             budget = keep.sum(1).tolist()
         hidden, recycled = state.hidden, None
         if stage.spec.rewrites and any(budget):
-            rewritten, index = method.rewrite(view, keep)
+            with reading(acting, view):
+                rewritten, index = checked_rewrite(method.rewrite(view, keep), view)
             index = torch.where(full[:, None], view.index, index)
             rewritten = self._with_additions(acting, view, division, rewritten, index, keep, full)
             rewritten = torch.where(full[:, None, None], view.hidden, rewritten.to(view.hidden.dtype))
@@ -215,8 +228,10 @@ class Prefill:
             self._check_numbers(acting, view, division, matters)
         if not stage.at_most:
             # After the numbers: of what is not finite, a search may pick too few.
-            self.record.check(MISCOUNTED, division.all_of(keep.sum(1) == planned))
-        self.record.check(MISCOUNTED, division.all_of((keep <= view.valid).all(1)))
+            counted = partial(miscounted, acting, keep, planned)
+            self.record.check(counted, division.all_of(keep.sum(1) == planned))
+        absent = partial(marked_padding, acting, keep, view)
+        self.record.check(absent, division.all_of((keep <= view.valid).all(1)))
         return hidden, division.kept(keep, layout.visual.valid), budget, recycled
 
     def _with_additions(

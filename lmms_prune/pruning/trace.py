@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,9 @@ class Trace:
         return sum(row.avg_visual_tokens for row in rows) / len(rows) if rows else 0.0
 
 
-MISCOUNTED = "a method kept another number of tokens than its row in METHODS says, tokens that were not there, or an index twice."
+MISCOUNTED = (
+    "a method kept another number of tokens than its budget says, tokens that were not there, or an index twice."
+)
 
 
 class PrefillTrace:
@@ -108,7 +110,7 @@ class PrefillTrace:
     def __init__(self, rows: list[RowTrace]):
         self.rows = rows
         self._owners = [number for number, row in enumerate(rows) for _ in row.images]
-        self._checks: list[tuple[str, Bool[Tensor, " I"]]] = []
+        self._checks: list[tuple[str | Callable[[], str], Bool[Tensor, " I"]]] = []
         self._recycled: list[Int[Tensor, " I"] | None] = []
 
     def layer(self, counts: Sequence[int], length: int) -> None:
@@ -152,8 +154,11 @@ class PrefillTrace:
             row.masks.append(row_masks)
             row.kept.append([int(n) for n in row_counts])
 
-    def check(self, problem: str, passed: Bool[Tensor, " I"]) -> None:
-        """Register a check for `finish`: `passed` says for each image, on the device, whether it is free of `problem`."""
+    def check(self, problem: str | Callable[[], str], passed: Bool[Tensor, " I"]) -> None:
+        """Register a check for `finish`: `passed` says for each image, on the device, whether it is free of `problem`.
+
+        A `problem` that reads tensors to be precise is a function: it is called only once the check has failed.
+        """
         self._checks.append((problem, passed))
 
     def finish(self) -> None:
@@ -173,7 +178,8 @@ class PrefillTrace:
             passed = next(values)
             failed = [self.rows[row].sample for row, fine in zip(self._owners, passed, strict=True) if not fine]
             if failed:
-                raise PruningError(f"sample {', '.join(dict.fromkeys(failed))}: {problem}")
+                text = problem if isinstance(problem, str) else problem()
+                raise PruningError(f"sample {', '.join(dict.fromkeys(failed))}: {text}")
         for recycled in self._recycled:
             counts = [0] * len(self._owners) if recycled is None else next(values)
             for row, row_counts in zip(self.rows, self._by_row(counts), strict=True):

@@ -71,8 +71,36 @@ class Schedule:
         """
         if isinstance(value, Schedule):
             return value, None
+        if isinstance(value, Stage):
+            value = [value]
+        if isinstance(value, (list, tuple)) and any(isinstance(stage, Stage) for stage in value):
+            # Stages that were built in Python keep their classes; texts beside them are read.
+            read = [stage if isinstance(stage, Stage) else cls._only_stage(stage) for stage in value]
+            return cls(tuple(read)), None
         text, _, budget = text_of(value).partition(",budget=")
         return cls._of(text.strip()), Budget.parse(budget) if budget else None
+
+    @classmethod
+    def _only_stage(cls, value: Any) -> Stage:
+        stages = cls.parse(value).stages
+        if len(stages) != 1:
+            raise ScheduleError(f"{value!r} in a list of stages must be one stage.")
+        return stages[0]
+
+    @property
+    def portable(self) -> Schedule:
+        """The schedule as runs record it: files of methods without their folders, told apart by `sources`."""
+        return Schedule(tuple(stage.portable for stage in self.stages))
+
+    @property
+    def absolute(self) -> Schedule:
+        """The schedule with the files of methods by their absolute paths, for a process that starts in another folder."""
+        return Schedule(tuple(stage.absolute for stage in self.stages))
+
+    @property
+    def sources(self) -> str:
+        """The SHA-256 of each file of a method of one's own that the schedule names, once imported; "" without any."""
+        return " ".join(f"{stage.portable.method}={stage.spec.sha256}" for stage in self.stages if stage.spec.sha256)
 
     @classmethod
     def _of(cls, text: str) -> Schedule:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from lmms_prune.errors import FROM_ZERO, PAIRS, TEXT, Kind, OptionError, ScheduleError, did_you_mean, expect
 from lmms_prune.methods import METHODS, MethodSpec
-from lmms_prune.methods.spec import print_option
+from lmms_prune.methods.reference import Reference, is_reference
+from lmms_prune.methods.spec import print_option, unread_spec
+
+if TYPE_CHECKING:
+    from lmms_prune.methods.base import Method
 
 ADAPTIVE: Final = "adaptive"
 Keep: TypeAlias = Decimal | int | Literal["adaptive"] | None
@@ -30,12 +34,14 @@ class Stage:
     """One pruning step: `method` acts on the input of 0-based decoder layer `layer` and keeps `keep`.
 
     Args:
-        method: a name of `METHODS`.
+        method: a name of `METHODS`, or where a method of one's own is: ``file.py:Class``, ``package.module:Class``.
         layer: the first `layer` decoder layers see the unpruned tokens; 0 is before the decoder.
         keep: a ratio of the original visual tokens (Decimal), a number of tokens (int), or None for an unknown that
             `Schedule.solve` finds. Methods that drop everything take 0; methods that can decide the count may take ADAPTIVE.
-        options: the method's own options as (name, value) pairs, defaults left out.
+        options: the method's own options as (name, value) pairs, defaults left out. Those of a method of one's own are
+            texts, because their types are not known before its code has run.
         per: what the keep holds for, and what the method sees as one image: one of `PER`.
+        row: what the class of a method of one's own says of itself, once it was imported; None before.
     """
 
     method: str
@@ -43,6 +49,7 @@ class Stage:
     keep: Keep
     options: tuple[tuple[str, object], ...] = ()
     per: str = PER[0]
+    row: MethodSpec | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, float):
@@ -65,7 +72,9 @@ class Stage:
             raise ScheduleError(f"stage '{self.method}@{self.layer}' names an option twice: {', '.join(names)}.")
         for name, value in self.options:
             self._check_option(name, value)
-        defaults = {option.name: option.default for option in self.spec.options}
+        defaults: dict[str, object] = {option.name: option.default for option in self.spec.options}
+        if self.spec.own:
+            defaults = {name: print_option(value) for name, value in defaults.items()}
         kept = tuple(sorted((k, v) for k, v in self.options if defaults.get(k) != v))
         object.__setattr__(self, "options", kept)
 
@@ -75,11 +84,22 @@ class Stage:
             parsed = self.spec.option(name, print_option(value))
         except OptionError as error:
             raise ScheduleError(str(error)) from None
+        if self.spec.own:
+            parsed = print_option(parsed) if isinstance(value, str) else parsed
+            if not isinstance(value, str):
+                raise ScheduleError(f"{self.method}: the option {name}={value!r} must be a text, or use `stage(…)`.")
         if parsed != value or isinstance(parsed, bool) != isinstance(value, bool):
             raise ScheduleError(f"{self.method}: the option {name}={value!r} is not what its text says: {parsed!r}.")
 
     @property
     def spec(self) -> MethodSpec:
+        if self.row is not None:
+            return self.row
+        if is_reference(self.method):
+            try:
+                return unread_spec(str(Reference.read(self.method)))
+            except OptionError as error:
+                raise ScheduleError(str(error)) from None
         if self.method not in METHODS:
             raise ScheduleError(f"unknown method '{self.method}'.{did_you_mean(self.method, list(METHODS))}")
         return METHODS[self.method]
@@ -90,6 +110,21 @@ class Stage:
             text += f":{print_keep(self.keep)}"
         text += "".join(f";{name}={print_option(value)}" for name, value in self.options)
         return text if self.per == PER[0] else f"{text};per={self.per}"
+
+    @property
+    def portable(self) -> Stage:
+        """The stage with the file of its method, if it has one, named without its folder."""
+        return replace(self, method=str(Reference.read(self.method).short)) if self.spec.own else self
+
+    @property
+    def absolute(self) -> Stage:
+        """The stage with the file of its method, if it has one, named by its absolute path."""
+        if not self.spec.own:
+            return self
+        try:
+            return replace(self, method=str(Reference.read(self.method).absolute))
+        except OptionError as error:
+            raise ScheduleError(str(error)) from None
 
     @property
     def at_most(self) -> bool:
@@ -116,6 +151,41 @@ class Stage:
             n if requested >= n else min(n, self.spec.count(requested, n, options))
             for requested, n in zip(self.requested(images), present, strict=True)
         ]
+
+
+def stage(
+    method: Method | str, layer: int, keep: float | Decimal | int | str | None = None, per: str = PER[0]
+) -> Stage:
+    """A stage in Python: `method` acts on the input of decoder layer `layer`.
+
+    Args:
+        method: a method object, such as ``MyMethod(alpha=2.0)``, or a name as in a schedule text.
+        layer: as in `Stage`.
+        keep: a ratio (0.3), a number of tokens (192 or "192t"), "?" (solved from a budget); None where the method takes no
+            keep, or decides by itself.
+        per: as in `Stage`.
+
+    Raises:
+        ScheduleError: the stage cannot be written as a text, or the method's class is not usable; see the message.
+    """
+    from lmms_prune.schedule.text import read_keep
+
+    options: tuple[tuple[str, object], ...] = ()
+    row = None
+    if isinstance(method, str):
+        name = method
+    else:
+        from lmms_prune.methods.own import name_of, options_of, spec_of
+
+        try:
+            name, options = name_of(method), options_of(method)
+            row = spec_of(type(method), name) if is_reference(name) else None
+        except OptionError as error:
+            raise ScheduleError(str(error)) from None
+    spec = row or Stage(name, layer, 0).spec
+    if row is not None:
+        options = tuple((option, print_option(value)) for option, value in options)
+    return Stage(name, layer, read_keep(keep, spec), options, per, row)
 
 
 def share(total: int, sizes: Sequence[int]) -> list[int]:

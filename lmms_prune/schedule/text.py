@@ -15,7 +15,8 @@ from typing import Any
 
 from lmms_prune.errors import OptionError, ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS, MethodSpec
-from lmms_prune.methods.spec import Option, print_option
+from lmms_prune.methods.reference import FORMS, Reference, entry_points, is_reference
+from lmms_prune.methods.spec import Option, print_option, unread_spec
 from lmms_prune.schedule.stage import ADAPTIVE, PER, Keep, Stage
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -73,6 +74,15 @@ def read_number(text: str) -> Decimal | None:
     return value if within else None
 
 
+def read_keep(value: float | Decimal | int | str | None, spec: MethodSpec) -> Keep:
+    """The keep of a stage that is built in Python; see `lmms_prune.stage`."""
+    if isinstance(value, float):
+        value = Decimal(repr(value))
+    if isinstance(value, (int, Decimal)):
+        return 0 if spec.drops_all and not value else value
+    return _Parser("" if value is None else value).keep(value or "", spec, 1, 0, value is not None)
+
+
 class _Parser:
     """Parses one schedule text, keeping the offset of each piece so that errors can point at it."""
 
@@ -93,28 +103,42 @@ class _Parser:
         start += len(part) - len(part.lstrip())
         part = part.strip()
         head, *options = part.split(";")
-        name, at, layer_and_keep = head.partition("@")
-        if not at or not _NAME.fullmatch(name):
-            raise self.error(f"stage {number} is '{part}'; a stage looks like 'dart@2:0.44'.", start, part)
-        if name not in METHODS:
-            hint = did_you_mean(name, list(METHODS))
-            raise self.error(f"unknown method '{name}' in stage {number}.{hint}", start, name)
+        written, at, layer_and_keep = head.partition("@")
+        if not at or not (_NAME.fullmatch(written) or is_reference(written)):
+            hint = f" One of your own: {FORMS}; its path has no comma, semicolon or @." if ".py" in self.text else ""
+            raise self.error(f"stage {number} is '{part}'; a stage looks like 'dart@2:0.44'.{hint}", start, part)
+        if ".py" in layer_and_keep.partition(";")[0]:
+            raise self.error(f"stage {number}: the path of a method's file must not have an @; rename it.", start, head)
+        name, spec = self.method(written, number, start)
         layer, colon, keep = layer_and_keep.partition(":")
-        layer_start = start + len(name) + 1
+        layer_start = start + len(written) + 1
         if not _WHOLE.fullmatch(layer):
             raise self.error(f"the layer '{layer}' in stage {number} must be a whole number.", layer_start, layer)
         keep_start = layer_start + len(layer) + 1
-        stage_keep = self.keep(keep, METHODS[name], number, keep_start, bool(colon))
+        stage_keep = self.keep(keep, spec, number, keep_start, bool(colon))
         pairs: dict[str, object] = {}
         option_start = start + len(head) + 1
         for option in options:
-            option_name, value = self.option(option, METHODS[name], option_start)
+            option_name, value = self.option(option, spec, option_start)
             if option_name in pairs:
                 raise self.error(f"stage {number} names the option '{option_name}' twice.", option_start, option)
             pairs[option_name] = value
             option_start += len(option) + 1
         per = str(pairs.pop("per", PER[0]))
         return Stage(name, int(layer), stage_keep, tuple(pairs.items()), per)
+
+    def method(self, written: str, number: int, start: int) -> tuple[str, MethodSpec]:
+        """The method's name and what is known of it; what an entry point stands for is written in full."""
+        if written in METHODS:
+            return written, METHODS[written]
+        if not is_reference(written) and written not in entry_points():
+            hint = did_you_mean(written, [*METHODS, *entry_points()])
+            raise self.error(f"unknown method '{written}' in stage {number}.{hint}", start, written)
+        try:
+            name = str(Reference.read(entry_points().get(written, written)))
+        except OptionError as error:
+            raise self.error(f"stage {number}: {error}", start, written) from None
+        return name, unread_spec(name)
 
     def keep(self, text: str, spec: MethodSpec, number: int, start: int, has_keep: bool) -> Keep:
         if not has_keep:

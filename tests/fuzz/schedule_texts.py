@@ -10,7 +10,7 @@ from random import Random
 
 from lmms_prune import Schedule, ScheduleError
 from lmms_prune.methods import METHODS, MethodSpec
-from lmms_prune.methods.spec import Option
+from lmms_prune.methods.spec import Option, unread_spec
 from lmms_prune.schedule.presets import PRESETS
 
 LAYERS = 48
@@ -67,6 +67,18 @@ ODD = [
 ]
 
 
+OWN_METHODS = [
+    "my_idea.py",
+    "my_idea.py:MyIdea",
+    "../a b/é漢-1.2.py:M_2",
+    "/ü/~x.py",
+    "package.module:Class",
+    "m:C",
+    "__main__:C",
+]
+"""Methods of one's own, none of which exists: a text is read without looking."""
+
+
 def valid(draw: Random) -> str:
     """Any text that the grammar allows: all methods, options, units, spellings, presets and spaces."""
     if draw.random() < 0.05:
@@ -77,6 +89,8 @@ def valid(draw: Random) -> str:
     stages, dropped = [], False
     for layer, amount in zip(layers, amounts, strict=True):
         spec = draw.choice([spec for spec in METHODS.values() if _stands(spec, layer)])
+        if draw.random() < 0.1:
+            spec = unread_spec(draw.choice(OWN_METHODS))
         dropped |= spec.drops_all
         text = _stage(draw, spec, layer, 0 if dropped else amount, in_tokens)
         stages.append(draw.choice(SPACES) + text + draw.choice(SPACES))
@@ -95,6 +109,8 @@ def _stage(draw: Random, spec: MethodSpec, layer: int, amount: int, in_tokens: b
     read = {name: spec.option(name, text.strip()) for name, text in options.items()}
     if spec.refuses(layer, read):
         options = {"of": "worth"} if spec.kind == "oracle" else {}
+    if spec.own and draw.random() < 0.5:
+        options = {"power": _ratio(draw, amount), "some_text": draw.choice(["a b", "x=y", "ß@:", "true"])}
     names = draw.sample(list(options), len(options))
     return f"{spec.name}@{layer}{keep}" + "".join(f";{name}={options[name]}" for name in names)
 
@@ -140,7 +156,23 @@ def mutated(draw: Random) -> str:
 
 def anything(draw: Random) -> str:
     """Letters of the grammar, of any script, and none; up to sixty of them."""
-    some = ["dart", "random", "vtw", "sgl", "@", "@2", ":0.5", ":5t", ";order=", ",", *ODD, *NUMBERS[:-3]]
+    some = [
+        "my.py",
+        "m:C",
+        ".py:",
+        "dart",
+        "random",
+        "vtw",
+        "sgl",
+        "@",
+        "@2",
+        ":0.5",
+        ":5t",
+        ";order=",
+        ",",
+        *ODD,
+        *NUMBERS[:-3],
+    ]
     return "".join(
         draw.choice(some) if draw.random() < 0.7 else chr(draw.randrange(0x110000)) for _ in range(draw.randrange(20))
     )

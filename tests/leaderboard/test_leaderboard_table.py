@@ -17,7 +17,7 @@ from lmms_prune.leaderboard.gate import Limits, judged
 from lmms_prune.leaderboard.grids import scores
 from lmms_prune.leaderboard.notes import footnotes
 from lmms_prune.leaderboard.results import read_results
-from lmms_prune.leaderboard.rows import Leaderboard, ModelTable, TableRow
+from lmms_prune.leaderboard.rows import PRUNED, Leaderboard, ModelTable, TableRow
 from lmms_prune.leaderboard.table import leaderboard
 
 MANY = 200
@@ -67,6 +67,24 @@ def test_scores_ratios_costs_and_retention_above_blind(tmp_path: Path) -> None:
     assert [budget.title for budget in only(board).budgets] == ["unpruned", "30 tokens (30 %)", "0 tokens"]
     assert not board.marked
     assert not board.problems
+
+
+def test_a_method_of_ones_own_is_a_row_and_may_be_the_baseline(tmp_path: Path) -> None:
+    """Paired with another method, a verdict names that method; nothing of the file is needed, which does not exist here."""
+    write_run(tmp_path / "a", {"gqa": [1.0] * 80 + [0.0] * 20})
+    write_run(tmp_path / "mine", {"gqa": [1.0] * 40 + [0.0] * 60}, "mine.py:Mine@2:0.3;power=3.0", tokens=30)
+    write_run(tmp_path / "dart", {"gqa": [1.0] * 60 + [0.0] * 40}, "dart@2:0.3", tokens=30)
+    mine, dart = "mine.py:Mine@2:0.3;power=3.0", "dart@2:0.3"
+    board = made(tmp_path)
+    assert (row(board, mine).kind, row(board, mine).rel) == (PRUNED, 50)
+    for baseline, other, expected in (
+        (tmp_path / "dart", mine, "worse than dart@2:0.3"),
+        (tmp_path / "mine", dart, f"better than {mine}"),
+    ):
+        compared = row(made(tmp_path, baseline=read_results([baseline])), other).cells["gqa"].comparison
+        assert compared is not None
+        assert compared.verdict == expected
+        assert abs(compared.difference.value) == 20
 
 
 def test_holm_corrects_for_the_benchmarks_of_a_row(tmp_path: Path) -> None:

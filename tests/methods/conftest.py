@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from built import Checkpoint
-from observed import EVERY, FAMILIES, LAYERS, Observed, Tiny, load_tiny, observe
+from observed import EVERY, FAMILIES, LAYERS, Observed, Tiny, observe
 from torch import Tensor
 
 from lmms_prune.methods import METHODS, MethodSpec
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def all_tiny(checkpoint: Checkpoint) -> dict[str, Tiny]:
-    return {family: load_tiny(family, checkpoint(family, layers=LAYERS)) for family in EVERY}
+    return {family: Tiny.load(family, checkpoint(family, layers=LAYERS)) for family in EVERY}
 
 
 @pytest.fixture(scope="session")

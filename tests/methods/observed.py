@@ -2,106 +2,23 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from built import BUILDERS, UNLIKE
-from PIL import Image
-from tiny import load_model
-from torch import Tensor, nn
-from transformers import AutoProcessor
+from torch import Tensor
 
-from lmms_prune import Schedule, Trace, prune
+from lmms_prune import Trace, prune
+from lmms_prune.certificate.tiny import LAYERS, Tiny
 from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.view import LayerInput, Tokens, TokenView
 
+__all__ = ["LAYERS", "Tiny"]
 FAMILIES, EVERY = UNLIKE, tuple(BUILDERS)
-LAYERS = 8
-WORDS = (
-    "is",
-    "there",
-    "a",
-    "red",
-    "circle",
-    "in",
-    "this",
-    "image",
-    "left",
-    "right",
-    "of",
-    "the",
-    "blue",
-    "square",
-    "what",
-    "colour",
-    "how",
-    "many",
-    "people",
-    "yes",
-    "no",
-)
-
-Row = tuple[list[Image.Image], str]
-"""The images and the question of one prompt."""
-
-
-@dataclass
-class Tiny:
-    """One family's checkpoint, loaded once for each (dtype, kernel) asked for."""
-
-    family: str
-    folder: Path
-    processor: Any = field(repr=False)
-    loaded: dict[tuple[torch.dtype, str], nn.Module] = field(default_factory=dict, repr=False)
-
-    def model(self, dtype: torch.dtype = torch.float64, kernel: str = "sdpa") -> nn.Module:
-        key = (dtype, kernel)
-        if key not in self.loaded:
-            self.loaded[key] = load_model(self.folder, dtype, kernel)
-        return self.loaded[key]
-
-    def row(self, rng: random.Random, images: int = 1, words: int | None = None) -> Row:
-        """A random prompt: noise images (of random sizes where the family allows) and a random question."""
-        question = " ".join(rng.choices(WORDS, k=words or rng.randint(1, 12)))
-        return [self.image(rng) for _ in range(images)], question
-
-    def image(self, rng: random.Random, size: tuple[int, int] | None = None) -> Image.Image:
-        """Noise. Qwen's images have `size` (columns, rows) visual tokens; LLaVA's always 64."""
-        columns, rows = (4, 4) if self.family == "llava" else size or (rng.randint(3, 6), rng.randint(3, 6))
-        pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (28 * rows, 28 * columns, 3))
-        return Image.fromarray(pixels.astype(np.uint8))
-
-    def batch(self, rows: Sequence[Row], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        texts = []
-        for images, question in rows:
-            content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
-            message = {"role": "user", "content": content}
-            texts.append(self.processor.apply_chat_template([message], add_generation_prompt=True))
-        flat = [image for images, _ in rows for image in images]
-        inputs = self.processor(text=texts, images=flat or None, padding=True, return_tensors="pt")
-        return {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
-
-    def run(
-        self,
-        inputs: dict[str, Tensor],
-        schedule: str | Schedule,
-        *,
-        dtype: torch.dtype = torch.float64,
-        kernel: str = "sdpa",
-        **options: Any,
-    ) -> tuple[Trace, Tensor]:
-        """The trace and the last position's logits of one pruned forward pass."""
-        model = self.model(dtype, kernel)
-        with torch.no_grad(), prune(model, schedule, **options) as trace:
-            logits = model(**inputs, logits_to_keep=1).logits[:, -1]
-        return trace, logits
 
 
 @dataclass
@@ -230,10 +147,6 @@ def run_to(tiny: Tiny, inputs: dict[str, Tensor], schedule: str, layer: int) -> 
         finally:
             handle.remove()
     return trace, entering[0]
-
-
-def load_tiny(family: str, folder: Path) -> Tiny:
-    return Tiny(family, folder, AutoProcessor.from_pretrained(folder, padding_side="left"))
 
 
 class HandView(TokenView):

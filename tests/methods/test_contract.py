@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import random
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from observed import FAMILIES, LAYERS, Tiny, kept, load_tiny, observe
+from observed import FAMILIES, LAYERS, Tiny, observe
 from torch import Tensor
 
 import lmms_prune.methods
 from lmms_prune import Schedule, ScheduleError, Stage, prune
+from lmms_prune.certificate import contract
+from lmms_prune.certificate.contract import Tried
+from lmms_prune.certificate.tiny import Mixed, mixed_rows
 from lmms_prune.demo.checkpoints import build_llava
-from lmms_prune.errors import OptionError, PruningError, UnsupportedModelError
+from lmms_prune.errors import OptionError, PruningError
 from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.methods.base import Method, ScoreMethod
-from lmms_prune.methods.shared.memory import Memory
 from lmms_prune.methods.view import TokenView
 
 ALL = list(METHODS.values())
@@ -78,289 +80,100 @@ def stage(spec: MethodSpec, layer: int, keep: str = "0.4") -> str:
     return f"{spec.name}@{at(spec, layer)}" + ("" if spec.drops_all else f":{keep}") + options
 
 
-def planned(spec: MethodSpec, requested: int, size: int) -> int:
-    """Tokens that the row in METHODS says are kept of `size`."""
-    if spec.drops_all:
-        return 0
-    return size if requested >= size else min(size, spec.count(requested, size, OPTIONS.get(spec.name, {})))
-
-
 def rows_in_turn(rows: list) -> list[str]:
     return [question for _, question in rows]
 
 
-def mixed_rows(tiny: Tiny, seed: int = 0) -> list:
-    """Rows of different lengths: one image, two, none, and one with a long question."""
-    rng = random.Random(seed)
-    return [tiny.row(rng, images=n, words=words) for n, words in ((1, 3), (2, 8), (0, 5), (1, 25), (1, 1))]
+def tried(spec: MethodSpec) -> Tried:
+    return Tried(spec, OPTIONS.get(spec.name, {}), VARIANTS.get(spec.name, ()), spec.name in SEEDED)
 
 
-def numbered(tiny: Tiny, rows: list) -> dict[str, Tensor]:
-    """A batch with the position ids that `generate` gives LLaVA.
+class Families(dict[str, Mixed]):
+    """The mixed rows of each family, batched where a test asks for them."""
 
-    Without them its padding counts as positions, and DART's key norms, taken after the rotation, depend on these.
-    """
-    inputs = tiny.batch(rows)
-    if tiny.family == "llava":
-        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    return inputs
+    def __init__(self, all_tiny: dict[str, Tiny]):
+        super().__init__()
+        self.all_tiny = all_tiny
 
-
-@dataclasses.dataclass
-class Mixed:
-    """The mixed rows of a family, batched once: all rows, with the positions of `generate`, permuted, alone, and with a longer row."""
-
-    rows: list
-    questions: list[str]
-    inputs: dict[str, Tensor]
-    numbered: dict[str, Tensor]
-    permuted: dict[str, Tensor]
-    alone: list[dict[str, Tensor]]
-    longer: tuple[str, dict[str, Tensor]]
-    single: dict[str, Tensor]
-    plain: Tensor
-    views: dict[int, TokenView]
-
-
-ORDER = [3, 1, 4, 0, 2]
+    def __missing__(self, family: str) -> Mixed:
+        return self.setdefault(family, Mixed(self.all_tiny[family]))
 
 
 @pytest.fixture(scope="module")
-def all_mixed(all_tiny: dict[str, Tiny]) -> dict[str, Mixed]:
-    all_rows = {}
-    for family, tiny in all_tiny.items():
-        rows, longer = mixed_rows(tiny), tiny.row(random.Random(9), words=60)
-        single = tiny.batch(rows, torch.float32)
-        with torch.no_grad():
-            plain = tiny.model(torch.float32)(**single).logits
-        all_rows[family] = Mixed(
-            rows=rows,
-            questions=rows_in_turn(rows),
-            inputs=tiny.batch(rows),
-            numbered=numbered(tiny, rows),
-            permuted=numbered(tiny, [rows[i] for i in ORDER]),
-            alone=[numbered(tiny, [row]) for row in rows],
-            longer=(longer[1], numbered(tiny, [*rows, longer])),
-            single=single,
-            plain=plain,
-            views={},
-        )
-    return all_rows
+def all_mixed(all_tiny: dict[str, Tiny]) -> Families:
+    return Families(all_tiny)
 
 
 @pytest.fixture
-def mixed(tiny: Tiny, all_mixed: dict[str, Mixed]) -> Mixed:
+def mixed(tiny: Tiny, all_mixed: Families) -> Mixed:
     return all_mixed[tiny.family]
 
 
-@pytest.fixture
-def view_at(tiny: Tiny, mixed: Mixed, capture_view: Callable[..., TokenView]) -> Callable[[int], TokenView]:
-    """The view of the mixed rows at a layer: captured once, and new for each test but for the tensors in it."""
-
-    def at(layer: int) -> TokenView:
-        if layer not in mixed.views:
-            mixed.views[layer] = capture_view(tiny, mixed.inputs, layer)
-        return dataclasses.replace(mixed.views[layer], memory=Memory())
-
-    return at
-
-
-def tensors(value: object, name: str = "view") -> dict[str, Tensor]:
-    """All tensors of a view, by their path."""
-    if isinstance(value, Tensor):
-        return {name: value}
-    if isinstance(value, tuple):
-        return {k: v for i, part in enumerate(value) for k, v in tensors(part, f"{name}[{i}]").items()}
-    if dataclasses.is_dataclass(value) and type(value).__name__ in ("TokenView", "Tokens", "LayerInput"):
-        parts = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-        return {k: v for field, part in parts for k, v in tensors(part, f"{name}.{field}").items()}
-    return {}
-
-
-# -- select, by itself -------------------------------------------------------------------------------------------------
+# -- the checks that `lmms-prune test-method` runs too, each with every method of the table --------------------------------
 
 
 @layers_of(SPECS)
-def test_select_marks_the_budget_of_valid_tokens(
-    view_at: Callable[[int], TokenView], spec: MethodSpec, layer: int
-) -> None:
-    view = view_at(layer)
-    assert len(view.counts) == 5
-    rng, method = random.Random(layer), spec.build(OPTIONS.get(spec.name, {}))
-    requested = [[0] * 5]
-    if not spec.drops_all:
-        requested += [list(view.counts), [1] * 5, *([rng.randint(0, count) for count in view.counts] for _ in range(5))]
-    for numbers in requested:
-        budget = [planned(spec, n, size) for n, size in zip(numbers, view.counts, strict=True)]
-        mask = method.select(view, torch.tensor(budget))
-        assert mask.dtype == torch.bool
-        assert mask.shape == view.valid.shape
-        assert not (mask & ~view.valid).any()
-        marked = mask.sum(1).tolist()
-        # All that are present is also what a method with a count rule of its own is given where the stage has no keep.
-        own = [spec.keep == "optional" and most == count for most, count in zip(budget, view.counts, strict=True)]
-        loose = [spec.at_most or decides for decides in own]
-        pairs = zip(marked, budget, loose, strict=True)
-        assert all(n <= most if fewer else n == most for n, most, fewer in pairs)
+def test_select_marks_the_budget_of_valid_tokens(mixed: Mixed, spec: MethodSpec, layer: int) -> None:
+    assert len(mixed.view(layer).counts) == 5
+    contract.marks_the_budget(mixed, tried(spec), layer)
 
 
 @layers_of(SPECS)
-def test_select_and_rewrite_leave_the_view_as_it_was(
-    view_at: Callable[[int], TokenView], spec: MethodSpec, layer: int
-) -> None:
-    view = view_at(layer)
-    hidden = view.hidden.clone()
-    before = {name: tensor.clone() for name, tensor in tensors(view).items()}
-    assert len(before) >= 10
-    counts, seeds = list(view.counts), list(view.seeds)
-    method = spec.build(OPTIONS.get(spec.name, {}))
-    budget = torch.tensor([planned(spec, count // 2, count) for count in counts])
-    requested = budget.clone()
-    mask = method.select(view, budget)
-    assert torch.equal(budget, requested)
-    rewritten, index = method.rewrite(view, mask)
-    if not spec.rewrites:
-        assert rewritten is view.hidden
-        assert index is view.index
-    after = tensors(view)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.equal(view.hidden, hidden)
-    assert (list(view.counts), list(view.seeds)) == (counts, seeds)
-    assert torch.equal(method.select(view, budget), mask), "the same view gives the same answer"
-
-
-# -- complete runs through prune ----------------------------------------------------------------------------------------
+def test_select_and_rewrite_leave_the_view_as_it_was(mixed: Mixed, spec: MethodSpec, layer: int) -> None:
+    assert len(contract._tensors(mixed.view(layer))) >= 10
+    contract.leaves_the_view(mixed, tried(spec), layer)
 
 
 @shared_out("layer", SPECS, some_layers)
-def test_keeps_what_was_planned(tiny: Tiny, mixed: Mixed, spec: MethodSpec, layer: int) -> None:
-    schedule = Schedule.parse(stage(spec, layer))
-    trace, logits = tiny.run(mixed.inputs, schedule, questions=mixed.questions)
-    assert torch.isfinite(logits).all()
-    assert [len(row.images) for row in trace.rows] == [1, 2, 0, 1, 1]
-    for row in trace.rows:
-        [kept_now], [most] = row.kept, schedule.plan(row.images)
-        assert all(n <= m for n, m in zip(kept_now, most, strict=True)) if spec.at_most else kept_now == most
-        assert [len(image) for image in row.indices(0)] == kept_now
-        assert row.visual == [sum(row.images)] * layer + [sum(kept_now)] * (LAYERS - layer)
-        for image, size in zip(row.indices(0), row.images, strict=True):
-            assert len(image) == len(set(image))
-            assert all(0 <= token < size for token in image)
-            # The ratio holds for each image by itself, whatever the others' sizes are.
-            assert spec.at_most or len(image) == planned(spec, round(0.4 * size), size)
+def test_keeps_what_was_planned(mixed: Mixed, spec: MethodSpec, layer: int) -> None:
+    contract.keeps_what_was_planned(mixed, tried(spec), layer)
 
 
 @by_name
-def test_half_precision_is_finite(tiny: Tiny, spec: MethodSpec) -> None:
-    """In the types of real checkpoints the counts are kept and nothing overflows or becomes not-a-number."""
-    rows = mixed_rows(tiny, seed=3)
-    inputs = tiny.batch(rows, torch.bfloat16)
-    schedule = Schedule.parse(stage(spec, 3))
-    trace, logits = tiny.run(inputs, schedule, dtype=torch.bfloat16, questions=rows_in_turn(rows))
-    assert torch.isfinite(logits).all()
-    for row in trace.rows:
-        [kept_now], [most] = row.kept, schedule.plan(row.images)
-        assert all(n <= m for n, m in zip(kept_now, most, strict=True)) if spec.at_most else kept_now == most
+def test_half_precision_is_finite(mixed: Mixed, spec: MethodSpec) -> None:
+    contract.half_precision_is_finite(mixed, tried(spec))
 
 
 @shared_out("deeper", SPECS, lambda spec: [0, 4])
-def test_batch_does_not_matter(tiny: Tiny, mixed: Mixed, spec: MethodSpec, deeper: int) -> None:
-    """Permuted rows, each row alone, and more padding: the same tokens of each image and the same logits."""
-    names, questions, text = list("abcde"), mixed.questions, stage(spec, spec.lowest_layer + deeper)
-    trace, logits = tiny.run(mixed.numbered, text, samples=names, questions=questions)
-    tokens = [row.indices(0) for row in trace.rows]
-    assert [row.sample for row in trace.rows] == names
-
-    turned = {"samples": [names[i] for i in ORDER], "questions": [questions[i] for i in ORDER]}
-    permuted, moved = tiny.run(mixed.permuted, text, **turned)
-    assert [row.indices(0) for row in permuted.rows] == [tokens[i] for i in ORDER]
-    torch.testing.assert_close(moved, logits[ORDER], atol=1e-5, rtol=0)
-
-    for i in (0, 1, 2):
-        alone, single = tiny.run(mixed.alone[i], text, samples=[names[i]], questions=[questions[i]])
-        assert [row.indices(0) for row in alone.rows] == [tokens[i]]
-        torch.testing.assert_close(single[0], logits[i], atol=1e-5, rtol=0)
-
-    question, longer = mixed.longer
-    padded, wide = tiny.run(longer, text, samples=[*names, "f"], questions=[*questions, question])
-    assert [row.indices(0) for row in padded.rows[:5]] == tokens
-    torch.testing.assert_close(wide[:5], logits, atol=1e-5, rtol=0)
+def test_batch_does_not_matter(mixed: Mixed, spec: MethodSpec, deeper: int) -> None:
+    contract.batch_does_not_matter(mixed, tried(spec), at(spec, spec.lowest_layer + deeper))
 
 
 @by_keeping_name
-def test_seed(tiny: Tiny, mixed: Mixed, spec: MethodSpec) -> None:
-    text = stage(spec, 3)
-    first, again, other = (
-        kept(tiny.run(mixed.inputs, text, seed=seed, questions=mixed.questions)[0]) for seed in (0, 0, 1)
-    )
-    assert first == again
-    if spec.name in SEEDED:
-        assert all(a != b for a, b in zip(first, other, strict=True))
-    else:
-        assert first == other
+def test_seed(mixed: Mixed, spec: MethodSpec) -> None:
+    contract.seed_decides(mixed, tried(spec))
 
 
 @by_name
-def test_flops_of_methods_are_counted(tiny: Tiny, mixed: Mixed, spec: MethodSpec) -> None:
-    """Every operation of every method has a rule, or is known to multiply nothing."""
-    with torch.inference_mode():
-        trace, _ = tiny.run(mixed.inputs, stage(spec, 3), questions=mixed.questions, count_selection=True)
-    assert sum(row.selection_flops for row in trace.rows) >= 0
-    assert spec.kind != "diversity" or trace.rows[0].selection_flops > 0
+def test_flops_of_methods_are_counted(mixed: Mixed, spec: MethodSpec) -> None:
+    contract.flops_are_counted(mixed, tried(spec))
 
 
-@shared_out("keep", KEEPING, lambda spec: ["1", "1000t"])
-def test_keeping_all_is_bit_identical_to_no_pruning(tiny: Tiny, mixed: Mixed, spec: MethodSpec, keep: str) -> None:
+@shared_out("keep", KEEPING, lambda spec: [Decimal(1), 1000])
+def test_keeping_all_is_bit_identical_to_no_pruning(mixed: Mixed, spec: MethodSpec, keep: Decimal | int) -> None:
     """DART's own quota would ask for more than there is."""
-    with torch.no_grad():
-        for layer in (spec.lowest_layer, 4):
-            with prune(tiny.model(torch.float32), stage(spec, layer, keep)) as trace:
-                assert torch.equal(tiny.model(torch.float32)(**mixed.single).logits, mixed.plain)
-            assert [row.visual for row in trace.rows] == [[sum(row.images)] * LAYERS for row in trace.rows]
+    contract.keeping_all_changes_nothing(mixed, tried(spec), keep)
 
 
 @by_keeping_name
-def test_a_count_is_distributed_among_images(all_tiny: dict[str, Tiny], spec: MethodSpec) -> None:
-    rng, llava, qwen = random.Random(1), all_tiny["llava"], all_tiny["qwen2_5_vl"]
-
-    def counts(tiny: Tiny, images: list, count: int) -> list[int]:
-        trace, _ = tiny.run(tiny.batch([(images, "is it red")]), stage(spec, 2, f"{count}t"), questions=["is it red"])
-        return [len(image) for image in trace.rows[0].indices(0)]
-
-    def check(tiny: Tiny, images: list, count: int, rule: list[tuple[int, int]]) -> None:
-        wanted = [planned(spec, requested, size) for requested, size in rule]
-        got = counts(tiny, images, count)
-        assert all(n <= m for n, m in zip(got, wanted, strict=True)) if spec.at_most else got == wanted
-
-    check(llava, [llava.image(rng), llava.image(rng)], 40, [(20, 64), (20, 64)])
-    # The odd token goes to the first of two equal images.
-    check(llava, [llava.image(rng), llava.image(rng)], 41, [(21, 64), (20, 64)])
-    # Of 40 tokens, images of 6 x 8 and 4 x 4 tokens have 48 and 16 of the 64: 30 and 10.
-    check(qwen, [qwen.image(rng, (6, 8)), qwen.image(rng, (4, 4))], 40, [(30, 48), (10, 16)])
-    # 41 would be 30.75 and 10.25: the larger remainder gets the odd token.
-    check(qwen, [qwen.image(rng, (6, 8)), qwen.image(rng, (4, 4))], 41, [(31, 48), (10, 16)])
+def test_a_count_is_distributed_among_images(mixed: Mixed, spec: MethodSpec) -> None:
+    contract.a_count_is_distributed(mixed, tried(spec))
 
 
-def test_a_small_image_among_large_ones(all_tiny: dict[str, Tiny]) -> None:
-    """An image that keeps all of its tokens is in a batch with one that does not."""
-    tiny, rng = all_tiny["qwen2_5_vl"], random.Random(2)
-    rows = [([tiny.image(rng, (2, 2))], "is it red"), ([tiny.image(rng, (6, 6))], "is it blue")]
+def test_a_small_image_among_large_ones(all_mixed: Families) -> None:
+    assert not all_mixed["qwen2_5_vl"].tiny.fixed
     for spec in KEEPING:
-        trace, _ = tiny.run(tiny.batch(rows), stage(spec, 2, "20t"), questions=rows_in_turn(rows))
-        small, large = (len(tokens) for tokens in kept(trace))
-        assert small == 4
-        assert spec.at_most or large == planned(spec, 20, 36)
+        contract.a_small_image_among_large_ones(all_mixed["qwen2_5_vl"], tried(spec))
 
 
 @by_name
-def test_a_batch_without_any_image(tiny: Tiny, spec: MethodSpec) -> None:
-    rng = random.Random(3)
-    inputs = tiny.batch([tiny.row(rng, images=0) for _ in range(2)])
-    trace, logits = tiny.run(inputs, stage(spec, 3))
-    with torch.no_grad():
-        plain = tiny.model()(**inputs, logits_to_keep=1).logits[:, -1]
-    assert torch.equal(logits, plain)
-    assert [row.images for row in trace.rows] == [[], []]
+def test_a_batch_without_any_image(mixed: Mixed, spec: MethodSpec) -> None:
+    contract.a_batch_without_any_image(mixed, tried(spec))
+
+
+@by_name
+def test_reads_what_the_table_says(mixed: Mixed, spec: MethodSpec) -> None:
+    contract.reads_what_it_declares(mixed, tried(spec))
 
 
 PUBLISHED = {
@@ -384,7 +197,7 @@ PUBLISHED = {
 
 def test_published_averages_are_executed(tmp_path: Path) -> None:
     """A LLaVA of the published depth and image size: 32 layers, 576 tokens."""
-    tiny = load_tiny("llava", build_llava(tmp_path / "deep", layers=32, image_size=336, hidden=16, heads=2))
+    tiny = Tiny.load("llava", build_llava(tmp_path / "deep", layers=32, image_size=336, hidden=16, heads=2))
     inputs = tiny.batch([tiny.row(random.Random(0))], torch.float32)
     for schedule, average in PUBLISHED.items():
         trace, _ = tiny.run(inputs, schedule, dtype=torch.float32)
@@ -446,7 +259,7 @@ def test_table_names_the_options(spec: MethodSpec) -> None:
 
 def test_table_holds_all_modules() -> None:
     [folder] = lmms_prune.methods.__path__
-    files = {file.stem for file in Path(folder).glob("*.py")} - {"__init__", "base", "spec", "view"}
+    files = {file.stem for file in Path(folder).glob("*.py")} - {"__init__", "base", "own", "reference", "spec", "view"}
     assert files == set(METHODS)
 
 
@@ -465,78 +278,6 @@ def test_example_and_lowest_layer(spec: MethodSpec) -> None:
             Schedule((Stage(spec.name, spec.lowest_layer - 1, keep, parsed.options),))
         with pytest.raises(ScheduleError, match="lowest layer"):
             Schedule.parse(spec.example.replace(f"@{parsed.layer}", f"@{spec.lowest_layer - 1}"))
-
-
-READS = {
-    "attention": {"attention"},
-    "attention ahead": {"attention ahead", "attention_to"},
-    "keys": {"keys"},
-    "values": {"values"},
-    "positions": {"rotary_means"},
-    "hidden": {"hidden", "normed"},
-    "embeddings": {"visual_embeddings", "text_embeddings"},
-    "encoder": {"encoder"},
-    "grid": {"grids"},
-    "question": {"question"},
-    "guide": {"guided"},
-}
-
-
-@by_name
-def test_reads_what_the_table_says(
-    tiny: Tiny,
-    mixed: Mixed,
-    view_at: Callable[[int], TokenView],
-    capture_view: Callable[..., TokenView],
-    monkeypatch: pytest.MonkeyPatch,
-    spec: MethodSpec,
-) -> None:
-    """At some layer or stage it reads all that its row says; its lowest layer follows from what it reads there.
-
-    A method may read the encoder at layer 0 and attention at a deeper stage, or another thing at its second stage.
-    """
-    layers = some_layers(spec)
-    views = [view_at(layer) for layer in layers]
-    if len(layers) > 1 and not spec.drops_all:
-        views.append(capture_view(tiny, mixed.inputs, layers[-1], f"{stage(spec, 0)},", questions=mixed.questions))
-    read: set[str] = set()
-    for name in ("attention", "attention_to", "keys", "values", "rotary_means", "normed", "question", "guided"):
-        real = getattr(TokenView, name)
-
-        def call(self: TokenView, *args: object, _name: str = name, _real: Callable = real, **named: object) -> object:
-            read.add("attention ahead" if named.get("ahead") else _name)
-            return _real(self, *args, **named)
-
-        monkeypatch.setattr(TokenView, name, call)
-    for name in ("hidden", "visual_embeddings", "text_embeddings", "encoder", "grids"):
-        real = getattr(TokenView, name)
-        real = real.func if hasattr(real, "func") else real.fget
-
-        def get(self: TokenView, _name: str = name, _real: Callable = real) -> object:
-            read.add(_name)
-            return _real(self)
-
-        monkeypatch.setattr(TokenView, name, property(get))
-    method = spec.build(OPTIONS.get(spec.name, {}))
-    for number, view in enumerate(views):
-        if spec.keep == "optional":
-            method.select(view, torch.tensor(list(view.counts)))
-        mask = method.select(view, torch.tensor([planned(spec, 4, size) for size in view.counts]))
-        if spec.rewrites:
-            method.rewrite(view, mask)
-        if number == 0:
-            assert (spec.lowest_layer >= 1) == bool({"attention", "keys", "values"} & read)
-    for options in VARIANTS.get(spec.name, ()):
-        for view in views:
-            with contextlib.suppress(UnsupportedModelError):
-                variant = spec.build(options)
-                mask = variant.select(view, torch.tensor([planned(spec, 4, size) for size in view.counts]))
-                variant.rewrite(view, mask)
-    # The encoder asks for the grids by itself, and pixels are read through it; a guide has a view of its own.
-    implied = {"grid", "pixels"} if "encoder" in read else set()
-    implied |= {"encoder", "attention ahead", "pixels"} if "guided" in read else set()
-    found = {kind for kind, names in READS.items() if names & read}
-    assert found - implied == set(spec.reads) - implied
 
 
 # -- methods of other kinds, through the real hooks --------------------------------------------------------------------

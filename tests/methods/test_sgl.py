@@ -22,7 +22,6 @@ from observed import (
     eager_attentions,
     image_spans,
     kept,
-    load_tiny,
 )
 from torch import Tensor
 
@@ -173,7 +172,7 @@ def test_an_auxiliary_model_guides(tiny: Tiny, guides: dict[str, Path]) -> None:
     """The ranking is the guide's own, at any layer of the guided model; the guided model's own would differ."""
     rng = random.Random(9)
     inputs = tiny.batch([tiny.row(rng, images=images) for images in (1, 2, 0, 1)])
-    small = load_tiny(tiny.family, guides[tiny.family]).model()
+    small = Tiny.load(tiny.family, guides[tiny.family]).model()
     sums = sums_of(small, inputs, TOKENS, False)
     want = [set(x.argsort(descending=True, stable=True)[: round(0.3 * len(x))].tolist()) for x in sums]
     chosen = []
