@@ -66,7 +66,8 @@ def digests() -> dict[str, list]:
     import lmms_prune
 
     found = {}
-    for folder in sorted(Path(lmms_prune.__file__).with_name("demo").joinpath("weights").iterdir()):
+    weights = Path(lmms_prune.__file__).with_name("demo") / "weights"
+    for folder in sorted(file.parent for file in weights.glob("*/config.json")):
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         for rows in (1, 5):
             inputs = ragged(model, rows, model.config.model_type != "llava")

@@ -114,9 +114,10 @@ def _entering(encoder: ClipEncoder) -> Float[Tensor, "B entries C"]:
 def _folded(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Fold inside the selected block until `count` tokens remain; returns their states, sizes and raster indices."""
     entering, block = _entering(encoder), encoder.shape.selected
-    x, keys, attention = encoder.attend(block, entering[images.to(entering.device)])
+    entering = entering[images.to(entering.device)]
+    salience, (x, key) = encoder.class_row(block, entering), encoder.attend(block, entering)
     coarse, fine = x.dtype, torch.promote_types(x.dtype, torch.float32)
-    x, keys, salience = x.to(fine), keys.to(fine), attention[:, :, 0].mean(1).to(fine)
+    x, keys = x.to(fine), key.to(fine).mean(1)
     size = torch.ones_like(salience)
     index = torch.arange(-1, x.shape[1] - 1, device=x.device).expand(len(x), -1)
     while (excess := x.shape[1] - 1 - count) > 0:

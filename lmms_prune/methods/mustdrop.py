@@ -271,10 +271,14 @@ def _run_on(
     x = torch.cat([first[:, None], patches[rows, order].to(first)], dim=1)
     entries, length = torch.arange(x.shape[1], device=x.device), length.to(x.device)
     # Tokens merged away remain as masked padding, so that no shape has to be read back from the device.
-    bias = torch.zeros(x.shape[:2], device=x.device).masked_fill(entries > length[:, None], -torch.inf)
+    bias = torch.zeros_like(x[..., 0]).masked_fill_(entries > length[:, None], -torch.inf)
     features, attention = x, torch.zeros_like(x[..., 0])
-    for block in range(1, encoder.shape.depth):
-        between, _, weights = encoder.attend(block, x, bias)
-        x, attention = encoder.feed(block, between), weights[:, :, 0].mean(1)
-        features = x if block == encoder.shape.selected else features
+    last, selected = encoder.shape.depth - 1, encoder.shape.selected
+    for block in range(1, last + 1):
+        if block == last:
+            attention = encoder.class_row(block, x, bias)
+        # Of the last block nothing else is read, unless its output is projected.
+        if block < last or block == selected:
+            x = encoder.feed(block, encoder.attend(block, x, bias)[0])
+        features = x if block == selected else features
     return encoder.project(features[:, 1:]).to(view_device), attention[:, 1:].to(view_device)

@@ -19,13 +19,14 @@ Kept: v2 v3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from lmms_prune.methods.base import Method, highest
 from lmms_prune.methods.shared.tensors import BLOCK, gather, joined
@@ -40,7 +41,7 @@ class _Bypass:
     Args:
         states: hidden states of all candidates at the input of the stage's layer.
         carrier: the raster index under which a candidate continues: its own if it was kept, that of its group's merged
-            token if it was merged, -1 if it was dropped.
+            token if it was merged, S if it was dropped.
         merged: whether the token that continues under this raster index is a merged one.
         then: the states with which kept and merged tokens entered the layer; arbitrary for others.
         added: what the decoder will still add to each candidate between its layers, each its own.
@@ -85,36 +86,86 @@ class SwiftVLM(Method):
 
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         """The first `budget` entries; `rewrite` decides which tokens, restored ones too, fill them."""
+        view.carry = _Plan.of(view, budget.tolist())
         entry = torch.arange(view.valid.shape[1], device=view.valid.device)
-        return view.valid & (entry < to_device(budget, entry.device)[:, None])
+        # Never more than are present, and padding comes last.
+        return entry < to_device(budget, entry.device)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
         # The caller ignores the result for an image that keeps all its tokens.
-        count, keeps_all = keep.sum(dim=1), (keep == view.valid).all(dim=1)
-        earlier = view.remembered(_Bypass)
+        plan, earlier = view.carried(_Plan), view.remembered(_Bypass)
         candidates = _first_candidates(view) if earlier is None else _restored(view, earlier)
         states, exists, score, added = candidates
-        # One merged token for each 20 tokens of the image (rounded), within 1 and half of the keep; none for a single slot.
-        shares = to_device([(size + 10) // 20 for size in view.sizes], count.device)
-        groups = torch.minimum(shares, count // 2).maximum((count > 1).long()).masked_fill_(keeps_all, 0)
-        best = highest(score, exists, torch.where(keeps_all, exists.sum(dim=1), count - groups))
+        single, groups = to_device([plan.single, plan.groups], exists.device)
+        best = highest(score, exists, single)
+        rest = exists > best
+        if not all(plan.merges):
+            rest = rest & to_device(plan.merges, rest.device)[:, None]
         most = max((max(view.sizes) + 10) // 20, 1)
-        group = _grouped(states, exists > best, groups.clamp(min=1), most, _passes(view))
-        mean, is_median, carrier = _merged(_joint(states, added), group, most)
-        merging = (groups > 0)[:, None]
-        is_median, carrier = is_median & merging, torch.where(merging, carrier, -1)
-        continues = best | is_median
+        group = _grouped(states, rest, groups, most, plan.passes)
+        joint, raster = _joint(states, added), torch.arange(exists.shape[1], device=exists.device)
+        mean, is_median, carrier = _merged(joint, group, raster, most)
         # Rounded to the sequence's dtype, so that the later difference holds only what the layers have added.
-        carried = torch.where(is_median[..., None], mean, _joint(states, added)).to(view.hidden.dtype)
+        carried = torch.where(is_median[..., None], mean, joint).to(view.hidden.dtype)
         then = carried[..., : states.shape[2]].to(states.dtype)
-        raster = torch.arange(exists.shape[1], device=exists.device).expand_as(exists)
         bypass = _Bypass(states, torch.where(best, raster, carrier), is_median, then, added)
-        view.remember(bypass if earlier is None else _unless(keeps_all, bypass, earlier))
-        # The tokens that continue fill the kept entries in raster order.
-        in_order = continues.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-        index = in_order.gather(1, (keep.cumsum(dim=1) - 1).clamp(min=0))
-        hidden = torch.where(keep[..., None], gather(carried, index), view.with_additions(view.hidden))
-        return hidden, torch.where(keep, index, view.index)
+        if earlier is not None and any(plan.keeps_all):
+            bypass = _unless(to_device(plan.keeps_all, exists.device), bypass, earlier)
+        view.remember(bypass)
+        # The tokens that continue fill the first entries, which are the kept ones, in raster order.
+        continues = (best | is_median).view(torch.uint8)
+        index = continues.argsort(dim=1, descending=True, stable=True)[:, : keep.shape[1]]
+        return gather(carried, index), index
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a stage does with each image, known on the host.
+
+    Args:
+        single: how many tokens continue as they are.
+        groups: how many merged tokens continue, at least 1 (where there are none: of no token).
+        merges: whether any merged token continues.
+        keeps_all: whether the image keeps all its tokens, so that the result for it is ignored.
+        passes: passes that grouping needs at most.
+    """
+
+    single: list[int]
+    groups: list[int]
+    merges: list[bool]
+    keeps_all: list[bool]
+    passes: int
+
+    @classmethod
+    def of(cls, view: TokenView, budget: Sequence[int]) -> _Plan:
+        """The plan for a view of which `budget` tokens are kept in each image."""
+        keeps_all = [count >= present for count, present in zip(budget, view.counts, strict=True)]
+        # One merged token for each 20 tokens of the image (rounded), within 1 and half of the keep; none for a single slot.
+        groups = [
+            0 if complete or count < 2 else max(1, min((size + 10) // 20, count // 2))
+            for size, count, complete in zip(view.sizes, budget, keeps_all, strict=True)
+        ]
+        # An image that keeps all its tokens keeps every candidate.
+        single = [
+            size if complete else count - number
+            for size, count, number, complete in zip(view.sizes, budget, groups, keeps_all, strict=True)
+        ]
+        # As many candidates as the image has had tokens, of which the best continue as they are.
+        passes = [
+            _passes(size - count, number)
+            for size, count, number in zip(view.sizes, single, groups, strict=True)
+            if number
+        ]
+        merges = [number > 0 for number in groups]
+        return cls(single, [max(1, number) for number in groups], merges, keeps_all, max(passes, default=0))
+
+
+def _passes(tokens: int, groups: int) -> int:
+    """How many passes join `tokens` into `groups`."""
+    passes = 0
+    while tokens > groups:
+        tokens, passes = tokens - min(tokens // 2, tokens - groups), passes + 1
+    return passes
 
 
 def _unless(keeps_all: Bool[Tensor, " B"], new: _Bypass, old: _Bypass) -> _Bypass:
@@ -131,13 +182,12 @@ def _unless(keeps_all: Bool[Tensor, " B"], new: _Bypass, old: _Bypass) -> _Bypas
 
 
 def _table(view: TokenView, values: Float[Tensor, "B V *D"]) -> Float[Tensor, "B S *D"]:
-    """Values of the tokens present, by raster index; 0 for others."""
+    """Values of the tokens present, by raster index; 0 for others, and behind the last."""
     size = max(view.sizes)
     # Padding writes to a spare last column.
-    index = torch.where(view.valid, view.index, size)
-    rows = torch.arange(len(index), device=index.device)[:, None]
-    table = torch.zeros(len(index), size + 1, *values.shape[2:], dtype=values.dtype, device=values.device)
-    return table.index_put((rows, index), values)[:, :size]
+    index = view.index.masked_fill(~view.valid, size + 1)
+    table = torch.zeros(len(index), size + 2, *values.shape[2:], dtype=values.dtype, device=values.device)
+    return table.scatter_(1, index.view(*index.shape, *[1] * (values.dim() - 2)).expand_as(values), values)[:, :-1]
 
 
 def _joint(states: Float[Tensor, "B S D"], added: Float[Tensor, "B S A"]) -> Float[Tensor, "B S E"]:
@@ -152,6 +202,7 @@ def _first_candidates(view: TokenView) -> _Candidates:
     # All in one table.
     marks = torch.stack([score, torch.ones_like(score)], dim=2)
     table = _table(view, torch.cat([view.hidden.to(fine), marks.to(fine)], dim=2))
+    table = table[:, :-1]
     return table[..., :-2], table[..., -1] > 0, table[..., -2], _own_additions(view)
 
 
@@ -159,7 +210,7 @@ def _own_additions(view: TokenView) -> Float[Tensor, "B S A"]:
     """What will still be added to the tokens present, by raster index."""
     if not view.additions.shape[2]:
         return view.additions.new_empty(len(view.sizes), max(view.sizes), 0)
-    return _table(view, view.additions.to(torch.promote_types(view.hidden.dtype, torch.float32)))
+    return _table(view, view.additions.to(torch.promote_types(view.hidden.dtype, torch.float32)))[:, :-1]
 
 
 def _restored(view: TokenView, earlier: _Bypass) -> _Candidates:
@@ -167,25 +218,23 @@ def _restored(view: TokenView, earlier: _Bypass) -> _Candidates:
     fine, device = torch.promote_types(view.hidden.dtype, torch.float32), view.valid.device
     states, then = earlier.states.to(device), earlier.then.to(device)
     carrier, merged = earlier.carrier.to(device), earlier.merged.to(device)
-    now = _table(view, view.hidden.to(fine))
-    present = _table(view, torch.ones(view.index.shape, device=device)) > 0
-    # A stored token can be restored only while the token that carries it is present. The clamp reads index 0 for
-    # dropped tokens (-1), which `exists` then leaves out.
-    carrier_index = carrier.clamp(min=0)
-    exists = (carrier >= 0) & present.gather(1, carrier_index)
-    raster = torch.arange(exists.shape[1], device=device)
+    marked = torch.cat([view.hidden.to(fine), torch.ones_like(view.hidden[..., :1], dtype=fine)], dim=2)
+    table = _table(view, marked)
+    # A stored token can be restored only while the token that carries it is present; behind the last index none is.
+    present = table[..., -1] > 0
+    exists, present, now = present.gather(1, carrier), present[:, :-1], table[:, :-1, :-1]
+    carrier_index = carrier.clamp(max=present.shape[1] - 1)
     moved = states + gather(now, carrier_index) - gather(then, carrier_index)
-    # Another method may have put a token at a raster index at which no token of ours continued: it is a candidate with
-    # the state that it has.
-    is_carrier = torch.zeros_like(carrier).scatter_add_(1, carrier_index, (carrier >= 0).long()) > 0
-    unchanged = present & (~is_carrier | ((carrier == raster) & ~merged))
+    # What stands at a raster index at which no merged token continued is a candidate with the state that it has: a kept
+    # token, or one that another method has put there.
+    unchanged = present > merged
     states, exists = torch.where(unchanged[..., None], now, moved), exists | unchanged
     added = _own_additions(view)
     if added.shape[2]:
         # The change of the mean holds what was added to it so far; what is still to come is each token's own.
         coming = earlier.added[..., earlier.added.shape[2] - added.shape[2] :].to(device)
         added = torch.where(unchanged[..., None], added, coming)
-    score = view.attention_to(states, raster.expand_as(carrier), exists).mean(dim=1)
+    score = view.attention_to(states, None, exists).mean(dim=1)
     return states, exists, view.ranking(score, exists), added
 
 
@@ -210,67 +259,56 @@ def _grouped(
     """
     size = rest.shape[1]
     # At first every token of `rest` is a group of its own; they come first, in raster order.
-    order = rest.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    order = rest.view(torch.uint8).argsort(dim=1, descending=True, stable=True)
     sums, every = gather(states, order) * rest.gather(1, order)[..., None], torch.arange(size, device=rest.device)
     group_of, largest = every.expand(rest.shape), size
     # A pass at most halves the groups of an image. The number of passes follows from sizes that the host knows, so that
     # nothing is read back from the device; images that are done pass through unchanged.
     passes = max(0, size - 1).bit_length() if passes is None else passes
-    first, powers = rest.sum(1, keepdim=True), 2 ** torch.arange(passes + 1)
-    halved = (first + to_device(powers - 1, rest.device)) // to_device(powers, rest.device)
+    first = rest.sum(1, keepdim=True)
+    below, powers = to_device([[2**number - less for number in range(passes + 1)] for less in (1, 0)], rest.device)
     # An image without a token to group has one absent group, so that numbers start at 0.
-    alive = torch.maximum(halved, torch.minimum(first, groups[:, None])).clamp(min=1)
-    # For all passes at once: which groups are absent, and which ranks join.
-    absent_of = every >= alive[:, :-1].T[..., None]
-    joining = every < (alive[:, :-1] - alive[:, 1:]).T[..., None]
+    alive = torch.maximum((first + below) // powers, torch.minimum(first, groups[:, None])).clamp(min=1).T[..., None]
+    # For all passes at once: which groups are absent, and which ranks of even-numbered groups do not join (the first
+    # ones do; no more than there are).
+    before, after = alive[:-1], alive[1:]
+    absent, stays = every >= before, (every < (before + 1) // 2) > (every < before - after)
+    # Groups that are there; behind a -1, so that their running sum counts from 0.
+    present = pad((every < before).view(torch.int8), (1, 0), value=-1)
     for number in range(passes):
-        absent = absent_of[number, :, :size]
-        target = _targets(sums, every[:size], absent, joining[number])
-        # The groups that remain (booleans: equal, and not absent) are renumbered without gaps.
-        remains = (target == every[:size]) > absent
-        new_number = remains.cumsum(dim=1).gather(1, target).sub_(1)
+        best, partner = _partners(sums, absent[number, :, :size])
+        # The groups that remain are renumbered without gaps: odd-numbered ones and those of even number that do not join.
+        remains = present[number, :, : size + 1]
+        even_remains = remains[:, 1::2].view(torch.bool)
+        even_remains.scatter_(1, best, stays[number, :, : best.shape[1]])
+        new_number = remains.cumsum(dim=1)[:, 1:]
+        evens, odds = new_number[:, ::2], new_number[:, 1::2]
+        torch.where(even_remains, evens, odds.gather(1, partner), out=evens)
         group_of = new_number.gather(1, group_of)
         largest = (largest + 1) // 2
         size = min(size, max(most, largest))
         if number < passes - 1:
             sums = _joined(sums, new_number, every[:size])
-    group = torch.empty_like(order).scatter_(1, order, group_of)
-    return torch.where(rest, group, -1)
+    # Tokens that are not grouped come after the others.
+    group_of = group_of.masked_fill(every >= first, -1)
+    return torch.empty_like(order).scatter_(1, order, group_of)
 
 
-def _passes(view: TokenView) -> int | None:
-    """How many passes `_grouped` needs at most, from the counts that the stage requests, where the host knows them."""
-    if view.requested is None:
-        return None
-    needed = 0
-    for size, present, count in zip(view.sizes, view.counts, view.requested, strict=True):
-        if count >= present:
-            continue
-        groups = max(1, min((size + 10) // 20, count // 2))
-        # As many candidates as the image has had, of which the best stay single.
-        alive, passes = size - max(0, count - groups), 0
-        while alive > groups:
-            alive, passes = alive - min(alive // 2, alive - groups), passes + 1
-        needed = max(needed, passes)
-    return needed
+def _partners(
+    sums: Float[Tensor, "B m D"], absent: Bool[Tensor, "B m"]
+) -> tuple[Int[Tensor, "B e"], Int[Tensor, "B e"]]:
+    """The even-numbered groups (their number halved), and the most similar odd-numbered one of each (likewise).
 
-
-def _targets(
-    sums: Float[Tensor, "B m D"], number: Int[Tensor, " m"], absent: Bool[Tensor, "B m"], joining: Bool[Tensor, "B n"]
-) -> Int[Tensor, "B m"]:
-    """The group that each group becomes a part of: the most similar odd-numbered one, for even-numbered ones whose rank joins."""
+    Returns:
+        all even-numbered groups, those of the largest cosines first and absent ones last; the partner of each in order.
+    """
     # The direction of a sum is that of the mean.
     unit = normalize(sums, dim=-1)
     # In blocks of rows, so that the matrix of all pairs never exists at once.
     others, halves = unit[:, 1::2].transpose(1, 2), unit[:, ::2].split(BLOCK, dim=1)
     nearest = [(half @ others).masked_fill_(absent[:, None, 1::2], -torch.inf).max(dim=2) for half in halves]
     cosine, partner = (joined([part[i] for part in nearest]) for i in (0, 1))
-    order = cosine.masked_fill(absent[:, ::2], -torch.inf).argsort(dim=1, descending=True, stable=True)
-    # No more join than there are even-numbered groups, and these have the first ranks.
-    joins = torch.empty_like(order, dtype=torch.bool).scatter_(1, order, joining[:, : order.shape[1]])
-    target = number.repeat(len(absent), 1)
-    target[:, ::2] = torch.where(joins, number[1::2][partner], number[::2])
-    return target
+    return cosine.masked_fill(absent[:, ::2], -torch.inf).argsort(dim=1, descending=True, stable=True), partner
 
 
 def _joined(
@@ -282,15 +320,15 @@ def _joined(
 
 
 def _merged(
-    states: Float[Tensor, "B S D"], group: Int[Tensor, "B S"], most: int
+    states: Float[Tensor, "B S D"], group: Int[Tensor, "B S"], raster: Int[Tensor, " S"], most: int
 ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S"], Int[Tensor, "B S"]]:
-    """For each grouped token its group's mean, whether it is the group's median, and the median's raster index (or -1)."""
-    member = group[..., None] == torch.arange(most, device=group.device)
+    """For each grouped token its group's mean, whether it is the group's median, and the median's raster index (or S)."""
+    member = group[..., None] == raster[:most]
     number = member.cumsum(dim=1)
     size = number[:, -1]
-    mean = member.to(states.dtype).transpose(1, 2) @ states / size.clamp(min=1)[..., None]
-    # In raster order; the lower of two medians represents the group.
-    medians = member & (number == ((size + 1) // 2)[:, None])
-    median, group_index = medians.to(torch.uint8).argmax(dim=1), group.clamp(min=0)
-    raster = torch.where(group >= 0, median.gather(1, group_index), -1)
-    return gather(mean, group_index), medians.any(dim=2), raster
+    # Groups of no token are not read.
+    mean = member.to(states.dtype).transpose(1, 2) @ states / size[..., None]
+    # In raster order the lower of two medians represents the group: those before it are less than half of its members.
+    median, group_index = (2 * number < size[:, None]).sum(dim=1), group.clamp(min=0)
+    carrier = median.gather(1, group_index).masked_fill_(group < 0, len(raster))
+    return gather(mean, group_index), carrier == raster, carrier

@@ -81,9 +81,11 @@ class ToMe(Method):
     def select(self, view: TokenView, budget: Int[Tensor, " B"]) -> Bool[Tensor, "B V"]:
         if self.place == "encoder":
             result = inside_encoder(view, budget, "place=encoder", _encoder_tokens)
-        else:
-            result = self._at_stage(view, budget)
+            view.carry = result
+            return result.keep
+        result = self._at_stage(view, budget)
         view.carry = result
+        # At a stage one token remains even of an image that is to keep none.
         return result.keep & to_device(budget > 0, result.keep.device)[:, None]
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:
@@ -137,15 +139,16 @@ def _encoder_tokens(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int)
     size = torch.ones(x.shape[:2], dtype=fine, device=x.device)
     index = torch.arange(-1, n, device=x.device).expand(len(x), -1)
     for block, passes in enumerate(rates(n, count, encoder.shape.selected + 1)):
-        x, keys, _ = encoder.attend(block, x, size.log() if block else None)
-        for rate in passes:
+        x, key = encoder.attend(block, x, size.log() if block else None)
+        keys = key.to(fine).mean(1)
+        for number, rate in enumerate(passes, start=1):
             into = partners(keys, None, [rate] * len(x), protected=1)
             order = evens_first(into, x.shape[1] - rate)
             total = summed(size, into)
-            share, width = size / total.gather(1, into), x.shape[2]
-            # States and keys in one.
-            both = gather(averaged(torch.cat([x, keys], dim=2).to(fine), into, share), order).to(x.dtype)
-            x, keys = both[..., :width], both[..., width:]
+            share = size / total.gather(1, into)
+            x = gather(averaged(x.to(fine), into, share), order).to(x.dtype)
+            if number < len(passes):
+                keys = gather(averaged(keys, into, share), order)
             size, index = gather(total, order), gather(index, order)
         x = encoder.feed(block, x)
     order = index.argsort(dim=1)[:, 1:]

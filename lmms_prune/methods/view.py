@@ -274,7 +274,7 @@ class TokenView:
         return weights.gather(-1, self.visual.slots[:, None, None].expand(-1, *weights.shape[1:3], -1))
 
     def attention_to(
-        self, states: Float[Tensor, "B C D"], index: Int[Tensor, "B C"], exists: Bool[Tensor, "B C"]
+        self, states: Float[Tensor, "B C D"], index: Int[Tensor, "B C"] | None, exists: Bool[Tensor, "B C"]
     ) -> Float[Tensor, "B H C"]:
         """Look-ahead attention of the last prompt token to candidates that replace the visual tokens present.
 
@@ -283,24 +283,27 @@ class TokenView:
 
         Args:
             states: inputs of this layer.
-            index: the raster index whose position each candidate has.
+            index: the raster index whose position each candidate has; None if they are all original tokens in raster order.
             exists: which candidates count; the others get 0.
         """
         self._reading("attention ahead")
         assert self._unpruned_rotary is not None
-        layer, hidden, (cos, sin) = self._state.layer, self._state.hidden[self.rows], self._unpruned_rotary
-        columns = Tokens(torch.where(exists, self._column_of(index), 0), exists)
-        candidates = self._parts.keys(layer, states.to(hidden), (self._at(cos, columns), self._at(sin, columns)))
-        present = Tokens(self._origin[self.rows], self._present[self.rows])
-        cos, sin = self._at(cos, present), self._at(sin, present)
-        key = torch.cat([self._parts.keys(layer, hidden, (cos, sin)), candidates], dim=2)
+        layer, hidden = self._state.layer, self._state.hidden[self.rows]
+        # The keys of the sequence and of the candidates, in one go.
+        # Those that do not exist may have any column.
+        columns = self._columns if index is None else self._column_of(index)
+        columns = columns.clamp(0, self._unpruned_rotary[0].shape[-2] - 1)
+        seen = torch.cat([self._present[self.rows], exists, exists[:, :1]], dim=1)
+        tokens = Tokens(torch.cat([self._origin[self.rows], columns], dim=1), seen[:, :-1])
+        cos, sin = (self._at(table, tokens) for table in self._unpruned_rotary)
+        key = self._parts.keys(layer, torch.cat([hidden, states.to(hidden)], dim=1), (cos, sin))
         # The image's own visual tokens are hidden from the query; padding is written to a spare last column.
-        spare = torch.cat([present.valid, present.valid[:, :1]], dim=1)
-        slots = torch.where(self.valid, self.visual.slots, spare.shape[1] - 1)
-        others = spare.scatter(1, slots, False)[:, :-1]
-        seen = torch.cat([others, exists], dim=1).to(key.device)[:, None]
-        query = self._parts.queries(layer, hidden[:, -1:], (cos[..., -1:, :], sin[..., -1:, :]))
-        return self._weights(layer, query, key, seen)[:, :, 0, others.shape[1] :]
+        own = self.visual.slots.masked_fill(~self.valid, seen.shape[1] - 1)
+        seen = seen.scatter_(1, own, False)[:, :-1].to(key.device)[:, None]
+        length = hidden.shape[1]
+        last = slice(length - 1, length)
+        query = self._parts.queries(layer, hidden[:, last], (cos[..., last, :], sin[..., last, :]))
+        return self._weights(layer, query, key, seen)[:, :, 0, length:]
 
     def rotated_ones(self, tokens: Tokens) -> Float[Tensor, "B N d"]:
         """The all-ones vector of a head, rotated to each token's position (SparseVLM's positional bias)."""

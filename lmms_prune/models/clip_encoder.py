@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun, cells, taken
 from lmms_prune.models.mosaic import Tiles
@@ -110,8 +111,8 @@ class ClipEncoder(Encoder):
 
     def attend(
         self, block: int, x: Float[Tensor, "b entries C"], bias: Float[Tensor, "b entries"] | None = None
-    ) -> tuple[Float[Tensor, "b entries C"], Float[Tensor, "b entries d"], Float[Tensor, "b H entries entries"]]:
-        """Run the attention half of `block`.
+    ) -> tuple[Float[Tensor, "b entries C"], Float[Tensor, "b H entries d"]]:
+        """Run the attention half of `block`, by torch's fused kernel whatever kernel the model runs with.
 
         Args:
             block: 0-based.
@@ -119,7 +120,7 @@ class ClipEncoder(Encoder):
             bias: added to the attention logits of each key.
 
         Returns:
-            the states between attention and MLP, the keys (mean over heads) and the attention.
+            the states between attention and MLP, and the keys.
         """
         module = self.parts.encoder_blocks[block]
         attention, normed = module.self_attn, module.layer_norm1(x)
@@ -127,12 +128,18 @@ class ClipEncoder(Encoder):
             projection(normed).unflatten(-1, (self._heads, -1)).transpose(1, 2)
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        if bias is not None:
-            scores = scores + bias[:, None, None].to(scores.dtype)
-        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-        mixed = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
-        return x + attention.out_proj(mixed), key.to(weights.dtype).mean(1), weights
+        mask = None if bias is None else bias[:, None, None].to(query.dtype)
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return x + attention.out_proj(mixed.transpose(1, 2).flatten(2)), key
+
+    def class_row(
+        self, block: int, x: Float[Tensor, "b entries C"], bias: Float[Tensor, "b entries"] | None = None
+    ) -> Float[Tensor, "b entries"]:
+        """The class token's attention to each entry in `block` (mean over heads); arguments as those of `attend`."""
+        query, key = self._queries_and_keys(block, x)
+        scores = (query[:, :, :1] @ key.transpose(-1, -2)).squeeze(2)
+        scores = scores if bias is None else scores + bias[:, None].to(scores.dtype)
+        return scores.softmax(-1).mean(1)
 
     def feed(self, block: int, x: Float[Tensor, "b entries C"]) -> Float[Tensor, "b entries C"]:
         """Run the MLP half of `block`."""
@@ -146,10 +153,10 @@ class ClipEncoder(Encoder):
     def _input(self, block: int) -> Tensor:
         return self.run.inputs[block][0]
 
-    def _queries_and_keys(self, block: int) -> tuple[Tensor, Tensor]:
-        """Scaled queries and keys (images, H, entries, d) of `block`, in float32 or finer."""
+    def _queries_and_keys(self, block: int, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scaled queries and keys (images, H, entries, d) of `block`, in float32 or finer; `x` replaces its own input."""
         module = self.parts.encoder_blocks[block]
-        normed = module.layer_norm1(self._input(block))
+        normed = module.layer_norm1(self._input(block) if x is None else x)
         query, key = (
             projection(normed).unflatten(-1, (self._heads, -1)).transpose(1, 2)
             for projection in (module.self_attn.q_proj, module.self_attn.k_proj)

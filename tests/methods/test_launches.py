@@ -1,6 +1,7 @@
 """Every method on a pretended GPU: how often the host waits, how many kernels are launched, how large its tensors are.
 
-Counted are the lines of ``lmms_prune/methods`` and ``models``; the mechanism around a stage takes 65 to 90 more. An image has 576 tokens here, or up to 576 where a batch is ragged.
+Counted are the lines of ``lmms_prune/methods`` and ``models``; the mechanism around a stage takes 65 to 90 more. An image has 576
+tokens here, or up to 576 where a batch is ragged: then it has six sizes of image.
 """
 
 from __future__ import annotations
@@ -28,20 +29,6 @@ from lmms_prune.schedule import Schedule
 SIDE, BATCH = 24, 8
 OWN = ("lmms_prune/methods/", "lmms_prune/models/")
 MOST = 200
-# SwiftVLM joins groups in passes of matrix products; MustDrop and ToMe (place=encoder) run blocks of the encoder themselves.
-MORE = {"swiftvlm": 320, "mustdrop": 320, "tome": 285, "sparsevlm": 216}
-# What reads the attention of Qwen2.5-VL's encoder does so for each size of image by itself: this batch has six.
-MORE_BY_SIZE = {
-    "vflowopt": 430,
-    "nuwa": 255,
-    "hiprune": 255,
-    "visionzip": 232,
-    "hivtp": 230,
-    "holov": 235,
-    "mustdrop": 330,
-    "vscan": 260,
-    "prumerge": 210,
-}
 # As its documentation says, the order of a Python set has to be found on the host.
 WAITS = {"dart@2:0.3;order=reference": 1}
 OPTIONS = (
@@ -130,9 +117,7 @@ def test_no_waits_and_few_launches(family: str, schedule: str, full: bool) -> No
                 f"{number} {line}" for line, number in sorted(launches.items(), key=lambda item: -item[1])
             )
             assert sum(waits.values()) <= WAITS.get(schedule, 0), f"layer {layer}, batch {batch}: {waits}"
-            name = schedule.partition("@")[0]
-            most = max(MORE.get(name, MOST), MORE_BY_SIZE.get(name, MOST) if family == "qwen2_5_vl" else 0)
-            assert sum(launches.values()) < most, f"layer {layer}, batch {batch}: {sum(launches.values())}\n{listed}"
+            assert sum(launches.values()) < MOST, f"layer {layer}, batch {batch}: {sum(launches.values())}\n{listed}"
 
 
 @pytest.mark.parametrize("schedule", ["divprune@0:2t", "todre@0:2t", "cdpruner@0:2t;clip=embeddings", "dart@1:0.1"])

@@ -127,7 +127,7 @@ def test_second_stage_by_hand() -> None:
     later = HandView(torch.zeros(1, 6, 2, dtype=torch.float64), 3, queries=torch.eye(2)[None, None, 1:], layer=10)
     later._state.hidden[0, 1:4] = torch.tensor([[1.0, 1], [4, 3], [10, 20]])
     later.index, later.sizes, later.memory = torch.tensor([[0, 2, 3]]), [6], view.memory
-    later._origin = torch.tensor([[0, 1, 3, 4, 7, 8]])
+    later._origin, later._columns = torch.tensor([[0, 1, 3, 4, 7, 8]]), torch.arange(1, 7)[None]
     later._parts.keys = lambda layer, hidden, rotary: hidden[:, None].float()
     later._unpruned_rotary = (torch.zeros(1, 9, 2), torch.zeros(1, 9, 2))
     keep = method.select(later, torch.tensor([2]))

@@ -118,9 +118,11 @@ def partners(
     if protected:
         score[:, : (protected + 1) // 2] = -torch.inf
     order = score.argsort(dim=1, descending=True, stable=True)
-    is_first = number[: order.shape[1]] < to_device(remove, order.device)[:, None]
-    merges = torch.empty_like(order, dtype=torch.bool).scatter_(1, order, is_first)
-    into[:, ::2] = torch.where(merges, 2 * partner + 1, into[:, ::2])
+    # A number that all rows share need not be copied to the device.
+    count = remove[0] if len(set(remove)) == 1 else to_device(remove, order.device)[:, None]
+    is_first = (number[: order.shape[1]] < count).expand_as(order)
+    merges, evens = torch.empty_like(order, dtype=torch.bool).scatter_(1, order, is_first), into[:, ::2]
+    torch.where(merges, number[1::2][partner], evens, out=evens)
     return into
 
 
@@ -144,7 +146,7 @@ def averaged(
 def evens_first(into: Int[Tensor, "B n"], count: int) -> Int[Tensor, "B m"]:
     """The numbers of the `count` remaining tokens, even ones before odd ones: the order after the published step."""
     number = torch.arange(into.shape[1], device=into.device)
-    rank = torch.where(into == number, number % 2, 2)
+    rank = (number % 2).masked_fill(into != number, 2)
     return rank.argsort(dim=1, stable=True)[:, :count]
 
 
@@ -184,5 +186,6 @@ def inside_encoder(
         hidden[images, :count] = states.to(hidden.device, hidden.dtype)
         size[images, :count] = sizes.to(size.device, size.dtype)
         index[images, :count] = raster.to(index.device)
-    keep = view.valid & (torch.arange(index.shape[1], device=index.device) < to_device(budget, index.device)[:, None])
+    # Never more than are present, and padding comes last.
+    keep = torch.arange(index.shape[1], device=index.device) < to_device(budget, index.device)[:, None]
     return Merged(hidden, index, size, keep)
