@@ -80,7 +80,7 @@ def test_schedule_json_is_the_last_line(args: list[str], schedule: str, kept: li
         (["methods", "fastv", "--markdown"], "leave out fastv"),
         (["methods", "--markdown", "--json"], "leave out --json"),
         (["bench-methods", "--methods", "fastvv"], "Did you mean 'fastv'?"),
-        (["bench-methods", "--family", "clip"], "use llava or qwen2_5_vl"),
+        (["bench-methods", "--family", "clip"], "use llava or llava_next or qwen2_5_vl"),
         (["bench"], "give --model FOLDER or --arch NAME"),
         (["bench", "--arch", "llava-1.5-8b"], "Did you mean 'llava-1.5-7b'?"),
         (["bench", "--arch", "llava-1.5-7b", "fastvv@2:0.25"], "Did you mean 'fastv'?"),

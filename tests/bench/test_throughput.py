@@ -63,7 +63,7 @@ def test_a_task_of_fewer_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -
     ("options", "said"),
     [
         (["--model_args", "dtype=float32"], "name the checkpoint, pretrained=FOLDER"),
-        (["--model_args", "pretrained=x", "--model", "llava"], "--model llava: use llava_pruned or qwen2_5_vl_pruned"),
+        (["--model_args", "pretrained=x", "--model", "llava"], "--model llava: use llava_pruned or llava_next_pruned"),
         (
             ["--demo", "--model", "qwen2_vl_pruned"],
             "the demo has a checkpoint of llava_pruned or qwen2_5_vl_pruned only",
