@@ -79,8 +79,8 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 
 
 def digits(task: str) -> int:
-    """Return the decimals with which the paper prints a task's score."""
-    return 0 if TASKS[task].best_score > 100 else 1
+    """Return the decimals with which the paper prints a task's score; more where a score may be far below 1."""
+    return 3 if not TASKS[task].scaled else 0 if TASKS[task].best_score > 100 else 1
 
 
 def label(row: TableRow) -> str:
@@ -130,13 +130,14 @@ def _shown(column: int, value: float, model: ModelTable) -> float:
 
 
 def _best(budget: BudgetGroup, tasks: Sequence[str]) -> dict[int, float]:
-    """Return the largest printed number by column, if at least two rows have one; oracles do not compete."""
+    """Return the best printed number by column, if at least two rows have one; oracles do not compete."""
     best = {}
     getters = [*((lambda row, task=task: row.score(task)) for task in tasks), lambda row: row.acc, lambda row: row.rel]
     for i, get in enumerate(getters):
         values = [value for row in budget.rows if row.kind != ORACLE and (value := get(row)) is not None]
         if len(values) > 1:
-            best[i + 2] = round(max(values), digits(tasks[i]) if i < len(tasks) else 1)
+            strongest = min if i < len(tasks) and not TASKS[tasks[i]].higher_is_better else max
+            best[i + 2] = round(strongest(values), digits(tasks[i]) if i < len(tasks) else 1)
     return best
 
 
