@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lmms_prune.leaderboard.benchmarks import GROUPS, TASKS, GroupMean
 from lmms_prune.leaderboard.rows import ORACLE, Against, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
+from lmms_prune.record.run import GPU_MEMORY, PROCESS_MEMORY
 from lmms_prune.schedule.presets import PRESETS
 
 _LONG = 3  # most stages that a label shows; a longer schedule is named by its preset or its number of stages
@@ -164,7 +165,9 @@ def by_group(model: ModelTable) -> TextTable | None:
 
 def cost(model: ModelTable) -> TextTable:
     """Tabulate each row's measured cost, absolute and relative to its baseline."""
-    columns = ("schedule", "tokens", "%", "KV MiB", "%", "TFLOPs", "%", "samples/s", "%")
+    memory = (GPU_MEMORY, PROCESS_MEMORY)
+    peaks = (f"peak GiB, {kind}" for kind in memory)
+    columns = ("schedule", "tokens", "%", "KV MiB", "%", "TFLOPs", "%", "samples/s", "%", *peaks)
     lines: list[Line] = []
     notes = []
     for budget in model.budgets:
@@ -175,6 +178,7 @@ def cost(model: ModelTable) -> TextTable:
             cells += [_three(measured.kv_mib), number(measured.share_kv, 0)]
             cells += [_three(measured.prefill_tflops), number(measured.share_flops, 0)]
             cells += [_three(measured.samples_per_second), number(measured.share_speed, 0) or measured.unlike]
+            cells += [_three(measured.peak_gib) if measured.peak_of == kind else "" for kind in memory]
             if measured.no_share_speed:
                 notes.append(f"{label(row)}: its speed is no share of the baseline's: {measured.no_share_speed}.")
             lines.append(Line((label(row), *cells)))

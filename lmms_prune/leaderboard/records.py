@@ -32,6 +32,7 @@ class Source:
         requests, seconds: number of answered requests, and the seconds that their generation took.
         other_load: share of the cores' time that other programs took meanwhile; None if not recorded.
         unpruned: number of samples with an image that lost no visual token although a schedule should have pruned it.
+        peak_memory: bytes at the peak. peak_memory_of: of the GPUs or of the process; as in `Circumstances`.
     """
 
     path: Path
@@ -42,6 +43,8 @@ class Source:
     seconds: float = 0.0
     other_load: float | None = None
     unpruned: int = 0
+    peak_memory: int | None = None
+    peak_memory_of: str = ""
 
 
 @dataclass(frozen=True)

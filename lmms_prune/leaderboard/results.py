@@ -132,6 +132,8 @@ def _read(file: Path, ignored: dict[str, str], *, named: bool) -> RunRecord | No
         seconds=float(seconds),
         other_load=None if run is None else run.circumstances.other_load,
         unpruned=0 if run is None else run.unpruned_samples,
+        peak_memory=None if run is None else run.circumstances.peak_memory,
+        peak_memory_of="" if run is None else run.circumstances.peak_memory_of or "",
     )
     ignored |= register(content)
     tasks = {task: _task(content, task, run, source) for task in content["results"] if task in TASKS}

@@ -202,6 +202,25 @@ def test_nothing_is_left_out_with_exit_code_0(tmp_path: Path) -> None:
     assert "cannot be a column" in command("gate", tmp_path, "--max-drop", "gqa=2", code=1)
 
 
+def test_peak_memory_is_in_the_cost_table_and_named_as_what_it_is(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"gqa": [1.0, 0.0]}, peak=(3 * 2**29, "process"))
+    write_run(tmp_path / "b", {"gqa": [1.0, 0.0]}, "random@2:0.4", tokens=40, peak=(20 * 2**30, "GPU"))
+    write_run(tmp_path / "c", {"gqa": [1.0, 0.0]}, "stride@2:0.4", tokens=40)
+    write_run(tmp_path / "d", {"gqa": [1.0, 0.0]}, "pool@2:0.4", tokens=40, peak=(2**30, "GPU"))
+    write_run(tmp_path / "e", {"pope": [1.0, 0.0]}, "pool@2:0.4", tokens=40, peak=(2**30, "process"))
+    rows = rows_of(tmp_path)
+    peaks = {label: (row.cost.peak_gib, row.cost.peak_of) for label, row in rows.items()}
+    unknown = (None, "")
+    assert peaks == {
+        "none": (1.5, "process"),
+        "random@2:0.4": (20.0, "GPU"),
+        "stride@2:0.4": unknown,
+        "pool@2:0.4": unknown,
+    }
+    printed = command("leaderboard", tmp_path, "--format", "markdown")
+    assert "| peak GiB, GPU | peak GiB, process |" in printed
+
+
 def test_boxes_are_judged_as_the_harness_judges_them() -> None:
     from lmms_eval.tasks.refcoco.utils_rec import compute_accuracy
 
