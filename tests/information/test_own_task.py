@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from forking import Forking
+from typer.testing import CliRunner
 
+from lmms_prune.cli import app
 from lmms_prune.demo import content, questions
 from lmms_prune.demo.pictures import draw
 from lmms_prune.demo.run import MODELS, weights
@@ -152,3 +155,82 @@ def test_a_task_without_a_score_of_each_document_is_refused_before_anything_runs
     assert done.returncode == 2
     assert "'own_scenes' has no score of each document" in " ".join(done.stderr.split())
     assert not (tmp_path / "out").exists()
+
+
+def write_samples(folder: Path, answers: bool) -> Path:
+    """Twelve samples of the JSONL file, as `calibrate --data` takes them."""
+    own = write_own(folder)
+    lines = [json.loads(line) for line in (own / "own.jsonl").read_text().splitlines()[:12]]
+    for line in lines:
+        line["question"] += "\nAnswer the question using a single word or phrase."
+        answer = line.pop("answer")
+        if answers:
+            line["answers"] = [answer, "another"]
+    path = own / "Own data.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answers", [True, False])
+def test_calibrate_takes_own_data_with_answers_or_without(forking: Forking, tmp_path: Path, answers: bool) -> None:
+    data, out = write_samples(tmp_path / "own", answers), tmp_path / "calibration"
+    arguments = f"pretrained={weights(LLAVA)},device=cpu,dtype=float32,{LLAVA.arguments}"
+    words = ["calibrate", "--model", LLAVA.family.model_name, "--model_args", arguments, "--data", data]
+    words += ["--budget", "ttft@h100=97%", "--methods", "dart", "--block", "6", "--out", out]
+    done = forking.run("lmms-prune", *words, "--launch", forking.launch, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    proposal = json.loads(done.stdout.splitlines()[-1])
+    assert proposal["tasks"] == ["own_data_own_data"]
+    assert (proposal["data"], proposal["limit"]) == ("Own data.jsonl", 6)
+    assert proposal["scored_by"] == ("answers" if answers else "agreement with the unpruned model")
+    assert "?" not in proposal["schedule"]
+    [none] = (out / "verified" / "runs" / "none").rglob("*_results.json")
+    score = json.loads(none.read_text())["results"]["own_data_own_data"]["exact_match,none"]
+    assert score > 0.5 if answers else score == 1.0
+    # The written configuration runs by itself: it names the folder of the task.
+    config = yaml.safe_load(Path(proposal["yaml"]).read_text())
+    assert Path(config["include_path"], "own_data_own_data.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "reason"),
+    [
+        (lambda lines: lines[2].pop("answers"), (), "line 3: has no 'answers', though other samples have"),
+        (lambda lines: lines[2].update(answers=[]), (), "line 3: 'answers' is []"),
+        (lambda lines: lines[2].update(answers=["a", ""]), (), "none of them empty"),
+        (lambda lines: lines[2].update(answer="a"), (), "'answers' and 'answer' are both given"),
+        (lambda lines: lines[2].update(image="no.png"), (), "no.png does not exist"),
+        (lambda lines: lines.clear(), (), "holds no sample"),
+        (lambda lines: lines.__delitem__(slice(3, None)), (), "holds 3 samples, 4 are needed"),
+        (
+            lambda lines: None,
+            ("--limit", "7"),
+            "14 are needed: half to choose on and half to verify. Use --limit 6 or less.",
+        ),
+        (lambda lines: None, ("--tasks", "pope"), "give --tasks, the benchmarks to choose on, or --data"),
+        (lambda lines: None, ("--sample", "4"), "--sample 4: it belongs to --tasks"),
+    ],
+)
+def test_bad_own_data_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, words: tuple[str, ...], reason: str
+) -> None:
+    def load(*args: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("lmms_prune.calibration.hybrid.load_unpruned", load)
+    data = write_samples(tmp_path / "own", True)
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    change(lines)
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = CliRunner().invoke(
+        app, ["calibrate", "--data", str(data), "--budget", "0.5", *words], env={"COLUMNS": "400"}
+    )
+    assert done.exit_code == 2
+    assert reason in " ".join(done.output.split())
+
+
+def test_neither_tasks_nor_data_is_refused() -> None:
+    done = CliRunner().invoke(app, ["calibrate", "--budget", "0.5"], env={"COLUMNS": "400"})
+    assert done.exit_code == 2
+    assert "give --tasks, the benchmarks to choose on, or --data" in " ".join(done.output.split())
