@@ -140,18 +140,8 @@ def calibrate(
             progress.update(bar, completed=0, total=(len(texts) + 3 + len(others)) * len(names))
             proposal = propose(evaluation, verification, texts, layer, out, launch, report, others)
         checkpoint, adapter = loaded.wrapper.arguments.pretrained, loaded.wrapper.arguments.peft
-        record: dict[str, Any] = {
-            "schedule": proposal.schedule,
-            "vanishes": first,
-            "horizon": layer,
-            "budget": budget,
-            "tasks": names,
-        }
-        record |= _about(data, own)
-        record |= {"limit": count} if draw is None else {"sample": draw.size, "sample_seed": draw.seed}
-        record |= {"chosen": vars(proposal.chosen), "verified": vars(proposal.verified)}
-        record |= {"tried": {text: vars(measured) for text, measured in proposal.tried.items()}}
-        record |= {"compared": {text: vars(measured) for text, measured in proposal.compared.items()}}
+        record = _about(data, own) | _record(proposal, draw, count)
+        record |= {"vanishes": first, "budget": budget, "tasks": names}
         if draw is not None:
             write(out / "documents.json", json.dumps({**vars(draw), "chosen": halves[0], "verified": halves[1]}))
         stored = calibration_file(checkpoint, budget, adapter=adapter)
@@ -189,6 +179,15 @@ def _own_task(evaluation: Evaluation, samples: list[OwnSample], data: Path, out:
         answers = answered(asked, samples, out / "answers", launch, lambda outcome: None)
         write_task(evaluation.include, data, answers)
     return name
+
+
+def _record(proposal: Proposal, draw: Draw | None, count: int) -> dict[str, Any]:
+    """What is stored of a proposal."""
+    record: dict[str, Any] = {"schedule": proposal.schedule, "horizon": proposal.horizon}
+    record |= {"limit": count} if draw is None else {"sample": draw.size, "sample_seed": draw.seed}
+    record |= {"chosen": vars(proposal.chosen), "verified": vars(proposal.verified)}
+    record |= {"tried": {text: vars(measured) for text, measured in proposal.tried.items()}}
+    return record | {"compared": {text: vars(measured) for text, measured in proposal.compared.items()}}
 
 
 def _about(data: Path | None, samples: list[OwnSample]) -> dict[str, str]:

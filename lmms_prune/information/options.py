@@ -196,7 +196,7 @@ def refuse_unscored(names: Sequence[str], model: str, include: Path | None) -> N
     for name, listed in metric_lists(others, model, include or task_configs()).items():
         if not (metrics := metrics_of(listed)):
             raise InformationError(
-                f"--tasks: the YAML of '{name}' names no metric (metric_list), so it has no score to read."
+                f"--tasks: the YAML of '{name}' names no metric (metric_list), so it has no score to read; of a group, name the single tasks."
             )
         metric = metrics[0]
         scored = None if metric.mean else scored_without_answer(name, model, include or task_configs(), metric.name)

@@ -81,7 +81,9 @@ def test_a_task_of_ones_own_has_intervals_and_counts_only_if_asked(tmp_path: Pat
     counted = rows_of(tmp_path, counted=["own"])["random@2:0.4"]
     assert (counted.acc, counted.rel) == (25.0, pytest.approx(30))
     assert counted.rel_interval is not None
-    assert "Not in Acc and Rel: own (--count)." in command("leaderboard", tmp_path, "--format", "markdown")
+    assert "Not in Acc and Rel: own (--count counts them, --details prints their intervals)." in command(
+        "leaderboard", tmp_path, "--format", "markdown"
+    )
     assert "| Acc | Rel |" in command("leaderboard", tmp_path, "--format", "markdown", "--count", "own")
     assert "own, drop" in command("gate", tmp_path, "--max-drop", "own=60", "--schedule", "random@2:0.4")
     message = command("gate", tmp_path, "--min-rel", "20", "--schedule", "random@2:0.4", code=1)

@@ -294,7 +294,9 @@ function tradeoffView() {
     title.textContent = heights()[state.y][0];
     holder.replaceChildren(plot(Math.max(280, holder.clientWidth || 800)));
   };
-  if (!(state.y in heights())) state.y = "rel";
+  const drawable = (name) => name in heights() && model().rows.some((row) => known(heights()[name][1](row)));
+  // Tasks that count in no mean leave Rel empty: then the first benchmark is drawn.
+  if (!drawable(state.y)) state.y = ["rel", ...model().tasks.map((task) => task.task)].find(drawable) || "rel";
   const kinds = [...new Set(model().rows.map((row) => row.kind))];
   redraw = draw;
   // Its width is known once it stands in the page.
