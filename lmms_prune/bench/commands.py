@@ -209,7 +209,16 @@ def _show(timed: Timed, device: str, compiled: bool, repeats: int, as_json: bool
     from lmms_prune.bench.report import described, tables
 
     if as_json:
-        context = {"model": timed.title, "clock": clock_name(device), "compiled": compiled, "repeats": repeats}
+        context: dict[str, Any] = {
+            "model": timed.title,
+            "clock": clock_name(device),
+            "compiled": compiled,
+            "repeats": repeats,
+        }
+        if device.startswith("cuda"):
+            import torch
+
+            context["card"] = torch.cuda.get_device_name(device)
         paper = {} if timed.paper is None else {"paper": [asdict(row) for row in timed.paper]}
         typer.echo(json.dumps({**context, **described(timed.timings), **paper}))
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,11 +31,13 @@ class Sample:
         origin: file and line (or entry) of the sample, for messages.
         image: the image's file, which exists.
         question: the question without the image's placeholder.
+        answers: the right answers; empty if the file has none.
     """
 
     origin: str
     image: Path
     question: str
+    answers: tuple[str, ...] = ()
 
     def picture(self) -> Image.Image:
         """The image, rotated upright and in the file's mode.
@@ -122,7 +124,24 @@ def _sample(origin: str, entry: Any, folder: Path) -> Sample:
         raise SearchError(message) from None
     except OSError as error:
         raise SearchError(f"{origin}: 'image' {path} cannot be read as an image: {error.strerror}.") from error
-    return Sample(origin, path, question.strip())
+    return Sample(origin, path, question.strip(), _answers(origin, entry))
+
+
+def _answers(origin: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The right answers of an entry: a text or several, as 'answers' or 'answer'; none without."""
+    keys = [key for key in ("answers", "answer") if key in entry]
+    if len(keys) > 1:
+        raise SearchError(f"{origin}: 'answers' and 'answer' are both given; give one of them.")
+    if not keys:
+        return ()
+    given = entry[keys[0]]
+    answers = given if isinstance(given, list) else [given]
+    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        text = json.dumps(given, ensure_ascii=False)[:60]
+        raise SearchError(
+            f"{origin}: '{keys[0]}' is {text}; it must be a text, or a list of texts, none of them empty."
+        )
+    return tuple(answer.strip() for answer in answers)
 
 
 def _first_turn(origin: str, turns: Any) -> str:

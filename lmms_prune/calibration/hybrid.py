@@ -31,10 +31,11 @@ from lmms_prune.information.options import (
 )
 from lmms_prune.record.files import write
 from lmms_prune.schedule import Schedule
-from lmms_prune.terminal.console import SECRETS, fail
+from lmms_prune.terminal.console import SECRETS, fail, plainly
 from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
 
 if TYPE_CHECKING:
+    from lmms_prune.calibration.data import Sample as OwnSample
     from lmms_prune.calibration.propose import Proposal
     from lmms_prune.harness.documents import Draw
     from lmms_prune.information.layer_sweep import Evaluation
@@ -43,15 +44,33 @@ DEFAULT_LIMIT = 64
 
 
 def calibrate(
-    tasks: Annotated[str, typer.Option(help="Benchmarks to choose the schedule on, separated by commas.")],
     budget: Annotated[
-        str, typer.Option(help="Average visual tokens a layer (192t, 0.5), FLOPs (flops=40%) or cache (kv=100MiB).")
+        str,
+        typer.Option(
+            help="Average visual tokens a layer (192t, 0.5), FLOPs (flops=40%), cache (kv=100MiB), or the estimated time to first "
+            "token on a card (ttft@h100=60%)."
+        ),
     ],
+    tasks: Annotated[
+        str | None, typer.Option(help="Benchmarks to choose the schedule on, separated by commas.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Own samples instead: JSONL or JSON of image, question and answers; without answers, agreement with the unpruned "
+            "model is measured."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="With --data: folder that image paths are relative to. Default: the data file's folder."),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
             min=2,
-            help=f"The first documents of each task, to choose on; as many more verify. Default: {DEFAULT_LIMIT}.",
+            help=f"The first documents of each task, to choose on; as many more verify. Default: {DEFAULT_LIMIT}; of --data at most "
+            "half.",
         ),
     ] = None,
     sample: Sample = None,
@@ -81,23 +100,31 @@ def calibrate(
     Measures information on the first --limit documents of each task, or on --sample documents drawn at random. In the candidates, few random tokens or none are kept
     from the layer on at which information has vanished, or at which removing all visual tokens loses nothing. Before that
     layer, a method prunes to meet the budget. All candidates are evaluated, and the best one again on as many other
-    documents. It is stored for `schedule=auto,budget=…`, and written as a YAML for lmms-eval.
+    documents; with --data, all of this is of your own samples. It is stored for `schedule=auto,budget=…`, and written as a YAML for lmms-eval.
     """
     chosen = method_names(methods)
     draw = draw_of(sample, sample_seed, limit)
-    count = sample or limit or DEFAULT_LIMIT
-    with user_errors():
+    _check_source(tasks, data, images, include, sample)
+    from lmms_prune.calibration.data import SearchError
+
+    with user_errors(), plainly(SearchError):
+        from lmms_prune.calibration.own_data import read_own
         from lmms_prune.calibration.propose import candidates, propose, removal_horizon
         from lmms_prune.harness.calibrations import calibration_file, keep_calibration
         from lmms_prune.information.aggregate import by_layer, by_sample
         from lmms_prune.information.horizon import vanishes
         from lmms_prune.information.layer_sweep import Evaluation
 
-        names = task_names(tasks)
+        own: list[OwnSample] = []
+        own, count = (own, sample or limit or DEFAULT_LIMIT) if data is None else read_own(data, images, limit)
         parsed = [Schedule.parse(text) for text in compared or []]
+        names = [] if tasks is None else task_names(tasks)
         refuse_unscored(names, model, include)
         loaded = load_unpruned(model, model_args)
         _check_budget(budget, loaded)
+        if data is not None:
+            include = out / "data"
+            names = [_own_task(Evaluation(model, model_args, [], include=include), own, data, out, launch)]
         halves = _halves(names, loaded, count, include, draw)
         common = Evaluation(model, model_args, names, include=include, secrets=SECRETS.get())
         evaluation, verification = _evaluations(common, count, draw, halves)
@@ -113,23 +140,14 @@ def calibrate(
             progress.update(bar, completed=0, total=(len(texts) + 3 + len(others)) * len(names))
             proposal = propose(evaluation, verification, texts, layer, out, launch, report, others)
         checkpoint, adapter = loaded.wrapper.arguments.pretrained, loaded.wrapper.arguments.peft
-        record: dict[str, Any] = {
-            "schedule": proposal.schedule,
-            "vanishes": first,
-            "horizon": layer,
-            "budget": budget,
-            "tasks": names,
-        }
-        record |= {"limit": count} if draw is None else {"sample": draw.size, "sample_seed": draw.seed}
-        record |= {"chosen": vars(proposal.chosen), "verified": vars(proposal.verified)}
-        record |= {"tried": {text: vars(measured) for text, measured in proposal.tried.items()}}
-        record |= {"compared": {text: vars(measured) for text, measured in proposal.compared.items()}}
+        record = _about(data, own) | _record(proposal, draw, count)
+        record |= {"vanishes": first, "budget": budget, "tasks": names}
         if draw is not None:
             write(out / "documents.json", json.dumps({**vars(draw), "chosen": halves[0], "verified": halves[1]}))
         stored = calibration_file(checkpoint, budget, adapter=adapter)
         keep_calibration(stored, record)
         path = out / f"{Path(checkpoint).name}_auto-{budget}.yaml"
-        _write_config(path, model, f"{model_args},schedule={proposal.schedule}".strip(","), names)
+        _write_config(path, model, f"{model_args},schedule={proposal.schedule}".strip(","), names, include)
     if as_json:
         typer.echo(json.dumps({**record, "yaml": str(path), "kept": str(stored)}))
         return
@@ -137,11 +155,57 @@ def calibrate(
     typer.echo(f"{path}\nFrom now on, schedule=auto,budget={budget} means this schedule.")
 
 
-def _write_config(path: Path, model: str, model_args: str, tasks: list[str]) -> None:
+def _check_source(
+    tasks: str | None, data: Path | None, images: Path | None, include: Path | None, sample: int | None
+) -> None:
+    """Refuse a call that does not name exactly one source of documents, or an option of the other source."""
+    if (tasks is None) == (data is None):
+        fail("calibrate: give --tasks, the benchmarks to choose on, or --data, a file of your own samples.")
+    for option, value in (("--include_path", include), ("--sample", sample)):
+        if data is not None and value is not None:
+            fail(f"{option} {value}: it belongs to --tasks; the first samples of --data choose, the next ones verify.")
+    if data is None and images is not None:
+        fail(f"--images {images}: it belongs to --data.")
+
+
+def _own_task(evaluation: Evaluation, samples: list[OwnSample], data: Path, out: Path, launch: str) -> str:
+    """Write the task of a user's samples, answered by the unpruned model if they have no answers, and return its name."""
+    from lmms_prune.calibration.own_data import answered, write_task
+
+    assert evaluation.include is not None
+    name = write_task(evaluation.include, data, samples)
+    if not samples[0].answers:
+        asked = replace(evaluation, tasks=[name], limit=len(samples), secrets=SECRETS.get())
+        answers = answered(asked, samples, out / "answers", launch, lambda outcome: None)
+        write_task(evaluation.include, data, answers)
+    return name
+
+
+def _record(proposal: Proposal, draw: Draw | None, count: int) -> dict[str, Any]:
+    """What is stored of a proposal."""
+    record: dict[str, Any] = {"schedule": proposal.schedule, "horizon": proposal.horizon}
+    record |= {"limit": count} if draw is None else {"sample": draw.size, "sample_seed": draw.seed}
+    record |= {"chosen": vars(proposal.chosen), "verified": vars(proposal.verified)}
+    record |= {"tried": {text: vars(measured) for text, measured in proposal.tried.items()}}
+    return record | {"compared": {text: vars(measured) for text, measured in proposal.compared.items()}}
+
+
+def _about(data: Path | None, samples: list[OwnSample]) -> dict[str, str]:
+    """What the record says of a user's own samples."""
+    from lmms_prune.calibration.own_data import digest
+
+    if data is None:
+        return {}
+    scored = "answers" if samples[0].answers else "agreement with the unpruned model"
+    return {"data": data.name, "data_sha256": digest(data), "scored_by": scored}
+
+
+def _write_config(path: Path, model: str, model_args: str, tasks: list[str], include: Path | None) -> None:
     """A YAML for ``lmms-eval --config``."""
     import yaml
 
     settings: dict[str, Any] = {"model": model, "model_args": model_args, "tasks": ",".join(tasks)}
+    settings |= {} if include is None else {"include_path": str(include.absolute())}
     settings |= {"log_samples": True, "output_path": f"results/{path.stem}"}
     write(path, yaml.safe_dump(settings, sort_keys=False))
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lmms_prune.configs.gpu_estimate import (
+    MeasuredTimesError,
+    Prompts,
+    estimated,
+    kept_measurements,
+    lines,
+    measured,
+)
 from lmms_prune.efficiency.estimate import TEXT_TOKENS, estimate, prompt_sizes
-from lmms_prune.errors import ScheduleError
+from lmms_prune.efficiency.roofline import GPUS, NEW_TOKENS, Gpu
+from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.models.architectures import DEFAULT, PUBLISHED, architecture
 from lmms_prune.models.sizes import Architecture, ArchitectureError
 from lmms_prune.schedule import PromptSizes, Schedule
@@ -21,7 +31,10 @@ from lmms_prune.terminal.options import Json
 def schedule(
     text: Annotated[str, typer.Argument(help="A schedule such as 'dart@2:0.44,random@20:0.07', or a preset's name.")],
     model: Annotated[
-        str | None, typer.Option(help=f"Shows the cost too: {', '.join(PUBLISHED)}, a config.json or a folder.")
+        str | None,
+        typer.Option(
+            help=f"Shows the cost too: {', '.join(PUBLISHED)}, such a checkpoint's hub name, a config.json or a folder."
+        ),
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Decoder layers; default: the model's, or 32.")] = None,
     visual_tokens: Annotated[
@@ -35,12 +48,26 @@ def schedule(
         float, typer.Option(min=0, max=10**7, help="Text tokens of the prompt; may be an average.")
     ] = float(TEXT_TOKENS),
     budget: Annotated[
-        str | None, typer.Option(help="Solves the one '?': 192t or 0.5; with --model flops=30%, kv=100MiB too.")
+        str | None,
+        typer.Option(help="Solves the one '?': 192t or 0.5; with --model flops=30%, kv=100MiB, ttft@h100=60% too."),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help=f"With --model: estimates times and memory on a card, without running: {', '.join(GPUS)}."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="With --gpu: prompts at once.")] = 1,
+    new_tokens: Annotated[int, typer.Option(min=1, help="With --gpu: tokens of an answer, for memory.")] = NEW_TOKENS,
+    bench: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --gpu: output of `bench … --json` or `bench --suite`; measured times beside the estimate."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a schedule, solve its '?', and show what each stage keeps, the average over the layers, and the cost."""
-    with plainly(ScheduleError, ArchitectureError):
+    card = _gpu(gpu, model, bench)
+    with plainly(ScheduleError, ArchitectureError, MeasuredTimesError):
         sizes = None if model is None else architecture(model)
         if sizes is not None and layers is not None and layers != sizes.layers:
             fail(f"--layers {layers}: {model} has {sizes.layers} decoder layers; leave --layers out.")
@@ -50,11 +77,28 @@ def schedule(
         parsed = Schedule.parse(text, prompt)
         parsed = parsed if budget is None else parsed.solve(budget, prompt)
         parsed.check(depth, [tokens])
-    cost = {} if sizes is None else _cost(sizes, parsed, tokens, text_tokens)
+        cost = {} if sizes is None else _cost(sizes, parsed, tokens, text_tokens)
+        if sizes is not None and card is not None:
+            prompts = Prompts(tokens, text_tokens, batch_size, new_tokens)
+            cost["estimate"] = estimated(sizes, parsed, card, prompts)
+            cost["measured"] = measured(kept_measurements(), bench, sizes, parsed, card)
     if as_json:
         typer.echo(json.dumps({**_kept(parsed, depth, tokens), **cost}))
         return
     _show(parsed, depth, tokens, cost)
+
+
+def _gpu(name: str | None, model: str | None, bench: Path | None) -> Gpu | None:
+    """The card that --gpu names, or fail."""
+    if name is None:
+        if bench is not None:
+            fail(f"--bench {bench}: the measured times stand beside an estimate; name the card: --gpu h100.")
+        return None
+    if name.lower() not in GPUS:
+        fail(f"--gpu {name}: unknown.{did_you_mean(name.lower(), list(GPUS))} Use one of {', '.join(GPUS)}.")
+    if model is None:
+        fail(f"--gpu {name}: an estimate needs the model's sizes; name it: --model {next(iter(PUBLISHED))}.")
+    return GPUS[name.lower()]
 
 
 def _kept(parsed: Schedule, depth: int, tokens: int) -> dict[str, Any]:
@@ -80,6 +124,9 @@ def _cost(sizes: Architecture, parsed: Schedule, tokens: int, text_tokens: float
         "kv_mib": pruned.kv_bytes / MIB,
         "share_kv": pruned.kv_bytes / unpruned.kv_bytes,
         "encoder_tflops": pruned.encoder_flops / 1e12,
+        "total_tflops": pruned.total_flops / 1e12,
+        "share_total": pruned.total_flops / unpruned.total_flops,
+        "best_speedup": unpruned.total_flops / pruned.total_flops,
         "layer_visual_tokens": list(pruned.visual),
     }
 
@@ -107,6 +154,16 @@ def _show(parsed: Schedule, depth: int, tokens: int, cost: dict[str, Any]) -> No
             f"{_flops(cost['tflops'])} ({cost['share_flops']:.1%} of the unpruned), cache {bound}{cost['kv_mib']:.1f} MiB "
             f"({cost['share_kv']:.1%}); before it the vision encoder, {_flops(cost['encoder_tflops'])}."
         )
+        least = "at least " if parsed.at_most else ""
+        console.print(
+            f"Until the first token, encoder included: {bound}{_flops(cost['total_tflops'])} ({cost['share_total']:.1%}), so "
+            f"{least}{cost['best_speedup']:.2f}x as fast by FLOPs."
+        )
+    if "estimate" in cost:
+        for line in lines(cost["estimate"], GPUS[cost["estimate"]["gpu"]]):
+            console.print(line)
+        for line in cost["measured"]:
+            console.print(f"Measured: {line}.")
 
 
 def _flops(tera: float) -> str:

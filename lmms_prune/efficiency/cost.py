@@ -24,7 +24,7 @@ def prefill_flops(model: Architecture, tokens: Sequence[Number], logits: int = 1
         tokens: sequence length in each decoder layer, text and visual tokens together; may be averages.
         logits: positions at which the output matrix is applied.
     """
-    return sum(_layer(model, n, n) for n in tokens) + _output(model, logits)
+    return sum(layer_flops(model, n, n) for n in tokens) + output_flops(model, logits)
 
 
 def decode_flops(model: Architecture, cached: Sequence[int], steps: int) -> Number:
@@ -32,8 +32,8 @@ def decode_flops(model: Architecture, cached: Sequence[int], steps: int) -> Numb
 
     The prefill gives the first new token, so an answer of n tokens takes n - 1 steps.
     """
-    past = sum(_layer(model, 1, n + step) for n in cached for step in range(1, steps + 1))
-    return past + steps * _output(model, 1)
+    past = sum(layer_flops(model, 1, n + step) for n in cached for step in range(1, steps + 1))
+    return past + steps * output_flops(model, 1)
 
 
 def kv_bytes(model: Architecture, cached: Sequence[Number]) -> list[Number]:
@@ -79,14 +79,15 @@ def encoder_flops(encoder: EncoderSizes, grid: tuple[int, int]) -> int:
     return embed + blocks + 4 * pairs * encoder.hidden + projector
 
 
-def _layer(model: Architecture, queries: Number, keys: Number) -> Number:
+def layer_flops(model: Architecture, queries: Number, keys: Number) -> Number:
     """FLOPs of one decoder layer on `queries` tokens that attend to `keys`."""
     wide = model.heads * model.head_dim
     projections = model.hidden * (2 * wide + 2 * model.kv_heads * model.head_dim)
     return 2 * queries * (projections + 3 * model.hidden * model.intermediate) + 4 * queries * keys * wide
 
 
-def _output(model: Architecture, positions: int) -> int:
+def output_flops(model: Architecture, positions: int) -> int:
+    """FLOPs of the output matrix at some positions."""
     return 2 * positions * model.hidden * model.vocabulary
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
 from lmms_prune.efficiency.cost import Number, encoder_flops, kv_bytes, prefill_flops
+from lmms_prune.efficiency.roofline import (
+    GPUS,
+    NEW_TOKENS,
+    Gpu,
+    Roofline,
+    encoder_seconds,
+    layer_seconds,
+    output_seconds,
+    roofline,
+)
 from lmms_prune.models.sizes import Architecture
 from lmms_prune.schedule import PromptSizes, Schedule
 
@@ -31,6 +41,11 @@ class Estimate:
     encoder_flops: int
     kv_bytes: Number
 
+    @property
+    def total_flops(self) -> Number:
+        """FLOPs until the first token: vision encoder and prefill."""
+        return self.encoder_flops + self.flops
+
 
 def estimate(model: Architecture, schedule: Schedule, visual_tokens: int, text_tokens: Number) -> Estimate:
     """The cost of `schedule`, every ``?`` solved, on a prompt of `text_tokens` and one image of `visual_tokens`.
@@ -41,7 +56,7 @@ def estimate(model: Architecture, schedule: Schedule, visual_tokens: int, text_t
     visual = schedule.layer_counts(model.layers, [visual_tokens])
     lengths = [n + text_tokens for n in visual]
     cached = [n + text_tokens for n in schedule.cached_counts(model.layers, [visual_tokens])]
-    encoder = encoder_flops(model.encoder, _grid(visual_tokens))
+    encoder = encoder_flops(model.encoder, grid_of(visual_tokens))
     return Estimate(tuple(visual), prefill_flops(model, lengths), encoder, sum(kv_bytes(model, cached)))
 
 
@@ -63,11 +78,40 @@ def prompt_sizes(
     def kv(counts: Sequence[int]) -> Number:
         return sum(kv_bytes(model, [n + text_tokens for n in counts]))
 
+    def first_token(gpu: Gpu) -> Callable[[Sequence[int]], Number]:
+        # The cards' peaks are of 16-bit products, whatever a CPU loads the model in.
+        halved = model.in_dtype("bfloat16")
+        before = encoder_seconds(halved, gpu, encoder_flops(model.encoder, grid_of(fixed or model.example_tokens)))
+
+        def seconds(counts: Sequence[int]) -> Number:
+            after = output_seconds(halved, gpu) if len(counts) == model.layers else 0.0
+            return before + sum(layer_seconds(halved, gpu, n + text_tokens) for n in counts) + after
+
+        return seconds
+
     fixed = visual_tokens or model.tokens_per_image
-    return PromptSizes(model.layers, fixed, fixed or model.example_tokens, {"flops": flops, "kv": kv})
+    costs: dict[str, Callable[[Sequence[int]], Number]] = {"flops": flops, "kv": kv}
+    costs |= {f"ttft@{name}": first_token(gpu) for name, gpu in GPUS.items()}
+    return PromptSizes(model.layers, fixed, fixed or model.example_tokens, costs)
 
 
-def _grid(tokens: int) -> tuple[int, int]:
+def on_gpu(
+    model: Architecture,
+    schedule: Schedule,
+    visual_tokens: int,
+    text_tokens: Number,
+    gpu: Gpu,
+    batch: int = 1,
+    new_tokens: int = NEW_TOKENS,
+) -> Roofline:
+    """The least times and the memory of `schedule` on a card, for prompts as in `estimate`; see `roofline`."""
+    lengths = [n + text_tokens for n in schedule.layer_counts(model.layers, [visual_tokens])]
+    cached = [n + text_tokens for n in schedule.cached_counts(model.layers, [visual_tokens])]
+    flops = encoder_flops(model.encoder, grid_of(visual_tokens))
+    return roofline(model, gpu, lengths, cached, flops, batch, new_tokens)
+
+
+def grid_of(tokens: int) -> tuple[int, int]:
     """The rows and columns nearest to a square that have `tokens` in all."""
     rows = next(rows for rows in range(isqrt(tokens), 0, -1) if tokens % rows == 0)
     return rows, tokens // rows

@@ -162,6 +162,19 @@ def metric_lists(tasks: Sequence[str], model: str, include: Path | None) -> dict
     return {name: manager._get_config(name).get("metric_list") for name in tasks}
 
 
+def scored_without_answer(task: str, model: str, include: Path, metric: str) -> Any:
+    """Return what a task's code logs as a metric of its first document for an empty answer; the field "score" of a mapping.
+
+    Raises:
+        ArgumentError: as for `documents`.
+    """
+    for loaded in loaded_tasks([task], task_manager([task], model, include)):
+        logged = loaded.process_results(loaded.dataset[evaluated_split(loaded)][0], [""])
+        value = logged.get(metric) if isinstance(logged, Mapping) else None
+        return value.get("score", value) if isinstance(value, Mapping) else value
+    return None
+
+
 def _units(task: str, rows: Any) -> list[Any]:
     """Return, for each document, what it is scored together with: MME's image, or a circular group of MMBench."""
     if task == "mme":

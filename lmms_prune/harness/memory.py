@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from loguru import logger
+
+from lmms_prune.record.run import GPU_MEMORY, PROCESS_MEMORY
 
 _FIRST = 4  # rows of the first batch with batch_size=auto
 _ON_CPU = 8  # rows with batch_size=auto on a CPU: its free memory is not measured, and larger batches gain little
@@ -81,6 +84,42 @@ def watched(size: BatchSize, rows: int, model: torch.nn.Module) -> Iterator[Batc
         peaks = [torch.cuda.max_memory_allocated(device) for device in devices]
         totals = [torch.cuda.mem_get_info(device)[1] for device in devices]
         size.grow(rows, list(zip(before, peaks, totals, strict=True)))
+
+
+class PeakMemory:
+    """The most memory that a run uses, weights included: of the GPUs that hold its model, else of the process."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+        self._highest = 0
+        for device in self._devices:
+            torch.cuda.reset_peak_memory_stats(device)
+
+    @property
+    def of(self) -> str:
+        """Return what the bytes are of."""
+        return GPU_MEMORY if self._devices else PROCESS_MEMORY
+
+    def note(self) -> int | None:
+        """Return the bytes at the peak so far. Must be called after each batch: `watched` resets the GPUs' own counts.
+
+        Returns:
+            None where the operating system does not say.
+        """
+        if not self._devices:
+            return _peak_resident()
+        self._highest = max(self._highest, sum(map(torch.cuda.max_memory_allocated, self._devices)))
+        return self._highest
+
+
+def _peak_resident() -> int | None:
+    """Return the largest resident set size that this process has had; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def release() -> None:

@@ -34,7 +34,7 @@ from lmms_prune.harness.images import read_whole
 from lmms_prune.harness.journal import Journal, JournalError, check_folder, repeats, sample_key
 from lmms_prune.harness.lengths import CHARACTERS, visual_lengths
 from lmms_prune.harness.loading import load_model, pick_device, read_config
-from lmms_prune.harness.memory import BatchSize, release, watched
+from lmms_prune.harness.memory import BatchSize, PeakMemory, release, watched
 from lmms_prune.harness.notices import refuse_split_pairs, say_at_start
 from lmms_prune.harness.prompts import question_text, text_or_file
 from lmms_prune.harness.records import Answered, AnsweredSample, image_grids, provenance, token_accounting
@@ -227,7 +227,7 @@ class PrunedModel(ChatModel):
 
     def _generate(self, requests: list[Instance]) -> list[GenerationResult]:
         answers: dict[int, AnsweredSample] = {}
-        load = OtherLoad()
+        load, peak = OtherLoad(), PeakMemory(self.model)
         answered, repeat_counts, self._truncated = Answered(), repeats(requests), set[str]()
         progress = make_progress(total=len(requests), desc="Model Responding", disable=self.rank != 0)
         batches = PreparedBatches(
@@ -235,6 +235,7 @@ class PrunedModel(ChatModel):
         )
         for indices, prepared in batches:
             new_answers = self._answer(prepared) if prepared.rows else []
+            peak.note()
             if new_answers is None:
                 self._size.halve(len(prepared.rows))
                 batches.put_back(indices)
@@ -249,7 +250,7 @@ class PrunedModel(ChatModel):
             answers |= batch_answers
             progress.update(len(indices))
         progress.close()
-        self._report(answered, load.share())
+        self._report(answered, load.share(), peak)
         self._warn([answers[i].accounting for i in range(len(requests))], requests)
         # lmms-eval only calls `to_dict` on token counts, so `TokenAccounting` can replace its class `TokenCounts`.
         return [GenerationResult(answers[i].text, answers[i].accounting) for i in range(len(requests))]
@@ -399,13 +400,24 @@ class PrunedModel(ChatModel):
             )
         return unpruned
 
-    def _report(self, answered: Answered, other_load: float | None) -> None:
+    def _peak_memory(self, peak: PeakMemory) -> int | None:
+        """Return the peak of the process that used most memory."""
+        own = torch.tensor([peak.note() or 0], device=self.device)
+        return int(self.accelerator.gather(own).max()) or None
+
+    def _report(self, answered: Answered, other_load: float | None, peak: PeakMemory) -> None:
         """Record the run for the results: lmms-eval's throughput and the `RunReport`."""
         answers, averages = answered.answers, answered.averages()
         largest = max((answer.rows for answer in answers), default=0)
         self.report = replace(
             self.report,
-            circumstances=replace(self.report.circumstances, largest_batch=largest, other_load=other_load),
+            circumstances=replace(
+                self.report.circumstances,
+                largest_batch=largest,
+                other_load=other_load,
+                peak_memory=self._peak_memory(peak),
+                peak_memory_of=peak.of,
+            ),
             averages=averages,
             tasks=answered.by_task(),
             unpruned_samples=self._unpruned_samples(answered),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.results import TaskRecord, read_results
-from lmms_prune.leaderboard.samples import Samples, read_samples
+from lmms_prune.leaderboard.samples import NoDocumentScoresError, Samples, read_samples
 from lmms_prune.methods import METHODS
 from lmms_prune.record.files import write
 from lmms_prune.record.information import InformationError
@@ -83,7 +83,11 @@ def evaluate(
         ConfigError, SweepError: as for `plan` and `run_sweep`.
     """
     run_all(evaluation, schedules, out, launch, report)
-    return {schedule: _scores(out / "runs" / slug(schedule), evaluation.tasks) for schedule in schedules}
+    # All results are read before any samples: only then is the scale of a task's scores known.
+    records = {schedule: _records(out / "runs" / slug(schedule)) for schedule in schedules}
+    return {
+        schedule: _scores(out / "runs" / slug(schedule), evaluation.tasks, records[schedule]) for schedule in schedules
+    }
 
 
 def run_all(evaluation: Evaluation, schedules: Sequence[str], out: Path, launch: str, report: Report) -> None:
@@ -127,17 +131,38 @@ def single_stage(method: str, layer: int, keep: float | str) -> str:
     return f"{name}@{layer}:{keep}" + (f";{options}" if options else "")
 
 
-def _scores(folder: Path, tasks: Sequence[str]) -> dict[str, Samples]:
-    records: Mapping[str, TaskRecord] = {
-        name: task for record in read_results([folder]).records for name, task in record.tasks.items()
-    }
+def _records(folder: Path) -> dict[str, TaskRecord]:
+    return {name: task for record in read_results([folder]).records for name, task in record.tasks.items()}
+
+
+def _scores(folder: Path, tasks: Sequence[str], records: Mapping[str, TaskRecord]) -> dict[str, Samples]:
     scores = {}
     for task in tasks:
         samples = records[task].samples if task in records else None
         if samples is None or task not in TASKS:
             raise InformationError(f"{folder} holds no samples of {task}; remove it and run the command again.")
-        scores[task] = read_samples(samples, TASKS[task])
+        try:
+            scores[task] = as_gain(read_samples(samples, TASKS[task]))
+        except NoDocumentScoresError as error:
+            raise InformationError(f"--tasks: {error}. This command needs a score of each document.") from error
+        except ValueError as error:
+            raise InformationError(f"--tasks: '{task}': {error}") from error
     return scores
+
+
+def as_gain(samples: Samples) -> Samples:
+    """Return the samples with scores of which more is better: 100 minus the score, where lower is better.
+
+    Raises:
+        ValueError: lower is better, and the scores are no shares.
+    """
+    if samples.sign > 0:
+        return samples
+    if not samples.scaled or samples.num.min() < 0 or samples.num.max() > 100:
+        raise ValueError(
+            "lower is better, and its scores are not from 0 to 1: there is no share of the unpruned score that a schedule keeps."
+        )
+    return replace(samples, num=100 * samples.den - samples.num, score=100 - samples.score, sign=1)
 
 
 def acts_at(method: str, layer: int) -> bool:

@@ -178,26 +178,39 @@ def label_of(text: str) -> Label:
 
 
 def refuse_unscored(names: Sequence[str], model: str, include: Path | None) -> None:
-    """Refuse tasks whose scores cannot be read document by document: neither a benchmark, nor the mean of one metric.
+    """Refuse tasks that log no score of each document, before anything is run; names the metric that is read of the others.
 
     Raises:
         ArgumentError: a task that does not exist.
-        InformationError: a task without one score for each document.
+        InformationError: a task without a score for each document.
     """
-    from lmms_prune.leaderboard.benchmarks import TASKS, mean_metrics
+    from lmms_prune.leaderboard.benchmarks import NAMED
+    from lmms_prune.leaderboard.other_tasks import metrics_of
     from lmms_prune.record.information import InformationError
 
-    if not (others := [name for name in names if name not in TASKS]):
+    if not (others := [name for name in names if name not in NAMED]):
         return
-    from lmms_prune.harness.documents import metric_lists
+    from lmms_prune.harness.documents import metric_lists, scored_without_answer
     from lmms_prune.harness.tasks import task_configs
 
     for name, listed in metric_lists(others, model, include or task_configs()).items():
-        if len(metrics := mean_metrics(listed)) != 1:
-            reason = f"it has {len(metrics)} such metrics: {', '.join(metrics)}" if metrics else "it has no such metric"
+        if not (metrics := metrics_of(listed)):
             raise InformationError(
-                f"--tasks: '{name}' is not one of the benchmarks: {', '.join(TASKS)}. Any other task must have exactly one "
-                f"metric whose score is its mean over the documents; {reason}."
+                f"--tasks: the YAML of '{name}' names no metric (metric_list), so it has no score to read; of a group, name the single tasks."
+            )
+        metric = metrics[0]
+        scored = None if metric.mean else scored_without_answer(name, model, include or task_configs(), metric.name)
+        if not metric.mean and not isinstance(scored, (int, float)):
+            raise InformationError(
+                f"--tasks: '{name}' has no score of each document: its code makes {metric.name} of {str(scored)[:60]}. This "
+                "command needs a metric whose process_results gives a number."
+            )
+        if not metric.mean or len(metrics) > 1:
+            others_of = (
+                f"; its other metrics: {', '.join(other.name for other in metrics[1:])}" if len(metrics) > 1 else ""
+            )
+            typer.echo(
+                f"lmms-prune: {name} is scored by the mean of {metric.name} over the documents{others_of}.", err=True
             )
 
 

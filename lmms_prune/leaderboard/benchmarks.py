@@ -1,4 +1,4 @@
-"""The ten benchmarks: their lmms-eval tasks and columns, and how a score is read and put on the paper's scale."""
+"""The ten benchmarks of the paper and others known by name: tasks, columns, and how a score is read and put on its scale."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ GROUPS: tuple[Group, ...] = ("knowledge QA", "text-centric", "comprehensive")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One column of the paper's tables.
+    """One column of the tables: one of the paper's ten, another one known by name, or any other task of lmms-eval.
 
     Args:
-        name: the column's name, as in the paper.
+        name: the column's name, as in the paper; a task's name with an arrow where lower is better.
         narrow: a short name for a narrow terminal.
         tasks: lmms-eval tasks that measure it, variants included; the first one scores without a judge.
         metrics: the metrics whose sum is the score.
         group: the group that it counts in; None for a task that is none of the ten benchmarks.
         factor: the sum of the metrics times this factor is on the paper's scale.
-        best_score: the best possible score on that scale.
+        best_score: the best possible score on that scale; infinite if it is not known.
         kind: how a sample's score is read from the samples file (`lmms_prune.leaderboard.samples`).
         binary: whether the score is the share of units (questions, circular groups) that are right.
+        higher_is_better: as the task's YAML says.
+        filters: how many of lmms-eval's filters score each document; with several, a sample's line names none.
+        tolerance: how much the recorded score may differ from that of the samples, where lmms-eval rounds it.
+        aggregated: whether the task's own code makes the score, so that it need not be the mean over the documents.
+        note: what a reader must know of a column that is not known by name.
     """
 
     name: str
@@ -35,8 +40,28 @@ class Benchmark:
     group: Group | None
     factor: float = 100.0
     best_score: float = 100.0
-    kind: Literal["plain", "mme", "pope", "mmbench"] = "plain"
+    kind: Literal["plain", "mme", "pope", "mmbench", "box", "mmmu", "categories", "any"] = "plain"
     binary: bool = False
+    higher_is_better: bool = True
+    filters: int = 1
+    tolerance: float = 1e-6
+    aggregated: bool = False
+    note: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Tell whether it counts in the paper's Acc and Rel."""
+        return self.group is not None
+
+    @property
+    def sign(self) -> int:
+        """Return 1 if higher is better, and -1 if lower is."""
+        return 1 if self.higher_is_better else -1
+
+    @property
+    def scaled(self) -> bool:
+        """Tell whether the best score is known, so that half of it separates right from wrong."""
+        return isfinite(self.best_score)
 
 
 # POPE is the F1 score: printed values such as 25.2 cannot be an accuracy, which constant answers keep at 50.
@@ -87,50 +112,40 @@ BENCHMARKS = (
     Benchmark("DocVQA", "Doc", ("docvqa_val",), ("anls",), "text-centric"),
     Benchmark("OCRBench", "OCR", ("ocrbench",), ("ocrbench_accuracy",), "text-centric", binary=True),
 )
-TASKS: dict[str, Benchmark] = {task: benchmark for benchmark in BENCHMARKS for task in benchmark.tasks}
+_REC = ("val", "test", "testA", "testB")
+# Where a YAML has several metrics, this is the one that papers on pruning print; ACC@0.5 is the usual score of RefCOCO.
+FURTHER = (
+    *(
+        Benchmark(
+            name,
+            narrow,
+            tuple(f"{name.lower()}_bbox_rec_{split}" for split in _REC),
+            ("refcoco_ACC@0.5",),
+            None,
+            kind="box",
+            binary=True,
+        )
+        for name, narrow in (("RefCOCO", "Ref"), ("RefCOCO+", "Ref+"), ("RefCOCOg", "Refg"))
+    ),
+    Benchmark("ChartQA", "Chart", ("chartqa", "chartqa_lite"), ("relaxed_overall",), None, binary=True),
+    Benchmark("AI2D", "AI2D", ("ai2d", "ai2d_lite", "ai2d_no_mask"), ("exact_match",), None, binary=True),
+    Benchmark("MMStar", "Star", ("mmstar",), ("average",), None, kind="categories"),
+    # lmms-eval rounds MMMU's accuracy to five decimals.
+    Benchmark("MMMU", "MMMU", ("mmmu_val",), ("mmmu_acc",), None, kind="mmmu", binary=True, tolerance=6e-4),
+)
+"""Benchmarks that are none of the paper's ten, and known by name."""
+TASKS: dict[str, Benchmark] = {task: benchmark for benchmark in (*BENCHMARKS, *FURTHER) for task in benchmark.tasks}
+"""By task, its column: those above, and every other task that was read (`lmms_prune.leaderboard.other_tasks`)."""
 JUDGED = frozenset({"mmbench_en_dev", "mmbench_cn_dev"})
 """Tasks for which lmms-eval may ask a judge what an answer means; we score their samples by rules alone."""
 ORDER = {task: index for index, task in enumerate(TASKS)}
-_OWN = frozenset(TASKS)
-
-
-def add_plain(task: str, metric: str) -> None:
-    """Make any other task a plain column: the mean of one metric from 0 to 1, in percent. Such columns come last, by name."""
-    if task not in TASKS:
-        TASKS[task] = Benchmark(task, task, (task,), (metric,), None)
-        others = sorted(set(TASKS) - _OWN)
-        ORDER.update({name: len(_OWN) + place for place, name in enumerate(others)})
-
-
-def mean_metrics(metric_list: Any) -> list[str]:
-    """Return the metrics of a task that are means of scores of single documents, higher being better.
-
-    Args:
-        metric_list: as in a task's YAML, or in the ``configs`` of a results file.
-    """
-    entries = [entry for entry in metric_list if isinstance(entry, Mapping)] if isinstance(metric_list, list) else []
-    return [
-        str(entry["metric"])
-        for entry in entries
-        if "metric" in entry and entry.get("aggregation") == "mean" and entry.get("higher_is_better") is True
-    ]
-
-
-def plain_metric(results: Mapping[str, Any], task: str) -> str | None:
-    """Return the one metric that makes a task a plain column; None if there is none, or several."""
-    config, recorded = results["configs"].get(task) or {}, results["results"].get(task, {})
-    metrics = mean_metrics(config.get("metric_list"))
-    if len(metrics) != 1:
-        return None
-    value = recorded.get(f"{metrics[0]},none")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return metrics[0] if number and 0 <= value <= 1 else None
+NAMED = frozenset(TASKS)
 
 
 def named(name: str) -> tuple[str, ...]:
     """Return the tasks of a benchmark or task name, case-insensitively; empty if the name is unknown."""
     lowered = name.strip().lower()
-    for benchmark in BENCHMARKS:
+    for benchmark in (*BENCHMARKS, *FURTHER):
         if lowered in (benchmark.name.lower(), benchmark.narrow.lower()):
             return benchmark.tasks
     return tuple(task for task in TASKS if task.lower() == lowered)
@@ -152,7 +167,7 @@ def fault(results: Mapping[str, Any], task: str) -> str:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
             return f"{metric} is {value!r}, which is no finite number"
-        if value < 0:
+        if value < 0 and benchmark.scaled:
             return f"{metric} is {value:g}, where the least is 0"
     # The harness sums floats, so a perfect score may exceed the best one by rounding.
     if not _figure(results, task) <= benchmark.best_score * (1 + 1e-9):
@@ -163,7 +178,13 @@ def fault(results: Mapping[str, Any], task: str) -> str:
 
 def _metrics(results: Mapping[str, Any], task: str) -> dict[str, Any]:
     recorded = results["results"].get(task, {})
-    return {metric: recorded.get(f"{metric},none") for metric in TASKS[task].metrics}
+    return {metric: next(iter(recorded_values(recorded, metric).values()), None) for metric in TASKS[task].metrics}
+
+
+def recorded_values(recorded: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return a metric's values by lmms-eval's filter, "none" first: ``exact_match,flexible-extract`` is such a value."""
+    values = {name.split(",", 1)[1]: value for name, value in recorded.items() if name.rpartition(",")[0] == metric}
+    return dict(sorted(values.items(), key=lambda item: item[0] != "none"))
 
 
 def _figure(results: Mapping[str, Any], task: str) -> float:
@@ -179,7 +200,13 @@ def documents(results: Mapping[str, Any], task: str) -> tuple[int, int]:
 
 
 def acc(scores: Mapping[str, float | None]) -> float | None:
-    """The paper's Acc: the mean over the benchmarks in percent, MME's total of 2800 as 100 %; None if one is missing."""
+    """The paper's Acc: the mean over the benchmarks in percent, MME's total of 2800 as 100 %.
+
+    Returns:
+        None if a score is missing, or if the best score of a benchmark is not known.
+    """
+    if not all(TASKS[task].scaled for task in scores):
+        return None
     shares = [None if value is None else 100 * value / TASKS[task].best_score for task, value in scores.items()]
     return _mean(shares)
 

@@ -31,6 +31,7 @@ CODE = (
     "leaderboard/mmbench.py",
     "leaderboard/reader.py",
     "leaderboard/samples.py",
+    "leaderboard/scorers.py",
     "leaderboard/statistics.py",
     "record/accounting.py",
     "record/files.py",

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from lmms_prune.errors import ScheduleError, did_you_mean
-from lmms_prune.leaderboard.benchmarks import BENCHMARKS, TASKS, named
+from lmms_prune.leaderboard.benchmarks import BENCHMARKS, FURTHER, TASKS, named
 from lmms_prune.leaderboard.options import Data, Include, KeepPaths, UseCache, Verify, samples_reader
 from lmms_prune.record.files import write
 from lmms_prune.record.redaction import redacted
@@ -31,6 +31,15 @@ Baseline = Annotated[
     Path | None, typer.Option(help="Results to compare with, instead of the unpruned runs among PATHS.")
 ]
 
+Count = Annotated[
+    str | None,
+    typer.Option(
+        "--count",
+        metavar="TASKS",
+        help="Tasks that count in Acc and Rel beside the paper's ten benchmarks, separated by commas, or 'all'.",
+    ),
+]
+
 
 def leaderboard(
     paths: Annotated[list[Path] | None, typer.Argument(help="lmms-eval's result folders or files.")] = None,
@@ -44,6 +53,7 @@ def leaderboard(
     benchmarks: Annotated[
         str | None, typer.Option(help="Show only these columns, separated by commas: POPE,TextVQA.")
     ] = None,
+    count: Count = None,
     baseline: Baseline = None,
     strict: Annotated[bool, typer.Option("--strict", help="Verify all rows; fail if a row is marked.")] = False,
     verify: Verify = True,
@@ -82,7 +92,7 @@ def leaderboard(
         fail(f"--out {out}: there is no folder {out.parent}.")
     if out is not None and out.is_dir():
         fail(f"--out {out}: this is a folder; name a file in it.")
-    if bool(paths) == published or (published and (baseline or benchmarks or bench)):
+    if bool(paths) == published or (published and (baseline or benchmarks or bench or count)):
         fail("leaderboard: give lmms-eval's result folders, or --published alone.")
     with plainly(BenchTimesError):
         times = None if bench is None else read_times(bench)
@@ -91,7 +101,7 @@ def leaderboard(
         board = published_table()
     else:
         verified = Verified(data, include_path) if strict and verify else None
-        board = _board(paths or [], baseline, benchmarks, resamples, seed, reader, verified)
+        board = _board(paths or [], baseline, (benchmarks, count), resamples, seed, reader, verified)
     board = replace(board, keep_paths=keep_paths, times=times)
     console = Console()
     if form == "table" and console.is_terminal and out is None:
@@ -124,6 +134,7 @@ def gate(
     schedule: Annotated[
         list[str] | None, typer.Option(help="Judge only this schedule; it may be a control. Repeatable.")
     ] = None,
+    count: Count = None,
     baseline: Baseline = None,
     significant: Annotated[
         bool, typer.Option("--significant", help="Only a loss whose 95 % interval excludes zero breaks a limit.")
@@ -157,7 +168,7 @@ def gate(
     with plainly(ScheduleError):
         wanted = None if schedule is None else [str(Schedule.parse(text)) for text in schedule]
     verified = Verified(data, include_path) if verify else None
-    board = _board(paths, baseline, None, resamples, seed, samples_reader(cache), verified)
+    board = _board(paths, baseline, (None, count), resamples, seed, samples_reader(cache), verified)
     board = replace(board, keep_paths=keep_paths)
     judgements = judged(board, limits, wanted)
     for text in wanted or []:
@@ -194,21 +205,29 @@ class Verified:
 def _board(
     paths: Sequence[Path],
     baseline: Path | None,
-    benchmarks: str | None,
+    chosen: tuple[str | None, str | None],
     resamples: int,
     seed: int,
     reader: SamplesReader,
     verified: Verified | None,
 ) -> Leaderboard:
+    """Build the leaderboard.
+
+    Args:
+        paths, baseline, resamples, seed: as the commands' options.
+        chosen: the columns that --benchmarks names, and the tasks that --count does.
+        reader: reads the samples.
+    """
     from lmms_prune.leaderboard.results import read_results
     from lmms_prune.leaderboard.table import leaderboard as make_table
 
-    tasks = None
+    (benchmarks, count), tasks = chosen, None
     if benchmarks is not None:
         tasks = [task for name in benchmarks.split(",") for task in _tasks("--benchmarks", name, paths)]
     with Console(stderr=True).status("reading results and samples"):
         results, baseline_results = read_results(paths), None if baseline is None else read_results([baseline])
-        board = make_table(results, baseline_results, tasks, resamples, seed, reader)
+        present = {task: None for record in results.records for task in record.tasks}
+        board = make_table(results, baseline_results, tasks, resamples, seed, reader, _counted(count, list(present)))
         return board if verified is None else _verified(board, [results, baseline_results], reader, verified)
 
 
@@ -225,6 +244,22 @@ def _verified(
         return with_verdicts(board, verification(runs, (), reader, Rescoring(verified.data, verified.include)))
 
 
+def _counted(count: str | None, present: Sequence[str]) -> list[str]:
+    """Return the tasks that --count names, or fail: only those where more is better can be a share of the unpruned score."""
+    if count is None:
+        return []
+    if count.strip() == "all":
+        return [task for task in present if TASKS[task].higher_is_better]
+    tasks = [task for name in count.split(",") for task in (named(name) or (name.strip(),))]
+    if not (counted := [task for task in tasks if task in present]):
+        fail(f"--count {count}: no such task among the results. They have {', '.join(present) or 'no task'}.")
+    if lower := [task for task in counted if not TASKS[task].higher_is_better]:
+        fail(
+            f"--count {count}: lower is better in {', '.join(lower)}, so it is no share of the unpruned score; leave it out."
+        )
+    return counted
+
+
 def _tasks(option: str, name: str, paths: Sequence[Path]) -> tuple[str, ...]:
     """Return the tasks of a benchmark named on the command line, or fail. Other tasks are known from the results below `paths`."""
     if not (tasks := named(name)):
@@ -233,7 +268,7 @@ def _tasks(option: str, name: str, paths: Sequence[Path]) -> tuple[str, ...]:
         read_results(paths)
         tasks = named(name)
     if not tasks:
-        names = [benchmark.name for benchmark in BENCHMARKS]
+        names = [benchmark.name for benchmark in (*BENCHMARKS, *FURTHER)]
         fail(f"{option} {name}: unknown benchmark. Use one of {', '.join(names)}, or a task's name.")
     return tasks
 
@@ -263,8 +298,7 @@ def _drop(text: str, paths: Sequence[Path]) -> tuple[tuple[str, ...], float]:
     best = TASKS[tasks[0]].best_score
     # No drop exceeds "nan" or the best score, so such a limit would let every row pass.
     if not 0 <= most < best:
-        fail(
-            f"--max-drop {text}: points are a number from 0 on and below {best:g}, the best score: how much lower than the "
-            "baseline a score may be."
-        )
+        limit = f"from 0 on and below {best:g}, the best score" if TASKS[tasks[0]].scaled else "from 0 on"
+        worse = "lower" if TASKS[tasks[0]].higher_is_better else "higher"
+        fail(f"--max-drop {text}: points are a number {limit}: how much {worse} than the baseline a score may be.")
     return tasks, most

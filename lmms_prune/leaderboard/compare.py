@@ -15,6 +15,7 @@ from lmms_prune.leaderboard.entries import Entry
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.rows import STOCK, UNPRUNED, Against, Comparison
+from lmms_prune.leaderboard.samples import right_pair
 from lmms_prune.leaderboard.statistics import (
     detectable,
     flips,
@@ -89,7 +90,7 @@ def comparisons(entry: Entry, baseline: Entry, tasks: Sequence[str], draws: Draw
 
 def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) -> Comparison:
     before, runs = baseline.samples[task][0], entry.samples[task]
-    flipped = [flips(before.right, run.right) for run in runs]
+    flipped = [flips(*right_pair(before, run)) for run in runs]
     single = len(runs) == 1 and len(baseline.runs) == 1
     # McNemar compares one run with one run; over several seeds the p value comes from resampling.
     exact = mcnemar(*flipped[0]) if single else None
@@ -105,8 +106,13 @@ def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) 
         units=len(before.right),
         agreement=100 * fmean(float((run.answers == before.answers).mean()) for run in runs),
         detectable=detectable(difference.error),
-        verdict=verdict(difference, f"better than {name}", f"worse than {name}"),
+        verdict=_oriented(task, difference, f"better than {name}", f"worse than {name}"),
     )
+
+
+def _oriented(task: str, difference: Interval, better: str, worse: str) -> str:
+    """Return the verdict on a difference of a benchmark's scores, which may be of the kind where lower is better."""
+    return verdict(difference, *((better, worse) if TASKS[task].higher_is_better else (worse, better)))
 
 
 def rel_interval(entry: Entry, baseline: Entry, tasks: Sequence[str], draws: Draws) -> Interval | None:
@@ -118,18 +124,18 @@ def rel_interval(entry: Entry, baseline: Entry, tasks: Sequence[str], draws: Dra
 def against_random(
     entry: Entry, control: Entry, baseline: Entry, tasks: Sequence[str], draws: Draws
 ) -> tuple[Against | None, Mapping[str, Against]]:
-    """Return Rel and each benchmark's score minus those of the random control."""
-
-    def against(difference: Interval) -> Against:
-        return Against(control.label, difference, verdict(difference, "beats random", "below random"))
-
+    """Return Rel over `tasks`, and each benchmark's score, minus those of the random control."""
     cells = {}
-    for task in tasks:
+    for task in entry.tasks:
         pair = draws.pair(entry, control, task)
-        if pair is not None and task in entry.tasks and task in control.tasks:
-            cells[task] = against(interval(entry.scores[task] - control.scores[task], pair[0] - pair[1]))
-    difference = rel_difference(entry, control, baseline, tasks, draws)
-    return None if difference is None else against(difference), cells
+        if pair is not None and task in control.tasks and baseline.scores.get(task):
+            difference = interval(entry.scores[task] - control.scores[task], pair[0] - pair[1])
+            words = _oriented(task, difference, "beats random", "below random")
+            cells[task] = Against(control.label, difference, words)
+    rel = rel_difference(entry, control, baseline, tasks, draws)
+    if rel is None:
+        return None, cells
+    return Against(control.label, rel, verdict(rel, "beats random", "below random")), cells
 
 
 def rel_difference(entry: Entry, other: Entry, baseline: Entry, tasks: Sequence[str], draws: Draws) -> Interval | None:

@@ -69,9 +69,10 @@ def _measured(entry: Entry) -> Cost:
     sources = _sources(entry)
     seconds = sum(source.seconds for source in sources)
     speed = sum(source.requests for source in sources) / seconds if seconds else None
+    peak, peak_of = _peak(sources)
     device = " and ".join(sorted({source.facts.get("device", "") for source in sources}))
     if (totals := entry.accounting) is None:
-        return Cost(samples_per_second=speed, device=device)
+        return Cost(samples_per_second=speed, device=device, peak_gib=peak, peak_of=peak_of)
     costs = totals.costs()
     return Cost(
         avg_visual_tokens=totals.avg_visual_tokens,
@@ -82,4 +83,14 @@ def _measured(entry: Entry) -> Cost:
         decode_tflops=costs["decode_tflops"],
         samples_per_second=speed,
         device=device,
+        peak_gib=peak,
+        peak_of=peak_of,
     )
+
+
+def _peak(sources: list[Source]) -> tuple[float | None, str]:
+    """Return the highest peak of memory in GiB and what it is of; None if a run has none, or if they are of different kinds."""
+    kinds = {source.peak_memory_of for source in sources}
+    peaks = [source.peak_memory for source in sources if source.peak_memory is not None]
+    known = len(kinds) == 1 and len(peaks) == len(sources) and bool(peaks)
+    return (max(peaks) / 2**30, kinds.pop()) if known else (None, "")

@@ -13,7 +13,7 @@ from lmms_prune.leaderboard.benchmarks import JUDGED, ORDER, TASKS
 from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.records import Problem, RunRecord, TaskRecord
 from lmms_prune.leaderboard.rows import CONTROL, ORACLE, PRUNED, STOCK, UNPRUNED
-from lmms_prune.leaderboard.samples import Samples, SamplesError
+from lmms_prune.leaderboard.samples import NoDocumentScoresError, Samples, SamplesError
 from lmms_prune.record.accounting import TokenTotals
 from lmms_prune.schedule import Schedule
 
@@ -121,6 +121,9 @@ def _entry(pool: list[RunRecord], label: str, problems: list[Problem], reader: S
                 continue
             try:
                 samples = reader.read(task.samples, TASKS[name])
+            except NoDocumentScoresError:
+                flaws.add("the task logs no score of each document, so it has no interval", column)
+                continue
             except (SamplesError, OSError) as error:
                 reason = getattr(error, "strerror", None) or str(error).removeprefix(str(task.samples)).lstrip(":, ")
                 problems.append(Problem(str(task.samples), reason))
@@ -145,7 +148,10 @@ def _agree(task: TaskRecord, samples: Samples, column: str, flaws: _Remarks, fau
     elif task.score is None:
         if not task.fault:
             faults.add("no score, though there are samples", f"{column} (they give {samples.score:.2f})")
-    elif not abs(samples.score - task.score) <= 1e-6:
+    elif not abs(samples.score - task.score) <= TASKS[task.task].tolerance:
+        if TASKS[task.task].aggregated:
+            flaws.add("the score is no mean over the documents, so it has no interval", column)
+            return False
         remarks = flaws if task.task in JUDGED else faults
         remarks.add("the samples give another score", f"{column} ({samples.score:.2f} instead of {task.score:.2f})")
     else:

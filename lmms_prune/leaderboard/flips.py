@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
-from lmms_prune.leaderboard.samples import Samples, SamplesError, answer_text, line_at, read_samples, sample_accounting
+from lmms_prune.leaderboard.samples import (
+    Samples,
+    SamplesError,
+    answer_text,
+    line_at,
+    read_samples,
+    right_pair,
+    sample_accounting,
+)
 from lmms_prune.record.accounting import TokenAccounting
 from lmms_prune.record.bitmaps import decode
 
@@ -84,8 +92,9 @@ def flipped(before: Answers, after: Answers) -> list[tuple[int, bool]]:
     first, second = before.samples, after.samples
     if first.signature != second.signature:
         raise SamplesError(f"{after.path}: not the documents of {before.path}.")
-    changed = (first.right != second.right)[first.unit]
-    return list(zip(first.documents[changed].tolist(), first.right[first.unit][changed].tolist(), strict=True))
+    right, right_after = right_pair(first, second)
+    changed = (right != right_after)[first.unit]
+    return list(zip(first.documents[changed].tolist(), right[first.unit][changed].tolist(), strict=True))
 
 
 def flip(before: Answers, after: Answers, document: int, worse: bool) -> Flip:

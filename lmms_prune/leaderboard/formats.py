@@ -72,7 +72,16 @@ def _latex_grid(grid: TextTable) -> str:
 
 
 def _escaped(text: str) -> str:
-    plain = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "×": r"$\times$", "…": r"\dots", "$": r"\$"}
+    plain = {
+        "%": r"\%",
+        "&": r"\&",
+        "_": r"\_",
+        "#": r"\#",
+        "×": r"$\times$",
+        "…": r"\dots",
+        "$": r"\$",
+        "↓": r"$\downarrow$",
+    }
     return "".join(plain.get(letter, letter) for letter in text)
 
 

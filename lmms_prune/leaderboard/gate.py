@@ -91,16 +91,23 @@ def _checks(model: ModelTable, row: TableRow, limits: Limits) -> Iterator[LimitC
         broken = row.rel is not None and row.rel < limits.min_rel
         span = "" if rel_interval is None else between(100 + rel_interval.low, 100 + rel_interval.high)
         texts = ("Rel", f"at least {limits.min_rel:g}", number(row.rel), span)
-        yield _check(texts, row.rel is None, broken, rel_interval, limits)
+        yield _check(texts, row.rel is None, broken, rel_interval, limits, _no_rel(model))
     for tasks, most in (limits.max_drop or {}).items():
         present = [task for task in tasks if task in model.tasks] or [tasks[0]]
         for task in present:
             cell = row.cells.get(task)
-            drop = None if cell is None or cell.unpruned is None else cell.unpruned - cell.score
+            sign = TASKS[task].sign
+            drop = None if cell is None or cell.unpruned is None else sign * (cell.unpruned - cell.score)
             difference = None if cell is None or cell.comparison is None else cell.comparison.difference
-            span = "" if difference is None else between(-difference.high, -difference.low)
+            ends = () if difference is None else sorted(-sign * end for end in (difference.low, difference.high))
+            span = between(*ends) if ends else ""
             name = model.column(task) if task in model.tasks else TASKS[task].name
-            texts = (f"{name}, drop", f"at most {most:g}", number(drop, max(1, digits(task))), span)
+            texts = (
+                f"{name}, {'drop' if sign > 0 else 'rise'}",
+                f"at most {most:g}",
+                number(drop, max(1, digits(task))),
+                span,
+            )
             yield _check(texts, drop is None, drop is not None and drop > most, difference, limits)
     rows = {row.label: row for row in model.rows}
     baseline_faults = rows[row.baseline].faults if row.baseline in rows else ()
@@ -119,11 +126,23 @@ def _unverified_baseline(rows: Mapping[str, TableRow], row: TableRow) -> tuple[s
     return () if row.baseline is None or row.baseline not in rows else rows[row.baseline].unverified
 
 
+def _no_rel(model: ModelTable) -> str:
+    """Say why a model has no Rel at all, if only tasks were evaluated that do not count; "" otherwise."""
+    if any(TASKS[task].counts for task in model.tasks) or not model.tasks:
+        return ""
+    return f"none of its tasks counts in Rel: --count {','.join(model.tasks)} counts them, --max-drop judges one"
+
+
 def _check(
-    texts: tuple[str, str, str, str], absent: bool, broken: bool, difference: Interval | None, limits: Limits
+    texts: tuple[str, str, str, str],
+    absent: bool,
+    broken: bool,
+    difference: Interval | None,
+    limits: Limits,
+    reason: str = "",
 ) -> LimitCheck:
     if absent:
-        return LimitCheck(*texts, failed=True, remark="there is no number to compare")
+        return LimitCheck(*texts, failed=True, remark=reason or "there is no number to compare")
     indistinguishable = difference is not None and not difference.excludes_zero
     remark = "not distinguishable from no loss" if indistinguishable else ""
     if limits.significant and broken and difference is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lmms_prune.leaderboard.benchmarks import GROUPS, TASKS, GroupMean
 from lmms_prune.leaderboard.rows import ORACLE, Against, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
+from lmms_prune.record.run import GPU_MEMORY, PROCESS_MEMORY
 from lmms_prune.schedule.presets import PRESETS
 
 _LONG = 3  # most stages that a label shows; a longer schedule is named by its preset or its number of stages
@@ -79,8 +80,8 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 
 
 def digits(task: str) -> int:
-    """Return the decimals with which the paper prints a task's score."""
-    return 0 if TASKS[task].best_score > 100 else 1
+    """Return the decimals with which the paper prints a task's score; more where a score may be far below 1."""
+    return 3 if not TASKS[task].scaled else 0 if TASKS[task].best_score > 100 else 1
 
 
 def label(row: TableRow) -> str:
@@ -130,13 +131,14 @@ def _shown(column: int, value: float, model: ModelTable) -> float:
 
 
 def _best(budget: BudgetGroup, tasks: Sequence[str]) -> dict[int, float]:
-    """Return the largest printed number by column, if at least two rows have one; oracles do not compete."""
+    """Return the best printed number by column, if at least two rows have one; oracles do not compete."""
     best = {}
     getters = [*((lambda row, task=task: row.score(task)) for task in tasks), lambda row: row.acc, lambda row: row.rel]
     for i, get in enumerate(getters):
         values = [value for row in budget.rows if row.kind != ORACLE and (value := get(row)) is not None]
         if len(values) > 1:
-            best[i + 2] = round(max(values), digits(tasks[i]) if i < len(tasks) else 1)
+            strongest = min if i < len(tasks) and not TASKS[tasks[i]].higher_is_better else max
+            best[i + 2] = round(strongest(values), digits(tasks[i]) if i < len(tasks) else 1)
     return best
 
 
@@ -163,7 +165,9 @@ def by_group(model: ModelTable) -> TextTable | None:
 
 def cost(model: ModelTable) -> TextTable:
     """Tabulate each row's measured cost, absolute and relative to its baseline."""
-    columns = ("schedule", "tokens", "%", "KV MiB", "%", "TFLOPs", "%", "samples/s", "%")
+    memory = (GPU_MEMORY, PROCESS_MEMORY)
+    peaks = (f"peak GiB, {kind}" for kind in memory)
+    columns = ("schedule", "tokens", "%", "KV MiB", "%", "TFLOPs", "%", "samples/s", "%", *peaks)
     lines: list[Line] = []
     notes = []
     for budget in model.budgets:
@@ -174,6 +178,7 @@ def cost(model: ModelTable) -> TextTable:
             cells += [_three(measured.kv_mib), number(measured.share_kv, 0)]
             cells += [_three(measured.prefill_tflops), number(measured.share_flops, 0)]
             cells += [_three(measured.samples_per_second), number(measured.share_speed, 0) or measured.unlike]
+            cells += [_three(measured.peak_gib) if measured.peak_of == kind else "" for kind in memory]
             if measured.no_share_speed:
                 notes.append(f"{label(row)}: its speed is no share of the baseline's: {measured.no_share_speed}.")
             lines.append(Line((label(row), *cells)))

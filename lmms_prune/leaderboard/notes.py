@@ -27,9 +27,7 @@ def explanations(board: Leaderboard, with_details: bool) -> list[str]:
     if with_details:
         lines.append(_DETAILS)
     if board.ignored:
-        lines.append(
-            f"Tasks that are none of the benchmarks, and whose score is not the mean of one metric, were left out: {', '.join(board.ignored)}."
-        )
+        lines.append(f"Tasks without a score that can be a column: {', '.join(board.ignored)}.")
     return lines
 
 

@@ -6,7 +6,7 @@ A score is compared with a printed one only where nothing differs. The protocol 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.entries import Entry
@@ -32,8 +32,13 @@ def differences(entry: Entry, task: str, printed: PublishedRow) -> tuple[str, ..
     return (*reasons, *_settings(entry, printed), *_schedule(entry, printed))
 
 
-def rel_differences(row: TableRow, baseline: Entry | None) -> tuple[str, ...]:
-    """Return why a row's Rel is not comparable with the printed one: protocols of row and baseline, and the benchmarks."""
+def rel_differences(row: TableRow, baseline: Entry | None, in_means: Collection[str]) -> tuple[str, ...]:
+    """Return why a row's Rel is not comparable with the printed one: protocols of row and baseline, and the benchmarks.
+
+    Args:
+        row, baseline: the row, and what it is compared with.
+        in_means: tasks that count in Rel.
+    """
     printed = row.published
     if printed is None:
         return ()
@@ -41,10 +46,10 @@ def rel_differences(row: TableRow, baseline: Entry | None) -> tuple[str, ...]:
     columns = [TASKS[task].name for task in row.cells]
     if missing := [name for name in printed.scores if name not in columns]:
         reasons.append(f"without {', '.join(missing)}")
-    if further := [task for task in row.cells if not _is_printed(task, printed)]:
+    if further := [task for task in row.cells if task in in_means and not _is_printed(task, printed)]:
         reasons.append(f"with {', '.join(further)}")
     if baseline is not None:
-        own = [reason for task in baseline.tasks for reason in differences(baseline, task, printed)]
+        own = [reason for task in baseline.tasks if task in in_means for reason in differences(baseline, task, printed)]
         reasons += [f"baseline: {reason}" for reason in own if reason not in reasons]
     return tuple(dict.fromkeys(reasons))
 

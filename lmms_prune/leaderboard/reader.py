@@ -45,7 +45,7 @@ class SamplesReader:
     def __init__(self, cache: Cache | None = None, workers: int = 1) -> None:
         self._cache = cache if code_version() is not None else None
         self._workers = workers
-        self._outcomes: dict[tuple[Path, str], Outcome] = {}
+        self._outcomes: dict[Job, Outcome] = {}
 
     def read(self, path: Path, benchmark: Benchmark) -> Samples:
         """Return what a samples file holds.
@@ -54,21 +54,20 @@ class SamplesReader:
             SamplesError, OSError: as for `read_samples`; again each time that the file is asked for.
         """
         self.read_all([(path, benchmark)])
-        outcome = self._outcomes[path, benchmark.name]
+        outcome = self._outcomes[path, benchmark]
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     def read_all(self, jobs: Iterable[Job]) -> None:
         """Read files ahead, several at a time; errors are kept until a file is asked for."""
-        missing = {(path, benchmark.name): (path, benchmark) for path, benchmark in jobs}
-        missing = {key: job for key, job in missing.items() if key not in self._outcomes}
-        for key, job in missing.items():
+        missing = [job for job in dict.fromkeys(jobs) if job not in self._outcomes]
+        for job in missing:
             if self._cache is not None and (samples := _cached(*job, self._cache)) is not None:
-                self._outcomes[key] = samples
-        left = [job for key, job in missing.items() if key not in self._outcomes]
+                self._outcomes[job] = samples
+        left = [job for job in missing if job not in self._outcomes]
         for (path, benchmark), outcome in self._read(left):
-            self._outcomes[path, benchmark.name] = outcome
+            self._outcomes[path, benchmark] = outcome
         if left and self._cache is not None:
             self._cache.prune()
 
@@ -125,7 +124,7 @@ def _array(
 
 def _entry(path: Path, benchmark: Benchmark) -> str:
     """Return the name of a file's entry. The file's state is in the entry, so that a later state takes its place."""
-    return name_of("samples", os.path.abspath(path), benchmark.name)
+    return name_of("samples", os.path.abspath(path), repr(benchmark))
 
 
 def _cached(path: Path, benchmark: Benchmark, cache: Cache) -> Samples | None:

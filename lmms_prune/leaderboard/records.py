@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from lmms_prune.record.accounting import TokenTotals
@@ -33,6 +33,7 @@ class Source:
         other_load: share of the cores' time that other programs took meanwhile; None if not recorded.
         unpruned: number of samples with an image that lost no visual token although a schedule should have pruned it.
         submitter, packed: who packed it, and the day on which; "" outside a pack.
+        peak_memory: bytes at the peak. peak_memory_of: of the GPUs or of the process; as in `Circumstances`.
     """
 
     path: Path
@@ -45,6 +46,8 @@ class Source:
     unpruned: int = 0
     submitter: str = ""
     packed: str = ""
+    peak_memory: int | None = None
+    peak_memory_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class TaskRecord:
         asked: a digest that is equal for equal prompts, data and generation settings.
         source: the results file.
         target: the field that the task names as its target; "" if a function computes it.
+        factor: what the recorded number was multiplied by to give `score`.
     """
 
     task: str
@@ -73,6 +77,12 @@ class TaskRecord:
     source: Source
     target: str = ""
     fault: str = ""
+    factor: float = 100.0
+
+    def times(self, factor: float) -> TaskRecord:
+        """Return the same on the scale of another factor: whether a task's scores are shares may show in a later file."""
+        score = None if self.score is None else self.score * factor / self.factor
+        return self if factor == self.factor else replace(self, score=score, factor=factor)
 
 
 @dataclass(frozen=True)

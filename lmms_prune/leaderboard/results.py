@@ -7,13 +7,14 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from os.path import isdir
 from pathlib import Path
 from typing import Any
 
-from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, add_plain, documents, fault, plain_metric, score
+from lmms_prune.leaderboard.benchmarks import ORDER, TASKS, documents, fault, score
+from lmms_prune.leaderboard.other_tasks import register
 from lmms_prune.leaderboard.records import Problem, RunRecord, Source, TaskRecord
 from lmms_prune.leaderboard.samples import UNREADABLE
 from lmms_prune.models import MODEL_NAMES
@@ -34,7 +35,7 @@ class Results:
 
     records: list[RunRecord] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    ignored: set[str] = field(default_factory=set)  # tasks without one score for each document
+    ignored: dict[str, str] = field(default_factory=dict)  # tasks that cannot be columns, and why
     folders: list[Path] = field(default_factory=list)  # the paths that were given
 
 
@@ -64,8 +65,14 @@ def read_results(paths: Iterable[Path]) -> Results:
         if used or len(results.problems) == problems_before:
             results.problems += _empty_folders(path, used)
     for same in by_settings.values():
-        results.records.append(_merged(same, results.problems))
+        results.records.append(_merged([on_scale(record) for record in same], results.problems))
+    results.ignored = {task: reason for task, reason in results.ignored.items() if task not in TASKS}
     return results
+
+
+def on_scale(record: RunRecord) -> RunRecord:
+    """Return the record with each score on its column's scale: that of a task not known by name may show in a later file."""
+    return replace(record, tasks={name: task.times(TASKS[name].factor) for name, task in record.tasks.items()})
 
 
 def _files(path: Path, problems: list[Problem]) -> list[Path]:
@@ -120,7 +127,7 @@ def _empty_folders(path: Path, used: list[Path]) -> Iterator[Problem]:
                 yield Problem(str(folder), "no results below: the run failed or goes on; its log may tell.")
 
 
-def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
+def _read(file: Path, ignored: dict[str, str], *, named: bool) -> RunRecord | None:
     """Read one results file; None if another program wrote it for another purpose."""
     content = read_results_file(file, named=named)
     if content is None:
@@ -144,15 +151,11 @@ def _read(file: Path, ignored: set[str], *, named: bool) -> RunRecord | None:
         unpruned=0 if run is None else run.unpruned_samples,
         submitter="" if packed is None else packed.submitter,
         packed="" if packed is None else packed.packed,
+        peak_memory=None if run is None else run.circumstances.peak_memory,
+        peak_memory_of="" if run is None else run.circumstances.peak_memory_of or "",
     )
-    tasks = {}
-    for task in content["results"]:
-        if task not in TASKS and (metric := plain_metric(content, task)) is not None:
-            add_plain(task, metric)
-        if task in TASKS:
-            tasks[task] = _task(content, task, run, source)
-        elif not content.get("group_subtasks", {}).get(task):
-            ignored.add(task)
+    ignored |= register(content)
+    tasks = {task: _task(content, task, run, source) for task in content["results"] if task in TASKS}
     settings = dict(run.settings) if run else _stock_settings(content)
     settings |= {name: str(config[name]) for name in _HARNESS if config.get(name)}
     settings |= {name: str(content[name]) for name in _HARNESS if content.get(name)}
@@ -182,6 +185,7 @@ def _task(content: Mapping[str, Any], task: str, run: RunReport | None, source: 
     return TaskRecord(
         task=task,
         score=score(content, task),
+        factor=TASKS[task].factor,
         fault=fault(content, task),
         answered=answered,
         documents=total,

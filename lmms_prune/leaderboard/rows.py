@@ -100,6 +100,7 @@ class Cost:
         samples_per_second: as lmms-eval recorded it: generation only, at the run's batch size, first process only.
         share_speed: None unless all circumstances that change times are equal; `no_share_speed` then has the reason, and
             `unlike` the reason in a word.
+        peak_gib: memory at the peak of the run that used most, weights included. peak_of: "GPU", or "process" (resident set size).
     """
 
     avg_visual_tokens: float | None = None
@@ -116,6 +117,8 @@ class Cost:
     share_speed: float | None = None
     no_share_speed: str = ""
     unlike: str = ""
+    peak_gib: float | None = None
+    peak_of: str = ""
 
 
 @dataclass(frozen=True)

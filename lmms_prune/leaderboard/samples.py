@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from lmms_prune.leaderboard.benchmarks import Benchmark
 from lmms_prune.leaderboard.mmbench import chosen
+from lmms_prune.leaderboard.scorers import box_is_right, mmmu_is_right
 from lmms_prune.record.accounting import TokenAccounting, TokenTotals
 from lmms_prune.record.results import CIRCLE
 from lmms_prune.record.stored import opened
@@ -28,6 +30,10 @@ UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, Type
 
 class SamplesError(ValueError):
     """A samples file that cannot be used; the message names it."""
+
+
+class NoDocumentScoresError(SamplesError):
+    """A sound file of a task that does not log one score for each document; only the task's own score is known."""
 
 
 class ChangedError(SamplesError):
@@ -59,8 +65,8 @@ class Samples:
     """The documents of one task in one run.
 
     Resampling draws *units*: the two questions about an MME image, the circular group of an MMBench question, or one
-    document of any other task. The score is the sum over the strata (MME: its categories) of the sum of `num` over the
-    sum of `den`.
+    document of any other task. The score is the sum over the strata (categories of MME and MMStar) of the sum of `num` over
+    the sum of `den`.
 
     Args:
         signature: a digest that is equal for runs of the same documents, questions and targets.
@@ -74,6 +80,7 @@ class Samples:
         accounting: token totals of all documents; None if one has no token accounting.
         extras: POPE's accuracy, precision, recall and yes-rate, in percent.
         stamp: the file's state when it was opened.
+        scaled, sign: as of the benchmark; without a scale, `right` says nothing (`right_pair` compares two runs).
     """
 
     signature: str
@@ -91,6 +98,8 @@ class Samples:
     accounting: TokenTotals | None
     extras: Mapping[str, float]
     stamp: Stamp
+    scaled: bool = True
+    sign: int = 1
 
 
 class _Document(NamedTuple):
@@ -112,8 +121,14 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
 
     Raises:
         SamplesError: a broken line, a document that is there twice, or an MME image without its two questions.
+        NoDocumentScoresError: a task that logs no number for each document, or several by different filters.
         OSError: the file cannot be read.
     """
+    if benchmark.filters > 1:
+        message = (
+            f"{path}: {benchmark.filters} filters score each document, and the file does not say which line is whose."
+        )
+        raise NoDocumentScoresError(message)
     documents: list[_Document] = []
     accounted: list[TokenAccounting] = []
     with opened(path) as (stream, status):
@@ -124,10 +139,12 @@ def read_samples(path: Path, benchmark: Benchmark) -> Samples:
                 if not isinstance(logged, Mapping):
                     raise TypeError(f"a {type(logged).__name__}, where an object is expected")
                 documents.append(_document(logged, benchmark, offset))
-                if not 0 <= documents[-1].score <= 1:
+                if benchmark.kind != "any" and not 0 <= documents[-1].score <= 1:
                     raise ValueError(f"a score of {documents[-1].score:g}, where 0 to 1 is possible")
                 if (accounting := sample_accounting(logged)) is not None:
                     accounted.append(accounting)
+            except NoDocumentScoresError as error:
+                raise NoDocumentScoresError(f"{path}, line {number}: {error}") from None
             except (*UNREADABLE, StopIteration) as error:
                 reason = f"{type(error).__name__}: {error}"
                 raise SamplesError(f"{path}, line {number}: no sample of {benchmark.name} ({reason}).") from error
@@ -209,9 +226,45 @@ def _document(logged: Mapping[str, Any], benchmark: Benchmark, offset: int) -> _
         item = logged["pope_accuracy"]
         pair = (item["ground_truth"], item["prediction"])
         return _Document(doc_id, (doc_id,), "", float(item["score"]), answer, asked, offset, True, pair)
+    if benchmark.kind in ("box", "mmmu"):
+        item = logged[benchmark.metrics[0]]
+        value = float(box_is_right(item) if benchmark.kind == "box" else mmmu_is_right(item))
+        return _Document(doc_id, (doc_id,), "", value, answer, asked, offset)
+    if benchmark.kind == "categories":
+        item = logged[benchmark.metrics[0]]
+        return _Document(doc_id, (doc_id,), str(item["l2_category"]), float(item["score"]), answer, asked, offset)
+    if benchmark.kind == "any":
+        return _Document(doc_id, (doc_id,), "", _any_score(logged, benchmark.metrics[0]), answer, asked, offset)
     scored = logged[benchmark.metrics[0]]
     value = float(scored["score"] if isinstance(scored, Mapping) else scored)
     return _Document(doc_id, (doc_id,), "", value, answer, asked, offset)
+
+
+def _any_score(logged: Mapping[str, Any], metric: str) -> float:
+    """Return the number that a task logs of a document, or its field "score".
+
+    Raises:
+        NoDocumentScoresError: it logs something else, from which its own code makes the score.
+    """
+    scored = logged.get(metric)
+    value = scored.get("score") if isinstance(scored, Mapping) else scored
+    if not isinstance(value, (int, float)) or not isfinite(value):
+        text = json.dumps(scored, ensure_ascii=False)
+        raise NoDocumentScoresError(
+            f"{metric} of a document is {text if len(text) <= 60 else text[:59] + '…'}, no number"
+        )
+    return float(value)
+
+
+def right_pair(before: Samples, after: Samples) -> tuple[Bool[np.ndarray, " units"], Bool[np.ndarray, " units"]]:
+    """Return for two runs of the same documents which units are right in each, so that differences are flips.
+
+    Where no scale says what is right, the better of both scores counts as right.
+    """
+    if before.scaled and after.scaled:
+        return before.right, after.right
+    gained = after.sign * (after.num / after.den - before.num / before.den)
+    return gained < 0, gained > 0
 
 
 def _assemble(
@@ -230,7 +283,9 @@ def _assemble(
     strata = {name: i for i, name in enumerate(sorted({document.stratum for document in documents}))}
     stratum = np.zeros(len(keys), int)
     stratum[unit] = [strata[document.stratum] for document in documents]
-    num, den, right = 100 * total, np.ones(len(keys)), total >= RIGHT
+    num, den, right = benchmark.factor * total, np.ones(len(keys)), total >= RIGHT
+    if not benchmark.higher_is_better:
+        right = total < RIGHT
     if benchmark.kind == "mme":
         if (counts != 2).any():
             key = keys[int(np.argmax(counts != 2))]
@@ -240,6 +295,8 @@ def _assemble(
     elif benchmark.kind == "mmbench":
         right = total == counts
         num = 100.0 * right
+    elif benchmark.kind == "categories":
+        num = num / len(strata)
     elif benchmark.kind == "pope":
         num, den = _f1_parts([document.pope for document in documents])
     digest = blake2b(digest_size=12)
@@ -262,6 +319,8 @@ def _assemble(
         accounting=totals,
         extras=_pope_extras([document.pope for document in documents]) if benchmark.kind == "pope" else {},
         stamp=stamp,
+        scaled=benchmark.scaled,
+        sign=benchmark.sign,
     )
 
 

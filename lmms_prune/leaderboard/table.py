@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -15,7 +15,7 @@ from lmms_prune.leaderboard.protocol import differences, rel_differences
 from lmms_prune.leaderboard.published import match
 from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.records import Problem, RunRecord
-from lmms_prune.leaderboard.results import Results
+from lmms_prune.leaderboard.results import Results, on_scale
 from lmms_prune.leaderboard.rows import STOCK, UNPRUNED, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.leaderboard.sharing import unique_names
 
@@ -31,6 +31,7 @@ def leaderboard(
     resamples: int = RESAMPLES,
     seed: int = 0,
     reader: SamplesReader | None = None,
+    counted: Collection[str] = (),
 ) -> Leaderboard:
     """Build the leaderboard from results.
 
@@ -41,16 +42,23 @@ def leaderboard(
         resamples: number of resamples for every interval.
         seed: seed of the resampling.
         reader: what reads the samples; by default each file is read here, one after the other.
+        counted: tasks that count in Acc and Rel beside the paper's ten benchmarks.
 
     Returns:
         the leaderboard, with every problem: unreadable files, unusable samples, models without a baseline.
     """
+    ignored = results.ignored | (baseline.ignored if baseline else {})
     problems = [*results.problems, *(baseline.problems if baseline else [])]
+    problems += [
+        Problem(task, f"cannot be a column: {reason}. --benchmarks names the columns to show without it.")
+        for task, reason in sorted(ignored.items())
+        if tasks is None or task in tasks
+    ]
     baseline_runs = _distinct(baseline.records, results.records) if baseline else []
     by_model: dict[str, list[RunRecord]] = {}
     for record in [*results.records, *(run for run in baseline_runs if run not in results.records)]:
         chosen = {name: task for name, task in record.tasks.items() if tasks is None or name in tasks}
-        by_model.setdefault(record.model, []).append(replace(record, tasks=chosen))
+        by_model.setdefault(record.model, []).append(on_scale(replace(record, tasks=chosen)))
     reader = reader or SamplesReader()
     scored = [task for records in by_model.values() for record in records for task in record.tasks.values()]
     reader.read_all((task.samples, TASKS[task.task]) for task in scored if task.samples is not None)
@@ -62,8 +70,9 @@ def leaderboard(
         candidates = [entry for entry in rows if not baseline or entry.runs[0].key(("seed",)) in wanted]
         if rows:
             draws = Draws(rows, resamples, seed, reader)
-            models.append(_model(model, titles[model], rows, candidates, baseline is not None, problems, draws))
-    ignored = results.ignored | (baseline.ignored if baseline else set())
+            models.append(
+                _model(model, titles[model], rows, candidates, baseline is not None, problems, draws, counted)
+            )
     models.sort(key=lambda model: model.title)
     folders = (*results.folders, *(baseline.folders if baseline else ()))
     return Leaderboard(tuple(models), tuple(problems), tuple(sorted(ignored)), resamples, seed, folders)
@@ -92,6 +101,7 @@ def _model(
     has_baseline: bool,
     problems: list[Problem],
     draws: Draws,
+    counted: Collection[str],
 ) -> ModelTable:
     candidates = _baselines(candidates, has_baseline)
     path = str(all_entries[0].runs[0].sources[0].path)
@@ -104,8 +114,9 @@ def _model(
             Problem(path, f"--baseline holds {len(candidates)} runs of {model}, the nearest is taken: {names}.")
         )
     tasks = tuple(sorted({task for entry in all_entries for task in entry.tasks}, key=ORDER.__getitem__))
-    rows = [_row(entry, all_entries, candidates, tasks, draws) for entry in all_entries]
-    return ModelTable(model, title, tasks, _budgets(rows), _notes(rows))
+    in_means = tuple(task for task in tasks if TASKS[task].counts or task in counted)
+    rows = [_row(entry, all_entries, candidates, tasks, draws, in_means) for entry in all_entries]
+    return ModelTable(model, title, tasks, _budgets(rows), (*_notes(rows), *_other_notes(tasks, in_means)))
 
 
 def _baselines(candidates: Sequence[Entry], has_baseline: bool) -> list[Entry]:
@@ -117,8 +128,20 @@ def _baselines(candidates: Sequence[Entry], has_baseline: bool) -> list[Entry]:
 
 
 def _row(
-    entry: Entry, all_entries: Sequence[Entry], candidates: Sequence[Entry], tasks: Sequence[str], draws: Draws
+    entry: Entry,
+    all_entries: Sequence[Entry],
+    candidates: Sequence[Entry],
+    tasks: Sequence[str],
+    draws: Draws,
+    in_means: Sequence[str],
 ) -> TableRow:
+    """Return one row.
+
+    Args:
+        entry, all_entries, candidates, draws: the runs of the row, all rows, possible baselines, and resampled scores.
+        tasks: the columns.
+        in_means: those that count in Acc and Rel.
+    """
     baseline = min(candidates, key=lambda candidate: (candidate is not entry, distance(entry, candidate)), default=None)
     row = TableRow(
         label=entry.label,
@@ -135,9 +158,10 @@ def _row(
     row = replace(row, missing=tuple(task for task in tasks if task not in row.cells))
     if row.missing:
         row = replace(row, marks=(*row.marks, f"missing: {', '.join(TASKS[task].name for task in row.missing)}"))
-    scores = {task: row.score(task) for task in tasks}
-    row = replace(row, acc=acc(scores), groups=group_means(scores), unlike=rel_differences(row, baseline))
-    return row if baseline is None else _compared(row, entry, baseline, all_entries, tasks, draws)
+    scores = {task: row.score(task) for task in in_means}
+    unlike = rel_differences(row, baseline, in_means)
+    row = replace(row, acc=acc(scores), groups=group_means(scores), unlike=unlike)
+    return row if baseline is None else _compared(row, entry, baseline, all_entries, in_means, draws)
 
 
 def _with_extras(row: TableRow, entry: Entry) -> TableRow:
@@ -163,12 +187,12 @@ def _compared(
     entry: Entry,
     baseline: Entry,
     all_entries: Sequence[Entry],
-    all_tasks: Sequence[str],
+    in_means: Sequence[str],
     draws: Draws,
 ) -> TableRow:
     """Add to a row its comparisons with the baseline, the blind run and the random control."""
     unpruned, tasks = baseline.scores, baseline.tasks
-    counted = [task for task in tasks if unpruned[task]]
+    counted = [task for task in tasks if unpruned[task] and task in in_means]
     ratios = [rel({t: run.tasks[t].score if t in run.tasks else None for t in counted}, unpruned) for run in entry.runs]
     compared = {} if entry is baseline else comparisons(entry, baseline, tasks, draws)
     control = _control(entry, all_entries)
@@ -178,28 +202,33 @@ def _compared(
         task: replace(
             cell,
             unpruned=unpruned.get(task),
-            retention=100 * cell.score / unpruned[task] if unpruned.get(task) else None,
+            retention=_retention(task, cell.score, unpruned.get(task)),
             above_blind=above.get(task, (None, False))[0],
             comparison=compared.get(task),
             random=by_task.get(task),
         )
         for task, cell in row.cells.items()
     }
-    distinguishable_shares = [value for value, distinguishable in above.values() if distinguishable]
+    distinguishable_shares = [above[task][0] for task in in_means if above.get(task, (None, False))[1]]
     others = () if overall is None or control is None else control_marks(entry, control)
     return replace(
         row,
         cells=cells,
         marks=tuple(dict.fromkeys((*row.marks, *others))),
         rel=rel(entry.scores, {task: unpruned[task] for task in counted}),
-        groups=group_means({task: row.score(task) for task in all_tasks}, {task: unpruned[task] for task in counted}),
+        groups=group_means({task: row.score(task) for task in in_means}, {task: unpruned[task] for task in counted}),
         rel_sd=deviation([value for value in ratios if value is not None]),
         rel_interval=None if entry is baseline else rel_interval(entry, baseline, counted, draws),
-        uncounted=tuple(task for task in tasks if not unpruned[task]),
+        uncounted=tuple(task for task in tasks if not unpruned[task] and task in in_means),
         above_blind=fmean(distinguishable_shares) if distinguishable_shares and not row.missing else None,
         random=overall,
         baseline=None if entry is baseline else baseline.label,
     )
+
+
+def _retention(task: str, score: float, unpruned: float | None) -> float | None:
+    """Return the score relative to the baseline in percent; None where that says nothing, such as where lower is better."""
+    return 100 * score / unpruned if unpruned and unpruned > 0 and TASKS[task].higher_is_better else None
 
 
 def _control(entry: Entry, all_entries: Sequence[Entry]) -> Entry | None:
@@ -242,9 +271,11 @@ def _above_blind(
     drops = comparisons(blind, baseline, baseline.tasks, draws)
     shares = {}
     for task in entry.tasks:
-        room = baseline.scores.get(task, 0) - blind.scores.get(task, float("inf"))
-        if room > 0:
-            distinguishable = task in drops and drops[task].difference.high < 0
+        if task not in baseline.scores or task not in blind.scores:
+            continue
+        room = baseline.scores[task] - blind.scores[task]
+        if TASKS[task].sign * room > 0:
+            distinguishable = task in drops and drops[task].verdict == "worse than unpruned"
             shares[task] = 100 * (entry.scores[task] - blind.scores[task]) / room, distinguishable
     return shares
 
@@ -287,6 +318,14 @@ def _best_first(row: TableRow) -> tuple[float, str]:
 def _quoted(labels: Sequence[str]) -> str:
     """Quote labels for a sentence, where the unpruned run's label "none" would read as a word."""
     return "; ".join(f"'{label}'" for label in labels)
+
+
+def _other_notes(tasks: Sequence[str], in_means: Sequence[str]) -> tuple[str, ...]:
+    """Say which columns do not count in Acc and Rel, and which metric the columns are that are not known by name."""
+    left = [task for task in tasks if task not in in_means]
+    names = ", ".join(TASKS[task].name for task in left)
+    notes = [f"Not in Acc and Rel: {names} (--count counts them, --details prints their intervals)."] if left else []
+    return (*notes, *(f"{TASKS[task].note}." for task in tasks if TASKS[task].note))
 
 
 def _notes(rows: Sequence[TableRow]) -> tuple[str, ...]:

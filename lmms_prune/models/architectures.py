@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,26 @@ PUBLISHED: dict[str, Mapping[str, Any]] = {
     name: config for family in FAMILIES.values() for name, config in family.published.items()
 }
 """The parts of published checkpoints' configurations that decide sizes, by short names."""
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def architecture(model: str) -> Architecture:
-    """The sizes of a named architecture, of a ``config.json``, or of a checkpoint's folder.
+    """The sizes of a named architecture, of a known checkpoint on the hub, of a ``config.json``, or of a checkpoint's folder.
 
     Raises:
         ArchitectureError: no such name or file, no JSON, or a family that is not supported.
     """
     if model in PUBLISHED:
         return from_config(PUBLISHED[model], model)
+    if _HUB_NAME.fullmatch(model) and not os.path.exists(model) and (named := published_in(model)):
+        return from_config(PUBLISHED[named], model)
     path = Path(model) / "config.json" if os.path.isdir(model) else Path(model)
     if os.path.isdir(model) and not path.is_file():
         raise ArchitectureError(f"the folder {model} holds no config.json, so it is no checkpoint.")
     if not os.path.isfile(path):  # unlike Path's own methods, these return False for names that are too long
         raise ArchitectureError(
-            f"unknown architecture '{model}'; use {', '.join(PUBLISHED)}, a config.json or a checkpoint's folder."
+            f"unknown architecture '{model}'; use {', '.join(PUBLISHED)} (or such a checkpoint's name on the hub), a "
+            "config.json or a checkpoint's folder."
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -53,8 +58,13 @@ def of_checkpoint(pretrained: str) -> Architecture | None:
     """
     if os.path.isdir(pretrained):
         return architecture(pretrained)
-    named = next((name for name in PUBLISHED if name in pretrained.lower()), None)
+    named = published_in(pretrained)
     return None if named is None else architecture(named)
+
+
+def published_in(checkpoint: str) -> str | None:
+    """The known architecture whose name is in a checkpoint's name; None if there is none."""
+    return next((name for name in PUBLISHED if name in checkpoint.lower()), None)
 
 
 def from_config(config: Mapping[str, Any], name: str) -> Architecture:

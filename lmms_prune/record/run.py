@@ -18,6 +18,9 @@ from lmms_prune.record.results import ResultsError
 VERSIONS = ("lmms-prune", "lmms-eval", "torch", "transformers")
 """Packages whose versions each run records, each under the name of the package."""
 
+GPU_MEMORY, PROCESS_MEMORY = "GPU", "process"
+"""Of what a peak of memory is: allocated on the GPUs, or resident in the process where there is none."""
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -51,6 +54,8 @@ class Circumstances:
         processes: number of processes of the evaluation.
         largest_batch: samples in the largest batch; None before the first answer.
         other_load: share of the cores' time that other programs used during the run; None if not known.
+        peak_memory: bytes at the run's peak, of the process that used most, with the weights; None before the first answer.
+        peak_memory_of: of what: `GPU_MEMORY` (allocated by torch; several GPUs are added) or `PROCESS_MEMORY` (resident set size).
     """
 
     batch_size: int | str | None = None
@@ -59,6 +64,8 @@ class Circumstances:
     processes: str | None = None
     largest_batch: int | None = None
     other_load: float | None = None
+    peak_memory: int | None = None
+    peak_memory_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class RunReport:
 
     @property
     def facts(self) -> dict[str, str]:
-        """Known provenance and circumstances as texts, by name, except `other_load` and `largest_batch`."""
+        """Known provenance and circumstances as texts, by name, except numbers of the run itself."""
         circumstances = self.circumstances
         size = None if circumstances.batch_size is None else str(circumstances.batch_size)
         if size == "auto":
@@ -155,6 +162,8 @@ class RunReport:
                 **{name: texts.get(name) for name in ("machine", "threads", "processes")},
                 largest_batch=None if largest is None else int(largest),
                 other_load=None if load is None else float(load),
+                peak_memory=None if entry.get("peak_memory") is None else int(entry["peak_memory"]),
+                peak_memory_of=texts.get("peak_memory_of"),
             ),
             averages=Averages.read(averages) if averages else None,
             tasks={str(name): TaskAverages.read(task) for name, task in entry.get("tasks", {}).items()},

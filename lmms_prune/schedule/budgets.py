@@ -3,6 +3,7 @@
 budget := 192t | 0.5                     average visual tokens a decoder layer, or their share of the original ones
         | flops=40% | flops=3.5T         of the decoder's prefill: a share of the unpruned one's, or an amount (T, G)
         | kv=40% | kv=100MiB             of the key-value cache after it (MiB, GiB)
+        | ttft@h100=60% | ttft@h100=9ms  of the estimated time to first token on a card, batch 1, vision encoder included (ms, s)
 """
 
 from __future__ import annotations
@@ -27,9 +28,15 @@ MIB = 2**20
 UNITS: dict[str, dict[str, Number]] = {
     "flops": {"T": 10**12, "G": 10**9},
     "kv": {"MiB": MIB, "GiB": 2**30},
+    "ttft": {"ms": Fraction(1, 1000), "s": 1},
 }
 """The value of each unit, by what is measured."""
-_EXAMPLES = {"flops": "flops=30% or flops=2.5T", "kv": "kv=30% or kv=100MiB"}
+_EXAMPLES = {
+    "flops": "flops=30% or flops=2.5T",
+    "kv": "kv=30% or kv=100MiB",
+    "ttft": "ttft@h100=60% or ttft@h100=9ms",
+}
+_ON_A_CARD = "ttft"
 # A ratio for images of any size is solved on an image of this many tokens, so it has four decimals.
 _RATIO_STEPS = 10_000
 
@@ -40,7 +47,7 @@ class Budget:
 
     Args:
         text: as written.
-        measure: "tokens" (average visual tokens a decoder layer), "flops" or "kv".
+        measure: "tokens" (average visual tokens a decoder layer), "flops", "kv", or "ttft@" with a card's name.
         amount: in the unit.
         unit: "t" (tokens), "" (a share of the original tokens), "%" (of the unpruned prefill), or one of `UNITS`.
     """
@@ -66,11 +73,17 @@ class Budget:
         measure, equals, amount = (part.strip() for part in text.partition("="))
         if not equals:
             return cls._of_tokens(text)
-        if measure not in UNITS:
-            raise ScheduleError(f"budget '{text}': '{measure}' is not known; use flops= or kv=, or tokens: 192t.")
-        match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?)\s*(%|{'|'.join(UNITS[measure])})", amount)
+        kind, at, card = measure.partition("@")
+        if kind not in UNITS:
+            raise ScheduleError(
+                f"budget '{text}': '{measure}' is not known; use flops=, kv= or ttft@, or tokens: 192t."
+            )
+        if (kind == _ON_A_CARD) != bool(card) or bool(at) != bool(card):
+            problem = "names no card" if kind == _ON_A_CARD else f"'{kind}' is the same on every card"
+            raise ScheduleError(f"budget '{text}': {problem}; write {_EXAMPLES[kind]}.")
+        match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?)\s*(%|{'|'.join(UNITS[kind])})", amount)
         if match is None:
-            raise ScheduleError(f"budget '{text}' is no amount with a unit; write {_EXAMPLES[measure]}.")
+            raise ScheduleError(f"budget '{text}' is no amount with a unit; write {_EXAMPLES[kind]}.")
         return cls(text, measure, Fraction(match[1]), match[2])
 
     @classmethod
@@ -96,7 +109,7 @@ class PromptSizes:
         visual_tokens: original tokens of every image; None where images differ in size. Then a budget in tokens is
             refused, and the solution is a ratio.
         example: tokens of the image on which a cost budget is solved where images differ.
-        costs: functions "flops" and "kv" of the visual tokens that enter the first layers of the prompt; the output matrix
+        costs: functions "flops", "kv" and "ttft@" with each card, of the visual tokens that enter the first layers of the prompt; the output matrix
             is included only if all layers are passed. Empty if the model's sizes are not known.
     """
 
@@ -140,6 +153,9 @@ class _Search:
                 f"budget '{budget}' is a number of tokens, but this model's images differ in size; give a ratio: 0.5."
             )
         if not of_tokens and budget.measure not in sizes.costs:
+            cards = [name.partition("@")[2] for name in sizes.costs if "@" in name]
+            if cards:
+                raise ScheduleError(f"budget '{budget}': this card is not known; use one of {', '.join(cards)}.")
             raise ScheduleError(f"budget '{budget}': a budget of cost needs a model whose sizes are known.")
         self.n = sizes.visual_tokens or (_RATIO_STEPS if of_tokens else sizes.example)
         self.in_tokens = sizes.visual_tokens is not None and budget.unit != ""
@@ -193,7 +209,7 @@ class _Search:
             return 1 if self.budget.unit else self.n
         if self.budget.unit == "%":
             return self._cost(replace(self.schedule, stages=())) / 100
-        return UNITS[self.budget.measure][self.budget.unit]
+        return UNITS[self.budget.measure.partition("@")[0]][self.budget.unit]
 
     def _limit(self) -> Number:
         amount = self.budget.amount

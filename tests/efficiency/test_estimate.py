@@ -53,6 +53,33 @@ def test_the_default_checkpoint_has_a_named_architecture(family: Family) -> None
     assert of_checkpoint(family.checkpoint) == architecture(family.published_default)
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_hub_name_of_known_sizes_is_taken(family: Family) -> None:
+    by_hub = estimate_json("none", "--model", family.checkpoint)
+    by_name = estimate_json("none", "--model", family.published_default)
+    assert by_hub.pop("model") == family.checkpoint
+    assert by_name.pop("model") == family.published_default
+    assert by_hub == by_name
+
+
+@pytest.mark.parametrize("name", ["someone/unknown-7b", "folder/qwen2.5-vl-7b/config.json", "./qwen2.5-vl-7b/x"])
+def test_a_name_that_is_none_of_the_hubs_is_refused(name: str) -> None:
+    result = call("none", "--model", name)
+    assert result.exit_code == 2
+    assert "unknown architecture" in result.output
+
+
+def test_the_total_has_the_encoder_and_bounds_the_speed_up() -> None:
+    """All visual tokens dropped at layer 0 leave the encoder: what the decoder's share alone hides."""
+    shown = estimate_json("vtw@0", "--model", "Qwen/Qwen2.5-VL-7B-Instruct")
+    whole = estimate_json("none", "--model", "Qwen/Qwen2.5-VL-7B-Instruct")
+    assert shown["total_tflops"] == pytest.approx(shown["tflops"] + shown["encoder_tflops"])
+    assert shown["share_total"] == pytest.approx(shown["total_tflops"] / whole["total_tflops"])
+    assert shown["best_speedup"] == pytest.approx(1 / shown["share_total"])
+    assert shown["share_flops"] < 0.06 < 0.25 < shown["share_total"]
+    assert "as fast by FLOPs" in call("vtw@0", "--model", "Qwen/Qwen2.5-VL-7B-Instruct").output
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_empty_schedule_costs_100_percent(name: str) -> None:
     shown = estimate_json("none", "--model", name)
@@ -140,7 +167,7 @@ def test_tokens_and_ratios_are_solved_as_without_a_model() -> None:
         ("flops=1%", r"flops=1% cannot be met: layers 0 to 1 alone take 6\.25%; the smallest"),
         ("kv=100", "write kv=30% or kv=100MiB"),
         ("flops=100MiB", "write flops=30% or flops=2.5T"),
-        ("memory=3GiB", "'memory' is not known; use flops= or kv="),
+        ("memory=3GiB", "'memory' is not known; use flops=, kv= or ttft@"),
     ],
 )
 def test_budgets_that_cannot_be_met(budget: str, message: str) -> None:

@@ -135,6 +135,7 @@ def test_the_same_object_can_be_evaluated_twice(harness, family):
     assert second.metrics == first.metrics
     for run in (first, second):
         assert 0 <= run.recorded.pop("other_load") <= 1  # of other programs
+        assert run.recorded.pop("peak_memory") > 2**20
     assert second.recorded == first.recorded
 
 

@@ -50,7 +50,11 @@ def asked(model):
 
 def averages(model):
     """What the results say of a run, without its times and without what it did not do itself."""
-    return {name: value for name, value in model.batch_sizes["run"].items() if name not in ("resumed", "other_load")}
+    return {
+        name: value
+        for name, value in model.batch_sizes["run"].items()
+        if name not in ("resumed", "other_load", "peak_memory")
+    }
 
 
 @pytest.mark.parametrize(("batch_size", "stops"), [(2, (1, 0, 2)), ("auto", (1,))])
@@ -249,6 +253,7 @@ def test_killed_and_started_again_it_leaves_the_same_files(harness, tmp_path):
     assert whole.recorded.pop("resumed") == 0
     for one in (run, whole):
         assert 0 <= one.recorded.pop("other_load") <= 1  # of other programs
+        assert one.recorded.pop("peak_memory") > 2**20
     assert run.recorded == whole.recorded
     keys = entries(kept)
     assert len(keys) == len(set(keys)) == sum(len(found) for found in run.samples.values())

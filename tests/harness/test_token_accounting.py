@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import wraps
 from importlib.metadata import version
 
+import psutil
 import pytest
 import torch
 
@@ -205,6 +206,9 @@ def test_provenance_is_recorded(case):
     assert recorded["threads"] == str(torch.get_num_threads())
     assert recorded["processes"] == "1"
     assert 0 <= recorded["other_load"] <= 1
+    # With torch and the weights, this process holds more than 100 MiB; a wrong unit would be beyond the machine.
+    assert recorded["peak_memory_of"] == "process"
+    assert 100 * 2**20 < recorded["peak_memory"] < psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(("budget", "limit"), [("24t", 24), ("0.5", 32)])

@@ -201,15 +201,15 @@ def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
         (["information", "--tasks", "pope", "--out", "x", "--include_path", "y"], "does not exist"),
         (["information", "--tasks", "pope", "--out", "x", "--model", "llava"], "--model llava is unknown"),
         (["horizon", "--tasks", "pope", "--out", "x", "--epsilon", "1"], "a share from 0 to below 1"),
-        (["horizon", "--tasks", "mathvista", "--out", "x"], "'mathvista' is not one of the benchmarks: "),
-        (["calibrate", "--budget", "0.5"], "Missing option '--tasks'"),
+        (["horizon", "--tasks", "mathvista", "--out", "x"], "the YAML of 'mathvista' names no metric (metric_list)"),
+        (["calibrate", "--budget", "0.5"], "give --tasks, the benchmarks to choose on, or --data"),
         (
             ["calibrate", "--tasks", "pope", "--budget", "flops=4%", *model_options(LLAVA)],
             "the budget flops=4% cannot be met: ",
         ),
         (
             ["calibrate", "--tasks", "pope", "--budget", "speed=40%", *model_options(LLAVA)],
-            "'speed' is not known; use flops= or kv=",
+            "'speed' is not known; use flops=, kv= or ttft@",
         ),
         (
             ["calibrate", "--tasks", "pope", "--budget", "60t", *model_options(QWEN)],

@@ -158,7 +158,7 @@ def test_the_published_tables() -> None:
     [
         (["leaderboard"], "give lmms-eval's result folders"),
         (["leaderboard", "x", "--format", "markdwon"], "Did you mean 'markdown'?"),
-        (["leaderboard", "x", "--benchmarks", "chartqa"], "--benchmarks chartqa: unknown benchmark. Use one of MME"),
+        (["leaderboard", "x", "--benchmarks", "charts"], "--benchmarks charts: unknown benchmark. Use one of MME"),
         (["gate", "x"], "say what must hold"),
         (["gate", "x", "--max-drop", "gqa"], "write BENCHMARK=POINTS"),
         (["gate", "x", "--max-drop", "foo=2"], "--max-drop foo: unknown benchmark"),

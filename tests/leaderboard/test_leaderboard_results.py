@@ -131,15 +131,15 @@ def test_what_a_sweep_has_not_finished_is_left_out(tmp_path: Path) -> None:
     assert not found.problems
 
 
-def test_other_tasks_are_left_out_and_told(tmp_path: Path) -> None:
+def test_a_task_without_a_score_is_named_with_the_reason(tmp_path: Path) -> None:
     path = write_run(tmp_path, {"gqa": HALF})
     said = json.loads(path.read_text())
-    said["results"]["chartqa"] = {"alias": "chartqa", "relaxed_overall,none": 0.5}
+    said["results"]["own"] = {"alias": "own", "accuracy,none": 0.5}
     said["results"]["prune_llava"] = {"alias": "prune_llava", " ": " "}
-    said["group_subtasks"] = {"prune_llava": ["gqa"], "gqa": [], "chartqa": []}
+    said["group_subtasks"] = {"prune_llava": ["gqa"], "gqa": [], "own": []}
     path.write_text(json.dumps(said))
     results = read_results([path])
-    assert results.ignored == {"chartqa"}
+    assert results.ignored == {"own": "its YAML names no metric (metric_list)"}
     assert list(results.records[0].tasks) == ["gqa"]
 
 
@@ -158,15 +158,17 @@ def as_task(path: Path, name: str, metrics: dict[str, tuple[str, float]]) -> Non
     [
         ({"exact_match": ("mean", 0.25)}, 25.0),
         ({"exact_match": ("mean", 0.25), "submission": ("<function f at 0x7f>", 0.0)}, 25.0),
-        ({"exact_match": ("mean", 0.25), "anls": ("mean", 0.5)}, None),
-        ({"f1": ("<function f1 at 0x7f>", 0.5)}, None),
-        ({"score": ("mean", 63.0)}, None),
+        ({"exact_match": ("mean", 0.25), "anls": ("mean", 0.5)}, 25.0),
+        ({"f1": ("<function f1 at 0x7f>", 0.5), "anls": ("mean", 0.75)}, 75.0),
+        ({"f1": ("<function f1 at 0x7f>", 0.5)}, 50.0),
+        ({"score": ("mean", 63.0)}, 63.0),
+        ({"score": ("mean", -0.5)}, -0.5),
         ({"score": ("mean", True)}, None),
         ({"score": ("mean", None)}, None),
         ({"score": ("mean", float("nan"))}, None),
     ],
 )
-def test_any_task_whose_score_is_the_mean_of_one_metric_is_a_column(
+def test_any_task_with_a_number_is_a_column(
     tmp_path: Path, metrics: dict[str, tuple[str, float]], score: float | None
 ) -> None:
     path = write_run(tmp_path, {"gqa": HALF})
@@ -175,7 +177,8 @@ def test_any_task_whose_score_is_the_mean_of_one_metric_is_a_column(
     results = read_results([path])
     assert not results.problems
     if score is None:
-        assert results.ignored == {name}
+        assert list(results.ignored) == [name]
+        assert "no score that is a number (score is " in results.ignored[name]
         assert name not in results.records[0].tasks
         return
     assert not results.ignored

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from written import OPTIONS, line, numbers, write_run
 
-from lmms_prune.leaderboard.benchmarks import BENCHMARKS, TASKS, acc, named, rel, score
+from lmms_prune.leaderboard.benchmarks import BENCHMARKS, FURTHER, TASKS, acc, named, rel, score
 from lmms_prune.leaderboard.flips import flips, read_answers
 from lmms_prune.leaderboard.mmbench import chosen
 from lmms_prune.leaderboard.samples import SamplesError, read_samples
@@ -165,8 +165,10 @@ def test_names_and_means() -> None:
     assert named("textvqa") == ("textvqa_val", "prune_textvqa_ocr")
     assert named("MMB") == ("mmbench_en_dev_static", "prune_mmbench_en", "mmbench_en_dev")
     assert named("gqa") == ("gqa",)
-    assert named("chartqa") == ()
-    assert len({task for benchmark in BENCHMARKS for task in benchmark.tasks}) == len(TASKS)
+    assert named("chartqa") == ("chartqa", "chartqa_lite")
+    assert named("RefCOCO+")[0] == "refcoco+_bbox_rec_val"
+    assert named("my_task") == ()
+    assert len({task for benchmark in (*BENCHMARKS, *FURTHER) for task in benchmark.tasks}) == len(TASKS)
     assert acc({"mme": 1400.0, "gqa": 60.0}) == pytest.approx(55)
     assert acc({"mme": 1400.0, "gqa": None}) is None
     whole = {"mme": 1600.0, "pope": 80.0, "gqa": 0.0}

@@ -89,6 +89,7 @@ def write_run(
     limit: int | None = None,
     batch_size: int | str = 8,
     other_load: float | None = 0.01,
+    peak: tuple[int, str] | None = None,
     unpruned: int = 0,
     ours: bool = True,
     samples: bool = True,
@@ -107,6 +108,7 @@ def write_run(
         limit: of --limit.
         batch_size: asked for; at most 32 where it is "auto".
         other_load: of other programs while it ran; None for a record that does not say.
+        peak: bytes of memory, and of what.
         unpruned: samples that lost no token.
         ours: with this plugin's record and token counts.
         samples: logged.
@@ -142,6 +144,7 @@ def write_run(
         "settings": said_settings,
     }
     run |= {} if other_load is None else {"other_load": other_load}
+    run |= {} if peak is None else {"peak_memory": peak[0], "peak_memory_of": peak[1]}
     arguments = f"pretrained={model},schedule={schedule},seed={seed}" if ours else f"pretrained={model}"
     wrapper = "llava_pruned" if ours else "llava_hf"
     said = {

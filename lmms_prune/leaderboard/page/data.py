@@ -51,7 +51,15 @@ def _model(model: ModelTable) -> dict[str, Any]:
     return {
         "title": model.title,
         "model": model.model,
-        "tasks": [{"task": task, "name": model.column(task), "digits": digits(task)} for task in model.tasks],
+        "tasks": [
+            {
+                "task": task,
+                "name": model.column(task),
+                "digits": digits(task),
+                "lower": not TASKS[task].higher_is_better,
+            }
+            for task in model.tasks
+        ],
         "groups": None if (grouped := by_group(model)) is None else {"names": _groups(model), "note": grouped.notes[0]},
         "budgets": [budget.title for budget in model.budgets],
         "rows": [{**_row(row, model), "budget": budget_index[id(row)]} for row in model.rows],

@@ -99,11 +99,11 @@ const tokensColumn = numeric("tokens", "avg_visual_tokens: visual tokens, measur
 
 // ---- the table -------------------------------------------------------------------------------------------------------
 
-function strongest(row, get, digits = 1) {
+function strongest(row, get, digits = 1, lower = false) {
   // An oracle is told the answers: it does not compete.
   const values = model().rows.filter((one) => one.budget === row.budget && one.kind !== "oracle").map(get).filter(known);
   const text = number(get(row), digits);
-  const best = row.kind !== "oracle" && values.length > 1 && text === number(Math.max(...values), digits);
+  const best = row.kind !== "oracle" && values.length > 1 && text === number((lower ? Math.min : Math.max)(...values), digits);
   return el(best ? "strong" : "span", {}, text);
 }
 
@@ -115,7 +115,7 @@ function scoreColumn(task) {
     if (!cell) return "";
     const direction = verdictClass(cell.verdict || "");
     const arrow = { good: "▲", bad: "▼" }[direction];
-    return [strongest(row, get, task.digits),
+    return [strongest(row, get, task.digits, task.lower),
       arrow ? el("span", { class: `turn ${direction}`, title: `${cell.verdict}: ${interval(cell.change)}` }, arrow) : null,
       known(cell.sd) ? small(`±${number(cell.sd, task.digits)}`) : null];
   };
@@ -294,7 +294,9 @@ function tradeoffView() {
     title.textContent = heights()[state.y][0];
     holder.replaceChildren(plot(Math.max(280, holder.clientWidth || 800)));
   };
-  if (!(state.y in heights())) state.y = "rel";
+  const drawable = (name) => name in heights() && model().rows.some((row) => known(heights()[name][1](row)));
+  // Tasks that count in no mean leave Rel empty: then the first benchmark is drawn.
+  if (!drawable(state.y)) state.y = ["rel", ...model().tasks.map((task) => task.task)].find(drawable) || "rel";
   const kinds = [...new Set(model().rows.map((row) => row.kind))];
   redraw = draw;
   // Its width is known once it stands in the page.
