@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
@@ -472,3 +473,29 @@ def test_presets() -> None:
             assert isinstance(method, MustDrop)
             assert (method.theta_g, method.theta_i, method.similarity) == (*thetas, 0.8)
         assert Schedule.parse(name).at_most
+
+
+@pytest.mark.parametrize("selected", [0, 1, 2])
+def test_unmerged_patches_leave_the_encoder_as_it_is(
+    all_tiny: dict[str, Tiny], capture_view: Callable[..., TokenView], selected: int
+) -> None:
+    """All patches in order, whichever block the decoder reads: the states are the library's, and so is the attention."""
+    tiny, rng = all_tiny["llava"], random.Random(5)
+    encoder = capture_view(tiny, tiny.batch([tiny.row(rng) for _ in range(3)]), 2).encoder
+    encoder.shape = replace(encoder.shape, selected=selected)
+    x = after_block_0(tiny, encoder.run.pixels)
+    patches = x[:, 1:]
+    encoder.run.outputs[0] = x
+    images, count = patches.shape[:2]
+    order, length = torch.arange(count).expand(images, -1), torch.full((images,), count)
+    with torch.no_grad():
+        states, attention = mustdrop._run_on(encoder, patches, order, length)
+        by_block = [x]
+        for block in list(clip_blocks(tiny))[1:]:
+            encoder.run.inputs[len(by_block)] = (by_block[-1], {})
+            out = block(by_block[-1], None)
+            by_block.append(out if isinstance(out, Tensor) else out[0])
+        assert len(by_block) == encoder.shape.depth == 3
+        expected = encoder.project(by_block[selected][:, 1:])
+    torch.testing.assert_close(states, expected)
+    torch.testing.assert_close(attention, encoder.saliency(2))
