@@ -38,9 +38,10 @@ def estimate(model: Architecture, schedule: Schedule, visual_tokens: int, text_t
     Text tokens may be an average, such as 116.4. Not included: the FLOPs of the methods, of a guide, and of a second pass
     through the encoder.
     """
-    visual = schedule.layer_counts(model.layers, [visual_tokens])
+    tiles = prompt_sizes(model, visual_tokens).tiles(visual_tokens)
+    visual = schedule.layer_counts(model.layers, [visual_tokens], tiles)
     lengths = [n + text_tokens for n in visual]
-    cached = [n + text_tokens for n in schedule.cached_counts(model.layers, [visual_tokens])]
+    cached = [n + text_tokens for n in schedule.cached_counts(model.layers, [visual_tokens], tiles)]
     encoder = encoder_flops(model.encoder, _grid(visual_tokens))
     return Estimate(tuple(visual), prefill_flops(model, lengths), encoder, sum(kv_bytes(model, cached)))
 
@@ -64,7 +65,8 @@ def prompt_sizes(
         return sum(kv_bytes(model, [n + text_tokens for n in counts]))
 
     fixed = visual_tokens or model.tokens_per_image
-    return PromptSizes(model.layers, fixed, fixed or model.example_tokens, {"flops": flops, "kv": kv})
+    costs = {"flops": flops, "kv": kv}
+    return PromptSizes(model.layers, fixed, fixed or model.example_tokens, costs, model.encoder.tile**2)
 
 
 def _grid(tokens: int) -> tuple[int, int]:

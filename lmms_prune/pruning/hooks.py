@@ -96,7 +96,8 @@ def prune(
     )
     model = unwrapped(model)
     parts = ModelParts.of(model)
-    schedule = Schedule.parse(schedule, PromptSizes(len(parts.layers), parts.tokens_per_image))
+    tile = parts.family.tile_tokens(parts.config)
+    schedule = Schedule.parse(schedule, PromptSizes(len(parts.layers), parts.tokens_per_image, tile=tile))
     trace = Trace(schedule)
     block = Block.of(
         model,
