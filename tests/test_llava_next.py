@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,13 +17,18 @@ from hypothesis import strategies as st
 from tiny import Family, noise
 from transformers import AutoModelForImageTextToText, LlavaNextConfig
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
+from typer.testing import CliRunner
 
 from lmms_prune import Schedule, prune
 from lmms_prune.certificate.case import Case, Subject
 from lmms_prune.certificate.runner import examine
+from lmms_prune.cli import app
 from lmms_prune.compat.tiles import keep_padding, unpads
+from lmms_prune.configs.budget import kept_average
+from lmms_prune.efficiency.estimate import estimate, prompt_sizes
 from lmms_prune.errors import BrokenImageError, PruningError, ScheduleError, UnsupportedModelError
 from lmms_prune.methods import METHODS
+from lmms_prune.models.architectures import architecture
 from lmms_prune.models.llava_next import LLAVA_NEXT
 from lmms_prune.models.mosaic import Mosaic
 from lmms_prune.models.parts import ModelParts
@@ -92,8 +99,9 @@ def test_regions_are_rectangles_of_their_tile(height: int, width: int, unpad: bo
         assert all(region.raster for region in regions), "no method can score an image without tokens"
     for region in mosaic.regions("tile"):
         assert len({mosaic.sources[number][0] for number in region.raster}) == 1
-    (base, canvas), boxes = mosaic.rectangles, mosaic.boxes
-    assert base[0] * base[1] + canvas[0] * canvas[1] == mosaic.patches
+    boxes = mosaic.boxes
+    assert all(rows and columns for rows, columns in mosaic.rectangles)
+    assert sum(rows * columns for rows, columns in mosaic.rectangles) == mosaic.patches
     assert all(
         box[0] + box[2] <= grid[0] and box[1] + box[3] <= grid[1]
         for box, grid in zip(boxes, mosaic.rectangles, strict=True)
@@ -101,7 +109,7 @@ def test_regions_are_rectangles_of_their_tile(height: int, width: int, unpad: bo
     if not unpad:
         assert (mosaic.newline_count, mosaic.patches) == (0, SIDE**2 * mosaic.encoded)
         other = mosaic_of((height, width))
-        assert boxes[1][2:] == other.rectangles[1]
+        assert boxes[1][2:] == (len(other.rows), len(other.columns))
 
 
 def test_the_largest_image_has_2880_patches() -> None:
@@ -410,6 +418,32 @@ def test_the_published_budgets_of_five_tiles() -> None:
             assert {sum(plan) for plan in schedule.plan([2880], [[576] * 5])} <= {budget, 480, 160}
 
 
+@pytest.mark.parametrize(("budget", "limit"), [("640t", 640), ("0.1", 288), ("flops=30%", None)])
+def test_budgets_by_tile_are_solved_on_tiles(budget: str, limit: int | None) -> None:
+    """DART keeps four tokens more of each tile than a count rule of the whole image says."""
+    sizes = architecture("llava-v1.6-vicuna-7b")
+    prompt = prompt_sizes(sizes, 2880 if budget.endswith("t") else None)
+    solved = Schedule.parse("dart@2:?;per=tile").solve(budget, prompt)
+    average = solved.avg_visual_tokens(32, [2880], [[576] * 5])
+    cost = estimate(sizes, solved, 2880, 64)
+    assert sum(cost.visual) == 32 * average
+    if limit is not None:
+        assert limit - 40 < average <= limit
+    else:
+        assert 0.29 < cost.flops / estimate(sizes, Schedule(()), 2880, 64).flops <= 0.3
+
+
+def test_a_schedule_by_tile_is_printed_and_claimed_as_it_runs() -> None:
+    command = ["schedule", "dart@2:0.5;per=tile", "--model", "llava-v1.6-vicuna-7b"]
+    printed = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert printed["stages"][0]["kept_tokens"] == 5 * 292
+    assert printed["layer_visual_tokens"] == [2880] * 2 + [1460] * 30
+    assert printed["avg_visual_tokens"] == 1548.75
+    assert "1548.75 of 2880" in CliRunner().invoke(app, command).stdout
+    share = kept_average(Schedule.parse(command[1]), architecture(command[-1]), "%")
+    assert float(share) == pytest.approx(100 * 1548.75 / 2880)
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -419,6 +453,21 @@ def test_the_published_budgets_of_five_tiles() -> None:
 def test_methods_that_encode_anew_are_refused_by_name(small: Family, schedule: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{schedule}' is not defined for LLaVA-NeXT.*in tiles"):
         run(small, schedule, [[noise(1)]])
+
+
+def test_they_are_refused_before_any_weight_is_loaded(tmp_path: Path) -> None:
+    """By `schedule` and `check`; the harness's wrapper is in tests/harness."""
+    schedule = "downsample@0:0.3,random@2:0.1"
+    refused = CliRunner().invoke(app, ["schedule", schedule, "--model", "llava-v1.6-vicuna-7b"])
+    assert refused.exit_code == 2
+    assert "'downsample@0:0.3' is not defined for LLaVA-NeXT" in refused.stderr
+    assert "^^^^^^^^^^^^^^^^" in refused.stderr
+    file = tmp_path / "run.yaml"
+    arguments = "pretrained=llava-hf/llava-v1.6-vicuna-7b-hf,schedule=tome@0:0.5;place=encoder"
+    file.write_text(f"model: llava_next_pruned\nmodel_args: {arguments}\ntasks: pope\n", "utf-8")
+    checked = CliRunner().invoke(app, ["check", str(file)])
+    assert checked.exit_code != 0
+    assert "is not defined for LLaVA-NeXT" in " ".join(checked.output.split())
 
 
 def test_all_other_methods_run(small: Family) -> None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.models.sizes import Architecture
 from lmms_prune.schedule import Schedule
 
@@ -94,5 +95,5 @@ def kept_average(schedule: Schedule, model: Architecture, unit: str) -> Fraction
     if unit == "t" and model.tokens_per_image is None:
         raise ClaimError(f"budget: images of {model.name} differ in size, so claim a share, such as 50%.")
     tokens = model.example_tokens
-    average = schedule.avg_visual_tokens(model.layers, [tokens])
+    average = schedule.avg_visual_tokens(model.layers, [tokens], prompt_sizes(model).tiles(tokens))
     return average if unit == "t" else 100 * average / tokens

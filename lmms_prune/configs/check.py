@@ -107,6 +107,8 @@ def _check_sizes(checked: Checked, family: Family) -> None:
     if arguments.budget is not None:
         checked.schedule = arguments.schedule.solve(arguments.budget, prompt_sizes(sizes))
     checked.schedule.check(sizes.layers, [fixed] if fixed else None)
+    if family.tiled:
+        checked.schedule.check_tiles(family.title)
     _check_claim(checked, checked.schedule, sizes)
 
 

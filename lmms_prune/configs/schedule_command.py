@@ -77,15 +77,17 @@ def schedule(
         parsed = Schedule.parse(text, prompt)
         parsed = parsed if budget is None else parsed.solve(budget, prompt)
         parsed.check(depth, [tokens])
+        if sizes is not None and sizes.family.tiled:
+            parsed.check_tiles(sizes.family.title)
         cost = {} if sizes is None else _cost(sizes, parsed, tokens, text_tokens)
         if sizes is not None and card is not None:
             prompts = Prompts(tokens, text_tokens, batch_size, new_tokens)
             cost["estimate"] = estimated(sizes, parsed, card, prompts)
             cost["measured"] = measured(kept_measurements(), bench, sizes, parsed, card)
     if as_json:
-        typer.echo(json.dumps({**_kept(parsed, depth, tokens), **cost}))
+        typer.echo(json.dumps({**_kept(parsed, prompt, tokens), **cost}))
         return
-    _show(parsed, depth, tokens, cost)
+    _show(parsed, prompt, tokens, cost)
 
 
 def _gpu(name: str | None, model: str | None, bench: Path | None) -> Gpu | None:
@@ -101,14 +103,14 @@ def _gpu(name: str | None, model: str | None, bench: Path | None) -> Gpu | None:
     return GPUS[name.lower()]
 
 
-def _kept(parsed: Schedule, depth: int, tokens: int) -> dict[str, Any]:
+def _kept(parsed: Schedule, prompt: PromptSizes, tokens: int) -> dict[str, Any]:
     """The kept tokens of each stage and on average, for ``--json``."""
-    kept = [sum(images) for images in parsed.plan([tokens])]
+    kept = [sum(images) for images in parsed.plan([tokens], prompt.tiles(tokens))]
     stages = [
         {"method": s.method, "layer": s.layer, "kept_tokens": n, "at_most": s.at_most, "options": dict(s.options)}
         for s, n in zip(parsed.stages, kept, strict=True)
     ]
-    average = float(parsed.avg_visual_tokens(depth, [tokens]))
+    average = float(parsed.avg_visual_tokens(prompt.layers, [tokens], prompt.tiles(tokens)))
     return {"schedule": str(parsed), "stages": stages, "avg_visual_tokens": average, "at_most": parsed.at_most}
 
 
@@ -131,21 +133,24 @@ def _cost(sizes: Architecture, parsed: Schedule, tokens: int, text_tokens: float
     }
 
 
-def _show(parsed: Schedule, depth: int, tokens: int, cost: dict[str, Any]) -> None:
+def _show(parsed: Schedule, prompt: PromptSizes, tokens: int, cost: dict[str, Any]) -> None:
     """Print the stages, the average over the layers and, if it is known, the cost."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("stage", "method", "at the input of layer", "kept tokens", "of the original", title=str(parsed))
-    for number, (stage, images) in enumerate(zip(parsed.stages, parsed.plan([tokens]), strict=True), 1):
+    tiles = prompt.tiles(tokens)
+    kept = parsed.plan([tokens], tiles)
+    for number, (stage, images) in enumerate(zip(parsed.stages, kept, strict=True), 1):
         count, bound = sum(images), "≤ " if stage.at_most else ""
         share = f"{bound}{count / tokens:.1%}"
         table.add_row(str(number), stage.method, str(stage.layer), f"{bound}{count}", share)
     console = Console(markup=False)  # a folder's name may look like markup: [b]
     console.print(table if parsed.stages else "The empty schedule prunes nothing.")
-    average, bound = float(parsed.avg_visual_tokens(depth, [tokens])), "at most " if parsed.at_most else ""
+    average = float(parsed.avg_visual_tokens(prompt.layers, [tokens], tiles))
+    bound = "at most " if parsed.at_most else ""
     console.print(
-        f"Average over {depth} layers: {bound}{average:.2f} of {tokens} visual tokens ({average / tokens:.1%})."
+        f"Average over {prompt.layers} layers: {bound}{average:.2f} of {tokens} visual tokens ({average / tokens:.1%})."
     )
     if cost:
         console.print("\n".join(_curve(cost["layer_visual_tokens"], tokens, console.width)), highlight=False)

@@ -53,9 +53,10 @@ def estimate(model: Architecture, schedule: Schedule, visual_tokens: int, text_t
     Text tokens may be an average, such as 116.4. Not included: the FLOPs of the methods, of a guide, and of a second pass
     through the encoder.
     """
-    visual = schedule.layer_counts(model.layers, [visual_tokens])
+    tiles = prompt_sizes(model, visual_tokens).tiles(visual_tokens)
+    visual = schedule.layer_counts(model.layers, [visual_tokens], tiles)
     lengths = [n + text_tokens for n in visual]
-    cached = [n + text_tokens for n in schedule.cached_counts(model.layers, [visual_tokens])]
+    cached = [n + text_tokens for n in schedule.cached_counts(model.layers, [visual_tokens], tiles)]
     encoder = encoder_flops(model.encoder, grid_of(visual_tokens))
     return Estimate(tuple(visual), prefill_flops(model, lengths), encoder, sum(kv_bytes(model, cached)))
 
@@ -92,7 +93,7 @@ def prompt_sizes(
     fixed = visual_tokens or model.tokens_per_image
     costs: dict[str, Callable[[Sequence[int]], Number]] = {"flops": flops, "kv": kv}
     costs |= {f"ttft@{name}": first_token(gpu) for name, gpu in GPUS.items()}
-    return PromptSizes(model.layers, fixed, fixed or model.example_tokens, costs)
+    return PromptSizes(model.layers, fixed, fixed or model.example_tokens, costs, model.encoder.tile**2)
 
 
 def on_gpu(
@@ -105,8 +106,9 @@ def on_gpu(
     new_tokens: int = NEW_TOKENS,
 ) -> Roofline:
     """The least times and the memory of `schedule` on a card, for prompts as in `estimate`; see `roofline`."""
-    lengths = [n + text_tokens for n in schedule.layer_counts(model.layers, [visual_tokens])]
-    cached = [n + text_tokens for n in schedule.cached_counts(model.layers, [visual_tokens])]
+    tiles = prompt_sizes(model, visual_tokens).tiles(visual_tokens)
+    lengths = [n + text_tokens for n in schedule.layer_counts(model.layers, [visual_tokens], tiles)]
+    cached = [n + text_tokens for n in schedule.cached_counts(model.layers, [visual_tokens], tiles)]
     flops = encoder_flops(model.encoder, grid_of(visual_tokens))
     return roofline(model, gpu, lengths, cached, flops, batch, new_tokens)
 

@@ -119,6 +119,8 @@ class PrunedModel(ChatModel):
             sizes = from_config(config.to_dict(), arguments.pretrained).in_dtype(arguments.dtype)
             schedule = schedule.solve(arguments.budget, prompt_sizes(sizes, fixed))
         schedule.check(layers, [fixed] if fixed else None)
+        if self.family.tiled:
+            schedule.check_tiles(self.family.title)
         for stage in schedule.idle([fixed]) if fixed else ():
             logger.warning("stage '{}' prunes nothing from an image: all {} visual tokens are kept.", stage, fixed)
         # Text files are read here, so that the recorded settings contain their content, not only their path.

@@ -57,7 +57,7 @@ def _in_tiles(pixels: Tensor, mosaics: Sequence[Mosaic]) -> list[Tensor]:
         whole = canvas.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
         patch = base.shape[-1] // mosaic.side
         rows, columns = (slice(patch * kept.start, patch * kept.stop) for kept in (mosaic.rows, mosaic.columns))
-        pictures += [base, whole[:, rows, columns]]
+        pictures += [base, whole[:, rows, columns]][: len(mosaic.rectangles)]
     return pictures
 
 

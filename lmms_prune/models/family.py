@@ -207,6 +207,10 @@ class Family(ABC):
         """Further inputs that a forward pass on token ids (B, L) needs, as the processor returns them."""
         return {}
 
+    def tile_tokens(self, config: Any) -> int:
+        """Visual tokens of a whole tile; 0 where an image is encoded whole."""
+        return 0
+
     @abstractmethod
     def only_grid(self, config: Any) -> Grid | None:
         """The grid of every image, or None where images differ in size."""

@@ -36,6 +36,9 @@ class LlavaNext(Llava):
             )
         return None
 
+    def tile_tokens(self, config: Any) -> int:
+        return self.tokens_per_square(config)
+
     def only_grid(self, config: Any) -> Grid | None:
         return None
 

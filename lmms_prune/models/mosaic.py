@@ -50,16 +50,18 @@ class Mosaic:
     shown: tuple[range, range]
 
     @property
-    def rectangles(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and columns of the base and of the canvas."""
-        return (self.side, self.side), (len(self.rows), len(self.columns))
+    def rectangles(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the base and of the canvas; of the base alone if unpadding leaves nothing of the canvas."""
+        canvas = (len(self.rows), len(self.columns))
+        return ((self.side, self.side), canvas) if all(canvas) else ((self.side, self.side),)
 
     @property
     def boxes(self) -> tuple[tuple[int, int, int, int], ...]:
         """The part of each rectangle that shows the image: its first row and column, and its height and width."""
         down, across = self.shown
         top, left = down.start - self.rows.start, across.start - self.columns.start
-        return (0, 0, self.side, self.side), (top, left, len(down), len(across))
+        boxes = (0, 0, self.side, self.side), (top, left, len(down), len(across))
+        return boxes[: len(self.rectangles)]
 
     @property
     def base(self) -> int:
@@ -142,7 +144,7 @@ def _regions(mosaic: Mosaic, kind: Kind) -> tuple[Region, ...]:
         return (Region(everything, None),)
     if kind == "rectangle":
         parts = (everything[: mosaic.base], everything[mosaic.base :])
-        return tuple(Region(*part) for part in zip(parts, mosaic.rectangles, strict=True) if part[0])
+        return tuple(Region(*part) for part in zip(parts, mosaic.rectangles, strict=False))
     members: list[list[int]] = [[] for _ in range(mosaic.encoded)]
     for number, (tile, _) in enumerate(mosaic.sources):
         members[tile].append(number)

@@ -136,12 +136,8 @@ def refuse_tiles(parts: ModelParts, stage: Stage) -> None:
     Raises:
         UnsupportedModelError: names the stage and the reason.
     """
-    if not parts.tiled:
-        return
-    if reason := stage.spec.undefined_on_tiles(stage.layer, dict(stage.options)):
-        raise UnsupportedModelError(
-            f"'{stage}' is not defined for {parts.family.title}, which encodes an image in tiles: {reason}."
-        )
+    if parts.tiled and (reason := stage.undefined_on_tiles(parts.family.title)):
+        raise UnsupportedModelError(reason)
 
 
 def _signals(parts: ModelParts, stages: Mapping[int, Acting]) -> Signals:

@@ -97,7 +97,8 @@ def prune(
     )
     model = unwrapped(model)
     parts = ModelParts.of(model)
-    schedule = bound(Schedule.parse(schedule, PromptSizes(len(parts.layers), parts.tokens_per_image)))
+    tile = parts.family.tile_tokens(parts.config)
+    schedule = bound(Schedule.parse(schedule, PromptSizes(len(parts.layers), parts.tokens_per_image, tile=tile)))
     trace = Trace(schedule)
     block = Block.of(
         model,

@@ -16,7 +16,7 @@ from fractions import Fraction
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any
 
-from lmms_prune.errors import FROM_ONE, ScheduleError, expect, optional
+from lmms_prune.errors import FROM_ONE, FROM_ZERO, ScheduleError, expect, optional
 from lmms_prune.schedule.stage import ADAPTIVE, Stage
 from lmms_prune.schedule.text import read_number
 
@@ -111,19 +111,29 @@ class PromptSizes:
         example: tokens of the image on which a cost budget is solved where images differ.
         costs: functions "flops", "kv" and "ttft@" with each card, of the visual tokens that enter the first layers of the prompt; the output matrix
             is included only if all layers are passed. Empty if the model's sizes are not known.
+        tile: tokens of each tile of an image, for stages whose keep holds per tile; 0 where each image is one.
     """
 
     layers: int
     visual_tokens: int | None = None
     example: int = _RATIO_STEPS
     costs: Mapping[str, Callable[[Sequence[int]], Number]] = field(default_factory=dict)
+    tile: int = 0
 
     def __post_init__(self) -> None:
         expect(
             layers=(self.layers, FROM_ONE),
             visual_tokens=(self.visual_tokens, optional(FROM_ONE)),
             example=(self.example, FROM_ONE),
+            tile=(self.tile, FROM_ZERO),
         )
+
+    def tiles(self, tokens: int) -> list[list[int]]:
+        """The tiles of an image of so many visual tokens, as `Schedule.plan` takes them: whole ones, and a rest."""
+        if not self.tile:
+            return []
+        whole, rest = divmod(tokens, self.tile)
+        return [[self.tile] * whole + [rest] * (rest > 0)]
 
 
 def solved(schedule: Schedule, budget: Budget, sizes: PromptSizes) -> Schedule:
@@ -157,7 +167,8 @@ class _Search:
             if cards:
                 raise ScheduleError(f"budget '{budget}': this card is not known; use one of {', '.join(cards)}.")
             raise ScheduleError(f"budget '{budget}': a budget of cost needs a model whose sizes are known.")
-        self.n = sizes.visual_tokens or (_RATIO_STEPS if of_tokens else sizes.example)
+        # By tiles, counts depend on how large these are, so that a ratio must be solved on a real image.
+        self.n = sizes.visual_tokens or (_RATIO_STEPS if of_tokens and not sizes.tile else sizes.example)
         self.in_tokens = sizes.visual_tokens is not None and budget.unit != ""
         self.grid = self.n if self.in_tokens else _RATIO_STEPS
 
@@ -175,8 +186,8 @@ class _Search:
             low, high = (middle, high) if self._cost(self._filled(middle)) <= limit else (low, middle - 1)
         # Several counts may leave the same tokens (DART's quotas): report the count that is actually kept, if that
         # count is a legal keep between the neighbouring stages and resolves to itself (with recycling it would not).
-        kept = self._filled(low).plan([self.n])
-        if self.in_tokens and bottom <= kept[index][0] <= top and self._filled(kept[index][0]).plan([self.n]) == kept:
+        kept = self._plan(low)
+        if self.in_tokens and bottom <= kept[index][0] <= top and self._plan(kept[index][0]) == kept:
             low = kept[index][0]
         return self._filled(low)
 
@@ -186,6 +197,9 @@ class _Search:
         stages[self.index] = replace(stages[self.index], keep=keep)
         return replace(self.schedule, stages=tuple(stages))
 
+    def _plan(self, step: int) -> list[list[int]]:
+        return self._filled(step).plan([self.n], self.sizes.tiles(self.n))
+
     def _steps(self, stage: Stage) -> Fraction:
         """The keep of a neighbouring stage in steps of the search; in tokens the rounded number that it requests."""
         if isinstance(stage.keep, Decimal) and not self.in_tokens:
@@ -194,7 +208,7 @@ class _Search:
 
     def _cost(self, filled: Schedule) -> Number:
         counts = filled.cached_counts if self.budget.measure == "kv" else filled.layer_counts
-        return self._of(counts(self.sizes.layers, [self.n]))
+        return self._of(counts(self.sizes.layers, [self.n], self.sizes.tiles(self.n)))
 
     def _of(self, counts: Sequence[int]) -> Number:
         """The cost of the layers that these visual tokens enter."""
@@ -220,7 +234,7 @@ class _Search:
         """The message that the budget cannot be met, with the smallest and largest possible cost."""
         layer = self.schedule.stages[self.index].layer
         earlier = replace(self.schedule, stages=self.schedule.stages[: self.index])
-        before = self._of(earlier.layer_counts(self.sizes.layers, [self.n])[:layer])
+        before = self._of(earlier.layer_counts(self.sizes.layers, [self.n], self.sizes.tiles(self.n))[:layer])
         # Where earlier caches are cropped, no layer's alone is fixed.
         shrinks = self.budget.measure == "kv" and bool(self.schedule.cropped)
         fixed = layer if smallest > limit and not shrinks else 0

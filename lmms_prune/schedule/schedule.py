@@ -164,6 +164,19 @@ class Schedule:
                 message = f"stages {i} and {i + 1} mix a ratio and a number of tokens, but this model's images differ in size, "
                 raise self.error(i, message + "so that the second may be more; use the same unit.")
 
+    def check_tiles(self, title: str) -> None:
+        """Refuse a stage that is not defined for images in tiles.
+
+        Args:
+            title: the model's name for people.
+
+        Raises:
+            ScheduleError: says why it is not.
+        """
+        for i, stage in enumerate(self.stages):
+            if reason := stage.undefined_on_tiles(title):
+                raise self.error(i, reason)
+
     def plan(self, images: Sequence[int], tiles: Sequence[Sequence[int]] = ()) -> list[list[int]]:
         """Tokens kept in each image after each stage, by the methods' count rules.
 
@@ -211,10 +224,10 @@ class Schedule:
             present = kept
         return idle
 
-    def layer_counts(self, layers: int, images: Sequence[int]) -> list[int]:
-        """Visual tokens entering each of `layers` decoder layers for one row with these images."""
+    def layer_counts(self, layers: int, images: Sequence[int], tiles: Sequence[Sequence[int]] = ()) -> list[int]:
+        """Visual tokens entering each of `layers` decoder layers for one row with these images; `tiles` as for `plan`."""
         expect(layers=(layers, FROM_ONE), images=(images, TOKEN_COUNTS))
-        counts, present, plan = [], sum(images), self.plan(images)
+        counts, present, plan = [], sum(images), self.plan(images, tiles)
         for layer in range(layers):
             for stage, kept in zip(self.stages, plan, strict=True):
                 if stage.layer == layer:
@@ -222,16 +235,16 @@ class Schedule:
             counts.append(present)
         return counts
 
-    def cached_counts(self, layers: int, images: Sequence[int]) -> list[int]:
+    def cached_counts(self, layers: int, images: Sequence[int], tiles: Sequence[Sequence[int]] = ()) -> list[int]:
         """Visual tokens in the cache of each layer after the prompt: `layer_counts`, less what is cropped from earlier layers."""
-        counts, cropped = self.layer_counts(layers, images), self.cropped
+        counts, cropped = self.layer_counts(layers, images, tiles), self.cropped
         if cropped.stop >= layers:
             return counts
         return [counts[cropped.stop] if layer in cropped else count for layer, count in enumerate(counts)]
 
-    def avg_visual_tokens(self, layers: int, images: Sequence[int]) -> Fraction:
-        """Average visual tokens per decoder layer for one row with these images."""
-        return Fraction(sum(self.layer_counts(layers, images)), layers)
+    def avg_visual_tokens(self, layers: int, images: Sequence[int], tiles: Sequence[Sequence[int]] = ()) -> Fraction:
+        """Average visual tokens per decoder layer for one row with these images; `tiles` as for `plan`."""
+        return Fraction(sum(self.layer_counts(layers, images, tiles)), layers)
 
     def solve(self, budget: Budget | str | float, sizes: PromptSizes) -> Schedule:
         """Replace the one ``?`` by the largest keep whose measured cost stays within the budget.

@@ -131,6 +131,11 @@ class Stage:
         """Whether the stage may keep fewer tokens than planned; the number is known only after it has run."""
         return self.keep == ADAPTIVE or self.spec.at_most
 
+    def undefined_on_tiles(self, title: str) -> str:
+        """Why the stage is not defined for the model `title`, which encodes an image in tiles; "" if it is."""
+        reason = self.spec.undefined_on_tiles(self.layer, dict(self.options))
+        return f"'{self}' is not defined for {title}, which encodes an image in tiles: {reason}." if reason else ""
+
     def requested(self, images: Sequence[int]) -> list[int]:
         """Tokens requested in each image (or tile), from their original token counts; all tokens if the keep is adaptive."""
         if self.keep == ADAPTIVE:

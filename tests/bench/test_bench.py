@@ -279,7 +279,7 @@ def test_types_may_be_written_short(folders: dict[str, Path], asked: str, dtype:
 
 def test_a_model_in_tiles_is_timed_with_its_padding(folders: dict[str, Path]) -> None:
     """``--model_args unpad=false`` is the model that an evaluation with it has: what is timed has its tokens."""
-    for model_args, tokens in (("", 16 + 4 * 3 + 4), ("unpad=false", 48)):
+    for model_args, tokens in (("", 16 + 4 * 4 + 4), ("unpad=false", 48)):
         model = given_model(str(folders["next"]), None, None, "float32", "cpu", model_args).model
         inputs = random_inputs(model, 1, (4, 3), 12)
         assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == tokens

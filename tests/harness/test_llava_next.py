@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lmms_prune.errors import ScheduleError
 from lmms_prune.harness.arguments import ArgumentError
 from lmms_prune.information.show import draw_comparison, show
 from lmms_prune.leaderboard.flips import Flip, _check_boxes
@@ -51,6 +52,12 @@ def test_what_unpad_may_be(harness) -> None:
     assert "unpad" not in harness.create("llava").report.settings
 
 
+def test_a_stage_that_is_not_defined_on_tiles_is_refused_before_the_weights(harness, monkeypatch) -> None:
+    monkeypatch.setattr("lmms_prune.harness.pruned.load_model", None)
+    with pytest.raises(ScheduleError, match="'mustdrop@0' is not defined for LLaVA-NeXT"):
+        harness.create("llava_next", schedule="mustdrop@0,mustdrop@3")
+
+
 def picture() -> Image.Image:
     """A wide image whose left half is red, the right one blue."""
     pixels = np.zeros((100, 200, 3), np.uint8)
@@ -70,6 +77,16 @@ def test_show_draws_base_and_canvas(unpad: str, harness, tmp_path) -> None:
         assert middle[image.width // 4].argmax() == 0
         assert middle[3 * image.width // 4].argmax() == 2
     assert [sum(int(mask.sum()) for mask in stage) for stage in shown.kept] == [sum(kept) for kept in shown.trace.kept]
+    draw_comparison(shown, tmp_path / "shown.png")
+    assert (tmp_path / "shown.png").stat().st_size > 1000
+
+
+def test_an_image_whose_canvas_is_cut_off_is_drawn_and_recorded_by_its_base(harness, tmp_path) -> None:
+    wrapper = harness.create("llava_next")
+    thin = Image.new("RGB", (400, 1), "red")
+    shown = show(wrapper, [thin, picture()], "What is it?", Schedule.parse("pool@0:0.5"), 2)
+    assert len(shown.images) == 3
+    assert next(mask.shape for mask in shown.kept[0]) == (4, 4)
     draw_comparison(shown, tmp_path / "shown.png")
     assert (tmp_path / "shown.png").stat().st_size > 1000
 
