@@ -19,7 +19,7 @@ from lmms_prune.terminal.appearance import COLOURS, of_method, of_series
 from lmms_prune.terminal.drawing import mpl, pyplot, wrapped
 
 # Legend names and styles of the two references in a plot of kept information. They are no methods, so they have no marker.
-REFERENCES: dict[str, tuple[str, dict[str, str]]] = {
+REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "most": ("most possible (oracle)", {"color": COLOURS["ink"], "linestyle": ":"}),
     "mean": ("as many average tokens", {"color": COLOURS["grey"], "linestyle": "--"}),
 }
@@ -132,7 +132,7 @@ def draw_kept(kept: pd.DataFrame, title: str, path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def _task_style(task: str) -> dict[str, str]:
+def _task_style(task: str) -> dict[str, Any]:
     """The colour and marker of a benchmark, in all figures the same."""
     if (benchmark := TASKS.get(task)) in BENCHMARKS:
         return of_series(BENCHMARKS.index(benchmark)).line

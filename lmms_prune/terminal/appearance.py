@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 from zlib import crc32
 
 # After Okabe and Ito (2008), without their yellow, which is too light for a line; orange and sky blue are darker here.
@@ -19,8 +20,8 @@ COLOURS: dict[str, str] = {
     "purple": "#cc79a7",
     "sky": "#45a5de",
     "orange": "#dc9600",
-    "grey": "#666666",
-    "ink": "#000000",  # on the dark page the colour of its text
+    "grey": "#666666",  # on the page the grey of its side notes
+    "ink": "#000000",  # on the page the colour of its text
 }
 # matplotlib's letter of each marker, and its outline in a square from -1 to 1 for SVG.
 MARKERS: dict[str, tuple[str, str]] = {
@@ -47,7 +48,7 @@ class Appearance:
     marker: str
 
     @property
-    def line(self) -> dict[str, str]:
+    def line(self) -> dict[str, Any]:
         """The keywords of matplotlib's `plot`."""
         return {"color": COLOURS[self.colour], "marker": MARKERS[self.marker][0]}
 
@@ -105,8 +106,8 @@ def of_method(name: str) -> Appearance:
 
 
 def of_series(index: int) -> Appearance:
-    """The appearance of the series number `index` of what is no method, such as benchmarks; the first 48 differ."""
-    colours = [colour for colour in COLOURS if colour not in ("grey", "ink")]
+    """The appearance of the series number `index` of what is no method, such as benchmarks; the first 56 differ."""
+    colours = [colour for colour in COLOURS if colour != "ink"]
     round_number, colour = divmod(index, len(colours))
     # The marker changes with the colour and moves on each round, so that no pair repeats before all are used.
     return Appearance(colours[colour], _SERIES[(colour + round_number) % len(_SERIES)])
