@@ -14,7 +14,7 @@ from lmms_prune.leaderboard.benchmarks import TASKS, rel
 from lmms_prune.leaderboard.entries import Entry
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.reader import SamplesReader
-from lmms_prune.leaderboard.rows import Against, Comparison
+from lmms_prune.leaderboard.rows import ALPHA, Against, Comparison
 from lmms_prune.leaderboard.statistics import (
     detectable,
     flips,
@@ -83,8 +83,16 @@ def comparisons(entry: Entry, baseline: Entry, tasks: Sequence[str], draws: Draw
             by_task[task] = _comparison(entry, baseline, task, difference)
     corrected = holm([comparison.p for comparison in by_task.values()])
     return {
-        task: replace(comparison, p_holm=p) for (task, comparison), p in zip(by_task.items(), corrected, strict=True)
+        task: replace(
+            comparison, p_holm=p, verdict=_real(comparison.difference, p, "better than unpruned", "worse than unpruned")
+        )
+        for (task, comparison), p in zip(by_task.items(), corrected, strict=True)
     }
+
+
+def _real(difference: Interval, corrected: float, above: str, below: str) -> str:
+    """Return `above` or `below` if a p value that is corrected for its family is small enough."""
+    return "not distinguishable" if corrected >= ALPHA else above if difference.value > 0 else below
 
 
 def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) -> Comparison:
@@ -104,7 +112,7 @@ def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) 
         units=len(before.right),
         agreement=100 * fmean(float((run.answers == before.answers).mean()) for run in runs),
         detectable=detectable(difference.error),
-        verdict=verdict(difference, "better than unpruned", "worse than unpruned"),
+        verdict="not distinguishable",  # decided when the p values of all benchmarks are known
     )
 
 
@@ -119,19 +127,22 @@ def against_random(
 ) -> tuple[Against | None, Mapping[str, Against]]:
     """Return Rel and each benchmark's score minus those of the random control."""
 
-    def against(difference: Interval) -> Against:
-        return Against(control.label, difference, verdict(difference, "beats random", "below random"))
-
-    cells = {}
+    differences = {}
     for task in tasks:
         pair = draws.pair(entry, control, task)
         if pair is not None and task in entry.tasks and task in control.tasks:
-            cells[task] = against(interval(entry.scores[task] - control.scores[task], pair[0] - pair[1]))
+            differences[task] = interval(entry.scores[task] - control.scores[task], pair[0] - pair[1])
+    corrected = holm([difference.p for difference in differences.values()])
+    cells = {
+        task: Against(control.label, difference, _real(difference, p, "beats random", "below random"))
+        for (task, difference), p in zip(differences.items(), corrected, strict=True)
+    }
     entry_rel, control_rel = (draws.ratio(either, baseline, tasks) for either in (entry, control))
     values = [_rel(either, baseline, tasks) for either in (entry, control)]
     if entry_rel is None or control_rel is None or values[0] is None or values[1] is None:
         return None, cells
-    return against(interval(values[0] - values[1], entry_rel - control_rel)), cells
+    overall = interval(values[0] - values[1], entry_rel - control_rel)
+    return Against(control.label, overall, verdict(overall, "beats random", "below random")), cells
 
 
 def _rel(entry: Entry, baseline: Entry, tasks: Sequence[str]) -> float | None:

@@ -33,6 +33,10 @@ def explanations(board: Leaderboard, with_details: bool) -> list[str]:
     return lines
 
 
+MARKED = (
+    "▲ and ▼ at a score, and “better” or “worse”: a real change from the unpruned run, p < 0.05 after Holm's correction for "
+    "the row's benchmarks; △ and ▽: p < 0.05 before the correction only."
+)
 _ABOVE_BLIND = (
     "Above blind: (score - blind) / (unpruned - blind) in percent, of a row the mean over the benchmarks on which the "
     "unpruned model is distinguishably better than blind."

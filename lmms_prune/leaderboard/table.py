@@ -244,7 +244,7 @@ def _above_blind(
     for task in entry.tasks:
         room = baseline.scores.get(task, 0) - blind.scores.get(task, float("inf"))
         if room > 0:
-            distinguishable = task in drops and drops[task].difference.high < 0
+            distinguishable = task in drops and drops[task].mark == "▼"
             shares[task] = 100 * (entry.scores[task] - blind.scores[task]) / room, distinguishable
     return shares
 
