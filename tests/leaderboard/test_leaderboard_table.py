@@ -82,6 +82,20 @@ def test_holm_corrects_for_the_benchmarks_of_a_row(tmp_path: Path) -> None:
     assert (doc.p, doc.p_holm, doc.verdict) == (1, 1, "not distinguishable")
 
 
+def test_too_few_resamples_for_holm_are_named(tmp_path: Path) -> None:
+    """The smallest p of 200 resamples is 0.00995; five benchmarks make it 0.0498, six 0.0597."""
+    tasks = ("docvqa_val", "infovqa_val", "textvqa_val", "pope", "mme", "prune_textvqa_ocr")  # none has an exact test
+    for count, named in ((5, False), (6, True)):
+        folder = tmp_path / str(count)
+        for name, schedule, value in (("a", "none", 1.0), ("b", "dart@2:0.3", 0.0)):
+            write_run(folder / name, {task: [value] * 20 for task in tasks[:count]}, schedule, tokens=30)
+        board = leaderboard(read_results([folder]), resamples=200)
+        assert ("200 resamples may be too few" in " ".join(footnotes(board, False))) == named
+        comparison = row(board, "dart@2:0.3").cells["docvqa_val"].comparison
+        assert comparison is not None
+        assert comparison.mark == ("▽" if named else "▼")
+
+
 def test_seeds_are_one_row_with_their_spread(tmp_path: Path) -> None:
     write_run(tmp_path / "none", values(0.9))
     scores = []
