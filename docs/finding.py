@@ -1,6 +1,7 @@
 """The finding of arXiv 2512.07580 on the demo's two models: the figures of docs/finding.md, made by one command.
 
     python docs/finding.py            # more than an hour on two cores; interrupted, it goes on
+    python docs/finding.py --redraw   # a minute: the plots from the tables that are stored here; of means, without bands
 
 Calls `lmms-prune reproduce` for the figures, with single tokens as units of information (once on five benchmarks with
 methods, once on the other five for their horizons), and `lmms-prune calibrate` for a schedule that follows from them,
@@ -100,14 +101,47 @@ def copy(model: DemoCheckpoint, figures: Path, others: Path, calibration: dict) 
         shutil.copy(path, made / f"heatmap-{path.name}")
 
 
+def draw_stored(folder: Path) -> None:
+    """Draw the plots of a model again from its stored tables; heat maps need the measurements and stay as they are."""
+    from lmms_prune.information import plots
+    from lmms_prune.information.horizon import Horizon
+
+    drawn = []
+    layers, kept = (pd.read_csv(folder / f"{name}.csv") for name in ("layers", "kept"))
+    measured = json.loads((folder / "information.json").read_text(encoding="utf-8"))["samples"]
+    title = f"{folder.name}: information of visual tokens ({measured} documents)"
+    drawn += plots.draw_layers(layers, title, folder / "layers")
+    for task, lines in kept.groupby("task", sort=False):
+        count = layers[layers.task == task].samples.iloc[0]
+        title = f"{folder.name}, {plots.task_title(str(task))}: mean of {count} documents"
+        drawn += plots.draw_kept(lines, title, folder / f"kept-{task}")
+    for name in ("horizon", "horizon-others"):
+        for entry in json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["tasks"]:
+            curves = pd.read_csv(folder / f"horizon-{entry['task']}.csv")
+            horizon = Horizon(**{"measured": entry["units"], **entry}, layers=curves)
+            title = f"{folder.name}, {plots.task_title(horizon.task)}: {horizon.units} scored units"
+            drawn += plots.draw_horizon(horizon, title, folder / f"horizon-{horizon.task}")
+            if (table := folder / f"methods-{horizon.task}.csv").exists():
+                full = float(curves.full.iloc[0])
+                drawn += plots.draw_methods(pd.read_csv(table), full, title, folder / f"methods-{horizon.task}")
+    for path in drawn:
+        if path.suffix == ".svg":  # the pages show the PNG files
+            path.unlink()
+
+
 def main(
     work: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("build/finding"),
     limit: Annotated[int, typer.Option(min=2, help="Questions of each benchmark, an even number.")] = 48,
     budget: Annotated[str, typer.Option(help="Of the schedules that are compared.")] = "0.25",
     tasks: Annotated[str, typer.Option(help="Benchmarks.")] = TASKS,
     others: Annotated[str, typer.Option(help="Benchmarks of which only the removal of all is measured.")] = OTHERS,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Measure nothing: draw the stored tables again.")] = False,
 ) -> None:
     """Make all figures."""
+    if redraw:
+        for model in MODELS:
+            draw_stored(OUT / model.folder)
+        return
     work = work.absolute()
     reproduce(FIGURES, work / "figures", tasks, limit)
     reproduce(("fig9",), work / "others", others, limit)

@@ -16,8 +16,9 @@ from lmms_prune.bench.gains import WORTH, BreakEven, break_even
 from lmms_prune.bench.ratios import legend, signs
 from lmms_prune.bench.schedules import ScheduleTiming
 from lmms_prune.bench.spans import PARTS
+from lmms_prune.terminal.appearance import COLOURS, of_method
 
-_COLOURS = {"encoder": "#7f7f7f", "selection": "#d62728", "prefill": "#1f77b4", "decode": "#aec7e8"}
+_COLOURS = {"encoder": "grey", "selection": "vermilion", "prefill": "blue", "decode": "sky"}
 _CAPTION = (
     "ideal: the speed-up that the FLOPs promise; realised: the unpruned model's time over this one's; fraction: "
     f"realised / ideal; ≥ {WORTH}x: the numbers of new tokens at which so much is realised"
@@ -84,7 +85,7 @@ def chart(measured: Sequence[ScheduleTiming], path: Path, title: str, device: st
             left = 0.0
             for part in PARTS:
                 width = timing.parts[part] * 1e3
-                panel.barh(bar, width, left=left, color=_COLOURS[part], label=part if bar == 0 else None)
+                panel.barh(bar, width, left=left, color=COLOURS[_COLOURS[part]], label=part if bar == 0 else None)
                 left += width
             errors = [[1e3 * (timing.seconds - timing.low)], [1e3 * (timing.high - timing.seconds)]]
             panel.errorbar(timing.seconds * 1e3, bar, xerr=errors, color="black", capsize=3, linewidth=1)
@@ -94,12 +95,16 @@ def chart(measured: Sequence[ScheduleTiming], path: Path, title: str, device: st
                 else f"  {timing.realised_speedup:.2f}x{signs(timing.marks)} ({timing.ideal_speedup:.2f}x by FLOPs)"
             )
             panel.text(max(left, timing.high * 1e3), bar, speedup, va="center", fontsize=8)
+            # The first method's marker, as in all figures, on the axis: nothing of a bar is hidden.
+            style = of_method(timing.schedule.partition("@")[0]).line
+            panel.plot(0, bar, markersize=7, markeredgecolor="white", clip_on=False, zorder=5, **style)
         panel.set_yticks(range(len(timings)), [timing.schedule for timing in timings], fontsize=8)
         panel.invert_yaxis()
         panel.margins(x=0.28)
         panel.set_title(str(workload), fontsize=9)
     panels[-1, 0].set_xlabel(
-        "\n".join([f"milliseconds of {clock_name(device)}", *legend(t.marks for t in measured)]), fontsize=8
+        "\n".join([f"milliseconds of {clock_name(device)} (black: 95 % interval)", *legend(t.marks for t in measured)]),
+        fontsize=8,
     )
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(PARTS))
     figure.suptitle(title, fontsize=10)

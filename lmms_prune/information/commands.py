@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from lmms_prune.harness.pruned import PrunedModel
     from lmms_prune.information.horizon import Horizon
     from lmms_prune.information.part import MeasureRequest
+    from lmms_prune.leaderboard.samples import Samples
     from lmms_prune.record.information import Store
 
 
@@ -115,7 +116,9 @@ def information(
         averages = by_layer(by_sample(rows))
         write(out / "layers.csv", averages.to_csv(index=False))
         draw_layers(
-            averages, f"{Path(wrapper.arguments.pretrained).name}: information of visual tokens", out / "layers"
+            averages,
+            f"{Path(wrapper.arguments.pretrained).name}: information of visual tokens ({len(documents)} documents)",
+            out / "layers",
         )
         _heatmaps(wrapper, documents, store, pictures, numbers, block)
         if chosen:
@@ -165,8 +168,9 @@ def _heatmaps(
     wrapper: PrunedModel, documents: list[Document], store: Store, pictures: int, numbers: list[int], block: int
 ) -> None:
     """Draw heat maps of the first documents of each task: information at some layers over what the model sees."""
+    from lmms_prune.harness.prompts import question_text
     from lmms_prune.information.canvas import grids_of, seen_images
-    from lmms_prune.information.plots import draw_heatmaps
+    from lmms_prune.information.plots import draw_heatmaps, task_title
     from lmms_prune.record.information import token_information
 
     layers = numbers[:: max(1, -(-len(numbers) // 7))]
@@ -181,8 +185,10 @@ def _heatmaps(
         for image, picture in enumerate(seen_images(wrapper, inputs, grids)):
             maps = [(n, token_information(rows[rows.layer == n], image, grids[image], block)) for n in layers]
             line = rows.iloc[0]
-            title = f"{document.sample}: the right answer is '{line.answer}', unpruned {line.p_full:.1%} probable\n"
-            title += "red: the token alone makes it more probable, blue: less, by at most the number above"
+            question = question_text(wrapper.chat(document.messages))
+            title = f"{task_title(document.task)}, {document.sample}: {question}\n"
+            title += f"The right answer is '{line.answer}', unpruned {line.p_full:.1%} probable. "
+            title += "Red: the token alone makes it more probable, blue: less."
             name = document.sample.replace("/", "-") + (f"-image{image}" if len(grids) > 1 else "")
             draw_heatmaps(picture, maps, title, store.folder / "heatmaps" / name)
 
@@ -198,12 +204,16 @@ def _kept(
 ) -> None:
     """Write and plot how much information the methods keep."""
     from lmms_prune.information.kept import kept_information
-    from lmms_prune.information.plots import draw_kept
+    from lmms_prune.information.plots import draw_kept, task_title
 
     kept = kept_information(wrapper, documents, store, methods, keeps, numbers, block)
     write(store.folder / "kept.csv", kept.to_csv(index=False))
     for task, lines in kept.groupby("task", sort=False):
-        draw_kept(lines, f"{Path(wrapper.arguments.pretrained).name}, {task}", store.folder / f"kept-{task}")
+        documents_read = lines["sample"].nunique()
+        title = (
+            f"{Path(wrapper.arguments.pretrained).name}, {task_title(str(task))}: mean of {documents_read} documents"
+        )
+        draw_kept(lines, title, store.folder / f"kept-{task}")
 
 
 def horizon(
@@ -263,7 +273,7 @@ def horizon(
         from lmms_prune.information.horizon import find_horizon
         from lmms_prune.information.layer_sweep import Evaluation, acts_at, evaluate, run_all
         from lmms_prune.information.part import MeasureRequest, measure_launched, measure_part
-        from lmms_prune.information.plots import draw_horizons, draw_methods
+        from lmms_prune.information.plots import draw_horizons, draw_methods, task_title
         from lmms_prune.sweep.jobs import shard_of
 
         names = task_names(tasks)
@@ -318,11 +328,12 @@ def horizon(
             task_rows = None if averages is None else averages[averages.task == task]
             unpruned_scores, partial = scores["none"][task], information_limit is not None
             horizons.append(find_horizon(task, task_rows, unpruned_scores, removed, epsilon, resamples, seed, partial))
-            _write_horizon(horizons[-1], f"{model_title}, {task}", out)
+            title = f"{model_title}, {task_title(task)}: {horizons[-1].units} scored units"
+            _write_horizon(horizons[-1], title, out)
             if chosen:
-                lines = _method_lines(task, single, scores)
+                lines = _method_lines(task, single, scores, resamples, seed)
                 write(out / f"methods-{task}.csv", lines.to_csv(index=False))
-                draw_methods(lines, scores["none"][task].score, f"{model_title}, {task}", out / f"methods-{task}")
+                draw_methods(lines, scores["none"][task].score, title, out / f"methods-{task}")
         draw_horizons(horizons, f"{model_title}: score without visual tokens, and horizons", out / "horizons")
     task_records = [{k: v for k, v in vars(horizon).items() if k != "layers"} for horizon in horizons]
     record: dict[str, Any] = {"model": model_title, "depth": depth, "tasks": task_records}
@@ -404,19 +415,27 @@ def _single_stage(method: str, layer: int, keep: float | str, measured: Path) ->
     return f"{text};of={measured}" if METHODS[method.partition(";")[0]].kind == "oracle" else text
 
 
-def _method_lines(task: str, single: dict[tuple[str, int, float | str], str], scores: dict) -> pd.DataFrame:
-    """The scores of all single-stage schedules on one task, one line each."""
+def _method_lines(
+    task: str,
+    single: dict[tuple[str, int, float | str], str],
+    scores: Mapping[str, Mapping[str, Samples]],
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The scores of all single-stage schedules on one task with their 95 % intervals, one line each."""
+    import numpy as np
     import pandas as pd
 
-    lines = [
-        {
-            "method": f"{m} (oracle)" if METHODS[m.partition(";")[0]].kind == "oracle" else m,
-            "layer": n,
-            "keep": k,
-            "score": scores[text][task].score,
-        }
-        for (m, n, k), text in single.items()
-    ]
+    from lmms_prune.leaderboard.statistics import interval, resampled
+
+    runs = {stage: scores[text][task] for stage, text in single.items()}
+    # All runs on the same draws: the bands of two methods move together.
+    draws = resampled(list(runs.values()), resamples, np.random.default_rng(seed))
+    lines = []
+    for ((m, n, k), run), drawn in zip(runs.items(), draws.T, strict=True):
+        name = f"{m} (oracle)" if METHODS[m.partition(";")[0]].kind == "oracle" else m
+        span = interval(run.score, drawn)
+        lines.append({"method": name, "layer": n, "keep": k, "score": run.score, "low": span.low, "high": span.high})
     return pd.DataFrame(lines)
 
 

@@ -32,8 +32,8 @@ class Horizon:
         epsilon: the share of the unpruned score that may be lost.
         units: number of units (documents or groups of them) that were resampled.
         measured: number of documents with measured information.
-        layers: columns layer, score (without visual tokens), full (unpruned score), and with information also mean and
-            divergence.
+        layers: columns layer, score (without visual tokens), full (unpruned score), score_low and score_high (the score's
+            95 % interval), and with information also mean and divergence.
     """
 
     task: str
@@ -97,6 +97,9 @@ def find_horizon(
         ones = np.ones(len(unpruned.num))
         runs += [replace(unpruned, num=means[:, column].copy(), den=ones) for column in range(len(order))]
     draws = resampled(runs, resamples, rng)
+    spread = np.nanpercentile(draws[:, 1 : 1 + len(order)], [2.5, 97.5], axis=0)
+    curves.insert(3, "score_low", spread[0])
+    curves.insert(4, "score_high", spread[1])
     data = np.array([[unpruned.score, *(removed[layer].score for layer in order)]])
     if information is not None:
         data = np.concatenate([data, strata * means.mean(0)[None]], axis=1)

@@ -19,6 +19,7 @@ from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail, plainly
 
 if TYPE_CHECKING:
+    from lmms_prune.leaderboard.page.render import Submitter
     from lmms_prune.leaderboard.reader import SamplesReader
     from lmms_prune.leaderboard.results import Results
     from lmms_prune.leaderboard.rows import Leaderboard
@@ -66,6 +67,11 @@ def leaderboard(
     bench: Annotated[
         Path | None, typer.Option(help="Output of `bench --tasks … --json`: its times, beside the paper's Table 3.")
     ] = None,
+    title: Annotated[str | None, typer.Option(help="With html: the page's title.")] = None,
+    submitter: Annotated[
+        list[str] | None,
+        typer.Option(help="With html: who submitted the results, NAME, or FOLDER=NAME of one folder. Repeatable."),
+    ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Print the paper's own Tables 1 to 3 instead.")
     ] = False,
@@ -86,6 +92,9 @@ def leaderboard(
         fail(f"--format {form}: unknown.{did_you_mean(form, list(FORMATS))} Use one of {', '.join(FORMATS)}.")
     if images and form != "html":
         fail(f"--images belongs to the page: --format html, not {form}.")
+    for option, value in (("--title", title), ("--submitter", submitter)):
+        if value is not None and form != "html":
+            fail(f"{option} belongs to the page: --format html, not {form}.")
     if form == "html" and out is None and Console().is_terminal:
         fail("--format html: name a file for the page: --out page.html.")
     if out is not None and not out.absolute().parent.is_dir():
@@ -107,7 +116,11 @@ def leaderboard(
     if form == "table" and console.is_terminal and out is None:
         show(shared(board), details, console)
     else:
-        text = _page(board, images, reader) if form == "html" else FORMATS[form](board, details, SECRETS.get())
+        text = (
+            _page(board, images, reader, title, submitter or [])
+            if form == "html"
+            else FORMATS[form](board, details, SECRETS.get())
+        )
         if out is None:
             typer.echo(text, nl=False)
         else:
@@ -185,13 +198,31 @@ def gate(
         raise typer.Exit(1)
 
 
-def _page(board: Leaderboard, images: bool, reader: SamplesReader | None) -> str:
+def _page(
+    board: Leaderboard, images: bool, reader: SamplesReader | None, title: str | None, submitters: Sequence[str]
+) -> str:
     from lmms_prune.leaderboard.page.pictures import PicturesError
-    from lmms_prune.leaderboard.page.render import html
+    from lmms_prune.leaderboard.page.render import TITLE, html
     from lmms_prune.leaderboard.samples import ChangedError
 
+    who = [_submitter(text, board) for text in submitters]
     with plainly(PicturesError, ChangedError):
-        return html(board, secrets=SECRETS.get(), images=images, reader=reader)
+        return html(board, secrets=SECRETS.get(), images=images, reader=reader, title=title or TITLE, submitters=who)
+
+
+def _submitter(text: str, board: Leaderboard) -> Submitter:
+    """Parse NAME or FOLDER=NAME, or fail."""
+    from lmms_prune.leaderboard.page.render import Submitter
+
+    folder_name, equals, name = text.rpartition("=")
+    folder = Path(folder_name) if equals else None
+    if not name.strip() or (equals and not folder_name):
+        fail(f"--submitter {text}: write NAME, or FOLDER=NAME for the results below one folder.")
+    runs = [run for model in board.models for row in model.rows for run in row.runs]
+    paths = [source.path.resolve() for run in runs for source in run.sources]
+    if folder is not None and not any(path.is_relative_to(folder.resolve()) for path in paths):
+        fail(f"--submitter {text}: none of the results is below {folder}; name a folder of results among PATHS.")
+    return Submitter(name.strip(), folder)
 
 
 @dataclass(frozen=True)

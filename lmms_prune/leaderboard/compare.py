@@ -14,7 +14,7 @@ from lmms_prune.leaderboard.benchmarks import TASKS, rel
 from lmms_prune.leaderboard.entries import Entry
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.reader import SamplesReader
-from lmms_prune.leaderboard.rows import STOCK, UNPRUNED, Against, Comparison
+from lmms_prune.leaderboard.rows import ALPHA, STOCK, UNPRUNED, Against, Comparison
 from lmms_prune.leaderboard.samples import right_pair
 from lmms_prune.leaderboard.statistics import (
     detectable,
@@ -83,9 +83,19 @@ def comparisons(entry: Entry, baseline: Entry, tasks: Sequence[str], draws: Draw
             difference = interval(entry.scores[task] - baseline.scores[task], pair[0] - pair[1])
             by_task[task] = _comparison(entry, baseline, task, difference)
     corrected = holm([comparison.p for comparison in by_task.values()])
+    name = "unpruned" if baseline.kind in (UNPRUNED, STOCK) else baseline.label
+    better, worse = f"better than {name}", f"worse than {name}"
     return {
-        task: replace(comparison, p_holm=p) for (task, comparison), p in zip(by_task.items(), corrected, strict=True)
+        task: replace(comparison, p_holm=p, verdict=_real(task, comparison.difference, p, better, worse))
+        for (task, comparison), p in zip(by_task.items(), corrected, strict=True)
     }
+
+
+def _real(task: str, difference: Interval, corrected: float, better: str, worse: str) -> str:
+    """Return `better` or `worse` if a p value that is corrected for its family is small enough."""
+    if corrected >= ALPHA:
+        return "not distinguishable"
+    return better if TASKS[task].sign * difference.value > 0 else worse
 
 
 def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) -> Comparison:
@@ -95,7 +105,6 @@ def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) 
     # McNemar compares one run with one run; over several seeds the p value comes from resampling.
     exact = mcnemar(*flipped[0]) if single else None
     p = exact if exact is not None and TASKS[task].binary else difference.p
-    name = "unpruned" if baseline.kind in (UNPRUNED, STOCK) else baseline.label
     return Comparison(
         difference=difference,
         p=p,
@@ -106,13 +115,9 @@ def _comparison(entry: Entry, baseline: Entry, task: str, difference: Interval) 
         units=len(before.right),
         agreement=100 * fmean(float((run.answers == before.answers).mean()) for run in runs),
         detectable=detectable(difference.error),
-        verdict=_oriented(task, difference, f"better than {name}", f"worse than {name}"),
+        verdict="not distinguishable",  # decided when the p values of all benchmarks are known
+        sign=TASKS[task].sign,
     )
-
-
-def _oriented(task: str, difference: Interval, better: str, worse: str) -> str:
-    """Return the verdict on a difference of a benchmark's scores, which may be of the kind where lower is better."""
-    return verdict(difference, *((better, worse) if TASKS[task].higher_is_better else (worse, better)))
 
 
 def rel_interval(entry: Entry, baseline: Entry, tasks: Sequence[str], draws: Draws) -> Interval | None:
@@ -125,13 +130,16 @@ def against_random(
     entry: Entry, control: Entry, baseline: Entry, tasks: Sequence[str], draws: Draws
 ) -> tuple[Against | None, Mapping[str, Against]]:
     """Return Rel over `tasks`, and each benchmark's score, minus those of the random control."""
-    cells = {}
+    differences = {}
     for task in entry.tasks:
         pair = draws.pair(entry, control, task)
         if pair is not None and task in control.tasks and baseline.scores.get(task):
-            difference = interval(entry.scores[task] - control.scores[task], pair[0] - pair[1])
-            words = _oriented(task, difference, "beats random", "below random")
-            cells[task] = Against(control.label, difference, words)
+            differences[task] = interval(entry.scores[task] - control.scores[task], pair[0] - pair[1])
+    corrected = holm([difference.p for difference in differences.values()])
+    cells = {
+        task: Against(control.label, difference, _real(task, difference, p, "beats random", "below random"))
+        for (task, difference), p in zip(differences.items(), corrected, strict=True)
+    }
     rel = rel_difference(entry, control, baseline, tasks, draws)
     if rel is None:
         return None, cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import fmean, stdev
 
 from lmms_prune.leaderboard.entries import Entry
 from lmms_prune.leaderboard.records import Source
@@ -32,12 +33,16 @@ def cost(entry: Entry, baseline: Entry | None) -> Cost:
     def share(value: float | None, reference: float | None) -> float | None:
         return None if value is None or not reference else 100 * value / reference
 
+    speed = None if differing else share(own.samples_per_second, unpruned.samples_per_second)
+    low, high = (speed, speed) if entry is baseline else _share_interval(speed, own, unpruned)
     return replace(
         own,
         share_tokens=share(own.avg_visual_tokens, own.original_tokens),
         share_kv=share(own.kv_mib, unpruned.kv_mib),
         share_flops=share(own.prefill_tflops, unpruned.prefill_tflops),
-        share_speed=None if differing else share(own.samples_per_second, unpruned.samples_per_second),
+        share_speed=speed,
+        share_speed_low=low if own.has_speed else None,
+        share_speed_high=high if own.has_speed else None,
         no_share_speed="; ".join(reason for _, reason in differing) if compared else "",
         unlike=", ".join(word for word, _ in differing) if compared else "",
     )
@@ -69,10 +74,18 @@ def _measured(entry: Entry) -> Cost:
     sources = _sources(entry)
     seconds = sum(source.seconds for source in sources)
     speed = sum(source.requests for source in sources) / seconds if seconds else None
+    low, high = _speed_interval(entry)
     peak, peak_of = _peak(sources)
     device = " and ".join(sorted({source.facts.get("device", "") for source in sources}))
     if (totals := entry.accounting) is None:
-        return Cost(samples_per_second=speed, device=device, peak_gib=peak, peak_of=peak_of)
+        return Cost(
+            samples_per_second=speed,
+            samples_per_second_low=low,
+            samples_per_second_high=high,
+            device=device,
+            peak_gib=peak,
+            peak_of=peak_of,
+        )
     costs = totals.costs()
     return Cost(
         avg_visual_tokens=totals.avg_visual_tokens,
@@ -82,6 +95,8 @@ def _measured(entry: Entry) -> Cost:
         encoder_tflops=costs["encoder_tflops"],
         decode_tflops=costs["decode_tflops"],
         samples_per_second=speed,
+        samples_per_second_low=low,
+        samples_per_second_high=high,
         device=device,
         peak_gib=peak,
         peak_of=peak_of,
@@ -94,3 +109,27 @@ def _peak(sources: list[Source]) -> tuple[float | None, str]:
     peaks = [source.peak_memory for source in sources if source.peak_memory is not None]
     known = len(kinds) == 1 and len(peaks) == len(sources) and bool(peaks)
     return (max(peaks) / 2**30, kinds.pop()) if known else (None, "")
+
+
+def _speed_interval(entry: Entry) -> tuple[float, float] | tuple[None, None]:
+    """Return the 95 % t interval of the speed over a row's runs; None if there are fewer than two with a time."""
+    from scipy.special import stdtrit  # without the rest of scipy.stats, whose import takes half a second
+
+    totals = [(sum(s.requests for s in run.sources), sum(s.seconds for s in run.sources)) for run in entry.runs]
+    speeds = [requests / seconds for requests, seconds in totals if seconds]
+    if len(speeds) < 2 or len(speeds) < len(totals):
+        return None, None
+    reach = float(stdtrit(len(speeds) - 1, 0.975)) * stdev(speeds) / len(speeds) ** 0.5
+    return max(0.0, fmean(speeds) - reach), fmean(speeds) + reach
+
+
+def _share_interval(share: float | None, own: Cost, unpruned: Cost) -> tuple[float, float] | tuple[None, None]:
+    """Return the interval of a ratio of two speeds: their relative errors add up as squares."""
+    reaches = []
+    for cost in (own, unpruned):
+        low, high, speed = cost.samples_per_second_low, cost.samples_per_second_high, cost.samples_per_second
+        if share is None or low is None or high is None or not speed:
+            return None, None
+        reaches.append((high - low) / 2 / speed)
+    reach = sum(part**2 for part in reaches) ** 0.5
+    return max(0.0, share * (1 - reach)), share * (1 + reach)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lmms_prune.leaderboard.benchmarks import GROUPS, TASKS, GroupMean
-from lmms_prune.leaderboard.rows import ORACLE, Against, BudgetGroup, Leaderboard, ModelTable, ScoreCell, TableRow
+from lmms_prune.leaderboard.rows import ORACLE, Against, BudgetGroup, Cost, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.record.run import GPU_MEMORY, PROCESS_MEMORY
 from lmms_prune.schedule.presets import PRESETS
 
@@ -33,13 +33,13 @@ class TextTable:
     notes: tuple[str, ...] = ()
 
 
-def grids(board: Leaderboard, with_details: bool) -> Iterator[TextTable]:
-    """Yield all tables of the leaderboard, in printed order."""
+def grids(board: Leaderboard, with_details: bool, marked: bool = False) -> Iterator[TextTable]:
+    """Yield all tables of the leaderboard, in printed order; `marked` as for `scores`."""
     from lmms_prune.leaderboard.cost_table import paper_costs  # it makes its tables by this module
 
     names = letters(board)
     for model in board.models:
-        yield scores(model)
+        yield scores(model, marked)
         if (group_table := by_group(model)) is not None:
             yield group_table
         if any(row.runs for row in model.rows):
@@ -101,8 +101,11 @@ def letters(board: Leaderboard) -> dict[str, str]:
     return {mark: ("" if i < 26 else chr(96 + i // 26)) + chr(97 + i % 26) for i, mark in enumerate(marks)}
 
 
-def scores(model: ModelTable) -> TextTable:
-    """Tabulate every benchmark, Acc and Rel; the best value within each budget is bold."""
+def scores(model: ModelTable, marked: bool = False) -> TextTable:
+    """Tabulate every benchmark, Acc and Rel; the best value within each budget is bold.
+
+    With `marked`, a score is followed by the mark of its comparison with the baseline.
+    """
     columns = ("schedule", "tokens", *(model.column(task) for task in model.tasks), "Acc", "Rel")
     lines: list[Line] = []
     for budget in model.budgets:
@@ -111,8 +114,9 @@ def scores(model: ModelTable) -> TextTable:
         for row in budget.rows:
             cells = [label(row), number(row.cost.avg_visual_tokens, 0)]
             for task in model.tasks:
-                spread = row.cells[task].sd if task in row.cells else None
-                cells.append(_with_spread(row.score(task), spread, digits(task)))
+                cell = row.cells.get(task)
+                mark = cell.comparison.mark if marked and cell is not None and cell.comparison is not None else ""
+                cells.append(_with_spread(row.score(task), None if cell is None else cell.sd, digits(task), mark))
             cells += [number(row.acc), _with_spread(row.rel, row.rel_sd, 1)]
             values = [None, None, *(row.score(task) for task in model.tasks), row.acc, row.rel]
             bold = {i for i, value in enumerate(values) if value is not None and best.get(i) == _shown(i, value, model)}
@@ -120,8 +124,8 @@ def scores(model: ModelTable) -> TextTable:
     return without_empty_columns(TextTable(model.title, columns, tuple(lines)))
 
 
-def _with_spread(value: float | None, spread: float | None, decimals: int) -> str:
-    return number(value, decimals) + ("" if spread is None else f" ±{spread:.{decimals}f}")
+def _with_spread(value: float | None, spread: float | None, decimals: int, mark: str = "") -> str:
+    return number(value, decimals) + mark + ("" if spread is None else f" ±{spread:.{decimals}f}")
 
 
 def _shown(column: int, value: float, model: ModelTable) -> float:
@@ -177,14 +181,27 @@ def cost(model: ModelTable) -> TextTable:
             cells = [number(measured.avg_visual_tokens, 0), number(measured.share_tokens, 0)]
             cells += [_three(measured.kv_mib), number(measured.share_kv, 0)]
             cells += [_three(measured.prefill_tflops), number(measured.share_flops, 0)]
-            cells += [_three(measured.samples_per_second), number(measured.share_speed, 0) or measured.unlike]
+            share = "" if measured.share_speed_low is None else number(measured.share_speed, 0)
+            if share:
+                share += f" ({number(measured.share_speed_low, 0)} to {number(measured.share_speed_high, 0)})"
+            cells += [speed(measured), share or measured.unlike]
             cells += [_three(measured.peak_gib) if measured.peak_of == kind else "" for kind in memory]
             if measured.no_share_speed:
                 notes.append(f"{label(row)}: its speed is no share of the baseline's: {measured.no_share_speed}.")
             lines.append(Line((label(row), *cells)))
+    if any(row.cost.samples_per_second is not None and not row.cost.has_speed for row in model.rows):
+        notes.append("A speed needs an interval, so a row of a single run has none: run it with several seeds.")
     devices = sorted({row.cost.device for row in model.rows if row.cost.device})
     title = f"{model.title}: cost on {'; '.join(devices)}"
     return without_empty_columns(TextTable(title, columns, tuple(lines), tuple(notes)))
+
+
+def speed(cost: Cost) -> str:
+    """Format samples a second with their interval; "" without one."""
+    if not cost.has_speed:
+        return ""
+    low, high = cost.samples_per_second_low, cost.samples_per_second_high
+    return f"{_three(cost.samples_per_second)} ({_three(low)} to {_three(high)})"
 
 
 def confidence(model: ModelTable, names: dict[str, str]) -> TextTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lmms_prune.leaderboard.grids import letters
-from lmms_prune.leaderboard.rows import Leaderboard
+from lmms_prune.leaderboard.rows import ALPHA, Leaderboard
 
 
 def footnotes(board: Leaderboard, with_details: bool) -> list[str]:
@@ -22,6 +22,13 @@ def explanations(board: Leaderboard, with_details: bool) -> list[str]:
     rows = [row for model in board.models for row in model.rows]
     if any(row.rel_interval for row in rows):
         lines.append(f"Intervals: 95 %, percentiles of {board.resamples} paired resamples of documents and seeds.")
+    compared = max((sum(cell.comparison is not None for cell in row.cells.values()) for row in rows), default=0)
+    if compared and 2 * compared / (board.resamples + 1) >= ALPHA:
+        # The smallest p value of resampling is 2 / (resamples + 1); Holm's correction multiplies it by the benchmarks.
+        lines.append(
+            f"{board.resamples} resamples may be too few to find a change real in one of {compared} benchmarks: "
+            f"--resamples {int(2 * compared / ALPHA)} or more."
+        )
     if any(row.above_blind is not None for row in rows):
         lines.append(_ABOVE_BLIND)
     if with_details:
@@ -31,6 +38,10 @@ def explanations(board: Leaderboard, with_details: bool) -> list[str]:
     return lines
 
 
+MARKED = (
+    "▲ and ▼ at a score, and “better” or “worse”: a real change from the unpruned run, p < 0.05 after Holm's correction for "
+    "the row's benchmarks; △ and ▽: p < 0.05 before the correction only."
+)
 _ABOVE_BLIND = (
     "Above blind: (score - blind) / (unpruned - blind) in percent, of a row the mean over the benchmarks on which the "
     "unpruned model is distinguishably better than blind."

@@ -16,11 +16,16 @@ from lmms_prune.leaderboard.records import Problem, RunRecord
 
 UNPRUNED, CONTROL, ORACLE, PRUNED, STOCK = "unpruned", "control", "oracle", "pruned", "stock"
 """The kinds of rows: see `TableRow`."""
+ALPHA = 0.05
+"""A change is real if its p value, corrected for the row's benchmarks by Holm's method, is below this. Nothing else is."""
 
 
 @dataclass(frozen=True)
 class Against:
-    """A difference to another row, with a verdict: "not distinguishable" unless the interval excludes zero."""
+    """A difference to another row, with a verdict: "not distinguishable" unless it is real.
+
+    Of Rel that is one comparison, whose interval excludes zero; of a benchmark it is corrected for the row's benchmarks.
+    """
 
     other: str
     difference: Interval
@@ -41,7 +46,9 @@ class Comparison:
         units: number of resampled units: documents, MME's images, or MMBench's circular groups.
         agreement: documents with the same answer as in the baseline, in percent.
         detectable: the smallest true difference that would be found with 80 % power at a two-sided 5 %.
-        verdict: "better than unpruned", "worse than unpruned" or "not distinguishable"; another baseline by its label.
+        verdict: "better than unpruned" or "worse than unpruned" if the change is real (see `ALPHA`), else "not
+            distinguishable"; another baseline by its label.
+        sign: -1 where lower is better.
     """
 
     difference: Interval
@@ -54,6 +61,15 @@ class Comparison:
     agreement: float
     detectable: float | None
     verdict: str
+    sign: int = 1
+
+    @property
+    def mark(self) -> str:
+        """Return ▲ or ▼ for a real change, △ or ▽ for one that Holm's correction takes away, else ""."""
+        up = self.sign * self.difference.value > 0
+        if self.p_holm < ALPHA:
+            return "▲" if up else "▼"
+        return ("△" if up else "▽") if self.p < ALPHA else ""
 
 
 @dataclass(frozen=True)
@@ -98,8 +114,11 @@ class Cost:
         kv_mib: size of the prefill's KV cache. prefill_tflops: the decoder's prefill, selection included.
         encoder_tflops, decode_tflops: the vision encoder, and all decode steps.
         samples_per_second: as lmms-eval recorded it: generation only, at the run's batch size, first process only.
+        samples_per_second_low, samples_per_second_high: 95 % interval over the row's runs; None of a single run. Tables and
+            the page print no speed without it.
         share_speed: None unless all circumstances that change times are equal; `no_share_speed` then has the reason, and
             `unlike` the reason in a word.
+        share_speed_low, share_speed_high: 95 % interval of the share; None unless both speeds have one.
         peak_gib: memory at the peak of the run that used most, weights included. peak_of: "GPU", or "process" (resident set size).
     """
 
@@ -110,15 +129,24 @@ class Cost:
     encoder_tflops: float | None = None
     decode_tflops: float | None = None
     samples_per_second: float | None = None
+    samples_per_second_low: float | None = None
+    samples_per_second_high: float | None = None
     device: str = ""
     share_tokens: float | None = None
     share_kv: float | None = None
     share_flops: float | None = None
     share_speed: float | None = None
+    share_speed_low: float | None = None
+    share_speed_high: float | None = None
     no_share_speed: str = ""
     unlike: str = ""
     peak_gib: float | None = None
     peak_of: str = ""
+
+    @property
+    def has_speed(self) -> bool:
+        """Return whether there is a speed with an interval."""
+        return self.samples_per_second_low is not None
 
 
 @dataclass(frozen=True)

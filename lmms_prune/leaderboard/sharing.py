@@ -20,6 +20,9 @@ Value = TypeVar("Value")
 # An absolute path in a text; not part of a word, a relative path or a URL.
 _PATH = re.compile(r"(?<![\w.~/])(?:/[^\s/,;:'\"`()\[\]{}|=]+)+/?")
 
+# A path that only its own machine has, though it does not begin with "/": of a home, above a folder, or as a URL.
+_LOCAL = re.compile(r"(?:~[^/]*|\.{1,2}|file://[^/]*)/")
+
 
 def unique_names(paths: Sequence[str]) -> dict[str, str]:
     """Name each path by its last parts, as few as distinguish it from the others."""
@@ -101,11 +104,22 @@ class PathNames:
         """Replace paths in one word of a command: a path, or ``name=value`` pairs; paths may contain spaces."""
         if word.startswith("/"):
             return self._path(word)
+        if _LOCAL.match(word):
+            return _last(word)
         pieces = (piece.partition("=") for piece in word.split(","))
         return ",".join(
-            name + equals + (self._path if value.startswith("/") else self._text)(value) if equals else self._text(name)
-            for name, equals, value in pieces
+            name + equals + self._value(value) if equals else self._text(name) for name, equals, value in pieces
         )
+
+    def _value(self, value: str) -> str:
+        if _LOCAL.match(value):
+            return _last(value)
+        return (self._path if value.startswith("/") else self._text)(value)
+
+
+def _last(path: str) -> str:
+    """Return a path's last part."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def names(board: Leaderboard) -> PathNames:

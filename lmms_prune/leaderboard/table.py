@@ -275,7 +275,7 @@ def _above_blind(
             continue
         room = baseline.scores[task] - blind.scores[task]
         if TASKS[task].sign * room > 0:
-            distinguishable = task in drops and drops[task].verdict == "worse than unpruned"
+            distinguishable = task in drops and drops[task].mark == "▼"
             shares[task] = 100 * (entry.scores[task] - blind.scores[task]) / room, distinguishable
     return shares
 

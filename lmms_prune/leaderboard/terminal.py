@@ -12,15 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from lmms_prune.leaderboard.grids import TextTable, grids, only_columns
-from lmms_prune.leaderboard.notes import footnotes
+from lmms_prune.leaderboard.notes import MARKED, footnotes
 from lmms_prune.leaderboard.rows import Leaderboard
+
+# Where not all columns fit, these come first: what decides is seen without scrolling.
+_FIRST = ("tokens", "Rel", "Acc")
 
 
 def show(board: Leaderboard, with_details: bool, console: Console) -> None:
     """Print the tables; columns that do not fit are continued below, with the first column repeated."""
-    for grid in grids(board, with_details):
+    for grid in grids(board, with_details, marked=True):
         show_table(grid, console)
-    for line in footnotes(board, with_details):
+    cells = [cell for model in board.models for row in model.rows for cell in row.cells.values()]
+    marked = [MARKED] if any(cell.comparison is not None and cell.comparison.mark for cell in cells) else []
+    for line in [*marked, *footnotes(board, with_details)]:
         console.print(Text(line))
 
 
@@ -43,6 +48,8 @@ def terminal(board: Leaderboard, with_details: bool) -> str:
 
 def _fitting(grid: TextTable, console: Console) -> Iterator[TextTable]:
     title, rest = grid.title, list(range(1, len(grid.columns)))
+    if set(_FIRST) <= set(grid.columns) and _width(grid, console) > console.width:
+        rest.sort(key=lambda i: _FIRST.index(grid.columns[i]) if grid.columns[i] in _FIRST else len(_FIRST))
     while rest:
         count = len(rest)
         while count > 1 and _width(only_columns(grid, [0, *rest[:count]]), console) > console.width:

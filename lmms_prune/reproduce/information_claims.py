@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lmms_prune.information.horizon import LITTLE, Horizon, find_horizon, score_horizons
-from lmms_prune.information.plots import KEPT
+from lmms_prune.information.plots import REFERENCES
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.statistics import interval
 from lmms_prune.record.information import InformationError
@@ -67,7 +67,7 @@ def _kept_differences(kept: pd.DataFrame | None, task: str, keep: str, first: in
     table = values.pivot_table(index="sample", columns=["method", "layer"], values="a_token")
     differences = {}
     for method in lines.method.unique():
-        if method in KEPT:
+        if method in REFERENCES:
             continue
         layers = [n for n in table[method].columns if n in table["mean"].columns]
         differences[method] = over_documents((table[method][layers] - table["mean"][layers]).mean(axis=1).to_numpy())

@@ -21,6 +21,7 @@ from lmms_prune.bench.ratios import ABOVE, MEANINGS, SIGNS, legend, merged, of_m
 from lmms_prune.bench.report import chart, described, tables
 from lmms_prune.bench.schedules import Workload, time_schedules
 from lmms_prune.schedule import Schedule
+from lmms_prune.terminal.appearance import of_method
 
 CPU = torch.device("cpu")
 
@@ -103,6 +104,9 @@ def test_marks_are_in_table_json_and_plot(tmp_path: Path) -> None:
     drawn = (tmp_path / "times.svg").read_text(encoding="utf-8")  # matplotlib writes each text as a comment, too
     assert "1.00x~!" in drawn
     assert MEANINGS["above"].partition(":")[0] in drawn
+    # Each schedule has its first method's colour, as in all figures, and the interval is explained.
+    assert f"fill: {of_method('vtw').line['color']}" in drawn
+    assert "black: 95 % interval" in drawn
     plain = Console(width=200, record=True, file=StringIO())
     plain.print(*tables(runs, "title", "cpu"))
     assert "~" not in plain.export_text()

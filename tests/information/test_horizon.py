@@ -226,7 +226,7 @@ def test_without_information_the_scores_alone_decide(tmp_path: Path) -> None:
     horizon = find_horizon("pope", None, scored([1] * 8), removed)
     assert (horizon.layer, horizon.by_accuracy, horizon.by_information, horizon.by_divergence) == (3, 3, None, None)
     assert horizon.measured == 0
-    assert list(horizon.layers.columns) == ["layer", "score", "full"]
+    assert list(horizon.layers.columns) == ["layer", "score", "full", "score_low", "score_high"]
     for path in draw_horizon(horizon, "schedules up", tmp_path / "horizon"):
         assert path.stat().st_size > 5000
 
@@ -272,10 +272,10 @@ def test_all_tasks_of_a_model_are_one_panel(tmp_path: Path, monkeypatch: pytest.
     draw_horizons([*horizons, nothing], "a model", tmp_path / "horizons")
     [panel] = panels
     curves = {line.get_label(): line for line in panel.lines if len(line.get_xdata()) == DEPTH}
-    assert list(curves) == ["pope: 3", "gqa: 4"]
-    assert curves["gqa: 4"].get_ydata().tolist() == [0, 0, 0, 0, 100, 100]
+    assert list(curves) == ["POPE: 3", "GQA: 4"]
+    assert curves["GQA: 4"].get_ydata().tolist() == [0, 0, 0, 0, 100, 100]
     verticals = {line.get_color(): line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == "--"}
-    assert verticals == {curves["pope: 3"].get_color(): 3, curves["gqa: 4"].get_color(): 4}
+    assert verticals == {curves["POPE: 3"].get_color(): 3, curves["GQA: 4"].get_color(): 4}
 
 
 def test_stages_and_files_of_methods_with_options() -> None:

@@ -68,6 +68,8 @@ def test_the_horizon_of_a_task(run: Callable[..., str], forking: Forking, tmp_pa
     assert len(table) == 1 + DEPTH
     alone = (tmp_path / "methods-pope.csv").read_text()
     assert (alone.count("random,"), alone.count("information (oracle),")) == (DEPTH, DEPTH)
+    assert alone.splitlines()[0] == "method,layer,keep,score,low,high"
+    assert table[0].startswith("layer,score,full,score_low,score_high")
     for name in ("horizon-pope", "methods-pope"):
         assert np.asarray(Image.open(tmp_path / f"{name}.png")).std() > 10
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*_results.json")}
@@ -140,6 +142,11 @@ def test_information_of_a_task(run: Callable[..., str], tmp_path: Path) -> None:
         *("docvqa_val-validation-0", "mmbench_cn_dev_static-dev-0"),
     }
     assert {path.stem for path in tmp_path.rglob("*.svg")} == pictures
+    # matplotlib writes each text of an SVG file as a comment, too: the benchmark in words, the question and the unit.
+    heat = (tmp_path / "heatmaps" / "docvqa_val-validation-0.svg").read_text(encoding="utf-8")
+    assert "DocVQA, docvqa_val/validation/0: What is" in heat
+    assert "information of a visual token" in heat
+    assert "DocVQA: mean of 2 documents" in (tmp_path / "kept-docvqa_val.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.folder)

@@ -100,6 +100,20 @@ def test_holm_corrects_for_the_benchmarks_of_a_row(tmp_path: Path) -> None:
     assert (doc.p, doc.p_holm, doc.verdict) == (1, 1, "not distinguishable")
 
 
+def test_too_few_resamples_for_holm_are_named(tmp_path: Path) -> None:
+    """The smallest p of 200 resamples is 0.00995; five benchmarks make it 0.0498, six 0.0597."""
+    tasks = ("docvqa_val", "infovqa_val", "textvqa_val", "pope", "mme", "prune_textvqa_ocr")  # none has an exact test
+    for count, named in ((5, False), (6, True)):
+        folder = tmp_path / str(count)
+        for name, schedule, value in (("a", "none", 1.0), ("b", "dart@2:0.3", 0.0)):
+            write_run(folder / name, {task: [value] * 20 for task in tasks[:count]}, schedule, tokens=30)
+        board = leaderboard(read_results([folder]), resamples=200)
+        assert ("200 resamples may be too few" in " ".join(footnotes(board, False))) == named
+        comparison = row(board, "dart@2:0.3").cells["docvqa_val"].comparison
+        assert comparison is not None
+        assert comparison.mark == ("▽" if named else "▼")
+
+
 def test_seeds_are_one_row_with_their_spread(tmp_path: Path) -> None:
     write_run(tmp_path / "none", values(0.9))
     scores = []
@@ -209,6 +223,27 @@ def test_a_speed_is_a_share_only_where_all_that_changes_times_is_the_same(
     assert (described["cost"]["share_speed"], described["cost"]["no_share_speed"]) == (None, cost.no_share_speed)
     assert cost.no_share_speed in FORMATS["csv"](board, False).replace('"', "")
     assert cost.no_share_speed in FORMATS["html"](board, False)
+
+
+def test_a_speed_is_printed_with_its_interval_or_not_at_all(tmp_path: Path) -> None:
+    """Two seeds at 2 and 3 samples a second have one; a single run of the unpruned model has none."""
+    write_run(tmp_path / "none", values(0.9))
+    for seed in (0, 1):
+        path = write_run(tmp_path / str(seed), values(0.8), "random@1:0.3", tokens=30, seed=seed)
+        if seed:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found["throughput"] |= {"total_elapsed_time": 4 / 3, "avg_latency": 1 / 3}
+            path.write_text(json.dumps(found), encoding="utf-8")
+    board = made(tmp_path)
+    alone, seeds = row(board, "none").cost, row(board, "random@1:0.3").cost
+    assert (alone.samples_per_second, alone.samples_per_second_low, alone.share_speed_low) == (2, None, None)
+    # t of one degree of freedom: 12.706; of 2 and 3 the standard error is 0.5. Below zero no speed is possible.
+    assert (seeds.samples_per_second_low, seeds.samples_per_second_high) == pytest.approx((0, 2.5 + 6.353), abs=1e-3)
+    text = FORMATS["markdown"](board, False)
+    assert "2.4 (0 to 8.85)" in text
+    assert "A speed needs an interval" in text
+    (line,) = [one for one in text.splitlines() if one.startswith("| `none` | 100 | 100 |")]
+    assert line.endswith("100 |  |")
 
 
 def test_a_row_of_runs_at_two_batch_sizes_has_no_share(tmp_path: Path) -> None:

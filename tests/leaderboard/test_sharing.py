@@ -12,6 +12,7 @@ from written import write_run
 
 from lmms_prune.cli import app
 from lmms_prune.leaderboard.formats import FORMATS
+from lmms_prune.leaderboard.records import Source
 from lmms_prune.leaderboard.sharing import PathNames, unique_names
 
 RIGHT = {"gqa": [1.0] * 8 + [0.0] * 4}
@@ -129,3 +130,22 @@ def test_names_are_as_short_as_they_can_be() -> None:
     paths = ["/a/b/c", "/x/b/c", "/b/d/", "/c"]
     assert unique_names(paths) == dict(zip(paths, ("a/b/c", "x/b/c", "d", "c"), strict=True))
     assert unique_names(["/a", "/a/"]) == {"/a": "a", "/a/": "a"}
+
+
+@pytest.mark.parametrize(
+    ("command", "shared"),
+    [
+        (
+            "lmms-eval --include_path ../../tasks --output_path ./out/a",
+            "lmms-eval --include_path tasks --output_path a",
+        ),
+        (
+            "lmms-eval --model_args pretrained=~/models/tiny,x=file:///home/me/y",
+            "lmms-eval --model_args pretrained=tiny,x=y",
+        ),
+        ("lmms-eval --model_args pretrained=org/name,guide=../g", "lmms-eval --model_args pretrained=org/name,guide=g"),
+    ],
+)
+def test_a_command_has_no_path_of_one_machine(command: str, shared: str) -> None:
+    source = Source(Path("/data/r/a.json"), "20260101_000000", command, {})
+    assert PathNames([Path("/data/r")], []).shared(source).command == shared

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from os.path import commonpath
+from pathlib import Path
 from typing import Any
 
 from lmms_prune.errors import ScheduleError
@@ -13,10 +14,13 @@ from lmms_prune.leaderboard.benchmarks import GROUPS, TASKS
 from lmms_prune.leaderboard.cost_table import paper_costs
 from lmms_prune.leaderboard.grids import TextTable, by_group, digits, label, letters
 from lmms_prune.leaderboard.interval import Interval
-from lmms_prune.leaderboard.notes import explanations
+from lmms_prune.leaderboard.notes import MARKED, explanations
 from lmms_prune.leaderboard.rows import Against, Cost, Leaderboard, ModelTable, ScoreCell, TableRow
 from lmms_prune.record.run import VERSIONS
 from lmms_prune.schedule import Schedule
+from lmms_prune.terminal.appearance import COLOURS, MARKERS, of_method
+
+Submitters = Mapping[Path, str]
 
 _COSTS = (
     "avg_visual_tokens",
@@ -25,28 +29,52 @@ _COSTS = (
     "share_kv",
     "prefill_tflops",
     "share_flops",
-    "samples_per_second",
 )
 
 
-def described(board: Leaderboard) -> dict[str, Any]:
-    """Return the leaderboard without the changed answers."""
+def described(board: Leaderboard, title: str, submitters: Submitters) -> dict[str, Any]:
+    """Return the leaderboard without the changed answers.
+
+    Args:
+        board: the leaderboard, with names for paths.
+        title: the page's title.
+        submitters: who submitted each result, by its file's path in `board`.
+    """
     runs = [run for model in board.models for row in model.rows for run in row.runs]
     sources = [source for run in runs for source in run.sources]
+    looks = {name: of_method(name) for model in board.models for row in model.rows for name in methods(row)}
     return {
-        "models": [{**_model(model), "paper_costs": _text_table(paper_costs(model, board))} for model in board.models],
+        "title": plain_text(title),
+        "submitters": sorted({plain_text(name) for name in submitters.values()}),
+        "looks": {
+            "colours": COLOURS,
+            "markers": {name: outline for name, (_, outline) in MARKERS.items()},
+            "methods": {name: [look.colour, look.marker] for name, look in looks.items()},
+        },
+        "models": [
+            {**_model(model, submitters), "paper_costs": _text_table(paper_costs(model, board))}
+            for model in board.models
+        ],
         "marks": letters(board),
         "notes": explanations(board, True),
+        "real": MARKED,
         "problems": [plain_text(str(problem)) for problem in board.problems],
         "versions": {
             name: sorted({source.facts[name] for source in sources if name in source.facts}) for name in VERSIONS
         },
         "files": len({source.path for source in sources}),
-        "latest": max((source.date for source in sources), default=""),
+        "first": min((_day(source.date) for source in sources), default=""),
+        "latest": max((_day(source.date) for source in sources), default=""),
     }
 
 
-def _model(model: ModelTable) -> dict[str, Any]:
+def _day(date: str) -> str:
+    """Turn lmms-eval's date of a run (20260101_000000) into a day; another text stays as it is."""
+    day = date[:8]
+    return f"{day[:4]}-{day[4:6]}-{day[6:]}" if len(day) == 8 and day.isdecimal() else plain_text(date)
+
+
+def _model(model: ModelTable, submitters: Submitters) -> dict[str, Any]:
     budget_index = {id(row): i for i, budget in enumerate(model.budgets) for row in budget.rows}
     return {
         "title": model.title,
@@ -62,7 +90,7 @@ def _model(model: ModelTable) -> dict[str, Any]:
         ],
         "groups": None if (grouped := by_group(model)) is None else {"names": _groups(model), "note": grouped.notes[0]},
         "budgets": [budget.title for budget in model.budgets],
-        "rows": [{**_row(row, model), "budget": budget_index[id(row)]} for row in model.rows],
+        "rows": [{**_row(row, model, submitters), "budget": budget_index[id(row)]} for row in model.rows],
     }
 
 
@@ -78,13 +106,17 @@ def _groups(model: ModelTable) -> list[str]:
     return [group for group in GROUPS if group in present]
 
 
-def _row(row: TableRow, model: ModelTable) -> dict[str, Any]:
+def _row(row: TableRow, model: ModelTable, submitters: Submitters) -> dict[str, Any]:
     printed = row.published
+    sources = [source for run in row.runs for source in run.sources]
     interval = row.rel_interval
     return {
         "label": label(row),
         "schedule": row.label,
         "stages": stages(row),
+        "methods": methods(row),
+        "date": max((_day(source.date) for source in sources), default=""),
+        "submitters": sorted({plain_text(submitters[s.path]) for s in sources if s.path in submitters}),
         "kind": row.kind,
         "seeds": list(row.seeds),
         "baseline": row.baseline,
@@ -120,10 +152,23 @@ def stages(row: TableRow) -> list[str]:
         return []
 
 
+def methods(row: TableRow) -> list[str]:
+    """Return the methods of a row's stages, each once and in their order; "none" for a row without any."""
+    return list(dict.fromkeys(stage.partition("@")[0] for stage in stages(row))) or ["none"]
+
+
 def _cost(cost: Cost) -> dict[str, float | str | None]:
     columns: dict[str, float | None] = {name: _number(getattr(cost, name)) for name in _COSTS}
-    speed = cost.samples_per_second
-    columns |= {"seconds": _number(1 / speed) if speed else None, "share_speed": _number(cost.share_speed)}
+    speed = cost.samples_per_second if cost.has_speed else None
+    columns |= {
+        "samples_per_second": _number(speed),
+        "samples_per_second_low": _number(cost.samples_per_second_low),
+        "samples_per_second_high": _number(cost.samples_per_second_high),
+        "seconds": _number(1 / speed) if speed else None,
+        "share_speed": None if cost.share_speed_low is None else _number(cost.share_speed),
+        "share_speed_low": _number(cost.share_speed_low),
+        "share_speed_high": _number(cost.share_speed_high),
+    }
     return {**columns, "no_share_speed": cost.no_share_speed, "unlike": cost.unlike}
 
 
@@ -141,6 +186,7 @@ def _cell(cell: ScoreCell) -> dict[str, Any]:
             "change": _interval(comparison.difference),
             "p": _number(comparison.p_holm),
             "verdict": comparison.verdict,
+            "mark": comparison.mark or None,
         }
         entry |= {"lost": _number(comparison.worse), "gained": _number(comparison.better), "units": comparison.units}
         entry |= {"same": _number(comparison.agreement), "detectable": _number(comparison.detectable)}

@@ -2,7 +2,8 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const state = { model: 0, view: "table", sorted: {}, search: "", kind: "", budget: "", unmarked: false, columns: "scores",
-  x: "tokens", y: "rel", task: "", changesRow: "", changesTask: "", direction: "worse", shown: 12 };
+  x: "tokens", y: "rel", task: "", changesRow: "", changesTask: "", direction: "worse", shown: 12, row: "", lost: [] };
+const DEFAULTS = { ...state };
 const model = () => data.models[state.model];
 const KINDS = { unpruned: "unpruned", pruned: "pruned", control: "control", oracle: "oracle", stock: "other model class" };
 
@@ -11,6 +12,7 @@ const KINDS = { unpruned: "unpruned", pruned: "pruned", control: "control", orac
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "style") node.style.cssText = value || ""; // the attribute is what the page's security policy forbids
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
@@ -29,6 +31,134 @@ const three = (value) => (!known(value) ? "" : value >= 100 ? value.toFixed(0) :
 const between = (low, high, digits = 1) => `${number(low, digits)} to ${number(high, digits)}`;
 const breakable = (schedule) => schedule.replaceAll(",", ",\u200b");
 const interval = ([value, low, high], digits = 1) => `${number(value, digits, true)} (${between(low, high, digits)})`;
+
+// ---- links: what is shown stands behind # in the address; the back button returns to it -------------------------------
+
+const LINKED = { view: "tab", search: "find", kind: "kind", columns: "columns", x: "against", y: "accuracy", task: "benchmark",
+  changesTask: "of", direction: "direction", row: "row" };
+
+function link(changes = {}) {
+  const shown = { ...state, ...changes };
+  const words = new URLSearchParams();
+  if (shown.model) words.set("model", data.models[shown.model].title);
+  for (const [key, name] of Object.entries(LINKED)) if (shown[key] !== DEFAULTS[key] && known(shown[key])) words.set(name, shown[key]);
+  // Numbers of rows and budgets change with the results; names do not.
+  if (shown.budget !== "") words.set("budget", model().budgets[shown.budget]);
+  if (shown.changesRow !== "") words.set("schedule", model().rows[shown.changesRow].schedule);
+  if (shown.unmarked) words.set("unmarked", "1");
+  return `#${words}`;
+}
+
+function remember(step = true) {
+  const address = link();
+  if (address === (location.hash || "#")) return;
+  history[step ? "pushState" : "replaceState"](null, "", address);
+}
+
+function restore() {
+  const words = new URLSearchParams(location.hash.slice(1));
+  Object.assign(state, DEFAULTS, { sorted: {}, lost: [] });
+  const place = (list, name) => {
+    if (!words.has(name)) return "";
+    const index = list.indexOf(words.get(name));
+    if (index < 0) state.lost.push(`${name} “${words.get(name)}”`);
+    return index < 0 ? "" : String(index);
+  };
+  state.model = Number(place(data.models.map((one) => one.title), "model"));
+  for (const [key, name] of Object.entries(LINKED)) if (words.has(name)) state[key] = words.get(name);
+  const allowed = { view: Object.keys(VIEWS), kind: ["", ...Object.keys(KINDS)], columns: ["scores", "groups", "cost", "paper"],
+    x: Object.keys(AXES), direction: ["worse", "better", ""] };
+  if (data.models.length) {
+    state.budget = place(model().budgets, "budget");
+    state.changesRow = place(model().rows.map((row) => row.schedule), "schedule");
+    const tasks = model().tasks.map((one) => one.task);
+    Object.assign(allowed, { y: Object.keys(heights()), task: ["", ...tasks], changesTask: ["", ...tasks],
+      row: ["", ...model().rows.map((row) => row.schedule)] });
+  }
+  for (const [key, values] of Object.entries(allowed)) {
+    if (values.includes(state[key])) continue;
+    state.lost.push(`${LINKED[key]} “${state[key]}”`);
+    state[key] = DEFAULTS[key];
+  }
+  state.unmarked = words.has("unmarked");
+  document.getElementById("dialog").close();
+  draw();
+  const row = state.row && model().rows.find((one) => one.schedule === state.row);
+  if (row) openRow(row);
+}
+
+// ---- files to keep: a table as CSV, a plot as SVG or PNG --------------------------------------------------------------
+
+function download(name, type, content) {
+  const address = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+  const anchor = el("a", { href: address, download: name });
+  document.body.append(anchor);
+  anchor.click();
+  anchor.remove();
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+}
+const fileName = (what, ending) => `${`${data.title} ${model().title} ${what}`.replace(/[^\p{L}\p{N}.]+/gu, "-").replace(/^-|-$/g, "")}.${ending}`;
+function csvCell(value) {
+  if (typeof value === "number") return String(value);
+  // A spreadsheet would run a text that begins so as a formula.
+  const text = /^[=+@\-\t\r]/.test(value ?? "") ? `'${value}` : value ?? "";
+  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+const csv = (lines) => lines.map((line) => `${line.map(csvCell).join(",")}\r\n`).join("");
+const saving = (name, onclick) => el("button", { type: "button", class: "save", title: `Download as ${name}`, onclick }, name);
+const csvButton = (what, lines) => saving("CSV", () => download(fileName(what, "csv"), "text/csv;charset=utf-8", csv(lines())));
+
+const DRAWN = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity", "paint-order", "font-size"];
+function standalone(plot) {
+  const copy = plot.cloneNode(true);
+  const [from, to] = [plot, copy].map((root) => [root, ...root.querySelectorAll("*")]);
+  from.forEach((node, i) => {
+    const style = getComputedStyle(node);
+    for (const name of DRAWN) to[i].setAttribute(name, style.getPropertyValue(name));
+    for (const name of ["class", "tabindex", "role"]) to[i].removeAttribute(name);
+  });
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.setAttribute("font-family", "system-ui, sans-serif");
+  copy.prepend(svg("rect", { width: "100%", height: "100%", fill: getComputedStyle(document.body).backgroundColor }));
+  return new XMLSerializer().serializeToString(copy);
+}
+function savePng(plot, name) {
+  const image = new Image();
+  image.onload = () => {
+    const canvas = el("canvas", { width: 2 * plot.clientWidth, height: 2 * plot.clientHeight });
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob((blob) => download(name, "image/png", blob));
+  };
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(standalone(plot))}`;
+}
+
+// ---- a method's colour and marker: those of all figures ----------------------------------------------------------------
+
+function marker(row, x, y, size) {
+  const look = (name) => data.looks.methods[name];
+  const colour = (name) => (look(name)[0] === "ink" ? "currentColor" : data.looks.colours[look(name)[0]]);
+  const [first, last] = [row.methods[0], row.methods.at(-1)];
+  const shade = (name) => (look(name)[0] === "grey" ? "marker grey" : "marker");
+  return [svg("path", { class: shade(first), d: data.looks.markers[look(first)[1]], transform: `translate(${x} ${y}) scale(${size})`,
+    fill: row.kind === "stock" ? "none" : colour(first), stroke: row.kind === "stock" ? "currentColor" : null }),
+  first === last ? null : svg("circle", { class: shade(last), cx: x, cy: y, r: size * 0.42, fill: colour(last) })];
+}
+const key = (row) => svg("svg", { width: 16, height: 14, class: "key", "aria-hidden": "true" }, marker(row, 8, 7, 5.5));
+
+// ---- a box that scrolls says so ------------------------------------------------------------------------------------------
+
+function scrollable(label, ...children) {
+  const box = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, children);
+  const hint = el("p", { class: "more-columns", hidden: true }, "There are more columns to the right: scroll the table sideways. →");
+  const measure = () => {
+    const hidden = box.scrollWidth - box.clientWidth;
+    hint.hidden = hidden < 2;
+    box.toggleAttribute("data-more", hidden - box.scrollLeft >= 2);
+  };
+  box.addEventListener("scroll", measure, { passive: true });
+  new ResizeObserver(measure).observe(box);
+  return [hint, box];
+}
 
 // ---- a table whose headings sort; without a choice rows stand in groups ------------------------------------------------
 
@@ -73,13 +203,15 @@ function sortable(id, columns, rows, groups, caption) {
       el("button", { type: "button", title: one.help, "data-name": one.name, onclick: turn }, ...(one.text ? [one.name, arrow] : [arrow, one.name])));
   }
   draw();
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    el("table", {}, el("caption", { class: "hidden" }, caption), el("thead", {}, head), body));
+  const lines = () => [["model", ...columns.map((one) => one.name)],
+    ...rows.map((row) => [model().title, ...columns.map((one) => one.value(row))])];
+  return [...scrollable(caption, el("table", {}, el("caption", { class: "hidden" }, caption), el("thead", {}, head), body)),
+    el("p", { class: "saves" }, csvButton(caption.replace(`${model().title}: `, ""), lines))];
 }
 
 const scheduleColumn = {
   name: "schedule", text: true, help: "What was pruned; opens the row", value: (row) => row.schedule,
-  cell: (row) => [el("button", { type: "button", class: "row", onclick: () => openRow(row) }, breakable(row.label),
+  cell: (row) => [el("button", { type: "button", class: "row", onclick: () => openRow(row) }, key(row), breakable(row.label),
     row.marks.length ? el("sup", {}, letters(row)) : null),
     row.kind === "control" || row.kind === "stock" ? el("span", { class: "tag" }, KINDS[row.kind]) : null],
 };
@@ -107,16 +239,19 @@ function strongest(row, get, digits = 1, lower = false) {
   return el(best ? "strong" : "span", {}, text);
 }
 
+// ▲ and ▼: real, after Holm's correction. △ and ▽: only before it.
+const MARKS = { "▲": "good", "▼": "bad", "△": "even", "▽": "even" };
+const markMeaning = (cell) => (MARKS[cell.mark] === "even" ? "not real after Holm's correction" : cell.verdict);
+const mark = (cell, place = "turn") => (cell.mark ? el("span", { class: `${place} ${MARKS[cell.mark]}`,
+  title: `${markMeaning(cell)}: ${interval(cell.change)}, p after Holm ${number(cell.p, 3)}` }, cell.mark) : null);
+
 function scoreColumn(task) {
   const get = (row) => row.cells[task.task]?.score;
   const column = numeric(task.name, `${task.name} on the paper's scale`, get);
   column.cell = (row) => {
     const cell = row.cells[task.task];
     if (!cell) return "";
-    const direction = verdictClass(cell.verdict || "");
-    const arrow = { good: "▲", bad: "▼" }[direction];
-    return [strongest(row, get, task.digits, task.lower),
-      arrow ? el("span", { class: `turn ${direction}`, title: `${cell.verdict}: ${interval(cell.change)}` }, arrow) : null,
+    return [strongest(row, get, task.digits, task.lower), mark(cell),
       known(cell.sd) ? small(`±${number(cell.sd, task.digits)}`) : null];
   };
   return column;
@@ -127,13 +262,16 @@ function columns() {
     const share = (name, key, whole) => numeric(name, `${whole}, in percent of the unpruned run`, (row) => row.cost[key], (x) => number(x, 0));
     const speed = share("speed %", "share_speed", "Samples a second, where all that changes times is the same");
     const shown = speed.cell;
-    speed.cell = (row) => (row.cost.unlike ? el("small", { title: row.cost.no_share_speed }, row.cost.unlike) : shown(row));
+    speed.cell = (row) => (row.cost.unlike ? el("small", { title: row.cost.no_share_speed }, row.cost.unlike)
+      : [shown(row), known(speed.value(row)) ? small(between(row.cost.share_speed_low, row.cost.share_speed_high, 0)) : null]);
     const cost = (name, key, help) => numeric(name, help, (row) => row.cost[key], three);
     return [scheduleColumn, tokensColumn, share("tokens %", "share_tokens", "Visual tokens"),
       cost("KV MiB", "kv_mib", "The prefill's cache"), share("KV %", "share_kv", "The prefill's cache"),
       cost("TFLOPs", "prefill_tflops", "Prefill of the decoder"), share("FLOPs %", "share_flops", "Prefill of the decoder"),
-      cost("samples/s", "samples_per_second", "Generation, at the run's batch size"),
-      speed, relColumn];
+      numeric("samples/s", "Generation, at the run's batch size; 95 % interval over the runs, without which there is no speed",
+        (row) => row.cost.samples_per_second, three,
+        (row) => small(`${three(row.cost.samples_per_second_low)} to ${three(row.cost.samples_per_second_high)}`)),
+      speed, relColumn].filter((one) => one === speed || one.name !== "samples/s" || model().rows.some((row) => known(one.value(row))));
   }
   if (state.columns === "groups" && model().groups) {
     const mean = (group, key, help) => {
@@ -171,7 +309,7 @@ function tableView() {
     }
     const rows = matching();
     status.textContent = `${rows.length} of ${model().rows.length} rows`;
-    holder.replaceChildren(sortable("table", columns(), rows, model().budgets, `${model().title}: scores and cost`),
+    holder.replaceChildren(...sortable("table", columns(), rows, model().budgets, `${model().title}: scores and cost`),
       ...(state.columns === "groups" && model().groups ? [el("p", { class: "hint" }, model().groups.note)] : []));
   };
   draw();
@@ -180,13 +318,13 @@ function tableView() {
   return [
     el("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
       field("find", el("input", { type: "search", placeholder: "dart random …", value: state.search,
-        oninput: (event) => { state.search = event.target.value; draw(); } })),
+        oninput: (event) => { state.search = event.target.value; draw(); remember(false); } })),
       choice("kind", "kind", [["", "all"], ...kinds.map((kind) => [kind, KINDS[kind]])], draw),
       choice("budget", "budget", [["", "all"], ...model().budgets.map((title, i) => [String(i), title])], draw),
       choice("columns", "columns", [["scores", "scores"], ["groups", "means by group"], ["cost", "cost"], ["paper", "cost beside Table 3"]]
         .filter(([key]) => !(key === "groups" && !model().groups) && !(key === "paper" && !model().paper_costs)), draw),
       data.models.some((one) => one.rows.some((row) => row.marks.length)) ? el("label", { class: "check" },
-        el("input", { type: "checkbox", checked: state.unmarked, onchange: (event) => { state.unmarked = event.target.checked; draw(); } }),
+        el("input", { type: "checkbox", checked: state.unmarked, onchange: (event) => { state.unmarked = event.target.checked; draw(); remember(); } }),
         "only rows without marks") : null,
       status),
     holder,
@@ -199,14 +337,14 @@ function textTable(table) {
   const head = el("tr", {}, table.columns.map((name, i) => el("th", { scope: "col", class: i < 2 ? "text" : null }, name)));
   const lines = table.lines.map((cells) => el("tr", {}, cells.map((text, i) =>
     el(i ? "td" : "th", { scope: i ? null : "row", class: i < 1 || /^[a-z]/i.test(text) ? "text" : null }, breakable(text)))));
-  return [el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": table.title },
-    el("table", {}, el("caption", { class: "hidden" }, table.title), el("thead", {}, head), el("tbody", {}, lines))),
+  return [...scrollable(table.title, el("table", {}, el("caption", { class: "hidden" }, table.title), el("thead", {}, head), el("tbody", {}, lines))),
+    el("p", { class: "saves" }, csvButton("cost beside Table 3", () => [table.columns, ...table.lines])),
   ...table.notes.map((note) => el("p", { class: "hint" }, note))];
 }
 
 const field = (name, control) => el("label", {}, el("span", {}, name), control);
 function choice(name, key, options, changed) {
-  return field(name, el("select", { name: key, onchange: (event) => { state[key] = event.target.value; changed(); } },
+  return field(name, el("select", { name: key, onchange: (event) => { state[key] = event.target.value; changed(); remember(); } },
     options.map(([value, text]) => el("option", { value, selected: state[key] === value }, text))));
 }
 
@@ -263,29 +401,73 @@ function plot(width) {
   const tell = (row) => () => { if (status.isConnected) status.textContent =
     `${row.label}: ${yName} ${number(y(row))}${sure(row) ? ` (${between(...sure(row))})` : ""} at ${three(x(row))} ${xName}`; };
   const boxes = [];
+  const named = new Set();
+  const places = apart(points.map((row) => [px(x(row)), py(y(row))]), { left: margin.left, right: width - margin.right, top: margin.top, bottom: height - margin.bottom });
+  const placeOf = new Map(points.map((row, i) => [row, places[i]]));
+  const names = (width < 500 ? [] : [...front, ...points.filter((row) => !front.includes(row))]).map((row) => {
+    const [cx, cy] = placeOf.get(row);
+    const wide = row.label.length * 6.4;
+    const flip = cx + 10 + wide > width - margin.right;
+    const box = { left: flip ? cx - 10 - wide : cx + 10, top: cy - 9 };
+    const free = (other) => other.left > box.left + wide || other.left + other.wide < box.left || Math.abs(other.top - box.top) > 14;
+    const clear = points.every((one) => one === row || !(placeOf.get(one)[0] > box.left - 6 && placeOf.get(one)[0] < box.left + wide + 6 && Math.abs(placeOf.get(one)[1] - box.top - 9) < 12));
+    if (box.left < margin.left || !clear || !boxes.every(free)) return null;
+    boxes.push({ ...box, wide });
+    named.add(row);
+    return svg("text", { class: "name", x: box.left + (flip ? wide : 0), y: box.top + 13, "text-anchor": flip ? "end" : "start" }, row.label);
+  });
+  const numbered = points.filter((row) => !named.has(row));
   const dots = points.map((row) => {
-    const [cx, cy] = [px(x(row)), py(y(row))];
-    const spread = sure(row);
+    const [cx, cy] = placeOf.get(row);
+    const [trueX, trueY] = [px(x(row)), py(y(row))];
     return svg("g", { class: `point ${row.kind}`, tabindex: "0", role: "button", "aria-label": row.label,
       onclick: () => openRow(row), onfocus: () => tell(row)(), onmouseenter: () => tell(row)(),
       onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); openRow(row); } } },
-      spread ? svg("line", { class: "spread", x1: cx, x2: cx, y1: py(spread[0]), y2: py(spread[1]) }) : null,
-      row.kind === "unpruned" ? svg("rect", { x: cx - 5, y: cy - 5, width: 10, height: 10 }) : svg("circle", { cx, cy, r: 5 }),
-      svg("circle", { class: "target", cx, cy, r: 14 }), svg("title", {}, row.label));
+      Math.hypot(cx - trueX, cy - trueY) > 2 ? svg("line", { class: "leader", x1: trueX, y1: trueY, x2: cx, y2: cy }) : null,
+      marker(row, cx, cy, 6),
+      named.has(row) ? null : svg("text", { class: "nth", x: cx + (width < 500 ? 8 : -8), y: cy - 4, "text-anchor": width < 500 ? "start" : "end" }, String(numbered.indexOf(row) + 1)),
+      svg("circle", { class: "target", cx, cy, r: 10 }), svg("title", {}, row.label));
   });
-  const names = (width < 500 ? [] : [...front, ...points.filter((row) => !front.includes(row))]).map((row) => {
-    const wide = row.label.length * 6.4;
-    const flip = px(x(row)) + 10 + wide > width - margin.right;
-    const box = { left: flip ? px(x(row)) - 10 - wide : px(x(row)) + 10, top: py(y(row)) - 9 };
-    const free = (other) => other.left > box.left + wide || other.left + other.wide < box.left || Math.abs(other.top - box.top) > 14;
-    const clear = points.every((one) => one === row || !(px(x(one)) > box.left - 6 && px(x(one)) < box.left + wide + 6 && Math.abs(py(y(one)) - box.top - 9) < 12));
-    if (box.left < margin.left || !clear || !boxes.every(free)) return null;
-    boxes.push({ ...box, wide });
-    return svg("text", { class: "name", x: box.left + (flip ? wide : 0), y: box.top + 13, "text-anchor": flip ? "end" : "start" }, row.label);
-  });
-  return svg("svg", { class: "plot", width, height, viewBox: `0 0 ${width} ${height}`, role: "group",
-    "aria-label": `${yName} against ${xName}` }, lines, names, dots);
+  const spreads = points.filter((row) => sure(row)).map((row) => svg("line", { class: "spread", x1: px(x(row)), x2: px(x(row)),
+    y1: py(sure(row)[0]), y2: py(sure(row)[1]) }));
+  const drawing = svg("svg", { class: "plot", width, height, viewBox: `0 0 ${width} ${height}`, role: "group",
+    "aria-label": `${yName} against ${xName}` }, lines, spreads, names, dots);
+  const tableLines = () => [["model", "schedule", xName, yName, "low", "high"],
+    ...points.map((row) => [model().title, row.schedule, x(row), y(row), ...(sure(row) || ["", ""])])];
+  const what = `${yName} against ${xName}`;
+  return el("div", {}, drawing,
+    numbered.length ? el("ol", { class: "numbered" }, numbered.map((row) => el("li", {}, key(row),
+      el("button", { type: "button", class: "row", onclick: () => openRow(row) }, breakable(row.label))))) : null,
+    el("p", { class: "saves" }, csvButton(what, tableLines),
+      saving("SVG", () => download(fileName(what, "svg"), "image/svg+xml", standalone(drawing))),
+      saving("PNG", () => savePng(drawing, fileName(what, "png")))));
 }
+
+// Moves points that would cover each other apart, as little as it takes; a line leads to the true place.
+function apart(points, room) {
+  const moved = points.map(([x, y]) => [x, y]);
+  const least = 13;
+  for (let round = 0; round < 80; round += 1) {
+    let still = true;
+    for (let i = 0; i < moved.length; i += 1) for (let j = 0; j < i; j += 1) {
+      let [dx, dy] = [moved[i][0] - moved[j][0], moved[i][1] - moved[j][1]];
+      const distance = Math.hypot(dx, dy);
+      if (distance >= least) continue;
+      still = false;
+      // Points at one place go into directions of their own: the golden angle never repeats one.
+      if (distance < 0.01) [dx, dy] = [Math.cos(2.4 * i), Math.sin(2.4 * i)];
+      const push = (least - distance) / 2 / (distance < 0.01 ? 1 : distance);
+      for (const [one, sign] of [[moved[i], 1], [moved[j], -1]]) {
+        one[0] = Math.min(room.right, Math.max(room.left, one[0] + sign * push * dx));
+        one[1] = Math.min(room.bottom, Math.max(room.top, one[1] + sign * push * dy));
+      }
+    }
+    if (still) break;
+  }
+  return moved;
+}
+
+const usable = (axis) => model().rows.some((row) => known(AXES[axis][1](row)));
 
 function tradeoffView() {
   const holder = el("div", { class: "canvas" });
@@ -297,20 +479,21 @@ function tradeoffView() {
   const drawable = (name) => name in heights() && model().rows.some((row) => known(heights()[name][1](row)));
   // Tasks that count in no mean leave Rel empty: then the first benchmark is drawn.
   if (!drawable(state.y)) state.y = ["rel", ...model().tasks.map((task) => task.task)].find(drawable) || "rel";
-  const kinds = [...new Set(model().rows.map((row) => row.kind))];
+  const methods = [...new Map(model().rows.map((row) => [row.kind === "stock" ? "stock" : row.methods[0], row])).entries()];
+  if (!usable(state.x)) state.x = "tokens";
   redraw = draw;
   // Its width is known once it stands in the page.
   requestAnimationFrame(() => holder.childElementCount || draw());
   return [
     el("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
       choice("accuracy", "y", Object.entries(heights()).map(([key, [name]]) => [key, name]), draw),
-      choice("against", "x", Object.entries(AXES).filter(([, [, get]]) => model().rows.some((row) => known(get(row))))
+      choice("against", "x", Object.entries(AXES).filter(([key]) => usable(key))
         .map(([key, [name]]) => [key, name]), draw)),
     title, holder,
     el("p", { id: "said", class: "said", role: "status" }, "Point at a row to read it here; open it for its command."),
-    el("ul", { class: "legend" }, kinds.map((kind) => el("li", {}, svg("svg", { width: 14, height: 14, class: "key", "aria-hidden": "true" },
-      svg("g", { class: `point ${kind}` }, kind === "unpruned" ? svg("rect", { x: 2, y: 2, width: 10, height: 10 })
-        : svg("circle", { cx: 7, cy: 7, r: 5 }))), KINDS[kind])),
+    el("ul", { class: "legend" }, methods.map(([name, row]) => el("li", {}, key({ ...row, methods: [row.methods[0]] }),
+      name === "none" ? "unpruned" : name === "stock" ? KINDS.stock : row.methods.length === 1 && row.kind !== "pruned" ? `${name} (${KINDS[row.kind]})` : name)),
+      model().rows.some((row) => row.methods.length > 1) ? el("li", {}, "a dot inside: the last stage's method") : null,
       el("li", {}, svg("svg", { width: 22, height: 14, class: "key", "aria-hidden": "true" }, svg("line", { class: "front", x1: 0, x2: 22, y1: 7, y2: 7 })),
         "nothing cheaper is better"), el("li", {}, "whiskers: 95 % interval of Rel")),
   ];
@@ -318,12 +501,12 @@ function tradeoffView() {
 
 // ---- one benchmark ---------------------------------------------------------------------------------------------------
 
-function whisker([value, low, high], reach) {
+function whisker([value, low, high], reach, sign) {
   const place = (one) => 60 + (Math.max(-reach, Math.min(reach, one)) / reach) * 56;
-  const direction = low > 0 ? "good" : high < 0 ? "bad" : "even";
+  const direction = MARKS[sign] || "even";
   return svg("svg", { class: `whisker ${direction}`, width: 120, height: 16, "aria-hidden": "true" },
     svg("line", { class: "zero", x1: 60, x2: 60, y1: 0, y2: 16 }), svg("line", { x1: place(low), x2: place(high), y1: 8, y2: 8 }),
-    svg("circle", { cx: place(value), cy: 8, r: 3.5 }));
+    svg("circle", { class: MARKS[sign] === "even" ? "hollow" : null, cx: place(value), cy: 8, r: 3.5 }));
 }
 
 function statistics(task, reach) {
@@ -334,8 +517,8 @@ function statistics(task, reach) {
   const change = numeric("change", "Row minus unpruned run, on the same documents, with its 95 % interval", (row) => get("change")(row)?.[0]);
   change.cell = (row) => {
     const difference = get("change")(row);
-    return difference ? [whisker(difference, reach), el("span", { class: "figure" }, number(difference[0], task.digits, true)),
-      small(between(difference[1], difference[2], task.digits))] : "";
+    return difference ? [whisker(difference, reach, get("mark")(row)), el("span", { class: "figure" }, number(difference[0], task.digits, true)),
+      mark(row.cells[task.task], "beside"), small(between(difference[1], difference[2], task.digits))] : "";
   };
   const random = { name: "against random", text: true, help: "The random control at the same measured tokens",
     value: (row) => get("random")(row)?.verdict, cell: (row) => verdict(get("random")(row)) };
@@ -360,7 +543,7 @@ function benchmarkView() {
   const draw = () => {
     const task = model().tasks.find((one) => one.task === state.task);
     const rows = model().rows.filter((row) => row.cells[task.task]);
-    holder.replaceChildren(sortable("benchmark", [scheduleColumn, tokensColumn, ...statistics(task, reachOf(task))], rows,
+    holder.replaceChildren(...sortable("benchmark", [scheduleColumn, tokensColumn, ...statistics(task, reachOf(task))], rows,
       model().budgets, `${model().title}: ${task.name}`));
   };
   if (!state.task) return [el("p", {}, "No benchmark was evaluated.")];
@@ -480,16 +663,19 @@ function openRow(row) {
     ["Rel", [number(row.rel), null, row.rel_interval ? `(${between(...row.rel_interval)})` : ""]],
     ["Acc", [number(row.acc), null, ""]], ["KV cache", [`${three(row.cost.kv_mib)} MiB`, row.cost.share_kv, "%"]],
     ["prefill", [`${three(row.cost.prefill_tflops)} TFLOPs`, row.cost.share_flops, "%"]],
-    ["speed", [`${three(row.cost.samples_per_second)} samples/s`, row.cost.share_speed, known(row.cost.share_speed) ? "%" : row.cost.unlike]]];
+    ["speed", [known(row.cost.samples_per_second) ? `${three(row.cost.samples_per_second)} (${three(row.cost.samples_per_second_low)} to ${three(row.cost.samples_per_second_high)}) samples/s` : "",
+      row.cost.share_speed, known(row.cost.share_speed) ? "%" : row.cost.unlike]]];
   const facts = pairs.filter(([, [text]]) => /\d/.test(text)).map(([name, [text, share, unit]]) => el("div", {}, el("dt", {}, name),
     el("dd", {}, text, known(share) ? small(`${number(share, 0)} ${unit} of unpruned`) : unit && unit !== "%" ? small(unit) : null)));
   const tasks = model().tasks.filter((task) => row.cells[task.task]?.change);
-  const show = () => { dialog.close(); Object.assign(state, { view: "changes", changesRow: String(model().rows.indexOf(row)) }); draw(); };
+  const show = () => { Object.assign(state, { view: "changes", row: "", changesRow: String(model().rows.indexOf(row)) }); dialog.close(); draw(); remember(); };
+  state.row = row.schedule;
   dialog.replaceChildren(
-    el("header", {}, el("h2", { id: "dialog-title" }, breakable(row.schedule)),
+    el("header", {}, el("h2", { id: "dialog-title" }, key(row), breakable(row.schedule)),
       el("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "×")),
     el("p", { class: "kind" }, [KINDS[row.kind], row.seeds.length > 1 ? `seeds ${row.seeds.join(", ")}` : null, row.device || null,
-      row.baseline ? `compared with ${row.baseline}` : null].filter(known).join(" · ")),
+      row.baseline ? `compared with ${row.baseline}` : null, row.submitters.length ? `submitted by ${row.submitters.join(", ")}` : null,
+      row.date || null].filter(known).join(" · ")),
     row.random ? el("p", {}, verdict(row.random), ` ${interval(row.random.difference)} against ${row.random.other}`) : "",
     row.cost.no_share_speed ? el("p", { class: "hint" }, `Its speed is no share of the baseline's: ${row.cost.no_share_speed}.`) : "",
     row.marks.length ? el("ul", { class: "warnings" }, row.marks.map((mark) => el("li", {}, mark))) : "",
@@ -498,16 +684,18 @@ function openRow(row) {
     row.commands.length ? el("h3", {}, row.commands.length > 1 ? "The commands that make it" : "The command that makes it") : "",
     ...row.commands.map(command),
     tasks.length ? el("h3", {}, "Against the unpruned run") : "",
-    tasks.length ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["benchmark", "score", "change", "p, Holm", "lost", "gained"]
+    ...(tasks.length ? scrollable("Against the unpruned run", el("table", {}, el("thead", {}, el("tr", {}, ["benchmark", "score", "change", "p, Holm", "lost", "gained"]
       .map((name, i) => el("th", { scope: "col", class: i ? null : "text" }, name)))),
     el("tbody", {}, tasks.map((task) => {
       const cell = row.cells[task.task];
       return el("tr", {}, el("th", { scope: "row" }, task.name), el("td", {}, number(cell.score, task.digits)),
-        el("td", {}, el("span", { class: verdictClass(cell.verdict) }, number(cell.change[0], task.digits, true)), small(between(cell.change[1], cell.change[2], task.digits))),
+        el("td", {}, el("span", { class: verdictClass(cell.verdict) }, number(cell.change[0], task.digits, true)), mark(cell, "beside"), small(between(cell.change[1], cell.change[2], task.digits))),
         el("td", {}, number(cell.p, 3)), el("td", {}, number(cell.lost, 0)), el("td", {}, number(cell.gained, 0)));
-    })))) : "",
+    })))) : []),
+    tasks.length ? el("p", { class: "hint" }, data.real) : "",
     Object.keys(row.flips).length ? el("p", {}, el("button", { type: "button", class: "more", onclick: show }, "Its changed answers")) : "");
-  dialog.showModal();
+  if (!dialog.open) dialog.showModal();
+  remember();
 }
 
 // ---- notes, and the frame --------------------------------------------------------------------------------------------
@@ -519,8 +707,8 @@ function notesView() {
     data.problems.length ? [el("h2", {}, "What could not be read or compared"), el("ul", { class: "warnings" }, data.problems.map((one) => el("li", {}, one)))] : null,
     el("h2", {}, "How to read it"),
     el("ul", {}, data.notes.map((note) => el("li", {}, note)),
-      el("li", {}, "▲ and ▼ beside a score: its 95 % interval against the unpruned run excludes zero. Bold: the best of its budget."),
-      el("li", {}, "“Beats random” and “below random” are said only where the interval against the random control at the same measured tokens excludes zero.")),
+      el("li", {}, data.real), el("li", {}, "Bold: the best of its budget."),
+      el("li", {}, "“Beats random” and “below random”: against the random control at the same measured tokens. Of Rel the interval excludes zero; of a benchmark p < 0.05 after Holm's correction.")),
     Object.keys(data.marks).length ? [el("h2", {}, "Marks"), el("dl", { class: "marks" },
       Object.entries(data.marks).map(([mark, letter]) => [el("dt", {}, letter), el("dd", {}, mark)]))] : null,
     el("h2", {}, "Made from"), el("p", {}, about)];
@@ -532,7 +720,7 @@ let redraw = null;
 
 function frame() {
   const names = Object.keys(VIEWS);
-  const go = (view) => { state.view = view; draw(); document.getElementById(`tab-${view}`).focus(); };
+  const go = (view) => { Object.assign(state, { view, lost: [] }); draw(); remember(); document.getElementById(`tab-${view}`).focus(); };
   const keys = (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (step) go(names[(names.indexOf(state.view) + step + names.length) % names.length]);
@@ -543,16 +731,21 @@ function frame() {
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
   });
-  const models = el("select", { "aria-label": "model", onchange: (event) => { state.model = Number(event.target.value); state.budget = ""; draw(); } },
+  const models = el("select", { "aria-label": "model", onchange: (event) => { Object.assign(state, { model: Number(event.target.value), budget: "", changesRow: "", changesTask: "", task: "", lost: [] }); draw(); remember(); } },
     data.models.map((one, i) => el("option", { value: i }, one.title)));
   document.getElementById("header").append(
-    el("div", { class: "top" }, el("h1", {}, "Visual-token pruning"), data.models.length > 1 ? models : el("span", {}, data.models[0]?.title || ""), theme),
+    el("div", { class: "top" }, el("h1", {}, data.title), data.models.length > 1 ? models : el("span", {}, data.models[0]?.title || ""), theme),
+    el("p", { class: "who" }, [data.submitters.length ? `Submitted by ${data.submitters.join(", ")}` : null,
+      data.latest ? `runs of ${data.first === data.latest ? data.latest : `${data.first} to ${data.latest}`}` : null].filter(known).join(" · ")),
     el("div", { class: "tabs", role: "tablist", "aria-label": "views", onkeydown: keys }, names.map((name) =>
       el("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "panel", onclick: () => go(name) }, VIEWS[name][0]))));
   document.getElementById("main").append(el("section", { id: "panel", role: "tabpanel" }));
   const dialog = document.getElementById("dialog");
+  // Closed by its button, Escape or the back button; only the last has changed the address already.
+  dialog.addEventListener("close", () => { if (!dialog.open && state.row) { state.row = ""; remember(); } });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   addEventListener("resize", () => redraw?.());
+  addEventListener("popstate", restore);
 }
 
 function draw() {
@@ -562,12 +755,15 @@ function draw() {
     tab.setAttribute("aria-selected", String(name === state.view));
     tab.tabIndex = name === state.view ? 0 : -1;
   }
+  const models = document.querySelector('select[aria-label="model"]');
+  if (models) models.value = String(state.model);
   const panel = document.getElementById("panel");
   panel.setAttribute("aria-labelledby", `tab-${state.view}`);
   const problems = data.problems.length && state.view === "table"
     ? el("p", { class: "hint" }, `${data.problems.length} of the results could not be read or compared; see Notes.`) : null;
-  panel.replaceChildren(...[problems, data.models.length ? VIEWS[state.view][1]() : el("p", {}, "There is no row to show.")].flat(Infinity).filter(known));
+  const lost = state.lost.length ? el("p", { class: "hint", role: "status" }, `This page does not have what the link names: ${state.lost.join(", ")}.`) : null;
+  panel.replaceChildren(...[lost, problems, data.models.length ? VIEWS[state.view][1]() : el("p", {}, "There is no row to show.")].flat(Infinity).filter(known));
 }
 
 frame();
-draw();
+restore();

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,19 @@ from lmms_prune.leaderboard.page import changes, data
 from lmms_prune.leaderboard.page.pictures import pictures
 from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.rows import Leaderboard
-from lmms_prune.leaderboard.sharing import shared
+from lmms_prune.leaderboard.sharing import names, shared
 from lmms_prune.record.redaction import redacted_values
 
 _FOLDER = Path(__file__).parent
+TITLE = "Visual-token pruning"
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """Who submitted the results of a folder; without a folder all results."""
+
+    name: str
+    folder: Path | None = None
 
 
 def html(
@@ -27,6 +37,8 @@ def html(
     *,
     images: bool = False,
     reader: SamplesReader | None = None,
+    title: str = TITLE,
+    submitters: Sequence[Submitter] = (),
 ) -> str:
     """Render the leaderboard as a page.
 
@@ -37,6 +49,8 @@ def html(
         images: read the benchmarks' data again, to show the images behind changed answers. Needs the data as in an
             evaluation, and imports torch, unlike the rest of this module.
         reader: what has read the samples for the leaderboard; by default they are read again.
+        title: the page's title.
+        submitters: who submitted which results; of several that fit a result, the deepest folder counts.
 
     Raises:
         PicturesError: the data cannot be read.
@@ -44,7 +58,7 @@ def html(
     """
     chosen, counts = changes.changes(board, reader or SamplesReader())
     urls, pictured = pictures([change.wanted for change in chosen]) if images else ([], None)
-    page_data: dict[str, Any] = data.described(shared(board))
+    page_data: dict[str, Any] = data.described(shared(board), title, _submitted(board, submitters))
     for model, rows in zip(page_data["models"], counts, strict=True):
         for row, flips in zip(model["rows"], rows, strict=True):
             row["flips"] = flips
@@ -55,8 +69,26 @@ def html(
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     script, style = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     return environment.get_template("page.html").render(
-        data=page_data, script=script, style=style, script_hash=_hash(script), style_hash=_hash(style)
+        title=page_data["title"],
+        data=page_data,
+        script=script,
+        style=style,
+        script_hash=_hash(script),
+        style_hash=_hash(style),
     )
+
+
+def _submitted(board: Leaderboard, submitters: Sequence[Submitter]) -> dict[Path, str]:
+    """Return the submitter of each results file, by its path as the page's data have it."""
+    renamed = names(board)
+    by_path = {}
+    deepest_last = sorted(submitters, key=lambda one: -1 if one.folder is None else len(one.folder.absolute().parts))
+    for model in board.models:
+        for path in {source.path for row in model.rows for run in row.runs for source in run.sources}:
+            for submitter in deepest_last:
+                if submitter.folder is None or path.resolve().is_relative_to(submitter.folder.resolve()):
+                    by_path[renamed.shared(path)] = submitter.name
+    return by_path
 
 
 def _hash(text: str) -> str:
