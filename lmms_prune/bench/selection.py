@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmms_prune.bench.clock import timed
-from lmms_prune.bench.models import existing_device, given_model, random_inputs, random_model
+from lmms_prune.bench.models import BenchError, existing_device, given_model, random_inputs, random_model
 from lmms_prune.bench.options import timeable
 from lmms_prune.bench.ratios import of_medians, ratio
 from lmms_prune.methods import METHODS, MethodSpec
@@ -104,12 +104,16 @@ def time_selection(
 
     Returns:
         the seconds of one unpruned decoder layer on the same batch, and one timing per method.
+
+    Raises:
+        BenchError: methods that need an image of one grid, where images are in tiles.
     """
     chosen = [METHODS[name] for name in names if timeable(METHODS[name])]
     methods = [spec.build(dict(Schedule.parse(spec.example).stages[0].options)) for spec in chosen]
     model = subject.model
     device = next(model.parameters()).device
     parts = ModelParts.of(model)
+    _refuse_grids(parts, chosen)
     views, run_layer = _observe(model, parts, random_inputs(model, batch, subject.grid, TEXT), methods)
     layer = timed(run_layer, repeats, device)
     timings = []
@@ -123,6 +127,15 @@ def time_selection(
         interval = (share.low, share.high, share.marks)
         timings.append(Timing(spec.name, view.layer, median(seconds), share.value, of_prefill, *interval))
     return median(layer), timings
+
+
+def _refuse_grids(parts: ModelParts, chosen: Sequence[MethodSpec]) -> None:
+    """Refuse methods that need one grid, on a model whose images are in tiles: the views here are of whole images."""
+    if parts.tiled and (names := [spec.name for spec in chosen if spec.needs_grid]):
+        raise BenchError(
+            f"{parts.family.title}'s images are in tiles, and selections are timed on whole images, of which {', '.join(names)} "
+            "need one grid: leave these out of --methods, or time them in a schedule with `lmms-prune bench`."
+        )
 
 
 def _select(method: Method, spec: MethodSpec, view: TokenView, budget: Tensor) -> None:

@@ -26,6 +26,7 @@ from lmms_prune.bench.gains import BreakEven, break_even
 from lmms_prune.bench.models import BenchError, fits, given_model, random_inputs, random_model
 from lmms_prune.bench.report import chart, described, tables
 from lmms_prune.bench.schedules import ScheduleTiming, Workload, _generate, time_schedules
+from lmms_prune.bench.selection import selection_model, time_selection
 from lmms_prune.bench.spans import PARTS, Marks
 from lmms_prune.cli import app
 from lmms_prune.compat.torch import forgotten_rules
@@ -288,6 +289,13 @@ def test_a_model_in_tiles_is_timed_with_its_padding(folders: dict[str, Path]) ->
         assert trace.rows[0].visual_tokens == tokens
     with pytest.raises(ArgumentError, match=r"unpad=False is for another model family; .* is a LLaVA-1\.5"):
         given_model(str(folders["llava"]), None, None, "float32", "cpu", "unpad=false")
+
+
+def test_selections_that_need_one_grid_are_refused_on_tiles(folders: dict[str, Path]) -> None:
+    subject = selection_model("llava_next", str(folders["next"]), (4, 3), "cpu")
+    with pytest.raises(BenchError, match=r"in tiles.*of which pool need one grid: leave these out"):
+        time_selection(subject, ["dart", "pool"], 1, 0.5, 1)
+    assert [timing.method for timing in time_selection(subject, ["dart"], 1, 0.5, 1)[1]] == ["dart"]
 
 
 LLAVA = ("bench", "--arch", "llava-1.5-7b")
