@@ -137,7 +137,8 @@ class ClipEncoder(Encoder):
     ) -> Float[Tensor, "b entries"]:
         """The class token's attention to each entry in `block` (mean over heads); arguments as those of `attend`."""
         query, key = self._queries_and_keys(block, x)
-        scores = (query[:, :, :1] @ key.transpose(-1, -2)).squeeze(2)
+        # With all queries: the product of a single row rounds differently from batch to batch, and so decides ties.
+        scores = (query @ key.transpose(-1, -2))[:, :, 0]
         scores = scores if bias is None else scores + bias[:, None].to(scores.dtype)
         return scores.softmax(-1).mean(1)
 

@@ -80,7 +80,9 @@ def test_the_protocol_is_that_of_the_files_in_model_configs() -> None:
         row = match(arguments.pretrained, str(arguments.schedule))
         if row is None:
             # Controls, and rows for a model that the paper did not evaluate.
-            assert "control" in path.stem or path.stem.startswith(("qwen2-vl-7b", "qwen3-vl-8b", "llava-v1.6-vicuna-7b"))
+            assert "control" in path.stem or path.stem.startswith(
+                ("qwen2-vl-7b", "qwen3-vl-8b", "llava-v1.6-vicuna-7b")
+            )
             continue
         settings = arguments.settings()
         names = {"positions", "system_prompt", "chat_template"} | (

@@ -51,7 +51,7 @@ def _wrong_counts(sample: RecordedSample, counts: list[int]) -> str:
 
 def _wrong_masks(sample: RecordedSample) -> str:
     """Return how the kept tokens differ from their recorded number."""
-    kept = list(sample.counted.kept_visual_tokens)
+    kept = [sample.patches(count) for count in sample.counted.kept_visual_tokens]
     try:
         marked = [sum(int(mask.sum()) for mask in images) for images in sample.masks]
     except NotRecordedError:

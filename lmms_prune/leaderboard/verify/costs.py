@@ -75,13 +75,19 @@ def _contradiction(sample: RecordedSample, schedule: Schedule, model: _Model) ->
     elif counted.kv_bytes:
         raise NotRecordedError("no KV bytes by layer")
     prefill, decode = model.flops(tuple(lengths), max(0, counted.output_tokens - 1))
-    encoder = float(sum(encoder_flops(sizes.encoder, grid) for grid in counted.visual_grids))
-    derived = {"encoder": encoder, "prefill": prefill, "decode": decode}
+    derived = {"prefill": prefill, "decode": decode}
+    if encoded_whole(counted):
+        derived["encoder"] = float(sum(encoder_flops(sizes.encoder, grid) for grid in counted.visual_grids))
     for part, flops in derived.items():
         recorded = getattr(counted, f"{part}_flops")
         if not close(recorded, flops, TOLERANCE):
             return f"{part}_flops is {recorded}, but its tokens take {flops:.0f}"
     return ""
+
+
+def encoded_whole(counted: TokenAccounting) -> bool:
+    """Tell whether the grids hold all patches that were encoded: unpadding leaves out some of an image in tiles."""
+    return not counted.grid_boxes or sum(a * b for a, b in counted.visual_grids) == counted.visual_tokens
 
 
 def _wrong_bytes(recorded: list[int], expected: list[int]) -> str:
@@ -135,7 +141,8 @@ class Implied:
             cached = cached_lengths(counted, schedule)
             if len(counted.layer_kv_bytes) == len(cached):
                 self.bytes_per_token.add(min(map(_ratio, counted.layer_kv_bytes, cached)))
-            self.encoder.setdefault(counted.visual_grids, counted.encoder_flops)
+            if encoded_whole(counted):
+                self.encoder.setdefault(counted.visual_grids, counted.encoder_flops)
             if len(self.flops) < _MOST:
                 self._add_flops(counted, lengths)
 

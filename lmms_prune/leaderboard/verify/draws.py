@@ -11,7 +11,7 @@ import numpy as np
 
 from lmms_prune.leaderboard.verify.evidence import Mask, RecordedTask
 from lmms_prune.leaderboard.verify.findings import Doubt, NotRecordedError
-from lmms_prune.schedule.stage import Stage
+from lmms_prune.schedule.stage import PER, Stage
 
 if TYPE_CHECKING:
     from lmms_prune.methods.view import TokenView
@@ -32,7 +32,8 @@ class _Draw:
 
 def redrawable(stage: Stage) -> bool:
     """Tell whether a stage's method chooses without reading anything of the model, and so can be asked again."""
-    return not stage.spec.reads and not stage.spec.rewrites and not stage.spec.drops_all
+    whole_images = stage.per == PER[0]
+    return whole_images and not stage.spec.reads and not stage.spec.rewrites and not stage.spec.drops_all
 
 
 def drawn_again(task: RecordedTask) -> list[Doubt] | None:

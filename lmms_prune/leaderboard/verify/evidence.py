@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,12 +64,35 @@ class RecordedSample:
         counted = self.counted
         if not counted.visual_tokens:
             return []
-        sizes = [rows * columns for rows, columns in counted.visual_grids]
-        if sum(sizes) == counted.visual_tokens:
+        sizes = [sum(rows * columns for rows, columns in grids) for grids in self.grids]
+        if counted.grid_boxes or sum(sizes) == counted.visual_tokens:
             return sizes
         if len(sizes) > 1 or not sizes:
             raise NotRecordedError("the sizes of the images are not recorded")
         return [counted.visual_tokens]
+
+    @property
+    def grids(self) -> list[list[tuple[int, int]]]:
+        """Return the grids that hold the patches of each image: one, or those of an image in tiles."""
+        counted = self.counted
+        if not counted.grid_boxes:
+            return [[grid] for grid in counted.visual_grids]
+        by_image: dict[int, list[tuple[int, int]]] = {}
+        for grid, (image, *_) in zip(counted.visual_grids, counted.grid_boxes, strict=True):
+            by_image.setdefault(image, []).append(grid)
+        return list(by_image.values())
+
+    def patches(self, tokens: int) -> int:
+        """Return how many of so many visual tokens present are patches.
+
+        The others are newline tokens of an image in tiles, which stay as long as their image keeps any patch. Raises
+        `NotRecordedError` for several such images.
+        """
+        counted = self.counted
+        newlines = counted.visual_tokens - sum(self.images) if counted.grid_boxes else 0
+        if newlines and len(self.grids) > 1:
+            raise NotRecordedError("of which image the newline tokens are is not recorded")
+        return tokens - newlines if tokens else 0
 
     @cached_property
     def masks(self) -> list[list[Mask]]:
@@ -79,14 +102,17 @@ class RecordedSample:
             NotRecordedError: the tokens are not recorded, or not all of them are in the images' grids.
         """
         counted = self.counted
-        if sum(rows * columns for rows, columns in counted.visual_grids) != counted.visual_tokens:
+        in_grids = sum(rows * columns for rows, columns in counted.visual_grids)
+        if in_grids != counted.visual_tokens and not counted.grid_boxes:
             raise NotRecordedError("the images' grids do not hold all visual tokens")
         if len(counted.token_bitmaps) != len(counted.kept_visual_tokens):
             raise NotRecordedError("which tokens are kept is not recorded")
-        return [
-            [decode(text, grid).reshape(-1) for text, grid in zip(texts, counted.visual_grids, strict=True)]
-            for texts in counted.token_bitmaps
-        ]
+        return [self._stage_masks(texts) for texts in counted.token_bitmaps]
+
+    def _stage_masks(self, texts: Sequence[str]) -> list[Mask]:
+        """Return the masks of one stage, image by image, from the bitmaps of all grids."""
+        remaining = iter(texts)
+        return [np.concatenate([decode(next(remaining), grid).reshape(-1) for grid in grids]) for grids in self.grids]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from lmms_prune.leaderboard.verify.findings import Doubt, NotRecordedError, doub
 from lmms_prune.record.redaction import MARK
 from lmms_prune.record.run import RunReport
 from lmms_prune.schedule import Schedule
-from lmms_prune.schedule.stage import Stage
+from lmms_prune.schedule.stage import PER, Stage
 
 COMPARED = ("pretrained", "revision", "seed", "positions")
 """Arguments of a run, other than its schedule, that its command states too."""
@@ -40,9 +40,11 @@ def _contradiction(sample: RecordedSample, schedule: Schedule) -> str:
             f"layer {layer} saw {counted.layer_visual_tokens[layer]} visual tokens; by schedule {schedule} and the "
             f"tokens kept, {entering[layer]}"
         )
+    if any(stage.per != PER[0] for stage in stages):
+        raise NotRecordedError("the tiles of the images are not recorded, and a stage's keep holds for each tile")
     images = sample.images
     # One image's tokens are its row's; of several, only the bitmaps tell which image they are of.
-    after = [[count] for count in kept] if len(images) <= 1 else _by_image(sample)
+    after = [[sample.patches(count)] for count in kept] if len(images) <= 1 else _by_image(sample)
     return next(_off_plan(stages, images, after), "")
 
 
