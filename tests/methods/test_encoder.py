@@ -86,6 +86,8 @@ def test_four_patches_per_token_after_a_class_token(
     encoder = capture_view(tiny, tiny.batch(rows_of(tiny)), 2).encoder
     names = ("keys", "output", "received")
     one = {name: getattr(encoder, name)(1) for name in names} | {"class": encoder.class_attention(1).mean(1)}
+    # Another reader of the same run: a reader keeps what it has computed.
+    encoder = capture_view(tiny, tiny.batch(rows_of(tiny)), 2).encoder
     monkeypatch.setattr(encoder, "shape", replace(encoder.shape, patches_per_token=4))
     monkeypatch.setattr(encoder, "grids", [(rows // 2, columns // 2) for rows, columns in encoder.grids])
     four = {name: getattr(encoder, name)(1) for name in names} | {"class": encoder.class_attention(1).mean(1)}
