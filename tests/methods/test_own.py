@@ -132,18 +132,22 @@ from lmms_prune.cli import app
 text, config, results = sys.argv[1:]
 Schedule.parse(text).check(8)
 for words in (["check", config], ["schedule", text, "--model", "llava-1.5-7b"], ["leaderboard", results, "--no-cache"],
-              ["gate", results, "--no-cache", "--min-rel", "0"]):
+              ["gate", results, "--no-cache", "--min-rel", "0", "--no-verify"]):
     try:
         app(words)
     except SystemExit as end:
         assert not end.code, words
 assert "torch" not in sys.modules
+try:
+    app(["verify", results])  # of rows that are made up
+except SystemExit as end:
+    assert end.code == 1
 """
 
 
 @pytest.mark.parametrize("form", ["{file}:Mine@2:0.3", "{file}@2:0.3;x=1", "stranger_module:Mine@2:0.3"])
 def test_what_only_reads_a_schedule_imports_nothing_of_it(tmp_path: Path, form: str) -> None:
-    """`check`, `schedule`, `leaderboard` and `gate`, on files of strangers; where a model is pruned, the code does run."""
+    """`check`, `schedule`, `leaderboard`, `gate` and `verify`, on files of strangers; where a model is pruned, the code does run."""
     sys.path.append(str(Path(__file__).parents[1] / "leaderboard"))
     from written import write_run
 

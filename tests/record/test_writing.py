@@ -23,7 +23,7 @@ from lmms_prune.terminal.drawing import pyplot, save
 
 PACKAGE = Path(lmms_prune.__file__).parent
 # What writes line by line as the lines come, and folders that appear when they are complete.
-STREAMS = {"record/files.py", "harness/journal.py", "sweep/worker.py", "demo/processes.py"}
+STREAMS = {"record/files.py", "harness/journal.py", "sweep/worker.py", "demo/processes.py", "reproduce/runner.py"}
 FOLDERS = {"demo/benchmarks.py", "demo/checkpoints.py", "demo/training/__main__.py", "demo/training/loop.py"}
 
 
