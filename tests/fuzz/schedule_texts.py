@@ -77,6 +77,7 @@ OWN_METHODS = [
     "__main__:C",
 ]
 """Methods of one's own, none of which exists: a text is read without looking."""
+OWN_SPECS = list(map(unread_spec, OWN_METHODS))
 
 
 def valid(draw: Random) -> str:
@@ -90,7 +91,7 @@ def valid(draw: Random) -> str:
     for layer, amount in zip(layers, amounts, strict=True):
         spec = draw.choice([spec for spec in METHODS.values() if _stands(spec, layer)])
         if draw.random() < 0.1:
-            spec = unread_spec(draw.choice(OWN_METHODS))
+            spec = draw.choice(OWN_SPECS)
         dropped |= spec.drops_all
         text = _stage(draw, spec, layer, 0 if dropped else amount, in_tokens)
         stages.append(draw.choice(SPACES) + text + draw.choice(SPACES))

@@ -198,10 +198,11 @@ def test_a_model_without_the_layers_is_refused(checkpoint: Checkpoint, tmp_path:
     assert "at least 6" in result.output
 
 
-def test_a_task_without_scores_by_document_is_refused(tmp_path: Path) -> None:
+def test_a_task_whose_scores_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
+    """Whether it has a score of each document is asked of its first document."""
     result = called("fig1", "--models", "demo", "--tasks", "textcaps_val", "--out", str(tmp_path))
     assert result.exit_code == 2
-    assert "'textcaps_val' is not one of the benchmarks" in result.output
+    assert "the data of textcaps_val cannot be read" in result.output
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
