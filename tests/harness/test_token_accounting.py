@@ -19,7 +19,7 @@ from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.harness.checkout import code_state
 from lmms_prune.harness.fingerprint import code
-from lmms_prune.harness.records import token_accounting
+from lmms_prune.harness.records import ImageGrids, token_accounting
 from lmms_prune.models import FAMILIES
 from lmms_prune.models.architectures import DEFAULT, from_config
 from lmms_prune.pruning.trace import RowTrace
@@ -256,17 +256,26 @@ def test_output_tokens_end_with_the_answer_in_any_batch(harness):
     assert four.accounting == one.accounting
 
 
+def pruned_row(computed: list[int], cached: list[int]) -> RowTrace:
+    """500 visual tokens of one image, of which 252 are kept from layer 2 on."""
+    visual, masks = [500, 500, 252, 252], [[torch.arange(500) < 252]]
+    return RowTrace(
+        "a", 40, [500], kept=[[252]], recycled=[[0]], visual=visual, computed=computed, cached=cached, masks=masks
+    )
+
+
+WHOLE = [ImageGrids(((20, 25),), (), (20, 25))]
+
+
 @pytest.mark.parametrize(("cached", "tokens"), [([600, 600, 600, 600], [540, 540, 292, 292]), ([], [])])
 def test_a_longer_row_of_the_batch_does_not_hide_what_is_cached(cached, tokens):
     """Padded, all layers have the length of a row that is not pruned; in its own tokens, this row's caches differ."""
-    row = RowTrace("a", 40, [500], [[252]], [[0]], [500, 500, 252, 252], [600] * 4, cached, [[torch.arange(500) < 252]])
     model = replace(DEFAULT, layers=4)
-    accounting = token_accounting(row, [(20, 25)], model, 540, 1)
+    accounting = token_accounting(pruned_row([600] * 4, cached), WHOLE, model, 540, 1)
     assert list(accounting.layer_kv_bytes) == kv_bytes(model, tokens)
 
 
 def test_a_cropped_cache_holds_the_tokens_of_the_layer_that_crops():
     """Two layers before the stage are cropped to what it keeps."""
-    row = RowTrace("a", 40, [500], [[252]], [[0]], [500, 500, 252, 252], [540, 540, 292, 292], [292] * 4)
-    accounting = token_accounting(replace(row, masks=[[torch.arange(500) < 252]]), [(20, 25)], DEFAULT, 540, 1)
+    accounting = token_accounting(pruned_row([540, 540, 292, 292], [292] * 4), WHOLE, DEFAULT, 540, 1)
     assert list(accounting.layer_kv_bytes) == kv_bytes(DEFAULT, [292] * 4)
