@@ -615,8 +615,8 @@ def test_recycled_tokens_are_those_whose_states_were_changed(
 
     original, seen = Layout.write, []
 
-    def spy(self, hidden, visual, index):
-        after = original(self, hidden, visual, index)
+    def spy(self, hidden, division, visual, index):
+        after = original(self, hidden, division, visual, index)
         seen.append(((hidden != after).any(-1).sum(1), len(self.traces)))
         return after
 
