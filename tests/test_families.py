@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import Family, Patches, noise
+from tiny import Family, noise
 from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlavaOnevisionConfig
 
+from lmms_prune.certificate.tiny import Patches
 from lmms_prune.compat.transformers import filled_cache
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models import FAMILIES, family_of

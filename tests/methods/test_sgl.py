@@ -16,7 +16,6 @@ from observed import (
     FAMILIES,
     LAYERS,
     ImageSpan,
-    Row,
     Tiny,
     assert_agree,
     eager_attentions,
@@ -26,6 +25,7 @@ from observed import (
 from torch import Tensor
 
 from lmms_prune import prune
+from lmms_prune.certificate.tiny import Prompt
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.guide import answer_attention
@@ -55,11 +55,11 @@ def alike(keys: Sequence[Hashable]) -> list[list[int]]:
     return list(groups.values())
 
 
-def lengths(tiny: Tiny, rows: Sequence[Row]) -> list[int]:
+def lengths(tiny: Tiny, rows: Sequence[Prompt]) -> list[int]:
     return [tiny.batch([row])["input_ids"].shape[1] for row in rows]
 
 
-def answered(tiny: Tiny, rows: Sequence[Row]) -> list[list[int]]:
+def answered(tiny: Tiny, rows: Sequence[Prompt]) -> list[list[int]]:
     """The greedy answer to each prompt, but for its last token, which is never fed back; nothing is padded."""
     model, found = tiny.model(), [[]] * len(rows)
     eos = model.generation_config.eos_token_id
@@ -74,7 +74,7 @@ def answered(tiny: Tiny, rows: Sequence[Row]) -> list[list[int]]:
     return found
 
 
-def looked(tiny: Tiny, rows: Sequence[Row]) -> list[tuple[Tensor, ImageSpan]]:
+def looked(tiny: Tiny, rows: Sequence[Prompt]) -> list[tuple[Tensor, ImageSpan]]:
     """For each prompt with its answer, eager attention (L, L), the mean over layers and heads; nothing is padded."""
     answers, found = answered(tiny, rows), {}
     for group in alike([*zip(lengths(tiny, rows), map(len, answers), strict=True)]):
@@ -101,11 +101,11 @@ def slow_sgl(weights: Tensor, span: ImageSpan, keep: float, reference: bool = Fa
 @pytest.fixture(scope="module")
 def requested(
     all_tiny: dict[str, Tiny], full: bool
-) -> Callable[[str], tuple[list[Row], list[tuple[Tensor, ImageSpan]]]]:
+) -> Callable[[str], tuple[list[Prompt], list[tuple[Tensor, ImageSpan]]]]:
     """For a family, 200 random prompts (56 without --full), and the attention of each answer."""
 
     @cache
-    def of(family: str) -> tuple[list[Row], list[tuple[Tensor, ImageSpan]]]:
+    def of(family: str) -> tuple[list[Prompt], list[tuple[Tensor, ImageSpan]]]:
         tiny, rng = all_tiny[family], random.Random(3)
         rows = [tiny.row(rng) for _ in range(200 if full else 56)]
         return rows, looked(tiny, rows)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from observed import HandView, Tiny, chosen
 from PIL import Image
-from test_contract import KEEPING, OPTIONS, planned, some_layers, stage
+from test_contract import KEEPING, OPTIONS, some_layers, stage
 from torch import Tensor
 
+from lmms_prune.certificate.contract import Tried
 from lmms_prune.methods import MethodSpec
 from lmms_prune.methods.base import Method
 from lmms_prune.methods.dart import DART
@@ -179,10 +180,11 @@ def view_of_three(tiny: Tiny, views: dict, capture_view: Callable[..., TokenView
 def test_among_equal_tokens_the_batch_does_not_matter(
     tiny: Tiny, view_of_three: Callable[..., TokenView], spec: MethodSpec, kind: str, dtype: torch.dtype
 ) -> None:
-    method = spec.build(OPTIONS.get(spec.name, {}))
+    options = OPTIONS.get(spec.name, {})
+    method = spec.build(options)
     for layer in some_layers(spec)[:2]:
         batch = spoken_for(view_of_three(layer, dtype), kind)
-        budget = [planned(spec, 3 * count // 7, count) for count in batch.counts]
+        budget = [Tried(spec, options).planned(3 * count // 7, count) for count in batch.counts]
         keep = method.select(batch, torch.tensor(budget))
         for row in range(3):
             single = method.select(alone(batch, row), torch.tensor(budget[row : row + 1]))

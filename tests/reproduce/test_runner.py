@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,15 @@ def has_ended(number: int) -> bool:
         return True
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts, although tests that were started in the background inherit that it is ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_ends_what_runs_and_the_same_command_goes_on(tmp_path: Path) -> None:
     """The step's own child, too; a later call starts the step again."""
     child, marker = tmp_path / "child", tmp_path / "go"
