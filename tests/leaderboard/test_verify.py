@@ -17,9 +17,12 @@ from honest import FEW, KEEP, RUNS, TASKS, change_results, change_samples, copie
 from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.results import read_results
 from lmms_prune.leaderboard.verify.checks import CHECKS
+from lmms_prune.leaderboard.verify.evidence import RecordedSample
+from lmms_prune.leaderboard.verify.findings import NotRecordedError
 from lmms_prune.leaderboard.verify.rescoring import Rescoring
 from lmms_prune.leaderboard.verify.verdicts import Verification, verification
 from lmms_prune.methods import METHODS
+from lmms_prune.record.accounting import TokenAccounting
 from lmms_prune.record.bitmaps import decode, encode
 
 pytestmark = pytest.mark.slow
@@ -415,3 +418,35 @@ def test_the_data_refuse_what_samples_alone_cannot(
     done = forking.run("lmms-prune", "verify", folder, "--data", cwd=tmp_path)
     assert done.returncode == 2
     assert "Start the command where an evaluation finds them" in done.stderr
+
+
+def in_tiles(images: int, newlines: int) -> RecordedSample:
+    """Images of a base of 2 x 2 patches and a canvas of 2 x 3, whose first row of each is kept, and newline tokens."""
+    grids = [(2, 2), (2, 3)] * images
+    kept = [encode(np.arange(rows * columns).reshape(rows, columns) < columns) for rows, columns in grids]
+    boxes = [(image, 0, 0, *grid) for image in range(images) for grid in ((2, 2), (2, 3))]
+    entry = {
+        "visual_tokens": 10 * images + newlines,
+        "avg_visual_tokens": 1.0,
+        "kv_bytes": 1,
+        "visual_grids": grids,
+        "grid_boxes": boxes,
+        "kept_visual_tokens": [5 * images + newlines],
+        "token_bitmaps": [kept],
+    }
+    return RecordedSample(0, {}, TokenAccounting.read(entry))
+
+
+def test_an_image_in_tiles_is_its_base_and_then_its_canvas() -> None:
+    sample = in_tiles(images=2, newlines=0)
+    assert sample.images == [10, 10]
+    row = [True, True, False, False, True, True, True, False, False, False]
+    assert [mask.tolist() for mask in sample.masks[0]] == [row, row]
+
+
+def test_newline_tokens_are_no_patches() -> None:
+    sample = in_tiles(images=1, newlines=3)
+    assert sample.images == [10]
+    assert [sample.patches(n) for n in (13, 8, 0)] == [10, 5, 0]
+    with pytest.raises(NotRecordedError, match="of which image the newline tokens are"):
+        in_tiles(images=2, newlines=3).patches(8)
