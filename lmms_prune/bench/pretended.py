@@ -242,11 +242,11 @@ class _Functions(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and _is_gpu(kwargs.get("device")):
             if pretended:
                 return args[0].to(kwargs["device"], kwargs.get("dtype"))
-            made = func(*on_cpu(args), **{**kwargs, "device": "cpu"})
-            if made.numel():  # an empty copy returns at once
+            values = func(*on_cpu(args), **{**kwargs, "device": "cpu"})
+            if values.numel():  # an empty copy returns at once
                 gpu.wait("a list copied to the device")
                 gpu.count("copy_")
-            return PretendedTensor(made, torch.device(kwargs["device"]))
+            return PretendedTensor(values, torch.device(kwargs["device"]))
         if name == "pin_memory" and not pretended:
             pinned = args[0].clone()
             setattr(pinned, _PINNED, True)

@@ -30,8 +30,8 @@ def refuse_foreign_options(command: Callable[..., Any], values: Mapping[str, Any
         values: its arguments.
     """
     defaults = {name: parameter.default for name, parameter in signature(command).parameters.items()}
-    given = [name for name, default in defaults.items() if values[name] not in (default, None, [])]
-    wrong = [name for name in given if (name not in (*_OWN, *_SHARED) if values["suite"] else name in _OWN)]
+    changed = [name for name, default in defaults.items() if values[name] not in (default, None, [])]
+    wrong = [name for name in changed if (name not in (*_OWN, *_SHARED) if values["suite"] else name in _OWN)]
     if wrong:
         flag = _FLAGS.get(wrong[0], f"--{wrong[0].replace('_', '-')}")
         has_own = "--suite has schedules, models and sizes of its own; leave it out."

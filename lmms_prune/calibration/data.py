@@ -134,10 +134,10 @@ def _answers(origin: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
         raise SearchError(f"{origin}: 'answers' and 'answer' are both given; give one of them.")
     if not keys:
         return ()
-    given = entry[keys[0]]
-    answers = given if isinstance(given, list) else [given]
+    value = entry[keys[0]]
+    answers = value if isinstance(value, list) else [value]
     if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        text = json.dumps(given, ensure_ascii=False)[:60]
+        text = json.dumps(value, ensure_ascii=False)[:60]
         raise SearchError(
             f"{origin}: '{keys[0]}' is {text}; it must be a text, or a list of texts, none of them empty."
         )

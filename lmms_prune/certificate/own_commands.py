@@ -65,20 +65,20 @@ def try_method(
         from lmms_prune.methods.own import load
 
         example = load(name).example
-    found = []
+    checked = []
     for outcome in outcomes(name):
-        found.append(outcome)
+        checked.append(outcome)
         mark = "[red]failed[/red]" if outcome.problem else "[green]passed[/green]"
         console.print(f"{mark}  {outcome.model}: {outcome.what}")
         if outcome.problem:
             console.print(f"        {escape(outcome.problem)}", soft_wrap=True)
-    failed = [outcome for outcome in found if outcome.problem]
+    failed = [outcome for outcome in checked if outcome.problem]
     seconds = time.monotonic() - start
     if as_json:
-        checks = [{"model": x.model, "check": x.what, "problem": x.problem} for x in found]
+        checks = [{"model": x.model, "check": x.what, "problem": x.problem} for x in checked]
         typer.echo(json.dumps({"method": name, "failed": len(failed), "seconds": round(seconds, 1), "checks": checks}))
     else:
-        typer.echo(f"{name}: {len(found) - len(failed)} of {len(found)} checks passed in {seconds:.0f} s.")
+        typer.echo(f"{name}: {len(checked) - len(failed)} of {len(checked)} checks passed in {seconds:.0f} s.")
         if not failed:
             typer.echo(f"Next:\n  lmms-prune demo --schedule '{_for_the_demo(example)}'")
     if failed:

@@ -46,8 +46,8 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON types."""
-        found = self.interval
-        return {"role": self.role, "other": self.other, "difference": found.value, "low": found.low, "high": found.high}
+        points = {"difference": self.interval.value, "low": self.interval.low, "high": self.interval.high}
+        return {"role": self.role, "other": self.other, **points}
 
 
 def differences(results: Path, solved: str) -> list[Difference]:
@@ -82,9 +82,9 @@ def _differences(entry: Entry, baseline: Entry, rows: Sequence[Entry], draws: Dr
     for role, choices in candidates:
         compared = []
         for other in choices:
-            found = rel_difference(entry, other, baseline, tasks, draws)
-            if found is not None:
-                compared.append(Difference(role, other.label, other.avg_visual_tokens or 0.0, found))
+            gain = rel_difference(entry, other, baseline, tasks, draws)
+            if gain is not None:
+                compared.append(Difference(role, other.label, other.avg_visual_tokens or 0.0, gain))
         if compared:
             # The best other row is the one over which this row gains least.
             yield min(compared, key=lambda difference: difference.interval.value)

@@ -234,8 +234,8 @@ def _comparisons(
         name = model.family.model_name
         run = next((run for run in runs if (run["model"], run["schedule"]) == (name, row.label)), None)
         if row in compared and run is not None:
-            found = differences(results / model.folder, run["solved"])
-            yield {"model": name, "folder": model.folder, "schedule": row.label, "differences": found}
+            to_others = differences(results / model.folder, run["solved"])
+            yield {"model": name, "folder": model.folder, "schedule": row.label, "differences": to_others}
 
 
 def verdicts(record: Mapping[str, Any]) -> list[str]:
