@@ -76,7 +76,7 @@ def of_medians(own: Any, other: Any, axis: int) -> Any:
 
 def merged(marks: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """Return the marks of a figure that is computed from several marked ones."""
-    present = {mark for some in marks for mark in some}
+    present = {mark for figure in marks for mark in figure}
     return tuple(mark for mark in SIGNS if mark in present)
 
 

@@ -63,7 +63,7 @@ def described(measured: Sequence[ScheduleTiming]) -> dict[str, Any]:
         for (schedule, batch, text), end in _break_evens(measured).items()
         if schedule != "none"
     ]
-    return {"runs": [asdict(one) for one in measured], "break_even": break_evens}
+    return {"runs": [asdict(timing) for timing in measured], "break_even": break_evens}
 
 
 def chart(measured: Sequence[ScheduleTiming], path: Path, title: str, device: str) -> None:

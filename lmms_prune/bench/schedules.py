@@ -229,7 +229,7 @@ def _summary(name: str, case: Workload, run: _Runs, unpruned_run: _Runs) -> Sche
         seconds=float(np.median(run.seconds)),
         low=low,
         high=high,
-        parts={part: float(np.median([some[part] for some in run.parts])) for part in PARTS},
+        parts={part: float(np.median([repeat[part] for repeat in run.parts])) for part in PARTS},
         ideal_speedup=ideal,
         realised_speedup=realised.value,
         realised_low=realised.low,

@@ -157,25 +157,25 @@ def run_suite(
         if part.name in suite.outcomes and suite.outcomes[part.name].state == "done":
             progress(f"{number}/{len(parts)} {part.name}: is there")
             continue
-        left = end - time.monotonic()
+        remaining = end - time.monotonic()
         command = _clean(shlex.join(["lmms-prune", *part.words]), suite.secrets)
         about = Outcome("absent", part.title, part.kind, command, guessed=part.seconds, error=part.absent)
         if part.absent:
             outcome = about
-        elif left < part.seconds:
-            reason = f"needs about {part.seconds:.0f} s by a guess, and {max(left, 0):.0f} s were left"
+        elif remaining < part.seconds:
+            reason = f"needs about {part.seconds:.0f} s by a guess, and {max(remaining, 0):.0f} s were left"
             outcome = replace(about, state="skipped", error=reason)
         else:
             progress(
-                f"{number}/{len(parts)} {part.name}: about {part.seconds:.0f} s by a guess, of the {left:.0f} s left"
+                f"{number}/{len(parts)} {part.name}: about {part.seconds:.0f} s by a guess, of the {remaining:.0f} s left"
             )
-            outcome = _run(about, [*program, *part.words], left, suite.secrets)
+            outcome = _run(about, [*program, *part.words], remaining, suite.secrets)
         if outcome.state != "done":
             progress(f"{number}/{len(parts)} {part.name}: {outcome.state}: {outcome.error}")
         suite.record(part.name, outcome)
 
 
-def _run(about: Outcome, command: Sequence[str], left: float, secrets: Collection[str]) -> Outcome:
+def _run(about: Outcome, command: Sequence[str], remaining: float, secrets: Collection[str]) -> Outcome:
     """Run a part until it ends, or until `left` seconds have passed."""
     start, load = time.monotonic(), OtherLoad()
     pipe = subprocess.PIPE
@@ -183,7 +183,7 @@ def _run(about: Outcome, command: Sequence[str], left: float, secrets: Collectio
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True)
     in_time = True
     try:
-        output, errors = process.communicate(timeout=left)
+        output, errors = process.communicate(timeout=remaining)
     except subprocess.TimeoutExpired:
         in_time = False
     finally:
@@ -193,7 +193,7 @@ def _run(about: Outcome, command: Sequence[str], left: float, secrets: Collectio
     seconds = time.monotonic() - start
     about = replace(about, seconds=seconds, date=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     if not in_time:
-        return replace(about, state="stopped", error=f"was not done after {left:.0f} s, the time left")
+        return replace(about, state="stopped", error=f"was not done after {remaining:.0f} s, the time left")
     result = _json(_clean(output, secrets))
     measured = replace(about, other_load=load.share(), result=result)
     if process.returncode == 0 and result is not None:

@@ -89,9 +89,9 @@ def measure_throughput(
     checkpoint = split(model_args).get("pretrained")
     if checkpoint is None:
         raise BenchError("--model_args: name the checkpoint, pretrained=FOLDER; both wrappers load it.")
-    ours = [part for part in (model_args, f"device={device}") if part]
+    plugin_arguments = [part for part in (model_args, f"device={device}") if part]
     jobs = [(STOCK[model], f"pretrained={checkpoint},device_map={device}", "1")]
-    jobs += [(model, ",".join([*ours, f"schedule={text}"]), batch_size) for text in schedules]
+    jobs += [(model, ",".join([*plugin_arguments, f"schedule={text}"]), batch_size) for text in schedules]
     times: list[dict[int, list[float]]] = [{samples: [], 3 * samples: []} for _ in jobs]
     for _ in range(repeats):
         for (name, arguments, size), seconds_of in zip(jobs, times, strict=True):
@@ -105,7 +105,7 @@ def measure_throughput(
                         f"needed; use --samples {answered // 3} or less."
                     )
                 taken.append(seconds)
-    return [_summary(job, some, times[0], samples) for job, some in zip(jobs, times, strict=True)]
+    return [_summary(job, job_times, times[0], samples) for job, job_times in zip(jobs, times, strict=True)]
 
 
 def _summary(

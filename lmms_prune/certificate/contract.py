@@ -195,10 +195,10 @@ def reads_what_it_declares(mixed: Mixed, tried: Tried) -> None:
     # The encoder asks for the grids by itself, and pixels are read through it; a guide has a view of its own.
     implied = {"grid", "pixels"} if "encoder" in read else set()
     implied |= {"encoder", "attention ahead", "pixels"} if "guide" in read else set()
-    declared, found = set(tried.spec.reads) - implied, read - implied
+    declared, observed = set(tried.spec.reads) - implied, read - implied
     require(
-        found == declared,
-        f"it reads {_words(found)}, but declares {_words(declared)}; write reads = {tuple(sorted(found))!r}.",
+        observed == declared,
+        f"it reads {_words(observed)}, but declares {_words(declared)}; write reads = {tuple(sorted(observed))!r}.",
     )
     before = bool({"attention", "keys", "values"} & first)
     require((tried.spec.lowest_layer >= 1) == before or tried.spec.own, "its lowest layer contradicts what it reads.")
@@ -420,7 +420,7 @@ def _problem(check: Check) -> str:
     except Exception as error:
         # Anything that the author's code raises; the last line of it that is not this package's is where to look.
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not Path(f.filename).is_relative_to(_PACKAGE)]
-        ours = [frame for frame in frames if "site-packages" not in frame.filename]
-        where = f" ({ours[-1].filename}, line {ours[-1].lineno})" if ours else ""
+        author_frames = [frame for frame in frames if "site-packages" not in frame.filename]
+        where = f" ({author_frames[-1].filename}, line {author_frames[-1].lineno})" if author_frames else ""
         return f"it raises {type(error).__name__}: {error}{where}"
     return ""

@@ -40,11 +40,11 @@ def forgotten_rules() -> Mapping[Any, Callable[..., int]]:
     """Our rules, on shapes, for operations without one in torch, as ``FlopCounterMode(custom_mapping=…)`` takes them."""
     # Attention on CPUs has no rule in torch 2.14 and 2.15. Distances of all pairs cost as much as the matrix product of
     # the same shapes.
-    ours: dict[str, Callable[..., int]] = {
+    rules: dict[str, Callable[..., int]] = {
         "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
         "_cdist_forward": _distance_flops,
     }
-    named = {getattr(torch.ops.aten, name, None): rule for name, rule in ours.items()}
+    named = {getattr(torch.ops.aten, name, None): rule for name, rule in rules.items()}
     return {
         operation: rule for operation, rule in named.items() if operation is not None and operation not in flop_registry
     }

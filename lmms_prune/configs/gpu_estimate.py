@@ -83,21 +83,21 @@ def kept_measurements() -> list[Path]:
     return sorted((Path(__file__).parents[2] / "docs" / "speed").glob("*.json"))
 
 
-def measured(files: Sequence[Path], given: Path | None, sizes: Architecture, parsed: Schedule, gpu: Gpu) -> list[str]:
+def measured(files: Sequence[Path], named: Path | None, sizes: Architecture, parsed: Schedule, gpu: Gpu) -> list[str]:
     """Return what ``bench`` measured of a schedule, or of the unpruned model, on a card, a line each.
 
     Args:
         files: files that may hold measurements of other kinds.
-        given: a file that the user named.
+        named: a file that the user named.
         sizes, parsed, gpu: the model, the schedule and the card.
 
     Raises:
         MeasuredTimesError: the named file holds no times of ``bench`` with the card's name.
     """
     printed = []
-    for path in dict.fromkeys([*files, *([given] if given else [])]):
-        outputs = _outputs(path, path == given)
-        if path == given and not outputs:
+    for path in dict.fromkeys([*files, *([named] if named else [])]):
+        outputs = _outputs(path, path == named)
+        if path == named and not outputs:
             raise MeasuredTimesError(
                 f"--bench {path}: it names no card; give the output of `lmms-prune bench … --json` on a GPU, or of `bench --suite`."
             )

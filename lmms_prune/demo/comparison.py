@@ -92,10 +92,10 @@ def _differences(entry: Entry, baseline: Entry, rows: Sequence[Entry], draws: Dr
 
 def _near(row: Entry, entry: Entry, both_ways: bool = False) -> bool:
     """Whether a row has no more tokens than `entry` by more than the leaderboard's tolerance, or nearly as many."""
-    mine, other = entry.avg_visual_tokens, row.avg_visual_tokens
-    if mine is None or other is None:
+    limit, other = entry.avg_visual_tokens, row.avg_visual_tokens
+    if limit is None or other is None:
         return False
-    return other <= (1 + SAME_BUDGET) * mine and (not both_ways or other >= (1 - SAME_BUDGET) * mine)
+    return other <= (1 + SAME_BUDGET) * limit and (not both_ways or other >= (1 - SAME_BUDGET) * limit)
 
 
 def _has(row: Entry, tasks: Sequence[str]) -> bool:

@@ -215,14 +215,14 @@ def scorers(
     """
     folders = [folder for folder in (task_configs(), include) if folder is not None]
     manager = task_manager([], model, folders)
-    found: dict[str, TaskScorer | UnscorableError] = {}
+    by_task: dict[str, TaskScorer | UnscorableError] = {}
     for name in tasks:
         if name not in manager.all_tasks:
-            found[name] = UnscorableError("no such task of lmms-eval here; --include-path names a folder of more")
+            by_task[name] = UnscorableError("no such task of lmms-eval here; --include-path names a folder of more")
             continue
         task = next(loaded_tasks([name], manager)) if data else None
         try:
-            found[name] = TaskScorer(manager._get_config(name), task)
+            by_task[name] = TaskScorer(manager._get_config(name), task)
         except UnscorableError as error:
-            found[name] = error
-    return found
+            by_task[name] = error
+    return by_task

@@ -54,10 +54,10 @@ def _in_tiles(pixels: Tensor, mosaics: Sequence[Mosaic]) -> list[Tensor]:
     for tiles, mosaic in zip(pixels, mosaics, strict=True):
         base, canvas = tiles[0], tiles[1 : mosaic.encoded].unflatten(0, mosaic.tiles)
         # tile row, tile column, colour, pixel row, pixel column
-        whole = canvas.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+        picture = canvas.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
         patch = base.shape[-1] // mosaic.side
         rows, columns = (slice(patch * kept.start, patch * kept.stop) for kept in (mosaic.rows, mosaic.columns))
-        pictures += [base, whole[:, rows, columns]][: len(mosaic.rectangles)]
+        pictures += [base, picture[:, rows, columns]][: len(mosaic.rectangles)]
     return pictures
 
 

@@ -270,7 +270,7 @@ def _verified(
     from lmms_prune.leaderboard.verify.rescoring import Rescoring
     from lmms_prune.leaderboard.verify.verdicts import verification, with_verdicts
 
-    runs = [run for some in results if some is not None for run in some.records]
+    runs = [run for result in results if result is not None for run in result.records]
     with plainly(ArgumentError):
         return with_verdicts(board, verification(runs, (), reader, Rescoring(verified.data, verified.include)))
 

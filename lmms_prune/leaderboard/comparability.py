@@ -35,15 +35,15 @@ def control_marks(entry: Entry, control: Entry) -> tuple[str, ...]:
 
 def unlike_rows(rows: Sequence[TableRow]) -> Iterator[str]:
     """Yield a sentence for each setting of the protocol in which rows of one model differ."""
-    ours = [row for row in rows if row.runs and row.kind != STOCK]
+    plugin_rows = [row for row in rows if row.runs and row.kind != STOCK]
     for name in (*SETTINGS, "positions"):
         labels: dict[str, list[str]] = {}
-        for row in ours:
+        for row in plugin_rows:
             # Without a stage, no position is ever renumbered.
             if name != "positions" or row.kind != UNPRUNED:
                 labels.setdefault(_short(row.runs[0].settings.get(name)), []).append(f"'{row.label}'")
         if len(labels) > 1:
-            groups = [f"{value} ({_some(some)})" for value, some in labels.items()]
+            groups = [f"{value} ({_some(names)})" for value, names in labels.items()]
             yield f"Rows of different {name} cannot be compared with each other: {'; '.join(groups)}."
 
 

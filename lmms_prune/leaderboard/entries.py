@@ -134,7 +134,7 @@ def _entry(pool: list[RunRecord], label: str, problems: list[Problem], reader: S
                 usable.setdefault(name, []).append(samples)
             if samples.empty and not run.ours:
                 flaws.add("empty answers, which may be failures", f"{column} ({samples.empty})")
-    complete = {name: tuple(some) for name, some in usable.items() if len(some) == len(runs)}
+    complete = {name: tuple(samples) for name, samples in usable.items() if len(samples) == len(runs)}
     measured = [totals for totals in accounted if totals is not None]
     total = reduce(add, measured) if runs[0].ours and len(measured) == len(accounted) else None
     return Entry(runs, label, _kind(runs[0]), complete, total, flaws.texts(), faults.texts())

@@ -65,25 +65,25 @@ class SamplesReader:
         for job in missing:
             if self._cache is not None and (samples := _cached(*job, self._cache)) is not None:
                 self._outcomes[job] = samples
-        left = [job for job in missing if job not in self._outcomes]
-        for (path, benchmark), outcome in self._read(left):
+        unread = [job for job in missing if job not in self._outcomes]
+        for (path, benchmark), outcome in self._read(unread):
             self._outcomes[path, benchmark] = outcome
-        if left and self._cache is not None:
+        if unread and self._cache is not None:
             self._cache.prune()
 
     def _read(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Read files that are not in the cache, in a pool if that is worth its start."""
         # The largest first, so that none is left for the end.
-        left = sorted(jobs, key=lambda job: -_size(job[0]))
-        workers = min(self._workers, len(left))
-        if workers > 1 and sum(_size(path) for path, _ in left) >= FEW:
+        unread = sorted(jobs, key=lambda job: -_size(job[0]))
+        workers = min(self._workers, len(unread))
+        if workers > 1 and sum(_size(path) for path, _ in unread) >= FEW:
             try:
-                for job, outcome in _in_pool(left, self._cache, workers):
+                for job, outcome in _in_pool(unread, self._cache, workers):
                     yield job, outcome
-                    left = left[1:]
+                    unread = unread[1:]
             except (BrokenProcessPool, OSError):
                 pass  # no processes, or no memory for so many of them: the rest is read here
-        for job in left:
+        for job in unread:
             yield job, _outcome(*job, self._cache)
 
     def resampled(

@@ -13,11 +13,11 @@ BOX_IOU = 0.5
 
 
 def box_is_right(item: Mapping[str, Any]) -> bool:
-    """Tell whether the given box overlaps the right one enough; boxes are (left, top, right, bottom)."""
-    truth, given = ([float(side) for side in item[name]] for name in ("bbox", "pred"))
-    width = max(0.0, min(truth[2], given[2]) - max(truth[0], given[0]))
-    height = max(0.0, min(truth[3], given[3]) - max(truth[1], given[1]))
-    union = _area(truth) + _area(given) - width * height
+    """Tell whether the predicted box overlaps the right one enough; boxes are (left, top, right, bottom)."""
+    truth, predicted = ([float(side) for side in item[name]] for name in ("bbox", "pred"))
+    width = max(0.0, min(truth[2], predicted[2]) - max(truth[0], predicted[0]))
+    height = max(0.0, min(truth[3], predicted[3]) - max(truth[1], predicted[1]))
+    union = _area(truth) + _area(predicted) - width * height
     return width * height / union >= BOX_IOU
 
 
@@ -29,16 +29,16 @@ def mmmu_is_right(item: Mapping[str, Any]) -> bool:
     """Tell whether one of the parsed answers is right: the same option, or for an open question one that contains it."""
     if item["question_type"] == "multiple-choice":
         answers = item["answer"] if isinstance(item["answer"], list) else [item["answer"]]
-        return any(given in answers for given in item["parsed_pred"])
+        return any(answer in answers for answer in item["parsed_pred"])
     answers = item["answer"] if isinstance(item["answer"], list) else [item["answer"]]
     wanted = [form for answer in answers for form in _forms(str(answer))]
-    return any(_contains(given, wanted) for parsed in item["parsed_pred"] for given in parsed)
+    return any(_contains(answer, wanted) for parsed in item["parsed_pred"] for answer in parsed)
 
 
-def _contains(given: Any, wanted: Sequence[str | float]) -> bool:
-    if isinstance(given, str):
-        return any(isinstance(form, str) and form in given for form in wanted)
-    return given in wanted
+def _contains(answer: Any, wanted: Sequence[str | float]) -> bool:
+    if isinstance(answer, str):
+        return any(isinstance(form, str) and form in answer for form in wanted)
+    return answer in wanted
 
 
 def _forms(text: str) -> list[str | float]:

@@ -322,9 +322,11 @@ def _quoted(labels: Sequence[str]) -> str:
 
 def _other_notes(tasks: Sequence[str], in_means: Sequence[str]) -> tuple[str, ...]:
     """Say which columns do not count in Acc and Rel, and which metric the columns are that are not known by name."""
-    left = [task for task in tasks if task not in in_means]
-    names = ", ".join(TASKS[task].name for task in left)
-    notes = [f"Not in Acc and Rel: {names} (--count counts them, --details prints their intervals)."] if left else []
+    uncounted = [task for task in tasks if task not in in_means]
+    names = ", ".join(TASKS[task].name for task in uncounted)
+    notes = (
+        [f"Not in Acc and Rel: {names} (--count counts them, --details prints their intervals)."] if uncounted else []
+    )
     return (*notes, *(f"{TASKS[task].note}." for task in tasks if TASKS[task].note))
 
 

@@ -198,8 +198,8 @@ def _evenly(
     if max(counts, default=0) <= 0:
         return torch.zeros_like(rest)
     numbers = torch.zeros(rest.shape, dtype=torch.bool)
-    for row, (count, some, size) in enumerate(zip(counts, taken, sizes, strict=True)):
-        numbers[row, [(2 * m + 1) * (size - some) // (2 * count) for m in range(count)]] = True
+    for row, (count, used, size) in enumerate(zip(counts, taken, sizes, strict=True)):
+        numbers[row, [(2 * m + 1) * (size - used) // (2 * count) for m in range(count)]] = True
     return rest & to_device(numbers, rest.device).gather(1, (rest.cumsum(1) - 1).clamp(min=0))
 
 

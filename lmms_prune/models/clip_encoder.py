@@ -81,8 +81,8 @@ class ClipEncoder(Encoder):
         for shape in dict.fromkeys(image.shape for image in images):
             numbers = [i for i, image in enumerate(images) if image.shape == shape]
             batch = self.project(self.run_blocks(self.embed(torch.stack([images[i] for i in numbers])))[:, 1:])
-            for i, found in zip(numbers, batch, strict=True):
-                tokens[i] = found
+            for i, image_tokens in zip(numbers, batch, strict=True):
+                tokens[i] = image_tokens
         return tokens
 
     # -- the encoder in steps, for methods that merge inside it ------------------------------------------------------

@@ -162,15 +162,15 @@ class Layout:
         """Tokens that each row of a division keeps at `stage`, of those present now, by the stage's count rule."""
         if division.kind == "tile":
             return self._by_row(stage.kept, division, division.counts)
-        whole = self._by_row(stage.kept, self.divided("image"), self.counts)
-        return whole if division.whole else share_present(whole, division.owner, division.counts)
+        by_image = self._by_row(stage.kept, self.divided("image"), self.counts)
+        return by_image if division.whole else share_present(by_image, division.owner, division.counts)
 
     def requested(self, stage: Stage, division: Division) -> list[int]:
         """Tokens that the stage requests in each row of a division, before the method's count rule."""
         if division.kind == "tile":
             return self._by_row(lambda sizes, _: stage.requested(sizes), division, division.counts)
-        whole = [n for row in self.traces for n in stage.requested(row.images)]
-        return whole if division.whole else share_present(whole, division.owner, division.sizes)
+        by_image = [n for row in self.traces for n in stage.requested(row.images)]
+        return by_image if division.whole else share_present(by_image, division.owner, division.sizes)
 
     def _by_row(
         self, rule: Callable[[list[int], list[int]], list[int]], division: Division, present: Sequence[int]

@@ -281,7 +281,7 @@ class Prefill:
             _encoder_run=self.encoder_run,
             _questions=self._questions(division),
             requested=layout.requested(acting.stage, division),
-            _guide=lambda *given: division.of_raster(answer(*given)),
+            _guide=lambda *arguments: division.of_raster(answer(*arguments)),
         )
 
     def _questions(self, division: Division) -> list[str] | None:

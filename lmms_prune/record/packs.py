@@ -251,7 +251,7 @@ def _short(value: object) -> str:
 
 def packs_below(paths: Sequence[Path]) -> list[Path]:
     """Return the packs among paths and in folders below them."""
-    found: list[Path] = []
+    packs: list[Path] = []
     for path in paths:
-        found += sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
-    return list(dict.fromkeys(found))
+        packs += sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    return list(dict.fromkeys(packs))

@@ -132,8 +132,8 @@ class PromptSizes:
         """The tiles of an image of so many visual tokens, as `Schedule.plan` takes them: whole ones, and a rest."""
         if not self.tile:
             return []
-        whole, rest = divmod(tokens, self.tile)
-        return [[self.tile] * whole + [rest] * (rest > 0)]
+        full, rest = divmod(tokens, self.tile)
+        return [[self.tile] * full + [rest] * (rest > 0)]
 
 
 def solved(schedule: Schedule, budget: Budget, sizes: PromptSizes) -> Schedule:

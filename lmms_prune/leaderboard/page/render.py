@@ -20,6 +20,8 @@ from lmms_prune.record.redaction import redacted_values
 
 _FOLDER = Path(__file__).parent
 TITLE = "Visual-token pruning"
+# One script, in this order: what is written first is used by what follows.
+_SCRIPTS = ("basics", "links", "saves", "sortable", "table", "tradeoff", "benchmark", "changes", "row", "frame")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def html(
     environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
     # `tojson` escapes <, > and & as \u00.., so that no data can end the script element.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    script, style = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    script = "\n".join((_FOLDER / "script" / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
+    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         title=page_data["title"],
         data=page_data,
@@ -82,7 +85,9 @@ def _submitted(board: Leaderboard, submitters: Sequence[Submitter]) -> dict[Path
     """Return the submitter of each results file, by its path as the page's data have it."""
     renamed = names(board)
     by_path = {}
-    deepest_last = sorted(submitters, key=lambda one: -1 if one.folder is None else len(one.folder.absolute().parts))
+    deepest_last = sorted(
+        submitters, key=lambda submitter: -1 if submitter.folder is None else len(submitter.folder.absolute().parts)
+    )
     for model in board.models:
         for path in {source.path for row in model.rows for run in row.runs for source in run.sources}:
             for submitter in deepest_last:

@@ -44,7 +44,7 @@ def _wrong_counts(sample: RecordedSample, counts: list[int]) -> str:
     if in_grids > counted.visual_tokens:
         return f"images of {in_grids} visual tokens in a prompt with {counted.visual_tokens}"
     recycled, kept = counted.recycled_visual_tokens, counted.kept_visual_tokens
-    if len(recycled) != len(kept) or any(some > most for some, most in zip(recycled, kept, strict=True)):
+    if len(recycled) != len(kept) or any(number > most for number, most in zip(recycled, kept, strict=True)):
         return f"{list(recycled)} tokens are recycled, but {list(kept)} kept"
     return ""
 
@@ -81,12 +81,14 @@ def averages_follow(task: RecordedTask) -> list[Doubt]:
     ones = [1] * len(counted)
     derived = TaskAverages.of_task(counted, ones, ones)
     for name in DERIVED:
-        ours, theirs = (_flat(getattr(either, name)) for either in (derived, recorded))
-        if len(theirs) == len(ours) and all(close(a, b, 1e-6) for a, b in zip(theirs, ours, strict=True)):
+        derived_values, recorded_values = (_flat(getattr(either, name)) for either in (derived, recorded))
+        if len(recorded_values) == len(derived_values) and all(
+            close(a, b, 1e-6) for a, b in zip(recorded_values, derived_values, strict=True)
+        ):
             continue
-        if not theirs:
+        if not recorded_values:
             continue  # not yet recorded by an older version
-        shown = [", ".join(f"{value:g}" for value in values[:4]) for values in (theirs, ours)]
+        shown = [", ".join(f"{value:g}" for value in values[:4]) for values in (recorded_values, derived_values)]
         return [Doubt(f"the run's average {name} is {shown[0]}, but its samples give {shown[1]}", contradicted=True)]
     return []
 

@@ -138,24 +138,28 @@ def _copied(later: RunDigest, earlier: RunDigest, task: str) -> Doubt | None:
         return None
     if later.schedule.keeps_all and earlier.schedule.keeps_all:
         return None
-    ours, theirs = later.tasks[task], earlier.tasks[task]
-    documents = len(ours.documents)
+    later_answers, earlier_answers = later.tasks[task], earlier.tasks[task]
+    documents = len(later_answers.documents)
     text = f"the same {documents} answers as {earlier.name}"
-    if not ours.choices or not theirs.choices or ours.choices != theirs.choices:
+    if not later_answers.choices or not earlier_answers.choices or later_answers.choices != earlier_answers.choices:
         if documents < ENOUGH_ANSWERS:
             return None
-        tokens = "other tokens" if ours.choices and theirs.choices else "tokens that are not recorded by both"
+        tokens = (
+            "other tokens"
+            if later_answers.choices and earlier_answers.choices
+            else "tokens that are not recorded by both"
+        )
         return Doubt(f"{text}, with {tokens}: that is possible, but nothing recorded shows it", contradicted=False)
     unlike = [
         (a, b, bits)
-        for a, b, bits in zip(later.schedule.stages, earlier.schedule.stages, ours.bits, strict=False)
+        for a, b, bits in zip(later.schedule.stages, earlier.schedule.stages, later_answers.bits, strict=False)
         if bits and (a.method, a.layer) != (b.method, b.layer)
     ]
     if not unlike or sum(bits for _, _, bits in unlike) < ENOUGH_BITS:
         return None  # the same method under other options or with another seed, or no choice at all
     plain = not any(stage.options for a, b, _ in unlike for stage in (a, b))
     # With other options, one method may be another one; it then computes something else.
-    certain = plain or ours.selection == theirs.selection
+    certain = plain or later_answers.selection == earlier_answers.selection
     return Doubt(f"{text}, from the same kept tokens: a copy under another schedule", contradicted=certain)
 
 

@@ -101,17 +101,17 @@ def _against_command(report: RunReport, model_args: Any) -> Iterator[Doubt]:
 
     try:
         arguments = split(model_args) if isinstance(model_args, str) else dict(model_args)
-        told = {name: arguments[name] for name in COMPARED if arguments.get(name) is not None}
-        as_recorded = ModelArguments.read(told).settings()
+        compared = {name: arguments[name] for name in COMPARED if arguments.get(name) is not None}
+        as_recorded = ModelArguments.read(compared).settings()
         asked = _asked(arguments)
         executed = Schedule.parse(report.schedule or "none")
     except (ArgumentError, ScheduleError, TypeError, ValueError) as error:
         yield Doubt(f"the command's arguments cannot be read ({error})", contradicted=False)
         return
-    for name in told:
+    for name in compared:
         recorded = report.settings.get(name)
-        if recorded is not None and recorded != as_recorded[name] and MARK not in f"{told[name]}{recorded}":
-            yield Doubt(f"the command says {name}={told[name]}, the record {recorded}", contradicted=True)
+        if recorded is not None and recorded != as_recorded[name] and MARK not in f"{compared[name]}{recorded}":
+            yield Doubt(f"the command says {name}={compared[name]}, the record {recorded}", contradicted=True)
     if asked is not None and MARK not in f"{asked}{executed}" and not _executes(executed, asked):
         yield Doubt(f"the command asks for schedule {asked}, the record names {executed}", contradicted=True)
 

@@ -83,22 +83,22 @@ def verification(
     # A row is compared with those before it: unpruned runs first, since others are measured by them, then by date.
     ordered = sorted((run for run in runs if run.tasks), key=_order)
     rescoring.prepare(scored_tasks(ordered))
-    found: dict[str, list[Finding]] = {}
+    all_findings: dict[str, list[Finding]] = {}
     digests: list[RunDigest] = []
     all_problems = list(problems)
     for run in ordered:
         digest = RunDigest(name_of_run(run), run, _schedule(run))
         digests.append(digest)
-        found[digest.name] = list(_of_run(run, digest, reader, rescoring, all_problems))
+        all_findings[digest.name] = list(_of_run(run, digest, reader, rescoring, all_problems))
     for check in CHECKS:
         if check.of_rows is None:
             continue
         by_run = check.of_rows(digests)
-        for name, held in found.items():
+        for name, held in all_findings.items():
             doubts = by_run.get(name, [])
             held += [finding for task, doubt in doubts for finding in findings(check.name, task, [doubt])]
             held += [] if doubts else [Finding(check.name, "holds")]
-    verified = tuple(VerifiedRun(digest.run, tuple(found[digest.name])) for digest in digests)
+    verified = tuple(VerifiedRun(digest.run, tuple(all_findings[digest.name])) for digest in digests)
     return Verification(verified, tuple(dict.fromkeys(all_problems)))
 
 
@@ -173,7 +173,7 @@ def with_verdicts(board: Leaderboard, verified: Verification) -> Leaderboard:
 
 def _judged(row: TableRow, by_source: Mapping[Path, tuple[Finding, ...]]) -> TableRow:
     of_sources = (by_source.get(source.path, ()) for run in row.runs for source in run.sources)
-    of_runs = dict.fromkeys(finding for found in of_sources for finding in found)
+    of_runs = dict.fromkeys(finding for source_findings in of_sources for finding in source_findings)
     held = [finding for finding in of_runs if not finding.task or finding.task in row.runs[0].tasks]
     # What is no run of this plugin has no token accounting; its scores are what others are compared with.
     named = NUMBERS - {"accounting", "plan"} if row.kind == STOCK else NUMBERS
