@@ -63,8 +63,8 @@ def main(
         for dtype in ("float32", "bfloat16"):
             for schedule in SCHEDULES:
                 name = f"{dtype}-{SCHEDULES.index(schedule)}"
-                one, other = (samples(schedule, dtype, n, mirror, Path(folder) / f"{name}-{n}") for n in sizes)
-                pairs = list(zip(one, other, strict=True))
+                small, large = (samples(schedule, dtype, n, mirror, Path(folder) / f"{name}-{n}") for n in sizes)
+                pairs = list(zip(small, large, strict=True))
                 answers = sum(a["filtered_resps"] != b["filtered_resps"] for a, b in pairs)
                 kept = sum(kept_tokens(a) != kept_tokens(b) for a, b in pairs)
                 rows.append((dtype, schedule, len(pairs), answers, kept))

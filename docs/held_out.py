@@ -39,8 +39,8 @@ def main(
     folders: Annotated[list[Path] | None, typer.Argument(help="Folders of models; default: the demo's two.")] = None,
 ) -> None:
     """Print percent of right answers, by sort of question."""
-    made = [held_out(folder, batches) for folder in folders or map(weights, MODELS)]
-    typer.echo(pd.concat(made, axis=1).sort_index().round(0).to_string())
+    shares = [held_out(folder, batches) for folder in folders or map(weights, MODELS)]
+    typer.echo(pd.concat(shares, axis=1).sort_index().round(0).to_string())
 
 
 if __name__ == "__main__":

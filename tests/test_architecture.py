@@ -377,6 +377,35 @@ def test_nothing_outside_of_models_knows_a_family(path: Path) -> None:
         assert told_of_one_family(path) == []
 
 
+# Words that say nothing of what a variable holds.
+EMPTY_NAMES = {
+    "one",
+    "some",
+    "found",
+    "said",
+    "made",
+    "given",
+    "whole",
+    "its",
+    "mine",
+    "many",
+    "told",
+    "theirs",
+    "gone",
+}
+
+
+def test_a_variable_says_what_it_holds() -> None:
+    empty = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            name = node.id if stored else node.arg if isinstance(node, ast.arg) else ""
+            if name in EMPTY_NAMES:
+                empty.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {name}")
+    assert not empty
+
+
 def test_no_two_classes_have_one_name() -> None:
     """Whoever reads a name must know which of them is meant."""
     homes: dict[str, list[str]] = {}
