@@ -18,7 +18,7 @@ from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.mosaic import Kind
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.pruning.block import Acting
-from lmms_prune.pruning.layout import ImageColumns, read_rows
+from lmms_prune.pruning.prompts import ImageColumns, read_rows
 from lmms_prune.schedule import Schedule
 
 STEPS = 16  # decode steps, after the token that the prefill predicts

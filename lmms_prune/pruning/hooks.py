@@ -37,8 +37,8 @@ from lmms_prune.pruning.guards import (
     refuse_growing_prompt,
     refuse_inputs,
 )
-from lmms_prune.pruning.layout import read_rows
 from lmms_prune.pruning.prefill import Prefill
+from lmms_prune.pruning.prompts import read_rows
 from lmms_prune.pruning.trace import RowTrace, Trace
 from lmms_prune.schedule import PromptSizes, Schedule, Stage
 
