@@ -28,10 +28,16 @@ from lmms_prune.methods.shared.greedy import searches
 GPU = torch.device("cuda:0")
 OWN = "lmms_prune/"
 _LIBRARIES = ("/transformers/", "/accelerate/", "/lmms_eval/")
-# Functions of this package that only pass a call on to the library, and this package's own counting.
+# Functions of this package that only run the model's own layers, and this package's own counting.
 _PASSING_ON = (
     "guards.py guarded",
     "qwen_encoder.py encode",
+    "clip_encoder.py embed",
+    "clip_encoder.py run_blocks",
+    "clip_encoder.py attend",
+    "clip_encoder.py feed",
+    "clip_encoder.py project",
+    "compat/transformers.py attend",
     "guide.py answer_attention",
     "compat/transformers.py call",
     "bench/waits.py count",
@@ -218,7 +224,7 @@ def _line() -> str:
         file = frame.f_code.co_filename
         where = f"{file}:{number} {frame.f_code.co_name}"
         if f"{file} {frame.f_code.co_name}".endswith(_PASSING_ON):
-            return best
+            return best or where
         if f"/{OWN}" in file and file != __file__:
             return OWN + where.split(f"/{OWN}", 1)[1]
         named = next((name for name in _LIBRARIES if name in file), None)
