@@ -201,11 +201,12 @@ class PretendedGpu:
             self.silent -= 1
 
     def _fused(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The reference of a fused kernel, as one launch."""
+        """The reference of a fused search, with the launches of its kernels."""
         device = next(x.device for x in args if isinstance(x, PretendedTensor))
         with self.uncounted():
             result = plain(*on_cpu(args), **on_cpu(kwargs))
-        self.count("fused", result)
+        for _ in range(searches.launches(*args)):
+            self.count("fused", result)
         return tree_map(lambda x: PretendedTensor(x, device) if isinstance(x, Tensor) else x, result)
 
 

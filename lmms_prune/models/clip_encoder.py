@@ -117,7 +117,8 @@ class ClipEncoder(Encoder):
         Args:
             block: 0-based.
             x: the block's input.
-            bias: added to the attention logits of each key. Kernels that take none are replaced by torch's own.
+            bias: added to the attention logits of each key, in the type of `x`. Kernels that take none are replaced by
+                torch's own.
 
         Returns:
             the states between attention and MLP, and the keys.
@@ -127,8 +128,7 @@ class ClipEncoder(Encoder):
         # Spelled out: launches inside a generator would not be counted as the block's own.
         projected = attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
         query, key, value = (part.unflatten(-1, (self._heads, -1)).transpose(1, 2) for part in projected)
-        mask = None if bias is None else bias[:, None, None].to(query.dtype)
-        mixed = attend(attention, query, key, value, mask)
+        mixed = attend(attention, query, key, value, None if bias is None else bias[:, None, None])
         return x + attention.out_proj(mixed.flatten(2)), key
 
     def class_row(
