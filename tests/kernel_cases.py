@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_leaves
 from lmms_prune.methods.shared.greedy import (
     fused,
     kernel_cover,
+    kernel_merging,
     kernel_passes,
     kernel_steps,
     kernel_turns,
     plain,
+    probes,
     products,
-    searches,
 )
 from lmms_prune.methods.shared.greedy.plain_passes import nearest_others
 from lmms_prune.methods.shared.tensors import directions
@@ -36,11 +37,12 @@ def on_device(args: tuple) -> tuple:
     return tuple(x.to(DEVICE) if isinstance(x, Tensor) else x for x in args)
 
 
-def compare(name: str, *args: Any, **options: Any) -> Tensor:
-    """The reference on the CPU and the kernel on the device find the same set."""
+def compare(name: str, *args: Any, **options: Any) -> Any:
+    """The reference on the CPU and the kernel on the device find the same."""
     expected = plain.SEARCHES[name](*args)
-    found = fused.SEARCHES[name](*on_device(args), **options).cpu()
-    assert torch.equal(expected, found), (name, args[0], options, expected.sum(1), found.sum(1))
+    found = fused.SEARCHES[name](*on_device(args), **options)
+    for reference, kernels in zip(tree_leaves(expected), tree_leaves(found), strict=True):
+        assert torch.equal(reference, kernels.cpu()), (name, args, options, reference, kernels)
     return expected
 
 
@@ -109,6 +111,32 @@ def compare_covering(seed: int, tokens: int, features: int, tied: bool, shares: 
         assert expected.sum(1).tolist() == limit.tolist()
 
 
+def compare_merging(seed: int, tokens: int, features: int, tied: bool, shares: list[float], dtype: torch.dtype) -> None:
+    generator, rows = torch.Generator().manual_seed(seed), len(shares)
+    counts = torch.randint(1, tokens + 1, (rows,), generator=generator).tolist()
+    counts[0], shared = tokens, seed % 2
+    counts = [tokens] * rows if shared else counts
+    # Of the even tokens at least one stays; where the numbers are shared, the first token is protected.
+    remove = [int((count - 1) // 2 * share) for count, share in zip(counts, shares, strict=True)]
+    remove = remove[:1] * rows if shared else remove
+    metric = points(generator, rows, tokens, features, tied)
+    score, partner = (
+        compare("nearest", metric, None if shared else torch.tensor(counts)) if tokens > 1 else (None, None)
+    )
+    if score is None:
+        score, partner = torch.zeros(rows, 1).double(), torch.zeros(rows, 1, dtype=torch.long)
+    into, order = compare("pairs", score, partner, tokens, tuple(counts), tuple(remove), bool(shared), shared)
+    x = torch.randn(rows, tokens, 2 * features, generator=generator).to(dtype)
+    fine = torch.promote_types(dtype, torch.float32)
+    size = torch.randint(1, 9, (rows, tokens), generator=generator).to(fine)
+    slot = torch.rand(rows, tokens, generator=generator).argsort(1)
+    _, total, _ = compare("merge", x, size, slot, into, order)
+    for row, (count, removed) in enumerate(zip(counts, remove, strict=True)):
+        remaining = order[row, : count - removed]
+        assert torch.equal(into[row, remaining], remaining)
+        assert total[row, : count - removed].sum() == size[row, :count].sum()
+
+
 def without_storing(call: Any, *args: Any) -> None:
     most, products.MOST_STORED = products.MOST_STORED, 0
     call(*args)
@@ -142,6 +170,20 @@ def fuzz_thinned(seed: int, tokens: int, features: int, tied: bool, shares: list
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(1, 8), st.booleans(), SHARES, st.booleans())
 def fuzz_covering(seed: int, tokens: int, features: int, tied: bool, shares: list[float], stores: bool) -> None:
     compare_covering(seed, tokens, features, tied, shares, stores)
+
+
+@SETTINGS
+@given(
+    st.integers(0, 99),
+    st.integers(1, 40),
+    st.integers(1, 8),
+    st.booleans(),
+    SHARES,
+    # The interpreter cuts off what does not fit into bfloat16; a GPU rounds.
+    st.sampled_from([torch.float32, torch.float16, torch.float64]),
+)
+def fuzz_merging(seed: int, tokens: int, features: int, tied: bool, shares: list[float], dtype: torch.dtype) -> None:
+    compare_merging(seed, tokens, features, tied, shares, dtype)
 
 
 class Largest(TorchDispatchMode):
@@ -210,13 +252,29 @@ def build_all() -> None:
         build(kernel_cover.cover, pointers | source, constants | {"ROWS": 8, "CHUNK": 16}, num_warps=8)
 
 
+def build_merging() -> None:
+    build(kernel_merging.normalised, {"x": "fp32", "unit": "fp64"}, {"CHUNK": 256})
+    pointers = {"products": "fp64", "lengths": "i64", "score": "fp64", "partner": "i64"}
+    build(kernel_merging.nearest, pointers, {"RAGGED": True, "ROWS": 16, "PIECE": 64})
+    pointers = {"score": "fp64", "partner": "i64", "into": "i64", "order": "i64"}
+    for ragged in (False, True):
+        numbers = {"lengths": "i64", "removed": "i64"} if ragged else {}
+        constants = {"RAGGED": ragged, "EVENS_FIRST": not ragged, "PROTECTED": 1, "BLOCK": 512, "PIECE": 16}
+        build(kernel_merging.pairs, pointers | numbers, constants)
+    for x, weight in (("fp32", "fp32"), ("bf16", "fp32"), ("fp64", "fp64")):
+        pointers = {"x": x, "mean": x, "weight": weight, "total": weight}
+        pointers |= dict.fromkeys(("slot", "into", "order", "slots"), "i64")
+        build(kernel_merging.merge, pointers, {"TOKENS": 1024, "BLOCK": 1024})
+
+
 def main() -> None:
     if sys.argv[1] == "build":
         build_all()
+        build_merging()
         print("built")
         return
     for name in plain.SEARCHES:
-        for probe in searches._probes(torch.device("cpu"), name):
+        for probe in probes.probes(torch.device("cpu"), name):
             compare(name, *probe)
     compare_greedy(1, 1, 3, False, [1.0], None)
     # Several programs for one image: on a GPU they wait for each other; in the interpreter every step is a launch.
@@ -225,6 +283,10 @@ def main() -> None:
     fuzz_turns()
     fuzz_thinned()
     fuzz_covering()
+    fuzz_merging()
+    # More features than a kernel reads at a time, and more even tokens than the matrix of all pairs has rows at a time.
+    compare_merging(3, 9, 1500, False, [0.6], torch.float16 if DEVICE.type == "cpu" else torch.bfloat16)
+    compare_merging(4, 2100, 2, False, [0.6], torch.float32)
     large_images()
     print("equal")
 

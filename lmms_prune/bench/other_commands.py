@@ -196,7 +196,7 @@ def bench_waits(
     """Count kernel launches, and how often the host waits for the device, on a pretended GPU: exact on every machine.
 
     Numbers are launches/waits of this package's own lines, before the first layer, at each stage, after the last layer,
-    and in a late decode step.
+    and in a late decode step. Launches of the model's own layers that a stage runs again have a column of their own.
     """
     # All that can be checked without weights comes first: counting takes minutes.
     shape, batches = sides(grid), numbers("batch", batch)
@@ -234,13 +234,14 @@ def bench_waits(
 def _waits_table(content: Mapping[str, Any]) -> Table:
     """Return the counts of one model as a table."""
     table = Table(title=content["model"])
-    for name in ("schedule", "batch", "begin", "stages", "end", "decode step", "largest MB"):
+    for name in ("schedule", "batch", "begin", "stages", "layers run again", "end", "decode step", "largest MB"):
         table.add_column(name, overflow="fold")
     for row in content["rows"]:
         begin, end, step = (f"{row[name]['launches']}/{row[name]['waits']}" for name in ("begin", "end", "step"))
         stages = " ".join(f"{stage['launches']}/{stage['waits']}" for stage in row["stages"])
         size = f"{row['largest_bytes'] / 1e6:.1f}"
-        table.add_row(row["schedule"], str(row["batch"]), begin, stages, end, step, size)
+        rerun = " ".join(str(stage["rerun"]) for stage in row["stages"])
+        table.add_row(row["schedule"], str(row["batch"]), begin, stages, rerun, end, step, size)
     return table
 
 

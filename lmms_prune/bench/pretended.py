@@ -28,10 +28,16 @@ from lmms_prune.methods.shared.greedy import searches
 GPU = torch.device("cuda:0")
 OWN = "lmms_prune/"
 _LIBRARIES = ("/transformers/", "/accelerate/", "/lmms_eval/")
-# Functions of this package that only pass a call on to the library, and this package's own counting.
+# Functions of this package that only run the model's own layers, and this package's own counting.
 _PASSING_ON = (
     "guards.py guarded",
     "qwen_encoder.py encode",
+    "clip_encoder.py embed",
+    "clip_encoder.py run_blocks",
+    "clip_encoder.py attend",
+    "clip_encoder.py feed",
+    "clip_encoder.py project",
+    "compat/transformers.py attend",
     "guide.py answer_attention",
     "compat/transformers.py call",
     "bench/waits.py count",
@@ -195,11 +201,12 @@ class PretendedGpu:
             self.silent -= 1
 
     def _fused(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The reference of a fused kernel, as one launch."""
+        """The reference of a fused search, with the launches of its kernels."""
         device = next(x.device for x in args if isinstance(x, PretendedTensor))
         with self.uncounted():
             result = plain(*on_cpu(args), **on_cpu(kwargs))
-        self.count("fused", result)
+        for _ in range(searches.launches(*args)):
+            self.count("fused", result)
         return tree_map(lambda x: PretendedTensor(x, device) if isinstance(x, Tensor) else x, result)
 
 
@@ -218,7 +225,7 @@ def _line() -> str:
         file = frame.f_code.co_filename
         where = f"{file}:{number} {frame.f_code.co_name}"
         if f"{file} {frame.f_code.co_name}".endswith(_PASSING_ON):
-            return best
+            return best or where
         if f"/{OWN}" in file and file != __file__:
             return OWN + where.split(f"/{OWN}", 1)[1]
         named = next((name for name in _LIBRARIES if name in file), None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,14 +32,16 @@ class Work:
     Args:
         lines: kernel launches by line of code.
         waits: how often the host would have waited, by (reason, line of code).
+        rerun: kernel launches of the model's own layers that these lines run again.
     """
 
     lines: Mapping[str, int] = field(default_factory=dict)
     waits: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    rerun: int = 0
 
     @property
     def launches(self) -> int:
-        """Kernel launches."""
+        """Kernel launches of this package's own lines."""
         return sum(self.lines.values())
 
     @property
@@ -48,7 +50,8 @@ class Work:
         return sum(self.waits.values())
 
     def __add__(self, other: Work) -> Work:
-        return Work(Counter(self.lines) + Counter(other.lines), Counter(self.waits) + Counter(other.waits))
+        lines, waits = Counter(self.lines) + Counter(other.lines), Counter(self.waits) + Counter(other.waits)
+        return Work(lines, waits, self.rerun + other.rerun)
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class _Phases:
             stages={number: own.get(f"stage {number}", nothing) for number in sorted(self.stages)},
             other=sum(others, nothing),
             end=own.get("end", nothing),
-            step=Work(steps[-1].lines, max((step.waits for step in steps), key=lambda waits: sum(waits.values()))),
+            step=replace(steps[-1], waits=max((step.waits for step in steps), key=lambda waits: sum(waits.values()))),
             layers=gpu.launches[f"step {new_tokens - 1}"],
             largest=max((gpu.largest[f"stage {number}"] for number in self.stages), default=0),
             sequences=sequences,
@@ -201,7 +204,10 @@ class _Phases:
 def _own(gpu: PretendedGpu, phase: str) -> Work:
     """What lines of this package did in a phase."""
     lines = {line: count for line, count in gpu.lines[phase].items() if line.startswith(OWN)}
-    return Work(lines, {key: count for key, count in gpu.waits[phase].items() if key[1].startswith(OWN)})
+    waits = {key: count for key, count in gpu.waits[phase].items() if key[1].startswith(OWN)}
+    # In the phases of the library its layers run for the first time.
+    is_ours = phase.startswith(("begin", "stage", "layer", "end")) or phase.endswith("of ours")
+    return Work(lines, waits, gpu.launches[phase] - sum(lines.values()) if is_ours else 0)
 
 
 def examples(methods: Sequence[str]) -> list[str]:
@@ -217,7 +223,7 @@ def examples(methods: Sequence[str]) -> list[str]:
 
 
 def row(counted: Counted, schedule: str, batch: int) -> dict[str, Any]:
-    """One line of the table, by name: launches and waits of each phase."""
+    """One line of the table, by name: launches and waits of each phase; of stages also those of the layers run again."""
     stages = list(counted.stages.values())
     phases = {
         "begin": counted.encoder + counted.begin,
@@ -228,7 +234,7 @@ def row(counted: Counted, schedule: str, batch: int) -> dict[str, Any]:
     return {
         "schedule": schedule,
         "batch": batch,
-        "stages": [{"launches": work.launches, "waits": work.waited} for work in stages],
+        "stages": [{"launches": work.launches, "rerun": work.rerun, "waits": work.waited} for work in stages],
         **{name: {"launches": work.launches, "waits": work.waited} for name, work in phases.items()},
         "largest_bytes": counted.largest,
         "wait_lines": {f"{reason}, {line}": n for (reason, line), n in counted.prefill.waits.items()},

@@ -9,12 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
+from importlib import import_module
 from typing import Any
 
 from lmms_prune.compat.names import Library, PrivateNames
 
 CACHE_NAMES = ("cache", "past_key_values")
 """The newest name first. Callers may use an old name as long as the library translates it."""
+# Attention kernels of CLIP that add a mask of numbers to the logits.
+_TAKES_A_MASK = ("sdpa", "eager")
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:
@@ -90,6 +93,27 @@ def cached_lengths(cache: Any) -> list[int]:
     return [layer.keys.shape[-2] for layer in cache.layers]
 
 
+def attend(attention: Any, query: Any, key: Any, value: Any, mask: Any = None) -> Any:
+    """The attention of a CLIP block by the kernel that its model runs with, before the output projection.
+
+    Args:
+        attention: the block's attention module.
+        query, key, value: (B, H, n, d).
+        mask: additive, (B, 1, 1, n). FlashAttention takes none; torch's fused kernel replaces it.
+
+    Returns:
+        the mixed values (B, n, H, d).
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    kernel = attention.config._attn_implementation
+    if mask is not None and kernel not in _TAKES_A_MASK:
+        kernel = "sdpa"
+    eager = import_module(type(attention).__module__).eager_attention_forward
+    run = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager)
+    return run(attention, query, key, value, mask, scaling=query.shape[-1] ** -0.5, dropout=0.0)[0]
+
+
 def _forward(module: Any) -> Callable[..., Any]:
     # The class's forward: accelerate replaces that of a module which is spread over devices.
     return type(module).forward
@@ -146,6 +170,7 @@ _SEEN = "finding token ids, positions, mask and cache of a call"
 _PROJECTIONS = ("q_proj", "k_proj", "head_dim", "scaling")
 _RECOMPUTED = "queries and keys that methods recompute"
 _ENCODER = "signals of the vision encoder"
+_RUN_AGAIN = "running the vision encoder's blocks again"
 _ADDED = "adding DeepStack's features to the kept tokens"
 _OUTPUT = "reading the cache that a call has filled"
 
@@ -296,6 +321,16 @@ LIBRARY = Library(
             ("hidden_states", "attention_mask"),
             "5.17",
             _ENCODER,
+        ),
+        PrivateNames(
+            "transformers.models.clip.modeling_clip:eager_attention_forward",
+            "leading parameters",
+            ("module", "query", "key", "value", "attention_mask", "scaling", "dropout"),
+            "5.17",
+            _RUN_AGAIN,
+        ),
+        PrivateNames(
+            "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS", "attributes", ("get_interface",), "5.17", _RUN_AGAIN
         ),
         *(
             PrivateNames(f"{model}:model.visual{module}", "attributes", names, "5.17", _ENCODER)

@@ -14,15 +14,10 @@ from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.merging import (
     Bag,
     Merged,
-    averaged,
-    evens_first,
     inside_encoder,
+    matched,
     no_clip,
-    partners,
-    shares,
-    summed,
 )
-from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
 from lmms_prune.models.encoder import Signals
@@ -122,12 +117,16 @@ def _folded(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int) -> tupl
     index = torch.arange(-1, x.shape[1] - 1, device=x.device).expand(len(x), -1)
     while (excess := x.shape[1] - 1 - count) > 0:
         rate = min((x.shape[1] - 1) // 2, excess)
-        valid = torch.ones_like(index, dtype=torch.bool)
-        into = partners(keys, valid, [rate] * len(x), penalty=_ATTENTION * salience, protected=1)
-        order = evens_first(into, x.shape[1] - rate)
+        step = matched(
+            keys,
+            [x.shape[1]] * len(x),
+            [rate] * len(x),
+            evens_first=True,
+            penalty=_ATTENTION * salience,
+            protected=1,
+        )
         # As published, the attention of merged tokens is a plain mean, that of states and keys is weighted.
-        salience = gather(averaged(salience, into, shares(into, torch.ones_like(size))), order)
-        share = shares(into, size)
-        x, keys = (gather(averaged(part, into, share), order) for part in (x, keys))
-        size, index = gather(summed(size, into), order), gather(index, order)
+        salience = step.merge(salience[..., None], torch.ones_like(size), index)[0].squeeze(-1)
+        keys, _, _ = step.merge(keys, size, index)
+        x, size, index = step.merge(x, size, index)
     return encoder.project(encoder.feed(block, x.to(coarse))[:, 1:]), size[:, 1:], index[:, 1:]

@@ -15,12 +15,9 @@ from lmms_prune.methods.base import Method
 from lmms_prune.methods.shared.merging import (
     Bag,
     Merged,
-    averaged,
-    evens_first,
     inside_encoder,
+    matched,
     no_clip,
-    partners,
-    summed,
 )
 from lmms_prune.methods.shared.tensors import gather
 from lmms_prune.methods.view import TokenView
@@ -139,17 +136,14 @@ def _encoder_tokens(encoder: ClipEncoder, images: Int[Tensor, " b"], count: int)
     size = torch.ones(x.shape[:2], dtype=fine, device=x.device)
     index = torch.arange(-1, n, device=x.device).expand(len(x), -1)
     for block, passes in enumerate(rates(n, count, encoder.shape.selected + 1)):
-        x, key = encoder.attend(block, x, size.log() if block else None)
-        keys = key.to(fine).mean(1)
+        bias = torch.log(size, out=torch.empty_like(size, dtype=x.dtype)) if block else None
+        x, key = encoder.attend(block, x, bias)
+        keys = key.mean(1, dtype=fine)
         for number, rate in enumerate(passes, start=1):
-            into = partners(keys, None, [rate] * len(x), protected=1)
-            order = evens_first(into, x.shape[1] - rate)
-            total = summed(size, into)
-            share = size / total.gather(1, into)
-            x = gather(averaged(x.to(fine), into, share), order).to(x.dtype)
+            step = matched(keys, [x.shape[1]] * len(x), [rate] * len(x), evens_first=True, protected=1)
             if number < len(passes):
-                keys = gather(averaged(keys, into, share), order)
-            size, index = gather(total, order), gather(index, order)
+                keys, _, _ = step.merge(keys, size, index)
+            x, size, index = step.merge(x, size, index)
         x = encoder.feed(block, x)
     order = index.argsort(dim=1)[:, 1:]
     return encoder.project(gather(x, order)), gather(size, order), gather(index, order)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from lmms_prune.compat.transformers import attend
 from lmms_prune.models.encoder import MOST, Encoder, EncoderRun, cells, taken
 from lmms_prune.models.mosaic import Tiles
 from lmms_prune.models.parts import ModelParts, device_of
@@ -112,25 +112,24 @@ class ClipEncoder(Encoder):
     def attend(
         self, block: int, x: Float[Tensor, "b entries C"], bias: Float[Tensor, "b entries"] | None = None
     ) -> tuple[Float[Tensor, "b entries C"], Float[Tensor, "b H entries d"]]:
-        """Run the attention half of `block`, by torch's fused kernel whatever kernel the model runs with.
+        """Run the attention half of `block`: the block's own operations, by the attention kernel that it runs with.
 
         Args:
             block: 0-based.
             x: the block's input.
-            bias: added to the attention logits of each key.
+            bias: added to the attention logits of each key, in the type of `x`. Kernels that take none are replaced by
+                torch's own.
 
         Returns:
             the states between attention and MLP, and the keys.
         """
         module = self.parts.encoder_blocks[block]
         attention, normed = module.self_attn, module.layer_norm1(x)
-        query, key, value = (
-            projection(normed).unflatten(-1, (self._heads, -1)).transpose(1, 2)
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        mask = None if bias is None else bias[:, None, None].to(query.dtype)
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return x + attention.out_proj(mixed.transpose(1, 2).flatten(2)), key
+        # Spelled out: launches inside a generator would not be counted as the block's own.
+        projected = attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
+        query, key, value = (part.unflatten(-1, (self._heads, -1)).transpose(1, 2) for part in projected)
+        mixed = attend(attention, query, key, value, None if bias is None else bias[:, None, None])
+        return x + attention.out_proj(mixed.flatten(2)), key
 
     def class_row(
         self, block: int, x: Float[Tensor, "b entries C"], bias: Float[Tensor, "b entries"] | None = None

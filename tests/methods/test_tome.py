@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmms_prune import Schedule, ScheduleError, prune
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.methods.shared.merging import evens_first, partners
+from lmms_prune.methods.shared.merging import matched
 from lmms_prune.methods.tome import ToMe, _Sizes, rates
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
@@ -199,15 +199,14 @@ def test_step_in_the_encoder_by_hand() -> None:
     # Class token at place 0, patches at 1 … 5. A = {0, 2, 4}, B = {1, 3, 5}. The class token is like 1, yet stays.
     # 2 (80°) is like 3 (90°), 4 (200°) is like 5 (180°). One goes: 2 -> 3. Order: 0, 4 (even), then 1, 3, 5.
     metric = angles(0, 0, 80, 90, 200, 180)
-    into = partners(metric, torch.ones(1, 6, dtype=torch.bool), [1], protected=1)
-    assert into.tolist() == [[0, 1, 3, 3, 4, 5]]
-    assert evens_first(into, 5).tolist() == [[0, 4, 1, 3, 5]]
-    into = partners(metric, torch.ones(1, 6, dtype=torch.bool), [2], protected=1)
-    assert into.tolist() == [[0, 1, 3, 3, 5, 5]]
+    first = matched(metric, [6], [1], evens_first=True, protected=1)
+    assert first.into.tolist() == [[0, 1, 3, 3, 4, 5]]
+    assert first.order.tolist() == [[0, 4, 1, 3, 5]]
+    assert matched(metric, [6], [1], protected=1).order.tolist() == [[0, 1, 3, 4, 5]]
+    assert matched(metric, [6], [2], protected=1).into.tolist() == [[0, 1, 3, 3, 5, 5]]
     # A penalty of 1 on token 2 makes 4 the first to go.
     penalty = torch.tensor([[0.0, 0, 1, 0, 0, 0]], dtype=torch.float64)
-    into = partners(metric, torch.ones(1, 6, dtype=torch.bool), [1], penalty, protected=1)
-    assert into.tolist() == [[0, 1, 2, 3, 5, 5]]
+    assert matched(metric, [6], [1], penalty=penalty, protected=1).into.tolist() == [[0, 1, 2, 3, 5, 5]]
 
 
 def encoder_reference(encoder: ClipEncoder, entering: Tensor, plan: list[list[int]]) -> tuple[list[Token], float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lmms_prune.errors import UnsupportedModelError
-from lmms_prune.methods.shared.tensors import BLOCK, add_up, directions, gather, joined, settled
+from lmms_prune.methods.shared.greedy.searches import run
 from lmms_prune.methods.view import TokenView
 from lmms_prune.models.clip_encoder import ClipEncoder
 from lmms_prune.models.tensors import to_device
@@ -60,14 +60,12 @@ class Bag:
 
     def merge(self, remove: Sequence[int]) -> Bag:
         """Run one pass, which removes `remove` tokens of each row and does not change the order of the others."""
-        into = partners(self.states[..., : self.width] if self.metric is None else self.metric, self.valid, remove)
+        compared = self.states[..., : self.width] if self.metric is None else self.metric
+        step = matched(compared, self.counts, remove)
+        states, size, slot = step.merge(self.states, self.size, self.slot)
+        metric = None if self.metric is None else step.merge(self.metric, self.size, self.slot)[0]
         counts = tuple(n - r for n, r in zip(self.counts, remove, strict=True))
-        remains = self.valid & (into == torch.arange(into.shape[1], device=into.device))
-        order = (~remains).long().argsort(dim=1, stable=True)[:, : max(counts)]
-        share = shares(into, self.size)
-        metric = None if self.metric is None else gather(averaged(self.metric, into, share), order)
-        states = gather(averaged(self.states, into, share), order)
-        return Bag(states, self.width, metric, gather(summed(self.size, into), order), gather(self.slot, order), counts)
+        return Bag(states, self.width, metric, size, slot, counts)
 
     def in_view(self, view: TokenView) -> Merged:
         """The tokens written back to their columns of the view."""
@@ -80,74 +78,53 @@ class Bag:
         return Merged(hidden[:, :-1], view.index, size[:, :-1], keep[:, :-1])
 
 
-def partners(
-    metric: Float[Tensor, "B n K"],
-    valid: Bool[Tensor, "B n"] | None,
-    remove: Sequence[int],
-    penalty: Float[Tensor, "B n"] | None = None,
-    protected: int = 0,
-) -> Int[Tensor, "B n"]:
-    """For each token the number of the token into which it is merged: its own, or that of the most similar odd one.
+@dataclass(frozen=True)
+class Pass:
+    """One merging pass.
 
     Args:
-        metric: the states that are compared, by cosine.
-        valid: which entries hold a token; None if all do.
+        into: for each token the number of the token into which it is merged: its own, or that of the most similar odd one.
+        order: the numbers of the remaining tokens, in their order; behind them, what fills the rows.
+    """
+
+    into: Int[Tensor, "B n"]
+    order: Int[Tensor, "B m"]
+
+    def merge(
+        self, x: Float[Tensor, "B n D"], weight: Float[Tensor, "B n"], slot: Int[Tensor, "B n"]
+    ) -> tuple[Float[Tensor, "B m D"], Float[Tensor, "B m"], Int[Tensor, "B m"]]:
+        """The weighted mean of what is merged into each remaining token, computed in the weights' type; its weight and slot."""
+        return run("merge", x, weight, slot, self.into, self.order)
+
+
+def matched(
+    metric: Float[Tensor, "B n K"],
+    counts: Sequence[int],
+    remove: Sequence[int],
+    *,
+    evens_first: bool = False,
+    penalty: Float[Tensor, "B n"] | None = None,
+    protected: int = 0,
+) -> Pass:
+    """Choose which even tokens are merged into odd ones: those with the highest cosine to one.
+
+    Args:
+        metric: the states that are compared.
+        counts: tokens of each row, which come first in it.
         remove: tokens that are merged away in each row; at most the unprotected even tokens of the row.
-        penalty: subtracted from the similarity of even tokens when those to be merged are chosen.
+        evens_first: remaining even tokens come before the odd ones; otherwise the order stays.
+        penalty: subtracted from the cosine of even tokens when those to be merged are chosen, not their partners.
         protected: tokens at the front that are never merged away.
     """
-    number = torch.arange(metric.shape[1], device=metric.device)
-    into = number.repeat(len(metric), 1)
-    if not any(remove):
-        return into
-    unit = directions(metric)
-    even, odd = unit[:, ::2], unit[:, 1::2].transpose(1, 2)
-    # In blocks of rows, so that the matrix of all pairs never exists at once.
-    cosines = (settled(even[:, start : start + BLOCK] @ odd) for start in range(0, even.shape[1], BLOCK))
-    is_padding = None if valid is None else ~valid
-    nearest = [
-        (near if is_padding is None else near.masked_fill_(is_padding[:, None, 1::2], -torch.inf)).max(dim=-1)
-        for near in cosines
-    ]
-    score, partner = (joined([part[i] for part in nearest]) for i in (0, 1))
-    # The penalty decides which tokens are merged, not into which.
-    if penalty is not None:
-        score = score - penalty[:, ::2]
-    if is_padding is not None:
-        score = score.masked_fill(is_padding[:, ::2], -torch.inf)
-    if protected:
-        score[:, : (protected + 1) // 2] = -torch.inf
-    order = score.argsort(dim=1, descending=True, stable=True)
-    # A number that all rows share need not be copied to the device.
-    count = remove[0] if len(set(remove)) == 1 else to_device(remove, order.device)[:, None]
-    is_first = (number[: order.shape[1]] < count).expand_as(order)
-    merges, evens = torch.empty_like(order, dtype=torch.bool).scatter_(1, order, is_first), into[:, ::2]
-    torch.where(merges, number[1::2][partner], evens, out=evens)
-    return into
-
-
-def summed(x: Float[Tensor, "B n *D"], into: Int[Tensor, "B n"]) -> Float[Tensor, "B n *D"]:
-    """For each token the sum of the values merged into it."""
-    return add_up(x, into, x.shape[1])
-
-
-def shares(into: Int[Tensor, "B n"], weight: Float[Tensor, "B n"]) -> Float[Tensor, "B n"]:
-    """Each token's share of the weight of all that are merged into the same one."""
-    return weight / summed(weight, into).gather(1, into)
-
-
-def averaged(
-    x: Float[Tensor, "B n *D"], into: Int[Tensor, "B n"], share: Float[Tensor, "B n"]
-) -> Float[Tensor, "B n *D"]:
-    """For each token the mean, weighted by `shares`, of the values merged into it; zero for tokens merged away."""
-    return summed(x * share.view(*share.shape, *(1,) * (x.dim() - 2)), into)
-
-
-def evens_first(into: Int[Tensor, "B n"], count: int) -> Int[Tensor, "B m"]:
-    """The numbers of the `count` remaining tokens, even ones before odd ones: the order after the published step."""
-    number = torch.arange(into.shape[1], device=into.device)
-    rank = (number % 2).masked_fill(into != number, 2)
-    return rank.argsort(dim=1, stable=True)[:, :count]
+    length = metric.shape[1]
+    if any(remove):
+        is_full = all(count == length for count in counts)
+        score, partner = run("nearest", metric, None if is_full else to_device(counts, metric.device))
+        score = score if penalty is None else score - penalty[:, ::2]
+    else:
+        score = metric.new_zeros(metric[:, ::2, 0].shape)
+        partner = torch.zeros_like(score, dtype=torch.long)
+    return Pass(*run("pairs", score, partner, length, tuple(counts), tuple(remove), evens_first, protected))
 
 
 def no_clip(option: str) -> str:

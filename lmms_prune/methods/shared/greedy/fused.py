@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lmms_prune.methods.shared.greedy import plain
 from lmms_prune.methods.shared.greedy import products as store
+from lmms_prune.methods.shared.greedy.fused_merging import EXACT, fused_merge, fused_nearest, fused_pairs
 from lmms_prune.models.tensors import finest
 
 try:
@@ -25,9 +26,6 @@ else:
     from lmms_prune.methods.shared.greedy.kernel_passes import passes
     from lmms_prune.methods.shared.greedy.kernel_steps import steps
     from lmms_prune.methods.shared.greedy.kernel_turns import turns
-
-# A product and a sum are rounded one after the other, as by the references and in the interpreter.
-EXACT = {"enable_fp_fusion": False}
 
 
 def on_device(args: Sequence[Any]) -> AbstractContextManager:
@@ -223,9 +221,12 @@ def _fused_covering(
     return keep.bool()
 
 
-SEARCHES: dict[str, Callable[..., Tensor]] = {
+SEARCHES: dict[str, Callable[..., Any]] = {
     "greedy": _fused_greedy,
     "in_turn": _fused_in_turn,
     "thinned": _fused_thinned,
     "covering": _fused_covering,
+    "nearest": fused_nearest,
+    "pairs": fused_pairs,
+    "merge": fused_merge,
 }

@@ -6,12 +6,14 @@ Dimension letters: B images, V visual tokens, D features, P pivots.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmms_prune.methods.shared.greedy import products as store
+from lmms_prune.methods.shared.greedy.plain_merging import plain_merge, plain_nearest, plain_pairs
 from lmms_prune.methods.shared.greedy.plain_passes import plain_thinned
 from lmms_prune.methods.shared.tensors import BLOCK, gather, settled
 
@@ -156,9 +158,12 @@ def _lost(unit: Float[Tensor, "B V D"], before: Int[Tensor, "B V"], now: Int[Ten
     return torch.cat(rows)
 
 
-SEARCHES: dict[str, Callable[..., Tensor]] = {
+SEARCHES: dict[str, Callable[..., Any]] = {
     "greedy": _plain_greedy,
     "in_turn": _plain_in_turn,
     "thinned": plain_thinned,
     "covering": _plain_covering,
+    "nearest": plain_nearest,
+    "pairs": plain_pairs,
+    "merge": plain_merge,
 }

@@ -6,7 +6,7 @@ Dimension letters: B images, V visual tokens, D features, P pivots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from subprocess import CalledProcessError
 from typing import Any, Literal
@@ -14,13 +14,15 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lmms_prune.methods.shared.greedy import fused, plain
 from lmms_prune.methods.shared.greedy import products as store
 from lmms_prune.methods.shared.greedy.plain import multiplies_all
 from lmms_prune.methods.shared.greedy.plain_passes import nearest_others
-from lmms_prune.methods.shared.greedy.products import cosines, products
-from lmms_prune.methods.shared.tensors import settled
+from lmms_prune.methods.shared.greedy.probes import probes
+from lmms_prune.methods.shared.greedy.products import cosines
+from lmms_prune.methods.shared.tensors import BLOCK
 from lmms_prune.models.counting import counted_as
 from lmms_prune.models.tensors import to_device
 
@@ -55,7 +57,7 @@ def greedy(
     Returns:
         a mask of the picks; ties go to the lower index.
     """
-    return _search("greedy", rule, vectors, first, valid, limit, most, stored)
+    return run("greedy", rule, vectors, first, valid, limit, most, stored)
 
 
 def in_turn(order: Int[Tensor, "B P V"], free: Bool[Tensor, "B V"], quota: Int[Tensor, "B P"]) -> Bool[Tensor, "B V"]:
@@ -69,7 +71,7 @@ def in_turn(order: Int[Tensor, "B P V"], free: Bool[Tensor, "B V"], quota: Int[T
     Returns:
         a mask of the picks.
     """
-    return _search("in_turn", order, free, quota)
+    return run("in_turn", order, free, quota)
 
 
 def thinned(
@@ -90,7 +92,7 @@ def thinned(
     if all(length <= goal for length, goal in zip(lengths, goals, strict=True)):
         return torch.arange(unit.shape[1], device=unit.device) < length[:, None]
     cosine, neighbour = nearest_others(unit, length, _NEIGHBOURS)
-    return _search("thinned", unit, cosine, neighbour, length, goal, tuple(lengths), tuple(goals), step)
+    return run("thinned", unit, cosine, neighbour, length, goal, tuple(lengths), tuple(goals), step)
 
 
 def covering(
@@ -118,14 +120,15 @@ def covering(
         some = slice(start, start + at_once)
         most, number = int(limit[some].max()), to_device(limit[some], unit.device)
         stored = cosines(unit[some], unit[some]) if unit.shape[1] <= store.MOST_STORED else None
-        parts.append(_search("covering", unit[some], stored, weight[some], valid[some], number, most))
+        parts.append(run("covering", unit[some], stored, weight[some], valid[some], number, most))
     return parts[0] if len(parts) == 1 else torch.cat([valid[:0], *parts])
 
 
-def _search(name: str, *args: Any) -> Tensor:
+def run(name: str, *args: Any) -> Any:
+    """The result of a search, or of a step of merging, by its kernel where that can be built; `args` as its reference's."""
     device = next(x.device for x in args if isinstance(x, Tensor))
     is_fused = device.type == "cuda" and _works(device, name)
-    with counted_as(_greedy_flops(*args) if name == "greedy" else 0):
+    with counted_as(_FLOPS[name](*args) if name in _FLOPS else 0):
         return (_fused if is_fused else _plain)(name, *args)
 
 
@@ -141,73 +144,43 @@ def _greedy_flops(
     return 2 * images * tokens * width * (tokens if multiplies_all(tokens, most) else most)
 
 
+def _nearest_flops(metric: Tensor, length: Tensor | None) -> int:
+    """FLOPs of the products of all even tokens with all odd ones."""
+    images, tokens, width = metric.shape
+    return 2 * images * ((tokens + 1) // 2) * (tokens // 2) * width
+
+
+# Of what multiplies vectors; other searches compare what is computed already.
+_FLOPS: dict[str, Callable[..., int]] = {"greedy": _greedy_flops, "nearest": _nearest_flops}
+
+
+def launches(name: str, *args: Any) -> int:
+    """Kernel launches of a fused search."""
+    # Directions, then for each block of rows a product of matrices and what is highest in it.
+    return 1 + 2 * -(-args[0].shape[1] // (2 * BLOCK)) if name == "nearest" else 1
+
+
 @lru_cache
 def _works(device: torch.device, name: str) -> bool:
     """Whether a kernel can be built on this machine (Triton needs a C compiler) and agrees with the reference on a probe."""
     if fused.triton is None:
         return False
     try:
-        return all(bool(torch.equal(_fused(name, *probe), _plain(name, *probe))) for probe in _probes(device, name))
+        return all(_are_equal(_fused(name, *probe), _plain(name, *probe)) for probe in probes(device, name))
     except (RuntimeError, OSError, CalledProcessError, KeyError, TypeError, fused.triton.TritonError):
         return False
 
 
-def _probes(device: torch.device, name: str) -> list[tuple]:
-    """Small searches with ties, by which a kernel is tried."""
-    generator = torch.Generator().manual_seed(0)
-    if name == "in_turn":
-        order = torch.rand(2, 3, 37, generator=generator).argsort(dim=2).to(device)
-        quota = torch.tensor([[3, 0, 5], [9, 9, 9]]).to(device)
-        return [(order, torch.rand(2, 37, generator=generator).to(device) < 0.8, quota)]
-    if name == "thinned":
-        unit = torch.nn.functional.normalize(torch.randn(2, 90, 5, generator=generator).double(), dim=-1).to(device)
-        # The first neighbour alone: the search among all is tried too.
-        cosine, neighbour = (unit @ unit.transpose(1, 2)).topk(2, dim=2)
-        lengths, goals = (90, 71), (11, 20)
-        length, goal = torch.tensor([lengths, goals]).to(device)
-        return [(unit, settled(cosine), neighbour, length, goal, lengths, goals, 8)]
-    if name == "covering":
-        return _covering_probes(device, generator)
-    probes = []
-    for tokens, stores in ((37, True), (300, False)):
-        unit = torch.nn.functional.normalize(torch.randn(2, tokens, 5, generator=generator).double(), dim=-1)
-        unit[:, -1] = unit[:, 0]
-        valid = torch.arange(tokens).expand(2, -1) < torch.tensor([[tokens], [tokens - 3]])
-        first = torch.rand(2, tokens, generator=generator)
-        unit, valid, first, limit = (x.to(device) for x in (unit, valid, first, torch.tensor([9, 12])))
-        stored = products(unit, unit.dtype) if stores else None
-        coarse = None if stored is None else stored.float()
-        probes += [
-            ("farthest", unit, first, valid, limit, 12, coarse),
-            ("sums", unit, first.double(), valid, limit, 12, stored),
-            (
-                "determinant",
-                unit * (1 + first.double())[..., None],
-                (1 + first.double()).square(),
-                valid,
-                limit,
-                12,
-                None,
-            ),
-        ]
-    return probes
+def _are_equal(first: Any, second: Any) -> bool:
+    return all(map(torch.equal, tree_leaves(first), tree_leaves(second)))
 
 
-def _covering_probes(device: torch.device, generator: torch.Generator) -> list[tuple]:
-    unit = torch.nn.functional.normalize(torch.randn(2, 37, 5, generator=generator).double(), dim=-1)
-    unit[:, -4] = unit[:, 0]
-    valid = torch.arange(37).expand(2, -1) < torch.tensor([[37], [34]])
-    weight = torch.rand(2, 37, generator=generator).double().mul(8).round()
-    unit, weight, valid, limit = (x.to(device) for x in (unit, weight, valid, torch.tensor([9, 12])))
-    return [(unit, stored, weight, valid, limit, 12) for stored in (cosines(unit, unit), None)]
-
-
-def _plain(name: str, *args: Any) -> Tensor:
+def _plain(name: str, *args: Any) -> Any:
     """The reference implementation, also used on CPUs."""
     return plain.SEARCHES[name](*args)
 
 
-def _fused(name: str, *args: Any) -> Tensor:
+def _fused(name: str, *args: Any) -> Any:
     """The Triton kernel."""
     # Triton launches on the current device, whatever the tensors'.
     with fused.on_device(args):
