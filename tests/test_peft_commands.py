@@ -67,7 +67,7 @@ def test_bench(run: Callable[..., str], base: Path, adapter: Path) -> None:
     documents = json.loads(run(*command, "--model_args", f"peft={adapter}", "--tasks", "pope", "--limit", "1"))
     assert documents["model"]
     error = run("lmms-prune", "bench", "--arch", "llava-1.5-7b", "--model_args", "peft=x", code=2)
-    assert "bench --model_args peft=x: it is about a checkpoint" in error
+    assert "bench --model_args peft=…: it is about a checkpoint" in error
 
 
 def test_show(run: Callable[..., str], base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ ModelArgs = Annotated[
     str,
     typer.Option(
         "--model_args",
-        help="With --model, lmms-eval's arguments: peft=ADAPTER, load_in_4bit=true; with --tasks also prompt=vicuna, ….",
+        help="With --model, lmms-eval's arguments: peft=ADAPTER, load_in_4bit=true; with --tasks also prompt=vicuna, …. With "
+        "--arch of images in tiles: unpad=false.",
     ),
 ]
 Results = Annotated[
@@ -237,8 +238,6 @@ def _refuse_other_inputs(values: Mapping[str, Any]) -> None:
         {"arch": None, "grid": "24x24", "batch": "1", "text_tokens": "60"},
         ("limit", "include", "results"),
     )
-    if values["arch"] is not None and values["model_args"]:
-        fail(f"bench --model_args {values['model_args']}: it is about a checkpoint; give --model, or leave it out.")
     if values["tasks"] is None:
         for name in real:
             if values[name] not in (None, ""):

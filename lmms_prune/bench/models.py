@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from lmms_prune.harness.arguments import ModelArguments, weight_arguments
 from lmms_prune.harness.loading import load_model, pick_device
 from lmms_prune.models import FAMILIES
 from lmms_prune.models.architectures import PUBLISHED
+from lmms_prune.models.family import Family
 from lmms_prune.models.parts import ModelParts
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -72,7 +73,8 @@ def given_model(
         layers: decoder layers of the random model; None for all.
         dtype: "auto" is the checkpoint's dtype; for random weights, bfloat16 on a GPU and float32 on a CPU.
         device: "cpu", "cuda" or "cuda:N".
-        model_args: further arguments about the checkpoint's weights, as for lmms-eval's ``--model_args``.
+        model_args: further arguments about the checkpoint's weights, as for lmms-eval's ``--model_args``; of random weights
+            only the family's own (``unpad``).
 
     Raises:
         BenchError, ArgumentError, UnsupportedModelError: no such dtype, device or checkpoint, or the weights do not fit.
@@ -83,6 +85,8 @@ def given_model(
     values = {"pretrained": checkpoint or str(arch), "schedule": "none", "dtype": dtype, "device": device}
     further = weight_arguments(model_args, ("dtype", "device"))
     arguments = ModelArguments.read({**values, **further})
+    if arch is not None:
+        _refuse_checkpoint_arguments(FAMILIES[PUBLISHED[arch]["model_type"]], arguments, further)
     torch_device = pick_device(arguments, 0, 1)
     with fits(f"with the weights of {checkpoint or arch} alone", "a 16-bit --dtype, with --arch fewer --layers,"):
         if checkpoint is not None:
@@ -90,12 +94,26 @@ def given_model(
         else:
             auto = torch.bfloat16 if torch_device.type == "cuda" else torch.float32
             model = random_model(str(arch), layers, torch_device, auto if dtype == "auto" else getattr(torch, dtype))
+            ModelParts.of(model).family.prepare_model(model, arguments)
     parts = ModelParts.of(model)
-    name = (
-        ", ".join(filter(None, (checkpoint, model_args)))
-        or f"{arch}, {len(parts.layers)} decoder layers of random weights"
-    )
+    source = checkpoint or f"{arch}, {len(parts.layers)} decoder layers of random weights"
+    name = ", ".join(filter(None, (source, model_args)))
     return BenchModel(model, title_of(name, model), parts.tokens_per_image is not None)
+
+
+def _refuse_checkpoint_arguments(family: Family, arguments: ModelArguments, names: Iterable[str]) -> None:
+    """Refuse arguments (`names` of them) that mean nothing for random weights of a family.
+
+    Raises:
+        ArgumentError: an argument of another family.
+        BenchError: an argument about a checkpoint.
+    """
+    arguments.refuse_other_families(family)
+    if about_checkpoint := [name for name in names if name not in family.arguments]:
+        message = (
+            f"bench --model_args {about_checkpoint[0]}=…: it is about a checkpoint; give --model, or leave it out."
+        )
+        raise BenchError(message)
 
 
 def title_of(name: str, model: Any) -> str:

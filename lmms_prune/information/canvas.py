@@ -19,11 +19,14 @@ SIDE = 28  # pixels of a visual token in a drawing
 
 def grids_of(wrapper: PrunedModel, inputs: dict[str, Any]) -> list[tuple[int, int]]:
     """Rows and columns of the visual tokens of each image of one prompt; of an image in tiles, of its base and its canvas."""
+    return [grid for grids in grids_by_image(wrapper, inputs) for grid in grids]
+
+
+def grids_by_image(wrapper: PrunedModel, inputs: dict[str, Any]) -> list[tuple[tuple[int, int], ...]]:
+    """The same grids, those of each image together."""
     parts = ModelParts.of(wrapper.model)
-    if mosaics := parts.mosaics(inputs):
-        return [grid for mosaic in mosaics for grid in mosaic.rectangles]
     visual = (inputs["input_ids"][0] == parts.config.image_token_id).tolist()
-    return parts.grids(inputs, [size for _, size in parts.spans(visual, inputs)])
+    return parts.rectangles(inputs, [size for _, size in parts.spans(visual, inputs)])
 
 
 def seen_images(wrapper: PrunedModel, inputs: dict[str, Any], grids: Sequence[tuple[int, int]]) -> list[Image.Image]:

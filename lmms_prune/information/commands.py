@@ -169,7 +169,7 @@ def _heatmaps(
 ) -> None:
     """Draw heat maps of the first documents of each task: information at some layers over what the model sees."""
     from lmms_prune.harness.prompts import question_text
-    from lmms_prune.information.canvas import grids_of, seen_images
+    from lmms_prune.information.canvas import grids_by_image, seen_images
     from lmms_prune.information.plots import draw_heatmaps, task_title
     from lmms_prune.record.information import token_information
 
@@ -181,15 +181,24 @@ def _heatmaps(
             continue
         rows = store.read([document.sample])
         inputs = dict(wrapper.inputs_of(document.messages))
-        grids = grids_of(wrapper, inputs)
-        for image, picture in enumerate(seen_images(wrapper, inputs, grids)):
-            maps = [(n, token_information(rows[rows.layer == n], image, grids[image], block)) for n in layers]
+        images = grids_by_image(wrapper, inputs)
+        grids = [grid for of_image in images for grid in of_image]
+        by_layer = [
+            [
+                values
+                for image, of_image in enumerate(images)
+                for values in token_information(rows[rows.layer == n], image, of_image, block)
+            ]
+            for n in layers
+        ]
+        for number, picture in enumerate(seen_images(wrapper, inputs, grids)):
+            maps = [(n, values[number]) for n, values in zip(layers, by_layer, strict=True)]
             line = rows.iloc[0]
             question = question_text(wrapper.chat(document.messages))
             title = f"{task_title(document.task)}, {document.sample}: {question}\n"
             title += f"The right answer is '{line.answer}', unpruned {line.p_full:.1%} probable. "
             title += "Red: the token alone makes it more probable, blue: less."
-            name = document.sample.replace("/", "-") + (f"-image{image}" if len(grids) > 1 else "")
+            name = document.sample.replace("/", "-") + (f"-image{number}" if len(grids) > 1 else "")
             draw_heatmaps(picture, maps, title, store.folder / "heatmaps" / name)
 
 

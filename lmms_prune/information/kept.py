@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
-from lmms_prune.information.canvas import grids_of
+from lmms_prune.information.canvas import grids_by_image
 from lmms_prune.information.layer_sweep import acts_at, single_stage
 from lmms_prune.pruning.hooks import prune
 from lmms_prune.record.information import Store, token_information
@@ -48,11 +51,11 @@ def kept_information(
     for document in documents:
         rows = store.read([document.sample])
         inputs = dict(wrapper.inputs_of(document.messages))
-        grids = grids_of(wrapper, inputs)
+        images = grids_by_image(wrapper, inputs)
         question = question_text(wrapper.chat(document.messages))
         for layer in layers:
             here = rows[rows.layer == layer]
-            maps = [torch.tensor(token_information(here, i, grid, block)).flatten() for i, grid in enumerate(grids)]
+            maps = [_raster(token_information(here, i, grids, block)) for i, grids in enumerate(images)]
             fixed = {"sample": document.sample, "task": document.task, "layer": layer}
             for keep in keeps:
                 counts = Schedule.parse(single_stage("random", layer, keep)).plan([len(values) for values in maps])[0]
@@ -77,3 +80,8 @@ def kept_information(
                     count = sum(trace.rows[0].kept[0])
                     lines.append({**fixed, "keep": keep, "method": method, "kept": count, "information": total})
     return pd.DataFrame(lines)
+
+
+def _raster(grids: Sequence[np.ndarray]) -> Float[Tensor, " n"]:
+    """The values of an image's grids, by raster index."""
+    return torch.from_numpy(np.concatenate([values.ravel() for values in grids]))

@@ -7,7 +7,7 @@ text T. For a unit k (a token, or a block of tokens) of V,
 
 where p_k is the probability of the answer's first token if layers i, i + 1, … run on S, k and T only, and p_text the
 probability if they run on S and T only. Dropped tokens are deleted, as in the paper's code, and the others keep their
-positions. (The paper's equations 2, 3 and 5 write a multiplication by a zero mask. Zero vectors would still be attended to,
+positions, also the newline tokens of an image in tiles, which belong to no unit. (The paper's equations 2, 3 and 5 write a multiplication by a zero mask. Zero vectors would still be attended to,
 with the weight of a zero score, and later layers would fill them; a test shows that this turns signs around.) The text has already
 seen the image in the layers before i. So p_text is not that of a prompt without an image, except for i = 0.
 """
@@ -27,6 +27,7 @@ from lmms_prune.compat.transformers import filled_cache, with_cache
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts, device_of
+from lmms_prune.pruning.layout import read_rows
 from lmms_prune.pruning.ragged import gather_rotary
 from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
@@ -38,7 +39,7 @@ CHUNK = 256  # units that run as one batch
 class Unit:
     """A visual token, or a square block of them: its image, the row and column of its upper left token, and the tokens.
 
-    `tokens` are raster indices in the image.
+    `tokens` are raster indices in the image; row and column are those in the token's grid, of which an image in tiles has two.
     """
 
     image: int
@@ -69,20 +70,23 @@ class LayerInformation:
         return self.p - self.p_text
 
 
-def units(grids: Sequence[tuple[int, int]], block: int) -> list[Unit]:
+def units(images: Sequence[Sequence[tuple[int, int]]], block: int) -> list[Unit]:
     """All units of a prompt's images.
 
     Args:
-        grids: rows and columns of each image's visual tokens.
+        images: rows and columns of the grids of each image, whose visual tokens follow one another in raster order.
         block: side of a unit: 1 for single tokens, 2 for squares of four, as the paper's code has them, smaller at odd borders.
     """
     blocks = []
-    for image, (rows, columns) in enumerate(grids):
-        for row in range(0, rows, block):
-            for column in range(0, columns, block):
-                down, across = range(row, min(rows, row + block)), range(column, min(columns, column + block))
-                tokens = tuple(r * columns + c for r in down for c in across)
-                blocks.append(Unit(image, row, column, tokens))
+    for image, grids in enumerate(images):
+        first = 0
+        for rows, columns in grids:
+            for row in range(0, rows, block):
+                for column in range(0, columns, block):
+                    down, across = range(row, min(rows, row + block)), range(column, min(columns, column + block))
+                    tokens = tuple(first + r * columns + c for r in down for c in across)
+                    blocks.append(Unit(image, row, column, tokens))
+            first += rows * columns
     return blocks
 
 
@@ -127,11 +131,6 @@ def measure(
     parts = ModelParts.of(model)
     if parts.form == "flash":
         raise UnsupportedModelError("measuring information needs custom masks; use attn_implementation=sdpa.")
-    if parts.tiled:
-        message = (
-            f"measuring information needs images of one grid of visual tokens; {parts.family.title}'s are in tiles."
-        )
-        raise UnsupportedModelError(message)
     for layer in layers:
         Schedule.parse(f"vtw@{layer}").check(len(parts.layers))
     with torch.no_grad():
@@ -139,7 +138,8 @@ def measure(
     vocabulary = model.get_output_embeddings().out_features
     if not 0 <= answer < vocabulary:
         raise InformationError(f"the answer's token {answer} is not one of the vocabulary's {vocabulary}.")
-    for rows, columns in prompt.grids:
+    # A canvas may be narrower than a block.
+    for rows, columns in (grids[0] for grids in prompt.grids):
         if min(rows, columns) < block:
             raise InformationError(
                 f"an image of {rows} x {columns} visual tokens has no block of {block} x {block}; use block {min(rows, columns)}."
@@ -157,8 +157,8 @@ class _Prompt:
         states: the input of each layer, (1, L, D).
         rotary: the rotary tables that all layers share.
         cache: the keys and values of all layers.
-        grids: rows and columns of each image's visual tokens.
-        starts: the column of each image's first token.
+        grids: rows and columns of each image's grids.
+        columns: the columns of each image's tokens, by raster index.
         text: the columns of text after the first visual token.
         first_text: the first of these columns.
         full: log probabilities of the next token, float64.
@@ -168,8 +168,8 @@ class _Prompt:
     states: list[Tensor]
     rotary: tuple[Tensor, Tensor]
     cache: Any
-    grids: list[tuple[int, int]]
-    starts: list[int]
+    grids: list[tuple[tuple[int, int], ...]]
+    columns: list[Sequence[int]]
     text: Int[Tensor, " T"]
     first_text: int
     full: Float[Tensor, " W"]
@@ -196,23 +196,28 @@ class _Prompt:
         additions = [torch.zeros_like(states[0]) for _ in features]
         for addition, feature in zip(additions, features, strict=True):
             addition[0, visual.to(addition.device)] = feature.to(addition)
-        spans = parts.spans(visual.tolist(), inputs)
-        grids = parts.grids(inputs, [size for _, size in spans])
-        for (rows, columns), (_, size) in zip(grids, spans, strict=True):
-            if rows * columns != size:
-                raise InformationError(
-                    f"an image of {rows} x {columns} visual tokens has {size} columns in the prompt."
-                )
-        first = spans[0][0]
+        _, images = read_rows(parts, inputs, ids.tolist(), [0], None)
+        patches = [image.patches for image in images]
+        sizes = [len(columns) for columns in patches]
+        grids = parts.rectangles(inputs, sizes)
+        for of_image, size in zip(grids, sizes, strict=True):
+            if sum(rows * columns for rows, columns in of_image) != size:
+                shape = " and ".join(f"{rows} x {columns}" for rows, columns in of_image)
+                raise InformationError(f"an image of {shape} visual tokens has {size} columns in the prompt.")
+        first = patches[0][0]
         all_columns = torch.arange(ids.shape[1], device=ids.device)
         text = all_columns[(all_columns >= first) & ~visual]
         full = _log_probabilities(out.logits[0, -1])
-        starts = [start for start, _ in spans]
-        return cls(states, tables[0], filled_cache(out), grids, starts, text, int(text[0]), full, additions)
+        return cls(states, tables[0], filled_cache(out), grids, patches, text, int(text[0]), full, additions)
 
     def unit_columns(self, unit: Unit) -> list[int]:
         """The unit's columns in the prompt."""
-        return [self.starts[unit.image] + token for token in unit.tokens]
+        return [self.columns[unit.image][token] for token in unit.tokens]
+
+    @property
+    def prefix(self) -> int:
+        """The number of tokens before the first image."""
+        return self.columns[0][0]
 
     def after_units(self, rows: Sequence[Sequence[int]]) -> bool:
         """Whether all text stands after the visual tokens of every row, so that a row's order is that of its columns."""
@@ -262,7 +267,7 @@ def _next_tokens(
 ) -> Float[Tensor, "U W"]:
     """Log probabilities of the next token, one line per row; a row is the list of its visual tokens' columns."""
     index, present = _columns(prompt, rows, prompt.states[layer].device)
-    prefix = prompt.starts[0]
+    prefix = prompt.prefix
     hidden = prompt.states[layer][0, index]
     rotary = [gather_rotary(table, index) for table in prompt.rotary]
     padded = len(set(map(len, rows))) > 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -41,8 +42,9 @@ class Information(ScoreMethod):
             measured = ", ".join(map(str, settings["layers"]))
             raise InformationError(f"{self.of} holds information at layers {measured}, not at {view.layer}.")
         signal = torch.zeros(len(view.sizes), max(view.sizes), dtype=torch.float64)
-        for row, ((sample, image), grid) in enumerate(zip(view.images, view.grids, strict=True)):
+        for row, ((sample, image), (grids, raster)) in enumerate(zip(view.images, view.rectangles, strict=True)):
             lines = store.read([sample])
-            worth = token_information(lines[lines.layer == view.layer], image, grid, settings["block"])
-            signal[row, : worth.size] = torch.from_numpy(worth).flatten()
+            arrays = token_information(lines[lines.layer == view.layer], image, grids, settings["block"])
+            worth = np.concatenate([values.ravel() for values in arrays])
+            signal[row, : len(raster)] = torch.from_numpy(worth[raster])
         return view.of_image(signal)

@@ -150,11 +150,6 @@ def before_decoder(layer: int, options: Options) -> str:
     return _REENCODES if layer == 0 else ""
 
 
-def measured_whole(layer: int, options: Options) -> str:
-    """`lmms-prune information` measures images of one grid."""
-    return "`lmms-prune information` measures images of a single grid"
-
-
 READS = {
     "attention": "attention rows of the layer before",
     "attention ahead": "attention rows of the layer itself",
@@ -166,6 +161,7 @@ READS = {
     "encoder": "signals from the vision encoder",
     "pixels": "the image's pixels",
     "grid": "the image's grid",
+    "rectangles": "the image's grids",
     "question": "the question as text",
     "guide": "a second model",
     "answer": "the right answer (as information measured with it)",

@@ -366,6 +366,21 @@ class TokenView:
             raise PruningError(_OUTSIDE.format("the images' grids"))
         return list(self._grid_list)
 
+    @property
+    def rectangles(self) -> list[tuple[Sequence[Grid], list[int]]]:
+        """The grids of each row's image (base and canvas, if it is in tiles), and which of that image's tokens the row has.
+
+        Raises:
+            PruningError: the images were encoded before pruning began.
+        """
+        self._reading("rectangles")
+        if self._tiles is not None:
+            mosaics = self._tiles.mosaics
+            return [(mosaics[image].rectangles, list(region.raster)) for image, region in self._tiles.rows]
+        if len(self._grid_list) < len(self.sizes):
+            raise PruningError(_OUTSIDE.format("the images' grids"))
+        return [((grid,), list(range(grid[0] * grid[1]))) for grid in self._grid_list]
+
     @cached_property
     def encoder(self) -> Encoder:
         """Signals of the vision encoder.

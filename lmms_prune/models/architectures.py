@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models import FAMILIES
+from lmms_prune.models.foreign import foreign_layout
 from lmms_prune.models.sizes import Architecture, ArchitectureError
-from lmms_prune.models.unsupported import why_not
+from lmms_prune.models.unsupported import refuse_stated_variant, why_not
 
 PUBLISHED: dict[str, Mapping[str, Any]] = {
     name: config for family in FAMILIES.values() for name, config in family.published.items()
@@ -71,12 +73,20 @@ def from_config(config: Mapping[str, Any], name: str) -> Architecture:
     """The sizes that a configuration states, with the library's defaults for those that it omits.
 
     Raises:
-        ArchitectureError: the configuration is of another family, or states an invalid size.
+        ArchitectureError: the configuration is of another family or layout, states an invalid size, or a decoder or vision
+            encoder that is built in another way.
     """
+    if message := foreign_layout(config):
+        raise ArchitectureError(f"{name} {message}")
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ArchitectureError(f"{name}: model_type {kind!r} is not supported{why_not(kind, map(repr, FAMILIES))}")
-    return FAMILIES[kind].architecture(config, name)
+    sizes = FAMILIES[kind].architecture(config, name)
+    try:
+        refuse_stated_variant(config.get("text_config") or config, FAMILIES)
+    except UnsupportedModelError as error:
+        raise ArchitectureError(f"{name}: {error}") from None
+    return sizes
 
 
 DEFAULT = architecture(next(iter(PUBLISHED)))

@@ -10,7 +10,14 @@ from typing import Any
 from lmms_prune.errors import UnsupportedModelError
 from lmms_prune.models.family import Family, Grid
 from lmms_prune.models.shape import EncoderShape
-from lmms_prune.models.sizes import Architecture, EncoderSizes, bytes_per_number, decoder_sizes, stated_sizes
+from lmms_prune.models.sizes import (
+    Architecture,
+    ArchitectureError,
+    EncoderSizes,
+    bytes_per_number,
+    decoder_sizes,
+    stated_sizes,
+)
 
 # The library's defaults for values that a config.json omits (that of LLaVA-1.5 on the hub does).
 LLAMA = {
@@ -36,6 +43,8 @@ CLIP_L_336 = {
     "image_size": 336,
     "patch_size": 14,
 }
+_CLIP_TYPE = "clip_vision_model"
+_OTHER_ENCODER = "a LLaVA with the vision encoder '{}' is not supported; only CLIP's is."
 IMAGE_TOKEN = 32000
 
 
@@ -53,10 +62,8 @@ class Llava(Family):
             UnsupportedModelError: the vision encoder is not CLIP's.
         """
         vision = config.vision_config
-        if getattr(vision, "model_type", None) != "clip_vision_model":
-            raise UnsupportedModelError(
-                f"a LLaVA with the vision encoder '{getattr(vision, 'model_type', None)}' is not supported; only CLIP's is."
-            )
+        if (kind := getattr(vision, "model_type", None)) != _CLIP_TYPE:
+            raise UnsupportedModelError(_OTHER_ENCODER.format(kind))
         patches = (vision.image_size // vision.patch_size) ** 2
         return patches + (config.vision_feature_select_strategy == "full")
 
@@ -155,6 +162,8 @@ class Llava(Family):
         stated = config.get("text_config", {})
         text = stated_sizes(self.text_defaults(stated), stated, f"{name}: text_config")
         vision = stated_sizes(self.vision_defaults, config.get("vision_config", {}), f"{name}: vision_config")
+        if (kind := config.get("vision_config", {}).get("model_type", _CLIP_TYPE)) != _CLIP_TYPE:
+            raise ArchitectureError(f"{name}: {_OTHER_ENCODER.format(kind)}")
         hidden, wide = text["hidden_size"], vision["hidden_size"]
         encoder = EncoderSizes(
             layers=vision["num_hidden_layers"],

@@ -121,6 +121,16 @@ class ModelParts:
         """
         return self.family.grids(self.config, inputs, sizes)
 
+    def rectangles(self, inputs: dict[str, Any], sizes: Sequence[int]) -> list[tuple[Grid, ...]]:
+        """The grids of each of the batch's images: one, or those of the base and the canvas of an image in tiles.
+
+        Args:
+            inputs, sizes: as for `grids`.
+        """
+        if self.tiled:
+            return [mosaic.rectangles for mosaic in self.mosaics(inputs)]
+        return [(grid,) for grid in self.grids(inputs, sizes)]
+
     def mosaics(self, inputs: dict[str, Any]) -> list[Mosaic]:
         """The tiles of the batch's images; empty where images are encoded whole."""
         return self.family.mosaics(self.config, inputs)

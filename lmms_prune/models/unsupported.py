@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from lmms_prune.errors import UnsupportedModelError
@@ -35,6 +36,13 @@ def why_not(model_type: Any, supported: Iterable[str]) -> str:
     """What is to be said of a model type that is no family's: the reason, if one is known, and what is supported."""
     reason = REASONS.get(model_type) if isinstance(model_type, str) else None
     return f"{f' ({reason})' if reason else ''}. Supported: {', '.join(supported)}."
+
+
+def refuse_stated_variant(text: Mapping[str, Any], supported: Iterable[str]) -> None:
+    """The same as `refuse_variant` for a decoder's part of a ``config.json`` as it is written; raises as that does."""
+    # A window that is stated is used by Mistral, by Qwen only if it is switched on.
+    slides = text.get("use_sliding_window", text.get("model_type") == "mistral")
+    refuse_variant(SimpleNamespace(**{**text, "sliding_window": slides and text.get("sliding_window")}), supported)
 
 
 def refuse_variant(text: Any, supported: Iterable[str]) -> None:

@@ -143,7 +143,7 @@ def refuse_tiles(parts: ModelParts, stage: Stage) -> None:
 def _signals(parts: ModelParts, stages: Mapping[int, Acting]) -> Signals:
     """The signals that the methods need from the vision encoder."""
     reads = {name for acting in stages.values() for name in acting.stage.spec.reads}
-    signals = Signals(grids="grid" in reads)
+    signals = Signals(grids=bool(reads & {"grid", "rectangles"}))
     if reads & {"encoder", "pixels"}:
         for acting in stages.values():
             signals |= acting.method.signals(parts.encoder_shape)

@@ -3,7 +3,7 @@
 `lmms-prune information` writes such folders; its pictures and the oracle `information@…;of=FOLDER` read them.
 
 Each file has one line per layer and unit. Columns: sample, task, answer (the reference), p_full, layer, p_text, divergence,
-image, token (raster index), row and column (of the unit's upper left token), tokens (number in the unit), p_k.
+image, token (raster index), row and column (of the unit's upper left token, in its grid), tokens (number in the unit), p_k.
 """
 
 from __future__ import annotations
@@ -143,24 +143,29 @@ class Store:
         return rows
 
 
-def token_information(rows: pd.DataFrame, image: int, grid: tuple[int, int], block: int) -> np.ndarray:
-    """Return one image's information at one layer as an array (rows, columns) of its visual tokens.
+def token_information(rows: pd.DataFrame, image: int, grids: Sequence[tuple[int, int]], block: int) -> list[np.ndarray]:
+    """Return one image's information at one layer as an array (rows, columns) of its visual tokens for each of its grids.
 
     Args:
         rows: lines of one sample at one layer.
         image: the image's number in the sample.
-        grid: rows and columns of the image's visual tokens.
+        grids: rows and columns of the image's visual tokens; of an image in tiles, of its base and its canvas.
         block: side of a unit, in visual tokens.
 
     Raises:
-        InformationError: the measurements do not cover the grid.
+        InformationError: the measurements do not cover a grid.
     """
-    information = np.full(grid, np.nan)
-    for line in rows[rows.image == image].itertuples():
-        information[line.row : line.row + block, line.column : line.column + block] = line.information
-    if np.isnan(information).any():
-        raise InformationError(f"the measurements do not cover all of an image of {grid[0]} x {grid[1]} visual tokens.")
-    return information
+    lines, arrays, first = rows[rows.image == image], [], 0
+    for grid in grids:
+        information, last = np.full(grid, np.nan), first + grid[0] * grid[1]
+        for line in lines[(lines.token >= first) & (lines.token < last)].itertuples():
+            information[line.row : line.row + block, line.column : line.column + block] = line.information
+        if np.isnan(information).any():
+            message = f"the measurements do not cover all of an image of {grid[0]} x {grid[1]} visual tokens."
+            raise InformationError(message)
+        arrays.append(information)
+        first = last
+    return arrays
 
 
 def _differences(requested: dict[str, Any], stored: dict[str, Any], path: Path) -> Iterator[tuple[str, Any, Any]]:

@@ -291,6 +291,20 @@ def test_a_model_in_tiles_is_timed_with_its_padding(folders: dict[str, Path]) ->
         given_model(str(folders["llava"]), None, None, "float32", "cpu", "unpad=false")
 
 
+def test_random_weights_in_tiles_are_timed_with_their_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--arch … --model_args unpad=false``: five tiles of 24 x 24 patches; other arguments are refused."""
+    monkeypatch.setattr(
+        "lmms_prune.bench.models.random_model",
+        lambda name, layers, device, dtype: random_model(name, layers, torch.device("meta"), dtype),
+    )
+    for model_args, tokens in (("", 2880 + 48), ("unpad=false", 2880)):
+        made = given_model(None, "llava-v1.6-vicuna-7b", 2, "float32", "cpu", model_args)
+        assert random_inputs(made.model, 1, (48, 48), 12)["input_ids"].shape[1] == tokens + 12
+    assert "2 decoder layers of random weights, unpad=false" in made.title
+    with pytest.raises(ArgumentError, match=r"unpad=False is for another model family; llava-1.5-7b is a LLaVA-1\.5"):
+        given_model(None, "llava-1.5-7b", 2, "float32", "cpu", "unpad=false")
+
+
 def test_selections_that_need_one_grid_are_refused_on_tiles(folders: dict[str, Path]) -> None:
     subject = selection_model("llava_next", str(folders["next"]), (4, 3), "cpu")
     with pytest.raises(BenchError, match=r"in tiles.*of which pool need one grid: leave these out"):

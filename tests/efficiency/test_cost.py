@@ -171,6 +171,37 @@ def test_unknown_architectures_are_refused(tmp_path: Path) -> None:
         architecture(str(tmp_path))
 
 
+_MISTRAL = {"model_type": "mistral", "hidden_size": 4096}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, "layout of LLaVA's own repository"),
+        ({"model_type": "llava_llama"}, "layout of LLaVA's own repository"),
+        ({"model_type": "llava_next", "text_config": {**_MISTRAL, "sliding_window": 4096}}, "sliding windows"),
+        ({"model_type": "qwen2_vl", "use_sliding_window": True, "sliding_window": 4096}, "sliding windows"),
+        ({"model_type": "qwen3_vl", "text_config": {"layer_types": ["sliding_attention"]}}, "sliding windows"),
+        ({"model_type": "qwen3_vl", "text_config": {"num_experts": 8}}, "mixture of experts"),
+        ({"model_type": "llava_next", "vision_config": {"model_type": "siglip_vision_model"}}, "only CLIP's is"),
+    ],
+)
+def test_variants_that_no_run_takes_have_no_cost_either(config: dict, message: str) -> None:
+    """A folder of another layout would get the library's default sizes: 49 visual tokens, and no error."""
+    with pytest.raises(ArchitectureError, match=message):
+        from_config(config, "folder")
+
+
+def test_a_window_that_is_stated_and_not_used_is_none() -> None:
+    """Qwen2-VL's published files state one and switch it off; LLaVA-NeXT's Mistral states that there is none."""
+    for config in (
+        {"model_type": "qwen2_vl", "use_sliding_window": False, "sliding_window": 32768},
+        {"model_type": "qwen2_vl", "sliding_window": 32768},
+        {"model_type": "llava_next", "text_config": {**_MISTRAL, "sliding_window": None}},
+    ):
+        assert from_config(config, "folder").layers in (32, 80)
+
+
 def test_peak_memory_is_at_the_layer_where_cache_and_activations_are_largest() -> None:
     """By hand, in bytes: 16,384 a token of a layer's cache; 82,432 a token in an MLP, 2 x 4096 + 3 x 11008 numbers of 2 bytes."""
     sizes = replace(architecture("llava-1.5-7b"), layers=3)

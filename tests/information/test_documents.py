@@ -193,7 +193,7 @@ def test_information_kept_is_that_of_the_tokens_kept(
     [grid] = grids_of(wrapper, inputs)
     rows = store.read()
     for layer in LAYERS:
-        values = token_information(rows[rows.layer == layer], 0, grid, 1).flatten()
+        values = token_information(rows[rows.layer == layer], 0, [grid], 1)[0].flatten()
         here = kept[kept.layer == layer].set_index("method")
         count = round(0.25 * len(values))
         assert here.information["most"] == pytest.approx(np.sort(values)[-count:].sum())
@@ -207,10 +207,13 @@ def test_information_kept_is_that_of_the_tokens_kept(
 
 
 def test_a_grid_that_was_not_measured_is_refused() -> None:
-    lines = pd.DataFrame({"image": [0, 0], "row": [0, 0], "column": [0, 2], "information": [0.5, 0.25]})
-    assert token_information(lines, 0, (1, 3), 2).tolist() == [[0.5, 0.5, 0.25]]
+    lines = pd.DataFrame(
+        {"image": [0, 0], "token": [0, 2], "row": [0, 0], "column": [0, 2], "information": [0.5, 0.25]}
+    )
+    [values] = token_information(lines, 0, [(1, 3)], 2)
+    assert values.tolist() == [[0.5, 0.5, 0.25]]
     with pytest.raises(InformationError, match="2 x 3"):
-        token_information(lines, 0, (2, 3), 1)
+        token_information(lines, 0, [(2, 3)], 1)
 
 
 @pytest.mark.parametrize("name", NAMES)

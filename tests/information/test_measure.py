@@ -17,21 +17,23 @@ from lmms_prune.errors import ScheduleError
 from lmms_prune.information.measure import Unit, measure, units
 from lmms_prune.methods import MethodSpec
 from lmms_prune.methods.base import Method
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.record.information import InformationError
 
 QUESTION = "What colour is it?"
 
 
 @pytest.mark.parametrize(
-    ("grids", "block", "expected"),
+    ("images", "block", "expected"),
     [
-        ([(1, 3)], 1, [(0, 0, 0, (0,)), (0, 0, 1, (1,)), (0, 0, 2, (2,))]),
-        ([(2, 3)], 2, [(0, 0, 0, (0, 1, 3, 4)), (0, 0, 2, (2, 5))]),
-        ([(3, 2), (1, 1)], 2, [(0, 0, 0, (0, 1, 2, 3)), (0, 2, 0, (4, 5)), (1, 0, 0, (0,))]),
+        ([[(1, 3)]], 1, [(0, 0, 0, (0,)), (0, 0, 1, (1,)), (0, 0, 2, (2,))]),
+        ([[(2, 3)]], 2, [(0, 0, 0, (0, 1, 3, 4)), (0, 0, 2, (2, 5))]),
+        ([[(3, 2)], [(1, 1)]], 2, [(0, 0, 0, (0, 1, 2, 3)), (0, 2, 0, (4, 5)), (1, 0, 0, (0,))]),
+        ([[(2, 2), (1, 3)]], 2, [(0, 0, 0, (0, 1, 2, 3)), (0, 0, 0, (4, 5)), (0, 0, 2, (6,))]),
     ],
 )
-def test_units_cover_every_token_once(grids: list[tuple[int, int]], block: int, expected: list[tuple]) -> None:
-    assert units(grids, block) == [Unit(*fields) for fields in expected]
+def test_units_cover_every_token_once(images: list[list[tuple[int, int]]], block: int, expected: list[tuple]) -> None:
+    assert units(images, block) == [Unit(*fields) for fields in expected]
 
 
 def naive(family: Family, inputs: dict, answer: int, layer: int, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> float:
@@ -98,6 +100,35 @@ def test_units_of_several_images(name: str, loaded: Callable[..., Family]) -> No
             generated = torch.tensor([answer])
             logits = masked_logits(family.model, inputs, generated, {found.layer: gone}, compact=False)
             assert found.p[number].item() == pytest.approx(logits[0].double().softmax(-1)[answer].item(), rel=1e-8)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_units_of_images_in_tiles(block: int, loaded: Callable[..., Family]) -> None:
+    """No unit is over the edge between base and canvas, and none stands with the newline tokens of its image."""
+    family = loaded("next")
+    inputs = family.inputs([QUESTION], [[noise(2, 140, 84), noise(3, 60, 130)]])
+    visual = (inputs["input_ids"][0] == family.model.config.image_token_id).nonzero()[:, 0].tolist()
+    mosaics, patches, start = ModelParts.of(family.model).mosaics(inputs), [], 0
+    for mosaic in mosaics:
+        patches.append([visual[start + column] for column in mosaic.columns_of_patches])
+        start += mosaic.tokens
+    assert [mosaic.newline_count for mosaic in mosaics] == [4, 8]
+    with torch.no_grad():
+        answer = int(family.model(**inputs, logits_to_keep=1).logits[0, -1].argmax())
+    measured = measure(family.model, inputs, answer, [0, 4], block, chunk=7)
+    blocks = measured.units
+    covered = [[token for unit in blocks if unit.image == image for token in unit.tokens] for image in (0, 1)]
+    assert [sorted(tokens) for tokens in covered] == [list(range(mosaic.patches)) for mosaic in mosaics]
+    for layer in measured.layers:
+        for number in range(0, len(blocks), 9):
+            unit = blocks[number]
+            assert len({token < mosaics[unit.image].base for token in unit.tokens}) == 1
+            dropped = set(visual) - {patches[unit.image][token] for token in unit.tokens}
+            logits = masked_logits(family.model, inputs, torch.tensor([answer]), {layer.layer: dropped}, compact=False)
+            assert layer.p[number].item() == pytest.approx(logits[0].double().softmax(-1)[answer].item(), rel=1e-8)
+        logits = masked_logits(family.model, inputs, torch.tensor([answer]), {layer.layer: set(visual)}, compact=False)
+        assert layer.p_text == pytest.approx(logits[0].double().softmax(-1)[answer].item(), rel=1e-8)
+        assert layer.p.std() > 0
 
 
 class _Masks(TorchFunctionMode):

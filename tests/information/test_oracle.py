@@ -14,6 +14,7 @@ from lmms_prune import prune
 from lmms_prune.errors import ScheduleError
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.pruned import PrunedModel
+from lmms_prune.information.measure import measure
 from lmms_prune.information.run import measure_documents
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.record.information import InformationError, Store
@@ -39,7 +40,16 @@ def test_it_keeps_the_tokens_with_the_most_information(
 def measured(worth: list[np.ndarray], columns: list[int]) -> pd.DataFrame:
     """Measurements made by hand at layer 2, token by token of some images."""
     lines = [
-        {"layer": 2, "image": image, "row": n // width, "column": n % width, "tokens": 1, "p_k": 0.1 + x, "p_text": 0.1}
+        {
+            "layer": 2,
+            "image": image,
+            "token": n,
+            "row": n // width,
+            "column": n % width,
+            "tokens": 1,
+            "p_k": 0.1 + x,
+            "p_text": 0.1,
+        }
         for image, (values, width) in enumerate(zip(worth, columns, strict=True))
         for n, x in enumerate(values.tolist())
     ]
@@ -66,6 +76,31 @@ def test_each_image_is_pruned_by_its_own_measurements(family: Family, tmp_path: 
             best = np.argsort(-left)[: row.kept[1][image]]
             assert len(best) == round(0.25 * len(values)) > 0
             assert row.indices(1)[image] == sorted(best.tolist())
+
+
+@pytest.mark.parametrize("per", ["", ";per=tile"])
+def test_base_and_canvas_compete_for_an_images_tokens(per: str, loaded: Callable[..., Family], tmp_path: Path) -> None:
+    """Measured on LLaVA-NeXT in blocks, of a canvas with odd sides too; with per=tile each tile keeps its own best."""
+    family = loaded("next")
+    inputs = family.inputs(["A question?"], [[noise(2, 140, 84), noise(3, 60, 130)]])
+    store = Store.open(tmp_path / "worth", {"layers": [2], "block": 2})
+    result = measure(family.model, inputs, 5, [2], 2)
+    [layer] = result.layers
+    lines = [(u.image, u.tokens[0], u.row, u.column, len(u.tokens)) for u in result.units]
+    table = pd.DataFrame(lines, columns=["image", "token", "row", "column", "tokens"])
+    store.write("sample", table.assign(layer=2, p_k=layer.p.tolist(), p_text=layer.p_text))
+    with prune(family.model, f"information@2:0.25;of={store.folder}{per}", samples=["sample"]) as trace:
+        family.model(**inputs)
+    for image, mosaic in enumerate(ModelParts.of(family.model).mosaics(inputs)):
+        worth = np.zeros(mosaic.patches)
+        for unit, value in zip(result.units, layer.information.tolist(), strict=True):
+            if unit.image == image:
+                worth[list(unit.tokens)] = value
+        best: list[int] = []
+        for region in mosaic.regions("tile" if per else "image"):
+            order = np.argsort(-worth[list(region.raster)], kind="stable")
+            best += np.array(region.raster)[order[: round(0.25 * len(region.raster))]].tolist()
+        assert trace.rows[0].indices(0)[image] == sorted(best)
 
 
 def test_without_a_folder_the_schedule_is_refused() -> None:
