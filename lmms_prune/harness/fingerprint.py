@@ -51,15 +51,17 @@ def code(aside: tuple[str, ...] = ASIDE) -> str:
 
 
 def inputs(arguments: ModelArguments) -> dict[str, list[int]]:
-    """Return sizes and times of the local files that a run's arguments name: checkpoint, adapter, prompts, methods' files."""
+    """Return sizes and times of the local files that a run's arguments name: checkpoint, adapter, prompts, methods, files of methods."""
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in _files(arguments)}
 
 
 def _files(arguments: ModelArguments) -> Iterator[Path]:
     named_files = [arguments.pretrained, arguments.peft, arguments.system_prompt, arguments.chat_template]
-    methods = [value for stage in arguments.schedule.stages for _, value in stage.options if isinstance(value, str)]
+    stages = arguments.schedule.stages
+    options = [value for stage in stages for _, value in stage.options if isinstance(value, str)]
+    own = [stage.file for stage in stages]
     # Measurements are in nested folders; a folder inside a checkpoint is another checkpoint, so it is skipped.
-    for pattern, names in (("*", named_files), ("**/*", methods)):
+    for pattern, names in (("*", named_files), ("**/*", [*options, *own])):
         # `os.path` functions return False for a template's text, which is too long for a file name; Path's methods raise.
         for path in (Path(name) for name in names if name):
             yield from (file for file in (sorted(path.glob(pattern)) if isdir(path) else [path]) if isfile(file))

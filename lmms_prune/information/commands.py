@@ -73,7 +73,7 @@ def information(
         str,
         typer.Option(
             help="Also measure how much information these methods keep; slower. Names, also with options, separated by commas: "
-            "dart;order=reference."
+            "dart;order=reference,my_idea.py."
         ),
     ] = "",
     keeps: Keeps = "0.1,0.25,0.5",
@@ -92,7 +92,7 @@ def information(
     zero masks of its equations 2, 3 and 5 would give other numbers, and other signs. Results are stored document by
     document. The same folder gets tables (CSV) and plots (PNG, SVG) of all documents.
     """
-    chosen, kept, rule = method_names(methods, options=True), keeps_of(keeps), label_of(label)
+    chosen, kept, rule = method_names(methods, options=True, own=True), keeps_of(keeps), label_of(label)
     draw = draw_of(sample, sample_seed, limit)
     with user_errors():
         from lmms_prune.information.aggregate import by_layer, by_sample
@@ -238,7 +238,7 @@ def horizon(
         str,
         typer.Option(
             help="Also evaluate these methods, each as the only stage, at each layer; `information` is an oracle. Names, also "
-            "with options, separated by commas: random,sgl;guide=FOLDER."
+            "with options, separated by commas: random,sgl;guide=FOLDER,my_idea.py."
         ),
     ] = "",
     keeps: Keeps = "0.1,0.25",
@@ -271,11 +271,12 @@ def horizon(
     of the unpruned score, and mean information is below 0.01. Measures information (as `information` does), evaluates the
     removal at every layer with lmms-eval, and plots both. VTW's criterion is shown for comparison.
     """
-    chosen, kept, rule = method_names(methods, oracle=True, options=True), keeps_of(keeps), label_of(label)
+    chosen = method_names(methods, oracle=True, options=True, own=True)
+    kept, rule = keeps_of(keeps), label_of(label)
     if not 0 <= epsilon < 1:
         fail(f"--epsilon {epsilon}: write a share from 0 to below 1, such as 0.01.")
     draw = draw_of(sample, sample_seed, limit)
-    oracles = [name for name in chosen if METHODS[name.partition(";")[0]].kind == "oracle"]
+    oracles = [name for name in chosen if _is_oracle(name)]
     _refuse_contradictions(scores_only, information_limit, sample or limit, oracles, measured_in)
     with user_errors():
         from lmms_prune.information.aggregate import by_sample
@@ -421,7 +422,13 @@ def _single_stage(method: str, layer: int, keep: float | str, measured: Path) ->
     from lmms_prune.information.layer_sweep import single_stage
 
     text = single_stage(method, layer, keep)
-    return f"{text};of={measured}" if METHODS[method.partition(";")[0]].kind == "oracle" else text
+    return f"{text};of={measured}" if _is_oracle(method) else text
+
+
+def _is_oracle(method: str) -> bool:
+    """Whether a method, named with options or without, is an oracle; none of one's own is."""
+    name = method.partition(";")[0]
+    return name in METHODS and METHODS[name].kind == "oracle"
 
 
 def _method_lines(
@@ -442,7 +449,7 @@ def _method_lines(
     draws = resampled(list(runs.values()), resamples, np.random.default_rng(seed))
     lines = []
     for ((m, n, k), run), drawn in zip(runs.items(), draws.T, strict=True):
-        name = f"{m} (oracle)" if METHODS[m.partition(";")[0]].kind == "oracle" else m
+        name = f"{m} (oracle)" if _is_oracle(m) else m
         span = interval(run.score, drawn)
         lines.append({"method": name, "layer": n, "keep": k, "score": run.score, "low": span.low, "high": span.high})
     return pd.DataFrame(lines)

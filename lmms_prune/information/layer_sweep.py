@@ -14,9 +14,10 @@ import yaml
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.results import TaskRecord, read_results
 from lmms_prune.leaderboard.samples import NoDocumentScoresError, Samples, read_samples
-from lmms_prune.methods import METHODS
+from lmms_prune.methods import METHODS, MethodSpec
 from lmms_prune.record.files import write
 from lmms_prune.record.information import InformationError
+from lmms_prune.schedule import Schedule
 from lmms_prune.sweep.draws import with_documents
 from lmms_prune.sweep.jobs import plan
 from lmms_prune.sweep.run import JobOutcome, run_sweep
@@ -109,14 +110,16 @@ def run_all(evaluation: Evaluation, schedules: Sequence[str], out: Path, launch:
 def slug(schedule: str) -> str:
     """A schedule as a file name. Layers have two digits, so that names sort by layer; an oracle's folder is omitted.
 
-    An option that names a path is replaced by a digest, since two paths may differ in signs that no file name can have.
+    An option that names a path, and a method of one's own, are replaced by a digest, since two of them may differ in signs
+    that no file name can have.
     """
 
-    def digest(option: re.Match[str]) -> str:
-        return "-" + blake2b(option[0].encode(), digest_size=4).hexdigest()
+    def digest(path: re.Match[str]) -> str:
+        return "-" + blake2b(path[0].encode(), digest_size=4).hexdigest()
 
     padded = re.sub(r"@(\d)(?!\d)", r"@0\1", re.sub(r";of=[^,;]*", "", schedule))
-    return re.sub(r"[^A-Za-z0-9.@]+", "-", re.sub(r";\w+=[^,;]*/[^,;]*", digest, padded))
+    named = re.sub(r"[^,;@]*(?:\.py|:)[^,;@]*(?=@)", lambda own: f"own{digest(own)}", padded)
+    return re.sub(r"[^A-Za-z0-9.@]+", "-", re.sub(r";\w+=[^,;]*/[^,;]*", digest, named))
 
 
 def single_stage(method: str, layer: int, keep: float | str) -> str:
@@ -165,7 +168,21 @@ def as_gain(samples: Samples) -> Samples:
     return replace(samples, num=100 * samples.den - samples.num, score=100 - samples.score, sign=1)
 
 
+def spec_named(method: str) -> MethodSpec:
+    """What is known of a method, named with options or without; the code of a method of one's own is imported.
+
+    Raises:
+        OptionError, ScheduleError: there is no such method, or its class is not usable.
+    """
+    name = method.partition(";")[0]
+    if name in METHODS:
+        return METHODS[name]
+    from lmms_prune.methods.own import load
+
+    return load(Schedule.parse(f"{name}@0:1").stages[0].method)
+
+
 def acts_at(method: str, layer: int) -> bool:
     """Whether a method, named with options or without, can act at a layer."""
-    spec = METHODS[method.partition(";")[0]]
+    spec = spec_named(method)
     return spec.lowest_layer <= layer and (spec.highest_layer is None or layer <= spec.highest_layer)

@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from lmms_prune.errors import ScheduleError, did_you_mean
+from lmms_prune.errors import OptionError, ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS
+from lmms_prune.methods.reference import entry_points, is_reference
 from lmms_prune.record.files import write
 from lmms_prune.schedule import Schedule
 from lmms_prune.sweep.draws import Sample as Sample
@@ -214,19 +215,25 @@ def refuse_unscored(names: Sequence[str], model: str, include: Path | None) -> N
             )
 
 
-def method_names(text: str, oracle: bool = False, options: bool = False) -> list[str]:
+def method_names(text: str, oracle: bool = False, options: bool = False, own: bool = False) -> list[str]:
     """The methods in ``--methods``, all of which keep some tokens.
 
     Args:
         text: names with commas.
         oracle: whether oracles are allowed.
         options: whether a name may have options: ``sgl;guide=FOLDER``.
+        own: whether methods of one's own are allowed: ``file.py:Class``; their code is imported.
     """
     methods = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for method in methods:
         name = method.partition(";")[0]
-        if "@" in name or ":" in name:
+        if "@" in name or re.search(r":[^A-Za-z_]", name):
             fail(f"--methods {method}: write the method without layer and keep; all layers and --keeps are tried.")
+        if own and (is_reference(name) or name in entry_points()):
+            _check_own(method)
+            continue
+        if is_reference(name):
+            fail(f"--methods {method}: only built-in methods are taken here.")
         if name not in METHODS:
             fail(f"--methods {method}: there is no such method.{did_you_mean(name, list(METHODS))}")
         if METHODS[name].drops_all:
@@ -239,6 +246,17 @@ def method_names(text: str, oracle: bool = False, options: bool = False) -> list
         if method != name:
             _check_options(method, options)
     return methods
+
+
+def _check_own(method: str) -> None:
+    """Refuse a method of one's own whose code cannot be used, or that has no such options."""
+    from lmms_prune.information.layer_sweep import single_stage, spec_named
+    from lmms_prune.pruning.block import bound
+
+    try:
+        bound(Schedule.parse(single_stage(method, spec_named(method).lowest_layer, 0.5)))
+    except (OptionError, ScheduleError) as error:
+        fail(f"--methods {method}: {str(error).splitlines()[0].removeprefix('schedule: ').removeprefix('stage 1: ')}")
 
 
 def _check_options(method: str, allowed: bool) -> None:

@@ -150,7 +150,7 @@ def gate(
     count: Count = None,
     baseline: Baseline = None,
     significant: Annotated[
-        bool, typer.Option("--significant", help="Only a loss whose 95 % interval excludes zero breaks a limit.")
+        bool, typer.Option("--significant", help="Only a real loss (after Holm's correction) breaks a limit.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="A marked row fails.")] = False,
     verify: Verify = True,
@@ -164,8 +164,7 @@ def gate(
     """Fail if a pruned row loses too much: exit code 1 with the reasons, and a Markdown summary for a pull request.
 
     All rows but baselines and controls are judged, each against the unpruned run of its checkpoint. The measured numbers
-    decide: a loss whose interval includes zero is named "not distinguishable", but still fails unless --significant is
-    given. Results that cannot be read fail too, and so does a row, or a baseline, with a contradicted or unverified number:
+    decide: a loss that is not real is named "not distinguishable", but still fails unless --significant is given. Results that cannot be read fail too, and so does a row, or a baseline, with a contradicted or unverified number:
     all are verified first, as by `lmms-prune verify`.
     """
     from lmms_prune.leaderboard.gate import Limits, judged, summary

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.formats import markdown_grid
 from lmms_prune.leaderboard.grids import Line, TextTable, between, digits, label, number
-from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.rows import CONTROL, ORACLE, STOCK, UNPRUNED, Leaderboard, ModelTable, TableRow
+
+_REAL = "real is p < 0.05 after Holm's correction for the row's benchmarks, of Rel a 95 % interval without 100"
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Limits:
     Args:
         min_rel: the least Rel, in percent.
         max_drop: the largest drop below the baseline, in points of the paper's scale, by the tasks of a benchmark.
-        significant: only a loss that is statistically distinguishable from zero breaks a limit; without samples the
-            measured number decides.
+        significant: only a real loss breaks a limit (Rel: one whose interval excludes zero); without samples the measured
+            number decides.
         strict: a marked row fails.
         verify: all rows were verified; a row with an unverified number fails.
     """
@@ -91,14 +92,16 @@ def _checks(model: ModelTable, row: TableRow, limits: Limits) -> Iterator[LimitC
         broken = row.rel is not None and row.rel < limits.min_rel
         span = "" if rel_interval is None else between(100 + rel_interval.low, 100 + rel_interval.high)
         texts = ("Rel", f"at least {limits.min_rel:g}", number(row.rel), span)
-        yield _check(texts, row.rel is None, broken, rel_interval, limits, _no_rel(model))
+        real = None if rel_interval is None else rel_interval.excludes_zero
+        yield _check(texts, row.rel is None, broken, real, limits, _no_rel(model))
     for tasks, most in (limits.max_drop or {}).items():
         present = [task for task in tasks if task in model.tasks] or [tasks[0]]
         for task in present:
             cell = row.cells.get(task)
             sign = TASKS[task].sign
             drop = None if cell is None or cell.unpruned is None else sign * (cell.unpruned - cell.score)
-            difference = None if cell is None or cell.comparison is None else cell.comparison.difference
+            comparison = None if cell is None else cell.comparison
+            difference = None if comparison is None else comparison.difference
             ends = () if difference is None else sorted(-sign * end for end in (difference.low, difference.high))
             span = between(*ends) if ends else ""
             name = model.column(task) if task in model.tasks else TASKS[task].name
@@ -108,7 +111,8 @@ def _checks(model: ModelTable, row: TableRow, limits: Limits) -> Iterator[LimitC
                 number(drop, max(1, digits(task))),
                 span,
             )
-            yield _check(texts, drop is None, drop is not None and drop > most, difference, limits)
+            real = None if comparison is None else comparison.real
+            yield _check(texts, drop is None, drop is not None and drop > most, real, limits)
     rows = {row.label: row for row in model.rows}
     baseline_faults = rows[row.baseline].faults if row.baseline in rows else ()
     if faults := [*row.faults, *(f"its baseline: {fault}" for fault in baseline_faults)]:
@@ -137,15 +141,16 @@ def _check(
     texts: tuple[str, str, str, str],
     absent: bool,
     broken: bool,
-    difference: Interval | None,
+    real: bool | None,
     limits: Limits,
     reason: str = "",
 ) -> LimitCheck:
+    """Return the outcome of a limit; `real` tells whether there is a real change, None if no samples tell."""
     if absent:
         return LimitCheck(*texts, failed=True, remark=reason or "there is no number to compare")
-    indistinguishable = difference is not None and not difference.excludes_zero
+    indistinguishable = real is False
     remark = "not distinguishable from no loss" if indistinguishable else ""
-    if limits.significant and broken and difference is None:
+    if limits.significant and broken and real is None:
         remark = "no samples to tell chance from loss; the number decides"
     return LimitCheck(*texts, failed=broken and not (limits.significant and indistinguishable), remark=remark)
 
@@ -218,5 +223,5 @@ def _nothing_to_judge(board: Leaderboard) -> str:
 
 def _rule(limits: Limits) -> str:
     if limits.significant:
-        return "A limit is broken only by a loss whose 95 % interval excludes zero (--significant)."
-    return "The measured numbers decide; losses whose 95 % interval includes zero are named as not distinguishable."
+        return f"A limit is broken only by a real loss (--significant): {_REAL}."
+    return f"The measured numbers decide; losses that are not real are named as not distinguishable ({_REAL})."

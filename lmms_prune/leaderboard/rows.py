@@ -64,10 +64,15 @@ class Comparison:
     sign: int = 1
 
     @property
+    def real(self) -> bool:
+        """Tell whether the change is real (see `ALPHA`)."""
+        return self.p_holm < ALPHA
+
+    @property
     def mark(self) -> str:
         """Return ▲ or ▼ for a real change, △ or ▽ for one that Holm's correction takes away, else ""."""
         up = self.sign * self.difference.value > 0
-        if self.p_holm < ALPHA:
+        if self.real:
             return "▲" if up else "▼"
         return ("△" if up else "▽") if self.p < ALPHA else ""
 

@@ -231,7 +231,7 @@ def _module(source: str) -> tuple[ModuleType, str | None]:
         return import_module(source), None
     except (Exception, SystemExit) as error:
         absent = isinstance(error, ModuleNotFoundError) and source.startswith(str(error.name))
-        hint = " Is it installed? A file is named by its path: 'path/to/file.py:Class'." if absent else ""
+        hint = ". Is it installed? A file is named by its path: 'path/to/file.py:Class'." if absent else ""
         raise OwnMethodError(f"{source} raises when it is imported: {_reason(error, '')}{hint}") from error
 
 

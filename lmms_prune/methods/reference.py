@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path, PurePath
 
 from lmms_prune.errors import OptionError
@@ -57,6 +58,20 @@ class Reference:
         if not self.is_file:
             return self
         return Reference.read(str(Reference(str(Path(self.source).expanduser().absolute()), self.class_name)))
+
+    @property
+    def file(self) -> Path | None:
+        """The file that holds the code, found without importing anything; None for a module that is not on Python's path."""
+        if self.is_file:
+            return Path(self.source).expanduser()
+        folders = None  # Python's path
+        origin: str | None = None
+        for name in self.source.split("."):
+            spec = PathFinder.find_spec(name, folders)
+            if spec is None:
+                return None
+            folders, origin = spec.submodule_search_locations, spec.origin
+        return None if origin is None else Path(origin)
 
     @classmethod
     def read(cls, text: str) -> Reference:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from lmms_prune.errors import FROM_ZERO, PAIRS, TEXT, Kind, OptionError, ScheduleError, did_you_mean, expect
@@ -125,6 +126,11 @@ class Stage:
             return replace(self, method=str(Reference.read(self.method).absolute))
         except OptionError as error:
             raise ScheduleError(str(error)) from None
+
+    @property
+    def file(self) -> Path | None:
+        """The file with the code of a method of one's own, found without importing it; None for built-in methods."""
+        return Reference.read(self.method).file if self.spec.own else None
 
     @property
     def at_most(self) -> bool:

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 
 from lmms_prune.calibration.propose import candidates, loss
 from lmms_prune.harness.arguments import ArgumentError, ModelArguments
 from lmms_prune.harness.calibrations import calibration_file, keep_calibration
 from lmms_prune.information.horizon import find_horizon, score_horizons, vanishes
 from lmms_prune.information.layer_sweep import Evaluation, acts_at, single_stage, slug
-from lmms_prune.information.options import refuse_unscored
+from lmms_prune.information.options import method_names, refuse_unscored
 from lmms_prune.information.plots import draw_horizon, draw_horizons
 from lmms_prune.leaderboard.samples import Samples, Stamp
 from lmms_prune.models import MODEL_NAMES
@@ -280,3 +281,46 @@ def test_stages_and_files_of_methods_with_options() -> None:
     names = {slug(f"sgl@3:0.1;guide={path}") for path in ("/a/b", "/a-b", "/a.b/")}
     assert len(names) == 3
     assert all("/" not in name for name in names)
+    files = ("a/b.py", "a-b.py", "a b.py", "a_b.py", "a/b.py:B", "a.b:B")
+    names = {slug(f"{file}@3:0.1,random@9:60t") for file in files}
+    assert len(names) == len(files)
+    assert all(name.endswith("@03-0.1-random@09-60t") and "/" not in name for name in names)
+
+
+def test_methods_of_ones_own_are_tried_like_others(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from lmms_prune.methods.base import ScoreMethod\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(ScoreMethod):\n"
+        "    reads = ('attention',)\n"
+        "    highest_layer = 5\n"
+        "    power: float = 2.0\n"
+        "    def score(self, view): return view.attention(view.last).mean((1, 2))\n",
+        encoding="utf-8",
+    )
+    texts = [f"{file}", f"{file}:Mine;power=3"]
+    assert method_names(f"dart,{','.join(texts)}", options=True, own=True) == ["dart", *texts]
+    assert [layer for layer in range(8) if acts_at(texts[1], layer)] == [1, 2, 3, 4, 5]
+    assert single_stage(texts[1], 2, "60t") == f"{file}:Mine@2:60t;power=3"
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{}/absent.py", "there is no such file"),
+        ("{}/raises.py", "raises when it is imported: ZeroDivisionError: division by zero (line 1)"),
+        ("{}/raises.py@2", "write the method without layer and keep"),
+        ("dart:0.5", "write the method without layer and keep"),
+        ("nowhere.at.all:Class", "No module named 'nowhere'. Is it installed?"),
+        ("nowhere", "there is no such method"),
+    ],
+)
+def test_a_method_of_ones_own_that_cannot_be_tried_is_refused(
+    written: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raises.py").write_text("1 / 0\n", encoding="utf-8")
+    with pytest.raises(typer.Exit):
+        method_names(written.format(tmp_path), own=True)
+    assert message in " ".join(capsys.readouterr().err.split())

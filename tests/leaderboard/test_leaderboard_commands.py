@@ -227,6 +227,29 @@ def test_what_is_not_distinguishable_fails_unless_significance_is_asked_for(tmp_
     assert call("gate", tmp_path, "--max-drop", "gqa=0.4", "--significant").exit_code == 1
 
 
+def test_the_gate_and_the_table_agree_on_what_is_real(tmp_path: Path) -> None:
+    """Seven answers lost and none gained: p = 0.016 alone, 0.047 of three benchmarks, 0.0625 of four."""
+    lost = [0.0] * 7 + [1.0] * 93
+    tasks = ["gqa", "textvqa_val", "scienceqa_img", "docvqa_val"]
+    for count, real in ((1, True), (3, True), (4, False)):
+        same = {task: [1.0] * 100 for task in tasks[:count]}
+        folder = tmp_path / f"{count}"
+        write_run(folder / "a", same)
+        write_run(folder / "b", {**same, "gqa": lost}, HYBRID, tokens=33)
+        board = json.loads(call("leaderboard", folder, "--format", "json").stdout)
+        [comparison] = [
+            row["cells"]["gqa"]["comparison"]
+            for budget in board["models"][0]["budgets"]
+            for row in budget["rows"]
+            if row["label"] == HYBRID
+        ]
+        assert comparison["difference"]["high"] < 0
+        assert (comparison["verdict"] == "worse than unpruned") == real
+        done = call("gate", folder, "--max-drop", "gqa=1", "--significant")
+        assert done.exit_code == int(real), done.stdout
+        assert ("not distinguishable from no loss" in done.stdout) != real
+
+
 def test_the_gate_says_on_what_the_baseline_was_not_evaluated(tmp_path: Path) -> None:
     """A loss on it would else be passed over without a word."""
     write_run(tmp_path / "a", {"gqa": answers(160)})

@@ -30,6 +30,25 @@ def test_a_job_is_one_task_of_one_configuration(tmp_path: Path) -> None:
     assert "," not in str(job.partial).removeprefix(str(tmp_path))
 
 
+@pytest.mark.parametrize("named", ["mine.py:Mine", "parts.mine:Mine"])
+def test_a_job_is_another_one_when_the_file_of_its_method_changes(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise `sweep` and `horizon` would show an older idea's score as the new one's. Planning imports nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "parts"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+    inputs = []
+    for content in ("raise SystemExit('imported')", "raise SystemExit('imported again')"):
+        for folder in (tmp_path, package):
+            (folder / "mine.py").write_text(content, encoding="utf-8")
+        [job] = plan([config(tmp_path, "a", f"{named}@2:0.3", tasks="pope")], tmp_path / "out")
+        inputs.append({Path(file).name: size for file, (size, _) in job.inputs.items()})
+    assert [sizes["mine.py"] for sizes in inputs] == [28, 34]
+
+
 def test_configurations_that_share_weights_follow_each_other(tmp_path: Path) -> None:
     for name, dtype in (("a", "float32"), ("b", "bfloat16"), ("c", "float32"), ("d", "bfloat16")):
         config(tmp_path, name, "none", tasks="pope", dtype=dtype, seed=ord(name))
