@@ -117,7 +117,7 @@ BELOW = {
         "sweep",
         "terminal",
     },
-    "__init__": {"errors", "pruning", "schedule"},
+    "__init__": {"errors", "information", "leaderboard", "pruning", "schedule"},
 }
 ONLY_IN = {
     "triton": {"methods"},

@@ -104,6 +104,8 @@ class Layout:
         index = torch.arange(max(counts, default=0), device=ids.device).expand(len(images), -1)
         origin = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         mosaics = [image.mosaic for image in images if image.mosaic is not None]
+        grids = _grids(parts, inputs, images, encoded)
+        _note_grids(traces, [list(mosaic.rectangles) for mosaic in mosaics] or [[grid] for grid in grids])
         return cls(
             traces=traces,
             rows=rows[:, 0],
@@ -114,7 +116,7 @@ class Layout:
             origin=origin,
             columns=visual.slots,
             newlines=newlines,
-            grids=_grids(parts, inputs, images, encoded),
+            grids=grids,
             mosaics=mosaics,
             encoded=[image.encoded for image in images],
             ends_in_image=[row[-1] == parts.config.image_token_id for row in host_ids],
@@ -507,6 +509,13 @@ def _grids(
         # For several answers to a prompt `generate` repeats the rows, but not the grids.
         grids = [grids[i] for i in owners([image.row for image in images], len(images) // len(grids))]
     return grids
+
+
+def _note_grids(traces: Sequence[RowTrace], grids: Sequence[list[tuple[int, int]]]) -> None:
+    """Note in the rows' traces the grids of their images, where they are known."""
+    of_images = iter(grids)
+    for trace in traces:
+        trace.grids = [next(of_images, []) for _ in trace.images]
 
 
 def _region_sizes(mosaics: Sequence[Mosaic], kind: Kind) -> list[int]:
