@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Callable
 from html.parser import HTMLParser
+from io import BytesIO
 from random import Random
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import Family, noise
 
 from lmms_prune import Schedule, Trace, prune
+from lmms_prune.information.show import ShownComparison
 from lmms_prune.pruning.trace import RowTrace
 
 
@@ -96,6 +101,24 @@ def test_a_trace_that_is_not_complete_is_shown_as_far_as_it_goes() -> None:
     assert "… and 2 more rows" in Page(trace._repr_html_()).text
 
 
+def test_a_comparison_is_drawn_on_its_images() -> None:
+    """Every stage's drawing is white where tokens were dropped, and the words around it are no markup."""
+    kept = np.array([[True, False], [False, True]])
+    image = Image.new("RGB", (56, 56), (200, 0, 0))
+    trace = RowTrace("shown", 3, [4], kept=[[2]], visual=[4, 2])
+    schedule = Schedule("dart@1:0.5")
+    shown = ShownComparison("<i>?", schedule, [image, image], [[kept, ~kept]], "<b>", "a & b", trace)
+    page = shown._repr_html_()
+    assert not {"i", "script"} & set(Page(page).tags)
+    assert Page(page).tags.count("b") == 2
+    for text in ("<i>?", "unpruned: a & b", "pruned: <b>", "dart@1:0.5", "2 of 4"):
+        assert text in Page(page).text
+    pictures = [Image.open(BytesIO(b64decode(data))) for data in re.findall(r"base64,([^\"]+)", page)]
+    corners = [[picture.getpixel(place)[1] > 128 for place in ((5, 5), (50, 5))] for picture in pictures]
+    assert corners == [[False, False], [False, True], [False, False], [True, False]]
+    assert repr(shown).startswith("ShownComparison('dart@1:0.5': unpruned 'a & b', pruned '<b>'; 4 visual")
+
+
 def squares(svg: str) -> set[tuple[int, int]]:
     """The row and column of each token that a drawing shows as kept."""
     path = svg.rpartition(' d="')[2].partition('"')[0]
@@ -103,7 +126,7 @@ def squares(svg: str) -> set[tuple[int, int]]:
     return {(row, column + step) for column, row, length in runs for step in range(length)}
 
 
-@pytest.mark.parametrize("name", ["llava", "next"])
+@pytest.mark.parametrize("name", ["llava", "next", "qwen"])
 def test_the_kept_tokens_are_drawn_in_their_grids(name: str, loaded: Callable[..., Family]) -> None:
     """Two images in one prompt; of images in tiles, base and canvas beside each other."""
     family = loaded(name, torch.float32)

@@ -11,7 +11,6 @@ from typing import Any
 
 from lmms_prune.efficiency.cost import kv_bytes
 from lmms_prune.errors import ConfigError
-from lmms_prune.methods.spec import print_option
 from lmms_prune.models.sizes import Architecture
 from lmms_prune.schedule import ADAPTIVE, PromptSizes, Schedule, Stage
 from lmms_prune.schedule.stage import print_keep
@@ -94,7 +93,8 @@ def _model(model: Architecture) -> dict[str, Any]:
 
 def _stage(stage: Stage) -> dict[str, Any]:
     keep = ADAPTIVE if stage.keep == ADAPTIVE else print_keep(stage.keep)
-    options = {name: print_option(value) for name, value in stage.options}
+    pairs = (option.split("=", 1) for option in str(stage).split(";")[1:])
+    options = {name: value for name, value in pairs if name != "per"}
     return {
         "method": stage.method,
         "layer": stage.layer,

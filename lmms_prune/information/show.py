@@ -28,7 +28,7 @@ from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.options import DEFAULT_MODEL
 
-_WIDEST = 280  # pixels of an image in a notebook
+_WIDEST = 224  # pixels of an image in a notebook
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,13 +59,11 @@ class ShownComparison:
         """The images, unpruned and with the tokens that each stage keeps, above both answers."""
         lines = [f"<p>{escape(self.question)}</p>"]
         for number, image in enumerate(self.images):
-            masks = [stage[number] for stage in self.kept]
-            captions = [
-                f"{escape(str(stage))}<br>{mask.sum()} of {mask.size}"
-                for stage, mask in zip(self.schedule.stages, masks, strict=True)
-            ]
-            drawings = [figure(_img(image), "unpruned")]
-            drawings += [figure(_img(dimmed(image, mask)), text) for mask, text in zip(masks, captions, strict=True)]
+            drawings = [figure(_img(image, "the image as the model sees it"), "unpruned")]
+            for stage, masks in zip(self.schedule.stages, self.kept, strict=True):
+                kept = f"{masks[number].sum()} of {masks[number].size}"
+                drawing = _img(dimmed(image, masks[number]), f"{kept} visual tokens kept")
+                drawings.append(figure(drawing, f"{escape(str(stage))}<br>{kept}"))
             lines.append(f"<div>{''.join(drawings)}</div>")
         answers = f"unpruned: <b>{escape(self.unpruned)}</b><br>pruned: <b>{escape(self.answer)}</b>"
         return f"<div>{''.join(lines)}<p>{answers}</p></div>"
@@ -166,13 +164,13 @@ def _answer(
     return clean(wrapper.decode(new), stop_texts({"until": "\n\n"}, trims), strip=trims), trace.rows[0]
 
 
-def _img(image: Image.Image) -> str:
+def _img(image: Image.Image, alt: str) -> str:
     """An image as an HTML element that holds it: a JPEG with sides of at most _WIDEST pixels."""
     small = image.convert("RGB")
     small.thumbnail((_WIDEST, _WIDEST))
     stream = BytesIO()
     small.save(stream, "JPEG", quality=85)
-    return f'<img width="{small.width}" src="data:image/jpeg;base64,{b64encode(stream.getvalue()).decode()}">'
+    return f'<img width="{small.width}" alt="{escape(alt)}" style="border:1px solid #8888" src="data:image/jpeg;base64,{b64encode(stream.getvalue()).decode()}">'
 
 
 def draw_comparison(comparison: ShownComparison, path: Path) -> None:
