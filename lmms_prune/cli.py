@@ -25,6 +25,7 @@ from lmms_prune.terminal.options import DEFAULT_MODEL, Json
 # Module and name of each command outside this file: a function, or a group of commands.
 COMMANDS = {
     "schedule": "lmms_prune.configs.schedule_command:schedule",
+    "export": "lmms_prune.configs.export_command:export",
     "check": "lmms_prune.configs.commands:check_files",
     "configs": "lmms_prune.configs.commands:write_configs",
     "tasks": "lmms_prune.configs.commands:list_tasks",

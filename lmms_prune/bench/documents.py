@@ -11,7 +11,8 @@ import torch
 
 from lmms_prune.bench.models import SHORT_DTYPES, BenchError, compile_layers, title_of
 from lmms_prune.bench.schedules import Prompt, ScheduleTiming, time_documents
-from lmms_prune.harness.arguments import ModelArguments, split
+from lmms_prune.harness.argument_text import extended, split
+from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.generation import options, own_tokens
 from lmms_prune.harness.loading import any_config
@@ -97,8 +98,7 @@ def evaluated_model(checkpoint: str, dtype: str, device: str, model_args: str) -
         flag = "model" if repeated[0] == "pretrained" else repeated[0]
         raise BenchError(f"--model_args {repeated[0]}=…: `bench` has the option --{flag} for it; leave it out.")
     family = family_of(any_config(ModelArguments.read({**own, "schedule": "none"})))
-    arguments = ",".join(filter(None, [*(f"{name}={value}" for name, value in own.items()), model_args]))
-    return unpruned(family.model_name, arguments)
+    return unpruned(family.model_name, extended(model_args, own))
 
 
 @torch.inference_mode()

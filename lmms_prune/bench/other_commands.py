@@ -171,7 +171,7 @@ def _check_throughput(model_args: str, schedules: Sequence[str], batch_size: str
         ArchitectureError, ScheduleError: a schedule cannot run on the checkpoint.
         ArgumentError: the arguments cannot be split.
     """
-    from lmms_prune.harness.arguments import split
+    from lmms_prune.harness.argument_text import split
     from lmms_prune.models.architectures import of_checkpoint
 
     if not re.fullmatch("auto|[1-9][0-9]*", batch_size):

@@ -18,7 +18,7 @@ from lmms_prune.bench.models import BenchError
 from lmms_prune.bench.ratios import ratio
 from lmms_prune.demo.benchmarks import build_mirror
 from lmms_prune.demo.models import MODELS, DemoError, weights
-from lmms_prune.harness.arguments import split
+from lmms_prune.harness.argument_text import extended, split
 from lmms_prune.harness.timed import CPU_SECONDS
 from lmms_prune.models import MODEL_NAMES
 from lmms_prune.record.results import read_results_file, results_files
@@ -89,9 +89,8 @@ def measure_throughput(
     checkpoint = split(model_args).get("pretrained")
     if checkpoint is None:
         raise BenchError("--model_args: name the checkpoint, pretrained=FOLDER; both wrappers load it.")
-    plugin_arguments = [part for part in (model_args, f"device={device}") if part]
     jobs = [(STOCK[model], f"pretrained={checkpoint},device_map={device}", "1")]
-    jobs += [(model, ",".join([*plugin_arguments, f"schedule={text}"]), batch_size) for text in schedules]
+    jobs += [(model, extended(model_args, {"device": device, "schedule": text}), batch_size) for text in schedules]
     times: list[dict[int, list[float]]] = [{samples: [], 3 * samples: []} for _ in jobs]
     for _ in range(repeats):
         for (name, arguments, size), seconds_of in zip(jobs, times, strict=True):

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lmms_prune.errors import ScheduleError
-from lmms_prune.harness.arguments import ArgumentError
+from lmms_prune.harness.argument_text import ArgumentError, extended
 from lmms_prune.information.options import (
     DocumentChoice,
     Include,
@@ -147,7 +147,7 @@ def calibrate(
         stored = calibration_file(checkpoint, budget, adapter=adapter)
         keep_calibration(stored, record)
         path = out / f"{Path(checkpoint).name}_auto-{budget}.yaml"
-        _write_config(path, model, f"{model_args},schedule={proposal.schedule}".strip(","), names, include)
+        _write_config(path, model, extended(model_args, {"schedule": proposal.schedule}), names, include)
     if as_json:
         typer.echo(json.dumps({**record, "yaml": str(path), "kept": str(stored)}))
         return

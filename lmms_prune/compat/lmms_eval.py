@@ -80,6 +80,7 @@ def through_a_task(traceback: str) -> bool:
 
 _DRAWN = "evaluating documents that were drawn at random"
 _COMMAND = "running evaluations for a sweep, and ending a failed one with an exit code"
+_SPELLED = "naming results and cached answers by --model_args as JSON"
 _SAVED = "telling when results could not be saved"
 
 LIBRARY = Library(
@@ -135,6 +136,20 @@ LIBRARY = Library(
             ("model_name_sanitized",),
             _SINCE,
             _SAVED,
+        ),
+        PrivateNames(
+            "lmms_eval.caching.response_cache:ResponseCache.create",
+            "parameters",
+            ("cache_root", "model_args"),
+            _SINCE,
+            _SPELLED,
+        ),
+        PrivateNames(
+            "lmms_eval.loggers.evaluation_tracker:GeneralConfigTracker.log_experiment_args",
+            "parameters",
+            ("model_args",),
+            _SINCE,
+            _SPELLED,
         ),
         PrivateNames(
             "lmms_eval.evaluator:simple_evaluate",

@@ -1,4 +1,4 @@
-"""The arguments of --model_args, from a text, a YAML mapping or a dict."""
+"""The arguments of --model_args, from a text (pairs or JSON), a YAML mapping or a dict."""
 
 from __future__ import annotations
 
@@ -12,30 +12,20 @@ from typing import Any
 
 from lmms_prune.compat.lmms_eval import under_the_command
 from lmms_prune.errors import ScheduleError, did_you_mean
+from lmms_prune.harness.argument_text import ArgumentError, split
 from lmms_prune.harness.calibrations import StoredCalibrationError, calibration_file, kept_schedule
 from lmms_prune.harness.failures import NOTES, OURS, Scope
 from lmms_prune.models import MODEL_NAMES, Family
 from lmms_prune.models.kernels import KERNELS
 from lmms_prune.schedule import Schedule
 
-# An argument begins with "name=". Any other piece between commas continues the value before it, so that the comma
-# inside schedule=a@2:0.4,b@9:0.1 does not end the argument.
-_ARGUMENT = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*=")
-# A value that is quoted or bracketed as a whole; an apostrophe inside a text does not start one.
-_QUOTED = re.compile(r"""(?<==)\s*("[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\})(?=\s*(?:,|$))""")
 _OF_ONE_FAMILY = ("unpad",)  # arguments that only families have which name them
-# Arguments whose values may contain commas.
-_CONTINUED = ("schedule", "system_prompt", "chat_template")
 WEIGHTS = (
     *("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code"),
     *("peft", "load_in_4bit", "load_in_8bit", *_OF_ONE_FAMILY),
 )
 """Arguments that decide which weights are loaded, how, and how the loaded model is changed."""
 _RECORDED_WHERE_SET = ("peft", "load_in_4bit", "load_in_8bit", *_OF_ONE_FAMILY)
-
-
-class ArgumentError(ValueError):
-    """A model argument that cannot be used; the message names it, its value and what is allowed."""
 
 
 class CheckpointError(ArgumentError):
@@ -197,41 +187,6 @@ class ModelArguments:
     def _unset(self, field: Field[Any]) -> bool:
         """Whether an argument that older records do not know is not in use: they stay comparable with this run's."""
         return field.name in _RECORDED_WHERE_SET and getattr(self, field.name) == field.default
-
-
-def split(text: str) -> dict[str, str]:
-    """Split ``a=1,schedule=x@2:0.4,y@9:0.1,b=2`` into a dict of texts.
-
-    A piece that does not begin with ``name=`` continues a schedule, system prompt or chat template before it. A value
-    that is quoted or bracketed as a whole is never split at its commas; its quotes are removed.
-    """
-    if "\0" in text:
-        raise ArgumentError(f"model_args: {text!r} holds a NUL character.")
-    # Quoted values are replaced by placeholders, so that their commas and equals signs do not count.
-    quoted: list[str] = []
-
-    def placeholder(match: re.Match[str]) -> str:
-        quoted.append(match.group(1))
-        return f"\0{len(quoted) - 1}\0"
-
-    pieces: list[str] = []
-    for piece in _QUOTED.sub(placeholder, text.strip().rstrip(", ")).split(","):
-        if _ARGUMENT.match(piece):
-            pieces.append(piece)
-        elif piece.strip() and pieces and pieces[-1].split("=", 1)[0].strip() in _CONTINUED:
-            pieces[-1] += "," + piece
-        elif piece.strip():
-            raise ArgumentError(f"model_args: '{piece.strip()}' is no argument; write name=value.")
-    values: dict[str, str] = {}
-    for piece in pieces:
-        name, value = (part.strip() for part in piece.split("=", 1))
-        value = re.sub("\0(\\d+)\0", lambda match: quoted[int(match.group(1))], value)
-        if name in values:
-            raise ArgumentError(f"model_args: '{name}' is given twice.")
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        values[name] = value
-    return values
 
 
 def weight_arguments(model_args: str, options: Sequence[str] = ()) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmms_prune.harness.arguments import ArgumentError, split
+from lmms_prune.harness.argument_text import ArgumentError, split
 from lmms_prune.harness.plugin import class_name
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.models import MODEL_NAMES

@@ -28,6 +28,11 @@ def manifests() -> list[ModelManifest]:
     return [ModelManifest(model_id=name, chat_class_path=f"{__name__}.{class_name(name)}") for name in MODEL_NAMES]
 
 
+def environment_secrets() -> tuple[str, ...]:
+    """Return the environment's secrets, which no file of this package may contain."""
+    return secret_values(os.environ)
+
+
 def __getattr__(name: str) -> Any:
     # lmms-eval requests a class only when its model is to run. Only then may an unsupported version, or a library that
     # moved a name, end the command: other models still run, and `lmms-prune doctor --installation` says how to fix it.
@@ -41,5 +46,5 @@ def __getattr__(name: str) -> Any:
         refuse_moved_names()
         from lmms_prune.harness import models
     # From here on this package writes files, which must not contain the environment's secrets.
-    models.PrunedModel.secrets = secret_values(os.environ)
+    models.PrunedModel.secrets = environment_secrets()
     return models.MODELS[model_names[name]]

@@ -38,6 +38,7 @@ from lmms_prune.harness.memory import BatchSize, PeakMemory, release, watched
 from lmms_prune.harness.notices import refuse_split_pairs, say_at_start
 from lmms_prune.harness.prompts import question_text, text_or_file
 from lmms_prune.harness.records import Answered, AnsweredSample, image_grids, provenance, token_accounting
+from lmms_prune.harness.respelling import respell
 from lmms_prune.harness.response_cache import hold_to
 from lmms_prune.harness.saving import read_back, refuse_unwritable
 from lmms_prune.harness.unseen import UNSEEN, refuse_unseen
@@ -184,7 +185,9 @@ class PrunedModel(ChatModel):
             if tracker is not None:
                 refuse_unwritable(tracker)
             model = cls(ModelArguments.read(arg_string, additional_config, cls.family))
-            if (cache := cache_in_use()) is not None:
+            cache = cache_in_use()
+            respell(tracker, arg_string, cached=cache is not None)
+            if cache is not None:
                 hold_to(cache, cls.family.model_name, arg_string, redacted_values(model.made_from, cls.secrets))
             if tracker is not None:
                 read_back(tracker)

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from lmms_prune.harness.arguments import ArgumentError, split
+from lmms_prune.harness.argument_text import ArgumentError, split
 from lmms_prune.harness.fingerprint import digest
 from lmms_prune.record.files import read_text, write
 

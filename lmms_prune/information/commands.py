@@ -37,8 +37,7 @@ from lmms_prune.information.options import (
     user_errors,
 )
 from lmms_prune.methods import METHODS
-from lmms_prune.record.files import read_image, write
-from lmms_prune.schedule import Schedule
+from lmms_prune.record.files import write
 from lmms_prune.terminal.console import SECRETS, fail
 from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
 
@@ -469,29 +468,15 @@ def show(
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         fail(f"--out {out}: the name must end with .png, .svg or .pdf.")
     with user_errors():
-        parsed = Schedule.parse(schedule)
-        if oracles := [stage.method for stage in parsed.stages if stage.spec.kind == "oracle"]:
-            fail(f"--schedule {schedule}: {oracles[0]} needs a right answer, and a question of your own has none.")
-        opened = []
-        for path in images:
-            try:
-                opened.append(read_image(path))
-            except OSError as error:
-                fail(f"{path} cannot be read as an image: {error.strerror or error}.")
-        from lmms_prune.harness.models import unpruned
-        from lmms_prune.information.show import draw_comparison
         from lmms_prune.information.show import show as compare
-        from lmms_prune.pruning.hooks import check
 
-        wrapper = unpruned(model, model_args)
-        parsed.check(wrapper.model.config.text_config.num_hidden_layers)
-        check(wrapper.model, parsed)
-        comparison = compare(wrapper, opened, question, parsed, new_tokens)
-        draw_comparison(comparison, out)
+        comparison = compare(
+            list(images), question, schedule, model=model, model_args=model_args, new_tokens=new_tokens, out=out
+        )
     trace = comparison.trace
     if as_json:
         record: dict[str, Any] = {"unpruned": comparison.unpruned, "pruned": comparison.answer}
-        record |= {"schedule": str(parsed), "out": str(out), "kept": trace.kept}
+        record |= {"schedule": str(comparison.schedule), "out": str(out), "kept": trace.kept}
         typer.echo(json.dumps({**record, "avg_visual_tokens": trace.avg_visual_tokens}))
         return
     typer.echo(

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lmms_prune.harness.argument_text import extended
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.results import TaskRecord, read_results
 from lmms_prune.leaderboard.samples import NoDocumentScoresError, Samples, read_samples
@@ -53,7 +54,7 @@ class Evaluation:
 
     def settings(self, schedule: str) -> dict[str, Any]:
         """lmms-eval's options for one schedule, which may be followed by ``,budget=…``."""
-        arguments = ",".join(part for part in (self.model_args, f"schedule={schedule}") if part)
+        arguments = extended(self.model_args, {"schedule": schedule})
         settings: dict[str, Any] = {"model": self.model, "model_args": arguments, "tasks": ",".join(self.tasks)}
         if self.limit is not None:
             settings["limit"] = self.limit

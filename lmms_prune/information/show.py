@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from os import PathLike
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
 from lmms_prune.harness.generation import clean, own_tokens, stop_texts
+from lmms_prune.harness.models import unpruned
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.canvas import dimmed, grids_of, seen_images, split_by_grid
-from lmms_prune.pruning.hooks import prune
-from lmms_prune.pruning.trace import RowTrace
+from lmms_prune.pruning.hooks import check, prune
+from lmms_prune.pruning.html import figure
+from lmms_prune.pruning.trace import RowTrace, figures
+from lmms_prune.record.files import read_image
+from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
+from lmms_prune.terminal.options import DEFAULT_MODEL
+
+_WIDEST = 224  # pixels of an image in a notebook
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShownComparison:
     """One prompt answered with and without pruning.
 
@@ -40,8 +52,79 @@ class ShownComparison:
     unpruned: str
     trace: RowTrace
 
+    def __repr__(self) -> str:
+        return f"ShownComparison({str(self.schedule)!r}: unpruned {self.unpruned!r}, pruned {self.answer!r}; {figures([self.trace])})"
+
+    def _repr_html_(self) -> str:
+        """The images, unpruned and with the tokens that each stage keeps, above both answers."""
+        lines = [f"<p>{escape(self.question)}</p>"]
+        for number, image in enumerate(self.images):
+            drawings = [figure(_img(image, "the image as the model sees it"), "unpruned")]
+            for stage, masks in zip(self.schedule.stages, self.kept, strict=True):
+                kept = f"{masks[number].sum()} of {masks[number].size}"
+                drawing = _img(dimmed(image, masks[number]), f"{kept} visual tokens kept")
+                drawings.append(figure(drawing, f"{escape(str(stage))}<br>{kept}"))
+            lines.append(f"<div>{''.join(drawings)}</div>")
+        answers = f"unpruned: <b>{escape(self.unpruned)}</b><br>pruned: <b>{escape(self.answer)}</b>"
+        return f"<div>{''.join(lines)}<p>{answers}</p></div>"
+
 
 def show(
+    images: str | PathLike[str] | Image.Image | Sequence[str | PathLike[str] | Image.Image],
+    question: str,
+    schedule: Schedule | str,
+    *,
+    model: str | PrunedModel = DEFAULT_MODEL,
+    model_args: str = "",
+    new_tokens: int = 64,
+    out: str | PathLike[str] | None = None,
+) -> ShownComparison:
+    """Ask one question about some images with and without pruning, and show which visual tokens each stage keeps.
+
+    Args:
+        images: files or opened images, one or several, placed before the question in this order.
+        question: the user's question.
+        schedule: a schedule without ``?``.
+        model: lmms-eval's name of a model of this package, which is then loaded, or one that
+            `lmms_prune.harness.models.unpruned` has loaded, for several calls.
+        model_args: with a name: as for lmms-eval, without schedule and budget: ``pretrained=…,dtype=…``.
+        new_tokens: the largest number of tokens in an answer.
+        out: a file to draw the same picture to: .png, .svg or .pdf.
+
+    Returns:
+        the comparison, which a notebook draws on the images.
+
+    Raises:
+        ArgumentError, InformationError, PruningError, ScheduleError, UnsupportedModelError: an image that cannot be read,
+            or a model or schedule that cannot be run; see the message.
+    """
+    parsed = Schedule.parse(schedule)
+    if oracles := [stage.method for stage in parsed.stages if stage.spec.kind == "oracle"]:
+        message = f"--schedule {schedule}: {oracles[0]} needs a right answer, and a question of your own has none."
+        raise InformationError(message)
+    single = isinstance(images, (str, PathLike, Image.Image))
+    opened = [_opened(image) for image in cast(Any, [images] if single else images)]
+    if not isinstance(model, str) and model_args:
+        raise InformationError(f"model_args={model_args}: the model is loaded already; name the arguments where it is.")
+    wrapper = unpruned(model, model_args) if isinstance(model, str) else model
+    parsed.check(wrapper.model.config.text_config.num_hidden_layers)
+    check(wrapper.model, parsed)
+    comparison = compare(wrapper, opened, question, parsed, new_tokens)
+    if out is not None:
+        draw_comparison(comparison, Path(out))
+    return comparison
+
+
+def _opened(image: str | PathLike[str] | Image.Image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    try:
+        return read_image(Path(image))
+    except OSError as error:
+        raise InformationError(f"{image} cannot be read as an image: {error.strerror or error}.") from None
+
+
+def compare(
     wrapper: PrunedModel, images: Sequence[Image.Image], question: str, schedule: Schedule, new_tokens: int = 64
 ) -> ShownComparison:
     """Ask one question about some images, with and without pruning.
@@ -79,6 +162,15 @@ def _answer(
     # lmms-eval fills in a blank line as the stop text of a task that states none.
     trims = wrapper.family.trims_answers
     return clean(wrapper.decode(new), stop_texts({"until": "\n\n"}, trims), strip=trims), trace.rows[0]
+
+
+def _img(image: Image.Image, alt: str) -> str:
+    """An image as an HTML element that holds it: a JPEG with sides of at most _WIDEST pixels."""
+    small = image.convert("RGB")
+    small.thumbnail((_WIDEST, _WIDEST))
+    stream = BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    return f'<img width="{small.width}" alt="{escape(alt)}" style="border:1px solid #8888" src="data:image/jpeg;base64,{b64encode(stream.getvalue()).decode()}">'
 
 
 def draw_comparison(comparison: ShownComparison, path: Path) -> None:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from lmms_prune.errors import ScheduleError, did_you_mean
-from lmms_prune.leaderboard.benchmarks import BENCHMARKS, FURTHER, TASKS, named
+from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.options import Data, Include, KeepPaths, UseCache, Verify, samples_reader
 from lmms_prune.record.files import write
 from lmms_prune.record.redaction import redacted
@@ -248,59 +248,24 @@ def _board(
         chosen: the columns that --benchmarks names, and the tasks that --count does.
         reader: reads the samples.
     """
-    from lmms_prune.leaderboard.results import read_results
-    from lmms_prune.leaderboard.table import leaderboard as make_table
+    from lmms_prune.leaderboard.reading import LeaderboardError, read_board
 
-    (benchmarks, count), tasks = chosen, None
-    if benchmarks is not None:
-        tasks = [task for name in benchmarks.split(",") for task in _tasks("--benchmarks", name, paths)]
+    benchmarks, count = chosen
     with Console(stderr=True).status("reading results and samples"):
-        results, baseline_results = read_results(paths), None if baseline is None else read_results([baseline])
-        present = {task: None for record in results.records for task in record.tasks}
-        board = make_table(results, baseline_results, tasks, resamples, seed, reader, _counted(count, list(present)))
-        return board if verified is None else _verified(board, [results, baseline_results], reader, verified)
+        with plainly(LeaderboardError):
+            board, results = read_board(paths, baseline, benchmarks, count, resamples, seed, reader)
+        return board if verified is None else _verified(board, results, reader, verified)
 
 
-def _verified(
-    board: Leaderboard, results: Sequence[Results | None], reader: SamplesReader, verified: Verified
-) -> Leaderboard:
+def _verified(board: Leaderboard, results: Sequence[Results], reader: SamplesReader, verified: Verified) -> Leaderboard:
     """Return a leaderboard with what all checks find in its runs."""
     from lmms_prune.harness.arguments import ArgumentError
     from lmms_prune.leaderboard.verify.rescoring import Rescoring
     from lmms_prune.leaderboard.verify.verdicts import verification, with_verdicts
 
-    runs = [run for result in results if result is not None for run in result.records]
+    runs = [run for result in results for run in result.records]
     with plainly(ArgumentError):
         return with_verdicts(board, verification(runs, (), reader, Rescoring(verified.data, verified.include)))
-
-
-def _counted(count: str | None, present: Sequence[str]) -> list[str]:
-    """Return the tasks that --count names, or fail: only those where more is better can be a share of the unpruned score."""
-    if count is None:
-        return []
-    if count.strip() == "all":
-        return [task for task in present if TASKS[task].higher_is_better]
-    tasks = [task for name in count.split(",") for task in (named(name) or (name.strip(),))]
-    if not (counted := [task for task in tasks if task in present]):
-        fail(f"--count {count}: no such task among the results. They have {', '.join(present) or 'no task'}.")
-    if lower := [task for task in counted if not TASKS[task].higher_is_better]:
-        fail(
-            f"--count {count}: lower is better in {', '.join(lower)}, so it is no share of the unpruned score; leave it out."
-        )
-    return counted
-
-
-def _tasks(option: str, name: str, paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return the tasks of a benchmark named on the command line, or fail. Other tasks are known from the results below `paths`."""
-    if not (tasks := named(name)):
-        from lmms_prune.leaderboard.results import read_results
-
-        read_results(paths)
-        tasks = named(name)
-    if not tasks:
-        names = [benchmark.name for benchmark in (*BENCHMARKS, *FURTHER)]
-        fail(f"{option} {name}: unknown benchmark. Use one of {', '.join(names)}, or a task's name.")
-    return tasks
 
 
 def _percent(text: str) -> float:
@@ -319,12 +284,15 @@ def _percent(text: str) -> float:
 
 
 def _drop(text: str, paths: Sequence[Path]) -> tuple[tuple[str, ...], float]:
+    from lmms_prune.leaderboard.reading import LeaderboardError, tasks_of
+
     name, _, points = text.partition("=")
     try:
         most = float(points)
     except ValueError:
         fail(f"--max-drop {text}: write BENCHMARK=POINTS, such as textvqa=2.0.")
-    tasks = _tasks("--max-drop", name, paths)
+    with plainly(LeaderboardError):
+        tasks = tasks_of("--max-drop", name, paths)
     best = TASKS[tasks[0]].best_score
     # No drop exceeds "nan" or the best score, so such a limit would let every row pass.
     if not 0 <= most < best:

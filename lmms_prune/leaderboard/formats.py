@@ -85,14 +85,19 @@ def _escaped(text: str) -> str:
     return "".join(plain.get(letter, letter) for letter in text)
 
 
-def as_csv(board: Leaderboard, with_details: bool) -> str:
-    """Return one line per row, with each task's score and its comparison with the baseline."""
-    rows = [
+def csv_rows(board: Leaderboard) -> list[dict[str, Any]]:
+    """Return the values of each row by column: costs, and each task's score and its comparison with the baseline."""
+    return [
         {**_flat(model.title, budget.title, row), **cost_columns(row, board.times)}
         for model in board.models
         for budget in model.budgets
         for row in budget.rows
     ]
+
+
+def as_csv(board: Leaderboard, with_details: bool) -> str:
+    """Return `csv_rows` as lines."""
+    rows = csv_rows(board)
     names = dict.fromkeys(name for row in rows for name in row)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(names), lineterminator="\n")

@@ -23,7 +23,7 @@ from lmms_prune.models.mosaic import Kind, Mosaic, Tiles
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.models.tensors import to_device
 from lmms_prune.pruning.division import Division, divided, rewritten_slots, share_present
-from lmms_prune.pruning.prompts import grids_of, on_host, read_rows, refuse_shared_names, text_after
+from lmms_prune.pruning.prompts import grids_of, note_grids, on_host, read_rows, refuse_shared_names, text_after
 from lmms_prune.pruning.ragged import Packing, pack
 from lmms_prune.pruning.trace import RowTrace
 from lmms_prune.schedule import Stage
@@ -103,6 +103,8 @@ class Layout:
         index = torch.arange(max(counts, default=0), device=ids.device).expand(len(images), -1)
         origin = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         mosaics = [image.mosaic for image in images if image.mosaic is not None]
+        grids = grids_of(parts, inputs, images, encoded)
+        note_grids(traces, [list(mosaic.rectangles) for mosaic in mosaics] or [[grid] for grid in grids])
         return cls(
             traces=traces,
             rows=rows[:, 0],
@@ -113,7 +115,7 @@ class Layout:
             origin=origin,
             columns=visual.slots,
             newlines=newlines,
-            grids=grids_of(parts, inputs, images, encoded),
+            grids=grids,
             mosaics=mosaics,
             encoded=[image.encoded for image in images],
             ends_in_image=[row[-1] == parts.config.image_token_id for row in host_ids],

@@ -138,6 +138,13 @@ def grids_of(
     return grids
 
 
+def note_grids(traces: Sequence[RowTrace], grids: Sequence[list[tuple[int, int]]]) -> None:
+    """Note in the rows' traces the grids of their images, where they are known."""
+    of_images = iter(grids)
+    for trace in traces:
+        trace.grids = [next(of_images, []) for _ in trace.images]
+
+
 def on_host(ids: Int[Tensor, "B L"], present: Bool[Tensor, "B L"] | None) -> tuple[list[list[int]], list[int]]:
     """The token ids and the padding of each row, in one transfer from the device.
 

@@ -14,7 +14,7 @@ from lmms_prune.errors import PruningError
 from lmms_prune.schedule import Schedule
 
 
-@dataclass
+@dataclass(repr=False)
 class RowTrace:
     """One row (sample) of one prefill. Lists over layers have one entry per decoder layer.
 
@@ -31,6 +31,8 @@ class RowTrace:
         computed: sequence length that each layer processed, padding included.
         cached: length of each layer's cache once the prompt has run, padding included; empty without a cache.
         masks: for each stage and image, which of the original visual tokens (raster order) are kept.
+        grids: rows and columns of each image's visual tokens, of an image in tiles of its base and its canvas; an image's
+            are empty where they are not known.
         selection_flops: this row's share, by its images, of the FLOPs of the stages' methods for the batch, padding and
             auxiliary models included; None unless `prune` was called with count_selection.
     """
@@ -46,7 +48,11 @@ class RowTrace:
     computed: list[int] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
     masks: list[list[Bool[Tensor, " V"]]] = field(default_factory=list)
+    grids: list[list[tuple[int, int]]] = field(default_factory=list)
     selection_flops: float | None = None
+
+    def __repr__(self) -> str:
+        return f"RowTrace({self.sample!r}: {figures([self])})"
 
     @property
     def visual_tokens(self) -> int:
@@ -72,7 +78,7 @@ class RowTrace:
         return [mask.nonzero().flatten().tolist() for mask in self.masks[stage]]
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """All rows of all prefills that ran inside one ``with prune(...)``, in order.
 
@@ -84,6 +90,15 @@ class Trace:
     schedule: Schedule
     rows: list[RowTrace] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"Trace({str(self.schedule)!r}: {figures(self.rows)})"
+
+    def _repr_html_(self) -> str:
+        """The figures, and the tokens that each stage keeps of each image, for notebooks."""
+        from lmms_prune.pruning.html import trace_html
+
+        return trace_html(self)
+
     @property
     def avg_visual_tokens(self) -> float:
         """Average visual tokens per layer over the rows that have an image; 0.0 if no row has one."""
@@ -91,6 +106,26 @@ class Trace:
         if not self.rows:
             raise ValueError("the trace is empty: no prompt has run inside the block yet.")
         return sum(row.avg_visual_tokens for row in rows) / len(rows) if rows else 0.0
+
+
+def figures(rows: Sequence[RowTrace]) -> str:
+    """What rows kept, in words and as their means; of rows that are not complete, what is known."""
+    if not rows:
+        return "no prompt has run yet"
+    parts = [] if len(rows) == 1 else [f"{len(rows)} rows"]
+    parts.append(
+        f"{_mean([row.visual_tokens for row in rows])} visual and {_mean([row.text_tokens for row in rows])} text tokens"
+    )
+    stages = list(zip(*(row.kept for row in rows), strict=False))
+    if stages:
+        parts.append("kept " + ", ".join(_mean([sum(images) for images in stage]) for stage in stages))
+    if layers := [row.avg_visual_tokens for row in rows if row.images and row.visual]:
+        parts.append(f"{_mean(layers)} visual tokens per layer")
+    return "; ".join(parts)
+
+
+def _mean(values: Sequence[int | float]) -> str:
+    return f"{round(sum(values) / len(values), 1):g}"
 
 
 MISCOUNTED = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from lmms_prune.configs.table import TABLES
-from lmms_prune.harness.arguments import split
+from lmms_prune.harness.argument_text import split
 from lmms_prune.information.layer_sweep import acts_at, single_stage
 from lmms_prune.leaderboard.published import published_costs, published_text_tokens
 from lmms_prune.reproduce.estimate import BLOCK, DOCUMENTS, document_flops, information_flops, schedules_flops

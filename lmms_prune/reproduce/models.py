@@ -10,7 +10,7 @@ from pathlib import Path
 from lmms_prune.configs.render import BATCH_SIZE
 from lmms_prune.configs.table import TABLES, PaperTable
 from lmms_prune.demo.models import MODELS, DemoCheckpoint, model_arguments, weights
-from lmms_prune.harness.arguments import split
+from lmms_prune.harness.argument_text import split
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS
 from lmms_prune.leaderboard.published import published
 from lmms_prune.models.architectures import architecture

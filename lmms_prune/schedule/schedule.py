@@ -27,19 +27,33 @@ from lmms_prune.schedule.stage import ADAPTIVE, Stage, print_keep
 from lmms_prune.schedule.text import read_stages, text_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False)
 class Schedule:
-    """A tuple of stages with strictly increasing layers and non-increasing keeps; `Schedule()` prunes nothing."""
+    """A tuple of stages with strictly increasing layers and non-increasing keeps; `Schedule()` prunes nothing.
 
-    stages: tuple[Stage, ...] = ()
+    Args:
+        stages: the stages, or the schedule's text.
+    """
 
-    def __post_init__(self) -> None:
+    stages: tuple[Stage, ...]
+
+    def __init__(self, stages: tuple[Stage, ...] | str = ()) -> None:
+        object.__setattr__(self, "stages", self.parse(stages).stages if isinstance(stages, str) else stages)
         expect(stages=(self.stages, tuple_of(Stage)))
         for i, stage in enumerate(self.stages):
             self._check_stage(i, stage)
 
     def __str__(self) -> str:
         return ",".join(map(str, self.stages)) or "none"
+
+    def __repr__(self) -> str:
+        return f"Schedule({str(self)!r})"
+
+    def _repr_html_(self) -> str:
+        """The stages as a table, for notebooks."""
+        from lmms_prune.schedule.html import table
+
+        return table(self.stages)
 
     @classmethod
     def parse(cls, value: Any, sizes: PromptSizes | None = None) -> Schedule:

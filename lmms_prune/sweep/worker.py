@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lmms_prune.harness.argument_text import extended
 from lmms_prune.harness.evaluate import FINISHED, STARTED
 from lmms_prune.harness.failures import Failure, read_log
 from lmms_prune.record.redaction import printed, redacted, redacted_lines
@@ -96,5 +97,5 @@ def with_journal(job: Job) -> str | dict[str, Any]:
     """The job's ``model_args``, a text or a mapping, with the path of its journal added."""
     model_args = job.settings.get("model_args") or ""
     if isinstance(model_args, str):
-        return f"{model_args.strip().rstrip(', ')},journal={job.journal}".lstrip(",")
+        return extended(model_args, {"journal": job.journal})
     return {**model_args, "journal": str(job.journal)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 
@@ -38,6 +39,18 @@ def test_an_identical_run_is_answered_from_the_cache(as_object, harness, family,
     assert second.calls == []
     assert second.answers == first.answers
     assert second.metrics == first.metrics
+
+
+def test_pairs_and_json_share_the_answers_of_a_cache(harness, tmp_path):
+    path = harness.checkpoints["llava"]
+    pairs = f"schedule={BASE['schedule']},pretrained={path}"
+    as_json = json.dumps({"schedule": BASE["schedule"], "pretrained": str(path)})
+    first, second = (
+        harness.evaluate("llava_pruned", ["pope"], text, use_cache=str(tmp_path)) for text in (as_json, pairs)
+    )
+    assert len(first.calls) == 4
+    assert second.calls == []
+    assert second.answers == first.answers
 
 
 @pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)

@@ -120,6 +120,7 @@ def test_three_stages_are_recorded_as_executed(family, configured):
         "pretrained={P},seed=3,schedule={S}",
         "pretrained={P},seed=3,schedule='{S}'",
         "pretrained={P}, schedule=[{S}], seed=3",
+        '{{"seed": 3, "pretrained": "{P}", "schedule": "{S}"}}',
         {"schedule": "{S}", "seed": "3"},
         {"schedule": ["dart@2:0.44", "random@5:0.07"], "seed": 3},
     ],

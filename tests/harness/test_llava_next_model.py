@@ -8,7 +8,7 @@ from PIL import Image
 
 from lmms_prune.errors import ScheduleError
 from lmms_prune.harness.arguments import ArgumentError
-from lmms_prune.information.show import draw_comparison, show
+from lmms_prune.information.show import compare, draw_comparison
 from lmms_prune.leaderboard.flips import Flip, _check_boxes
 from lmms_prune.leaderboard.page.changes import Change, _card
 from lmms_prune.leaderboard.page.pictures import Wanted
@@ -68,7 +68,7 @@ def picture() -> Image.Image:
 @pytest.mark.parametrize("unpad", ["true", "false"])
 def test_show_draws_base_and_canvas(unpad: str, harness, tmp_path) -> None:
     wrapper = harness.create("llava_next", unpad=unpad)
-    shown = show(wrapper, [picture(), picture()], "What is it?", Schedule.parse("stride@2:0.5,pool@4:0.2"), 2)
+    shown = compare(wrapper, [picture(), picture()], "What is it?", Schedule.parse("stride@2:0.5,pool@4:0.2"), 2)
     assert len(shown.images) == 4
     grids = [mask.shape for mask in shown.kept[0]]
     for image, (rows, columns) in zip(shown.images, grids, strict=True):
@@ -84,7 +84,7 @@ def test_show_draws_base_and_canvas(unpad: str, harness, tmp_path) -> None:
 def test_an_image_whose_canvas_is_cut_off_is_drawn_and_recorded_by_its_base(harness, tmp_path) -> None:
     wrapper = harness.create("llava_next")
     thin = Image.new("RGB", (400, 1), "red")
-    shown = show(wrapper, [thin, picture()], "What is it?", Schedule.parse("pool@0:0.5"), 2)
+    shown = compare(wrapper, [thin, picture()], "What is it?", Schedule.parse("pool@0:0.5"), 2)
     assert len(shown.images) == 3
     assert next(mask.shape for mask in shown.kept[0]) == (4, 4)
     draw_comparison(shown, tmp_path / "shown.png")

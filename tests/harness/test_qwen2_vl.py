@@ -14,7 +14,7 @@ from tiny import noise
 
 from lmms_prune import Schedule
 from lmms_prune.harness.generation import clean, stop_texts
-from lmms_prune.information.show import show
+from lmms_prune.information.show import compare
 from lmms_prune.models.images import ImageTooLongError, as_jpeg
 
 SMALL, FADED = noise(3, 84, 140), noise(4, 112, 84).convert("RGBA")
@@ -93,5 +93,5 @@ def test_answers_end_as_the_stock_models(family, answer, harness, monkeypatch) -
     metadata = {"task": "made", "doc_id": 0, "repeats": 1}
     request = Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
     assert [result.text for result in model.generate_until([request])] == [answer]
-    shown = show(model, [SMALL], "?", Schedule.parse("stride@2:0.5"), 2)
+    shown = compare(model, [SMALL], "?", Schedule.parse("stride@2:0.5"), 2)
     assert (shown.answer, shown.unpruned) == (answer, answer)

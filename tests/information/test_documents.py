@@ -22,7 +22,7 @@ from lmms_prune.information.kept import kept_information
 from lmms_prune.information.measure import measure
 from lmms_prune.information.options import measure_missing
 from lmms_prune.information.run import measure_documents
-from lmms_prune.information.show import show
+from lmms_prune.information.show import compare
 from lmms_prune.models.hooked import hooked
 from lmms_prune.models.parts import ModelParts
 from lmms_prune.record.information import InformationError, Store, token_information
@@ -254,7 +254,7 @@ def test_the_picture_shows_the_models_pixels_also_of_odd_images(
     image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (150, 190, 4), dtype=np.uint8), "RGBA")
     image = image.resize((19, 15)).resize((190, 150), Image.Resampling.NEAREST)
     image = image.quantize(8) if mode == "P" else image.convert("I" if mode == "I;16" else mode).convert(mode)
-    shown = show(wrapper, [image], "What is this?", Schedule.parse("stride@2:0.5"), 2)
+    shown = compare(wrapper, [image], "What is this?", Schedule.parse("stride@2:0.5"), 2)
     [picture] = shown.images
     pixels = wrapper.inputs(image, "What is this?")["pixel_values"].float()
     processor = wrapper.processor.image_processor
@@ -276,10 +276,10 @@ def test_show_returns_the_kept_tokens_and_both_answers(
 ) -> None:
     wrapper, one = wrappers[name], document(3)
     images = [one.fields["image"], document(4).fields["image"]]
-    shown = show(wrapper, images, "How many shapes are there?", Schedule.parse("stride@2:0.5,random@6:0.2"), 4)
+    shown = compare(wrapper, images, "How many shapes are there?", Schedule.parse("stride@2:0.5,random@6:0.2"), 4)
     assert [[mask.sum() for mask in masks] for masks in shown.kept] == shown.trace.kept
     assert [mask.size for mask in shown.kept[0]] == shown.trace.images
     assert all((late <= early).all() for early, late in zip(*shown.kept, strict=True))
-    alone = show(wrapper, images, "How many shapes are there?", Schedule(), 4)
+    alone = compare(wrapper, images, "How many shapes are there?", Schedule(), 4)
     assert alone.answer == alone.unpruned == shown.unpruned
     assert alone.kept == []

@@ -97,7 +97,8 @@ def settings_agree(content: Mapping[str, Any]) -> list[Doubt]:
 
 
 def _against_command(report: RunReport, model_args: Any) -> Iterator[Doubt]:
-    from lmms_prune.harness.arguments import ArgumentError, ModelArguments, split
+    from lmms_prune.harness.argument_text import ArgumentError, split
+    from lmms_prune.harness.arguments import ModelArguments
 
     try:
         arguments = split(model_args) if isinstance(model_args, str) else dict(model_args)

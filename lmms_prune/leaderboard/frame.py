@@ -1,0 +1,80 @@
+"""The leaderboard in Python: one row per schedule, as a DataFrame."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmms_prune.errors import FROM_ONE, FROM_ZERO, expect
+from lmms_prune.harness.plugin import environment_secrets
+from lmms_prune.leaderboard.formats import csv_rows
+from lmms_prune.leaderboard.options import samples_reader
+from lmms_prune.leaderboard.reading import LeaderboardError, read_board
+from lmms_prune.leaderboard.rows import Leaderboard
+from lmms_prune.leaderboard.sharing import shared
+from lmms_prune.leaderboard.table import RESAMPLES
+from lmms_prune.record.redaction import redacted_values
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+class LeaderboardWarning(UserWarning):
+    """Results that could not be used, or a model without a baseline; the other rows are as they would be without them."""
+
+
+def leaderboard(
+    paths: Paths,
+    *,
+    baseline: str | PathLike[str] | None = None,
+    benchmarks: str | None = None,
+    count: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    cache: bool = True,
+) -> pd.DataFrame:
+    """Compare runs of lmms-eval: the rows of ``lmms-prune leaderboard PATHS --format csv``.
+
+    Every row is compared with the unpruned run of the same checkpoint. Scores and Rel are in percent (MME: points), tokens,
+    MiB and TFLOPs per document.
+
+    Args:
+        paths: result folders or files of lmms-eval, one or several.
+        baseline: results to compare with, instead of the unpruned runs among `paths`.
+        benchmarks: only these columns, separated by commas: ``POPE,TextVQA``.
+        count: tasks that count in ``acc`` and ``rel`` beside the paper's ten benchmarks, separated by commas, or ``all``.
+        resamples, seed: of the resampling behind every interval; the same seed gives the same intervals.
+        cache: keep what was read of samples files in the user's cache folder.
+
+    Returns:
+        one row per schedule and checkpoint, best first within a budget. Columns (docs/leaderboard.md): ``model``, ``budget``,
+        ``schedule``, ``kind``, measured costs, ``acc``, ``rel`` with its interval, and each task's score and comparison.
+
+    Raises:
+        LeaderboardError: there are no results, an unknown benchmark, or a task that cannot count.
+
+    Warns:
+        LeaderboardWarning: a file that cannot be read, or a model without a baseline.
+    """
+    expect(resamples=(resamples, FROM_ONE), seed=(seed, FROM_ZERO))
+    folders = [Path(path) for path in ([paths] if isinstance(paths, (str, PathLike)) else paths)]
+    compared = None if baseline is None else Path(baseline)
+    board, _ = read_board(folders, compared, benchmarks, count, resamples, seed, samples_reader(cache))
+    for problem in board.problems:
+        warnings.warn(str(problem), LeaderboardWarning, stacklevel=2)
+    if not board.models:
+        names = ", ".join(map(str, folders)) or "no folder"
+        raise LeaderboardError(f"leaderboard: no results of lmms-eval in {names}; name the folder after --output_path.")
+    return frame(board)
+
+
+def frame(board: Leaderboard) -> pd.DataFrame:
+    """A finished leaderboard as a DataFrame, without paths of this machine and without secrets."""
+    import pandas as pd
+
+    return pd.DataFrame(redacted_values(csv_rows(shared(board)), environment_secrets()))
