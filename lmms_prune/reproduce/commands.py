@@ -92,7 +92,7 @@ def reproduce(
     that decides it.
     """
     values = locals()
-    _refuse_contradictions(shard, cluster, dry_run, report_only)
+    _refuse_contradictions(values)
     with _user_errors():
         chosen, plans, steps = _planned(values)
         around, words = _surroundings(plans, values), [*items, *_repeated(values)]
@@ -208,13 +208,26 @@ def _usable(
     return usable
 
 
-def _refuse_contradictions(shard: str | None, cluster: str | None, dry_run: bool, report_only: bool) -> None:
+def _refuse_contradictions(values: Mapping[str, Any]) -> None:
+    """End the command if its options, by name, contradict each other or say nothing."""
+    from lmms_prune.sweep.cluster import CLUSTERS
+
+    shard, cluster, report_only = (values[name] for name in ("shard", "cluster", "report_only"))
+    for name in ("methods", "keeps", "tasks"):
+        if values[name] is not None and not values[name].strip(" ,"):
+            fail(f"--{name} {values[name]!r} names nothing; leave it out for the paper's.")
+    if values["cluster_option"] and cluster is None:
+        fail(f"--cluster-option {values['cluster_option'][0]}: it belongs to --cluster.")
+    if cluster is not None and cluster not in CLUSTERS:
+        fail(f"--cluster {cluster}: write {' or '.join(CLUSTERS)}.")
     if shard is not None and cluster is not None:
         fail(f"--shard {shard} and --cluster {cluster} both divide the work; use one of them.")
-    if dry_run and report_only:
+    if values["dry_run"] and report_only:
         fail("--dry-run and --report-only: the first only shows what would run, the second only what is there.")
     if shard is not None and report_only:
         fail(f"--shard {shard} and --report-only: the page is made of all parts; leave --shard out.")
+    if report_only and not (values["out"] / "steps").is_dir():
+        fail(f"--report-only: {values['out']} holds no steps, so nothing has run there yet; name the folder of a run.")
 
 
 def _surroundings(plans: Sequence[ModelPlan], values: Mapping[str, Any]) -> Surroundings:
