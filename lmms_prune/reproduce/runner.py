@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ class StepRecord:
 
     Args:
         state: "done", "failed" (with a reason), "stopped" by an interruption, or "not run".
-        command: the command, with its part.
+        command: the command, with its part; OUT is the folder of everything.
         made_from: versions and code.
         seconds, date: how long it ran, and when it ended.
         reason: why it failed, or was not run.
@@ -89,8 +90,9 @@ class Surroundings:
         return self.out / "steps" / name
 
     def command(self, step: Step) -> str:
-        """What a record compares: the command without its launcher, which changes no result."""
-        return step.command + (f" --shard {self.shard}" if self.shard and step.divisible else "")
+        """What a record compares: the command without its launcher and without the folder's place, which change no result."""
+        words = [word.replace(str(self.out), "OUT") for word in step.words]
+        return shlex.join(["lmms-prune", *words]) + (f" --shard {self.shard}" if self.shard and step.divisible else "")
 
 
 def made_from() -> dict[str, str]:

@@ -61,6 +61,20 @@ def test_a_finished_step_is_skipped_until_its_command_or_the_code_changes(
     assert runs.read_text(encoding="utf-8") == "xxxx"
 
 
+@pytest.mark.parametrize("names", [("before", "after"), ("before it", "after")], ids=["plain", "space"])
+def test_a_moved_folder_is_as_finished_as_before(tmp_path: Path, names: tuple[str, str]) -> None:
+    before, after = (tmp_path / name for name in names)
+
+    def make(out: Path) -> Step:
+        return Step("make", ("print(1)", "--out", str(out / "results")), ("fig1",), "one")
+
+    assert run(before, [make(before)])[0]["make"].state == "done"
+    assert str(tmp_path) not in (before / "steps" / "make" / "record.json").read_text(encoding="utf-8")
+    before.rename(after)
+    assert is_finished(make(after), Surroundings(after))
+    assert not is_finished(make(tmp_path / "another"), Surroundings(after))
+
+
 def test_results_that_are_gone_are_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     made = step("make", f"import pathlib; pathlib.Path({str(folder)!r}).mkdir()", folder=folder)
