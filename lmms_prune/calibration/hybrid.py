@@ -35,6 +35,8 @@ from lmms_prune.terminal.console import SECRETS, fail, plainly
 from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lmms_prune.calibration.data import Sample as OwnSample
     from lmms_prune.calibration.propose import Proposal
     from lmms_prune.harness.documents import Draw
@@ -109,10 +111,7 @@ def calibrate(
 
     with user_errors(), plainly(SearchError):
         from lmms_prune.calibration.own_data import read_own
-        from lmms_prune.calibration.propose import candidates, propose, removal_horizon
         from lmms_prune.harness.calibrations import calibration_file, keep_calibration
-        from lmms_prune.information.aggregate import by_layer, by_sample
-        from lmms_prune.information.horizon import vanishes
         from lmms_prune.information.layer_sweep import Evaluation
 
         own: list[OwnSample] = []
@@ -129,21 +128,13 @@ def calibrate(
         common = Evaluation(model, model_args, names, include=include, secrets=SECRETS.get())
         evaluation, verification = _evaluations(common, count, draw, halves)
         others = [str(_solved(schedule, budget, loaded)) for schedule in parsed]
-        measured = None if draw else count
-        rows = measured_rows(loaded, names, measured, block, include, out / "information", draw)
-        first = vanishes(by_layer(by_sample(rows)))
-        with Progress(console=Console(stderr=True)) as progress:
-            bar = progress.add_task("evaluations", total=None)
-            report = lambda outcome: progress.advance(bar)  # noqa: E731
-            layer = removal_horizon(evaluation, first, loaded.depth, out / "chosen", launch, report)
-            texts = candidates(chosen, sorted({first, layer}), budget, loaded.prompt_sizes)
-            progress.update(bar, completed=0, total=(len(texts) + 3 + len(others)) * len(names))
-            proposal = propose(evaluation, verification, texts, layer, out, launch, report, others)
-        checkpoint, adapter = loaded.wrapper.arguments.pretrained, loaded.wrapper.arguments.peft
+        rows = measured_rows(loaded, names, None if draw else count, block, include, out / "information", draw)
+        first, proposal = _search(loaded, rows, evaluation, verification, chosen, budget, others, out, launch)
         record = _about(data, own) | _record(proposal, draw, count)
         record |= {"vanishes": first, "budget": budget, "tasks": names}
         if draw is not None:
             write(out / "documents.json", json.dumps({**vars(draw), "chosen": halves[0], "verified": halves[1]}))
+        checkpoint, adapter = loaded.wrapper.arguments.pretrained, loaded.wrapper.arguments.peft
         stored = calibration_file(checkpoint, budget, adapter=adapter)
         keep_calibration(stored, record)
         path = out / f"{Path(checkpoint).name}_auto-{budget}.yaml"
@@ -151,8 +142,48 @@ def calibrate(
     if as_json:
         typer.echo(json.dumps({**record, "yaml": str(path), "kept": str(stored)}))
         return
-    _print(proposal, f"information vanishes at layer {first}, removal is free at {layer}, of {loaded.depth}", count)
+    title = f"information vanishes at layer {first}, removal is free at {proposal.horizon}, of {loaded.depth}"
+    _print(proposal, title, count)
     typer.echo(f"{path}\nFrom now on, schedule=auto,budget={budget} means this schedule.")
+
+
+def _search(
+    loaded: LoadedModel,
+    rows: pd.DataFrame,
+    evaluation: Evaluation,
+    verification: Evaluation,
+    methods: list[str],
+    budget: str,
+    others: list[str],
+    out: Path,
+    launch: str,
+) -> tuple[int, Proposal]:
+    """Evaluate the candidates and the schedules to compare with.
+
+    Args:
+        loaded: the model.
+        rows: its measured information.
+        evaluation, verification: the documents to choose on, and to verify on.
+        methods: methods that may prune in early layers.
+        budget: what the candidates must meet.
+        others: schedules to compare with.
+        out, launch: as for `evaluate`.
+
+    Returns:
+        the layer at which information vanishes, and the proposal.
+    """
+    from lmms_prune.calibration.propose import candidates, propose, removal_horizon
+    from lmms_prune.information.aggregate import by_layer, by_sample
+    from lmms_prune.information.horizon import vanishes
+
+    first = vanishes(by_layer(by_sample(rows)))
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("evaluations", total=None)
+        report = lambda outcome: progress.advance(bar)  # noqa: E731
+        layer = removal_horizon(evaluation, first, loaded.depth, out / "chosen", launch, report)
+        texts = candidates(methods, sorted({first, layer}), budget, loaded.prompt_sizes)
+        progress.update(bar, completed=0, total=(len(texts) + 3 + len(others)) * len(evaluation.tasks))
+        return first, propose(evaluation, verification, texts, layer, out, launch, report, others)
 
 
 def _check_source(

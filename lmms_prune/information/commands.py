@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from lmms_prune.information.options import (
@@ -22,21 +21,18 @@ from lmms_prune.information.options import (
     SampleSeed,
     Shard,
     Tasks,
-    depth_and_name,
     draw_of,
     keeps_of,
     label_of,
     layer_numbers,
     load_unpruned,
     measure_missing,
-    measured_rows,
     method_names,
     numbers_of,
     refuse_unscored,
     task_names,
     user_errors,
 )
-from lmms_prune.methods import METHODS
 from lmms_prune.record.files import write
 from lmms_prune.terminal.console import SECRETS, fail
 from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
@@ -44,11 +40,10 @@ from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lmms_prune.harness.documents import Document
+    from lmms_prune.harness.documents import Document, Draw
     from lmms_prune.harness.pruned import PrunedModel
     from lmms_prune.information.horizon import Horizon
     from lmms_prune.information.part import MeasureRequest
-    from lmms_prune.leaderboard.samples import Samples
     from lmms_prune.record.information import Store
 
 
@@ -94,9 +89,7 @@ def information(
     chosen, kept, rule = method_names(methods, options=True, own=True), keeps_of(keeps), label_of(label)
     draw = draw_of(sample, sample_seed, limit)
     with user_errors():
-        from lmms_prune.information.aggregate import by_layer, by_sample
         from lmms_prune.information.part import MeasureRequest, measure_launched, measure_part
-        from lmms_prune.information.plots import draw_layers
         from lmms_prune.sweep.jobs import shard_of
 
         choice = DocumentChoice(task_names(tasks), include, limit, draw)
@@ -107,18 +100,10 @@ def information(
             measure_launched(launch, request)
         loaded = load_unpruned(model, model_args)
         wrapper = loaded.wrapper
-        numbers = layer_numbers(layers, loaded.depth)
-        documents = choice.documents(model)
+        numbers, documents = layer_numbers(layers, loaded.depth), choice.documents(model)
         store = measure_missing(wrapper, documents, numbers, block, out, rule)
         choice.record(numbers_of(documents), out)
-        rows = store.read([document.sample for document in documents])
-        averages = by_layer(by_sample(rows))
-        write(out / "layers.csv", averages.to_csv(index=False))
-        draw_layers(
-            averages,
-            f"{Path(wrapper.arguments.pretrained).name}: information of visual tokens ({len(documents)} documents)",
-            out / "layers",
-        )
+        averages = _write_averages(wrapper, documents, store)
         _heatmaps(wrapper, documents, store, pictures, numbers, block)
         if chosen:
             _kept(wrapper, documents, store, chosen, kept, numbers, block)
@@ -141,6 +126,19 @@ def _shard_measured(request: MeasureRequest, counts: tuple[int, int], as_json: b
     typer.echo(
         f"{own} of {total} documents are measured in {request.out}; the same command without --shard collects all parts."
     )
+
+
+def _write_averages(wrapper: PrunedModel, documents: list[Document], store: Store) -> pd.DataFrame:
+    """Write and plot mean information by layer; returns the output of `by_layer`."""
+    from lmms_prune.information.aggregate import by_layer, by_sample
+    from lmms_prune.information.plots import draw_layers
+
+    averages = by_layer(by_sample(store.read([document.sample for document in documents])))
+    write(store.folder / "layers.csv", averages.to_csv(index=False))
+    model = Path(wrapper.arguments.pretrained).name
+    title = f"{model}: information of visual tokens ({len(documents)} documents)"
+    draw_layers(averages, title, store.folder / "layers")
+    return averages
 
 
 def _tables(averages: pd.DataFrame, width: int) -> list[Table]:
@@ -275,26 +273,26 @@ def horizon(
     if not 0 <= epsilon < 1:
         fail(f"--epsilon {epsilon}: write a share from 0 to below 1, such as 0.01.")
     draw = draw_of(sample, sample_seed, limit)
-    oracles = [name for name in chosen if _is_oracle(name)]
-    _refuse_contradictions(scores_only, information_limit, sample or limit, oracles, measured_in)
     with user_errors():
-        from lmms_prune.information.aggregate import by_sample
-        from lmms_prune.information.horizon import find_horizon
-        from lmms_prune.information.layer_sweep import Evaluation, acts_at, evaluate, run_all
-        from lmms_prune.information.part import MeasureRequest, measure_launched, measure_part
-        from lmms_prune.information.plots import draw_horizons, draw_methods, task_title
+        from lmms_prune.information.layer_horizons import (
+            HorizonRequest,
+            averages_of,
+            evaluate_part,
+            is_oracle,
+            scores_of,
+            write_horizons,
+        )
+        from lmms_prune.information.layer_sweep import Evaluation
+        from lmms_prune.information.part import MeasureRequest
         from lmms_prune.sweep.jobs import shard_of
 
+        oracles = [name for name in chosen if is_oracle(name)]
+        _refuse_contradictions(scores_only, information_limit, sample or limit, oracles, measured_in)
         names = task_names(tasks)
         choice = DocumentChoice(names, include, limit, draw)
         refuse_unscored(names, model, include)
-        part = shard_of(shard)
-        measured = choice.smaller(information_limit)
-        store_folder = measured_in or out / "information"
-        request = MeasureRequest(model, model_args, measured, None, block, store_folder, rule, part)
-        if launch and not scores_only and shard is None:
-            measure_launched(launch, request)
-        drawn = choice.numbers(model) if draw is not None else None
+        smaller, store = choice.smaller(information_limit), measured_in or out / "information"
+        drawn = None if draw is None else choice.numbers(model)
         evaluation = Evaluation(
             model,
             model_args,
@@ -305,56 +303,26 @@ def horizon(
             include=include,
             secrets=SECRETS.get(),
         )
-        if shard is None and not scores_only:
-            loaded = load_unpruned(model, model_args)
-            depth, model_title = loaded.depth, loaded.name
-            arguments = (loaded, names, measured.limit, block, include, store_folder, measured.draw, rule)
-            averages = by_sample(measured_rows(*arguments))
-        else:
-            depth, model_title = depth_and_name(model, model_args)
-            averages = None
-        single_stages = [(m, n, k) for k in kept for m in chosen for n in range(depth) if acts_at(m, n)]
-        single = {stage: _single_stage(*stage, store_folder) for stage in single_stages}
-        schedules = list(dict.fromkeys(["none", *(f"vtw@{n}" for n in range(depth)), *single.values()]))
+        request = HorizonRequest(
+            MeasureRequest(model, model_args, smaller, None, block, store, rule, shard_of(shard)),
+            evaluation,
+            methods=chosen,
+            keeps=kept,
+            out=out,
+            scores_only=scores_only,
+            partial=information_limit is not None,
+            epsilon=epsilon,
+            resamples=resamples,
+            seed=seed,
+            launch=launch,
+        )
         if shard is not None:
-            # An oracle reads the measurements of all parts, so it runs when they are collected.
-            schedules = [text for text in schedules if not text.startswith(tuple(f"{name}@" for name in oracles))]
-            schedules = schedules[part[0] - 1 :: part[1]]
-        with Progress(console=Console(stderr=True)) as progress:
-            bar = progress.add_task("evaluations", total=len(schedules) * len(names))
-            report = lambda outcome: progress.advance(bar)  # noqa: E731
-            if shard is not None:
-                run_all(evaluation, schedules, out, launch, report)
-            else:
-                scores = evaluate(evaluation, schedules, out, launch, report)
-        if shard is not None:
-            counts = (0, 0) if scores_only else measure_part(launch, request)
-            return _shard_evaluated(request, out, len(schedules), counts, as_json)
+            return _shard_evaluated(request.measure, out, *evaluate_part(request), as_json)
+        depth, model_title, averages = averages_of(request)
+        scores = scores_of(request, depth)
         choice.record(drawn or {}, out)
-        horizons = []
-        for task in names:
-            removed = {n: scores[f"vtw@{n}"][task] for n in range(depth)}
-            task_rows = None if averages is None else averages[averages.task == task]
-            unpruned_scores, partial = scores["none"][task], information_limit is not None
-            horizons.append(find_horizon(task, task_rows, unpruned_scores, removed, epsilon, resamples, seed, partial))
-            title = f"{model_title}, {task_title(task)}: {horizons[-1].units} scored units"
-            _write_horizon(horizons[-1], title, out)
-            if chosen:
-                lines = _method_lines(task, single, scores, resamples, seed)
-                write(out / f"methods-{task}.csv", lines.to_csv(index=False))
-                draw_methods(lines, scores["none"][task].score, title, out / f"methods-{task}")
-        draw_horizons(horizons, f"{model_title}: score without visual tokens, and horizons", out / "horizons")
-    task_records = [{k: v for k, v in vars(horizon).items() if k != "layers"} for horizon in horizons]
-    record: dict[str, Any] = {"model": model_title, "depth": depth, "tasks": task_records}
-    record |= {} if draw is None else {"sample": draw.size, "sample_seed": draw.seed}
-    write(out / "horizon.json", json.dumps(record, indent=1))
-    if as_json:
-        typer.echo(json.dumps({"out": str(out), **{k: v for k, v in record.items() if k != "model"}}))
-        return
-    Console(markup=False).print(
-        _horizons(horizons, f"information horizon of {model_title}, {depth} layers ({depth}: none)")
-    )
-    typer.echo(f"tables and pictures are in {out}.")
+        horizons = write_horizons(request, depth, model_title, averages, scores)
+    _say_horizons(horizons, model_title, depth, draw, out, as_json)
 
 
 def _refuse_contradictions(
@@ -396,12 +364,19 @@ def _shard_evaluated(
     )
 
 
-def _write_horizon(horizon: Horizon, title: str, out: Path) -> None:
-    """Write both curves of a task as a table and as a plot."""
-    from lmms_prune.information.plots import draw_horizon
-
-    draw_horizon(horizon, title, out / f"horizon-{horizon.task}")
-    write(out / f"horizon-{horizon.task}.csv", horizon.layers.to_csv(index=False))
+def _say_horizons(
+    horizons: Sequence[Horizon], model: str, depth: int, draw: Draw | None, out: Path, as_json: bool
+) -> None:
+    """Write all horizons to ``horizon.json``, and print them."""
+    task_records = [{k: v for k, v in vars(horizon).items() if k != "layers"} for horizon in horizons]
+    record: dict[str, Any] = {"model": model, "depth": depth, "tasks": task_records}
+    record |= {} if draw is None else {"sample": draw.size, "sample_seed": draw.seed}
+    write(out / "horizon.json", json.dumps(record, indent=1))
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **{k: v for k, v in record.items() if k != "model"}}))
+        return
+    Console(markup=False).print(_horizons(horizons, f"information horizon of {model}, {depth} layers ({depth}: none)"))
+    typer.echo(f"tables and pictures are in {out}.")
 
 
 def _horizons(horizons: Sequence[Horizon], title: str) -> Table:
@@ -414,44 +389,6 @@ def _horizons(horizons: Sequence[Horizon], title: str) -> Table:
         cells = (horizon.layer, interval, *criteria, horizon.units)
         table.add_row(horizon.task, *("-" if cell is None else str(cell) for cell in cells))
     return table
-
-
-def _single_stage(method: str, layer: int, keep: float | str, measured: Path) -> str:
-    """The schedule with one method as its only stage; an oracle reads the measurements in `measured`."""
-    from lmms_prune.information.layer_sweep import single_stage
-
-    text = single_stage(method, layer, keep)
-    return f"{text};of={measured}" if _is_oracle(method) else text
-
-
-def _is_oracle(method: str) -> bool:
-    """Whether a method, named with options or without, is an oracle; none of one's own is."""
-    name = method.partition(";")[0]
-    return name in METHODS and METHODS[name].kind == "oracle"
-
-
-def _method_lines(
-    task: str,
-    single: dict[tuple[str, int, float | str], str],
-    scores: Mapping[str, Mapping[str, Samples]],
-    resamples: int,
-    seed: int,
-) -> pd.DataFrame:
-    """The scores of all single-stage schedules on one task with their 95 % intervals, one line each."""
-    import numpy as np
-    import pandas as pd
-
-    from lmms_prune.leaderboard.statistics import interval, resampled
-
-    runs = {stage: scores[text][task] for stage, text in single.items()}
-    # All runs on the same draws: the bands of two methods move together.
-    draws = resampled(list(runs.values()), resamples, np.random.default_rng(seed))
-    lines = []
-    for ((m, n, k), run), drawn in zip(runs.items(), draws.T, strict=True):
-        name = f"{m} (oracle)" if _is_oracle(m) else m
-        span = interval(run.score, drawn)
-        lines.append({"method": name, "layer": n, "keep": k, "score": run.score, "low": span.low, "high": span.high})
-    return pd.DataFrame(lines)
 
 
 def show(

@@ -80,36 +80,26 @@ def find_horizon(
     for samples in removed.values():
         if samples.signature != unpruned.signature or set(samples.documents) != set(unpruned.documents):
             raise InformationError(f"task '{task}': information and scores are not of the same documents.")
-    rng, strata = np.random.default_rng(seed), len(np.unique(unpruned.stratum))
-    runs, joined = [unpruned, *(removed[layer] for layer in order)], False
     curves = pd.DataFrame({"layer": order, "score": [removed[n].score for n in order], "full": unpruned.score})
-    means, near = np.zeros((0, len(order))), None
+    means = by_divergence = None
     if information is not None:
         table = _with_units(task, information, unpruned, partial)
         means = table.pivot_table(index="unit", columns="layer", values="mean").sort_index()[order].to_numpy()
         divergence = table.groupby("layer").divergence.mean()[order].to_numpy()
         curves = curves.assign(mean=means.mean(0), divergence=divergence)
-        near = next((order[n] for n in np.flatnonzero(divergence <= ETA)), order[-1] + 1)
-        joined = len(means) == len(unpruned.num)
-    if joined:
-        # Information must be resampled together with the scores, so it enters as further scores. A score sums the means
-        # of its strata: hence the factor `strata`, which `_conditions` divides out.
-        ones = np.ones(len(unpruned.num))
-        runs += [replace(unpruned, num=means[:, column].copy(), den=ones) for column in range(len(order))]
-    draws = resampled(runs, resamples, rng)
+        by_divergence = next((order[n] for n in np.flatnonzero(divergence <= ETA)), order[-1] + 1)
+    strata, rng = len(np.unique(unpruned.stratum)), np.random.default_rng(seed)
+    runs = [unpruned, *(removed[layer] for layer in order)]
+    values = np.array([[run.score for run in runs]])
+    if means is not None:
+        values = np.concatenate([values, strata * means.mean(0)[None]], axis=1)
+    draws = _draws(runs, means, strata, resamples, rng)
     spread = np.nanpercentile(draws[:, 1 : 1 + len(order)], [2.5, 97.5], axis=0)
     curves.insert(3, "score_low", spread[0])
     curves.insert(4, "score_high", spread[1])
-    data = np.array([[unpruned.score, *(removed[layer].score for layer in order)]])
-    if information is not None:
-        data = np.concatenate([data, strata * means.mean(0)[None]], axis=1)
-        if not joined:
-            drawn = rng.integers(0, len(means), size=(resamples, len(means)))
-            draws = np.concatenate([draws, strata * np.stack([means[some].mean(0) for some in drawn])], axis=1)
     # Index 0: the documents themselves; index 1: the resamples.
-    kept, little = zip(*(_conditions(scores, len(order), strata, epsilon) for scores in (data, draws)), strict=True)
-    layers = _smallest(kept[1] & little[1], order)
-    low, high = np.percentile(layers, [2.5, 97.5], method="nearest")
+    kept, little = zip(*(_conditions(scores, len(order), strata, epsilon) for scores in (values, draws)), strict=True)
+    low, high = np.percentile(_smallest(kept[1] & little[1], order), [2.5, 97.5], method="nearest")
     return Horizon(
         task=task,
         layer=int(_smallest(kept[0] & little[0], order)[0]),
@@ -117,12 +107,37 @@ def find_horizon(
         high=int(high),
         by_accuracy=int(_smallest(kept[0], order)[0]),
         by_information=None if information is None else int(_smallest(little[0], order)[0]),
-        by_divergence=near,
+        by_divergence=by_divergence,
         epsilon=epsilon,
         units=len(unpruned.num),
         measured=0 if information is None else information["sample"].nunique(),
         layers=curves,
     )
+
+
+def _draws(
+    runs: Sequence[Samples], means: np.ndarray | None, strata: int, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Resampled scores of the runs, followed by those of mean information at each layer: the columns of `_conditions`.
+
+    Args:
+        runs: the unpruned scores, then those without visual tokens at each layer.
+        means: mean information of each measured unit at each layer; None without information.
+        strata: the number of strata of the scores.
+        resamples, rng: number of resamples, and what draws them.
+    """
+    if means is None:
+        return resampled(runs, resamples, rng)
+    unpruned = runs[0]
+    if len(means) == len(unpruned.num):
+        # Information must be resampled together with the scores, so it enters as further scores. A score sums the means
+        # of its strata: hence the factor `strata`, which `_conditions` divides out.
+        ones = np.ones(len(unpruned.num))
+        columns = [replace(unpruned, num=means[:, column].copy(), den=ones) for column in range(means.shape[1])]
+        return resampled([*runs, *columns], resamples, rng)
+    draws = resampled(runs, resamples, rng)
+    picks = rng.integers(0, len(means), size=(resamples, len(means)))
+    return np.concatenate([draws, strata * np.stack([means[units].mean(0) for units in picks])], axis=1)
 
 
 def score_horizons(

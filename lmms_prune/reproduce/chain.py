@@ -18,9 +18,8 @@ from lmms_prune.reproduce.estimate import BLOCK, DOCUMENTS, document_flops, info
 from lmms_prune.reproduce.items import Item, Kind, ReproduceError
 from lmms_prune.reproduce.models import StudiedModel
 from lmms_prune.reproduce.rows import CostPlan, RowPlan, cost_plans, cost_rows, table_rows
-from lmms_prune.schedule import Schedule
 
-ORACLE = "information"
+ORACLE, CONTROL = "information", "random"
 _QUICK = ("MME", "TextVQA")  # columns of a quick run; the oracle's is the last of them
 _PIECES = (
     "sweep.json",
@@ -35,7 +34,7 @@ class ChainOptions:
     Args:
         items: the items.
         limit: the first so many documents of each task, everywhere; None for the items' own numbers.
-        methods: the methods of the figures, as for ``horizon --methods``; None for the default ones.
+        methods: the methods of the figures besides random, as for ``horizon --methods``; None for the default ones.
         keeps: what the methods of the figures keep, as for ``horizon --keeps``; None for the paper's or the items' own.
         block: side of a unit of information; None for the commands' own.
         tasks: tasks of the figures, instead of the paper's benchmarks.
@@ -166,10 +165,11 @@ class ModelPlan:
 
     @property
     def methods(self) -> list[str]:
-        """The methods of its figures."""
+        """The methods of its figures; random is always among them, since every claim is against it."""
         if self.options.methods is not None:
-            return [name.strip() for name in self.options.methods.split(",") if name.strip()]
-        names = ("random", "dart") if self.options.quick else ("random", "fastv", "dart", "divprune")
+            named = [name.strip() for name in self.options.methods.split(",") if name.strip()]
+            return list(dict.fromkeys([CONTROL, *named]))
+        names = (CONTROL, "dart") if self.options.quick else (CONTROL, "fastv", "dart", "divprune")
         protocol = next((row.printed.protocol for row in self.rows or table_rows(self.model, 1)), None)
         chosen = []
         for name in names:
@@ -373,7 +373,7 @@ def _layer_steps(plan: ModelPlan) -> Iterator[Step]:
         yield step("horizon", items, plan.horizon, extra, [], plan.options.limit or 200)
     if items := plan.of_kind("oracle"):
         keeps = _keeps(plan, items)
-        names = [ORACLE, "random"]
+        names = [ORACLE, CONTROL]
         extra = [*shared, "--methods", ",".join(names), "--keeps", ",".join(keeps)]
         documents = plan.options.limit or max(item.documents or 1 for item in items)
         yield step("oracle", items, plan.oracle, extra, _single_stages(names, keeps, sizes.layers), documents)
@@ -392,14 +392,3 @@ def _single_stages(methods: Iterable[str], keeps: Iterable[str], layers: int) ->
 
 def _documents(column: str, limit: int | None) -> int:
     return DOCUMENTS[column] if limit is None else min(limit, DOCUMENTS[column])
-
-
-def refuse_unusable(plans: Iterable[ModelPlan]) -> None:
-    """Refuse what would fail only after hours: methods that no schedule can have.
-
-    Raises:
-        ScheduleError: a method that does not exist, or options that it does not have.
-    """
-    for plan in plans:
-        for method in plan.methods:
-            Schedule.parse(single_stage(method, 1, "0.5"))

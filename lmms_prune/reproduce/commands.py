@@ -22,6 +22,7 @@ from lmms_prune.terminal.options import Json
 if TYPE_CHECKING:
     from lmms_prune.reproduce.chain import ChainOptions, ModelPlan, Step
     from lmms_prune.reproduce.items import Item
+    from lmms_prune.reproduce.models import StudiedModel
     from lmms_prune.reproduce.runner import StepRecord, Surroundings
 
 DEMO_LIMIT, QUICK_LIMIT = 12, 4
@@ -90,34 +91,25 @@ def reproduce(
     named with its log, and the others run. The page marks each claim reproduced, not reproduced or not run, with the interval
     that decides it.
     """
+    values = locals()
+    _refuse_contradictions(values)
     with _user_errors():
-        chosen, plans, steps = _planned(locals())
-        _refuse_contradictions(shard, cluster, dry_run, report_only)
-        from lmms_prune.record.files import make_folder
-        from lmms_prune.reproduce.runner import Surroundings
-        from lmms_prune.sweep.jobs import shard_of
-
-        shard_of(shard)
-        make_folder(out)
-        around = Surroundings(out.absolute(), launch=launch, shard=shard, secrets=SECRETS.get())
-        if plans[0].model.demo:
-            around = _in_mirror(around, plans[0].options)
-        _write_chain(plans, steps, around, [*items, *_repeated(locals())])
+        chosen, plans, steps = _planned(values)
+        around, words = _surroundings(plans, values), [*items, *_repeated(values)]
+        _write_chain(plans, steps, around, words)
         _show_estimate(steps, rate, as_json or report_only)
         if dry_run:
             return _say(_estimated(steps, rate, out), as_json, f"the chain is in {out / SCRIPT}")
         if cluster is not None:
-            _on_cluster(around, cluster, cluster_option or [], parts, [*items, *_repeated(locals())])
+            _on_cluster(around, cluster, cluster_option or [], parts, words)
         records = {} if report_only else _run(steps, around, len(plans) if plans[0].model.demo else 1, as_json)
-        failed = [name for name, record in records.items() if record.state == "failed"]
-        if shard is not None:
-            _say(
-                {"shard": shard, "failed": failed}, as_json, f"part {shard} is done; without --shard, all is collected."
-            )
+        failed = {name: record.reason for name, record in records.items() if record.state == "failed"}
+        if shard is None:
+            _report(chosen, plans, steps, around, out / REPORT, list(failed), as_json)
         else:
-            _report(chosen, plans, steps, around, out / REPORT, failed, as_json)
-    for name in failed:
-        reason = records[name].reason
+            part = {"shard": shard, "failed": list(failed)}
+            _say(part, as_json, f"part {shard} is done; without --shard, all is collected.")
+    for name, reason in failed.items():
         typer.echo(f"lmms-prune: {name} failed: {reason}\n  log: {around.out / 'steps' / name}/log.txt", err=True)
     if failed:
         raise typer.Exit(1)
@@ -148,18 +140,17 @@ def _planned(values: Mapping[str, Any]) -> tuple[list[Item], list[ModelPlan], li
     Raises:
         ReproduceError and others: see the message.
     """
-    from lmms_prune.configs.table import TABLES
     from lmms_prune.harness.tasks import split_pairs
     from lmms_prune.information.options import keeps_of, method_names, refuse_unscored, task_names
     from lmms_prune.reproduce.chain import ChainOptions, arithmetic_steps, plan_model
-    from lmms_prune.reproduce.items import ReproduceError, chosen_items, refuse_shallow
+    from lmms_prune.reproduce.items import ReproduceError, chosen_items
     from lmms_prune.reproduce.models import studied_models
 
-    items, out, models, limit, include = (values[name] for name in ("items", "out", "models", "limit", "include"))
+    out, limit, include = (values[name] for name in ("out", "limit", "include"))
     if "," in str(out):
         raise ReproduceError(f"--out {out}: lmms-eval splits paths at commas; use another folder.")
-    chosen = chosen_items(items)
-    studied = studied_models(models, values["model_args"])
+    chosen = chosen_items(values["items"])
+    studied = studied_models(values["models"], values["model_args"])
     demo = studied[0].demo
     limit = (QUICK_LIMIT if values["quick"] else DEMO_LIMIT) if demo and limit is None else limit
     if reason := split_pairs(limit, None, ["mme"]):
@@ -182,30 +173,79 @@ def _planned(values: Mapping[str, Any]) -> tuple[list[Item], list[ModelPlan], li
         quick=values["quick"],
         include=include,
     )
+    usable = _usable(chosen, studied, values["models"], "all" in values["items"])
+    plans = [plan_model(model, out.absolute(), options) for model in usable]
+    return chosen, plans, [*arithmetic_steps(chosen), *(step for plan in plans for step in plan.steps)]
+
+
+def _usable(
+    chosen: Sequence[Item], studied: Sequence[StudiedModel], models: str, everything: bool
+) -> list[StudiedModel]:
+    """The models that some item is about.
+
+    Args:
+        chosen: the items.
+        studied: the models of ``--models``.
+        models: its text, for messages.
+        everything: whether all items are asked for; those about other models are then left out.
+
+    Raises:
+        ReproduceError: an item is about none of the models, or a model is too shallow for one.
+    """
+    from lmms_prune.configs.table import TABLES
+    from lmms_prune.reproduce.items import ReproduceError, refuse_shallow
+
     usable = [model for model in studied if any(model.makes(item) for item in chosen)]
     for model in usable:
         refuse_shallow([item for item in chosen if model.makes(item)], model.name, model.sizes.layers)
-    lacking = [item.name for item in chosen if not any(model.makes(item) for model in studied)]
-    if lacking and (not usable or "all" not in items):
-        numbers = {number for item in chosen if item.name in lacking for number in item.tables}
+    lacking = [item for item in chosen if not any(model.makes(item) for model in studied)]
+    if lacking and (not usable or not everything):
+        numbers = {number for item in lacking for number in item.tables}
         tables = {model: TABLES[name] for model, name in paper_models().items() if TABLES[name].number in numbers}
         likes = " or ".join(f"{model} (or a folder of {table.family.title})" for model, table in tables.items())
-        raise ReproduceError(f"{', '.join(lacking)}: not about --models {models}; give {likes}, or demo.")
-    plans = [plan_model(model, out.absolute(), options) for model in usable]
-    steps = [
-        *arithmetic_steps(chosen),
-        *(step for plan in plans for step in plan.steps),
-    ]
-    return chosen, plans, steps
+        names = ", ".join(item.name for item in lacking)
+        raise ReproduceError(f"{names}: not about --models {models}; give {likes}, or demo.")
+    return usable
 
 
-def _refuse_contradictions(shard: str | None, cluster: str | None, dry_run: bool, report_only: bool) -> None:
+def _refuse_contradictions(values: Mapping[str, Any]) -> None:
+    """End the command if its options, by name, contradict each other or say nothing."""
+    from lmms_prune.sweep.cluster import CLUSTERS
+
+    shard, cluster, report_only = (values[name] for name in ("shard", "cluster", "report_only"))
+    for name in ("methods", "keeps", "tasks"):
+        if values[name] is not None and not values[name].strip(" ,"):
+            fail(f"--{name} {values[name]!r} names nothing; leave it out for the paper's.")
+    if values["cluster_option"] and cluster is None:
+        fail(f"--cluster-option {values['cluster_option'][0]}: it belongs to --cluster.")
+    if cluster is not None and cluster not in CLUSTERS:
+        fail(f"--cluster {cluster}: write {' or '.join(CLUSTERS)}.")
     if shard is not None and cluster is not None:
         fail(f"--shard {shard} and --cluster {cluster} both divide the work; use one of them.")
-    if dry_run and report_only:
+    if values["dry_run"] and report_only:
         fail("--dry-run and --report-only: the first only shows what would run, the second only what is there.")
     if shard is not None and report_only:
         fail(f"--shard {shard} and --report-only: the page is made of all parts; leave --shard out.")
+    if report_only and not (values["out"] / "steps").is_dir():
+        fail(f"--report-only: {values['out']} holds no steps, so nothing has run there yet; name the folder of a run.")
+
+
+def _surroundings(plans: Sequence[ModelPlan], values: Mapping[str, Any]) -> Surroundings:
+    """Where the steps run; makes the folder.
+
+    Args:
+        plans: the models' plans.
+        values: this command's options by name.
+    """
+    from lmms_prune.record.files import make_folder
+    from lmms_prune.reproduce.runner import Surroundings
+    from lmms_prune.sweep.jobs import shard_of
+
+    out, shard = values["out"], values["shard"]
+    shard_of(shard)
+    make_folder(out)
+    around = Surroundings(out.absolute(), launch=values["launch"], shard=shard, secrets=SECRETS.get())
+    return _in_mirror(around, plans[0].options) if plans[0].model.demo else around
 
 
 def _in_mirror(around: Surroundings, options: ChainOptions) -> Surroundings:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from lmms_prune.information.aggregate import by_sample
+from lmms_prune.information.layer_sweep import acts_at, single_stage
 from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.compare import Draws
 from lmms_prune.leaderboard.entries import Entry, entries
@@ -23,9 +25,9 @@ from lmms_prune.leaderboard.samples import Samples, SamplesError
 from lmms_prune.leaderboard.table import leaderboard
 from lmms_prune.record.files import read_text
 from lmms_prune.record.information import InformationError, Store
-from lmms_prune.reproduce.chain import ModelPlan
+from lmms_prune.reproduce.chain import ORACLE, ModelPlan
 from lmms_prune.reproduce.runner import OUTPUT
-from lmms_prune.schedule import Schedule, Stage
+from lmms_prune.schedule import Schedule
 
 RESAMPLES = 1000
 SEED = 0
@@ -139,26 +141,44 @@ class Evidence:
             return None
 
 
-def stage_of(text: str) -> Stage | None:
-    """The only stage of a schedule; None for another schedule."""
-    stages = Schedule.parse(text).stages
-    return stages[0] if len(stages) == 1 else None
-
-
 def removed_at(scores: LayerScores, depth: int) -> dict[int, Samples] | None:
     """The scores without visual tokens from each layer on; None if a layer is missing."""
     removed = {layer: scores[f"vtw@{layer}"] for layer in range(depth) if f"vtw@{layer}" in scores}
     return removed if len(removed) == depth else None
 
 
-def single_stages(scores: LayerScores, keep: str) -> dict[str, dict[int, Samples]]:
-    """The scores of methods as the only stage, by method and layer, at one keep."""
+def single_stages(scores: LayerScores, keep: str, methods: Sequence[str]) -> dict[str, dict[int, Samples]]:
+    """The scores of methods as the only stage, by method and layer.
+
+    Args:
+        scores: one task's samples by schedule. Those of other methods, options and keeps, which an earlier command may have
+            left in the same folder, are passed over.
+        keep: a ratio or a count such as ``60t``.
+        methods: names with options or without.
+    """
+    names = {_identity(_example(method, keep)): method for method in methods}
     by_method: dict[str, dict[int, Samples]] = {}
-    wanted = Schedule.parse(f"random@0:{keep}").stages[0].keep
     for text, samples in scores.items():
-        stage = stage_of(text)
-        if stage is None or stage.spec.drops_all:
-            continue
-        if stage.keep == wanted and type(stage.keep) is type(wanted):
-            by_method.setdefault(stage.method, {})[stage.layer] = samples
+        method = names.get(_identity(text))
+        if method is not None:
+            by_method.setdefault(method, {})[Schedule.parse(text).stages[0].layer] = samples
     return by_method
+
+
+def _example(method: str, keep: str) -> str:
+    """A schedule with a method as its only stage."""
+    layer = next(layer for layer in count() if acts_at(method, layer))
+    return single_stage(method, layer, keep) + (";of=." if method == ORACLE else "")
+
+
+def _identity(text: str) -> tuple[object, ...] | None:
+    """What distinguishes a schedule's only stage besides its layer; None for another schedule.
+
+    Where an oracle's measurements lay when it ran is no part of it: a folder may have been moved since.
+    """
+    stages = Schedule.parse(text).stages
+    if len(stages) != 1:
+        return None
+    stage = stages[0]
+    options = tuple((name, value) for name, value in stage.options if (stage.spec.kind, name) != ("oracle", "of"))
+    return stage.method, type(stage.keep), stage.keep, options, stage.per

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +13,7 @@ from PIL import Image
 
 from lmms_prune.information.aggregate import by_layer
 from lmms_prune.information.plots import draw_horizon, draw_horizons, draw_kept, draw_layers, draw_methods
-from lmms_prune.reproduce.chain import ORACLE
+from lmms_prune.reproduce.chain import CONTROL, ORACLE
 from lmms_prune.reproduce.evidence import Evidence, LayerScores, single_stages
 from lmms_prune.reproduce.information_claims import horizon_of
 from lmms_prune.reproduce.items import Item
@@ -60,7 +60,7 @@ def _small(path: Path, alt: str, photo: bool = False) -> ReportPicture:
     return ReportPicture(alt, stream.getvalue(), "png")
 
 
-def _stages(scores: LayerScores, keeps: list[str]) -> pd.DataFrame:
+def _stages(scores: LayerScores, keeps: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:
     """The scores of single stages, one line each, as `draw_methods` reads them."""
     lines = [
         {
@@ -70,7 +70,7 @@ def _stages(scores: LayerScores, keeps: list[str]) -> pd.DataFrame:
             "score": run.score,
         }
         for keep in keeps
-        for method, by_layer in single_stages(scores, keep).items()
+        for method, by_layer in single_stages(scores, keep, methods).items()
         for n, run in sorted(by_layer.items())
     ]
     return pd.DataFrame(lines, columns=["method", "layer", "keep", "score"])
@@ -81,11 +81,11 @@ def _keep(keep: str) -> float | str:
 
 
 def _methods(item: Item, evidence: Evidence, folder: Path) -> Iterator[ReportPicture]:
-    by_task = evidence.oracle if item.kind == "oracle" else evidence.layers
-    plan = evidence.plan
+    plan, oracle = evidence.plan, item.kind == "oracle"
+    by_task, methods = (evidence.oracle, [ORACLE, CONTROL]) if oracle else (evidence.layers, evidence.plan.methods)
     for task in plan.item_tasks(item):
         scores = by_task.get(task)
-        lines = None if scores is None else _stages(scores, plan.item_keeps(item))
+        lines = None if scores is None else _stages(scores, plan.item_keeps(item), methods)
         if scores is None or lines is None or not len(lines):
             continue
         title = f"{plan.model.name}, {column(task)}"

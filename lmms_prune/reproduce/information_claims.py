@@ -12,6 +12,7 @@ from lmms_prune.information.plots import REFERENCES
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.statistics import interval
 from lmms_prune.record.information import InformationError
+from lmms_prune.reproduce.chain import CONTROL
 from lmms_prune.reproduce.evidence import RESAMPLES, SEED, Evidence, removed_at
 from lmms_prune.reproduce.items import GENERAL, READING, Item
 from lmms_prune.reproduce.layer_claims import best_of, column, has_interval
@@ -67,7 +68,7 @@ def _kept_differences(kept: pd.DataFrame | None, task: str, keep: str, first: in
     table = values.pivot_table(index="sample", columns=["method", "layer"], values="a_token")
     differences = {}
     for method in lines.method.unique():
-        if method in REFERENCES:
+        if method in REFERENCES or method == CONTROL:
             continue
         layers = [n for n in table[method].columns if n in table["mean"].columns]
         differences[method] = over_documents((table[method][layers] - table["mean"][layers]).mean(axis=1).to_numpy())
@@ -123,7 +124,9 @@ def variance_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
         picks = rng.integers(0, len(early), (RESAMPLES, len(early)))
         ratio = interval(late.mean() / early.mean(), late[picks].mean(1) / early[picks].mean(1))
         text = f"{ratio.value:.3f} of the variance of the first third ({ratio.low:.3f} to {ratio.high:.3f})"
-        yield _UNIFORM.finding(REPRODUCED if ratio.high < 0.5 else NOT_REPRODUCED, where, text)
+        undecided = UNDECIDED if ratio.low < 0.5 <= ratio.high else ""
+        state = REPRODUCED if ratio.high < 0.5 else NOT_REPRODUCED
+        yield _UNIFORM.finding(state, where, joined(text, undecided))
 
 
 def vanishing_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
@@ -166,6 +169,9 @@ def horizon_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
     if not all(names) or any(len(own) < len(group) for own, group in zip(drawn, names, strict=True)):
         known = sum(map(len, drawn))
         yield _DEEPER.finding(NOT_RUN, model.name, f"horizons of {known} of {len(tasks)} benchmarks are known")
+        return
+    if not all(any(has_interval(evidence.layers[task]) for task in group) for group in names):
+        yield _DEEPER.finding(NOT_RUN, model.name, TOO_FEW)
         return
     general, reading = (
         (np.mean([own for own, _ in group.values()]), np.mean([draws for _, draws in group.values()], axis=0))

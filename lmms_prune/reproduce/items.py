@@ -170,8 +170,8 @@ def chosen_items(names: Sequence[str]) -> list[Item]:
         if name != "all" and name not in ITEMS:
             hint = did_you_mean(name, ["all", *ITEMS])
             raise ReproduceError(
-                f"there is no item '{name}'.{hint} Items are all, {', '.join(ITEMS)}; Figures 3 and 4 are drawings without "
-                "measurements."
+                f"there is no item '{name}'.{hint} Items are all, {', '.join(ITEMS)}. Tables 4 and 5 are the schedules of Tables 1 "
+                "and 2; Figures 3 and 4 are drawings without measurements."
             )
     return [item for item in ITEMS.values() if "all" in names or item.name in names]
 

@@ -10,7 +10,7 @@ from lmms_prune.leaderboard.benchmarks import TASKS
 from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.leaderboard.statistics import interval, resampled
-from lmms_prune.reproduce.chain import ORACLE
+from lmms_prune.reproduce.chain import CONTROL, ORACLE
 from lmms_prune.reproduce.evidence import RESAMPLES, SEED, Evidence, LayerScores, single_stages
 from lmms_prune.reproduce.items import Item
 from lmms_prune.reproduce.marks import ABSTRACT, MARGIN, NOT_RUN, TOO_FEW, PaperClaim, Verdict
@@ -31,17 +31,16 @@ _BETTER_EARLY = PaperClaim(
 def method_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
     """The claims of the figures of methods as the only stage."""
     plan = evidence.plan
+    layers = plan.model.sizes.layers
     for task in plan.item_tasks(item):
         for keep in plan.item_keeps(item):
             where = f"{plan.model.name}, {column(task)}, {keep} kept"
-            if not has_interval(evidence.layers.get(task, {})):
+            scores = evidence.layers.get(task, {})
+            if not has_interval(scores):
                 yield from (claim.finding(NOT_RUN, where, TOO_FEW) for claim in (_NO_BETTER, _BETTER_EARLY))
                 continue
-            differences = _against(
-                evidence.layers.get(task, {}), keep, "random", plan.model.deep, plan.model.sizes.layers
-            )
-            yield _worst(_NO_BETTER, differences, where)
-            early = _against(evidence.layers.get(task, {}), keep, "random", 0, plan.model.shallow)
+            yield _worst(_NO_BETTER, _against_random(scores, keep, plan.methods, plan.model.deep, layers), where)
+            early = _against_random(scores, keep, plan.methods, 0, plan.model.shallow)
             yield best_of(_BETTER_EARLY, early, where, "% of the unpruned score")
 
 
@@ -58,12 +57,14 @@ def column(task: str) -> str:
     return TASKS[task].name if task in TASKS else task
 
 
-def _against(scores: LayerScores, keep: str, control: str, first: int, last: int) -> dict[str, Interval]:
-    """Each method's score minus the control's, mean over some layers, in percent of the unpruned score."""
-    methods = single_stages(scores, keep) if scores else {}
-    reference = methods.pop(control, {})
+def _against_random(
+    scores: LayerScores, keep: str, methods: Sequence[str], first: int, last: int
+) -> dict[str, Interval]:
+    """Each method's score minus that of random, mean over some layers, in percent of the unpruned score."""
+    by_method = single_stages(scores, keep, methods)
+    reference = by_method.pop(CONTROL, {})
     differences = {}
-    for method, by_layer in methods.items():
+    for method, by_layer in by_method.items():
         layers = [n for n in range(first, last) if n in by_layer]
         complete = [n for n in layers if n in reference]
         if not complete or len(complete) < len(layers) or len(layers) < last - max(first, 1):
@@ -121,7 +122,7 @@ def oracle_findings(item: Item, evidence: Evidence) -> Iterator[Verdict]:
             if not has_interval(scores):
                 yield from (claim.finding(NOT_RUN, where, TOO_FEW) for claim in (_MEASURES, _NO_GAIN))
                 continue
-            early = _against(scores, keep, "random", 0, model.deep).get(ORACLE)
+            early = _against_random(scores, keep, (ORACLE, CONTROL), 0, model.deep).get(ORACLE)
             yield _MEASURES.above(0.0, early, where, "% of the unpruned score")
-            late = _against(scores, keep, "random", model.deep, model.sizes.layers).get(ORACLE)
+            late = _against_random(scores, keep, (ORACLE, CONTROL), model.deep, model.sizes.layers).get(ORACLE)
             yield _NO_GAIN.below(MARGIN, late, where, "% of the unpruned score")

@@ -11,6 +11,7 @@ from lmms_prune.configs.render import BATCH_SIZE
 from lmms_prune.configs.table import TABLES, PaperTable
 from lmms_prune.demo.models import MODELS, DemoCheckpoint, model_arguments, weights
 from lmms_prune.harness.argument_text import split
+from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS
 from lmms_prune.leaderboard.published import published
 from lmms_prune.models.architectures import architecture
@@ -19,6 +20,13 @@ from lmms_prune.reproduce.items import Item, ReproduceError, paper_models
 
 DEMO = "demo"
 _FURTHER = {"OCRVQA": "ocrvqa_test"}  # columns of Figure 9 that are none of the ten benchmarks
+_OWN_ARGUMENTS = {
+    "pretrained": "--models names the checkpoint, also a folder",
+    "schedule": "the items decide what is pruned",
+    "budget": "the items decide what is pruned",
+    "seed": "--seeds says how many runs a row has",
+    "journal": "the command keeps what it has done",
+}
 _FIRST_TASK = {benchmark.name: benchmark.tasks[0] for benchmark in BENCHMARKS}
 
 
@@ -110,6 +118,7 @@ def studied_models(text: str, extra: str) -> list[StudiedModel]:
     Raises:
         ReproduceError: a name that is neither, or a family without a table in the paper.
         ArchitectureError: a folder that is no checkpoint.
+        ArgumentError: an argument that a model does not have.
         DemoError: the demo's weights are missing.
     """
     models: list[StudiedModel] = []
@@ -136,12 +145,26 @@ def studied_models(text: str, extra: str) -> list[StudiedModel]:
         raise ReproduceError(
             f"--models {text}: two models would share the folder '{repeated[0]}'; rename one of theirs."
         )
+    _refuse_arguments(models, extra)
     if len({model.demo for model in models}) > 1:
         raise ReproduceError(
             f"--models {text}: the demo's models are evaluated on the demo's own mini benchmarks, others on the real ones; start "
             "two commands, each with an --out of its own."
         )
     return models
+
+
+def _refuse_arguments(models: Sequence[StudiedModel], extra: str) -> None:
+    """Refuse ``--model_args`` that the command sets itself, or that a model does not have.
+
+    Raises:
+        ReproduceError, ArgumentError: names the argument.
+    """
+    for name, reason in _OWN_ARGUMENTS.items():
+        if name in split(extra):
+            raise ReproduceError(f"--model_args {name}=…: {reason}; leave it out.")
+    for model in models:
+        ModelArguments.read(model.model_args, None, model.sizes.family)
 
 
 def _evaluated_as(table: PaperTable, name: str, sizes: Architecture, pretrained: str, extra: str) -> StudiedModel:

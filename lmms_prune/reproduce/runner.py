@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +20,7 @@ from threading import Event, Thread
 from typing import Any, Literal
 
 from lmms_prune.harness import fingerprint
-from lmms_prune.record.files import make_folder, read_text, write
+from lmms_prune.record.files import WriteError, make_folder, read_text, write
 from lmms_prune.record.redaction import redacted, redacted_lines
 from lmms_prune.reproduce.chain import Step
 
@@ -38,7 +40,7 @@ class StepRecord:
 
     Args:
         state: "done", "failed" (with a reason), "stopped" by an interruption, or "not run".
-        command: the command, with its part.
+        command: the command, with its part; OUT is the folder of everything.
         made_from: versions and code.
         seconds, date: how long it ran, and when it ended.
         reason: why it failed, or was not run.
@@ -88,8 +90,9 @@ class Surroundings:
         return self.out / "steps" / name
 
     def command(self, step: Step) -> str:
-        """What a record compares: the command without its launcher, which changes no result."""
-        return step.command + (f" --shard {self.shard}" if self.shard and step.divisible else "")
+        """What a record compares: the command without its launcher and without the folder's place, which change no result."""
+        words = [word.replace(str(self.out), "OUT") for word in step.words]
+        return shlex.join(["lmms-prune", *words]) + (f" --shard {self.shard}" if self.shard and step.divisible else "")
 
 
 def made_from() -> dict[str, str]:
@@ -184,14 +187,18 @@ def _outcome(
         write(folder / RECORD, json.dumps(asdict(record), indent=1))
         progress.say(f"{step.name}: not run: {record.reason}")
         return record
-    if is_finished(step, around):
-        progress.finished[step.name] = max(1, step.pieces)
-        progress.say(f"{step.name}: is there")
-        return read_record(folder)
-    progress.running.add(step.name)
-    progress.say(f"{step.name}: started")
-    record = _run(step, around, folder, ended)
-    progress.running.discard(step.name)
+    waits = lambda: progress.say(f"{step.name}: another process runs it; waits until that has ended")  # noqa: E731
+    with _locked(folder, ended, waits) as lock:
+        if lock is None:
+            return StepRecord("stopped")
+        if is_finished(step, around):
+            progress.finished[step.name] = max(1, step.pieces)
+            progress.say(f"{step.name}: is there")
+            return read_record(folder)
+        progress.running.add(step.name)
+        progress.say(f"{step.name}: started")
+        record = _run(step, around, folder, ended, lock)
+        progress.running.discard(step.name)
     progress.finished[step.name] = max(1, step.pieces) if record.state == "done" else step.finished_pieces()
     progress.say(
         f"{step.name}: {record.state} after {record.seconds:.0f} s"
@@ -200,8 +207,47 @@ def _outcome(
     return record
 
 
-def _run(step: Step, around: Surroundings, folder: Path, ended: Event) -> StepRecord:
-    """Run a step's command, with its log and its output in its folder, and record what became of it."""
+@contextmanager
+def _locked(folder: Path, ended: Event, waits: Callable[[], None]) -> Iterator[int | None]:
+    """Lock a step's folder, and yield the lock's file descriptor; None if the chain has ended before it was free.
+
+    The step's process inherits the descriptor, and with it the lock: also if this process is killed, nobody else runs the
+    step until its process has ended.
+    """
+    path = folder.with_name(f".{folder.name}.lock")
+    make_folder(path.parent)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise WriteError(path, error) from error
+    try:
+        is_first = True
+        while not ended.is_set():
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if is_first:
+                    waits()
+                is_first = False
+                ended.wait(_POLL_SECONDS)
+            except OSError as error:
+                raise WriteError(path, error) from error
+            else:
+                yield descriptor
+                return
+        yield None
+    finally:
+        os.close(descriptor)
+
+
+def _run(step: Step, around: Surroundings, folder: Path, ended: Event, lock: int) -> StepRecord:
+    """Run a step's command, with its log and its output in its folder, and record what became of it.
+
+    Args:
+        step, around, folder: what runs, and where.
+        ended: whether the chain was interrupted.
+        lock: the descriptor that holds the folder's lock.
+    """
     make_folder(folder)
     for name in (RECORD, OUTPUT):
         (folder / name).unlink(missing_ok=True)
@@ -215,6 +261,7 @@ def _run(step: Step, around: Surroundings, folder: Path, ended: Event) -> StepRe
         cwd=around.folder,
         env=None if around.environment is None else dict(around.environment),
         start_new_session=True,
+        pass_fds=(lock,),
     )
     readers = [
         Thread(target=_keep_output, args=(process, output), daemon=True),

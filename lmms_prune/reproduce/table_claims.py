@@ -81,9 +81,8 @@ def _rel_difference(evidence: Evidence, first: str, second: str) -> Interval | N
     table = evidence.table
     if table is None or any(text not in table.entries for text in (first, second, "none")):
         return None
-    one, other, baseline = (table.entries[text] for text in (first, second, "none"))
-    tasks = baseline.tasks
-    drawn = [table.draws.ratio(entry, baseline, tasks) for entry in (one, other)]
+    baseline = table.entries["none"]
+    drawn = [table.draws.ratio(table.entries[text], baseline, baseline.tasks) for text in (first, second)]
     rels = [table.rows[text].rel for text in (first, second)]
     if drawn[0] is None or drawn[1] is None or rels[0] is None or rels[1] is None:
         return None
@@ -147,10 +146,11 @@ def _faster(evidence: Evidence) -> Iterator[Verdict]:
         if hybrid not in runs or schedule not in runs:
             yield _FASTER.finding(NOT_RUN, where, "no times")
             continue
-        one, other = runs[hybrid], runs[schedule]
-        state = REPRODUCED if one["realised_low"] > other["realised_high"] else NOT_REPRODUCED
+        mixed, alone = runs[hybrid], runs[schedule]
+        state = REPRODUCED if mixed["realised_low"] > alone["realised_high"] else NOT_REPRODUCED
         spans = [
-            f"{r['realised_speedup']:.2f}x ({r['realised_low']:.2f} to {r['realised_high']:.2f})" for r in (one, other)
+            f"{r['realised_speedup']:.2f}x ({r['realised_low']:.2f} to {r['realised_high']:.2f})"
+            for r in (mixed, alone)
         ]
-        overlap = one["realised_high"] >= other["realised_low"] and state == NOT_REPRODUCED
+        overlap = mixed["realised_high"] >= alone["realised_low"] and state == NOT_REPRODUCED
         yield _FASTER.finding(state, where, joined(f"{spans[0]} against {spans[1]}", UNDECIDED if overlap else ""))

@@ -178,6 +178,17 @@ BAD = (
     (("fig1", "--models", "demo", "--shard", "3/2"), "--shard 3/2"),
     (("fig1", "--models", "demo", "--shard", "1/2", "--cluster", "local"), "use one of them"),
     (("fig1", "--models", "demo", "--dry-run", "--report-only"), "--dry-run and --report-only"),
+    (("table5", "--models", "demo"), "Tables 4 and 5 are the schedules of Tables 1 and 2"),
+    (("fig1", "--models", "demo", "--methods", " "), "--methods ' ' names nothing"),
+    (("fig1", "--models", "demo", "--keeps", ""), "--keeps '' names nothing"),
+    (("fig1", "--models", "demo", "--tasks", ","), "--tasks ',' names nothing"),
+    (("fig1", "--models", "demo", "--cluster", "pbs", "--dry-run"), "--cluster pbs: write slurm or local"),
+    (("fig1", "--models", "demo", "--cluster-option", "a=b", "--dry-run"), "it belongs to --cluster"),
+    (("fig1", "--models", "demo", "--model_args", "schedule=none", "--dry-run"), "the items decide what is pruned"),
+    (("fig1", "--models", "llava", "--model_args", "pretrained=a/b", "--dry-run"), "--models names the checkpoint"),
+    (("fig1", "--models", "llava", "--model_args", "dtipe=float32", "--dry-run"), "Did you mean 'dtype'?"),
+    (("fig1", "--models", "llava", "--model_args", "min_pixels=9", "--dry-run"), "It is for another model family"),
+    (("fig1", "--models", "demo", "--report-only"), "holds no steps, so nothing has run there yet"),
 )
 
 
@@ -187,6 +198,16 @@ def test_what_cannot_be_made_is_refused_at_once(words: tuple[str, ...], message:
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert not list(tmp_path.glob("steps"))
+
+
+def test_random_is_among_the_methods_of_the_figures() -> None:
+    """Every claim about methods is a comparison with it."""
+    (plan,) = planned("llava", "fig1", methods="dart;order=reference, fastv")
+    assert plan.methods == ["random", "dart;order=reference", "fastv"]
+    (step,) = plan.steps
+    assert step.words[step.words.index("--methods") + 1] == "random,dart;order=reference,fastv"
+    (plan,) = planned("llava", "fig1", methods="dart,random")
+    assert plan.methods == ["random", "dart"]
 
 
 def test_a_model_without_the_layers_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lmms_prune.leaderboard.interval import Interval
 from lmms_prune.leaderboard.samples import Samples, Stamp
 from lmms_prune.reproduce import claims, information_claims, layer_claims, table_claims
 from lmms_prune.reproduce.chain import ChainOptions, plan_model
-from lmms_prune.reproduce.evidence import Evidence
+from lmms_prune.reproduce.evidence import Evidence, single_stages
 from lmms_prune.reproduce.items import ITEMS, Item
 from lmms_prune.reproduce.marks import TOO_FEW, PaperClaim, Verdict
 from lmms_prune.reproduce.models import studied_models
@@ -122,6 +122,30 @@ def test_methods_against_random(
     assert states[layer_claims._BETTER_EARLY.text] == [shallow] * len(keeps)
 
 
+def test_options_tell_methods_apart_and_leftovers_are_passed_over(tmp_path: Path) -> None:
+    """Another order of DART, another keep and a method that was not asked for may lie in the same folder."""
+    item, keep = ITEMS["fig1"], "0.25"
+    (model, *_) = studied_models("demo", "")
+    options = ChainOptions((item,), limit=40, methods="dart,dart;order=reference", keeps=keep)
+    own = Evidence(plan_model(model, tmp_path, options), tmp_path / "steps")
+    scores = layered({"random": [0.5] * 12, "dart": [0.4] * 12, "fastv": [0.9] * 12}, keep)
+    scores = {text: run for text, run in scores.items() if not text.startswith(("dart@0:", "fastv@0:"))}
+    scores |= {f"dart@{n}:{keep};order=reference": samples(np.ones(400)) for n in range(1, 12)}
+    scores |= {f"dart@{n}:0.5": samples(np.ones(400)) for n in range(1, 12)}
+    by_method = single_stages(scores, keep, own.plan.methods)
+    assert {name: sorted(by_layer) for name, by_layer in by_method.items()} == {
+        "random": [*range(12)],
+        "dart": [*range(1, 12)],
+        "dart;order=reference": [*range(1, 12)],
+    }
+    assert {run.score for run in by_method["dart"].values()} == {40.0}
+    assert {run.score for run in by_method["dart;order=reference"].values()} == {100.0}
+    own.__dict__["layers"] = {"textvqa_val": scores}
+    (deep, shallow) = layer_claims.method_findings(item, own)
+    assert (deep.state, shallow.state) == ("not reproduced", "reproduced")
+    assert deep.measured.startswith("highest: dart;order=reference; +50.0 %")
+
+
 def test_a_missing_layer_leaves_a_claim_open(tmp_path: Path) -> None:
     item = ITEMS["fig1"]
     own = evidence(tmp_path, item)
@@ -195,6 +219,22 @@ def test_horizons_of_reading_against_general_tasks(tmp_path: Path) -> None:
     )
 
 
+def test_horizons_without_an_interval_decide_nothing(tmp_path: Path) -> None:
+    """If no general benchmark has an interval, the difference of the groups has none either."""
+    item = ITEMS["fig9"]
+    (model, *_) = studied_models("demo", "")
+    options = ChainOptions((item,), limit=40, quick=True)
+    own = Evidence(plan_model(model, tmp_path, options), tmp_path / "steps")
+
+    def removed(horizon: int, stratum: np.ndarray) -> dict[str, Samples]:
+        scores = {"none": np.ones(50)} | {f"vtw@{n}": np.full(50, float(n >= horizon)) for n in range(12)}
+        return {text: replace(samples(right), stratum=stratum) for text, right in scores.items()}
+
+    own.__dict__["layers"] = {"mme": removed(4, np.arange(50)), "textvqa_val": removed(9, np.zeros(50, int))}
+    (finding,) = information_claims.horizon_findings(item, own)
+    assert (finding.state, finding.measured) == ("not run", TOO_FEW)
+
+
 def evidence_of_other(tmp_path: Path, item: Item) -> Evidence:
     model = studied_models("demo", "")[1]
     return Evidence(plan_model(model, tmp_path, ChainOptions((item,), limit=40)), tmp_path / "steps")
@@ -241,8 +281,23 @@ def test_kept_information(tmp_path: Path, early: float, late: float, deep: str, 
     assert states == {information_claims._KEEPS_NO_MORE.text: [deep], information_claims._KEEPS_MORE.text: [shallow]}
 
 
-@pytest.mark.parametrize(("late", "state"), [(0.1, "reproduced"), (0.9, "not reproduced")])
-def test_variance(tmp_path: Path, late: float, state: str) -> None:
+def test_random_is_no_method_that_keeps_more_than_random(tmp_path: Path) -> None:
+    """Its draws may keep more by chance; the claims are about the other methods."""
+    item = ITEMS["fig5"]
+    own = evidence(tmp_path, item)
+    keep = own.plan.item_keeps(item)[0]
+    lucky = kept_lines("mme", keep, 0.05, 0.05)
+    lucky = lucky[lucky.method == "dart"].assign(method="random")
+    own.__dict__["kept"] = pd.concat([kept_lines("mme", keep, 0.0, 0.0), lucky])
+    findings = [f for f in information_claims.kept_findings(item, own) if f", {keep} kept" in f.where]
+    assert [finding.state for finding in findings] == ["reproduced", "not reproduced"]
+    assert all("highest: dart" in finding.measured for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("late", "state"), [(0.1, "reproduced"), (0.9, "not reproduced"), ("around a half", "undecided")]
+)
+def test_variance(tmp_path: Path, late: float | str, state: str) -> None:
     item = ITEMS["fig7"]
     own = evidence(tmp_path, item)
     lines = [
@@ -250,14 +305,15 @@ def test_variance(tmp_path: Path, late: float, state: str) -> None:
             "task": "mme",
             "sample": f"mme/test/{n}",
             "layer": layer,
-            "variance": (1.0 if layer < 8 else late) * (1 + n / 10),
+            "variance": (1.0 if layer < 8 else late if isinstance(late, float) else float(n % 2)) * (1 + n / 10),
         }
         for n in range(10)
         for layer in range(12)
     ]
     own.__dict__["information"] = pd.DataFrame(lines)
     first, second = information_claims.variance_findings(item, own)
-    assert (first.state, second.state) == (state, "not run")
+    assert (first.state, second.state) == (state.replace("undecided", "not reproduced"), "not run")
+    assert ("undecided" in first.measured) == (state == "undecided")
 
 
 def test_costs_by_arithmetic(tmp_path: Path) -> None:

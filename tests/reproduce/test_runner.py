@@ -61,6 +61,20 @@ def test_a_finished_step_is_skipped_until_its_command_or_the_code_changes(
     assert runs.read_text(encoding="utf-8") == "xxxx"
 
 
+@pytest.mark.parametrize("names", [("before", "after"), ("before it", "after")], ids=["plain", "space"])
+def test_a_moved_folder_is_as_finished_as_before(tmp_path: Path, names: tuple[str, str]) -> None:
+    before, after = (tmp_path / name for name in names)
+
+    def make(out: Path) -> Step:
+        return Step("make", ("print(1)", "--out", str(out / "results")), ("fig1",), "one")
+
+    assert run(before, [make(before)])[0]["make"].state == "done"
+    assert str(tmp_path) not in (before / "steps" / "make" / "record.json").read_text(encoding="utf-8")
+    before.rename(after)
+    assert is_finished(make(after), Surroundings(after))
+    assert not is_finished(make(tmp_path / "another"), Surroundings(after))
+
+
 def test_results_that_are_gone_are_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     made = step("make", f"import pathlib; pathlib.Path({str(folder)!r}).mkdir()", folder=folder)
@@ -139,6 +153,70 @@ def test_progress_is_counted_while_folders_come_and_go(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "scandir", after_its_removal)
     assert step("some", "", folder=tmp_path).finished_pieces() == 1
+
+
+SLOW = """
+import os, pathlib, time
+runs, go = pathlib.Path({runs!r}), pathlib.Path({go!r})
+runs.open("a").write(f"{{os.getpid()}} ")
+while not go.exists(): time.sleep(0.05)
+"""
+
+
+def wait_for(path: Path) -> str:
+    """The text of a file, once it has one."""
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text(encoding="utf-8")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return path.read_text(encoding="utf-8")
+
+
+def test_two_chains_on_one_folder_run_a_step_once(tmp_path: Path) -> None:
+    runs, go = tmp_path / "runs", tmp_path / "go"
+    slow = step("slow", SLOW.format(runs=str(runs), go=str(go)))
+    results: list[tuple[dict[str, StepRecord], list[str]]] = []
+    chains = [threading.Thread(target=lambda: results.append(run(tmp_path, [slow]))) for _ in range(2)]
+    for chain in chains:
+        chain.start()
+    wait_for(runs)
+    time.sleep(1)
+    go.touch()
+    for chain in chains:
+        chain.join()
+    assert len(runs.read_text(encoding="utf-8").split()) == 1
+    assert [records["slow"].state for records, _ in results] == ["done", "done"]
+    lines = [line for _, own in results for line in own]
+    assert lines.count("slow: another process runs it; waits until that has ended") == 1
+    assert lines.count("slow: is there") == 1
+
+
+def test_what_a_killed_chain_has_left_running_is_waited_for(tmp_path: Path) -> None:
+    """SIGKILL ends only the chain: its step goes on, and a new chain must not run it beside."""
+    runs, go = tmp_path / "runs", tmp_path / "go"
+    code = SLOW.format(runs=str(runs), go=str(go))
+    chain = (
+        "from pathlib import Path; from lmms_prune.reproduce.chain import Step\n"
+        "from lmms_prune.reproduce.runner import Progress, Surroundings, run_chain\n"
+        f"steps = [Step('slow', ({code!r},), ('fig1',), 'one')]\n"
+        f"around = Surroundings(Path({str(tmp_path)!r}), program={PROGRAM!r})\n"
+        "run_chain(steps, around, Progress(steps, lambda line: None, lambda *counts: None), 1)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", chain])
+    number = int(wait_for(runs))
+    killed.kill()
+    killed.wait()
+    assert not has_ended(number)
+    results: list[dict[str, StepRecord]] = []
+    later = threading.Thread(target=lambda: results.append(run(tmp_path, [step("slow", code)])[0]))
+    later.start()
+    time.sleep(1)
+    assert len(runs.read_text(encoding="utf-8").split()) == 1
+    go.touch()
+    later.join()
+    assert has_ended(number)
+    assert results[0]["slow"].state == "done"
+    assert len(runs.read_text(encoding="utf-8").split()) == 2
 
 
 def has_ended(number: int) -> bool:
