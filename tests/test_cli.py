@@ -84,7 +84,7 @@ def test_schedule_json_is_the_last_line(args: list[str], schedule: str, kept: li
         (["bench"], "give --model FOLDER or --arch NAME"),
         (["bench", "--arch", "llava-1.5-8b"], "Did you mean 'llava-1.5-7b'?"),
         (["bench", "--arch", "llava-1.5-7b", "fastvv@2:0.25"], "Did you mean 'fastv'?"),
-        (["bench", "--arch", "llava-1.5-7b", "--batch", "0"], "whole numbers of at least 1"),
+        (["bench", "--arch", "llava-1.5-7b", "--batch-size", "0"], "whole numbers of at least 1"),
         (["bench", "--arch", "llava-1.5-7b", "--grid", "24"], "such as 24x24"),
         (["bench", "--arch", "llava-1.5-7b", "--dtype", "int8"], "use auto, float32"),
         (["bench", "--arch", "llava-1.5-7b", "--plot", "x.pdf"], "must end with .png or .svg"),
@@ -97,7 +97,7 @@ def test_schedule_json_is_the_last_line(args: list[str], schedule: str, kept: li
         (["schedule", "vflowopt@0:0.3;alpha=inf"], "allowed are numbers from 0"),
         (["schedule", "mustdrop@3,random@20:?", "--budget", "192t"], "decides by itself how much it keeps"),
         (["demo", "--tasks", "mme, foo"], "'foo' is not in the demo; it has mme,"),
-        (["demo", "--folder", "/dev/null/x"], "Not a directory"),
+        (["demo", "--out", "/dev/null/x"], "Not a directory"),
     ],
 )
 def test_errors_exit_with_2_and_one_message(args: list[str], message: str) -> None:

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from lmms_prune.information.options import (
     DocumentChoice,
-    Include,
     Keeps,
     LabelOption,
     Sample,
@@ -40,7 +38,8 @@ from lmms_prune.methods import METHODS
 from lmms_prune.record.files import read_image, write
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail
-from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
+from lmms_prune.terminal.options import Include, Json, Launch, Limit, Model, ModelArgs, Wrapper
+from lmms_prune.terminal.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,9 +55,10 @@ if TYPE_CHECKING:
 def information(
     tasks: Tasks,
     out: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes from it.")],
-    model: Model = DEFAULT_MODEL,
+    model: Model = None,
+    wrapper: Wrapper = None,
     model_args: ModelArgs = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
+    limit: Limit = None,
     layers: Annotated[str | None, typer.Option(help="Decoder layers: 0-31, or 0,8,16. Default: all.")] = None,
     block: Annotated[
         int,
@@ -80,49 +80,53 @@ def information(
     sample: Sample = None,
     sample_seed: SampleSeed = 0,
     shard: Shard = None,
-    launch: Annotated[str, typer.Option(help="Several GPUs: 'torchrun --nproc_per_node 4', as for `sweep`.")] = "",
+    launch: Launch = "",
     pictures: Annotated[int, typer.Option(min=0, help="Number of documents of each task to draw heat maps of.")] = 2,
     include: Include = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the information of each visual token at each decoder layer, on the documents of any lmms-eval task.
+    """Measure what each visual token is worth at each layer.
 
-    The information of a token at a layer is how much it raises the probability of the right answer's first token if the
+    It is measured on the documents of any lmms-eval task. The information of a token at a layer is how much it raises the probability of the right answer's first token if the
     layers from there on see no other visual token (arXiv 2512.07580). The others are deleted, as in the paper's code; the
     zero masks of its equations 2, 3 and 5 would give other numbers, and other signs. Results are stored document by
     document. The same folder gets tables (CSV) and plots (PNG, SVG) of all documents.
+
+    Example: lmms-prune information --tasks pope --limit 50 --out information
     """
     chosen, kept, rule = method_names(methods, options=True), keeps_of(keeps), label_of(label)
     draw = draw_of(sample, sample_seed, limit)
     with user_errors():
+        from lmms_prune.harness.models import as_lmms_eval
         from lmms_prune.information.aggregate import by_layer, by_sample
         from lmms_prune.information.part import MeasureRequest, measure_launched, measure_part
         from lmms_prune.information.plots import draw_layers
         from lmms_prune.sweep.jobs import shard_of
 
         choice = DocumentChoice(task_names(tasks), include, limit, draw)
-        request = MeasureRequest(model, model_args, choice, layers, block, out, rule, shard_of(shard))
+        part = shard_of(shard)
+        wrapper, model_args = as_lmms_eval(model, wrapper, model_args)
+        request = MeasureRequest(wrapper, model_args, choice, layers, block, out, rule, part)
         if shard is not None:
             return _shard_measured(request, measure_part(launch, request), as_json)
         if launch:
             measure_launched(launch, request)
-        loaded = load_unpruned(model, model_args)
-        wrapper = loaded.wrapper
+        loaded = load_unpruned(wrapper, model_args)
         numbers = layer_numbers(layers, loaded.depth)
-        documents = choice.documents(model)
-        store = measure_missing(wrapper, documents, numbers, block, out, rule)
+        documents = choice.documents(wrapper)
+        store = measure_missing(loaded.wrapper, documents, numbers, block, out, rule)
         choice.record(numbers_of(documents), out)
         rows = store.read([document.sample for document in documents])
         averages = by_layer(by_sample(rows))
         write(out / "layers.csv", averages.to_csv(index=False))
         draw_layers(
             averages,
-            f"{Path(wrapper.arguments.pretrained).name}: information of visual tokens ({len(documents)} documents)",
+            f"{loaded.name}: information of visual tokens ({len(documents)} documents)",
             out / "layers",
         )
-        _heatmaps(wrapper, documents, store, pictures, numbers, block)
+        _heatmaps(loaded.wrapper, documents, store, pictures, numbers, block)
         if chosen:
-            _kept(wrapper, documents, store, chosen, kept, numbers, block)
+            _kept(loaded.wrapper, documents, store, chosen, kept, numbers, block)
     if as_json:
         typer.echo(json.dumps({"out": str(out), "samples": len(documents), "layers": averages.to_dict("records")}))
         return
@@ -206,7 +210,8 @@ def _kept(
     from lmms_prune.information.kept import kept_information
     from lmms_prune.information.plots import draw_kept, task_title
 
-    kept = kept_information(wrapper, documents, store, methods, keeps, numbers, block)
+    with Progress("kept information, documents", len(documents)) as progress:
+        kept = kept_information(wrapper, progress.over(documents), store, methods, keeps, numbers, block)
     write(store.folder / "kept.csv", kept.to_csv(index=False))
     for task, lines in kept.groupby("task", sort=False):
         documents_read = lines["sample"].nunique()
@@ -219,9 +224,10 @@ def _kept(
 def horizon(
     tasks: Tasks,
     out: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes from it.")],
-    model: Model = DEFAULT_MODEL,
+    model: Model = None,
+    wrapper: Wrapper = None,
     model_args: ModelArgs = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
+    limit: Limit = None,
     block: Annotated[int, typer.Option(min=1, help="Side of a unit of information, in visual tokens.")] = 2,
     label: LabelOption = "probable",
     epsilon: Annotated[float, typer.Option(help="Share of the unpruned score that may be lost.")] = 0.01,
@@ -251,16 +257,16 @@ def horizon(
         ),
     ] = None,
     shard: Shard = None,
-    launch: Annotated[
-        str, typer.Option(help="Launcher of the measuring and evaluating processes, as for `sweep`.")
-    ] = "",
+    launch: Launch = "",
     as_json: Json = False,
 ) -> None:
-    """Find each task's information horizon: the layer from which on visual tokens carry no information.
+    """Find from which layer on visual tokens are worthless.
 
-    It is the smallest layer such that at it and at all deeper layers, removing all visual tokens costs at most --epsilon
+    This layer is each task's information horizon. It is the smallest layer such that at it and at all deeper layers, removing all visual tokens costs at most --epsilon
     of the unpruned score, and mean information is below 0.01. Measures information (as `information` does), evaluates the
     removal at every layer with lmms-eval, and plots both. VTW's criterion is shown for comparison.
+
+    Example: lmms-prune horizon --tasks textvqa_val --limit 64 --out horizon
     """
     chosen, kept, rule = method_names(methods, oracle=True, options=True), keeps_of(keeps), label_of(label)
     if not 0 <= epsilon < 1:
@@ -269,6 +275,7 @@ def horizon(
     oracles = [name for name in chosen if METHODS[name.partition(";")[0]].kind == "oracle"]
     _refuse_contradictions(scores_only, information_limit, sample or limit, oracles, measured_in)
     with user_errors():
+        from lmms_prune.harness.models import as_lmms_eval
         from lmms_prune.information.aggregate import by_sample
         from lmms_prune.information.horizon import find_horizon
         from lmms_prune.information.layer_sweep import Evaluation, acts_at, evaluate, run_all
@@ -278,16 +285,17 @@ def horizon(
 
         names = task_names(tasks)
         choice = DocumentChoice(names, include, limit, draw)
-        refuse_unscored(names, model, include)
         part = shard_of(shard)
+        wrapper, model_args = as_lmms_eval(model, wrapper, model_args)
+        refuse_unscored(names, wrapper, include)
         measured = choice.smaller(information_limit)
         store_folder = measured_in or out / "information"
-        request = MeasureRequest(model, model_args, measured, None, block, store_folder, rule, part)
+        request = MeasureRequest(wrapper, model_args, measured, None, block, store_folder, rule, part)
         if launch and not scores_only and shard is None:
             measure_launched(launch, request)
-        drawn = choice.numbers(model) if draw is not None else None
+        drawn = choice.numbers(wrapper) if draw is not None else None
         evaluation = Evaluation(
-            model,
+            wrapper,
             model_args,
             names,
             limit,
@@ -297,12 +305,12 @@ def horizon(
             secrets=SECRETS.get(),
         )
         if shard is None and not scores_only:
-            loaded = load_unpruned(model, model_args)
+            loaded = load_unpruned(wrapper, model_args)
             depth, model_title = loaded.depth, loaded.name
             arguments = (loaded, names, measured.limit, block, include, store_folder, measured.draw, rule)
             averages = by_sample(measured_rows(*arguments))
         else:
-            depth, model_title = depth_and_name(model, model_args)
+            depth, model_title = depth_and_name(wrapper, model_args)
             averages = None
         single_stages = [(m, n, k) for k in kept for m in chosen for n in range(depth) if acts_at(m, n)]
         single = {stage: _single_stage(*stage, store_folder) for stage in single_stages}
@@ -311,9 +319,8 @@ def horizon(
             # An oracle reads the measurements of all parts, so it runs when they are collected.
             schedules = [text for text in schedules if not text.startswith(tuple(f"{name}@" for name in oracles))]
             schedules = schedules[part[0] - 1 :: part[1]]
-        with Progress(console=Console(stderr=True)) as progress:
-            bar = progress.add_task("evaluations", total=len(schedules) * len(names))
-            report = lambda outcome: progress.advance(bar)  # noqa: E731
+        with Progress("evaluations", len(schedules) * len(names)) as progress:
+            report = lambda outcome: progress.advance()  # noqa: E731
             if shard is not None:
                 run_all(evaluation, schedules, out, launch, report)
             else:
@@ -443,13 +450,19 @@ def show(
     images: Annotated[list[Path], typer.Argument(help="One or more image files, asked about together.")],
     question: Annotated[str, typer.Option(help="The question about them.")],
     schedule: Annotated[str, typer.Option(help="The schedule: dart@2:0.44,random@20:0.07, or a preset's name.")],
-    out: Annotated[Path, typer.Option(help="File of the picture: .png, .svg or .pdf.")],
-    model: Model = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option(help="File of the picture: .png, .svg or .pdf.")] = Path("kept.png"),
+    model: Model = None,
+    wrapper: Wrapper = None,
     model_args: ModelArgs = "",
     new_tokens: Annotated[int, typer.Option(min=1, help="The largest number of tokens in an answer.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Draw on the image which visual tokens each stage keeps, with the answers with and without pruning."""
+    """Draw which visual tokens each stage keeps.
+
+    They are drawn on the image, with the answers with and without pruning.
+
+    Example: lmms-prune show a.png --question 'Which city?' --schedule dart@2:0.44
+    """
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         fail(f"--out {out}: the name must end with .png, .svg or .pdf.")
     with user_errors():
@@ -462,15 +475,15 @@ def show(
                 opened.append(read_image(path))
             except OSError as error:
                 fail(f"{path} cannot be read as an image: {error.strerror or error}.")
-        from lmms_prune.harness.models import unpruned
+        from lmms_prune.harness.models import as_lmms_eval, unpruned
         from lmms_prune.information.show import draw_comparison
         from lmms_prune.information.show import show as compare
         from lmms_prune.pruning.hooks import check
 
-        wrapper = unpruned(model, model_args)
-        parsed.check(wrapper.model.config.text_config.num_hidden_layers)
-        check(wrapper.model, parsed)
-        comparison = compare(wrapper, opened, question, parsed, new_tokens)
+        loaded = unpruned(*as_lmms_eval(model, wrapper, model_args))
+        parsed.check(loaded.model.config.text_config.num_hidden_layers)
+        check(loaded.model, parsed)
+        comparison = compare(loaded, opened, question, parsed, new_tokens)
         draw_comparison(comparison, out)
     trace = comparison.trace
     if as_json:

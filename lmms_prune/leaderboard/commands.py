@@ -12,11 +12,13 @@ from rich.console import Console
 
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.leaderboard.benchmarks import BENCHMARKS, FURTHER, TASKS, named
-from lmms_prune.leaderboard.options import Data, Include, KeepPaths, UseCache, Verify, samples_reader
+from lmms_prune.leaderboard.options import Data, KeepPaths, UseCache, Verify, samples_reader
 from lmms_prune.record.files import write
 from lmms_prune.record.redaction import redacted
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail, plainly
+from lmms_prune.terminal.options import Include
+from lmms_prune.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from lmms_prune.leaderboard.page.render import Submitter
@@ -76,11 +78,14 @@ def leaderboard(
         bool, typer.Option("--published", help="Print the paper's own Tables 1 to 3 instead.")
     ] = False,
 ) -> None:
-    """Make the paper's tables from result folders: scores, Acc, Rel, measured budgets, intervals and warning marks.
+    """Compare runs: scores, Rel, tokens, cost and intervals.
 
+    The tables are the paper's, made from result folders: scores, Acc, Rel, measured budgets, intervals and warning marks.
     Every row is compared with the unpruned run of the same checkpoint. Files that cannot be read are named after the
     table, and the exit code is then 1. With --strict all rows are verified as by `lmms-prune verify`, and the exit code is
     also 1 if a row is marked.
+
+    Example: lmms-prune leaderboard results --format html --out board.html
     """
     from lmms_prune.leaderboard.bench_times import BenchTimesError, read_times
     from lmms_prune.leaderboard.formats import FORMATS
@@ -161,12 +166,14 @@ def gate(
     keep_paths: KeepPaths = False,
     cache: UseCache = True,
 ) -> None:
-    """Fail if a pruned row loses too much: exit code 1 with the reasons, and a Markdown summary for a pull request.
+    """Fail if a pruned row loses too much.
 
-    All rows but baselines and controls are judged, each against the unpruned run of its checkpoint. The measured numbers
+    The exit code is then 1. A Markdown summary for a pull request has the reasons. All rows but baselines and controls are judged, each against the unpruned run of its checkpoint. The measured numbers
     decide: a loss whose interval includes zero is named "not distinguishable", but still fails unless --significant is
     given. Results that cannot be read fail too, and so does a row, or a baseline, with a contradicted or unverified number:
     all are verified first, as by `lmms-prune verify`.
+
+    Example: lmms-prune gate results --min-rel 95 --max-drop textvqa=2.0
     """
     from lmms_prune.leaderboard.gate import Limits, judged, summary
     from lmms_prune.leaderboard.records import Problem
@@ -255,11 +262,12 @@ def _board(
     (benchmarks, count), tasks = chosen, None
     if benchmarks is not None:
         tasks = [task for name in benchmarks.split(",") for task in _tasks("--benchmarks", name, paths)]
-    with Console(stderr=True).status("reading results and samples"):
+    with Progress("samples files") as progress:
+        reader.counted = progress.count
         results, baseline_results = read_results(paths), None if baseline is None else read_results([baseline])
         present = {task: None for record in results.records for task in record.tasks}
         board = make_table(results, baseline_results, tasks, resamples, seed, reader, _counted(count, list(present)))
-        return board if verified is None else _verified(board, [results, baseline_results], reader, verified)
+    return board if verified is None else _verified(board, [results, baseline_results], reader, verified)
 
 
 def _verified(
@@ -271,8 +279,9 @@ def _verified(
     from lmms_prune.leaderboard.verify.verdicts import verification, with_verdicts
 
     runs = [run for some in results if some is not None for run in some.records]
-    with plainly(ArgumentError):
-        return with_verdicts(board, verification(runs, (), reader, Rescoring(verified.data, verified.include)))
+    rescoring = Rescoring(verified.data, verified.include)
+    with plainly(ArgumentError), Progress("verify, rows") as progress:
+        return with_verdicts(board, verification(runs, (), reader, rescoring, progress.count))
 
 
 def _counted(count: str | None, present: Sequence[str]) -> list[str]:
