@@ -170,8 +170,7 @@ def methods(
     for column in ("method", "class", "layers", "keeps", "reads", *wide_columns):
         table.add_column(column, no_wrap=column in ("method", "layers", "arXiv"), overflow="fold")
     for spec in METHODS.values():
-        layers = spec.layers_text.replace("1 and deeper", "≥ 1")
-        row = (spec.name, _class(spec), layers, spec.count_text, ", ".join(spec.reads) or "nothing")
+        row = (spec.name, _class(spec), _layers(spec), spec.count_text, ", ".join(spec.reads) or "nothing")
         wide_cells = ("no" if spec.trained else "yes", _arxiv(spec))
         table.add_row(*row, *(wide_cells if wide_columns else ()))
     Console().print(table)
@@ -179,12 +178,17 @@ def methods(
 
 
 def markdown_table() -> str:
-    """Return the README's table of methods in Markdown: name, kind, layers and paper, grouped by kind."""
-    rows = [
-        f"| `{spec.name}` | {spec.kind} | {spec.layers_text.replace('1 and deeper', '≥ 1')} | [{_arxiv(spec)}]({spec.paper}) |"
-        for spec in sorted(METHODS.values(), key=lambda spec: KINDS.index(spec.kind))
-    ]
-    return "\n".join(["| method | kind | acts at layers | paper |", "|---|---|---|---|", *rows])
+    """Return the README's table of methods in Markdown: a row for each kind, with the layers and the paper of each method."""
+    rows = []
+    for kind in KINDS:
+        specs = [spec for spec in METHODS.values() if spec.kind == kind]
+        described = (f"`{spec.name}` ({_layers(spec)}, [{_arxiv(spec)}]({spec.paper}))" for spec in specs)
+        rows.append(f"| {kind} | {', '.join(described)} |")
+    return "\n".join(["| kind | method (acts at layers, paper) |", "|---|---|", *rows])
+
+
+def _layers(spec: MethodSpec) -> str:
+    return spec.layers_text.replace("1 and deeper", "≥ 1")
 
 
 def _arxiv(spec: MethodSpec) -> str:

@@ -136,9 +136,13 @@ def test_methods_lists_every_method() -> None:
 
 def test_methods_prints_a_table_for_the_readme() -> None:
     lines = call("methods", "--markdown").output.strip().splitlines()
-    assert lines[:2] == ["| method | kind | acts at layers | paper |", "|---|---|---|---|"]
-    assert sorted(line.split("`")[1] for line in lines[2:]) == sorted(METHODS)
-    assert "| `fastv` | importance | ≥ 1 | [2403.06764](https://arxiv.org/abs/2403.06764) |" in lines
+    assert lines[:2] == ["| kind | method (acts at layers, paper) |", "|---|---|"]
+    assert sorted(name for line in lines[2:] for name in line.split("`")[1::2]) == sorted(METHODS)
+    assert "`fastv` (≥ 1, [2403.06764](https://arxiv.org/abs/2403.06764))" in lines[2]
+    for spec in METHODS.values():
+        [row] = [line for line in lines if f"`{spec.name}` (" in line]
+        assert row.startswith(f"| {spec.kind} | ")
+        assert f", [{spec.paper.rsplit('/', 1)[1]}]({spec.paper}))" in row
 
 
 def test_methods_shows_one_with_its_options() -> None:

@@ -125,13 +125,15 @@ def test_a_former_spelling_is_answered_by_the_present_one(
 
 
 def test_commands_that_pages_show_have_the_options_that_they_use() -> None:
-    """Each ``lmms-prune …`` in a code block of README and docs, joined at its line ends."""
+    """Each ``lmms-prune …`` in a code block of README and docs, joined at its line ends, or between backticks."""
     found = 0
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        blocks += re.findall(r"`(lmms-prune [^`]*)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
         for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-            for text in re.findall(r"(?:^|[$&|;] *)lmms-prune ((?:'[^']*'|\"[^\"]*\"|[^'\"#&|;])+)", line):
-                words = text.split()
+            for command in re.findall(r"(?:^|[$&|;] *)lmms-prune ((?:'[^']*'|\"[^\"]*\"|[^'\"#&|;])+)", line):
+                words = shlex.split(command)
                 names = tuple(words[:2]) if tuple(words[:2]) in COMMANDS else tuple(words[:1])
                 if words[0].startswith("-") or names[0].isupper():
                     continue
