@@ -20,7 +20,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from lmms_prune.demo.models import MODELS, DemoCheckpoint, model_arguments, weights
+from lmms_prune.demo.models import MODELS, DemoCheckpoint, weights
 
 OUT = Path(__file__).with_name("finding")
 PROGRAM = str(Path(sys.executable).with_name("lmms-prune"))
@@ -53,8 +53,8 @@ def calibrate(model: DemoCheckpoint, work: Path, tasks: str, limit: int, budget:
 
         (work / "calibration").mkdir(parents=True, exist_ok=True)
         mirror = mirror_in(work / "calibration", 2 * limit)
-    arguments = f"device=cpu,{model_arguments(model, weights(model))}"
-    words = ["--model", model.family.model_name, "--model_args", arguments, "--tasks", tasks, "--json"]
+    arguments = f"device=cpu,dtype=float32,batch_size=8,{model.arguments}"
+    words = ["--model", str(weights(model)), "--model-args", arguments, "--tasks", tasks, "--json"]
     words += ["--limit", str(limit), "--block", "2", "--methods", "dart,divprune", "--budget", budget]
     words += [part for text in COMPARED for part in ("--compare", text)]
     words += ["--out", str(work / "calibration" / model.folder)]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from lmms_prune import __version__
 from lmms_prune.errors import ScheduleError, did_you_mean
@@ -20,8 +19,19 @@ from lmms_prune.methods.spec import print_option
 from lmms_prune.record.files import WriteError
 from lmms_prune.record.redaction import secret_values
 from lmms_prune.terminal.console import ENVIRONMENT, SECRETS, ended_by_sigterm, fail, plainly
-from lmms_prune.terminal.options import DEFAULT_MODEL, Json
+from lmms_prune.terminal.help import Command, Group
+from lmms_prune.terminal.options import DEFAULT_WRAPPER, Json
 
+# The commands in the order of the help, under the heading of each group.
+PANELS = {
+    "Run": ("demo", "sweep", "reproduce"),
+    "Plan": ("methods", "schedule", "calibrate", "check", "configs", "tasks"),
+    "Compare": ("leaderboard", "gate", "verify"),
+    "Understand": ("show", "information", "horizon"),
+    "Time": ("bench", "bench-methods", "bench-information", "bench-throughput", "bench-waits"),
+    "Publish": ("pack", "merge", "export"),
+    "Develop": ("new-method", "test-method", "doctor"),
+}
 # Module and name of each command outside this file: a function, or a group of commands.
 COMMANDS = {
     "schedule": "lmms_prune.configs.schedule_command:schedule",
@@ -52,7 +62,7 @@ COMMANDS = {
 # The kinds of methods, in the order of the README's table.
 KINDS = ("importance", "diversity", "hybrid", "merging", "control", "oracle")
 # Subcommands that a group takes from another module.
-SUBCOMMANDS = {"calibrate": {"hybrid": "lmms_prune.calibration.hybrid:calibrate"}}
+SUBCOMMANDS = {"calibrate": {"hybrid": "lmms_prune.calibration.hybrid:hybrid"}}
 
 
 class _Commands(UserDict[str, Any]):
@@ -62,6 +72,7 @@ class _Commands(UserDict[str, Any]):
         command = self.data[name]
         if isinstance(command, str):
             command = self.data[name] = _command(name, command)
+        command.rich_help_panel = next(panel for panel, names in PANELS.items() if name in names)
         return command
 
 
@@ -70,9 +81,9 @@ def _command(name: str, location: str) -> Any:
     target = _imported(location)
     group = target if isinstance(target, typer.Typer) else typer.Typer(rich_markup_mode="rich", add_completion=False)
     if group is not target:
-        group.command(name)(target)
+        group.command(name, cls=Command)(target)
     for subcommand, sublocation in SUBCOMMANDS.get(name, {}).items():
-        group.command(subcommand)(_imported(sublocation))
+        group.command(subcommand, cls=Command)(_imported(sublocation))
     command = typer.main.get_command(group)
     command.name = name
     return command
@@ -83,12 +94,16 @@ def _imported(location: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-class _Lazy(TyperGroup):
+class _Lazy(Group):
     """A group with the commands of this file and those of COMMANDS."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = _Commands({**self.commands, **COMMANDS})
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of the help."""
+        return [name for names in PANELS.values() for name in names]
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; report a full or read-only disk, which any command may meet, without a traceback."""
@@ -120,13 +135,18 @@ def main(
     ENVIRONMENT.set(os.environ)
 
 
-@app.command()
+@app.command(cls=Command)
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List every method: its class, possible layers, how many tokens it keeps, and what it reads; or describe one fully."""
+    """List every method, or describe one with its options.
+
+    The list has each method's class, possible layers, how many tokens it keeps, and what it reads.
+
+    Example: lmms-prune methods sparsevlm
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -151,8 +171,7 @@ def methods(
     for column in ("method", "class", "layers", "keeps", "reads", *wide_columns):
         table.add_column(column, no_wrap=column in ("method", "layers", "arXiv"), overflow="fold")
     for spec in METHODS.values():
-        layers = spec.layers_text.replace("1 and deeper", "≥ 1")
-        row = (spec.name, _class(spec), layers, spec.count_text, ", ".join(spec.reads) or "nothing")
+        row = (spec.name, _class(spec), _layers(spec), spec.count_text, ", ".join(spec.reads) or "nothing")
         wide_cells = ("no" if spec.trained else "yes", _arxiv(spec))
         table.add_row(*row, *(wide_cells if wide_columns else ()))
     Console().print(table)
@@ -160,12 +179,17 @@ def methods(
 
 
 def markdown_table() -> str:
-    """Return the README's table of methods in Markdown: name, kind, layers and paper, grouped by kind."""
-    rows = [
-        f"| `{spec.name}` | {spec.kind} | {spec.layers_text.replace('1 and deeper', '≥ 1')} | [{_arxiv(spec)}]({spec.paper}) |"
-        for spec in sorted(METHODS.values(), key=lambda spec: KINDS.index(spec.kind))
-    ]
-    return "\n".join(["| method | kind | acts at layers | paper |", "|---|---|---|---|", *rows])
+    """Return the README's table of methods in Markdown: a row for each kind, with the layers and the paper of each method."""
+    rows = []
+    for kind in KINDS:
+        specs = [spec for spec in METHODS.values() if spec.kind == kind]
+        described = (f"`{spec.name}` ({_layers(spec)}, [{_arxiv(spec)}]({spec.paper}))" for spec in specs)
+        rows.append(f"| {kind} | {', '.join(described)} |")
+    return "\n".join(["| kind | method (acts at layers, paper) |", "|---|---|", *rows])
+
+
+def _layers(spec: MethodSpec) -> str:
+    return spec.layers_text.replace("1 and deeper", "≥ 1")
 
 
 def _arxiv(spec: MethodSpec) -> str:
@@ -211,9 +235,9 @@ def _described(spec: MethodSpec) -> dict[str, Any]:
     }
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
-    folder: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path("lmms-prune-demo"),
+    out: Annotated[Path, typer.Option(help="Folder of data and results.")] = Path("lmms-prune-demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer schedules and questions: about two minutes.")] = False,
     schedules: Annotated[
         list[str] | None,
@@ -229,10 +253,12 @@ def demo(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run two small trained models through lmms-eval on ten small benchmarks: no network, no GPU.
+    """Run two small trained models on ten small benchmarks.
 
-    The models have 12 decoder layers, so a schedule's layers go up to 11. The full form takes about twelve minutes on
-    two cores.
+    They run through lmms-eval, without a network or a GPU. They have 12 decoder layers, so a schedule's layers go up to
+    11. The full form takes about twelve minutes on two cores.
+
+    Example: lmms-prune demo --schedule 'dart@1:?,budget=0.5' --tasks gqa,pope
     """
     from rich.console import Console
 
@@ -256,17 +282,17 @@ def demo(
     )
 
     console = Console(stderr=as_json)
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.absolute() / "huggingface")}
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(out.absolute() / "huggingface")}
     try:
         compared = tuple(map(DemoRow.checked, schedules or ()))
         rows = judged(compared) if compared else QUICK if quick else FULL
         names = task_names(tasks)
         with ended_by_sigterm():
-            record = run_demo(folder.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console, compared)
+            record = run_demo(out.absolute(), rows, QUICK_ROWS if quick else ROWS, names, offline, console, compared)
     except (ScheduleError, DemoError, RunError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"--folder {folder}: {error.strerror or error}")
+        fail(f"--out {out}: {error.strerror or error}")
     if as_json:
         comparisons = [
             {**c, "differences": [difference.to_dict() for difference in c["differences"]]}
@@ -298,4 +324,6 @@ kept: the mean share of the unpruned scores that is left, in percent. random@1:1
 
 One of these runs, as you would type it (lmms-eval's own table has shares of 1, and OCRBench's points of 1000):
 """
-_FRONT_DOOR = f"lmms-eval --model {DEFAULT_MODEL} --model_args schedule=dart@2:0.44,random@20:0.07 --tasks textvqa_val"
+_FRONT_DOOR = (
+    f"lmms-eval --model {DEFAULT_WRAPPER} --model_args schedule=dart@2:0.44,random@20:0.07 --tasks textvqa_val"
+)

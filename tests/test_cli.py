@@ -84,7 +84,7 @@ def test_schedule_json_is_the_last_line(args: list[str], schedule: str, kept: li
         (["bench"], "give --model FOLDER or --arch NAME"),
         (["bench", "--arch", "llava-1.5-8b"], "Did you mean 'llava-1.5-7b'?"),
         (["bench", "--arch", "llava-1.5-7b", "fastvv@2:0.25"], "Did you mean 'fastv'?"),
-        (["bench", "--arch", "llava-1.5-7b", "--batch", "0"], "whole numbers of at least 1"),
+        (["bench", "--arch", "llava-1.5-7b", "--batch-size", "0"], "whole numbers of at least 1"),
         (["bench", "--arch", "llava-1.5-7b", "--grid", "24"], "such as 24x24"),
         (["bench", "--arch", "llava-1.5-7b", "--dtype", "int8"], "use auto, float32"),
         (["bench", "--arch", "llava-1.5-7b", "--plot", "x.pdf"], "must end with .png or .svg"),
@@ -97,7 +97,7 @@ def test_schedule_json_is_the_last_line(args: list[str], schedule: str, kept: li
         (["schedule", "vflowopt@0:0.3;alpha=inf"], "allowed are numbers from 0"),
         (["schedule", "mustdrop@3,random@20:?", "--budget", "192t"], "decides by itself how much it keeps"),
         (["demo", "--tasks", "mme, foo"], "'foo' is not in the demo; it has mme,"),
-        (["demo", "--folder", "/dev/null/x"], "Not a directory"),
+        (["demo", "--out", "/dev/null/x"], "Not a directory"),
     ],
 )
 def test_errors_exit_with_2_and_one_message(args: list[str], message: str) -> None:
@@ -136,9 +136,13 @@ def test_methods_lists_every_method() -> None:
 
 def test_methods_prints_a_table_for_the_readme() -> None:
     lines = call("methods", "--markdown").output.strip().splitlines()
-    assert lines[:2] == ["| method | kind | acts at layers | paper |", "|---|---|---|---|"]
-    assert sorted(line.split("`")[1] for line in lines[2:]) == sorted(METHODS)
-    assert "| `fastv` | importance | ≥ 1 | [2403.06764](https://arxiv.org/abs/2403.06764) |" in lines
+    assert lines[:2] == ["| kind | method (acts at layers, paper) |", "|---|---|"]
+    assert sorted(name for line in lines[2:] for name in line.split("`")[1::2]) == sorted(METHODS)
+    assert "`fastv` (≥ 1, [2403.06764](https://arxiv.org/abs/2403.06764))" in lines[2]
+    for spec in METHODS.values():
+        [row] = [line for line in lines if f"`{spec.name}` (" in line]
+        assert row.startswith(f"| {spec.kind} | ")
+        assert f", [{spec.paper.rsplit('/', 1)[1]}]({spec.paper}))" in row
 
 
 def test_methods_shows_one_with_its_options() -> None:

@@ -133,3 +133,34 @@ def test_citation_and_changelog_are_of_this_version() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None
     assert newest[1] == lmms_prune.__version__
+
+
+def test_the_image_is_built_from_files_that_exist_by_the_readmes_command() -> None:
+    """It is not built here: what can be known of it without doing so."""
+    text = (ROOT / "docs" / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+    steps = [(word, rest.split()) for word, rest in lines]
+    [(_, [base])] = [step for step in steps if step[0] == "FROM"]
+    assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-runtime-ubuntu\d+\.\d+", base)
+    copied = {name for word, names in steps if word == "COPY" for name in names[:-1]}
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"], *wheel["packages"]}
+    assert needed | {*wheel["force-include"], "constraints.txt"} == copied
+    [installed] = [" ".join(words) for word, words in steps if word == "RUN" and words[:2] == ["pip", "install"]]
+    assert f"```bash\n{installed} && lmms-prune demo\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+    words = [word for word, _ in steps]
+    assert dict(steps)["USER"] != ["root"]
+    assert "RUN" not in words[words.index("USER") :]
+    assert steps[-1] == ("ENTRYPOINT", ['["lmms-eval"]'])
+    for option, value in (("--model", "llava_pruned"), ("--tasks", "textvqa_val"), ("--output_path", "results")):
+        assert re.search(rf"^#.*{option} {value}\b", text, re.MULTILINE)
+
+
+def test_contributors_install_as_the_readme_says() -> None:
+    [line] = re.findall(
+        r"^pip install .*(?= && pytest)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert f"\n{line}\n" in (ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8")

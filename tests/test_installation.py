@@ -150,7 +150,7 @@ def test_nothing_is_begun_in_a_broken_installation(
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "a.yaml"
     config.write_text("model: llava_pruned\nmodel_args: {schedule: none}\ntasks: pope\n", encoding="utf-8")
-    words = {"demo": ["--folder", "out"], "sweep": [str(config), "--out", "out"]}[command]
+    words = {"demo": ["--out", "out"], "sweep": [str(config), "--out", "out"]}[command]
     done = CliRunner().invoke(app, [command, *words])
     assert done.exit_code == 2
     expected = ["lmms-prune: no run can go well in this environment.", "torch: is old: pip install new"]

@@ -39,35 +39,35 @@ def run(mirror: Mirror, forking: Forking) -> Callable[..., str]:
 
 
 def options(base: Path, adapter: Path | None) -> list[str]:
-    arguments = f"pretrained={base},device=cpu,dtype=float32" + (f",peft={adapter}" if adapter else "")
-    return ["--model", "llava_pruned", "--model_args", arguments]
+    arguments = "device=cpu,dtype=float32" + (f",peft={adapter}" if adapter else "")
+    return ["--model", str(base), "--model-args", arguments]
 
 
 def test_doctor(run: Callable[..., str], checkpoint: Checkpoint, tmp_path: Path) -> None:
     base = checkpoint("llava", layers=FEWEST_LAYERS)
     adapter = save_adapter(base, tmp_path / "lora", LoraConfig(r=2, target_modules=["q_proj", "k_proj", "down_proj"]))
-    command = ["lmms-prune", "doctor", "--model", base, "--model_args", f"peft={adapter}", "--device", "cpu"]
+    command = ["lmms-prune", "doctor", "--model", base, "--model-args", f"peft={adapter}", "--device", "cpu"]
     printed = json.loads(run(*command, "--methods", "fastv", "--attention", "sdpa", "--dtype", "float32", "--json"))
     assert printed["title"] == f"certificate of {base} with peft={adapter}"
     assert printed["failures"] == []
     assert printed["cells"]
     assert "the command has the option --dtype for it" in run(
-        *("lmms-prune", "doctor", "--model", base, "--model_args", "dtype=float32"), code=2
+        *("lmms-prune", "doctor", "--model", base, "--model-args", "dtype=float32"), code=2
     )
-    assert "give --model too" in run("lmms-prune", "doctor", "--model_args", f"peft={adapter}", code=2)
+    assert "give --model too" in run("lmms-prune", "doctor", "--model-args", f"peft={adapter}", code=2)
     assert "without a task, only revision, device_map" in run(
-        *("lmms-prune", "doctor", "--model", base, "--model_args", "prompt=vicuna"), code=2
+        *("lmms-prune", "doctor", "--model", base, "--model-args", "prompt=vicuna"), code=2
     )
 
 
 def test_bench(run: Callable[..., str], base: Path, adapter: Path) -> None:
     command = ["lmms-prune", "bench", "dart@2:0.5", "--model", base, "--new-tokens", "2", "--repeats", "2", "--json"]
-    printed = json.loads(run(*command, "--model_args", f"peft={adapter}"))
+    printed = json.loads(run(*command, "--model-args", f"peft={adapter}"))
     assert f"peft={adapter}" in printed["model"]
-    documents = json.loads(run(*command, "--model_args", f"peft={adapter}", "--tasks", "pope", "--limit", "1"))
+    documents = json.loads(run(*command, "--model-args", f"peft={adapter}", "--tasks", "pope", "--limit", "1"))
     assert documents["model"]
-    error = run("lmms-prune", "bench", "--arch", "llava-1.5-7b", "--model_args", "peft=x", code=2)
-    assert "bench --model_args peft=…: it is about a checkpoint" in error
+    error = run("lmms-prune", "bench", "--arch", "llava-1.5-7b", "--model-args", "peft=x", code=2)
+    assert "bench --model-args peft=…: it is about a checkpoint" in error
 
 
 def test_show(run: Callable[..., str], base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_calibrate(run: Callable[..., str], forking: Forking, base: Path, adapte
     printed = json.loads(run(*command).strip().splitlines()[-1])
     run("lmms-prune", "check", printed["yaml"])
     assert f"peft={adapter}" in Path(printed["yaml"]).read_text()
-    model, arguments = options(base, adapter)[1::2]
+    model, arguments = "llava_pruned", f"pretrained={base},{options(base, adapter)[3]}"
     line = ("--tasks", "pope", "--limit", "2", "--output_path", tmp_path / "auto")
     run("lmms-eval", "--model", model, "--model_args", f"{arguments},schedule=auto,budget=0.5", *line)
     [results] = [path for path in (tmp_path / "auto").rglob("*_results.json")]
@@ -118,7 +118,7 @@ def test_calibrate(run: Callable[..., str], forking: Forking, base: Path, adapte
     assert recorded["schedule"] == printed["schedule"]
     assert recorded["settings"]["peft_sha256"]
     # The base has no calibration of its own.
-    text = options(base, None)[3]
+    text = f"pretrained={base},{options(base, None)[3]}"
     assert "was not yet calibrated" in run(
         *("lmms-eval", "--model", model, "--model_args", f"{text},schedule=auto,budget=0.5", "--tasks", "pope"), code=2
     )

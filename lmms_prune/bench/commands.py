@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from lmms_prune.bench.options import (
     Arch,
+    BatchSizes,
     Dtype,
     GridSides,
     Layers,
@@ -26,10 +27,10 @@ from lmms_prune.bench.options import (
     user_errors,
 )
 from lmms_prune.bench.suite_command import DEFAULT_OUT, measure_everything, refuse_foreign_options
-from lmms_prune.information.options import Include
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import fail, plainly
-from lmms_prune.terminal.options import Json
+from lmms_prune.terminal.options import Device, Include, Json
+from lmms_prune.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from lmms_prune.bench.documents import DocumentRequest
@@ -44,10 +45,6 @@ HYBRID = "dart@2:0.44,random@20:0.07"
 Schedules = Annotated[
     list[str] | None, typer.Argument(help=f"Schedules to compare with the unpruned model. Default: {HYBRID}.")
 ]
-SuiteDevice = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N. Default: cpu; with --suite, cuda.", show_default=False)
-]
-Batch = Annotated[str, typer.Option(help="Batch size; several separated by commas.")]
 TextTokens = Annotated[str, typer.Option(help="Text tokens of a prompt; several separated by commas.")]
 NewTokens = Annotated[
     str,
@@ -67,8 +64,8 @@ Limit = Annotated[int | None, typer.Option(min=1, help="With --tasks: only the f
 ModelArgs = Annotated[
     str,
     typer.Option(
-        "--model_args",
-        help="With --model, lmms-eval's arguments: peft=ADAPTER, load_in_4bit=true; with --tasks also prompt=vicuna, …. With "
+        "--model-args",
+        help="With --model, as after lmms-eval's --model_args: peft=ADAPTER, load_in_4bit=true; with --tasks also prompt=vicuna, …. With "
         "--arch of images in tiles: unpad=false.",
     ),
 ]
@@ -110,9 +107,9 @@ def bench(
     arch: Arch = None,
     layers: Layers = None,
     dtype: Dtype = "auto",
-    device: SuiteDevice = None,
+    device: Device = "auto",
     grid: GridSides = "24x24",
-    batch: Batch = "1",
+    batch_size: BatchSizes = "1",
     text_tokens: TextTokens = "60",
     new_tokens: NewTokens = DEFAULT_NEW_TOKENS,
     repeats: Repeats = 7,
@@ -130,34 +127,35 @@ def bench(
     small: Small = False,
     as_json: Json = False,
 ) -> None:
-    """Time schedules relative to the unpruned model, split by part, and compare the speed-up with the FLOPs' prediction.
+    """Time schedules relative to the unpruned model.
 
-    All run in turn in one process with the same attention kernel. Images and texts are random; every answer has its
+    Times are split by part, and the speed-up is compared with the FLOPs' prediction. All run in turn in one process with the same attention kernel. Images and texts are random; every answer has its
     full length. On a CPU, times are CPU time of all threads.
 
     --tasks times real documents instead, with an evaluation's prompts and pixels. Schedules of the paper's Table 3 on
     LLaVA-1.5-7B are then tabulated beside the printed figures.
 
     --suite runs this and the other measurements, the certificate included, one after another with settings of its own.
+
+    Example: lmms-prune bench dart@2:0.44 --arch llava-1.5-7b --batch-size 1,8
     """
     refuse_foreign_options(bench, locals())
     if suite:
-        return measure_everything(device or "cuda", small, minutes, out, parts, as_json)
-    device = device or "cpu"
+        return measure_everything(device, small, minutes, out, parts, as_json)
     one_model("bench", model, arch, layers)
     _refuse_other_inputs(locals())
     if plot is not None:
         check_plot_path(plot)
     shape = sides(grid)
-    sweep = [
-        numbers(*option) for option in (("batch", batch), ("text-tokens", text_tokens), ("new-tokens", new_tokens))
-    ]
+    workloads = (("batch-size", batch_size), ("text-tokens", text_tokens), ("new-tokens", new_tokens))
+    sweep = [numbers(*option) for option in workloads]
     with plainly(*user_errors()):
         parsed = [Schedule.parse(text) for text in schedules or [HYBRID]]
         check(parsed, arch or str(model), layers, shape)  # fail before the weights are made or loaded, which takes long
         from lmms_prune.bench.documents import DocumentRequest
-        from lmms_prune.bench.models import given_model
+        from lmms_prune.bench.models import existing_device, given_model
 
+        device = str(existing_device(device))
         if tasks is not None:
             lengths = None if new_tokens == DEFAULT_NEW_TOKENS else sweep[2]
             request = DocumentRequest(str(model), dtype, device, model_args, tasks, limit, include, results, lengths)
@@ -178,7 +176,8 @@ def _time_documents(request: DocumentRequest, schedules: Sequence[Schedule], rep
     """Time schedules on real documents."""
     from lmms_prune.bench.documents import time_tasks
 
-    return Timed(*time_tasks(request, schedules, repeats, compiled, _progress()))
+    with Progress("generations", live=False) as progress:
+        return Timed(*time_tasks(request, schedules, repeats, compiled, progress.begin, progress.count))
 
 
 def _time_random(
@@ -197,11 +196,9 @@ def _time_random(
         compile_layers(ready.model)
     cases = [Workload(rows, text, new) for rows, text, new in product(*sweep)]
     image = None if ready.fixed else shape
-    return Timed(ready.title, time_schedules(ready.model, schedules, cases, image, repeats, _progress()), None)
-
-
-def _progress() -> Callable[[str], None]:
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+    with Progress("generations", live=False) as progress:
+        timings = time_schedules(ready.model, schedules, cases, image, repeats, progress.begin, progress.count)
+    return Timed(ready.title, timings, None)
 
 
 def _show(timed: Timed, device: str, compiled: bool, repeats: int, as_json: bool) -> None:
@@ -235,13 +232,13 @@ def _show(timed: Timed, device: str, compiled: bool, repeats: int, as_json: bool
 def _refuse_other_inputs(values: Mapping[str, Any]) -> None:
     """End the command if options of random inputs are given with ``--tasks``, or options of ``--tasks`` without it."""
     random, real = (
-        {"arch": None, "grid": "24x24", "batch": "1", "text_tokens": "60"},
+        {"arch": None, "grid": "24x24", "batch_size": "1", "text_tokens": "60"},
         ("limit", "include", "results"),
     )
     if values["tasks"] is None:
         for name in real:
             if values[name] not in (None, ""):
-                flag = {"include": "include_path"}.get(name, name)
+                flag = {"include": "include-path"}.get(name, name)
                 fail(f"bench --{flag}: it is about the documents of --tasks; give --tasks too, or leave it out.")
         return
     for name, default in random.items():

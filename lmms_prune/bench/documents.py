@@ -12,11 +12,9 @@ import torch
 from lmms_prune.bench.models import SHORT_DTYPES, BenchError, compile_layers, title_of
 from lmms_prune.bench.schedules import Prompt, ScheduleTiming, time_documents
 from lmms_prune.harness.argument_text import extended, split
-from lmms_prune.harness.arguments import ModelArguments
 from lmms_prune.harness.documents import Document
 from lmms_prune.harness.generation import options, own_tokens
-from lmms_prune.harness.loading import any_config
-from lmms_prune.harness.models import unpruned
+from lmms_prune.harness.models import as_lmms_eval, unpruned
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.options import load_documents, task_names
@@ -24,7 +22,6 @@ from lmms_prune.leaderboard.cost_table import TEXTVQA, MeasuredCost
 from lmms_prune.leaderboard.published import match_cost
 from lmms_prune.leaderboard.records import RunRecord
 from lmms_prune.leaderboard.results import read_results
-from lmms_prune.models import family_of
 from lmms_prune.pruning.hooks import check as refuse_what_the_model_cannot
 from lmms_prune.schedule import Schedule
 
@@ -57,6 +54,7 @@ def time_tasks(
     repeats: int,
     compiled: bool,
     progress: Callable[[str], None],
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[str, list[ScheduleTiming], list[MeasuredCost]]:
     """Time schedules on a request's documents; returns the model's title, the timings, and the rows of Table 3.
 
@@ -76,7 +74,7 @@ def time_tasks(
     lengths: Sequence[int | None] = request.new_tokens or [None]
     for length in lengths:
         prompts = document_prompts(wrapper, documents, length)
-        measured += time_documents(wrapper.model, schedules, prompts, source, repeats, progress)
+        measured += time_documents(wrapper.model, schedules, prompts, source, repeats, progress, counted)
     title = title_of(request.checkpoint, wrapper.model)
     first = measured[: 1 + sum(bool(schedule.stages) for schedule in schedules)]
     return title, measured, beside_the_paper(first, request.checkpoint, records)
@@ -93,12 +91,10 @@ def evaluated_model(checkpoint: str, dtype: str, device: str, model_args: str) -
     Raises:
         BenchError, ArgumentError, UnsupportedModelError: a repeated argument, or no such checkpoint or device.
     """
-    own = {"pretrained": checkpoint, "dtype": SHORT_DTYPES.get(dtype, dtype), "device": device}
+    own = {"dtype": SHORT_DTYPES.get(dtype, dtype), "device": device}
     if repeated := [name for name in split(model_args) if name in own]:
-        flag = "model" if repeated[0] == "pretrained" else repeated[0]
-        raise BenchError(f"--model_args {repeated[0]}=…: `bench` has the option --{flag} for it; leave it out.")
-    family = family_of(any_config(ModelArguments.read({**own, "schedule": "none"})))
-    return unpruned(family.model_name, extended(model_args, own))
+        raise BenchError(f"--model-args {repeated[0]}=…: `bench` has the option --{repeated[0]} for it; leave it out.")
+    return unpruned(*as_lmms_eval(checkpoint, None, extended(model_args, own)))
 
 
 @torch.inference_mode()

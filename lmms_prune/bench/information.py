@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -51,7 +51,13 @@ class InformationTiming:
 
 
 def time_information(
-    model: Any, layers: Sequence[int], block: int, grid: tuple[int, int] | None, text_tokens: int, repeats: int
+    model: Any,
+    layers: Sequence[int],
+    block: int,
+    grid: tuple[int, int] | None,
+    text_tokens: int,
+    repeats: int,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> InformationTiming:
     """Time `measure` on a random prompt, and full runs of it that are pruned to one unit at each of the layers.
 
@@ -64,6 +70,7 @@ def time_information(
         grid: rows and columns of the image's visual tokens; None if the model has a fixed size.
         text_tokens: text tokens of the prompt.
         repeats: number of measurements, and of runs at each layer; medians are reported.
+        counted: called with the number of layers that were measured or run, and of all.
 
     Raises:
         BenchError, InformationError, ScheduleError: the model, grid or layers cannot be measured.
@@ -84,7 +91,10 @@ def time_information(
 
     seconds = timed(all_layers, repeats, device)
     schedules = [Schedule.parse(f"random@{layer}:{len(units[0].tokens)}t") for layer in layers]
-    runs = [timed(lambda: full_run(schedule), repeats, device) for schedule in schedules]  # noqa: B023
+    runs: list[list[float]] = []
+    for schedule in schedules:
+        counted(len(layers) + len(runs), 2 * len(layers))
+        runs.append(timed(lambda: full_run(schedule), repeats, device))  # noqa: B023
 
     def times_as_fast(measuring: Any, *full_runs: Any, axis: int) -> Any:
         return len(units) * sum(np.median(run, axis) for run in full_runs) / np.median(measuring, axis)

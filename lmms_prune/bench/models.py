@@ -111,7 +111,7 @@ def _refuse_checkpoint_arguments(family: Family, arguments: ModelArguments, name
     arguments.refuse_other_families(family)
     if about_checkpoint := [name for name in names if name not in family.arguments]:
         message = (
-            f"bench --model_args {about_checkpoint[0]}=…: it is about a checkpoint; give --model, or leave it out."
+            f"bench --model-args {about_checkpoint[0]}=…: it is about a checkpoint; give --model, or leave it out."
         )
         raise BenchError(message)
 

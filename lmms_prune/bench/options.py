@@ -16,8 +16,8 @@ from lmms_prune.models.sizes import ArchitectureError
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import fail
 
-Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or hub name.")]
-Arch = Annotated[str | None, typer.Option(help=f"Or random weights in the sizes of {', '.join(PUBLISHED)}.")]
+Model = Annotated[str | None, typer.Option(help="A checkpoint's folder or hub name; or give --arch.")]
+Arch = Annotated[str | None, typer.Option(help=f"Random weights in the sizes of {', '.join(PUBLISHED)}.")]
 Layers = Annotated[int | None, typer.Option(min=2, help="With --arch: fewer decoder layers than it has.")]
 Dtype = Annotated[
     str, typer.Option(help="float32, float16, bfloat16 (or fp32, fp16, bf16), or auto: the checkpoint's.")
@@ -26,7 +26,7 @@ GridSides = Annotated[
     str,
     typer.Option("--grid", help="Rows x columns of an image's visual tokens, for models whose images differ in size."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+BatchSizes = Annotated[str, typer.Option("--batch-size", help="Batch size; several separated by commas.")]
 
 
 def one_model(command: str, model: str | None, arch: str | None, layers: int | None) -> None:

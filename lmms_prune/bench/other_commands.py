@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lmms_prune.bench.options import (
     Arch,
-    Device,
+    BatchSizes,
     Dtype,
     GridSides,
     Layers,
@@ -29,10 +29,11 @@ from lmms_prune.bench.options import (
 )
 from lmms_prune.errors import did_you_mean
 from lmms_prune.methods import METHODS
-from lmms_prune.models import FAMILIES, MODEL_NAMES
+from lmms_prune.models import FAMILIES
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import fail, plainly
-from lmms_prune.terminal.options import Json
+from lmms_prune.terminal.options import Device, Json, ModelArgs, Wrapper
+from lmms_prune.terminal.progress import Progress
 
 
 def bench_methods(
@@ -42,15 +43,18 @@ def bench_methods(
         str | None, typer.Option(help="A checkpoint's folder or hub name, in place of random weights of the 7B shape.")
     ] = None,
     grid: GridSides = "64x32",
-    batch: Annotated[int, typer.Option(min=1, help="Batch size: images at once.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
     keep: Annotated[float, typer.Option(min=0, max=1, help="The ratio of tokens to keep.")] = 0.33,
     repeats: Annotated[int, typer.Option(min=1, help="Number of runs; the median is reported.")] = 5,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Time each method's selection relative to one decoder layer of the 7B shape, in the same run, with random weights.
+    """Time each method's selection relative to one layer.
 
-    Without --model, needs about 5 GB of memory for LLaVA and 9 GB for Qwen2.5-VL; float32 on a CPU, bfloat16 on a GPU.
+    The layer is one of the 7B shape with random weights, in the same run. Without --model, it needs about 5 GB of memory
+    for LLaVA and 9 GB for Qwen2.5-VL; float32 on a CPU, bfloat16 on a GPU.
+
+    Example: lmms-prune bench-methods --methods dart,divprune --batch-size 8
     """
     if family not in FAMILIES:
         fail(f"--family {family}: use {' or '.join(FAMILIES)}.")
@@ -65,15 +69,17 @@ def bench_methods(
             )
     with plainly(*user_errors()):
         from lmms_prune.bench.clock import clock_name
-        from lmms_prune.bench.models import fits
+        from lmms_prune.bench.models import existing_device, fits
         from lmms_prune.bench.ratios import legend, signs
         from lmms_prune.bench.selection import selection_model, time_selection
 
-        with fits(f"at batch {batch}", "a smaller --batch"):
+        device = str(existing_device(device))
+        with fits(f"at batch {batch_size}", "a smaller --batch-size"):
             subject = selection_model(family, model, shape, device)
-            layer, timings = time_selection(subject, chosen, batch, keep, repeats)
+            with Progress("methods", live=False) as progress:
+                layer, timings = time_selection(subject, chosen, batch_size, keep, repeats, progress.count)
     if as_json:
-        context = {"family": subject.family, "batch": batch, "clock": clock_name(device), "layer_seconds": layer}
+        context = {"family": subject.family, "batch": batch_size, "clock": clock_name(device), "layer_seconds": layer}
         typer.echo(json.dumps({**context, "methods": [asdict(timing) for timing in timings]}))
         return
     table = Table(
@@ -82,7 +88,7 @@ def bench_methods(
         "ms",
         "of one layer",
         "of the prefill",
-        title=f"{subject.family}, batch {batch}, {device}, {clock_name(device)}",
+        title=f"{subject.family}, batch {batch_size}, {device}, {clock_name(device)}",
     )
     for timing in sorted(timings, key=lambda t: t.seconds):
         shown = signs(timing.marks)
@@ -94,64 +100,72 @@ def bench_methods(
 
 
 def bench_throughput(
-    model_args: Annotated[
-        str | None, typer.Option("--model_args", help="As for lmms-eval: pretrained=FOLDER,….")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint's folder or hub name; or give --demo.")] = None,
+    wrapper: Wrapper = None,
+    model_args: ModelArgs = "",
     demo: Annotated[
-        bool, typer.Option("--demo", help="The demo's small model and benchmarks, in place of --model_args.")
+        bool, typer.Option("--demo", help="The demo's small model and benchmarks, in place of --model.")
     ] = False,
-    task: Annotated[str, typer.Option(help="A task of lmms-eval whose answers are short.")] = "pope",
-    model: Annotated[str, typer.Option(help=f"{' or '.join(MODEL_NAMES)}.")] = next(iter(MODEL_NAMES)),
+    tasks: Annotated[str, typer.Option(help="One task of lmms-eval, whose answers are short.")] = "pope",
     schedules: Annotated[
         list[str] | None,
         typer.Option("--schedule", help="Schedule to time; repeatable. Default: none, and divprune@0:0.11."),
     ] = None,
     batch_size: Annotated[str, typer.Option(help="Batch size of this package's model: a number, or auto.")] = "16",
-    samples: Annotated[
-        int, typer.Option(min=1, help="Samples of the short run; the time of twice as many is measured.")
+    limit: Annotated[
+        int, typer.Option(min=1, help="Documents of the short run; the time of twice as many is measured.")
     ] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Repeats of each run; medians are reported.")] = 1,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Time samples through lmms-eval, compared with its own wrapper of the same checkpoint at batch size 1.
+    """Time samples through lmms-eval relative to its own model.
 
-    The time is from reading a document to its score; the runs alternate on this machine. The stock wrappers need
+    That is its own (stock) wrapper of the same checkpoint, at batch size 1. The time is from reading a document to its score; the runs alternate on this machine. The stock wrappers need
     `decord`.
+
+    Example: lmms-prune bench-throughput --demo --batch-size auto
     """
     with plainly(*user_errors()):
+        if (model is None) != demo:
+            fail("bench-throughput: give --model FOLDER, or --demo.")
+        if demo and model_args:
+            fail(f"bench-throughput --model-args {model_args}: the demo's model has its own; leave it out.")
+        if "," in tasks:
+            fail(f"bench-throughput --tasks {tasks}: one task is timed; name one.")
         from lmms_prune.bench.clock import clock_name
+        from lmms_prune.bench.models import existing_device
         from lmms_prune.bench.ratios import legend, signs
-        from lmms_prune.bench.throughput import STOCK, demo_arguments, demo_benchmarks, measure_throughput
+        from lmms_prune.bench.throughput import demo_arguments, demo_benchmarks, measure_throughput
+        from lmms_prune.harness.models import as_lmms_eval
         from lmms_prune.harness.tasks import task_configs
 
-        if model not in STOCK:
-            fail(f"--model {model}: use {' or '.join(STOCK)}.")
-        if (model_args is None) != demo:
-            fail("bench-throughput: give --model_args pretrained=FOLDER,…, or --demo.")
-        chosen = schedules or ["none", "divprune@0:0.11"]
-        arguments = demo_arguments(model) if demo else str(model_args)
+        chosen, device = schedules or ["none", "divprune@0:0.11"], str(existing_device(device))
+        name, arguments = as_lmms_eval(model, wrapper, model_args)
+        arguments = demo_arguments(name) if demo else arguments
         _check_throughput(arguments, chosen, batch_size)
-        with demo_benchmarks(3 * samples) if demo else nullcontext() as folder:
+        benchmarks = demo_benchmarks(3 * limit) if demo else nullcontext()
+        with benchmarks as folder, Progress("evaluations") as progress:
             measured = measure_throughput(
-                model,
+                name,
                 arguments,
                 chosen,
                 batch_size,
-                task,
-                samples,
+                tasks,
+                limit,
                 repeats,
                 device,
                 task_configs(),
-                Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print,
+                progress.begin,
                 folder,
+                progress.count,
             )
     if as_json:
-        context = {"task": task, "device": device, "clock": clock_name(device)}
+        context = {"task": tasks, "device": device, "clock": clock_name(device)}
         typer.echo(json.dumps({**context, "runs": [asdict(throughput) for throughput in measured]}))
         return
     table = Table(
-        "model", "batch", "samples a second", "of the stock wrapper's", title=f"{task}, {device}, {clock_name(device)}"
+        "model", "batch", "samples a second", "of the stock wrapper's", title=f"{tasks}, {device}, {clock_name(device)}"
     )
     for throughput in measured:
         table.add_row(
@@ -190,16 +204,19 @@ def bench_waits(
     ] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint's folder or hub name. Default: the demo's.")] = None,
     grid: GridSides = "24x24",
-    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas; rows differ in length.")] = "1,8",
+    batch_size: BatchSizes = "1,8",
     as_json: Json = False,
 ) -> None:
-    """Count kernel launches, and how often the host waits for the device, on a pretended GPU: exact on every machine.
+    """Count kernel launches and waits on a pretended GPU.
 
-    Numbers are launches/waits of this package's own lines, before the first layer, at each stage, after the last layer,
-    and in a late decode step. Launches of the model's own layers that a stage runs again have a column of their own.
+    The counts are exact on every machine. A wait is one of the host for the device. Numbers are launches/waits of this
+    package's own lines, before the first layer, at each stage, after the last layer, and in a late decode step. Launches of
+    the model's own layers that a stage runs again have a column of their own.
+
+    Example: lmms-prune bench-waits dart@2:0.44,random@8:0.07 --batch-size 1,8
     """
     # All that can be checked without weights comes first: counting takes minutes.
-    shape, batches = sides(grid), numbers("batch", batch)
+    shape, batches = sides(grid), numbers("batch-size", batch_size)
     with plainly(*user_errors()):
         from lmms_prune.demo.models import MODELS, weights
 
@@ -212,18 +229,19 @@ def bench_waits(
         from lmms_prune.bench.waits import count, examples, row
 
         texts = schedules or [SHALLOW, *examples(list(METHODS))]
-        progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
         counts = []
-        for folder in folders:
-            subject = given_model(folder, None, None, "float32", "cpu")
-            rows: list[dict[str, Any]] = []
-            for images in batches:
-                progress(f"{folder}, batch {images}, {len(texts)} schedules")
-                with fits(f"at batch {images}", "a smaller --batch"):
-                    inputs = ragged_inputs(subject.model, images, None if subject.fixed else shape, 60)
-                    counted = (count(subject.model, inputs, text, questions=["what"] * images) for text in texts)
-                    rows += [row(work, text, images) for work, text in zip(counted, texts, strict=True)]
-            counts.append({"model": subject.title, "rows": rows})
+        with Progress("schedules", len(folders) * len(batches) * len(texts)) as progress:
+            for folder in folders:
+                subject = given_model(folder, None, None, "float32", "cpu")
+                rows: list[dict[str, Any]] = []
+                for images in batches:
+                    progress.begin(f"{folder}, batch {images}")
+                    with fits(f"at batch {images}", "a smaller --batch-size"):
+                        inputs = ragged_inputs(subject.model, images, None if subject.fixed else shape, 60)
+                        for text in progress.over(texts):
+                            work = count(subject.model, inputs, text, questions=["what"] * images)
+                            rows.append(row(work, text, images))
+                counts.append({"model": subject.title, "rows": rows})
     if as_json:
         typer.echo(json.dumps({"models": counts}))
         return
@@ -250,7 +268,7 @@ def bench_information(
     arch: Arch = None,
     layers: Layers = None,
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
     grid: GridSides = "24x24",
     block: Annotated[int, typer.Option(min=1, help="Side of a unit: 1 a visual token, 2 a square of four.")] = 1,
     text_tokens: Annotated[int, typer.Option(min=2, help="Text tokens of the prompt.")] = 60,
@@ -259,22 +277,26 @@ def bench_information(
     ] = 3,
     as_json: Json = False,
 ) -> None:
-    """Time measuring the information of all visual tokens at all layers, compared with one full run for each of them.
+    """Time measuring information relative to full runs.
 
-    The full runs prune at their layer, too. Runs of one layer cost the same, so only a few of them are timed.
+    Information is of all visual tokens at all layers, and there is one full run for each of them. The full runs prune at their layer, too. Runs of one layer cost the same, so only a few of them are timed.
+
+    Example: lmms-prune bench-information --arch llava-1.5-7b --block 2
     """
     one_model("bench-information", model, arch, layers)
     shape = sides(grid)
     with plainly(*user_errors()):
         from lmms_prune.bench.clock import clock_name
         from lmms_prune.bench.information import time_information
-        from lmms_prune.bench.models import given_model
+        from lmms_prune.bench.models import existing_device, given_model
         from lmms_prune.bench.ratios import legend, signs
 
+        device = str(existing_device(device))
         ready = given_model(model, arch, layers, dtype, device)
         depth = ready.model.config.get_text_config().num_hidden_layers
         rows = None if ready.fixed else shape
-        timing = time_information(ready.model, range(depth), block, rows, text_tokens, repeats)
+        with Progress("layers", live=False) as progress:
+            timing = time_information(ready.model, range(depth), block, rows, text_tokens, repeats, progress.count)
     numbers = {**asdict(timing), "runs_seconds": timing.runs_seconds, "ratio": timing.ratio}
     if as_json:
         typer.echo(

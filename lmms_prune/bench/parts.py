@@ -82,7 +82,15 @@ def _doctor(device: str, small: bool) -> Iterator[Part]:
 def _schedules(family: Family, batch: int, device: str, small: bool) -> Part:
     schedules = SMALL_SCHEDULES if small else SCHEDULES
     repeats, new_tokens = ("3", "8") if small else ("5", "16")
-    words: tuple[str, ...] = ("bench", *schedules, *_model(family, small), "--device", device, "--batch", str(batch))
+    words: tuple[str, ...] = (
+        "bench",
+        *schedules,
+        *_model(family, small),
+        "--device",
+        device,
+        "--batch-size",
+        str(batch),
+    )
     words = (*words, "--new-tokens", new_tokens, "--repeats", repeats, "--json")
     title = f"{family.title}: realised speed-up of {len(schedules)} schedules at batch {batch}"
     return Part(f"schedules-{family.model_type}-{batch}", "schedules", title, 15.0 if small else 40.0, words)
@@ -98,7 +106,7 @@ def _compiled(family: Family, device: str, small: bool) -> Part:
 def _selection(family: Family, batch: int, device: str, small: bool) -> Part:
     words: tuple[str, ...] = (
         "bench-methods",
-        "--batch",
+        "--batch-size",
         str(batch),
         "--device",
         device,
@@ -112,12 +120,20 @@ def _selection(family: Family, batch: int, device: str, small: bool) -> Part:
 
 
 def _throughput(family: Family, device: str, small: bool) -> Part:
-    words: tuple[str, ...] = ("bench-throughput", "--demo", "--model", family.model_name, "--device", device, "--json")
+    words: tuple[str, ...] = (
+        "bench-throughput",
+        "--demo",
+        "--wrapper",
+        family.model_name,
+        "--device",
+        device,
+        "--json",
+    )
     words = (
         *words,
         "--schedule",
         "divprune@0:0.11",
-        "--samples",
+        "--limit",
         "96" if small else "32",
         "--repeats",
         "1" if small else "2",

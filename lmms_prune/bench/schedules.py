@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any
@@ -140,6 +141,7 @@ def time_schedules(
     grid: tuple[int, int] | None,
     repeats: int,
     progress: Callable[[str], None] = lambda _: None,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ScheduleTiming]:
     """Time generations of `model`, unpruned and under each schedule, in turn and in one process.
 
@@ -150,6 +152,7 @@ def time_schedules(
         grid: rows and columns of visual tokens of each image; None if the model has a fixed size.
         repeats: timed runs of each after one warm-up. Schedules alternate, so that a drift affects all alike.
         progress: called with each workload's description as it begins.
+        counted: called with the number of generations that have ended, and of all.
 
     Raises:
         BenchError: as `random_inputs`, or a workload does not fit the memory.
@@ -157,18 +160,21 @@ def time_schedules(
     """
     all_schedules, sizes = _with_unpruned(schedules), _sizes(model)
     clock = Clock(next(model.parameters()).device)
+    ended, total = count(1), len(cases) * len(all_schedules) * (repeats + 1)
     measured = []
     for case in cases:
         progress(str(case))
         runs = [_Runs() for _ in all_schedules]
         size = f"batch {case.batch}, {case.text_tokens} text and {case.new_tokens} new tokens"
-        with fits(f"at {size}", "a smaller --batch, fewer --layers"):
+        with fits(f"at {size}", "a smaller --batch-size, fewer --layers"):
             inputs = random_inputs(model, case.batch, grid, case.text_tokens)
             for schedule, run in zip(all_schedules, runs, strict=True):
                 _account(model, schedule, inputs, case, sizes, run)
+                counted(next(ended), total)
             for _ in range(repeats):
                 for schedule, run in zip(all_schedules, runs, strict=True):
                     _timed(model, schedule, inputs, case, clock, run)
+                    counted(next(ended), total)
         measured += [_summary(str(s) or "none", case, run, runs[0]) for s, run in zip(all_schedules, runs, strict=True)]
     return measured
 
@@ -181,11 +187,12 @@ def time_documents(
     source: str,
     repeats: int,
     progress: Callable[[str], None] = lambda _: None,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ScheduleTiming]:
     """Time the answers to real documents, one at a time, unpruned and under each schedule; figures are means over them.
 
     Args:
-        model, schedules, repeats, progress: as for `time_schedules`.
+        model, schedules, repeats, progress, counted: as for `time_schedules`.
         prompts: the documents.
         source: what they are, for reports.
 
@@ -194,6 +201,7 @@ def time_documents(
     """
     all_schedules, sizes = _with_unpruned(schedules), _sizes(model)
     clock = Clock(next(model.parameters()).device)
+    ended, total = count(1), len(prompts) * len(all_schedules) * (repeats + 1)
     runs: list[list[_Runs]] = [[] for _ in all_schedules]
     texts = []
     for number, prompt in enumerate(prompts, 1):
@@ -203,9 +211,11 @@ def time_documents(
             for schedule, of_schedule in zip(all_schedules, runs, strict=True):
                 of_schedule.append(_Runs())
                 texts.append(_account(model, schedule, prompt.inputs, case, sizes, of_schedule[-1], prompt.options))
+                counted(next(ended), total)
             for _ in range(repeats):
                 for schedule, of_schedule in zip(all_schedules, runs, strict=True):
                     _timed(model, schedule, prompt.inputs, case, clock, of_schedule[-1], prompt.options)
+                    counted(next(ended), total)
     case = Workload(1, round(fmean(texts)), round(fmean(prompt.new_tokens for prompt in prompts)), source)
     means = [_Runs.over(of_schedule) for of_schedule in runs]
     return [_summary(str(s) or "none", case, run, means[0]) for s, run in zip(all_schedules, means, strict=True)]

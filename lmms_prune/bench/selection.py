@@ -91,7 +91,12 @@ def selection_model(family: str, checkpoint: str | None, grid: tuple[int, int], 
 
 @torch.no_grad()
 def time_selection(
-    subject: SelectionModel, names: Sequence[str], batch: int, keep: float, repeats: int
+    subject: SelectionModel,
+    names: Sequence[str],
+    batch: int,
+    keep: float,
+    repeats: int,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[float, list[Timing]]:
     """Time methods' selections on a model.
 
@@ -101,6 +106,7 @@ def time_selection(
         batch: number of images selected for at once.
         keep: ratio of tokens to keep.
         repeats: number of runs; the median is reported.
+        counted: called with the number of methods that were timed, and of all.
 
     Returns:
         the seconds of one unpruned decoder layer on the same batch, and one timing per method.
@@ -126,6 +132,7 @@ def time_selection(
         of_prefill = share.value / subject.layers
         interval = (share.low, share.high, share.marks)
         timings.append(Timing(spec.name, view.layer, median(seconds), share.value, of_prefill, *interval))
+        counted(len(timings), len(chosen))
     return median(layer), timings
 
 

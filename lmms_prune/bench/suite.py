@@ -139,6 +139,7 @@ def run_suite(
     minutes: float,
     progress: Callable[[str], None],
     program: Sequence[str] = PROGRAM,
+    ended: Callable[[int, float], None] = lambda number, seconds_left: None,
 ) -> None:
     """Run all parts that have no result yet, in order, and record each as soon as it has ended.
 
@@ -151,9 +152,11 @@ def run_suite(
         minutes: after which nothing runs any more.
         progress: called with a line for each part.
         program: the command line before a part's words.
+        ended: called with the number of parts that have ended, and the seconds that the others take by a guess.
     """
     end = time.monotonic() + 60 * minutes
     for number, part in enumerate(parts, 1):
+        ended(number - 1, sum(later.seconds for later in parts[number - 1 :]))
         if part.name in suite.outcomes and suite.outcomes[part.name].state == "done":
             progress(f"{number}/{len(parts)} {part.name}: is there")
             continue

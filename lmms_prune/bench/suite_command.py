@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from lmms_prune.errors import did_you_mean
 from lmms_prune.terminal.console import SECRETS, ended_by_sigterm, fail, plainly
+from lmms_prune.terminal.progress import Progress
 
 DEFAULT_OUT = Path("docs/speed")
 _OWN = ("minutes", "out", "parts", "small")
 _SHARED = ("suite", "device", "as_json")
-_FLAGS = {"schedules": "SCHEDULES", "compiled": "--compile"}  # options whose names differ from their parameters'
+_FLAGS = {
+    "schedules": "SCHEDULES",
+    "compiled": "--compile",
+    "include": "--include-path",
+}  # options whose names differ from their parameters'
 
 
 def refuse_foreign_options(command: Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -43,19 +47,26 @@ def measure_everything(device: str, small: bool, minutes: float, out: Path, name
     from lmms_prune.bench.parts import suite_parts
     from lmms_prune.bench.suite import Suite, SuiteError, run_suite
 
+    if device == "auto":
+        from lmms_prune.bench.models import existing_device
+
+        device = str(existing_device(device))
     if device == "cpu" and not small:
-        fail("bench --device cpu: the suite's models of 7B are for a GPU; add --small, which takes the demo's models.")
+        fail(
+            "bench --suite --device cpu: the suite's models of 7B are for a GPU; add --small, which takes the demo's models."
+        )
     parts = suite_parts(device, small)
     known = [part.name for part in parts]
     chosen = known if names is None else list(dict.fromkeys(names.split(",")))
     for name in chosen:
         if name not in known:
             fail(f"bench --parts {name}: unknown.{did_you_mean(name, known)}")
-    progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     with plainly(SuiteError):
         suite = Suite.of(out, _facts(device), small, SECRETS.get())
-        with ended_by_sigterm():
-            run_suite(suite, [part for part in parts if part.name in chosen], minutes, progress)
+        # No thread of this process may take time from what a part measures.
+        with ended_by_sigterm(), Progress("parts", len(chosen), log=False, live=False) as progress:
+            wanted = [part for part in parts if part.name in chosen]
+            run_suite(suite, wanted, minutes, progress.say, ended=progress.update)
     outcomes = {name: suite.outcomes[name] for name in chosen}
     if as_json:
         states = {name: {"state": outcome.state, "error": outcome.error} for name, outcome in outcomes.items()}

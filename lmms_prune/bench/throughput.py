@@ -62,6 +62,7 @@ def measure_throughput(
     include: Path,
     progress: Callable[[str], None],
     folder: Path | None = None,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Throughput]:
     """Time a task's samples through ``lmms-eval`` processes: the stock wrapper first, then ours with each schedule.
 
@@ -81,17 +82,17 @@ def measure_throughput(
         include: folder of further tasks.
         progress: called with a description of each run.
         folder: the folder in which lmms-eval runs; it finds benchmarks there. None for the present one.
+        counted: called with the number of documents that were evaluated, and of all.
 
     Raises:
         BenchError: a run left no results, the task has fewer documents, or the longer run took no longer than the
             short one.
     """
-    checkpoint = split(model_args).get("pretrained")
-    if checkpoint is None:
-        raise BenchError("--model_args: name the checkpoint, pretrained=FOLDER; both wrappers load it.")
+    checkpoint = split(model_args)["pretrained"]
     jobs = [(STOCK[model], f"pretrained={checkpoint},device_map={device}", "1")]
     jobs += [(model, extended(model_args, {"device": device, "schedule": text}), batch_size) for text in schedules]
     times: list[dict[int, list[float]]] = [{samples: [], 3 * samples: []} for _ in jobs]
+    ended, total = 0, repeats * len(jobs) * 4 * samples
     for _ in range(repeats):
         for (name, arguments, size), seconds_of in zip(jobs, times, strict=True):
             options = ["--model", name, "--model_args", arguments, "--batch_size", size, "--device", device]
@@ -100,10 +101,12 @@ def measure_throughput(
                 seconds, answered = _run([*options, "--tasks", task, "--limit", str(count)], include, folder)
                 if answered < count:
                     raise BenchError(
-                        f"--samples {samples}: {task} has {answered} documents, and three times as many as --samples are "
-                        f"needed; use --samples {answered // 3} or less."
+                        f"--limit {samples}: {task} has {answered} documents, and three times as many as --limit are "
+                        f"needed; use --limit {answered // 3} or less."
                     )
                 taken.append(seconds)
+                ended += count
+                counted(ended, total)
     return [_summary(job, job_times, times[0], samples) for job, job_times in zip(jobs, times, strict=True)]
 
 
@@ -114,7 +117,7 @@ def _summary(
     name, arguments, size = job
     seconds = median(own[3 * samples]) - median(own[samples])
     if seconds <= 0:
-        raise BenchError(f"--samples {samples} are too few to time {name}; give more, or more --repeats.")
+        raise BenchError(f"--limit {samples}: too few documents to time {name}; give more, or more --repeats.")
     relative = ratio(_times_as_fast, *stock.values(), *own.values())
     # The stock wrapper is its own baseline: its ratio is 1 by definition.
     marks = () if own is stock else relative.marks
@@ -166,7 +169,7 @@ def demo_arguments(wrapper: str) -> str:
     model = next((model for model in MODELS if model.family.model_name == wrapper), None)
     if model is None:
         known = " or ".join(model.family.model_name for model in MODELS)
-        raise DemoError(f"--demo --model {wrapper}: the demo has a checkpoint of {known} only; use --model_args.")
+        raise DemoError(f"--demo --wrapper {wrapper}: the demo has a checkpoint of {known} only; use --model.")
     return f"pretrained={weights(model)},{model.arguments}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperGroup
 
 from lmms_prune.terminal.console import plainly
-from lmms_prune.terminal.options import Json, Model, ModelArgs
+from lmms_prune.terminal.help import Command, Group
+from lmms_prune.terminal.options import Json, Model, ModelArgs, Wrapper
+from lmms_prune.terminal.progress import Progress
 
 
-class _HybridByDefault(TyperGroup):
+class _HybridByDefault(Group):
     """A group of commands in which options without a command belong to ``hybrid``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -31,7 +32,12 @@ app = typer.Typer(
     cls=_HybridByDefault,
     no_args_is_help=True,
     add_completion=False,
-    help="Find a schedule for a model: the best hybrid at a budget, or one by the search of a method's paper.",
+    help="""Find a schedule that loses little at a budget.
+
+    It is the best hybrid, or that of the search of a method's paper. Options without a command are those of hybrid.
+
+    Example: lmms-prune calibrate --tasks textvqa_val --budget 192t
+    """,
 )
 
 Data = Annotated[
@@ -44,22 +50,35 @@ Images = Annotated[
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first samples.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def fitprune(
-    model: Model,
     data: Data,
     reduction: Annotated[float, typer.Option(help="Share of the visual tokens' FLOPs to save, in percent.")],
+    model: Model = None,
+    wrapper: Wrapper = None,
     model_args: ModelArgs = "",
     images: Images = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Find FitPrune's schedule: how many tokens each layer can drop without changing its attention much."""
+    """Find FitPrune's schedule.
+
+    The search finds how many tokens each layer can drop without changing its attention much.
+
+    Example: lmms-prune calibrate fitprune --data samples.jsonl --reduction 60
+    """
     with _user_errors():
         from lmms_prune.calibration.fitprune import search_fitprune
 
-        search = _SearchInputs.of(model, model_args, data, images, limit)
-        result = search_fitprune(search.model, search.prompts(), reduction=reduction / 100, report=_report)
+        search = _SearchInputs.of((model, wrapper, model_args), data, images, limit)
+        with Progress("prompts") as progress:
+            result = search_fitprune(
+                search.model,
+                search.prompts(),
+                reduction=reduction / 100,
+                report=progress.say,
+                counted=progress.count,
+            )
     if as_json:
         fields = {
             "schedule": str(result.schedule),
@@ -82,11 +101,12 @@ def fitprune(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def vflowopt(
-    model: Model,
     data: Data,
     budget: Annotated[str, typer.Option(help="Average visual tokens per layer, as a ratio: 0.25.")],
+    model: Model = None,
+    wrapper: Wrapper = None,
     model_args: ModelArgs = "",
     images: Images = None,
     layers: Annotated[str, typer.Option(help="Decoder layers at which tokens are dropped.")] = "9,18",
@@ -95,21 +115,28 @@ def vflowopt(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Tune VFlowOpt's options and keeps for a budget (needs optuna: the extra 'calibrate')."""
+    """Tune VFlowOpt's options and keeps for a budget.
+
+    It needs optuna: the extra 'calibrate'.
+
+    Example: lmms-prune calibrate vflowopt --data samples.jsonl --budget 0.25
+    """
     with _user_errors():
         from lmms_prune.calibration.vflowopt import search_vflowopt
 
         layer_numbers = _layers(layers)
-        search = _SearchInputs.of(model, model_args, data, images, limit)
-        result = search_vflowopt(
-            search.model,
-            search.prompts(),
-            budget=budget,
-            layers=layer_numbers,
-            trials=trials,
-            seed=seed,
-            report=_report,
-        )
+        search = _SearchInputs.of((model, wrapper, model_args), data, images, limit)
+        with Progress("schedules") as progress:
+            result = search_vflowopt(
+                search.model,
+                search.prompts(),
+                budget=budget,
+                layers=layer_numbers,
+                trials=trials,
+                seed=seed,
+                report=progress.say,
+                counted=progress.count,
+            )
     if as_json:
         fields = {
             "schedule": str(result.schedule),
@@ -126,10 +153,11 @@ def vflowopt(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def vtw(
-    model: Model,
     data: Data,
+    model: Model = None,
+    wrapper: Wrapper = None,
     model_args: ModelArgs = "",
     images: Images = None,
     eta: Annotated[float, typer.Option(help="Largest accepted divergence, in nats.")] = 0.003,
@@ -137,12 +165,25 @@ def vtw(
     limit: Limit = 20,
     as_json: Json = False,
 ) -> None:
-    """Find the first layer at which VTW's withdrawal of the image hardly changes the next token."""
+    """Find the layer of VTW, which drops the whole image.
+
+    It is the first layer at which that hardly changes the next token.
+
+    Example: lmms-prune calibrate vtw --data samples.jsonl --eta 0.003
+    """
     with _user_errors():
         from lmms_prune.calibration.vtw import search_vtw
 
-        search = _SearchInputs.of(model, model_args, data, images, limit)
-        result = search_vtw(search.model, search.prompts(), eta=eta, lowest=lowest, report=_report)
+        search = _SearchInputs.of((model, wrapper, model_args), data, images, limit)
+        with Progress("prompts") as progress:
+            result = search_vtw(
+                search.model,
+                search.prompts(),
+                eta=eta,
+                lowest=lowest,
+                report=progress.say,
+                counted=progress.count,
+            )
     if as_json:
         fields = {
             "schedule": None if result.schedule is None else str(result.schedule),
@@ -169,13 +210,20 @@ class _SearchInputs:
     samples: list[Any]
 
     @classmethod
-    def of(cls, model: str, model_args: str, data: Path, images: Path | None, limit: int | None) -> _SearchInputs:
-        """Read the samples, then load the model: mistakes in the samples must be reported before the slow part."""
+    def of(
+        cls, model: tuple[str | None, str | None, str], data: Path, images: Path | None, limit: int | None
+    ) -> _SearchInputs:
+        """Read the samples, then load the model: mistakes in the samples must be reported before the slow part.
+
+        Args:
+            model: the values of ``--model``, ``--wrapper`` and ``--model-args``.
+            data, images, limit: those of the options of these names.
+        """
         from lmms_prune.calibration.data import read_samples
-        from lmms_prune.harness.models import unpruned
+        from lmms_prune.harness.models import as_lmms_eval, unpruned
 
         samples = read_samples(data, images, limit)
-        return cls(unpruned(model, model_args), samples)
+        return cls(unpruned(*as_lmms_eval(*model)), samples)
 
     @property
     def model(self) -> Any:
@@ -195,9 +243,6 @@ def _layers(text: str) -> list[int]:
         return [int(layer) for layer in text.split(",")]
     except ValueError as error:
         raise SearchError(f"--layers {text} must be whole numbers with commas: 9,18.") from error
-
-
-_report: Callable[[str], None] = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
 
 
 @contextmanager

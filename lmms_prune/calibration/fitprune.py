@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from math import floor
+from itertools import count as numbers
+from math import ceil, floor, log2
 from statistics import fmean
 from typing import Any
 
@@ -29,6 +30,7 @@ from lmms_prune.pruning.ragged import attention_mask, gather_rotary
 from lmms_prune.schedule import Schedule, Stage
 
 _STEP = 0.01  # resolution of alpha
+_ALPHAS = 1 + ceil(log2(1 / _STEP))  # how many are tried: the largest, and those of the bisection
 _FINE = 10_000  # shares have four decimals
 
 Decide = Callable[[int, Tensor, Tensor], Tensor]
@@ -79,6 +81,7 @@ def search_fitprune(
     *,
     reduction: float,
     report: Callable[[str], None] = lambda line: None,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> FoundDeletions:
     """Find the deletions that save a share of the visual tokens' FLOPs and keep the most of every layer's attention.
 
@@ -95,6 +98,7 @@ def search_fitprune(
         reduction: the share of the visual tokens' FLOPs (`LayerCost`) to save. Attention is counted for the tokens that
             enter a layer, the MLP for those that remain after the layer's deletions.
         report: called with a line for each alpha that is tried.
+        counted: called with the number of prompts that were run, and that will be, each once for every alpha.
 
     Raises:
         SearchError: no alpha saves as much.
@@ -105,11 +109,13 @@ def search_fitprune(
     cost, captured = LayerCost.of(parts), [capture(parts, prompt) for prompt in prompts]
     unpruned = [unpruned_totals(parts, prompt) for prompt in captured]
 
+    ended = numbers(1)
+
     def run(alpha: float) -> tuple[list[list[int]], float]:
-        deleted = [
-            delete(parts, prompt, totals, alpha, reduction, cost)
-            for prompt, totals in zip(captured, unpruned, strict=True)
-        ]
+        deleted = []
+        for prompt, totals in zip(captured, unpruned, strict=True):
+            deleted.append(delete(parts, prompt, totals, alpha, reduction, cost))
+            counted(next(ended), _ALPHAS * len(captured))
         saved = fmean(saving(cost, p.size, counts) for p, counts in zip(captured, deleted, strict=True))
         report(f"alpha {alpha:.4f}: {saved:.1%} saved")
         return deleted, saved

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from lmms_prune.errors import ScheduleError
 from lmms_prune.harness.argument_text import ArgumentError, extended
 from lmms_prune.information.options import (
     DocumentChoice,
-    Include,
     LoadedModel,
     Sample,
     SampleSeed,
@@ -32,7 +30,8 @@ from lmms_prune.information.options import (
 from lmms_prune.record.files import write
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail, plainly
-from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
+from lmms_prune.terminal.options import Include, Json, Launch, Model, ModelArgs, Wrapper
+from lmms_prune.terminal.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 64
 
 
-def calibrate(
+def hybrid(
     budget: Annotated[
         str,
         typer.Option(
@@ -77,7 +76,8 @@ def calibrate(
     ] = None,
     sample: Sample = None,
     sample_seed: SampleSeed = 0,
-    model: Model = DEFAULT_MODEL,
+    model: Model = None,
+    wrapper: Wrapper = None,
     model_args: ModelArgs = "",
     methods: Annotated[
         str, typer.Option(help="Methods that may prune in early layers, separated by commas.")
@@ -94,15 +94,18 @@ def calibrate(
         "calibration"
     ),
     include: Include = None,
-    launch: Annotated[str, typer.Option(help="Launcher of the evaluating processes, as for `sweep`.")] = "",
+    launch: Launch = "",
     as_json: Json = False,
 ) -> None:
-    """Find the hybrid schedule that loses least at a budget; `lmms-prune calibrate --tasks …` runs this command too.
+    """Find the hybrid schedule that loses least at a budget.
 
-    Measures information on the first --limit documents of each task, or on --sample documents drawn at random. In the candidates, few random tokens or none are kept
+    `lmms-prune calibrate --tasks …` runs this command too. It measures information on the first --limit documents of each
+    task, or on --sample documents drawn at random. In the candidates, few random tokens or none are kept
     from the layer on at which information has vanished, or at which removing all visual tokens loses nothing. Before that
     layer, a method prunes to meet the budget. All candidates are evaluated, and the best one again on as many other
     documents; with --data, all of this is of your own samples. It is stored for `schedule=auto,budget=…`, and written as a YAML for lmms-eval.
+
+    Example: lmms-prune calibrate hybrid --tasks textvqa_val --budget 192t
     """
     chosen = method_names(methods)
     draw = draw_of(sample, sample_seed, limit)
@@ -112,20 +115,22 @@ def calibrate(
     with user_errors(), plainly(SearchError):
         from lmms_prune.calibration.own_data import read_own
         from lmms_prune.harness.calibrations import calibration_file, keep_calibration
+        from lmms_prune.harness.models import as_lmms_eval
         from lmms_prune.information.layer_sweep import Evaluation
 
         own: list[OwnSample] = []
         own, count = (own, sample or limit or DEFAULT_LIMIT) if data is None else read_own(data, images, limit)
         parsed = [Schedule.parse(text) for text in compared or []]
         names = [] if tasks is None else task_names(tasks)
-        refuse_unscored(names, model, include)
-        loaded = load_unpruned(model, model_args)
+        wrapper, model_args = as_lmms_eval(model, wrapper, model_args)
+        refuse_unscored(names, wrapper, include)
+        loaded = load_unpruned(wrapper, model_args)
         _check_budget(budget, loaded)
         if data is not None:
             include = out / "data"
-            names = [_own_task(Evaluation(model, model_args, [], include=include), own, data, out, launch)]
+            names = [_own_task(Evaluation(wrapper, model_args, [], include=include), own, data, out, launch)]
         halves = _halves(names, loaded, count, include, draw)
-        common = Evaluation(model, model_args, names, include=include, secrets=SECRETS.get())
+        common = Evaluation(wrapper, model_args, names, include=include, secrets=SECRETS.get())
         evaluation, verification = _evaluations(common, count, draw, halves)
         others = [str(_solved(schedule, budget, loaded)) for schedule in parsed]
         rows = measured_rows(loaded, names, None if draw else count, block, include, out / "information", draw)
@@ -138,7 +143,7 @@ def calibrate(
         stored = calibration_file(checkpoint, budget, adapter=adapter)
         keep_calibration(stored, record)
         path = out / f"{Path(checkpoint).name}_auto-{budget}.yaml"
-        _write_config(path, model, extended(model_args, {"schedule": proposal.schedule}), names, include)
+        _write_config(path, wrapper, extended(model_args, {"schedule": proposal.schedule}), names, include)
     if as_json:
         typer.echo(json.dumps({**record, "yaml": str(path), "kept": str(stored)}))
         return
@@ -172,17 +177,17 @@ def _search(
     Returns:
         the layer at which information vanishes, and the proposal.
     """
-    from lmms_prune.calibration.propose import candidates, propose, removal_horizon
+    from lmms_prune.calibration.propose import TRIED, candidates, propose, removal_horizon
     from lmms_prune.information.aggregate import by_layer, by_sample
     from lmms_prune.information.horizon import vanishes
 
-    first = vanishes(by_layer(by_sample(rows)))
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("evaluations", total=None)
-        report = lambda outcome: progress.advance(bar)  # noqa: E731
+    first, tasks = vanishes(by_layer(by_sample(rows))), len(evaluation.tasks)
+    with Progress("without visual tokens, evaluations", (1 + TRIED) * tasks) as progress:
+        report = lambda outcome: progress.advance()  # noqa: E731
         layer = removal_horizon(evaluation, first, loaded.depth, out / "chosen", launch, report)
-        texts = candidates(methods, sorted({first, layer}), budget, loaded.prompt_sizes)
-        progress.update(bar, completed=0, total=(len(texts) + 3 + len(others)) * len(evaluation.tasks))
+    texts = candidates(methods, sorted({first, layer}), budget, loaded.prompt_sizes)
+    with Progress("candidates, evaluations", (len(texts) + 3 + len(others)) * tasks) as progress:
+        report = lambda outcome: progress.advance()  # noqa: E731
         return first, propose(evaluation, verification, texts, layer, out, launch, report, others)
 
 
@@ -192,7 +197,7 @@ def _check_source(
     """Refuse a call that does not name exactly one source of documents, or an option of the other source."""
     if (tasks is None) == (data is None):
         fail("calibrate: give --tasks, the benchmarks to choose on, or --data, a file of your own samples.")
-    for option, value in (("--include_path", include), ("--sample", sample)):
+    for option, value in (("--include-path", include), ("--sample", sample)):
         if data is not None and value is not None:
             fail(f"{option} {value}: it belongs to --tasks; the first samples of --data choose, the next ones verify.")
     if data is None and images is not None:

@@ -104,6 +104,7 @@ def search_vflowopt(
     random_trials: int = RANDOM_TRIALS,
     seed: int = 42,
     report: Callable[[str], None] = lambda line: None,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> FoundOptions:
     """Find the schedule with the highest cosine between pruned and unpruned last states, summed over the prompts.
 
@@ -120,6 +121,7 @@ def search_vflowopt(
         random_trials: number of random trials at the start.
         seed: seed of all draws.
         report: called with a line for each schedule better than all before.
+        counted: called with the number of schedules that were tried, and that will be.
 
     Raises:
         SearchError: the budget or the layers are not possible, or optuna is not installed.
@@ -149,6 +151,7 @@ def search_vflowopt(
         if value > best:
             best = value
             report(f"trial {trial.number}: cosine {value / len(prompts):.6f} of {schedule}")
+        counted(trial.number + 1, trials)
         return value
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -36,6 +36,7 @@ def search_vtw(
     eta: float = 0.003,
     lowest: int = 5,
     report: Callable[[str], None] = lambda line: None,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> FoundLayer:
     """Find the smallest layer K with mean KL(p_K || p) ≤ `eta`.
 
@@ -49,6 +50,7 @@ def search_vtw(
         eta: the largest accepted mean divergence, in nats.
         lowest: the first layer tried; all deeper layers are tried too.
         report: called with a line for each layer's divergence.
+        counted: called with the number of prompts that were run, and that will be, each once for every layer.
 
     Raises:
         SearchError: the model has no layer `lowest`, or `eta` is negative.
@@ -60,12 +62,14 @@ def search_vtw(
         raise SearchError(f"--eta {eta} must not be negative.")
     unpruned_logs = [_next_token(model, prompt) for prompt in prompts]
     divergences: dict[int, float] = {}
+    runs = (layers - lowest) * len(prompts)
     for layer in range(lowest, layers):
         total = 0.0
-        for prompt, unpruned in zip(prompts, unpruned_logs, strict=True):
+        for number, (prompt, unpruned) in enumerate(zip(prompts, unpruned_logs, strict=True), 1):
             with prune(model, f"vtw@{layer}"):
                 pruned = _next_token(model, prompt)  # log probabilities
             total += float((pruned.exp() * (pruned - unpruned)).sum())
+            counted((layer - lowest) * len(prompts) + number, runs)
         divergences[layer] = total / len(prompts)
         report(f"layer {layer}: divergence {divergences[layer]:.3g}")
     accepted = [layer for layer, divergence in divergences.items() if divergence <= eta]

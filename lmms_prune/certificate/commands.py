@@ -16,7 +16,8 @@ from lmms_prune.errors import did_you_mean
 from lmms_prune.methods import METHODS
 from lmms_prune.models.kernels import KERNELS
 from lmms_prune.terminal.console import fail, plainly
-from lmms_prune.terminal.options import Json
+from lmms_prune.terminal.options import Device, Json
+from lmms_prune.terminal.progress import Progress
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -33,34 +34,35 @@ def doctor(
         str | None, typer.Option(help="With commas. Default: the checkpoint's own; without one float32,bfloat16.")
     ] = None,
     attention: Annotated[str, typer.Option(help=f"With commas: {', '.join(KERNELS)}.")] = ",".join(ATTENTIONS),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. Default: CUDA if there is one.")] = None,
+    device: Device = "auto",
     model_args: Annotated[
-        str, typer.Option("--model_args", help="With --model: how it is loaded: peft=ADAPTER, load_in_4bit=true, …")
+        str, typer.Option("--model-args", help="With --model: how it is loaded: peft=ADAPTER, load_in_4bit=true, …")
     ] = "",
     installation: Annotated[
         bool, typer.Option("--installation", help="Check the installation instead, and print the commands that fix it.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Certify that pruning a checkpoint does what it should: every method, in every way that it can be run.
+    """Certify that pruning a checkpoint computes correctly.
 
-    Each way (layer and number of stages, batch, position policy, type, attention kernel) is compared with a reference
+    Every method is tried in every way that it can be run. Each way (layer and number of stages, batch, position policy, type, attention kernel) is compared with a reference
     that removes nothing and only masks, in the prefill and 16 decode steps; see docs/reliability.md. Exits with 1 if
     anything fails, or nothing can be run.
 
     --installation is for when nothing runs at all: versions against those that were tested, whether libraries can be
     imported and lmms-eval finds the models, two documents evaluated by lmms-eval, CUDA and FlashAttention if there are any.
+
+    Example: lmms-prune doctor --methods dart,random --dtype float32
     """
     if installation:
-        if full or attention != ",".join(ATTENTIONS) or any((model, methods, dtype, device, model_args)):
+        if full or attention != ",".join(ATTENTIONS) or device != "auto" or any((model, methods, dtype, model_args)):
             fail("--installation examines no checkpoint; only --json goes with it.")
         return _examine(as_json)
     if model_args and model is None:
-        fail(f"doctor --model_args {model_args}: it is about the checkpoint of --model; give --model too.")
+        fail(f"doctor --model-args {model_args}: it is about the checkpoint of --model; give --model too.")
     kinds = _chosen("--dtype", dtype or ("auto" if model else "float32,bfloat16"), _DTYPES)
     kernels = _chosen("--attention", attention, tuple(KERNELS))
     names = _chosen("--methods", methods or ",".join(METHODS), tuple(METHODS))
-    progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     from lmms_prune.certificate.models import Models, random_checkpoints
     from lmms_prune.certificate.report import described, tables
     from lmms_prune.certificate.runner import Certificate, certify
@@ -68,13 +70,17 @@ def doctor(
     from lmms_prune.harness.arguments import ArgumentError
 
     checkpoint_context = random_checkpoints() if model is None else nullcontext({"": model})
-    with plainly(ArgumentError, UnsupportedModelError), checkpoint_context as checkpoints:
-        loaders = [Models(checkpoint, device, progress, model_args) for checkpoint in checkpoints.values()]
+    with (
+        plainly(ArgumentError, UnsupportedModelError),
+        checkpoint_context as checkpoints,
+        Progress("cells") as progress,
+    ):
+        loaders = [Models(checkpoint, device, progress.begin, model_args) for checkpoint in checkpoints.values()]
         families = {loader.family: loader for loader in loaders}
         certificate = Certificate(title=f"certificate of {_title(model, model_args)}")
         cells = certificate.possible(enumerate_cells(list(families), names, kinds, kernels))
         chosen = cells if full else covering(cells)
-        certify(chosen, families, certificate, progress)
+        certify(chosen, families, certificate, progress.count)
         certificate.outside = _outside({dtype for _, dtype, _ in certificate.limits}, kernels, names)
     if as_json:
         typer.echo(json.dumps({**described(certificate), "full": full, "possible_cells": len(cells)}))

@@ -36,7 +36,7 @@ class Models:
 
     Args:
         checkpoint: a folder or hub name.
-        device: "cpu", "cuda" or "cuda:N"; None is CUDA if available.
+        device: "auto", "cpu", "cuda" or "cuda:N".
         progress: called with a message before each load.
         model_args: further arguments about the weights, as for lmms-eval's ``--model_args``: peft=…, load_in_4bit=true.
 
@@ -48,7 +48,7 @@ class Models:
     def __init__(
         self,
         checkpoint: str,
-        device: str | None = None,
+        device: str = "auto",
         progress: Callable[[str], None] = lambda _: None,
         model_args: str = "",
     ):
@@ -83,8 +83,8 @@ class Models:
         return self.subjects[dtype, attention]
 
     def _arguments(self, dtype: str) -> ModelArguments:
-        arguments = {"pretrained": self.checkpoint, "schedule": "none", "dtype": dtype, **self.further}
-        return ModelArguments.read({**arguments, **({"device": self.device} if self.device else {})})
+        arguments = {"pretrained": self.checkpoint, "schedule": "none", "dtype": dtype, "device": self.device}
+        return ModelArguments.read({**arguments, **self.further})
 
     def _load(self, dtype: str) -> Any:
         arguments = self._arguments(dtype)

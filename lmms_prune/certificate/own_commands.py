@@ -27,35 +27,39 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 def new_method(
     name: Annotated[str, typer.Argument(help="The method's name in small letters: my_idea.")],
-    folder: Annotated[Path, typer.Option(help="Where the two files are written.")] = Path(),
+    out: Annotated[Path, typer.Option(help="Folder of the two files.")] = Path(),
 ) -> None:
-    """Write NAME.py, a method with its contract in comments, and test_NAME.py, its test.
+    """Write the file of a method of your own, and its test.
 
-    Example: lmms-prune new-method my_idea && lmms-prune test-method my_idea.py
+    NAME.py is a method with its contract in comments, and test_NAME.py tests it.
+
+    Example: lmms-prune new-method my_idea
     """
     if not _NAME.fullmatch(name) or iskeyword(name):
         fail(f"new-method {name}: allowed are small letters, digits and _, beginning with a letter: my_idea.")
     if name in METHODS or name in entry_points():
         owner = "built in" if name in METHODS else f"installed ({entry_points()[name]})"
         fail(f"new-method {name}: a method of this name is {owner}; choose another name.")
-    if not folder.is_dir():
-        fail(f"--folder {folder}: there is no such folder.")
+    if not out.is_dir():
+        fail(f"--out {out}: there is no such folder.")
     words = {"name": name, "class_name": "".join(part.capitalize() for part in name.split("_"))}
-    files = {folder / f"{name}.py": "method.txt", folder / f"test_{name}.py": "test_method.txt"}
+    files = {out / f"{name}.py": "method.txt", out / f"test_{name}.py": "test_method.txt"}
     if existing := next(filter(Path.exists, files), None):
         fail(f"new-method {name}: {existing} exists; it is not overwritten.")
     for path, template in files.items():
         write(path, Template((TEMPLATES / template).read_text(encoding="utf-8")).substitute(words))
-    typer.echo(f"{' and '.join(map(str, files))} written. Next:\n  lmms-prune test-method {folder / name}.py")
+    typer.echo(f"{' and '.join(map(str, files))} written. Next:\n  lmms-prune test-method {out / name}.py")
 
 
 def try_method(
     file: Annotated[str, typer.Argument(help="my_idea.py, my_idea.py:Class or package.module:Class.")],
     as_json: Json = False,
 ) -> None:
-    """Hold a method of your own to the general contract, on two tiny models with random weights. Runs the file's code.
+    """Test a method of your own against the contract.
 
-    Example: lmms-prune test-method my_idea.py. Exits with 1 if a check fails.
+    It runs the file's code on two tiny models with random weights. It exits with 1 if a check fails.
+
+    Example: lmms-prune test-method my_idea.py
     """
     with plainly(OptionError):
         name = str(Reference.read(file))

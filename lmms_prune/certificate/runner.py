@@ -86,7 +86,7 @@ def certify(
     cells: Sequence[Cell],
     models: Mapping[str, Models],
     certificate: Certificate,
-    progress: Callable[[str], None] = lambda _: None,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Run `cells` and add their results to `certificate`.
 
@@ -94,9 +94,9 @@ def certify(
         cells: that can be run; neighbours that differ in the batch alone share their runs.
         models: for each family.
         certificate: the certificate to fill.
-        progress: called every ten seconds with the progress.
+        counted: called with the number of cells that have run, and of all.
     """
-    began = last_report = time.perf_counter()
+    began = time.perf_counter()
     last, case = None, None
     for number, cell in enumerate(cells, 1):
         subject = models[cell.family].get(cell.dtype, cell.attention)
@@ -105,11 +105,7 @@ def certify(
             last, case = shared, Case(subject, schedule(cell, subject.layers), cell.positions)
         certificate.limits[cell.family, subject.dtype, cell.attention] = TIMES * subject.noise
         certificate.add(cell, subject.dtype, str(case.schedule), examine(case, cell.batch))
-        if time.perf_counter() - last_report > 10:
-            last_report = time.perf_counter()
-            progress(
-                f"{number} of {len(cells)} cells, {len(certificate.failures)} failures, {last_report - began:.0f} s"
-            )
+        counted(number, len(cells))
     certificate.seconds += time.perf_counter() - began
 
 

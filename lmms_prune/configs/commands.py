@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lmms_prune.configs.check import Checked, check
+from lmms_prune.configs.command_line import is_command, run_of
 from lmms_prune.configs.render import write
-from lmms_prune.configs.runs import files, is_ours, read
+from lmms_prune.configs.runs import Run, files, is_ours, read
 from lmms_prune.errors import ConfigError
 from lmms_prune.harness.tasks import own_groups, own_tasks, task_configs
 from lmms_prune.terminal.console import plainly
@@ -23,7 +26,10 @@ from lmms_prune.terminal.options import Json
 
 def check_files(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="FILES", help="--config files of lmms-eval, or folders of them.")
+        list[str],
+        typer.Argument(
+            metavar="FILES", help="--config files of lmms-eval, or folders of them; or -- and a command line."
+        ),
     ],
     skip_others: Annotated[
         bool,
@@ -33,17 +39,25 @@ def check_files(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check --config files of lmms-eval without loading a model: keys, arguments, schedule, layers, budget, tasks.
+    """Check an evaluation before it runs, without a model.
 
-    A file may claim a budget in a comment: '# budget: 192t' (visual tokens per layer) or '# budget: 50%'. If the schedule
+    Checked are --config files of lmms-eval, or the command line after --: lmms-prune check -- lmms-eval --model ….
+    Their keys, arguments, schedule, layers, budget and tasks are checked. A file may claim a budget in a comment: '# budget: 192t' (visual tokens per layer) or '# budget: 50%'. If the schedule
     misses it by more than 5 %, the comment must state the actual value: '# budget: 192t, really 206.53t'.
+
+    Example: lmms-prune check model_configs
     """
+    sources: dict[Path, Callable[[], list[Run]]]
     with plainly(ConfigError):
-        checked_files = [path for path in files(paths) if not skip_others or is_ours(path)]
+        if is_command(paths):
+            sources = {Path("lmms-eval"): lambda: [run_of(paths)]}
+        else:
+            named = files(map(Path, paths))
+            sources = {path: partial(read, path) for path in named if not skip_others or is_ours(path)}
     wrong, reports = 0, []
-    for path in checked_files:
+    for path, runs in sources.items():
         try:
-            results = [check(run) for run in read(path)]
+            results = [check(run) for run in runs()]
         except ConfigError as error:
             wrong += 1
             reports.append({"file": str(path), "problems": [str(error)]})
@@ -57,19 +71,24 @@ def check_files(
             if not checked.problems and not as_json:
                 typer.echo(f"{checked.run}: {_summary(checked)}")
     if as_json:
-        typer.echo(json.dumps({"files": len(checked_files), "wrong": wrong, "runs": reports}))
+        typer.echo(json.dumps({"files": len(sources), "wrong": wrong, "runs": reports}))
     if wrong:
         raise typer.Exit(2)
 
 
 def write_configs(
-    folder: Annotated[Path, typer.Argument(help="Folder to write the files to.")] = Path("model_configs"),
+    out: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("model_configs"),
 ) -> None:
-    """Write a --config file for every row of the paper's Tables 1 and 2, and for the controls."""
+    """Write --config files of the paper's rows and controls.
+
+    The rows are those of the paper's Tables 1 and 2.
+
+    Example: lmms-prune configs --out model_configs
+    """
     # In a checkout, name the task folder relatively, so that the files do not depend on the checkout's path.
     include = task_configs().name if task_configs().resolve() == Path("task_configs").resolve() else str(task_configs())
-    written = write(folder, include)
-    typer.echo(f"{len(written)} files in {folder}, with include_path: {include}")
+    written = write(out, include)
+    typer.echo(f"{len(written)} files in {out}, with include_path: {include}")
 
 
 def list_tasks(
@@ -78,9 +97,11 @@ def list_tasks(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List this package's lmms-eval tasks and groups, and where their files are.
+    """List this package's lmms-eval tasks and their folder.
 
     lmms-eval finds them by --include_path "$(lmms-prune tasks --path)".
+
+    Example: lmms-prune tasks --path
     """
     if path:
         typer.echo(str(task_configs()))

@@ -37,7 +37,12 @@ def export(
     positions: Annotated[str, typer.Option(help="original or compact, as in --model_args.")] = "original",
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
 ) -> None:
-    """Print a schedule as JSON: its stages, and the kept tokens and cache bytes of each layer (docs/serving.md)."""
+    """Print a schedule as JSON: its stages, and the kept tokens and cache bytes of each layer.
+
+    docs/serving.md says what serving programs can do with it.
+
+    Example: lmms-prune export dart@2:0.44,random@20:0.07 --model llava-hf/llava-1.5-7b-hf
+    """
     from lmms_prune import __version__
 
     if positions not in _POSITIONS:

@@ -65,7 +65,12 @@ def schedule(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a schedule, solve its '?', and show what each stage keeps, the average over the layers, and the cost."""
+    """Check a schedule, and show what it keeps and costs.
+
+    A '?' is solved from --budget. Shown are what each stage keeps, the average over the layers and, with --model, the cost.
+
+    Example: lmms-prune schedule dart@2:0.44,random@20:0.07 --model llava-1.5-7b
+    """
     card = _gpu(gpu, model, bench)
     with plainly(ScheduleError, ArchitectureError, MeasuredTimesError):
         sizes = None if model is None else architecture(model)

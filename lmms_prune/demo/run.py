@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +14,6 @@ from zlib import crc32
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from lmms_prune.demo.benchmarks import TASKS, mirror_in
@@ -34,6 +31,7 @@ from lmms_prune.record.redaction import secret_values
 from lmms_prune.record.run import RunReport
 from lmms_prune.schedule import ADAPTIVE, Schedule
 from lmms_prune.schedule.budgets import Budget
+from lmms_prune.terminal.progress import Progress
 
 ROWS, QUICK_ROWS = 96, 24  # questions of each benchmark
 # Of one process on one core: the full demo, 40 runs of 960 answers, took two processes about twelve minutes (docs/demo.md).
@@ -196,7 +194,7 @@ def run_demo(
         OSError: `folder` cannot be written.
     """
     if "," in str(folder):
-        raise DemoError(f"--folder {folder}: lmms-eval cannot take a comma in a path; choose another folder.")
+        raise DemoError(f"--out {folder}: lmms-eval cannot take a comma in a path; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = {model: weights(model) for model in MODELS}
     with console.status("drawing the ten benchmarks"):
@@ -207,8 +205,8 @@ def run_demo(
     one_thread = {**environment, "OMP_NUM_THREADS": "1"}
     expected = expected_time(len(runs), len(tasks), count, os.cpu_count() or 1)
     console.print(f"On idle cores this takes {expected}.", highlight=False)
-    with _progress(console, f"{len(runs)} runs of lmms-eval, {len(tasks)} tasks each", len(runs)) as progressed:
-        outcomes = evaluate(runs, results, mirror, one_thread, secret_values(environment), progressed)
+    with Progress(f"{len(runs)} runs of lmms-eval, {len(tasks)} tasks each", len(runs)) as progress:
+        outcomes = evaluate(runs, results, mirror, one_thread, secret_values(environment), progress.update)
     record: dict[str, Any] = {"mirror": str(mirror), "runs": [], "failures": []}
     commands: list[tuple[bool, str]] = []
     for (model, row), run, outcome in zip(pairs, runs, outcomes, strict=True):
@@ -290,39 +288,6 @@ def _lesson(model: DemoCheckpoint, runs: Sequence[Mapping[str, Any]]) -> str:
         f"See: at budget {proposal.budget} a hybrid keeps {paper:.0f} % at the paper's depth, and {own:.0f} % as `calibrate` proposes it. "
         f"The horizon must be measured: random starts at layer {proposal.schedule.stages[-1].layer} here, not at 8."
     )
-
-
-@contextmanager
-def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number of finished runs. It draws a bar on a terminal, and lines in a file."""
-    start = time.monotonic()
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TextColumn("{task.fields[left]}"), console=console) as progress:
-            bar = progress.add_task(what, total=total, left="")
-            yield lambda done: progress.update(
-                bar, completed=done, left=time_left(done, total, time.monotonic() - start)
-            )
-        return
-    printed = -1
-
-    def print_line(done: int) -> None:
-        nonlocal printed
-        if done > printed:
-            printed = done
-            left = time_left(done, total, time.monotonic() - start)
-            console.print(f"{what}: {done} of {total} done{left and f', {left}'}", highlight=False, soft_wrap=True)
-
-    print_line(0)
-    yield print_line
-
-
-def time_left(done: int, total: int, seconds: float) -> str:
-    """How long the rest will take at the rate so far, in words; empty before the first run, in the first second and at the end."""
-    if not 0 < done < total or seconds < 1:
-        return ""
-    left = seconds * (total - done) / done
-    return f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
 
 
 def expected_time(runs: int, tasks: int, rows: int, processes: int) -> str:

@@ -15,7 +15,7 @@ from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.harness.argument_text import ArgumentError, split
 from lmms_prune.harness.calibrations import StoredCalibrationError, calibration_file, kept_schedule
 from lmms_prune.harness.failures import NOTES, OURS, Scope
-from lmms_prune.models import MODEL_NAMES, Family
+from lmms_prune.models import Family
 from lmms_prune.models.kernels import KERNELS
 from lmms_prune.schedule import Schedule
 
@@ -45,7 +45,7 @@ class ModelArguments:
         seed: seed of every random draw.
         batch_size: number of rows generated together; "auto" adapts it to the GPU's memory.
         revision, dtype, device, device_map, attn_implementation, trust_remote_code, use_cache: as in transformers.
-            dtype "auto" is the checkpoint's dtype; device defaults to CUDA if there is one.
+            dtype "auto" is the checkpoint's dtype; device "auto", the default, is CUDA if there is one, else the CPU.
         peft: a PEFT adapter (LoRA) of the checkpoint: a folder or hub name.
         load_in_4bit, load_in_8bit: quantise the weights while loading, with bitsandbytes.
         prompt: LLaVA only: "hf" is the checkpoint's chat template, "vicuna" is LLaVA-1.5's own evaluation prompt.
@@ -127,7 +127,7 @@ class ModelArguments:
         defaults = {} if family is None else {"pretrained": family.checkpoint, **family.defaults}
         arguments = cls(**{**defaults, **read})
         if is_auto:
-            arguments = replace(arguments, schedule=_kept_schedule(arguments, family), budget=None)
+            arguments = replace(arguments, schedule=_kept_schedule(arguments), budget=None)
         low, high = arguments.min_pixels, arguments.max_pixels
         if low and high and low > high:
             raise ArgumentError(f"model_args: min_pixels={low} is more than max_pixels={high}; set both.")
@@ -190,7 +190,7 @@ class ModelArguments:
 
 
 def weight_arguments(model_args: str, options: Sequence[str] = ()) -> dict[str, str]:
-    """Read the --model_args of a command that runs no task: only what decides which weights are loaded has a meaning there.
+    """Read the --model-args of a command that runs no task: only what decides which weights are loaded has a meaning there.
 
     Args:
         model_args: the text.
@@ -204,9 +204,9 @@ def weight_arguments(model_args: str, options: Sequence[str] = ()) -> dict[str, 
     for name in values:
         if name in ("pretrained", *options):
             option = "model" if name == "pretrained" else "attention" if name == "attn_implementation" else name
-            raise ArgumentError(f"--model_args {name}=…: the command has the option --{option} for it; leave it out.")
+            raise ArgumentError(f"--model-args {name}=…: the command has the option --{option} for it; leave it out.")
         if name not in known:
-            raise ArgumentError(f"--model_args {name}=…: without a task, only {', '.join(known)} have an effect.")
+            raise ArgumentError(f"--model-args {name}=…: without a task, only {', '.join(known)} have an effect.")
     return values
 
 
@@ -258,6 +258,8 @@ def _read(name: str, value: Any) -> Any:
         return text
     if (name, text) == ("batch_size", "auto"):
         return text
+    if (name, text) == ("device", "auto"):
+        return None
     if name in _LOWEST:
         # Longer numbers do not fit a generator's seed, and Python refuses to parse thousands of digits.
         if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < _LOWEST[name]:
@@ -277,7 +279,7 @@ def _read(name: str, value: Any) -> Any:
     return text
 
 
-def _kept_schedule(arguments: ModelArguments, family: Family | None) -> Schedule:
+def _kept_schedule(arguments: ModelArguments) -> Schedule:
     """Return the calibrated schedule that ``schedule=auto`` stands for."""
     if arguments.budget is None:
         raise ArgumentError("model_args: schedule=auto needs a budget: schedule=auto,budget=192t or budget=0.5.")
@@ -287,11 +289,10 @@ def _kept_schedule(arguments: ModelArguments, family: Family | None) -> Schedule
     except StoredCalibrationError as error:
         raise ArgumentError(f"model_args: schedule=auto: {error}") from None
     if text is None:
-        family = family or next(iter(MODEL_NAMES.values()))
-        checkpoint = arguments.pretrained + (f",peft={arguments.peft}" if arguments.peft else "")
+        checkpoint = arguments.pretrained + (f" --model-args peft={arguments.peft}" if arguments.peft else "")
         raise ArgumentError(
-            f"model_args: schedule=auto: {checkpoint} was not yet calibrated at budget {arguments.budget} (there "
-            f"is no {path}). Do it with:\n  lmms-prune calibrate --model {family.model_name} --model_args "
-            f"pretrained={checkpoint} --tasks mme,textvqa_val --budget {arguments.budget}"
+            f"model_args: schedule=auto: {arguments.pretrained} was not yet calibrated at budget {arguments.budget} (there "
+            f"is no {path}). Do it with:\n  lmms-prune calibrate --model {checkpoint} --tasks mme,textvqa_val "
+            f"--budget {arguments.budget}"
         )
     return Schedule.parse(text)

@@ -200,7 +200,7 @@ def task_manager(tasks: Sequence[str], model: str, include: Path | Sequence[Path
         logger.enable("lmms_eval")
     if unknown := [name for name in tasks if name not in manager.all_tasks]:
         raise ArgumentError(
-            f"--tasks: '{unknown[0]}' is neither a task nor a group of lmms-eval; --include_path names a folder of more."
+            f"--tasks: '{unknown[0]}' is neither a task nor a group of lmms-eval; --include-path names a folder of more."
         )
     return manager
 

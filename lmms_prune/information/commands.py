@@ -14,7 +14,6 @@ from rich.table import Table
 
 from lmms_prune.information.options import (
     DocumentChoice,
-    Include,
     Keeps,
     LabelOption,
     Sample,
@@ -35,7 +34,8 @@ from lmms_prune.information.options import (
 )
 from lmms_prune.record.files import write
 from lmms_prune.terminal.console import SECRETS, fail
-from lmms_prune.terminal.options import DEFAULT_MODEL, Json, Model, ModelArgs
+from lmms_prune.terminal.options import Include, Json, Launch, Limit, Model, ModelArgs, Wrapper
+from lmms_prune.terminal.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,9 +50,10 @@ if TYPE_CHECKING:
 def information(
     tasks: Tasks,
     out: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes from it.")],
-    model: Model = DEFAULT_MODEL,
+    model: Model = None,
+    wrapper: Wrapper = None,
     model_args: ModelArgs = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
+    limit: Limit = None,
     layers: Annotated[str | None, typer.Option(help="Decoder layers: 0-31, or 0,8,16. Default: all.")] = None,
     block: Annotated[
         int,
@@ -74,39 +75,43 @@ def information(
     sample: Sample = None,
     sample_seed: SampleSeed = 0,
     shard: Shard = None,
-    launch: Annotated[str, typer.Option(help="Several GPUs: 'torchrun --nproc_per_node 4', as for `sweep`.")] = "",
+    launch: Launch = "",
     pictures: Annotated[int, typer.Option(min=0, help="Number of documents of each task to draw heat maps of.")] = 2,
     include: Include = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the information of each visual token at each decoder layer, on the documents of any lmms-eval task.
+    """Measure what each visual token is worth at each layer.
 
-    The information of a token at a layer is how much it raises the probability of the right answer's first token if the
+    It is measured on the documents of any lmms-eval task. The information of a token at a layer is how much it raises the probability of the right answer's first token if the
     layers from there on see no other visual token (arXiv 2512.07580). The others are deleted, as in the paper's code; the
     zero masks of its equations 2, 3 and 5 would give other numbers, and other signs. Results are stored document by
     document. The same folder gets tables (CSV) and plots (PNG, SVG) of all documents.
+
+    Example: lmms-prune information --tasks pope --limit 50 --out information
     """
     chosen, kept, rule = method_names(methods, options=True, own=True), keeps_of(keeps), label_of(label)
     draw = draw_of(sample, sample_seed, limit)
     with user_errors():
+        from lmms_prune.harness.models import as_lmms_eval
         from lmms_prune.information.part import MeasureRequest, measure_launched, measure_part
         from lmms_prune.sweep.jobs import shard_of
 
         choice = DocumentChoice(task_names(tasks), include, limit, draw)
-        request = MeasureRequest(model, model_args, choice, layers, block, out, rule, shard_of(shard))
+        part = shard_of(shard)
+        wrapper, model_args = as_lmms_eval(model, wrapper, model_args)
+        request = MeasureRequest(wrapper, model_args, choice, layers, block, out, rule, part)
         if shard is not None:
             return _shard_measured(request, measure_part(launch, request), as_json)
         if launch:
             measure_launched(launch, request)
-        loaded = load_unpruned(model, model_args)
-        wrapper = loaded.wrapper
-        numbers, documents = layer_numbers(layers, loaded.depth), choice.documents(model)
-        store = measure_missing(wrapper, documents, numbers, block, out, rule)
+        loaded = load_unpruned(wrapper, model_args)
+        numbers, documents = layer_numbers(layers, loaded.depth), choice.documents(wrapper)
+        store = measure_missing(loaded.wrapper, documents, numbers, block, out, rule)
         choice.record(numbers_of(documents), out)
-        averages = _write_averages(wrapper, documents, store)
-        _heatmaps(wrapper, documents, store, pictures, numbers, block)
+        averages = _write_averages(loaded.wrapper, documents, store)
+        _heatmaps(loaded.wrapper, documents, store, pictures, numbers, block)
         if chosen:
-            _kept(wrapper, documents, store, chosen, kept, numbers, block)
+            _kept(loaded.wrapper, documents, store, chosen, kept, numbers, block)
     if as_json:
         typer.echo(json.dumps({"out": str(out), "samples": len(documents), "layers": averages.to_dict("records")}))
         return
@@ -212,7 +217,8 @@ def _kept(
     from lmms_prune.information.kept import kept_information
     from lmms_prune.information.plots import draw_kept, task_title
 
-    kept = kept_information(wrapper, documents, store, methods, keeps, numbers, block)
+    with Progress("kept information, documents", len(documents)) as progress:
+        kept = kept_information(wrapper, progress.over(documents), store, methods, keeps, numbers, block)
     write(store.folder / "kept.csv", kept.to_csv(index=False))
     for task, lines in kept.groupby("task", sort=False):
         documents_read = lines["sample"].nunique()
@@ -225,9 +231,10 @@ def _kept(
 def horizon(
     tasks: Tasks,
     out: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes from it.")],
-    model: Model = DEFAULT_MODEL,
+    model: Model = None,
+    wrapper: Wrapper = None,
     model_args: ModelArgs = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
+    limit: Limit = None,
     block: Annotated[int, typer.Option(min=1, help="Side of a unit of information, in visual tokens.")] = 2,
     label: LabelOption = "probable",
     epsilon: Annotated[float, typer.Option(help="Share of the unpruned score that may be lost.")] = 0.01,
@@ -257,16 +264,16 @@ def horizon(
         ),
     ] = None,
     shard: Shard = None,
-    launch: Annotated[
-        str, typer.Option(help="Launcher of the measuring and evaluating processes, as for `sweep`.")
-    ] = "",
+    launch: Launch = "",
     as_json: Json = False,
 ) -> None:
-    """Find each task's information horizon: the layer from which on visual tokens carry no information.
+    """Find from which layer on visual tokens are worthless.
 
-    It is the smallest layer such that at it and at all deeper layers, removing all visual tokens costs at most --epsilon
+    This layer is each task's information horizon. It is the smallest layer such that at it and at all deeper layers, removing all visual tokens costs at most --epsilon
     of the unpruned score, and mean information is below 0.01. Measures information (as `information` does), evaluates the
     removal at every layer with lmms-eval, and plots both. VTW's criterion is shown for comparison.
+
+    Example: lmms-prune horizon --tasks textvqa_val --limit 64 --out horizon
     """
     chosen = method_names(methods, oracle=True, options=True, own=True)
     kept, rule = keeps_of(keeps), label_of(label)
@@ -274,6 +281,7 @@ def horizon(
         fail(f"--epsilon {epsilon}: write a share from 0 to below 1, such as 0.01.")
     draw = draw_of(sample, sample_seed, limit)
     with user_errors():
+        from lmms_prune.harness.models import as_lmms_eval
         from lmms_prune.information.layer_horizons import (
             HorizonRequest,
             averages_of,
@@ -290,11 +298,12 @@ def horizon(
         _refuse_contradictions(scores_only, information_limit, sample or limit, oracles, measured_in)
         names = task_names(tasks)
         choice = DocumentChoice(names, include, limit, draw)
-        refuse_unscored(names, model, include)
+        wrapper, model_args = as_lmms_eval(model, wrapper, model_args)
+        refuse_unscored(names, wrapper, include)
         smaller, store = choice.smaller(information_limit), measured_in or out / "information"
-        drawn = None if draw is None else choice.numbers(model)
+        drawn = None if draw is None else choice.numbers(wrapper)
         evaluation = Evaluation(
-            model,
+            wrapper,
             model_args,
             names,
             limit,
@@ -304,7 +313,7 @@ def horizon(
             secrets=SECRETS.get(),
         )
         request = HorizonRequest(
-            MeasureRequest(model, model_args, smaller, None, block, store, rule, shard_of(shard)),
+            MeasureRequest(wrapper, model_args, smaller, None, block, store, rule, shard_of(shard)),
             evaluation,
             methods=chosen,
             keeps=kept,
@@ -395,20 +404,33 @@ def show(
     images: Annotated[list[Path], typer.Argument(help="One or more image files, asked about together.")],
     question: Annotated[str, typer.Option(help="The question about them.")],
     schedule: Annotated[str, typer.Option(help="The schedule: dart@2:0.44,random@20:0.07, or a preset's name.")],
-    out: Annotated[Path, typer.Option(help="File of the picture: .png, .svg or .pdf.")],
-    model: Model = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option(help="File of the picture: .png, .svg or .pdf.")] = Path("kept.png"),
+    model: Model = None,
+    wrapper: Wrapper = None,
     model_args: ModelArgs = "",
     new_tokens: Annotated[int, typer.Option(min=1, help="The largest number of tokens in an answer.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Draw on the image which visual tokens each stage keeps, with the answers with and without pruning."""
+    """Draw which visual tokens each stage keeps.
+
+    They are drawn on the image, with the answers with and without pruning.
+
+    Example: lmms-prune show a.png --question 'Which city?' --schedule dart@2:0.44
+    """
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         fail(f"--out {out}: the name must end with .png, .svg or .pdf.")
     with user_errors():
         from lmms_prune.information.show import show as compare
 
         comparison = compare(
-            list(images), question, schedule, model=model, model_args=model_args, new_tokens=new_tokens, out=out
+            list(images),
+            question,
+            schedule,
+            model=model,
+            wrapper=wrapper,
+            model_args=model_args,
+            new_tokens=new_tokens,
+            out=out,
         )
     trace = comparison.trace
     if as_json:

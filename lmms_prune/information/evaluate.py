@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lmms_prune.errors import FROM_ONE, expect, optional
 from lmms_prune.harness.argument_text import comma_text, split
 from lmms_prune.harness.installation import refuse_broken
+from lmms_prune.harness.models import as_lmms_eval
 from lmms_prune.harness.plugin import environment_secrets
 from lmms_prune.information.layer_sweep import Evaluation, run_all, slug
 from lmms_prune.leaderboard.frame import frame
@@ -21,7 +22,6 @@ from lmms_prune.leaderboard.rows import Leaderboard, TableRow
 from lmms_prune.leaderboard.table import RESAMPLES
 from lmms_prune.schedule import Schedule
 from lmms_prune.sweep.run import JobOutcome
-from lmms_prune.terminal.options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,8 @@ def evaluate(
     tasks: str | Sequence[str],
     out: str | PathLike[str],
     *,
-    model: str = DEFAULT_MODEL,
+    model: str | None = None,
+    wrapper: str | None = None,
     model_args: str | Mapping[str, Any] = "",
     limit: int | None = None,
     include_path: str | PathLike[str] | None = None,
@@ -49,8 +50,10 @@ def evaluate(
             now or earlier in `out`, the others are compared with the unpruned run.
         tasks: tasks of lmms-eval, separated by commas or in a list.
         out: a folder for the results of one model. Its `runs` is what `leaderboard` and ``lmms-prune leaderboard`` read.
-        model: lmms-eval's name of a model of this package.
-        model_args: as for lmms-eval, without schedule and budget: ``pretrained=…,dtype=…``, JSON, or a mapping.
+        model: a checkpoint's folder or hub name; by default that of the wrapper.
+        wrapper: lmms-eval's name of a model of this package; by default the one that loads the checkpoint.
+        model_args: further arguments as for lmms-eval, without checkpoint, schedule and budget: ``dtype=…,prompt=…``, JSON, or
+            a mapping.
         limit: only the first documents of each task.
         include_path: a folder of further task YAMLs.
         launch: the launcher of the evaluating processes: ``torchrun --nproc_per_node 2``.
@@ -75,7 +78,7 @@ def evaluate(
     include = None if include_path is None else Path(include_path)
     refuse_broken()
     secrets = environment_secrets()
-    evaluation = Evaluation(model, arguments, names, limit, include=include, secrets=secrets)
+    evaluation = Evaluation(*as_lmms_eval(model, wrapper, arguments), names, limit, include=include, secrets=secrets)
     folder = Path(out).absolute()
     run_all(evaluation, texts, folder, launch, report or (lambda outcome: None))
     board, _ = read_board([folder / "runs"], None, None, None, RESAMPLES, 0, samples_reader(True))

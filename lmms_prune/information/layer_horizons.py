@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import Progress
 
 from lmms_prune.information.aggregate import by_sample
 from lmms_prune.information.horizon import Horizon, find_horizon
@@ -22,6 +20,7 @@ from lmms_prune.leaderboard.samples import Samples
 from lmms_prune.leaderboard.statistics import interval, resampled
 from lmms_prune.methods import METHODS
 from lmms_prune.record.files import write
+from lmms_prune.terminal.progress import Progress
 
 SingleStage = tuple[str, int, float | str]
 """A method with its options, a layer, and what is kept from that layer on."""
@@ -102,9 +101,8 @@ def evaluate_part(request: HorizonRequest) -> tuple[int, tuple[int, int]]:
     """
     depth, _ = depth_and_name(request.measure.model, request.measure.model_args)
     schedules, evaluation = request.part(depth), request.evaluation
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("evaluations", total=len(schedules) * len(evaluation.tasks))
-        run_all(evaluation, schedules, request.out, request.launch, lambda outcome: progress.advance(bar))
+    with Progress("evaluations", len(schedules) * len(evaluation.tasks)) as progress:
+        run_all(evaluation, schedules, request.out, request.launch, lambda outcome: progress.advance())
     return len(schedules), (0, 0) if request.scores_only else measure_part(request.launch, request.measure)
 
 
@@ -127,9 +125,8 @@ def averages_of(request: HorizonRequest) -> tuple[int, str, pd.DataFrame | None]
 def scores_of(request: HorizonRequest, depth: int) -> Scores:
     """Evaluate every schedule on every task; complete results are reused."""
     schedules, evaluation = request.schedules(depth), request.evaluation
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("evaluations", total=len(schedules) * len(evaluation.tasks))
-        return evaluate(evaluation, schedules, request.out, request.launch, lambda outcome: progress.advance(bar))
+    with Progress("evaluations", len(schedules) * len(evaluation.tasks)) as progress:
+        return evaluate(evaluation, schedules, request.out, request.launch, lambda outcome: progress.advance())
 
 
 def write_horizons(

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from lmms_prune.errors import OptionError, ScheduleError, did_you_mean
 from lmms_prune.methods import METHODS
@@ -23,6 +21,7 @@ from lmms_prune.sweep.draws import Sample as Sample
 from lmms_prune.sweep.draws import SampleSeed as SampleSeed
 from lmms_prune.sweep.draws import draw_of as draw_of
 from lmms_prune.terminal.console import fail, plainly
+from lmms_prune.terminal.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,15 +39,6 @@ Keeps = Annotated[
 ]
 Shard = Annotated[
     str | None, typer.Option(help="Measure only one part of the work: 3/8. Without it, all is collected and drawn.")
-]
-Include = Annotated[
-    Path | None,
-    typer.Option(
-        "--include_path",
-        exists=True,
-        file_okay=False,
-        help="A folder of further task YAMLs. Default: this package's own.",
-    ),
 ]
 
 LabelOption = Annotated[
@@ -102,14 +92,10 @@ def load_unpruned(model: str, model_args: str) -> LoadedModel:
 
 def depth_and_name(model: str, model_args: str) -> tuple[int, str]:
     """The number of decoder layers and the checkpoint's name, without loading its weights."""
-    from lmms_prune.harness.arguments import ArgumentError, ModelArguments
+    from lmms_prune.harness.arguments import ModelArguments
     from lmms_prune.harness.loading import read_config
-    from lmms_prune.harness.models import refuse_own
     from lmms_prune.models import MODEL_NAMES
 
-    if model not in MODEL_NAMES:
-        raise ArgumentError(f"--model {model} is unknown; use {' or '.join(MODEL_NAMES)}.")
-    refuse_own(model_args)
     arguments = ModelArguments.read(model_args, None, MODEL_NAMES[model])
     config = read_config(arguments, MODEL_NAMES[model])
     return config.text_config.num_hidden_layers, Path(arguments.pretrained).name
@@ -155,9 +141,8 @@ def measure_missing(
     # A checkpoint whose weights changed under the same name is a different model.
     about |= {f"{name} of the checkpoint": wrapper.made_from[kind] for name, kind in _CHECKPOINT.items()}
     store = Store.open(out, {**about, "layers": layers, "block": block, "label": label})
-    with Progress(console=Console(stderr=True), disable=wrapper.rank > 0) as progress:
-        bar = progress.add_task("information", total=len(documents))
-        measure_documents(wrapper, documents, store, layers, block, lambda document: progress.advance(bar), label)
+    with Progress("information, documents", len(documents), shown=wrapper.rank == 0) as progress:
+        measure_documents(wrapper, documents, store, layers, block, lambda document: progress.advance(), label)
     return store
 
 

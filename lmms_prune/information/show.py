@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from lmms_prune.harness.generation import clean, own_tokens, stop_texts
-from lmms_prune.harness.models import unpruned
+from lmms_prune.harness.models import as_lmms_eval, unpruned
 from lmms_prune.harness.prompts import question_text
 from lmms_prune.harness.pruned import PrunedModel
 from lmms_prune.information.canvas import dimmed, grids_of, seen_images, split_by_grid
@@ -26,7 +26,6 @@ from lmms_prune.pruning.trace import RowTrace, figures
 from lmms_prune.record.files import read_image
 from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
-from lmms_prune.terminal.options import DEFAULT_MODEL
 
 _WIDEST = 224  # pixels of an image in a notebook
 
@@ -74,7 +73,8 @@ def show(
     question: str,
     schedule: Schedule | str,
     *,
-    model: str | PrunedModel = DEFAULT_MODEL,
+    model: str | PrunedModel | None = None,
+    wrapper: str | None = None,
     model_args: str = "",
     new_tokens: int = 64,
     out: str | PathLike[str] | None = None,
@@ -85,9 +85,10 @@ def show(
         images: files or opened images, one or several, placed before the question in this order.
         question: the user's question.
         schedule: a schedule without ``?``.
-        model: lmms-eval's name of a model of this package, which is then loaded, or one that
+        model: a checkpoint's folder or hub name (by default that of the wrapper), or a model that
             `lmms_prune.harness.models.unpruned` has loaded, for several calls.
-        model_args: with a name: as for lmms-eval, without schedule and budget: ``pretrained=…,dtype=…``.
+        wrapper: lmms-eval's name of a model of this package; by default the one that loads the checkpoint.
+        model_args: further arguments as for lmms-eval, without checkpoint, schedule and budget: ``dtype=…,prompt=…``.
         new_tokens: the largest number of tokens in an answer.
         out: a file to draw the same picture to: .png, .svg or .pdf.
 
@@ -104,12 +105,14 @@ def show(
         raise InformationError(message)
     single = isinstance(images, (str, PathLike, Image.Image))
     opened = [_opened(image) for image in cast(Any, [images] if single else images)]
-    if not isinstance(model, str) and model_args:
-        raise InformationError(f"model_args={model_args}: the model is loaded already; name the arguments where it is.")
-    wrapper = unpruned(model, model_args) if isinstance(model, str) else model
-    parsed.check(wrapper.model.config.text_config.num_hidden_layers)
-    check(wrapper.model, parsed)
-    comparison = compare(wrapper, opened, question, parsed, new_tokens)
+    if isinstance(model, PrunedModel) and (model_args or wrapper):
+        raise InformationError(
+            f"{wrapper or model_args}: the model is loaded already; name wrapper and arguments where it is."
+        )
+    loaded = model if isinstance(model, PrunedModel) else unpruned(*as_lmms_eval(model, wrapper, model_args))
+    parsed.check(loaded.model.config.text_config.num_hidden_layers)
+    check(loaded.model, parsed)
+    comparison = compare(loaded, opened, question, parsed, new_tokens)
     if out is not None:
         draw_comparison(comparison, Path(out))
     return comparison

@@ -12,11 +12,13 @@ from rich.console import Console
 
 from lmms_prune.errors import ScheduleError, did_you_mean
 from lmms_prune.leaderboard.benchmarks import TASKS
-from lmms_prune.leaderboard.options import Data, Include, KeepPaths, UseCache, Verify, samples_reader
+from lmms_prune.leaderboard.options import Data, KeepPaths, UseCache, Verify, samples_reader
 from lmms_prune.record.files import write
 from lmms_prune.record.redaction import redacted
 from lmms_prune.schedule import Schedule
 from lmms_prune.terminal.console import SECRETS, fail, plainly
+from lmms_prune.terminal.options import Include
+from lmms_prune.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from lmms_prune.leaderboard.page.render import Submitter
@@ -76,11 +78,14 @@ def leaderboard(
         bool, typer.Option("--published", help="Print the paper's own Tables 1 to 3 instead.")
     ] = False,
 ) -> None:
-    """Make the paper's tables from result folders: scores, Acc, Rel, measured budgets, intervals and warning marks.
+    """Compare runs: scores, Rel, tokens, cost and intervals.
 
+    The tables are the paper's, made from result folders: scores, Acc, Rel, measured budgets, intervals and warning marks.
     Every row is compared with the unpruned run of the same checkpoint. Files that cannot be read are named after the
     table, and the exit code is then 1. With --strict all rows are verified as by `lmms-prune verify`, and the exit code is
     also 1 if a row is marked.
+
+    Example: lmms-prune leaderboard results --format html --out board.html
     """
     from lmms_prune.leaderboard.bench_times import BenchTimesError, read_times
     from lmms_prune.leaderboard.formats import FORMATS
@@ -161,11 +166,15 @@ def gate(
     keep_paths: KeepPaths = False,
     cache: UseCache = True,
 ) -> None:
-    """Fail if a pruned row loses too much: exit code 1 with the reasons, and a Markdown summary for a pull request.
+    """Fail if a pruned row loses too much.
 
-    All rows but baselines and controls are judged, each against the unpruned run of its checkpoint. The measured numbers
-    decide: a loss that is not real is named "not distinguishable", but still fails unless --significant is given. Results that cannot be read fail too, and so does a row, or a baseline, with a contradicted or unverified number:
+    The exit code is then 1. A Markdown summary for a pull request has the reasons. All rows but baselines and controls are
+    judged, each against the unpruned run of its checkpoint. The measured numbers decide: a loss that is not real is named
+    "not distinguishable", but still fails unless --significant is given. Results that cannot be read fail too, and so does a
+    row, or a baseline, with a contradicted or unverified number:
     all are verified first, as by `lmms-prune verify`.
+
+    Example: lmms-prune gate results --min-rel 95 --max-drop textvqa=2.0
     """
     from lmms_prune.leaderboard.gate import Limits, judged, summary
     from lmms_prune.leaderboard.records import Problem
@@ -251,10 +260,10 @@ def _board(
     from lmms_prune.leaderboard.reading import LeaderboardError, read_board
 
     benchmarks, count = chosen
-    with Console(stderr=True).status("reading results and samples"):
-        with plainly(LeaderboardError):
-            board, results = read_board(paths, baseline, benchmarks, count, resamples, seed, reader)
-        return board if verified is None else _verified(board, results, reader, verified)
+    with Progress("samples files") as progress, plainly(LeaderboardError):
+        reader.counted = progress.count
+        board, results = read_board(paths, baseline, benchmarks, count, resamples, seed, reader)
+    return board if verified is None else _verified(board, results, reader, verified)
 
 
 def _verified(board: Leaderboard, results: Sequence[Results], reader: SamplesReader, verified: Verified) -> Leaderboard:
@@ -264,8 +273,9 @@ def _verified(board: Leaderboard, results: Sequence[Results], reader: SamplesRea
     from lmms_prune.leaderboard.verify.verdicts import verification, with_verdicts
 
     runs = [run for result in results for run in result.records]
-    with plainly(ArgumentError):
-        return with_verdicts(board, verification(runs, (), reader, Rescoring(verified.data, verified.include)))
+    rescoring = Rescoring(verified.data, verified.include)
+    with plainly(ArgumentError), Progress("verify, rows") as progress:
+        return with_verdicts(board, verification(runs, (), reader, rescoring, progress.count))
 
 
 def _percent(text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,7 +28,6 @@ Data = Annotated[
         "where an evaluation finds the data.",
     ),
 ]
-Include = Annotated[Path | None, typer.Option("--include-path", help="Folder of further task YAMLs.")]
 Verify = Annotated[
     bool,
     typer.Option(

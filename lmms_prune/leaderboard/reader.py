@@ -40,9 +40,12 @@ class SamplesReader:
         cache: where to keep it for the next command; None for nowhere.
         workers: most processes that read at a time. They are started afresh ("spawn"), which imports the main program again:
             more than 1 is for programs that guard their start by ``__name__ == "__main__"``, as commands do.
+
+    `counted` is called with the number of files that were read ahead, and of all.
     """
 
     def __init__(self, cache: Cache | None = None, workers: int = 1) -> None:
+        self.counted: Callable[[int, int], None] = lambda done, total: None
         self._cache = cache if code_version() is not None else None
         self._workers = workers
         self._outcomes: dict[Job, Outcome] = {}
@@ -66,8 +69,9 @@ class SamplesReader:
             if self._cache is not None and (samples := _cached(*job, self._cache)) is not None:
                 self._outcomes[job] = samples
         unread = [job for job in missing if job not in self._outcomes]
-        for (path, benchmark), outcome in self._read(unread):
+        for number, ((path, benchmark), outcome) in enumerate(self._read(unread), 1):
             self._outcomes[path, benchmark] = outcome
+            self.counted(number, len(unread))
         if unread and self._cache is not None:
             self._cache.prune()
 

@@ -284,8 +284,8 @@ def _cost_steps(plan: ModelPlan) -> Iterator[Step]:
     documents = plan.options.limit or items[0].documents or 1
     words = ["bench", *schedules, "--model", model.pretrained, "--device", device, "--dtype", dtype]
     words += ["--tasks", ",".join(model.tasks(items[0].columns)), "--limit", str(documents), "--json"]
-    words += ["--model_args", ",".join(f"{k}={v}" for k, v in arguments.items())] if arguments else []
-    words += [] if plan.options.include is None else ["--include_path", str(plan.options.include)]
+    words += ["--model-args", ",".join(f"{k}={v}" for k, v in arguments.items())] if arguments else []
+    words += [] if plan.options.include is None else ["--include-path", str(plan.options.include)]
     repeats = 2 if plan.options.quick else 5
     flops = documents * (repeats + 1) * sum(document_flops(model.sizes, row.schedule) for row in plan.costs)
     words += ["--repeats", str(repeats)]
@@ -295,13 +295,15 @@ def _cost_steps(plan: ModelPlan) -> Iterator[Step]:
 def _command(plan: ModelPlan, name: str, items: Sequence[Item], out: Path) -> tuple[list[str], list[str], int]:
     """The first words of ``horizon`` and ``information``; the tasks; documents of each task."""
     tasks = list(dict.fromkeys(task for item in items for task in plan.item_tasks(item)))
-    words = [name, "--model", plan.model.wrapper, "--model_args", plan.model.model_args, "--tasks", ",".join(tasks)]
+    arguments = {key: value for key, value in plan.model.arguments.items() if key != "pretrained"}
+    words = [name, "--model", plan.model.pretrained, "--model-args", ",".join(f"{k}={v}" for k, v in arguments.items())]
+    words += ["--tasks", ",".join(tasks)]
     words += ["--out", str(out), "--json"]
     documents = plan.options.limit or max(item.documents or 1 for item in items)
     flag = ["--sample", str(documents), "--sample-seed", "0"]
     words += flag if plan.options.limit is None else ["--limit", str(documents)]
     words += [] if plan.options.block is None else ["--block", str(plan.options.block)]
-    words += [] if plan.options.include is None else ["--include_path", str(plan.options.include)]
+    words += [] if plan.options.include is None else ["--include-path", str(plan.options.include)]
     return words, tasks, documents
 
 

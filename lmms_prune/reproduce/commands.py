@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from lmms_prune.information.options import Include
 from lmms_prune.reproduce.items import paper_models
 from lmms_prune.terminal.console import ENVIRONMENT, SECRETS, ended_by_sigterm, fail, plainly
-from lmms_prune.terminal.options import Json
+from lmms_prune.terminal.options import Cluster, ClusterOption, Include, Json, Launch
+from lmms_prune.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from lmms_prune.reproduce.chain import ChainOptions, ModelPlan, Step
@@ -39,7 +39,10 @@ def reproduce(
         ),
     ] = ",".join(paper_models()),
     model_args: Annotated[
-        str, typer.Option("--model_args", help="Further arguments of every model, as for lmms-eval: dtype=float32.")
+        str,
+        typer.Option(
+            "--model-args", help="Further arguments of every model, as after lmms-eval's --model_args: dtype=float32."
+        ),
     ] = "",
     limit: Annotated[
         int | None,
@@ -64,17 +67,12 @@ def reproduce(
     quick: Annotated[
         bool, typer.Option("--quick", help="A trial of every part: fewer rows, benchmarks, methods and keeps.")
     ] = False,
-    launch: Annotated[str, typer.Option(help="Several GPUs: 'torchrun --nproc_per_node 4', as for `sweep`.")] = "",
+    launch: Launch = "",
     shard: Annotated[
         str | None, typer.Option(help="Only one part of the work: 3/8. Without it, all parts are collected.")
     ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="slurm or local: submit --parts jobs, wait, and collect (needs the extra 'slurm')."),
-    ] = None,
-    cluster_option: Annotated[
-        list[str] | None, typer.Option(help="name=value for submitit, such as slurm_partition=gpu; repeatable.")
-    ] = None,
+    cluster: Cluster = None,
+    cluster_option: ClusterOption = None,
     parts: Annotated[int, typer.Option(min=1, help="With --cluster: the number of jobs.")] = 8,
     rate: Annotated[float, typer.Option(min=0.001, help="TFLOP/s that a GPU sustains, for the estimate.")] = 50.0,
     dry_run: Annotated[
@@ -85,11 +83,13 @@ def reproduce(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Reproduce tables and figures of arXiv 2512.07580: a chain of this package's commands, ending in one report page.
+    """Reproduce the paper's tables and figures on one page.
 
-    Items share steps: information is measured once. Finished steps are skipped, half-finished ones go on. A failing step is
+    The paper is arXiv 2512.07580. It is a chain of this package's commands, ending in one report page. Items share steps: information is measured once. Finished steps are skipped, half-finished ones go on. A failing step is
     named with its log, and the others run. The page marks each claim reproduced, not reproduced or not run, with the interval
     that decides it.
+
+    Example: lmms-prune reproduce all --models demo --out paper
     """
     values = locals()
     _refuse_contradictions(values)
@@ -267,7 +267,7 @@ def _repeated(values: Mapping[str, Any]) -> list[str]:
     """The options of this command as words, for the same work in another process."""
     words = ["--out", str(Path(values["out"]).absolute()), "--models", values["models"]]
     for name in ("model_args", "limit", "methods", "keeps", "block", "tasks", "include", "seeds", "launch"):
-        option = {"model_args": "--model_args", "include": "--include_path"}.get(name, f"--{name}")
+        option = {"model_args": "--model-args", "include": "--include-path"}.get(name, f"--{name}")
         words += [option, str(values[name])] if values[name] else []
     return [*words, *(["--quick"] if values["quick"] else [])]
 
@@ -337,31 +337,20 @@ def _say(record: dict[str, Any], as_json: bool, text: str) -> None:
 
 def _run(steps: Sequence[Step], around: Surroundings, lanes: int, as_json: bool) -> dict[str, StepRecord]:
     """Run the chain with one progress display."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     from lmms_prune.harness.installation import InstallationError, refuse_broken
     from lmms_prune.reproduce.runner import Progress as ChainProgress
     from lmms_prune.reproduce.runner import run_chain
 
     with plainly(InstallationError):
         refuse_broken()
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    columns = (BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn())
-    bar_columns = (*columns, TextColumn("{task.fields[left]}{task.fields[running]}"))
-    with Progress(*bar_columns, console=console, transient=True) as bar, ended_by_sigterm():
-        task = bar.add_task("", total=len(steps), left="", running="")
-        begun: list[tuple[float, float]] = []
+    with Progress("runs", len(steps)) as progress, ended_by_sigterm():
 
-        def moved(done: float, total: float, running: str) -> None:
-            begun.append((time.monotonic(), done))
-            (start, first), now = begun[0], time.monotonic()
-            left = (total - done) * (now - start) / (done - first) if done > first else 0.0
-            shown = f"about {left / 60:.0f} min left: " if left else ""
-            bar.update(task, completed=done, total=total, left=shown, running=running)
+        def moved(done: int, total: int, running: str) -> None:
+            progress.begin(running)
+            progress.count(done, total)
 
-        progress = ChainProgress(steps, lambda text: console.print(text, markup=False), moved)
         try:
-            return run_chain(steps, around, progress, lanes)
+            return run_chain(steps, around, ChainProgress(steps, progress.say, moved), lanes)
         except (KeyboardInterrupt, SystemExit):
             typer.echo("interrupted; the same command goes on from here.", err=True)
             raise

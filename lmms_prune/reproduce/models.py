@@ -162,7 +162,7 @@ def _refuse_arguments(models: Sequence[StudiedModel], extra: str) -> None:
     """
     for name, reason in _OWN_ARGUMENTS.items():
         if name in split(extra):
-            raise ReproduceError(f"--model_args {name}=…: {reason}; leave it out.")
+            raise ReproduceError(f"--model-args {name}=…: {reason}; leave it out.")
     for model in models:
         ModelArguments.read(model.model_args, None, model.sizes.family)
 

@@ -125,7 +125,7 @@ class Progress:
 
     steps: Sequence[Step]
     say: Callable[[str], None]
-    moved: Callable[[float, float, str], None]
+    moved: Callable[[int, int, str], None]
     finished: dict[str, int] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
 

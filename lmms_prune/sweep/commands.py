@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lmms_prune.errors import ConfigError
 from lmms_prune.harness.arguments import ArgumentError
@@ -22,7 +21,8 @@ from lmms_prune.sweep.jobs import Job, SweepError, plan
 from lmms_prune.sweep.results import damage, seconds_if_complete
 from lmms_prune.sweep.run import JobOutcome, run_sweep, time_left
 from lmms_prune.terminal.console import SECRETS, fail, plainly, redacted_traces
-from lmms_prune.terminal.options import Json
+from lmms_prune.terminal.options import Cluster, ClusterOption, Json, Launch, Limit
+from lmms_prune.terminal.progress import Progress
 
 Paths = Annotated[
     list[Path], typer.Argument(metavar="CONFIGS", help="--config files of lmms-eval, or folders of them.")
@@ -35,34 +35,26 @@ def sweep(
     tasks: Annotated[
         str | None, typer.Option(help="Comma-separated task names, instead of those in the files.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate only this many documents of each task, for a trial.")
-    ] = None,
+    limit: Limit = None,
     sample: Sample = None,
     sample_seed: SampleSeed = 0,
     shard: Annotated[
         str | None, typer.Option(help="Only one part of the configurations: 3/8 is the third of eight.")
     ] = None,
-    launch: Annotated[
-        str,
-        typer.Option(help="Several GPUs for each evaluation: 'torchrun --nproc_per_node 4', 'accelerate launch …'."),
-    ] = "",
-    cluster: Annotated[
-        str | None,
-        typer.Option(help="slurm: one job for each configuration (needs the extra 'slurm'); local: processes."),
-    ] = None,
-    cluster_option: Annotated[
-        list[str] | None, typer.Option(help="name=value for submitit, such as slurm_partition=gpu; repeatable.")
-    ] = None,
+    launch: Launch = "",
+    cluster: Cluster = None,
+    cluster_option: ClusterOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what is complete and what would run.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate many --config files with lmms-eval, task by task, each into a folder of its own.
+    """Evaluate many --config files with lmms-eval.
 
-    Results that are complete for the same settings, versions and code are skipped; other results in their folders are
+    They run task by task, each into a folder of its own. Results that are complete for the same settings, versions and code are skipped; other results in their folders are
     replaced. Failures are reported at the end. A failure stops only the jobs that would fail for the same reason (a missing
     checkpoint, a library that cannot be imported). You can interrupt a sweep at any time: the same command resumes it.
     Weights are loaded once for all configurations that share them. Several sweeps of one folder share the work.
+
+    Example: lmms-prune sweep model_configs --tasks pope --limit 8 --out results
     """
     draw = draw_of(sample, sample_seed, limit)
     errors = (ArgumentError, ConfigError, SweepError, InstallationError, WriteError)
@@ -105,16 +97,14 @@ def sweep(
 def _with_progress(jobs: Sequence[Job], outcomes: Generator[JobOutcome], as_json: bool) -> list[JobOutcome]:
     """Collect the outcomes, and print each with the estimated remaining time."""
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
     finished: list[JobOutcome] = []
     # Closing the generator ends the running evaluation on an interrupt.
     try:
-        with closing(outcomes), Progress(*columns, console=console, transient=True) as progress:
-            bar = progress.add_task("", total=len(jobs), left="")
+        with closing(outcomes), Progress("evaluations", len(jobs), log=False) as progress:
             for outcome in outcomes:
                 finished.append(outcome)
                 left = time_left(jobs, finished)
-                progress.update(bar, advance=1, left="" if not left else f"about {_clock(left)} left")
+                progress.update(len(finished), left)
                 if outcome.state not in ("skipped", "untried"):
                     _print(console, outcome, f"{len(finished)} of {len(jobs)}", left)
     except KeyboardInterrupt:

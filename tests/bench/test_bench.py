@@ -259,7 +259,9 @@ def test_a_case_that_does_not_fit_is_named(loaded: Callable[..., Family], monkey
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(type(family.model), "generate", scarce)
-    with pytest.raises(BenchError, match="out of memory at batch 2, 9 text and 3 new tokens; use a smaller --batch"):
+    with pytest.raises(
+        BenchError, match="out of memory at batch 2, 9 text and 3 new tokens; use a smaller --batch-size"
+    ):
         time_schedules(family.model, [HYBRID], [Workload(2, 9, 3)], None, 2)
 
 
@@ -352,7 +354,7 @@ def test_the_command_prints_json_and_draws_a_plot(folders: dict[str, Path], tmp_
             str(folders["qwen"]),
             "--grid",
             "4x6",
-            "--batch",
+            "--batch-size",
             "1,2",
             "--new-tokens",
             "1,3",

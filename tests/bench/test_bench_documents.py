@@ -133,15 +133,15 @@ def document_of() -> Any:
     [
         (("--arch", "llava-1.5-7b", "--tasks", "pope"), "bench --arch llava-1.5-7b: with --tasks, a document needs"),
         (
-            ("--model", "x", "--tasks", "pope", "--batch", "8"),
-            "bench --batch 8: with --tasks, documents have their own",
+            ("--model", "x", "--tasks", "pope", "--batch-size", "8"),
+            "bench --batch-size 8: with --tasks, documents have their own",
         ),
         (("--model", "x", "--tasks", "pope", "--text-tokens", "8"), "bench --text-tokens 8: with --tasks"),
         (("--model", "x", "--limit", "8"), "bench --limit: it is about the documents of --tasks"),
-        (("--model", "x", "--model_args", "seed=1"), "--model_args seed=…: without a task, only revision"),
+        (("--model", "x", "--model-args", "seed=1"), "--model-args seed=…: without a task, only revision"),
         (("--model", "x", "--results", "."), "bench --results: it is about the documents of --tasks"),
         (("--model", "x", "--tasks", "pope", "--results", "nowhere"), "--results nowhere: no such file or folder."),
-        (("--model", "x", "--tasks", "pope", "--model_args", "dtype=float32"), "has the option --dtype for it"),
+        (("--model", "x", "--tasks", "pope", "--model-args", "dtype=float32"), "has the option --dtype for it"),
         (("--model", "x", "--tasks", "pope"), "pretrained=x is no checkpoint"),
     ],
 )

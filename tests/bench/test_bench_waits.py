@@ -21,7 +21,7 @@ def waits(*arguments: str) -> Any:
 
 
 def test_all_models_are_in_one_json() -> None:
-    result = waits("random@1:0.3,vtw@8", "none", "--grid", "4x6", "--batch", "1", "--json")
+    result = waits("random@1:0.3,vtw@8", "none", "--grid", "4x6", "--batch-size", "1", "--json")
     assert result.exit_code == 0, result.output
     models = json.loads(result.stdout.splitlines()[-1])["models"]
     assert [content["model"].split(",")[0] for content in models] == [LLAVA, QWEN]
@@ -40,7 +40,7 @@ def test_all_models_are_in_one_json() -> None:
 
 
 def test_the_table_has_a_line_for_each_schedule_and_batch() -> None:
-    result = waits("random@1:0.3", "--model", LLAVA, "--batch", "2,1")
+    result = waits("random@1:0.3", "--model", LLAVA, "--batch-size", "2,1")
     assert result.exit_code == 0, result.output
     assert "batch 2, 1 schedules" in result.stderr
     lines = [line for line in result.stdout.splitlines() if "@" in line]
@@ -55,7 +55,7 @@ def test_the_table_has_a_line_for_each_schedule_and_batch() -> None:
     ("arguments", "message"),
     [
         (["random@1:0.3", "--grid", "24"], "--grid 24: write rows x columns"),
-        (["random@1:0.3", "--batch", "1,0"], "--batch 1,0: write whole numbers"),
+        (["random@1:0.3", "--batch-size", "1,0"], "--batch-size 1,0: write whole numbers"),
         (["drt@1:0.3"], "Did you mean 'dart'?"),
         (["dart@12:0.3"], "whose layers are 0 to 11"),
         (["dart@1:?"], "the '?' of stage 1 needs a budget"),

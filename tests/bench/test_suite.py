@@ -183,7 +183,7 @@ def test_the_whole_suite_is_planned_for_about_ten_minutes() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--suite", "--batch", "8"], "bench --batch: --suite has schedules, models and sizes of its own"),
+        (["--suite", "--batch-size", "8"], "bench --batch-size: --suite has schedules, models and sizes of its own"),
         (["--suite", "vtw@4"], "bench SCHEDULES: --suite has"),
         (["--small"], "bench --small: it is an option of --suite"),
         (["--minutes", "3"], "bench --minutes: it is an option of --suite"),

@@ -49,26 +49,30 @@ def test_the_start_of_a_process_does_not_count(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_too_few_samples_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BenchError, match="--samples 4 are too few to time llava_hf"):
+    with pytest.raises(BenchError, match="--limit 4: too few documents to time llava_hf"):
         measured(monkeypatch, {"llava_hf": 0.0, "llava_pruned": 0.1})
 
 
 def test_a_task_of_fewer_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what is asked for they would seem faster than they are."""
-    with pytest.raises(BenchError, match=r"pope has 11 documents, .*; use --samples 3 or less"):
+    with pytest.raises(BenchError, match=r"pope has 11 documents, .*; use --limit 3 or less"):
         measured(monkeypatch, {"llava_hf": 0.5, "llava_pruned": 0.1}, documents=11)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--model_args", "dtype=float32"], "name the checkpoint, pretrained=FOLDER"),
-        (["--model_args", "pretrained=x", "--model", "llava"], "--model llava: use llava_pruned or llava_next_pruned"),
+        (["--model-args", "dtype=float32"], "give --model FOLDER, or --demo"),
+        (["--model", "x", "--demo"], "give --model FOLDER, or --demo"),
+        (["--demo", "--model-args", "dtype=float32"], "the demo's model has its own; leave it out"),
+        (["--demo", "--tasks", "pope,mme"], "--tasks pope,mme: one task is timed; name one"),
+        (["--model", "x"], "pretrained=x is no checkpoint"),
+        (["--demo", "--wrapper", "clip"], "--wrapper clip is unknown. Known: llava_next_pruned, llava_pruned"),
         (
-            ["--demo", "--model", "qwen2_vl_pruned"],
+            ["--demo", "--wrapper", "qwen2_vl_pruned"],
             "the demo has a checkpoint of llava_pruned or qwen2_5_vl_pruned only",
         ),
-        (["--model_args", "pretrained=x", "--schedule", "fastvv@2:0.5"], "Did you mean 'fastv'?"),
+        (["--demo", "--schedule", "fastvv@2:0.5"], "Did you mean 'fastv'?"),
         (["--demo", "--schedule", "none", "--schedule", "dart@12:0.3"], "whose layers are 0 to 11"),
         (["--demo", "--schedule", "dart@1:20t,random@3:0.9"], "keeps 130 of the 20 tokens"),
         (["--demo", "--batch-size", "0"], "--batch-size 0: write a number of at least 1, or auto"),

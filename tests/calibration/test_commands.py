@@ -31,8 +31,7 @@ def call(search: str, *args: Any) -> Any:
 
 def arguments(family: str, folder: Path, samples: Path) -> list[Any]:
     pixels = "" if family == "llava" else ",min_pixels=784"
-    model_args = f"pretrained={folder},device=cpu,dtype=float32{pixels}"
-    return ["--model", MODELS[family], "--model_args", model_args, "--data", samples]
+    return ["--model", folder, "--model-args", f"device=cpu,dtype=float32{pixels}", "--data", samples]
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -96,15 +95,14 @@ def test_as_a_process(shallow: dict[str, Path], samples: Path, forking: Forking)
     [
         (
             "vtw",
-            ["--model", "llava"],
-            "--model llava is unknown; use llava_pruned or llava_next_pruned or qwen2_5_vl_pruned or qwen2_vl_pruned or "
-            "qwen3_vl_pruned.",
+            ["--wrapper", "clip"],
+            "--wrapper clip is unknown. Known: llava_next_pruned, llava_pruned, qwen2_5_vl_pruned, qwen2_vl_pruned, qwen3_vl_pruned.",
         ),
-        ("vtw", ["--model", "qwen2_5_vl_pruned"], "is of type 'llava': use --model llava_pruned"),
-        ("vtw", ["--model_args", "pretrained=/nowhere"], "pretrained=/nowhere is no checkpoint"),
-        ("vtw", ["--model_args", "schedule=vtw@3"], "--model_args schedule=…: the command itself decides"),
-        ("vtw", ["--model_args", "budget=0.5"], "--model_args budget=…: the command itself decides"),
-        ("vtw", ["--model_args", "pretraind=x"], "unknown argument 'pretraind'"),
+        ("vtw", ["--wrapper", "qwen2_5_vl_pruned"], "is a LLaVA-1.5, which llava_pruned loads; leave --wrapper out."),
+        ("vtw", ["--model", "/nowhere"], "pretrained=/nowhere is no checkpoint"),
+        ("vtw", ["--model-args", "schedule=vtw@3"], "--model-args schedule=…: the command itself decides"),
+        ("vtw", ["--model-args", "budget=0.5"], "--model-args budget=…: the command itself decides"),
+        ("vtw", ["--model-args", "pretraind=x"], "unknown argument 'pretraind'"),
         ("vtw", ["--data", "/nowhere.jsonl"], "--data /nowhere.jsonl cannot be read: No such file"),
         ("vtw", ["--images", "/nowhere"], "--images /nowhere is not a folder"),
         ("vtw", ["--limit", "0"], "--limit"),
@@ -130,4 +128,4 @@ def test_samples_are_read_before_the_weights(samples: Path) -> None:
     file = samples.parent / "text.jsonl"
     file.write_text('{"image": "samples.jsonl", "question": "x"}', "utf-8")
     assert "cannot be read: No such file" in call("vtw", "--model", "x", "--data", "/nowhere.jsonl").output
-    assert "--model x is unknown" in call("vtw", "--model", "x", "--data", file).output
+    assert "pretrained=x is no checkpoint" in call("vtw", "--model", "x", "--data", file).output

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +18,7 @@ from typer.testing import CliRunner
 from lmms_prune.cli import app
 from lmms_prune.configs.budget import Claim, ClaimError, claims
 from lmms_prune.configs.check import check
+from lmms_prune.configs.command_line import parser, run_of
 from lmms_prune.configs.runs import KEYS, files, read
 from lmms_prune.errors import ConfigError
 from lmms_prune.harness.tasks import task_configs
@@ -265,3 +269,70 @@ def test_the_keys_are_those_of_the_harness(monkeypatch: pytest.MonkeyPatch) -> N
     parser, _ = parse_eval_args()
     # It also accepts "env", which is not one of its options.
     assert {action.dest for action in parser._actions} | {"env"} == KEYS
+
+
+@pytest.mark.slow
+def test_the_options_of_a_command_line_are_those_of_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their spellings; those that take no value; and numbers where `check` reads numbers."""
+    from lmms_eval.__main__ import parse_eval_args
+
+    monkeypatch.setattr(sys, "argv", ["lmms-eval"])
+    theirs, _ = parse_eval_args()
+
+    def described(options: Any) -> dict[str, tuple[str, bool]]:
+        actions = [action for action in options._actions if action.dest != "help"]
+        return {name: (action.dest, action.nargs == 0) for action in actions for name in action.option_strings}
+
+    assert described(parser()) == described(theirs)
+    types = {action.dest: action.type for action in theirs._actions}
+    assert (types["limit"], types["offset"]) == (float, int)
+
+
+def test_the_readmes_first_command_passes() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (written,) = re.findall(r"```bash\n(lmms-eval --model llava_pruned [^`]*)```", readme)
+    words = shlex.split(written.replace("\\\n", " "))
+    checked = check(run_of(words))
+    assert (checked.problems, checked.notes) == ([], [])
+    assert checked.percent == pytest.approx(33.46, abs=0.01)
+    done = subprocess.run([PROGRAM, "check", "--", *words], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("lmms-eval: dart@2:0.44,random@20:0.07; 33.5% of the visual tokens a layer")
+
+
+def test_a_command_line_is_the_same_run_as_its_file(tmp_path: Path) -> None:
+    words = ["--model", "llava_pruned", "--model_args", "schedule=dart@2:252t,batch_size=8", "--tasks", "mme,pope"]
+    (run,) = read(
+        written(tmp_path, "{model: llava_pruned, model_args: 'schedule=dart@2:252t,batch_size=8', tasks: 'mme,pope'}")
+    )
+    of_words = run_of(["accelerate", "launch", "--num_processes", "4", "-m", "lmms_eval", "eval", *words])
+    assert of_words.settings == run.settings
+    assert run_of(["env/bin/lmms-eval", "-b", "4", "-x", "--limit=8"]).settings == {
+        "batch_size": "4",
+        "predict_only": True,
+        "limit": 8.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "lmms-eval --model llava_pruned --log_sample",
+            "lmms-eval has no option --log_sample. Did you mean '--log_samples'?",
+        ),
+        ("lmms-eval --model", "argument --model: expected one argument."),
+        ("lmms-eval --limit some", "argument --limit: invalid float value: 'some'."),
+        ("lmms-eval --config a.yaml", "--config a.yaml: check the file itself: lmms-prune check a.yaml"),
+        ("lmms-eval --model llava_prunned --tasks mme", "Did you mean 'llava_pruned'?"),
+        ("lmms-eval --model llava_pruned --tasks mme --model_args schedule=drat@2:0.4", "Did you mean 'dart'?"),
+        ("lmms-eval --model llava_pruned --tasks textvqa", "contains a test split, which cannot be scored locally"),
+        ("lmms-eval --model llava_pruned --tasks mme --log_samples", "log_samples: needs an output_path."),
+        ("lmms-eval", "tasks: None must be a text of names"),
+    ],
+)
+def test_mistakes_of_a_command_line_are_named(line: str, message: str) -> None:
+    done = CliRunner().invoke(app, ["check", "--", *line.split()])
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+    assert done.stderr.startswith("lmms-eval: ")

@@ -13,8 +13,9 @@ from forking import Forking
 from test_run import QUICK_DEMO
 
 from lmms_prune.demo.comparison import BEST, RANDOM, UNPRUNED_RUN
-from lmms_prune.demo.run import CONTROL, DemoRow, expected_time, judged, time_left, verdicts
+from lmms_prune.demo.run import CONTROL, DemoRow, expected_time, judged, verdicts
 from lmms_prune.errors import ScheduleError
+from lmms_prune.terminal.progress import time_left
 
 IDEA = "view.hidden.norm(p=self.power, dim=-1)"
 ANOTHER = "-view.hidden.norm(p=self.power, dim=-1)"

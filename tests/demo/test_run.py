@@ -27,7 +27,6 @@ from lmms_prune.demo.run import (
     QUICK,
     QUICK_ROWS,
     DemoRow,
-    _progress,
     run_demo,
     tables,
     task_names,
@@ -172,14 +171,6 @@ def test_data_drawn_by_other_code_is_not_reused(tmp_path: Path, monkeypatch: pyt
     assert drawn_by() != now
 
 
-def test_progress_is_printed_in_lines_without_a_terminal() -> None:
-    stream = StringIO()
-    with _progress(Console(file=stream, width=80), "2 runs", 2) as progressed:
-        for done in (0, 1, 1, 2):
-            progressed(done)
-    assert stream.getvalue().splitlines() == [f"2 runs: {done} of 2 done" for done in (0, 1, 2)]
-
-
 # The trained models' scores on the quick demo's held-out questions, minus a margin for other machines' rounding.
 FLOORS: dict[str, dict[str, float]] = {
     "llava_pruned": {
@@ -228,7 +219,7 @@ def quick(folder: Path, forking: Forking) -> dict[str, Any]:
     script = folder / "quick_demo.py"
     script.write_text(QUICK_DEMO, encoding="utf-8")
     program = str(forking.stand_ins / "lmms-eval")
-    command = [*forking.prefix, str(script), program, "demo", "--folder", str(folder), "--json", "--quick"]
+    command = [*forking.prefix, str(script), program, "demo", "--out", str(folder), "--json", "--quick"]
     environment = forking.environment
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -293,7 +284,7 @@ def test_a_refused_schedule_does_not_end_the_other_models_run(
     monkeypatch.setattr("lmms_prune.demo.processes._program", lambda: str(forking.stand_ins / "lmms-eval"))
     schedule = "tome@0:0.5;place=encoder"
     monkeypatch.setenv("HF_TOKEN", "hf_SECRET")  # which lmms-eval prints
-    options = ["--folder", str(tmp_path), "--json", "--quick", "--tasks", "pope", "--schedule", schedule]
+    options = ["--out", str(tmp_path), "--json", "--quick", "--tasks", "pope", "--schedule", schedule]
     done = CliRunner().invoke(app, ["demo", *options])
     assert done.exit_code == 1
     record = json.loads(done.stdout.splitlines()[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -209,3 +210,8 @@ def test_the_front_door_verbatim(harness):
     assert run.recorded["settings"]["pretrained"] == "llava-hf/llava-1.5-7b-hf"
     [counts] = {tuple(row["kept_visual_tokens"]) for rows in run.accounting.values() for row in rows}
     assert counts == (28, 4)
+    done = harness.forking.run("lmms-prune", "leaderboard", folder / "results", "--format", "json", "--no-cache")
+    [model] = json.loads(done.stdout)["models"]
+    [row] = [row for budget in model["budgets"] for row in budget["rows"]]
+    assert row["label"] == "dart@2:0.44,random@20:0.07"
+    assert "no unpruned run" in done.stderr, done.stderr

@@ -20,8 +20,7 @@ LLAVA, QWEN = MODELS
 
 
 def model_options(model: Any) -> list[str]:
-    arguments = f"pretrained={weights(model)},device=cpu,dtype=float32,{model.arguments}"
-    return ["--model", model.family.model_name, "--model_args", arguments]
+    return ["--model", str(weights(model)), "--model-args", f"device=cpu,dtype=float32,{model.arguments}"]
 
 
 def test_a_draw_is_decided_by_its_seed_and_the_task() -> None:
@@ -166,13 +165,13 @@ def test_parts_and_several_processes_give_what_one_gives(data: Path, forking: Fo
         (["--information-limit", "3", "--limit", "2"], "only 2 documents of each task are evaluated"),
         (["--information-limit", "2", "--methods", "information"], "needs the information of every evaluated document"),
         (["--shard", "3/2"], "--shard 3/2: write the part and the number of parts"),
-        (["--scores-only", "--model", "llava"], "--model llava is unknown"),
+        (["--scores-only", "--wrapper", "llava"], "--wrapper llava is unknown"),
         (["--sample", "9"], "9 documents cannot be drawn from pope, which has 8"),
     ],
 )
 @pytest.mark.usefixtures("here")
 def test_impossible_requests_are_refused(options: list[str], message: str, tmp_path: Path) -> None:
-    model = [] if "--model" in options else model_options(LLAVA)
+    model = [] if "--wrapper" in options else model_options(LLAVA)
     done = CliRunner().invoke(app, ["horizon", *model, "--tasks", "pope", "--out", str(tmp_path / "x"), *options])
     assert done.exit_code == 2, done.output
     assert message in " ".join(done.stderr.split())

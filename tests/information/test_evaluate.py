@@ -16,8 +16,8 @@ from lmms_prune.sweep.jobs import SweepError
 FORM = Path(__file__).parents[2] / "docs" / "form.png"
 
 
-def arguments() -> dict[str, object]:
-    return {"pretrained": weights(MODELS[0]), "dtype": "float32", "image_aspect": "pad", "batch_size": 8}
+MODEL = str(weights(MODELS[0]))
+ARGUMENTS = {"dtype": "float32", "image_aspect": "pad", "batch_size": 8}
 
 
 def test_wrong_arguments_are_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -27,8 +27,10 @@ def test_wrong_arguments_are_refused_before_anything_runs(tmp_path: Path) -> Non
         evaluate("none", "gqa", tmp_path, limit=0)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SweepError, match="layer 40 in stage 1 is beyond the model, whose layers are 0 to 11"):
-        evaluate("dart@40:0.5", "gqa", tmp_path, model_args=arguments())
-    with pytest.raises(SweepError, match="pretrained=/nowhere"):
+        evaluate("dart@40:0.5", "gqa", tmp_path, model=MODEL, model_args=ARGUMENTS)
+    with pytest.raises(ArgumentError, match="pretrained=/nowhere"):
+        evaluate("none", "gqa", tmp_path, model="/nowhere")
+    with pytest.raises(ArgumentError, match="pretrained=…: the command has the option --model for it"):
         evaluate("none", "gqa", tmp_path, model_args='{"pretrained": "/nowhere"}')
     with pytest.raises(ArgumentError, match="this is no JSON"):
         evaluate("none", "gqa", tmp_path, model_args='{"pretrained": ')
@@ -39,8 +41,10 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
         show(tmp_path / "none.png", "?", "dart@1:0.5")
     with pytest.raises(InformationError, match="information needs a right answer"):
         show(FORM, "?", f"information@2:0.5;of={tmp_path}")
-    with pytest.raises(ArgumentError, match="--model nosuch is unknown"):
-        show(FORM, "?", "dart@1:0.5", model="nosuch")
+    with pytest.raises(ArgumentError, match="--wrapper nosuch is unknown"):
+        show(FORM, "?", "dart@1:0.5", wrapper="nosuch")
+    with pytest.raises(ArgumentError, match="write --wrapper llava_pruned"):
+        show(FORM, "?", "dart@1:0.5", model="llava_pruned")
 
 
 @pytest.mark.slow
@@ -52,21 +56,21 @@ def test_a_failed_evaluation_gives_the_reason_from_its_log_and_others_their_rows
     schedule, data = Schedule("dart@1:0.44"), tmp_path / "data"
     data.mkdir()
     with pytest.raises(InformationError, match=r"the evaluation of dart@01-0\.44, nosuchtask failed: ") as caught:
-        evaluate(schedule, "nosuchtask", tmp_path / "results", model_args=arguments())
+        evaluate(schedule, "nosuchtask", tmp_path / "results", model=MODEL, model_args=ARGUMENTS)
     assert "Tasks not found: nosuchtask" in str(caught.value)
     log = Path(str(caught.value).rpartition("log: ")[2])
     assert "Tasks not found: nosuchtask" in log.read_text(encoding="utf-8")
     monkeypatch.chdir(mirror_in(data, 24))
     outcomes: list[str] = []
     rows = evaluate(
-        ["none", schedule], "gqa", tmp_path / "results", model_args=arguments(), limit=4,
+        ["none", schedule], "gqa", tmp_path / "results", model=MODEL, model_args=ARGUMENTS, limit=4,
         report=lambda outcome: outcomes.append(outcome.state),
     )  # fmt: skip
     assert outcomes == ["done", "done"]
     assert list(rows.schedule) == ["none", "dart@1:0.44"]
     assert list(rows.baseline)[1] == "none"
     only = evaluate(
-        schedule, ["gqa"], tmp_path / "results", model_args=arguments(), limit=4,
+        schedule, ["gqa"], tmp_path / "results", model=MODEL, model_args=ARGUMENTS, limit=4,
         report=lambda outcome: outcomes.append(outcome.state),
     )  # fmt: skip
     assert outcomes[2:] == ["skipped"]
@@ -76,10 +80,8 @@ def test_a_failed_evaluation_gives_the_reason_from_its_log_and_others_their_rows
 
 @pytest.mark.slow
 def test_show_answers_twice_and_draws(tmp_path: Path) -> None:
-    words = ",".join(f"{name}={value}" for name, value in arguments().items() if name != "batch_size")
-    shown = show(
-        FORM, "What is the city mentioned in the document?", "dart@1:0.44", model_args=words, out=tmp_path / "x.png"
-    )
+    question, words = "What is the city mentioned in the document?", "dtype=float32,image_aspect=pad"
+    shown = show(FORM, question, "dart@1:0.44", model=MODEL, model_args=words, out=tmp_path / "x.png")
     assert (shown.unpruned, shown.answer) == ("RELI", "RELI")
     assert [int(mask.sum()) for mask in shown.kept[0]] == [60]
     assert (tmp_path / "x.png").stat().st_size > 1000

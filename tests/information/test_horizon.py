@@ -191,10 +191,10 @@ def test_auto_is_the_calibrated_schedule(tmp_path: Path, monkeypatch: pytest.Mon
     def read(model_args: object, model: str = "llava_pruned") -> ModelArguments:
         return ModelArguments.read(model_args, None, MODEL_NAMES[model])
 
-    with pytest.raises(ArgumentError, match=r"--model llava_pruned .*pretrained=org/model --tasks .* --budget 192t"):
+    with pytest.raises(ArgumentError, match=r"calibrate --model org/model --tasks .* --budget 192t"):
         read("pretrained=org/model,schedule=auto,budget=192t")
-    with pytest.raises(ArgumentError, match=r"calibrate --model qwen2_5_vl_pruned --model_args pretrained=org/model"):
-        read("pretrained=org/model,schedule=auto,budget=192t", "qwen2_5_vl_pruned")
+    with pytest.raises(ArgumentError, match=r"calibrate --model org/model --model-args peft=org/lora --tasks"):
+        read("pretrained=org/model,peft=org/lora,schedule=auto,budget=192t", "qwen2_5_vl_pruned")
     with pytest.raises(ArgumentError, match="schedule=auto needs a budget"):
         read("schedule=auto")
     with pytest.raises(ArgumentError, match=r"not yet calibrated at budget flops=40%"):

@@ -28,8 +28,7 @@ DEPTH = 12
 
 
 def model_options(model: Any) -> list[str]:
-    arguments = f"pretrained={weights(model)},device=cpu,dtype=float32,{model.arguments}"
-    return ["--model", model.family.model_name, "--model_args", arguments]
+    return ["--model", str(weights(model)), "--model-args", f"device=cpu,dtype=float32,{model.arguments}"]
 
 
 @pytest.fixture
@@ -107,10 +106,10 @@ def test_auto_is_the_schedule_of_a_calibration(run: Callable[..., str], forking:
     assert 4900 <= Schedule.parse(fixed).avg_visual_tokens(DEPTH, [10_000]) <= 5000
     assert loss["low"] <= loss["value"] <= loss["high"]
     run("lmms-prune", "check", printed["yaml"])
-    [_, model, _, arguments] = model_options(QWEN)
-    auto = f"{arguments},schedule=auto,budget=0.5"
+    [_, checkpoint, _, arguments] = model_options(QWEN)
+    auto = f"pretrained={checkpoint},{arguments},schedule=auto,budget=0.5"
     run(
-        *("lmms-eval", "--model", model, "--model_args", auto, "--tasks", "pope", "--limit", "2"),
+        *("lmms-eval", "--model", QWEN.family.model_name, "--model_args", auto, "--tasks", "pope", "--limit", "2"),
         *("--output_path", str(tmp_path / "auto")),
     )
     [results] = [path for path in (tmp_path / "auto").rglob("*_results.json")]
@@ -205,8 +204,14 @@ def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
         (["information", "--tasks", "pope", "--out", "x", "--layers", "3-12"], "the model's layers are 0 to 11"),
         (["information", "--tasks", "pope", "--out", "x", "--layers", "3;4"], "write numbers and ranges"),
         (["information", "--tasks", "pope", "--out", "x", "--layers", "0,5-3"], "5-3 ends before it begins; write 3-5"),
-        (["information", "--tasks", "pope", "--out", "x", "--include_path", "y"], "does not exist"),
-        (["information", "--tasks", "pope", "--out", "x", "--model", "llava"], "--model llava is unknown"),
+        (["information", "--tasks", "pope", "--out", "x", "--include-path", "y"], "does not exist"),
+        (["information", "--tasks", "pope", "--out", "x", "--wrapper", "llava"], "--wrapper llava is unknown"),
+        (["information", "--tasks", "pope", "--out", "x", "--model", "llava_pruned"], "write --wrapper llava_pruned"),
+        (["information", "--tasks", "pope", "--out", "x", "--model", "/nowhere"], "/nowhere is no checkpoint"),
+        (
+            ["information", "--tasks", "pope", "--out", "x", "--model-args", "pretrained=y"],
+            "--model-args pretrained=…: the command has the option --model for it; leave it out.",
+        ),
         (["horizon", "--tasks", "pope", "--out", "x", "--epsilon", "1"], "a share from 0 to below 1"),
         (["horizon", "--tasks", "mathvista", "--out", "x"], "the YAML of 'mathvista' names no metric (metric_list)"),
         (["calibrate", "--budget", "0.5"], "give --tasks, the benchmarks to choose on, or --data"),
@@ -242,7 +247,7 @@ def test_a_picture_is_the_same_file_each_time(tmp_path: Path) -> None:
 )
 def test_impossible_commands_are_refused(command: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    if "--model" not in command:
+    if not {"--model", "--wrapper", "--model-args"} & {*command}:
         command = [*command, *model_options(LLAVA)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2

@@ -52,8 +52,7 @@ def test_a_file_of_other_columns_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_and_restarted_run_gives_the_same_result(data: Path, forking: Forking, tmp_path: Path) -> None:
-    model_args = f"pretrained={weights(MODELS[0])},device=cpu,dtype=float32"
-    arguments = ["--model", MODELS[0].family.model_name, "--model_args", model_args]
+    arguments = ["--model", str(weights(MODELS[0])), "--model-args", "device=cpu,dtype=float32"]
     command = ["lmms-prune", "information", *arguments, "--tasks", "pope", "--limit", "4", "--layers", "0,11"]
     command += ["--block", "4", "--pictures", "1", "--out"]
 

@@ -46,8 +46,8 @@ def test_each_question_is_a_row(data: Path) -> None:
 
 @pytest.mark.slow
 def test_the_commands_take_it(data: Path, forking: Forking, tmp_path: Path) -> None:
-    arguments = f"pretrained={weights(LLAVA)},device=cpu,dtype=float32,{LLAVA.arguments}"
-    model = ["--model", LLAVA.family.model_name, "--model_args", arguments]
+    arguments = f"device=cpu,dtype=float32,{LLAVA.arguments}"
+    model = ["--model", weights(LLAVA), "--model-args", arguments]
 
     def call(*words: Any, code: int = 0) -> str:
         done = forking.run("lmms-prune", *words, cwd=data)
@@ -85,8 +85,8 @@ def test_the_commands_take_it(data: Path, forking: Forking, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_calibrate_takes_it_on_drawn_documents(data: Path, forking: Forking, tmp_path: Path) -> None:
     """The documents that verify are others than those that choose, and both are recorded in every file."""
-    arguments = f"pretrained={weights(LLAVA)},device=cpu,dtype=float32,{LLAVA.arguments}"
-    command = ["calibrate", "--model", LLAVA.family.model_name, "--model_args", arguments, "--tasks", TASK]
+    arguments = f"device=cpu,dtype=float32,{LLAVA.arguments}"
+    command = ["calibrate", "--model", weights(LLAVA), "--model-args", arguments, "--tasks", TASK]
     command += ["--budget", "0.5", "--methods", "dart", "--compare", "random@1:?", "--block", "6"]
     command += ["--sample", "3", "--sample-seed", "1", "--out", str(tmp_path), "--launch", forking.launch, "--json"]
     done = forking.run("lmms-prune", *command, cwd=data)
@@ -116,8 +116,8 @@ def test_calibrate_takes_it_on_drawn_documents(data: Path, forking: Forking, tmp
 def test_a_guide_is_taken_by_horizon_and_information(data: Path, forking: Forking, tmp_path: Path) -> None:
     """SGL with a second checkpoint as its guide, alone at every layer and for the information that it keeps."""
     guide = f"sgl;guide={weights(LLAVA)};new_tokens=2"
-    arguments = f"pretrained={weights(LLAVA)},device=cpu,dtype=float32,{LLAVA.arguments}"
-    common = ["--model", LLAVA.family.model_name, "--model_args", arguments, "--tasks", TASK, "--limit", "1"]
+    arguments = f"device=cpu,dtype=float32,{LLAVA.arguments}"
+    common = ["--model", weights(LLAVA), "--model-args", arguments, "--tasks", TASK, "--limit", "1"]
     common += ["--methods", guide, "--keeps", "30t", "--block", "6", "--json"]
     out = tmp_path / "horizon"
     alone = ["--scores-only", "--out", str(out), "--launch", forking.launch]

@@ -76,8 +76,8 @@ def test_a_jsonl_task_goes_from_its_yaml_to_leaderboard_gate_horizon_and_calibra
     forking: Forking, tmp_path: Path
 ) -> None:
     own = write_own(tmp_path / "own")
-    arguments = f"pretrained={weights(LLAVA)},device=cpu,dtype=float32,{LLAVA.arguments}"
-    model = ["--model", LLAVA.family.model_name, "--model_args", arguments]
+    arguments = f"device=cpu,dtype=float32,{LLAVA.arguments}"
+    model = ["--model", weights(LLAVA), "--model-args", arguments]
 
     def call(*words: Any, code: int = 0) -> str:
         done = forking.run("lmms-prune", *words, cwd=tmp_path)
@@ -90,7 +90,7 @@ def test_a_jsonl_task_goes_from_its_yaml_to_leaderboard_gate_horizon_and_calibra
         *model,
         "--tasks",
         "own_scenes",
-        "--include_path",
+        "--include-path",
         own,
         "--information-limit",
         "2",
@@ -122,7 +122,7 @@ def test_a_jsonl_task_goes_from_its_yaml_to_leaderboard_gate_horizon_and_calibra
         *model,
         "--tasks",
         "own_scenes",
-        "--include_path",
+        "--include-path",
         own,
         "--budget",
         "0.5",
@@ -140,9 +140,9 @@ def test_a_task_without_a_score_of_each_document_is_refused_before_anything_runs
     forking: Forking, tmp_path: Path
 ) -> None:
     own = write_own(tmp_path / "own", "!function own_functions.everything", "results[0]")
-    arguments = f"pretrained={weights(LLAVA)},device=cpu,dtype=float32,{LLAVA.arguments}"
-    words = ["horizon", "--model", LLAVA.family.model_name, "--model_args", arguments, "--tasks", "own_scenes"]
-    done = forking.run("lmms-prune", *words, "--include_path", own, "--out", tmp_path / "out", cwd=tmp_path)
+    arguments = f"device=cpu,dtype=float32,{LLAVA.arguments}"
+    words = ["horizon", "--model", weights(LLAVA), "--model-args", arguments, "--tasks", "own_scenes"]
+    done = forking.run("lmms-prune", *words, "--include-path", own, "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2
     assert "'own_scenes' has no score of each document" in " ".join(done.stderr.split())
     assert not (tmp_path / "out").exists()
@@ -166,8 +166,8 @@ def write_samples(folder: Path, answers: bool) -> Path:
 @pytest.mark.parametrize("answers", [True, False])
 def test_calibrate_takes_own_data_with_answers_or_without(forking: Forking, tmp_path: Path, answers: bool) -> None:
     data, out = write_samples(tmp_path / "own", answers), tmp_path / "calibration"
-    arguments = f"pretrained={weights(LLAVA)},device=cpu,dtype=float32,{LLAVA.arguments}"
-    words = ["calibrate", "--model", LLAVA.family.model_name, "--model_args", arguments, "--data", data]
+    arguments = f"device=cpu,dtype=float32,{LLAVA.arguments}"
+    words = ["calibrate", "--model", weights(LLAVA), "--model-args", arguments, "--data", data]
     words += ["--budget", "ttft@h100=97%", "--methods", "dart", "--block", "6", "--out", out]
     done = forking.run("lmms-prune", *words, "--launch", forking.launch, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

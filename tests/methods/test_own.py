@@ -441,7 +441,7 @@ def test_what_a_methods_code_raises_is_named_with_its_line(tmp_path: Path) -> No
         (["new-method", "dart"], "a method of this name is built in; choose another name"),
         (["new-method", "My-Idea"], "allowed are small letters, digits and _"),
         (["new-method", "class"], "allowed are small letters"),
-        (["new-method", "my_idea", "--folder", "/nowhere"], "--folder /nowhere: there is no such folder"),
+        (["new-method", "my_idea", "--out", "/nowhere"], "--out /nowhere: there is no such folder"),
         (["test-method", "no.py"], "no.py: there is no such file"),
         (["test-method", "dart"], "neither a file that ends in .py nor a module"),
     ],
@@ -454,7 +454,7 @@ def test_commands_refuse_in_words(words: list[str], message: str) -> None:
 
 def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "test_my_idea.py").write_text("mine", encoding="utf-8")
-    done = CliRunner().invoke(app, ["new-method", "my_idea", "--folder", str(tmp_path)])
+    done = CliRunner().invoke(app, ["new-method", "my_idea", "--out", str(tmp_path)])
     assert done.exit_code == 2
     assert "test_my_idea.py exists; it is not overwritten" in done.output
     assert (tmp_path / "test_my_idea.py").read_text("utf-8") == "mine"

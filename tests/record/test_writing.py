@@ -182,7 +182,7 @@ def test_a_picture_is_drawn_whole_or_not_at_all(tmp_path: Path, suffix: str) -> 
 
 
 COMMANDS = {
-    "configs": ["configs", "{}/configs"],
+    "configs": ["configs", "--out", "{}/configs"],
     "csv": ["leaderboard", "--published", "--format", "csv", "--out", "{}/a.csv"],
     "page": ["leaderboard", "--published", "--format", "html", "--out", "{}/a.html"],
 }

@@ -128,7 +128,7 @@ def test_a_step_that_fails_is_named_with_its_log_and_the_others_run(
         "table3",
         "--models",
         str(MODELS_FOLDER),
-        "--model_args",
+        "--model-args",
         "dtype=float32,device=cuda:7",
         "--limit",
         "2",

@@ -10,6 +10,7 @@ import typer
 
 from lmms_prune.record.redaction import redacted
 from lmms_prune.terminal.console import SECRETS, fail, plainly
+from lmms_prune.terminal.progress import Progress
 
 
 def pack(
@@ -17,9 +18,9 @@ def pack(
     out: Annotated[Path, typer.Option(help="Folder of the board.")],
     submitter: Annotated[str, typer.Option(help="Who submits the rows: a person or a group.")],
 ) -> None:
-    """Write each row as one file: answers, token accounting, kept tokens and hashes, about a tenth of its folder.
+    """Write each row as one file, to share it.
 
-    The rows of a board share their documents, which are one file beside them. leaderboard, gate and verify read packs, and
+    It has answers, token accounting, kept tokens and hashes, in about a tenth of the folder's size. The rows of a board share their documents, which are one file beside them. leaderboard, gate and verify read packs, and
     folders of packs, as they read folders of results.
 
     Example: lmms-prune pack results/ --out board/ --submitter "Group A"
@@ -39,8 +40,8 @@ def pack(
     if results.problems or not results.records:
         fail("pack: nothing was packed. Remove what cannot be read, or name other folders.")
     day = datetime.now(timezone.utc).date().isoformat()
-    with plainly(PackError):
-        packs = list(packed_rows(results.records, out, submitter.strip(), day, SECRETS.get()))
+    with plainly(PackError), Progress("rows") as progress:
+        packs = list(packed_rows(results.records, out, submitter.strip(), day, SECRETS.get(), progress.count))
     for path in packs:
         typer.echo(redacted(f"{path} ({path.stat().st_size:,} bytes)", SECRETS.get()))
     if results.ignored:
@@ -53,9 +54,9 @@ def merge(
     paths: Annotated[list[Path], typer.Argument(help="Boards: folders of packs, or packs.")],
     out: Annotated[Path, typer.Option(help="Folder of the merged board.")],
 ) -> None:
-    """Merge the packs of several groups into one board, with a list of who packed which row, and when.
+    """Merge the packs of several groups into one board.
 
-    A pack that was cut or altered is refused by name, and so are boards with other documents.
+    A list says who packed which row, and when. A pack that was cut or altered is refused by name, and so are boards with other documents.
 
     Example: lmms-prune merge group-a/ group-b/ --out board/
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,7 +16,12 @@ from lmms_prune.record.stored import opened
 
 
 def packed_rows(
-    records: Sequence[RunRecord], folder: Path, submitter: str, day: str, secrets: Sequence[str] = ()
+    records: Sequence[RunRecord],
+    folder: Path,
+    submitter: str,
+    day: str,
+    secrets: Sequence[str] = (),
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Path]:
     """Write each row as a pack into a board's folder, and their documents beside them; yields the packs.
 
@@ -25,6 +30,7 @@ def packed_rows(
         folder: of the board.
         submitter, day: who packs, and when (YYYY-MM-DD).
         secrets: values that no pack may contain.
+        counted: called with the number of rows that were packed, and of all.
 
     Raises:
         PackError: the board's file of documents was cut or altered.
@@ -50,6 +56,7 @@ def packed_rows(
         path = folder / _name(manifest, files)
         skeletons |= write_pack(path, manifest, files)
         packs.append(path)
+        counted(len(packs), len(rows))
     write_documents(folder, skeletons)
     yield from packs
 

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from lmms_prune.leaderboard.options import Data, Include, KeepPaths, UseCache, samples_reader
+from lmms_prune.leaderboard.options import Data, KeepPaths, UseCache, samples_reader
 from lmms_prune.record.redaction import redacted
 from lmms_prune.terminal.console import SECRETS, plainly
-from lmms_prune.terminal.options import Json
+from lmms_prune.terminal.options import Include, Json
+from lmms_prune.terminal.progress import Progress
 
 
 def verify(
@@ -22,9 +23,9 @@ def verify(
     cache: UseCache = True,
     as_json: Json = False,
 ) -> None:
-    """Derive every recorded number again from others, and refuse rows that contradict themselves or each other.
+    """Derive every recorded number again from others.
 
-    Token accounting, plans, averages, KV bytes, FLOPs, scores and the tokens of controls are computed again on a CPU; rows
+    Rows that contradict themselves or each other are refused. Token accounting, plans, averages, KV bytes, FLOPs, scores and the tokens of controls are computed again on a CPU; rows
     are compared with each other. What cannot be verified is listed. The exit code is 1 if a row is refused or unreadable.
 
     Example: lmms-prune verify results/ --data
@@ -37,9 +38,9 @@ def verify(
     from lmms_prune.leaderboard.verify.verdicts import verification
 
     results = read_results(paths)
-    with plainly(ArgumentError):
+    with plainly(ArgumentError), Progress("rows") as progress:
         rescoring = Rescoring(data, include_path)
-        verified = verification(results.records, results.problems, samples_reader(cache), rescoring)
+        verified = verification(results.records, results.problems, samples_reader(cache), rescoring, progress.count)
     names = PathNames(paths, list(dict.fromkeys(run.model for run in results.records)), keep_paths)
     if as_json:
         typer.echo(redacted(json.dumps(report.as_json(verified, names)), SECRETS.get()))

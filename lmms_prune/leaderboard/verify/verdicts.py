@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,11 @@ class Verification:
 
 
 def verification(
-    runs: Sequence[RunRecord], problems: Iterable[Problem], reader: SamplesReader, rescoring: Rescoring
+    runs: Sequence[RunRecord],
+    problems: Iterable[Problem],
+    reader: SamplesReader,
+    rescoring: Rescoring,
+    counted: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
     """Run all checks.
 
@@ -76,6 +80,7 @@ def verification(
         problems: what could not be read before.
         reader: reads samples as the leaderboard does.
         rescoring: the scorers of the tasks.
+        counted: called with the number of runs that were checked by themselves, and of all.
 
     Raises:
         ArgumentError: a benchmark's data cannot be read.
@@ -90,6 +95,7 @@ def verification(
         digest = RunDigest(name_of_run(run), run, _schedule(run))
         digests.append(digest)
         all_findings[digest.name] = list(_of_run(run, digest, reader, rescoring, all_problems))
+        counted(len(digests), len(ordered))
     for check in CHECKS:
         if check.of_rows is None:
             continue
