@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmms_prune.methods.shared.greedy import searches
-from lmms_prune.methods.shared.greedy.searches import Rule, greedy, in_turn
+from lmms_prune.methods.shared.greedy.searches import Rule, greedy, in_turn, run
 from lmms_prune.methods.shared.tensors import directions
 from lmms_prune.pruning.flops import ProductCounter
 
@@ -101,4 +101,15 @@ def test_flops_are_those_of_the_reference_whoever_searches(
     monkeypatch.setattr(searches, "_plain", lambda *_: valid)
     with ProductCounter() as fused:
         greedy(rule, unit, first, valid, limit, most)
+    assert fused.flops == counter.flops
+
+
+def test_so_are_the_flops_of_a_merging_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    metric, lengths = torch.randn(2, 9, 3), torch.tensor([9, 4])
+    with FlopCounterMode(display=False) as torchs, ProductCounter() as counter:
+        run("nearest", metric, lengths)
+    assert counter.flops == torchs.get_total_flops() == 2 * 2 * 5 * 4 * 3
+    monkeypatch.setattr(searches, "_plain", lambda *_: None)
+    with ProductCounter() as fused:
+        run("nearest", metric, lengths)
     assert fused.flops == counter.flops

@@ -202,7 +202,7 @@ class PretendedGpu:
 
     def _fused(self, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The reference of a fused search, with the launches of its kernels."""
-        device = next(x.device for x in args if isinstance(x, PretendedTensor))
+        device = next(x.device for x in tree_leaves(args) if isinstance(x, PretendedTensor))
         with self.uncounted():
             result = plain(*on_cpu(args), **on_cpu(kwargs))
         for _ in range(searches.launches(*args)):

@@ -59,8 +59,8 @@ class Nuwa(Method):
         view.carry, rank = _Saliency(score), _ranks_in_cells(score, view)
         # The smallest k per image that gives enough is the number of those, of 0 … 3, that give too few.
         k = torch.arange(4, device=rank.device)
-        given = ((rank[..., None] < k) & view.valid[..., None]).sum(dim=1)
-        smallest = (given < to_device(budget, rank.device)[:, None]).sum(dim=1, keepdim=True)
+        candidates = ((rank[..., None] < k) & view.valid[..., None]).sum(dim=1)
+        smallest = (candidates < to_device(budget, rank.device)[:, None]).sum(dim=1, keepdim=True)
         return highest(score, view.valid & (rank < smallest), budget)
 
     def rewrite(self, view: TokenView, keep: Bool[Tensor, "B V"]) -> tuple[Float[Tensor, "B V E"], Int[Tensor, "B V"]]:

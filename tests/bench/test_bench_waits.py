@@ -46,9 +46,19 @@ def test_the_table_has_a_line_for_each_schedule_and_batch() -> None:
     lines = [line for line in result.stdout.splitlines() if "@" in line]
     rows = [line.replace("│", " ").split() for line in lines]
     assert [row[:2] for row in rows] == [["random@1:0.3", "1"], ["random@1:0.3", "2"]]
-    for *_, begin, stages, end, step, _ in rows:
-        assert step == "0/0"
+    for *_, begin, stages, rerun, end, step, _ in rows:
+        assert (rerun, step) == ("0", "0/0")
         assert all(0 < int(cell.partition("/")[0]) < 200 for cell in (begin, stages, end)), rows
+
+
+def test_layers_that_a_stage_runs_again_are_counted_apart() -> None:
+    result = waits("mustdrop@0:0.5,fastv@3:0.2", "--model", LLAVA, "--batch", "1", "--json")
+    assert result.exit_code == 0, result.output
+    [row] = json.loads(result.stdout.splitlines()[-1])["models"][0]["rows"]
+    again, once = row["stages"]
+    assert again["rerun"] > 14
+    assert once["rerun"] == 0
+    assert again["launches"] < 300
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch import Tensor
 from lmms_prune import prune
 from lmms_prune.errors import PruningError
 from lmms_prune.methods.view import TokenView
+from lmms_prune.models.clip_encoder import ClipEncoder
 from lmms_prune.models.encoder import resized
 from lmms_prune.models.qwen_encoder import QwenEncoder
 
@@ -236,6 +237,36 @@ def test_a_smaller_image_gives_fewer_tokens(view: TokenView) -> None:
     side = 28 if isinstance(view.encoder, QwenEncoder) else 14
     images = [resized(image, 2, 2, side) for image in view.encoder.images()]
     assert [len(tokens) for tokens in view.encoder.encode(images)] == [4] * len(images)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager", "flash_attention_2"])
+def test_a_block_in_halves_equals_the_library_s_to_the_last_bit(
+    all_tiny: dict[str, Tiny],
+    capture_view: Callable[..., TokenView],
+    kernel: str,
+    biased: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the kernel that the model runs with; FlashAttention takes no bias, so torch's own kernel replaces it."""
+    tiny = all_tiny["llava"]
+    encoder = capture_view(tiny, tiny.batch(rows_of(tiny)), 2).encoder
+    assert isinstance(encoder, ClipEncoder)
+    block = encoder.parts.encoder_blocks[1]
+    generator, weight = torch.Generator().manual_seed(0), block.layer_norm1.weight
+    x = torch.randn(2, 17, weight.shape[0], generator=generator).to(weight)
+    bias = torch.rand(2, 17, generator=generator).log().to(weight) if biased else None
+    config = block.self_attn.config
+    if kernel == "flash_attention_2" and not biased:
+        pytest.skip("needs FlashAttention itself")
+    monkeypatch.setattr(config, "_attn_implementation", "sdpa" if kernel == "flash_attention_2" else kernel)
+    with torch.no_grad():
+        expected = block(x, None if bias is None else bias[:, None, None])
+        monkeypatch.setattr(config, "_attn_implementation", kernel)
+        attended, keys = encoder.attend(1, x, bias)
+        torch.testing.assert_close(encoder.feed(1, attended), expected, rtol=0, atol=0)
+        projected = block.self_attn.k_proj(block.layer_norm1(x))
+    assert torch.equal(keys.transpose(1, 2).flatten(2), projected)
 
 
 @pytest.mark.parametrize("answers", [2, 3])

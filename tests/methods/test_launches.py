@@ -21,9 +21,11 @@ from transformers import (
 )
 
 from lmms_prune.bench.models import ragged_inputs
+from lmms_prune.bench.pretended import PretendedGpu, PretendedTensor
 from lmms_prune.bench.waits import Counted, Work, count
 from lmms_prune.methods import METHODS
 from lmms_prune.methods.shared.greedy.products import MOST_STORED
+from lmms_prune.models.parts import ModelParts
 from lmms_prune.schedule import Schedule
 
 SIDE, BATCH = 24, 8
@@ -43,12 +45,17 @@ OPTIONS = (
     "tome@1:0.3;metric=keys",
     "vflowopt@0:0.3;alpha=0.5",
     "swiftvlm@1:0.5,swiftvlm@2:0.3",
+    "tome@1:0.02",
+    "folder@1:0.02",
 )
-INSIDE_CLIP = ("tome@0:0.3;place=encoder", "folder@0:0.3;variant=full")
+INSIDE_CLIP = ("tome@0:0.3;place=encoder", "folder@0:0.3;variant=full", "folder@0:0.02;variant=full")
+# Methods that run blocks of CLIP again.
+RERUN = ("mustdrop@0", "mustdrop@0:0.3", "downsample@0:0.3", *INSIDE_CLIP)
+DEEP = 24
 
 
 @cache
-def model_of(family: str, side: int) -> Any:
+def model_of(family: str, side: int, blocks: int = 4) -> Any:
     text: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 32,
@@ -62,14 +69,14 @@ def model_of(family: str, side: int) -> Any:
             "model_type": "clip_vision_model",
             "hidden_size": 32,
             "intermediate_size": 32,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": blocks,
         }
         vision |= {"num_attention_heads": 2, "image_size": 14 * side, "patch_size": 14, "projection_dim": 32}
         text["model_type"] = "llama"
         config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=599)
         return LlavaForConditionalGeneration(config).eval()
     text["rope_parameters"] = {"rope_theta": 1e4, "rope_type": "default", "mrope_section": [2, 3, 3]}
-    vision = {"depth": 4, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    vision = {"depth": blocks, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
     vision |= {"fullatt_block_indexes": [1, 3]}
     special = {"image_token_id": 599, "video_token_id": 598, "vision_start_token_id": 597, "vision_end_token_id": 596}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **special)
@@ -94,9 +101,9 @@ def schedules(family: str) -> Iterator[str]:
     yield from INSIDE_CLIP if family == "llava" else ()
 
 
-def counted(family: str, schedule: str, batch: int, side: int = SIDE) -> Counted:
-    inputs = inputs_of(family, batch, side)
-    return count(model_of(family, side), inputs, schedule, questions=["what"] * batch, count_selection=False)
+def counted(family: str, schedule: str, batch: int, side: int = SIDE, blocks: int = 4, **options: Any) -> Counted:
+    inputs, model = inputs_of(family, batch, side), model_of(family, side, blocks)
+    return count(model, inputs, schedule, questions=["what"] * batch, count_selection=False, **options)
 
 
 def own(work: Work) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
@@ -118,6 +125,35 @@ def test_no_waits_and_few_launches(family: str, schedule: str, full: bool) -> No
             )
             assert sum(waits.values()) <= WAITS.get(schedule, 0), f"layer {layer}, batch {batch}: {waits}"
             assert sum(launches.values()) < MOST, f"layer {layer}, batch {batch}: {sum(launches.values())}\n{listed}"
+
+
+def block_launches() -> int:
+    """Kernel launches of one block of CLIP, as the library runs it."""
+    block = ModelParts.of(model_of("llava", SIDE, DEEP)).encoder_blocks[0]
+    gpu = PretendedGpu()
+    with gpu.placed(block), gpu.running(), torch.no_grad():
+        block(PretendedTensor(torch.randn(1, SIDE**2 + 1, 32)), None)
+    return gpu.launches[""]
+
+
+@pytest.mark.parametrize("schedule", RERUN)
+def test_a_deep_encoder_that_runs_again_takes_few_launches_of_ours(schedule: str) -> None:
+    """CLIP of 24 blocks, as LLaVA-1.5-7B's: the model's own operations are counted apart, and there are no more of them."""
+    stages = {
+        (batch, blocks): counted("llava", schedule, batch, blocks=blocks, new_tokens=2).stages[0]
+        for batch, blocks in ((1, DEEP), (3, DEEP), (1, 4))
+    }
+    shallow, deep = stages[1, 4], stages[1, DEEP]
+    further = DEEP - 4
+    per_block = (sum(own(deep)[0].values()) - sum(own(shallow)[0].values())) / further
+    for (batch, blocks), work in stages.items():
+        launches = sum(own(work)[0].values())
+        assert 0 < launches < MOST, f"{blocks} blocks, batch {batch}: {launches}, {per_block} for each further block"
+        assert not own(work)[1]
+    # FOLDER runs the selected block alone.
+    runs_again = 0 if schedule.startswith("folder") else further
+    assert deep.rerun - shallow.rerun == runs_again * block_launches()
+    assert deep.rerun > 0
 
 
 @pytest.mark.parametrize("schedule", ["divprune@0:2t", "todre@0:2t", "cdpruner@0:2t;clip=embeddings", "dart@1:0.1"])

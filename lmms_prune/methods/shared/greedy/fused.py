@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lmms_prune.methods.shared.greedy import plain
 from lmms_prune.methods.shared.greedy import products as store
 from lmms_prune.methods.shared.greedy.fused_merging import EXACT, fused_merge, fused_nearest, fused_pairs
+from lmms_prune.methods.shared.greedy.plain_passes import Lists
 from lmms_prune.models.tensors import finest
 
 try:
@@ -30,7 +32,7 @@ else:
 
 def on_device(args: Sequence[Any]) -> AbstractContextManager:
     """A block in which the device of the first tensor among `args` is the current one."""
-    device = next(x.device for x in args if isinstance(x, Tensor))
+    device = next(x.device for x in tree_leaves(args) if isinstance(x, Tensor))
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -67,23 +69,14 @@ def _fused_greedy(
     rows = state.new_empty(images, independent, tokens)
     lows, counts = plain.LEAST * state, limit.new_zeros(images, parts, dtype=torch.int32)
     source = (vectors if stored is None else stored).contiguous()
+    buffers = source, state, free, limit.to(torch.int32), keep, best, where, told, lows, rows, counts
     together = parts == 1 or _holds(first.device, images * parts)
     # Where programs cannot wait for each other, every step is a launch.
     spans = [(-1, most)] if together else [(step, step + 1) for step in range(-1, most)]
     extra = {"launch_cooperative_grid": True} if together and parts > 1 else {}
     for start, stop in spans:
         steps[(images, parts)](
-            source,
-            state,
-            free,
-            limit.to(torch.int32),
-            keep,
-            best,
-            where,
-            told,
-            lows,
-            rows,
-            counts,
+            *buffers,
             start,
             stop,
             tokens,
@@ -144,26 +137,18 @@ def _fused_in_turn(order: Tensor, free: Tensor, quota: Tensor) -> Tensor:
     return keep.bool()
 
 
-def _fused_thinned(
-    unit: Tensor,
-    cosine: Tensor,
-    neighbour: Tensor,
-    length: Tensor,
-    goal: Tensor,
-    lengths: Sequence[int],
-    goals: Sequence[int],
-    step: int,
-) -> Tensor:
+def _fused_thinned(lists: Lists, step: int) -> Tensor:
+    unit, cosine, neighbour = lists.unit, lists.cosine, lists.neighbour
     images, tokens = unit.shape[:2]
     keep = unit.new_zeros(images, tokens, dtype=torch.int8)
     order = torch.arange(tokens, device=unit.device, dtype=torch.int32).expand(images, 2, tokens).contiguous()
-    half = max(16, triton.next_power_of_2((max(lengths) + 1) // 2))
+    half = max(16, triton.next_power_of_2((max(lists.lengths) + 1) // 2))
     passes[(images,)](
         unit.contiguous(),
         cosine.contiguous(),
         neighbour.to(torch.int32).contiguous(),
-        length.to(torch.int32),
-        goal.to(torch.int32),
+        lists.length.to(torch.int32),
+        lists.goal.to(torch.int32),
         order,
         keep,
         tokens,

@@ -41,6 +41,70 @@ if triton is not None:
         return tl.sum(total, axis=0)
 
     @triton.jit
+    def products(  # type: ignore[no-untyped-def]
+        source,
+        row,
+        tokens,
+        pick,
+        column,
+        inside,
+        width,
+        RULE: tl.constexpr,  # noqa: N803
+        STORED: tl.constexpr,  # noqa: N803
+        BLOCK: tl.constexpr,  # noqa: N803
+        CHUNK: tl.constexpr,  # noqa: N803
+    ):
+        """The products of one token with those of `column`, where they are stored or computed anew."""
+        if STORED:
+            near = tl.load(source + (row * tokens + pick) * tokens + column, mask=inside, other=0.0)
+        else:
+            near = dot(source, row, tokens, pick, column, inside, width, BLOCK, CHUNK)
+            if RULE != "determinant":
+                near = on_grid(near)
+        return near
+
+    @triton.jit
+    def later(value, near, step, RULE: tl.constexpr, COARSE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+        """The scores by distance or by cosines, after a pick."""
+        if RULE == "farthest":
+            if COARSE:  # noqa: SIM108  (a constant of the kernel)
+                distance = (1 - near.to(tl.float32)).to(tl.float64)
+            else:
+                distance = (1 - near).to(tl.float64)
+            value = tl.where(step == 0, distance, tl.minimum(value, distance))
+        else:
+            value = tl.where(step == 0, 0.0, value) - near.to(tl.float64)
+        return value
+
+    @triton.jit
+    def best_free(value, is_free, column, RULE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+        """The highest score of a free token, the token, and its value."""
+        score = value
+        if RULE == "determinant":
+            # Gains that are equal in exact arithmetic differ in float64's last digits.
+            score = value.to(tl.float32).to(tl.float64)
+        # What is not a number comes first, as in torch.
+        score = tl.where(score == score, score, float("inf"))
+        score = tl.where(is_free > 0, score, float("-inf"))
+        top = tl.max(score, axis=0)
+        # The lowest index of equal scores.
+        pick = tl.min(tl.where((score == top) & (is_free > 0), column, 2147483647), axis=0)
+        return top, pick, tl.sum(tl.where(column == pick, value, 0.0), axis=0)
+
+    @triton.jit
+    def best_told(best, where, buffer, tokens, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+        """The best token that all programs of an image told, and its value."""
+        part = tl.arange(0, PARTS_BLOCK)
+        place = buffer * PARTS + part
+        scores = tl.load(best + place * 2, mask=part < PARTS, other=float("-inf"), cache_modifier=".cg")
+        values = tl.load(best + place * 2 + 1, mask=part < PARTS, other=0.0, cache_modifier=".cg")
+        picks = tl.load(where + place, mask=part < PARTS, other=2147483647, cache_modifier=".cg")
+        # A program without a free token told an index beyond all.
+        top = tl.max(tl.where(picks < tokens, scores, float("-inf")), axis=0)
+        pick = tl.min(tl.where(scores == top, picks, 2147483647), axis=0)
+        return pick, tl.sum(tl.where(picks == pick, values, 0.0), axis=0)
+
+    @triton.jit
     def steps(  # type: ignore[no-untyped-def]
         source,
         state,
@@ -96,32 +160,13 @@ if triton is not None:
                         while tl.atomic_add(told + row, 0, sem="acq_rel") < told_by_all:
                             pass
                     tl.debug_barrier()
-                    buffer = (row * 2 + step % 2) * PARTS + tl.arange(0, PARTS_BLOCK)
-                    is_part = tl.arange(0, PARTS_BLOCK) < PARTS
-                    scores = tl.load(best + buffer * 2, mask=is_part, other=float("-inf"), cache_modifier=".cg")
-                    values = tl.load(best + buffer * 2 + 1, mask=is_part, other=0.0, cache_modifier=".cg")
-                    picks = tl.load(where + buffer, mask=is_part, other=2147483647, cache_modifier=".cg")
-                    # A program without a free token told an index beyond all.
-                    top = tl.max(tl.where(picks < tokens, scores, float("-inf")), axis=0)
-                    pick = tl.min(tl.where(scores == top, picks, 2147483647), axis=0)
-                    gain = tl.sum(tl.where(picks == pick, values, 0.0), axis=0)
+                    pick, gain = best_told(best, where, row * 2 + step % 2, tokens, PARTS, PARTS_BLOCK)
                     pick = tl.minimum(pick, tokens - 1)
                 picked = tl.where(column == pick, 1, picked)
                 is_free = tl.where(column == pick, 0, is_free)
-                if STORED:
-                    near = tl.load(source + (row * tokens + pick) * tokens + column, mask=inside, other=0.0)
-                else:
-                    near = dot(source, row, tokens, pick, column, inside, width, BLOCK, CHUNK)
-                    if RULE != "determinant":
-                        near = on_grid(near)
-                if RULE == "farthest":
-                    if COARSE:  # noqa: SIM108  (a constant of the kernel)
-                        distance = (1 - near.to(tl.float32)).to(tl.float64)
-                    else:
-                        distance = (1 - near).to(tl.float64)
-                    value = tl.where(step == 0, distance, tl.minimum(value, distance))
-                elif RULE == "sums":
-                    value = tl.where(step == 0, 0.0, value) - near.to(tl.float64)
+                near = products(source, row, tokens, pick, column, inside, width, RULE, STORED, BLOCK, CHUNK)
+                if RULE != "determinant":
+                    value = later(value, near, step, RULE, COARSE)
                 else:
                     # What other threads stored in the steps before.
                     tl.debug_barrier()
@@ -133,17 +178,7 @@ if triton is not None:
                         tl.store(rows + (row * most + count) * tokens + column, near, mask=inside)
                         value = tl.maximum(value - near * near, least)
                         count += 1
-            score = value
-            if RULE == "determinant":
-                # Gains that are equal in exact arithmetic differ in float64's last digits.
-                score = value.to(tl.float32).to(tl.float64)
-            # What is not a number comes first, as in torch.
-            score = tl.where(score == score, score, float("inf"))
-            score = tl.where(is_free > 0, score, float("-inf"))
-            top = tl.max(score, axis=0)
-            # The lowest index of equal scores.
-            pick = tl.min(tl.where((score == top) & (is_free > 0), column, 2147483647), axis=0)
-            gain = tl.sum(tl.where(column == pick, value, 0.0), axis=0)
+            top, pick, gain = best_free(value, is_free, column, RULE)
             if PARTS > 1:
                 buffer = (row * 2 + (step + 1) % 2) * PARTS + part
                 tl.store(best + buffer * 2, top)

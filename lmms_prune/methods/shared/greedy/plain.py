@@ -42,7 +42,7 @@ def _plain_greedy(
         multiplies_all(valid.shape[1], most) or (first.is_cuda and valid.shape[1] <= store.MOST_STORED)
     ):
         stored = store.products(vectors, first.dtype)
-    picks, one = [], first.new_full((), 1)
+    picks, largest = [], first.new_full((), 1)
     # `score` is -inf for tokens that are picked or no candidates, and stays so whatever is subtracted from it.
     never = first.new_full((), -torch.inf)
     score = torch.where(valid, first, never)
@@ -51,7 +51,7 @@ def _plain_greedy(
         pick = score.argmax(dim=1, keepdim=True)
         picks.append(pick)
         near = _near(vectors, stored, pick).to(first.dtype)
-        later = torch.minimum(later, one - near) if rule == "farthest" else later - near
+        later = torch.minimum(later, largest - near) if rule == "farthest" else later - near
         score = later = later.scatter_(1, pick, -torch.inf)
     return _marked(torch.cat(picks, dim=1), valid, limit)
 
@@ -147,12 +147,12 @@ def _lost(unit: Float[Tensor, "B V D"], before: Int[Tensor, "B V"], now: Int[Ten
     rows = []
     for row, changed in enumerate(before != now):
         own = slice(row, row + 1)
-        some = unit[own, changed]
+        risen = unit[own, changed]
         old, new = before[own, changed], now[own, changed]
         fallen = torch.zeros_like(before[own], dtype=torch.int64)
-        for start in range(0, some.shape[1], BLOCK):
+        for start in range(0, risen.shape[1], BLOCK):
             piece = slice(start, start + BLOCK)
-            near = store.cosines(some[:, piece], unit[own])
+            near = store.cosines(risen[:, piece], unit[own])
             fallen += ((near - old[:, piece, None]).clamp_(min=0) - (near - new[:, piece, None]).clamp_(min=0)).sum(1)
         rows.append(fallen)
     return torch.cat(rows)

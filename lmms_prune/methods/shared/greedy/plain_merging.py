@@ -44,17 +44,17 @@ def plain_pairs(
     is_ragged = len({*zip(counts, remove, strict=True)}) > 1
     # Numbers that all rows share need not be copied to the device.
     length, count = to_device([counts, remove], score.device)[..., None] if is_ragged else (counts[0], remove[0])
-    is_padding = number >= length
-    score = score.masked_fill((number < protected)[::2] | is_padding[..., ::2], -torch.inf)
-    ranked = score.argsort(dim=1, descending=True, stable=True)
-    merges = torch.empty_like(ranked, dtype=torch.bool).scatter_(
-        1, ranked, (number[: score.shape[1]] < count).expand_as(ranked)
-    )
+    is_padding = number >= length if min(counts) < tokens else None
+    excluded = number < protected if is_padding is None else (number < protected) | is_padding
+    ranked = score.masked_fill(excluded[..., ::2], -torch.inf).argsort(dim=1, descending=True, stable=True)
+    is_first = (number[: score.shape[1]] < count).expand_as(ranked)
+    merges = torch.empty_like(ranked, dtype=torch.bool).scatter_(1, ranked, is_first)
     into = number.repeat(len(score), 1)
-    torch.where(merges, number[1::2][partner] if tokens > 1 else partner, into[:, ::2], out=into[:, ::2])
+    torch.where(merges, 2 * partner + 1, into[:, ::2], out=into[:, ::2])
     # The order after the published step has even tokens before odd ones.
     rank = (number % 2 if evens_first else torch.zeros_like(number)).masked_fill(into != number, 2)
-    order = rank.masked_fill_(is_padding, 3).argsort(dim=1, stable=True)
+    rank = rank if is_padding is None else rank.masked_fill_(is_padding, 3)
+    order = rank.argsort(dim=1, stable=True)
     return into, order[:, : max(n - r for n, r in zip(counts, remove, strict=True))]
 
 

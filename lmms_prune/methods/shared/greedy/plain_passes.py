@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -33,17 +34,31 @@ def nearest_others(
     return joined([part.values for part in nearest]), joined([part.indices for part in nearest])
 
 
-def plain_thinned(
-    unit: Tensor,
-    cosine: Tensor,
-    neighbour: Tensor,
-    length: Tensor,
-    goal: Tensor,
-    lengths: Sequence[int],
-    goals: Sequence[int],
-    step: int,
-) -> Tensor:
-    """As `lmms_prune.methods.shared.greedy.searches.thinned`, from `nearest_others` of each token."""
+class Lists(NamedTuple):
+    """Lists that are to be thinned; `cosine` and `neighbour` are `nearest_others` of each token.
+
+    Args:
+        unit: directions of the tokens, in the order of the list, padded on the right.
+        cosine: to each token's nearest others.
+        neighbour: which these are.
+        length: tokens of each list.
+        goal: how many of them remain.
+        lengths: `length`, on the host.
+        goals: `goal`, on the host.
+    """
+
+    unit: Float[Tensor, "B R C"]
+    cosine: Float[Tensor, "B R K"]
+    neighbour: Int[Tensor, "B R K"]
+    length: Int[Tensor, " B"]
+    goal: Int[Tensor, " B"]
+    lengths: tuple[int, ...]
+    goals: tuple[int, ...]
+
+
+def plain_thinned(lists: Lists, step: int) -> Tensor:
+    """As `lmms_prune.methods.shared.greedy.searches.thinned`."""
+    unit, cosine, neighbour, length, _, lengths, goals = lists
     images, tokens = unit.shape[:2]
     nearest = _nearest(unit, cosine, neighbour)
     # Columns without an entry hold the number of a token that does not exist.
@@ -110,9 +125,9 @@ def _nearest_of_all(unit: Tensor, even: Tensor, odd: Tensor) -> Tensor:
     if not odd.shape[1]:
         return torch.full_like(even, -torch.inf, dtype=unit.dtype)
     last = unit.shape[1] - 1
-    some, others = (gather(unit, entries.clamp(max=last)) for entries in (even, odd))
+    evens, odds = (gather(unit, entries.clamp(max=last)) for entries in (even, odd))
     blocks = [
-        settled(some[:, start : start + BLOCK] @ others.transpose(1, 2))
+        settled(evens[:, start : start + BLOCK] @ odds.transpose(1, 2))
         .masked_fill_(odd[:, None] > last, -torch.inf)
         .amax(2)
         for start in range(0, even.shape[1], BLOCK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lmms_prune.methods.shared.greedy.plain_passes import Lists
 from lmms_prune.methods.shared.greedy.products import cosines, products
 from lmms_prune.methods.shared.tensors import settled
 
@@ -21,7 +22,7 @@ def probes(device: torch.device, name: str) -> list[tuple]:
         cosine, neighbour = (unit @ unit.transpose(1, 2)).topk(2, dim=2)
         lengths, goals = (90, 71), (11, 20)
         length, goal = torch.tensor([lengths, goals]).to(device)
-        return [(unit, settled(cosine), neighbour, length, goal, lengths, goals, 8)]
+        return [(Lists(unit, settled(cosine), neighbour, length, goal, lengths, goals), 8)]
     if name == "covering":
         return _covering_probes(device, generator)
     if name in ("nearest", "pairs", "merge"):

@@ -24,10 +24,10 @@ def products(unit: Float[Tensor, "B V D"], dtype: torch.dtype) -> Float[Tensor, 
     return joined(blocks)
 
 
-def cosines(some: Float[Tensor, "B n D"], unit: Float[Tensor, "B V D"]) -> Int[Tensor, "B n V"]:
+def cosines(chosen: Float[Tensor, "B n D"], unit: Float[Tensor, "B V D"]) -> Int[Tensor, "B n V"]:
     """The cosines of some tokens to all, as whole numbers whose sums are exact in any order."""
     blocks = [
-        (some[:, start : start + BLOCK] @ unit.transpose(1, 2)).mul_(_STEPS).round_().to(torch.int32)
-        for start in range(0, some.shape[1], BLOCK)
+        (chosen[:, start : start + BLOCK] @ unit.transpose(1, 2)).mul_(_STEPS).round_().to(torch.int32)
+        for start in range(0, chosen.shape[1], BLOCK)
     ]
     return joined(blocks)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from lmms_prune.methods.shared.greedy import fused, plain
 from lmms_prune.methods.shared.greedy import products as store
 from lmms_prune.methods.shared.greedy.plain import multiplies_all
-from lmms_prune.methods.shared.greedy.plain_passes import nearest_others
+from lmms_prune.methods.shared.greedy.plain_passes import Lists, nearest_others
 from lmms_prune.methods.shared.greedy.probes import probes
 from lmms_prune.methods.shared.greedy.products import cosines
 from lmms_prune.methods.shared.tensors import BLOCK
@@ -92,7 +92,7 @@ def thinned(
     if all(length <= goal for length, goal in zip(lengths, goals, strict=True)):
         return torch.arange(unit.shape[1], device=unit.device) < length[:, None]
     cosine, neighbour = nearest_others(unit, length, _NEIGHBOURS)
-    return run("thinned", unit, cosine, neighbour, length, goal, tuple(lengths), tuple(goals), step)
+    return run("thinned", Lists(unit, cosine, neighbour, length, goal, tuple(lengths), tuple(goals)), step)
 
 
 def covering(
@@ -117,16 +117,16 @@ def covering(
     pairs = 4 * unit.shape[1] ** 2 if unit.shape[1] <= store.MOST_STORED else 1
     at_once = max(1, plain.MOST_BYTES // max(1, pairs))
     for start in range(0, len(unit), at_once):
-        some = slice(start, start + at_once)
-        most, number = int(limit[some].max()), to_device(limit[some], unit.device)
-        stored = cosines(unit[some], unit[some]) if unit.shape[1] <= store.MOST_STORED else None
-        parts.append(run("covering", unit[some], stored, weight[some], valid[some], number, most))
+        images = slice(start, start + at_once)
+        most, number = int(limit[images].max()), to_device(limit[images], unit.device)
+        stored = cosines(unit[images], unit[images]) if unit.shape[1] <= store.MOST_STORED else None
+        parts.append(run("covering", unit[images], stored, weight[images], valid[images], number, most))
     return parts[0] if len(parts) == 1 else torch.cat([valid[:0], *parts])
 
 
 def run(name: str, *args: Any) -> Any:
     """The result of a search, or of a step of merging, by its kernel where that can be built; `args` as its reference's."""
-    device = next(x.device for x in args if isinstance(x, Tensor))
+    device = next(x.device for x in tree_leaves(args) if isinstance(x, Tensor))
     is_fused = device.type == "cuda" and _works(device, name)
     with counted_as(_FLOPS[name](*args) if name in _FLOPS else 0):
         return (_fused if is_fused else _plain)(name, *args)
