@@ -6,6 +6,7 @@ Where flash_attn is installed with a GPU, these tests run it; elsewhere its stan
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -40,6 +41,8 @@ from lmms_prune.pruning.segment import DecodeMasks, Segment
 from lmms_prune.schedule import Schedule
 
 FAMILIES = ("llava", "qwen2_5_vl")
+# Their layers call the kernel as the layers of those two do: each method is tried on one of them.
+OTHERS = ("qwen2_vl", "qwen3_vl", "llava_next")
 FLASH = KERNEL[2]
 READY = tuple(name for name, spec in METHODS.items() if spec.ready)
 # With options of which a random model drops some images' tokens.
@@ -240,15 +243,25 @@ def test_all_of_them_are_tried() -> None:
 
 def schedules() -> Iterator[tuple[str, str, str]]:
     """Family, method, and a schedule of the method between two others, or at the only layer where it can stand."""
-    for family in FAMILIES:
-        for method in READY:
-            for place in ("middle", "1", "0"):
-                cell = Cell(family, "float32", "sdpa", "original", method, place, 3, "ragged")
-                if METHODS[method].drops_all:
-                    cell = Cell(family, "float32", "sdpa", "original", method, place, 1, "ragged")
-                if not impossible(cell):
-                    yield family, method, str(schedule(cell, 4))
-                    break
+    rewriting = [name for name in READY if METHODS[name].rewrites]
+    turns = [*product(FAMILIES, READY), *zip(cycle(OTHERS), READY), *product(OTHERS[1:], rewriting)]
+    for family, method in dict.fromkeys(turns):
+        for place in ("middle", "1", "0"):
+            cell = Cell(family, "float32", "sdpa", "original", method, place, 3, "ragged")
+            if METHODS[method].drops_all:
+                cell = Cell(family, "float32", "sdpa", "original", method, place, 1, "ragged")
+            if not impossible(cell):
+                yield family, method, str(schedule(cell, 4))
+                break
+
+
+def test_each_method_is_tried_on_another_family() -> None:
+    """What rewrites tokens is, where it is defined, tried on both that have more than tokens to keep in step."""
+    tried = {(family, method) for family, method, _ in schedules() if family in OTHERS}
+    assert {method for _, method in tried} == set(READY)
+    rewriting = {name for name in READY if METHODS[name].rewrites}
+    assert {method for family, method in tried if family == "qwen3_vl"} >= rewriting
+    assert {method for family, method in tried if family == "llava_next"} >= rewriting - {"downsample", "mustdrop"}
 
 
 @pytest.mark.parametrize(("family", "method", "text"), list(schedules()), ids=lambda value: value.replace(",", " "))

@@ -118,6 +118,8 @@ QWEN3_VL = Qwen3VL(
         "system_prompt": "You are a helpful assistant.",
     },
     refused=("prompt", "image_aspect"),
+    # As in torchtitan's experiments/qwen3_vl (commit 0375bb6; 2B and 8B), and in the config.json of fine-tuned checkpoints on
+    # the hub: amburger66/robometer-4b-lora-robotsmith-task03 (4B), Steinate/Cortex (8B).
     published={
         "qwen3-vl-2b": {
             "model_type": "qwen3_vl",
