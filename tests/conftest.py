@@ -14,6 +14,7 @@ import torch
 from built import Built, Checkpoint, Mirror, shared_folder
 from flash_stand_in import ALL, Flash, flash_attention, is_installed
 from forking import Forking
+from hypothesis import settings
 from tiny import LAYERS, Family, load
 
 from lmms_prune.compat.installed import moved_names
@@ -46,6 +47,13 @@ def pytest_unconfigure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="all random inputs and the soak, as in the nightly run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The usual run draws the same inputs each time, so that a change fails by its own fault; `--full` draws new ones."""
+    settings.register_profile("repeatable", derandomize=True, database=None)
+    settings.register_profile("new inputs", print_blob=True)
+    settings.load_profile("new inputs" if config.getoption("full") else "repeatable")
 
 
 @pytest.fixture(autouse=True)

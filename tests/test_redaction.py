@@ -97,11 +97,40 @@ def test_text_without_a_secret_passes_as_it_is(text: str) -> None:
 
 @given(st.recursive(AROUND | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(AROUND, inner)))
 @example({"a": ["hf_" + "x1" * 17], "hf_" + "y2" * 17: {"b": 1}})
+@example({"PASSPHRASE": -1000000})
+@example([{"api_key": 1234567890123456789}, {"client_secret": 10**300, "a": 0}])
+@example({"wandb_api_key": "0123abcd" * 5, "password": "horse staple 1"})
 def test_jsons_values_stay_what_they_are(value) -> None:
     clean = redacted_values(value)
     assert json.loads(redacted(json.dumps(value))) == clean
     assert "hf_x" not in repr(clean)
     assert "hf_y" not in repr(clean)
+
+
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    st.sampled_from(["password", "PASSPHRASE", "wandb_api_key", "hf_token", "client-secret"]),
+    NUMBERS,
+    st.none() | st.just(1),
+)
+def test_numbers_under_the_name_of_a_secret_stay(name: str, number: float, indent: int | None) -> None:
+    """No text of JSON becomes something that is not JSON."""
+    for value in ({name: number}, [{"a": 1, name: number, "b": ""}], {name: {"x": number}}):
+        assert redacted_values(value) == value
+        assert json.loads(redacted(json.dumps(value, indent=indent))) == value
+
+
+@given(
+    drawn(ALPHANUMERIC, 10, 40),
+    st.sampled_from(["wandb_api_key", "HF_TOKEN", "dbPassword", "client_secret", "passphrase"]),
+)
+def test_texts_under_the_name_of_a_secret_do_not_pass(secret: str, name: str) -> None:
+    value = {"a": [{name: secret}]}
+    assert redacted_values(value) == {"a": [{name: MARK}]}
+    assert json.loads(redacted(json.dumps(value))) == {"a": [{name: MARK}]}
+    assert secret not in redacted(f"{name}={secret} {name}: {secret}")
 
 
 HARMLESS = (

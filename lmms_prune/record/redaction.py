@@ -33,6 +33,8 @@ _VALUE = r"[^\s\"'`,;&\\\[\](){}<>]"
 _RANDOM = rf"(?={_VALUE}{{0,{LONGEST}}}[A-Z0-9]){_VALUE}"  # random texts have capitals or digits, prose rarely has
 _START = r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"  # start of a word, also after the escape \n in a text quoted by Python
 _ASSIGNED = r"\\?[\"']?\s{0,3}[=:]\s{0,3}\\?[\"']?"
+# JSON's numbers are no passwords, and a mark in place of one would not be JSON.
+_NUMBER = r"\\?[\"']\s{0,3}:\s{0,3}-?\d[\d.eE+-]*(?=[\s,}\]]|$)"
 _NAMED = {
     "key": r"(?:api|access|private|secret|auth|signing|encryption)[_-]?key(?:[_-]?id)?",
     "secret": r"client[_-]?secret",
@@ -40,6 +42,7 @@ _NAMED = {
     "passphrase": r"passphrase",
     "token": r"(?:hf|hub|api|auth|access|refresh|session|github|gitlab|bot)[_-]?token",
 }
+_NAME = re.compile(rf"(?i:{'|'.join(_NAMED.values())})$")
 # Each form has a hint: a lower-case text that every match contains. Most lines contain no hint, so this check is fast.
 _FORMS = [
     (hint, re.compile(pattern))
@@ -57,7 +60,7 @@ _FORMS = [
         ("bearer", rf"(?i:bearer)\s{{1,3}}(?P<secret>{_RANDOM}{{16,{LONGEST}}})"),
         ("authorization", rf"(?i:authorization){_ASSIGNED}\w{{1,20}}\s{{1,3}}(?P<secret>{_RANDOM}{{8,{LONGEST}}})"),
         *(
-            (hint, rf"(?i:{name}){_ASSIGNED}(?P<secret>(?={_VALUE}{{0,255}}\d){_VALUE}{{8,255}})")
+            (hint, rf"(?i:{name})(?!{_NUMBER}){_ASSIGNED}(?P<secret>(?={_VALUE}{{0,255}}\d){_VALUE}{{8,255}})")
             for hint, name in _NAMED.items()
         ),
         ("://", r"://(?P<secret>[^\s/:@\"'\\<>]{0,255}:[^\s/\"'\\<>]{1,255})@"),
@@ -103,14 +106,21 @@ def redacted(text: str, secrets: Collection[str] = ()) -> str:
 
 
 def redacted_values(value: Any, secrets: Collection[str] = ()) -> Any:
-    """Apply `redacted` to all texts in a JSON value, including the keys of mappings."""
+    """Apply `redacted` to all texts in a JSON value, including the keys of mappings; a key such as ``api_key`` makes its text a secret."""
     if isinstance(value, str):
         return redacted(value, secrets)
     if isinstance(value, Mapping):
-        return {redacted_values(key, secrets): redacted_values(inner, secrets) for key, inner in value.items()}
+        return {redacted_values(key, secrets): _redacted_under(key, inner, secrets) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [redacted_values(inner, secrets) for inner in value]
     return value
+
+
+def _redacted_under(key: Any, value: Any, secrets: Collection[str]) -> Any:
+    if isinstance(key, str) and isinstance(value, str) and _NAME.search(key):
+        name = 'password="'
+        return redacted(name + value, secrets).removeprefix(name)
+    return redacted_values(value, secrets)
 
 
 def _redacted_once(text: str, secrets: Collection[str]) -> str:
