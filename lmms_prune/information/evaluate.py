@@ -15,7 +15,7 @@ from lmms_prune.harness.installation import refuse_broken
 from lmms_prune.harness.models import as_lmms_eval
 from lmms_prune.harness.plugin import environment_secrets
 from lmms_prune.information.layer_sweep import Evaluation, run_all, slug
-from lmms_prune.leaderboard.frame import frame
+from lmms_prune.leaderboard.frame import frame, warn_of_problems
 from lmms_prune.leaderboard.options import samples_reader
 from lmms_prune.leaderboard.reading import read_board
 from lmms_prune.leaderboard.rows import Leaderboard, TableRow
@@ -67,6 +67,9 @@ def evaluate(
         ArgumentError, ConfigError, SweepError: other arguments that are wrong, before anything runs.
         InstallationError: an installation in which no run can succeed.
         InformationError: an evaluation failed; gives the reason from its log, and where the log is.
+
+    Warns:
+        LeaderboardWarning: as `leaderboard`.
     """
     expect(limit=(limit, optional(FROM_ONE)))
     several = [schedules] if isinstance(schedules, (str, Schedule)) else list(schedules)
@@ -82,6 +85,7 @@ def evaluate(
     folder = Path(out).absolute()
     run_all(evaluation, texts, folder, launch, report or (lambda outcome: None))
     board, _ = read_board([folder / "runs"], None, None, None, RESAMPLES, 0, samples_reader(True))
+    warn_of_problems(board)
     return frame(_only(board, [folder / "runs" / slug(text) for text in texts]))
 
 

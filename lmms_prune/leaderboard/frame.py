@@ -65,12 +65,17 @@ def leaderboard(
     folders = [Path(path) for path in ([paths] if isinstance(paths, (str, PathLike)) else paths)]
     compared = None if baseline is None else Path(baseline)
     board, _ = read_board(folders, compared, benchmarks, count, resamples, seed, samples_reader(cache))
-    for problem in board.problems:
-        warnings.warn(str(problem), LeaderboardWarning, stacklevel=2)
+    warn_of_problems(board)
     if not board.models:
         names = ", ".join(map(str, folders)) or "no folder"
         raise LeaderboardError(f"leaderboard: no results of lmms-eval in {names}; name the folder after --output_path.")
     return frame(board)
+
+
+def warn_of_problems(board: Leaderboard) -> None:
+    """Warn of what could not be read or compared, in the code that called the function which calls this."""
+    for problem in board.problems:
+        warnings.warn(str(problem), LeaderboardWarning, stacklevel=3)
 
 
 def frame(board: Leaderboard) -> pd.DataFrame:
