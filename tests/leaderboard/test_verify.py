@@ -181,6 +181,15 @@ def test_averages_of_the_run_alone_divided_by_four(verify: Verify, honest: Path,
     assert found["averages"][0] == "the run's average avg_visual_tokens is 18.5, but its samples give 74"
 
 
+def test_samples_of_a_run_with_other_stages_are_refused(verify: Verify, honest: Path, tmp_path: Path) -> None:
+    """The unpruned run's answers and tokens under the name of a control."""
+    folder = copied(honest, tmp_path / "results", "none", "random")
+    [taken] = (folder / "none").rglob("*_samples_gqa.jsonl")
+    [forged] = (folder / "random").rglob("*_samples_gqa.jsonl")
+    shutil.copy(taken, forged)
+    assert "0 stages acted" in reasons(verify(folder), RANDOM)["plan"][0]
+
+
 @pytest.mark.parametrize("name", ["kv_bytes", "prefill_flops", "decode_flops", "encoder_flops"])
 def test_bytes_and_flops_divided_by_four(name: str, verify: Verify, honest: Path, tmp_path: Path) -> None:
     def change(logged: dict[str, Any]) -> None:

@@ -90,6 +90,8 @@ def _stage_doubts(task: RecordedTask, number: int, stage: Stage) -> Iterator[Dou
 
 def _draws(task: RecordedTask, document: int, number: int, stage: Stage, masks: list[list[Mask]]) -> Iterator[_Draw]:
     """Yield each image of a sample at a stage, with the seed that `lmms_prune.pruning` gives it."""
+    if len(masks) != len(task.schedule.stages):
+        raise NotRecordedError(f"{len(masks)} stages acted, not those of the schedule")
     sample = f"{task.name}/{task.split}/{document}"
     for image, kept in enumerate(masks[number]):
         present = masks[number - 1][image] if number else np.ones_like(kept)
