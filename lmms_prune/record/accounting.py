@@ -87,17 +87,17 @@ class TokenAccounting:
             None if the entry has no accounting of lmms-prune: the answer came from a cache, or from another model.
 
         Raises:
-            ValueError: a number is negative or not finite.
+            ValueError: a number is negative, not finite, or too large for a count.
             LookupError, OverflowError, TypeError: a field is missing or of another type.
         """
         if entry is not None and not isinstance(entry, Mapping):
             raise TypeError(f"token_counts is a {type(entry).__name__}, but must be an object")
         if not entry or "avg_visual_tokens" not in entry:
             return None
-        boxes = tuple(tuple(map(int, box)) for box in entry.get("grid_boxes", ()))
+        boxes = tuple(_counts("grid_boxes", box) for box in entry.get("grid_boxes", ()))
         grids, bitmaps = entry.get("visual_grids", ()), _field(entry, "token_bitmaps", ())
         names = ("kept_visual_tokens", "recycled_visual_tokens", "layer_visual_tokens", "layer_kv_bytes")
-        counts: dict[str, Any] = {name: tuple(map(int, entry.get(name, ()))) for name in names}
+        counts: dict[str, Any] = {name: _counts(name, entry.get(name, ())) for name in names}
         counts |= {f"{part}_flops": count(entry, f"{part}_flops", 0) for part in PARTS}
         return cls(
             input_tokens=count(entry, "input_tokens", 0),
@@ -105,7 +105,7 @@ class TokenAccounting:
             visual_tokens=count(entry, "visual_tokens"),
             avg_visual_tokens=number(entry, "avg_visual_tokens"),
             text_tokens=count(entry, "text_tokens", 0),
-            visual_grids=tuple((int(rows), int(columns)) for rows, columns in grids),
+            visual_grids=tuple(_counts("visual_grids", (rows, columns)) for rows, columns in grids),
             grid_boxes=boxes,
             token_bitmaps=tuple(tuple(str(text) for text in images) for images in bitmaps),
             kv_bytes=count(entry, "kv_bytes"),
@@ -175,6 +175,7 @@ class TokenTotals:
 
 
 _LARGEST = 1e300  # what is larger may be no float
+_MOST = 2**63  # counts below it can be multiplied and squared as floats
 
 
 def written(value: Any) -> Any:
@@ -187,6 +188,14 @@ def written(value: Any) -> Any:
 def _field(entry: Mapping[str, Any], name: str, default: Any = None) -> Any:
     """Return a field by its name or its older name."""
     return entry[name] if name in entry else entry.get(OLD_NAMES.get(name, name), default)
+
+
+def _counts(name: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """Read whole numbers of at least 0."""
+    counts = tuple(map(int, values))
+    if counts and not (min(counts) >= 0 and max(counts) < _MOST):
+        raise ValueError(f"{name}: a count is negative or too large; allowed is 0 to 2**63 - 1")
+    return counts
 
 
 def count(entry: Mapping[str, Any], name: str, default: Any = None) -> int:

@@ -17,13 +17,16 @@ from honest import FEW, KEEP, RUNS, TASKS, change_results, change_samples, copie
 from lmms_prune.leaderboard.reader import SamplesReader
 from lmms_prune.leaderboard.results import read_results
 from lmms_prune.leaderboard.verify.checks import CHECKS
+from lmms_prune.leaderboard.verify.draws import redrawable
 from lmms_prune.leaderboard.verify.evidence import RecordedSample
 from lmms_prune.leaderboard.verify.findings import NotRecordedError
+from lmms_prune.leaderboard.verify.plan import executes
 from lmms_prune.leaderboard.verify.rescoring import Rescoring
 from lmms_prune.leaderboard.verify.verdicts import Verification, verification
 from lmms_prune.methods import METHODS
 from lmms_prune.record.accounting import TokenAccounting
 from lmms_prune.record.bitmaps import decode, encode
+from lmms_prune.schedule import Schedule
 
 pytestmark = pytest.mark.slow
 Verify = Callable[[Path], Verification]
@@ -74,6 +77,50 @@ def test_honest_rows_hold(verify: Verify, honest: Path) -> None:
         controls = any(name in str(run.run.schedule) for name in ("random", "stride", "keepfirst", "keeplast"))
         assert drawn == (set(run.run.tasks) if controls else set())
     assert reasons(verified, RANDOM, "holds")["draws"]
+
+
+def test_a_row_of_a_method_of_ones_own_holds_and_runs_none_of_its_code(
+    verify: Verify, honest: Path, tmp_path: Path
+) -> None:
+    folder = copied(honest, tmp_path / "results", "none", "divprune")
+    relabel(folder / "divprune", DIVPRUNE, own := f"mine.py:Mine@2:{KEEP}", methods_sha256="mine.py:Mine=0123")
+    verified = verify(folder)
+    assert verified.problems == ()
+    assert reasons(verified, own) == {}
+    assert "draws" not in reasons(verified, own, "holds")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "again"),
+    [
+        ("random@2:0.3", [True]),
+        ("mine.py@2:0.3", [False]),
+        ("a.b:C@2:0.3,random@8:0.1", [False, True]),
+        ("dart@2:0.3", [False]),
+        ("vtw@2", [False]),
+    ],
+)
+def test_only_built_in_controls_are_drawn_again(schedule: str, again: list[bool]) -> None:
+    assert list(map(redrawable, Schedule.parse(schedule).stages)) == again
+
+
+@pytest.mark.parametrize(
+    ("executed", "asked", "same"),
+    [
+        ("my_idea.py@1:0.4548", "/home/me/my_idea.py@1:?", True),
+        ("my_idea.py:A@1:0.3;flag=true;power=3.0", "~/x/my_idea.py:A@1:0.30;power=3;flag=True;count=3", True),
+        ("my_idea.py:A@1:0.3", "my_idea.py:B@1:0.3", False),
+        ("my_idea.py@1:0.3", "x/another.py@1:0.3", False),
+        ("my_idea.py@1:0.3", "my_idea.py@1:0.2", False),
+        ("my_idea.py@1:0.3;power=3.0", "my_idea.py@1:0.3;power=2", False),
+        ("my_idea.py@1:0.3;power=3.0", "my_idea.py@1:0.3", False),
+        ("dart@2:0.3", "dart@2:0.3;order=stable", True),
+        ("dart@2:0.3", "dart@2:0.3;order=reference", False),
+    ],
+)
+def test_what_a_run_executes_of_its_command(executed: str, asked: str, same: bool) -> None:
+    """Runs record a method's file without its folder, and options without defaults, which for strangers' files are not known."""
+    assert executes(Schedule.parse(executed), Schedule.parse(asked)) == same
 
 
 def test_every_check_is_said_to_prove_something_and_not_to_prove_something() -> None:
@@ -132,6 +179,15 @@ def test_averages_of_the_run_alone_divided_by_four(verify: Verify, honest: Path,
     found = reasons(verify(folder), DIVPRUNE)
     assert list(found) == ["averages"]
     assert found["averages"][0] == "the run's average avg_visual_tokens is 18.5, but its samples give 74"
+
+
+def test_samples_of_a_run_with_other_stages_are_refused(verify: Verify, honest: Path, tmp_path: Path) -> None:
+    """The unpruned run's answers and tokens under the name of a control."""
+    folder = copied(honest, tmp_path / "results", "none", "random")
+    [taken] = (folder / "none").rglob("*_samples_gqa.jsonl")
+    [forged] = (folder / "random").rglob("*_samples_gqa.jsonl")
+    shutil.copy(taken, forged)
+    assert "0 stages acted" in reasons(verify(folder), RANDOM)["plan"][0]
 
 
 @pytest.mark.parametrize("name", ["kv_bytes", "prefill_flops", "decode_flops", "encoder_flops"])

@@ -149,6 +149,10 @@ def test_what_another_model_counts_is_no_token_accounting(entry: dict[str, Any] 
         ({"tower_flops": float("nan")}, ValueError, "encoder_flops: nan"),
         ({"visual_tokens": "144"}, TypeError, "visual_tokens: '144' is not a number"),
         ({"visual_tokens": None}, KeyError, "visual_tokens"),
+        ({"layer_visual_tokens": [144, 10**400]}, ValueError, "layer_visual_tokens: a count is negative or too large"),
+        ({"kept_visual_tokens": [-5]}, ValueError, "kept_visual_tokens: a count is negative"),
+        ({"visual_grids": [[2**63, 1]]}, ValueError, "visual_grids: a count is negative or too large"),
+        ({"layer_kv_bytes": [float("nan")]}, ValueError, "NaN"),
     ],
 )
 def test_a_count_that_cannot_be_is_named(changed: dict[str, Any], error: type[Exception], message: str) -> None:

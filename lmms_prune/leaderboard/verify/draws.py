@@ -31,9 +31,18 @@ class _Draw:
 
 
 def redrawable(stage: Stage) -> bool:
-    """Tell whether a stage's method chooses without reading anything of the model, and so can be asked again."""
+    """Tell whether a stage's method chooses without reading anything of the model, and so can be asked again.
+
+    The code of strangers' methods is not run.
+    """
     whole_images = stage.per == PER[0]
-    return whole_images and not stage.spec.reads and not stage.spec.rewrites and not stage.spec.drops_all
+    return (
+        whole_images
+        and not stage.spec.own
+        and not stage.spec.reads
+        and not stage.spec.rewrites
+        and not stage.spec.drops_all
+    )
 
 
 def drawn_again(task: RecordedTask) -> list[Doubt] | None:
@@ -57,7 +66,7 @@ def drawn_again(task: RecordedTask) -> list[Doubt] | None:
 
 def _stage_doubts(task: RecordedTask, number: int, stage: Stage) -> Iterator[Doubt]:
     before = task.schedule.stages[:number]
-    if rewriting := [other for other in before if other.spec.rewrites]:
+    if rewriting := [other for other in before if other.spec.rewrites or other.spec.own]:
         yield Doubt(f"the order of the tokens after {rewriting[-1]} is not recorded", contradicted=False)
         return
     if not task.split:
@@ -81,6 +90,8 @@ def _stage_doubts(task: RecordedTask, number: int, stage: Stage) -> Iterator[Dou
 
 def _draws(task: RecordedTask, document: int, number: int, stage: Stage, masks: list[list[Mask]]) -> Iterator[_Draw]:
     """Yield each image of a sample at a stage, with the seed that `lmms_prune.pruning` gives it."""
+    if len(masks) != len(task.schedule.stages):
+        raise NotRecordedError(f"{len(masks)} stages acted, not those of the schedule")
     sample = f"{task.name}/{task.split}/{document}"
     for image, kept in enumerate(masks[number]):
         present = masks[number - 1][image] if number else np.ones_like(kept)

@@ -12,6 +12,7 @@ from lmms_prune.record.redaction import MARK
 from lmms_prune.record.run import RunReport
 from lmms_prune.schedule import Schedule
 from lmms_prune.schedule.stage import PER, Stage
+from lmms_prune.schedule.text import read_number
 
 COMPARED = ("pretrained", "revision", "seed", "positions")
 """Arguments of a run, other than its schedule, that its command states too."""
@@ -113,7 +114,7 @@ def _against_command(report: RunReport, model_args: Any) -> Iterator[Doubt]:
         recorded = report.settings.get(name)
         if recorded is not None and recorded != as_recorded[name] and MARK not in f"{compared[name]}{recorded}":
             yield Doubt(f"the command says {name}={compared[name]}, the record {recorded}", contradicted=True)
-    if asked is not None and MARK not in f"{asked}{executed}" and not _executes(executed, asked):
+    if asked is not None and MARK not in f"{asked}{executed}" and not executes(executed, asked):
         yield Doubt(f"the command asks for schedule {asked}, the record names {executed}", contradicted=True)
 
 
@@ -123,12 +124,28 @@ def _asked(arguments: Mapping[str, Any]) -> Schedule | None:
     return None if str(asked).strip() == "auto" else Schedule.with_budget(asked)[0]
 
 
-def _executes(executed: Schedule, asked: Schedule) -> bool:
+def executes(executed: Schedule, asked: Schedule) -> bool:
     """Tell whether a schedule is another one with its ``?`` solved."""
     if len(executed.stages) != len(asked.stages):
         return False
+    # Runs record the file of a method without its folder.
     return all(
-        (done.method, done.layer, done.options) == (stage.method, stage.layer, stage.options)
+        (done.method, done.layer) == (stage.method, stage.layer)
+        and _same_options(done, stage)
         and stage.keep in (None, done.keep)
-        for done, stage in zip(executed.stages, asked.stages, strict=True)
+        for done, stage in zip(executed.portable.stages, asked.portable.stages, strict=True)
     )
+
+
+def _same_options(executed: Stage, asked: Stage) -> bool:
+    """Tell whether a stage's options are those asked for; of a method of one's own, types and defaults are not known."""
+    if not executed.spec.own:
+        return executed.options == asked.options
+    wanted = dict(asked.options)
+    return all(name in wanted and _same_text(str(value), str(wanted[name])) for name, value in executed.options)
+
+
+def _same_text(executed: str, asked: str) -> bool:
+    """Tell whether an option as runs record it is the one asked for: numbers, flags and choices may be written otherwise."""
+    numbers = read_number(executed), read_number(asked)
+    return executed.lower() == asked.lower() if None in numbers else numbers[0] == numbers[1]
