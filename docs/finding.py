@@ -1,6 +1,6 @@
 """The finding of arXiv 2512.07580 on the demo's two models: the figures of docs/finding.md, made by one command.
 
-    python docs/finding.py            # more than an hour on two cores; interrupted, it goes on
+    python docs/finding.py            # hours on two cores; interrupted, it goes on
     python docs/finding.py --redraw   # a minute: the plots from the tables that are stored here; of means, without bands
 
 Calls `lmms-prune reproduce` for the figures, with single tokens as units of information (once on five benchmarks with
@@ -36,6 +36,20 @@ COMPARED = (
     "fastv@2:?",
     "random@0:?",
 )
+# The pictures that docs/finding.md shows; of all others the tables are enough.
+SHOWN = {
+    "tiny-llava": (
+        "heatmap-pope-test-0",
+        "horizon-pope",
+        "horizon-textvqa_val",
+        "horizons",
+        "kept-pope",
+        "layers",
+        "methods-pope",
+        "methods-textvqa_val",
+    ),
+    "tiny-qwen2.5-vl": ("horizons", "layers", "methods-docvqa_val", "methods-pope"),
+}
 FIGURES = ("fig1", "fig5", "fig6", "fig7", "fig9", "fig10", "fig11", "fig12")
 
 
@@ -82,23 +96,17 @@ def copy(model: DemoCheckpoint, figures: Path, others: Path, calibration: dict) 
     for name, output in outputs.items():
         shown = {key: value for key, value in output.items() if key not in ("out", "yaml", "kept")}
         (made / f"{name}.json").write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
-    for folder in (
-        others / model.folder / "horizon",
-        figures / model.folder / "horizon",
-        figures / model.folder / "information",
-    ):
-        for path in (*folder.glob("*.csv"), *folder.glob("*.png")):
-            # All tasks of a run in one panel: a picture of each of the two runs.
-            other = path.stem == "horizons" and folder.is_relative_to(others)
-            shutil.copy(path, made / (f"horizons-others{path.suffix}" if other else path.name))
-    for path in sorted((figures / model.folder / "oracle").glob("methods-*")):
-        if path.suffix in (".csv", ".png"):
-            shutil.copy(path, made / f"oracle-{path.name}")
+    for folder in (others / model.folder, figures / model.folder):
+        for path in (*folder.glob("horizon/*.csv"), *folder.glob("information/*.csv")):
+            shutil.copy(path, made / path.name)
+    for path in (figures / model.folder / "oracle").glob("methods-*.csv"):
+        shutil.copy(path, made / f"oracle-{path.name}")
     # The command's table has a line for each sample; here their means do.
     kept = pd.read_csv(made / "kept.csv").groupby(["task", "keep", "layer", "method"])[["kept", "information"]]
     kept.mean().round(4).to_csv(made / "kept.csv")
     for path in (figures / model.folder / "information" / "heatmaps").glob("*.png"):
         shutil.copy(path, made / f"heatmap-{path.name}")
+    draw_stored(made)
 
 
 def draw_stored(folder: Path) -> None:
@@ -115,18 +123,22 @@ def draw_stored(folder: Path) -> None:
         count = layers[layers.task == task].samples.iloc[0]
         title = f"{folder.name}, {plots.task_title(str(task))}: mean of {count} documents"
         drawn += plots.draw_kept(lines, title, folder / f"kept-{task}")
+    horizons = []
     for name in ("horizon", "horizon-others"):
         for entry in json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["tasks"]:
             curves = pd.read_csv(folder / f"horizon-{entry['task']}.csv")
             horizon = Horizon(**{"measured": entry["units"], **entry}, layers=curves)
+            horizons.append(horizon)
             title = f"{folder.name}, {plots.task_title(horizon.task)}: {horizon.units} scored units"
             drawn += plots.draw_horizon(horizon, title, folder / f"horizon-{horizon.task}")
             if (table := folder / f"methods-{horizon.task}.csv").exists():
                 full = float(curves.full.iloc[0])
                 drawn += plots.draw_methods(pd.read_csv(table), full, title, folder / f"methods-{horizon.task}")
-    for path in drawn:
-        if path.suffix == ".svg":  # the pages show the PNG files
-            path.unlink()
+    title = f"{folder.name}: score without visual tokens, and horizons"
+    drawn += plots.draw_horizons(horizons, title, folder / "horizons")
+    for path in (*drawn, *folder.glob("heatmap-*.png")):
+        if path.suffix == ".svg" or path.stem not in SHOWN[folder.name]:
+            path.unlink(missing_ok=True)
 
 
 def main(

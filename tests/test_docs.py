@@ -56,6 +56,13 @@ def test_every_relative_link_resolves(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"[{text}]: {target.name} has no heading #{anchor}"
 
 
+def test_every_picture_of_the_docs_is_shown_or_used() -> None:
+    """A picture that no page names goes stale unseen."""
+    texts = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.png")}
+    assert {name for name in names if name not in texts} == set()
+
+
 @each_page
 def test_a_link_that_names_a_file_points_to_that_file(page: Path) -> None:
     """A file that is renamed leaves a link that resolves and a text that is wrong."""
