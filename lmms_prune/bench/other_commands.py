@@ -235,7 +235,7 @@ def bench_waits(
                 subject = given_model(folder, None, None, "float32", "cpu")
                 rows: list[dict[str, Any]] = []
                 for images in batches:
-                    progress.begin(f"{folder}, batch {images}")
+                    progress.say(f"{folder}, batch {images}, {len(texts)} schedules")
                     with fits(f"at batch {images}", "a smaller --batch-size"):
                         inputs = ragged_inputs(subject.model, images, None if subject.fixed else shape, 60)
                         for text in progress.over(texts):

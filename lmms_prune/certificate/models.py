@@ -69,7 +69,7 @@ class Models:
             # Free the previous model first: memory may not hold two.
             self.loaded.clear()
             self.subjects.clear()
-            self.progress(f"loading {self.checkpoint} ({dtype})")
+            self.progress(f"{self.checkpoint} ({dtype})")
             self.loaded[dtype] = self._load(dtype)
         model = self.loaded[dtype]
         try:
