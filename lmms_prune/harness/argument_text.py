@@ -82,10 +82,10 @@ def extended(model_args: str, values: Mapping[str, Any]) -> str:
     """
     further = {name: str(value) for name, value in values.items()}
     if is_json(model_args):
-        given = split(model_args)
-        if repeated := [name for name in further if name in given]:
+        existing = split(model_args)
+        if repeated := [name for name in further if name in existing]:
             raise ArgumentError(f"model_args: '{repeated[0]}' is given twice.")
-        return json.dumps({**given, **further}, ensure_ascii=False)
+        return json.dumps({**existing, **further}, ensure_ascii=False)
     pairs = (f"{name}={value}" for name, value in further.items())
     return ",".join(filter(None, (model_args.strip().rstrip(", "), *pairs)))
 

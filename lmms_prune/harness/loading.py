@@ -198,9 +198,9 @@ def _loaded(arguments: ModelArguments, where: str) -> Any:
         )
     wrong = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
     if wrong:
-        some = ", ".join(sorted(wrong)[:3])
+        listed = ", ".join(sorted(wrong)[:3])
         message = (
-            f"pretrained={arguments.pretrained}: {len(wrong)} weights are missing or of the wrong shape ({some}, …)."
+            f"pretrained={arguments.pretrained}: {len(wrong)} weights are missing or of the wrong shape ({listed}, …)."
         )
         raise CheckpointError(message)
     # An unused head may be left over, but a left-over weight of a layer means that answers would be computed without it.

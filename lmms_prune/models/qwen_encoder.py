@@ -52,8 +52,8 @@ class QwenEncoder(Encoder):
                 chosen = slice(first, first + at_once)
                 owners = members[chosen]
                 for low in range(0, length, piece):
-                    some = queries[chosen, :, low : low + piece]
-                    weights = (some @ keys[chosen].transpose(-1, -2)).softmax(-1)
+                    part = queries[chosen, :, low : low + piece]
+                    weights = (part @ keys[chosen].transpose(-1, -2)).softmax(-1)
                     yield owners[:, low : low + piece], owners, weights
 
     def keys(self, block: int, *, one_head: bool = False) -> Float[Tensor, "B N d"]:

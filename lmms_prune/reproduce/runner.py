@@ -120,7 +120,7 @@ def is_finished(step: Step, around: Surroundings) -> bool:
 
 
 @dataclass
-class Progress:
+class ChainProgress:
     """What a display is told: counts of finished pieces by step, and lines."""
 
     steps: Sequence[Step]
@@ -135,7 +135,9 @@ class Progress:
         self.moved(sum(self.finished.values()), total, ", ".join(sorted(self.running)))
 
 
-def run_chain(steps: Sequence[Step], around: Surroundings, progress: Progress, lanes: int) -> dict[str, StepRecord]:
+def run_chain(
+    steps: Sequence[Step], around: Surroundings, progress: ChainProgress, lanes: int
+) -> dict[str, StepRecord]:
     """Run all steps that are not finished, lane by lane, and return every step's record.
 
     Args:
@@ -175,7 +177,7 @@ def run_chain(steps: Sequence[Step], around: Surroundings, progress: Progress, l
 
 
 def _outcome(
-    step: Step, around: Surroundings, progress: Progress, records: Mapping[str, StepRecord], ended: Event
+    step: Step, around: Surroundings, progress: ChainProgress, records: Mapping[str, StepRecord], ended: Event
 ) -> StepRecord:
     """Run one step unless it is finished, or needs one that failed."""
     folder = around.step_folder(step)

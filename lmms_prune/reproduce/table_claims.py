@@ -126,11 +126,11 @@ def cost_findings(evidence: Evidence, arithmetic: Mapping[str, Mapping[str, floa
             yield _ARITHMETIC.finding(NOT_RUN, where, "not computed")
             continue
         equal = abs(row["tflops"] - printed_cost.tflops) <= 0.01 and abs(row["kv_mib"] - printed_cost.mib) <= 0.1
-        ours, theirs = (
+        computed, printed = (
             f"{f:.2f} TFLOPs, {m:.1f} MiB"
             for f, m in ((row["tflops"], row["kv_mib"]), (printed_cost.tflops, printed_cost.mib))
         )
-        yield _ARITHMETIC.finding(REPRODUCED if equal else NOT_REPRODUCED, where, f"{ours}; printed {theirs}")
+        yield _ARITHMETIC.finding(REPRODUCED if equal else NOT_REPRODUCED, where, f"{computed}; printed {printed}")
     yield from _faster(evidence)
 
 
