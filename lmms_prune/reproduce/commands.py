@@ -338,8 +338,7 @@ def _say(record: dict[str, Any], as_json: bool, text: str) -> None:
 def _run(steps: Sequence[Step], around: Surroundings, lanes: int, as_json: bool) -> dict[str, StepRecord]:
     """Run the chain with one progress display."""
     from lmms_prune.harness.installation import InstallationError, refuse_broken
-    from lmms_prune.reproduce.runner import ChainProgress
-    from lmms_prune.reproduce.runner import run_chain
+    from lmms_prune.reproduce.runner import ChainProgress, run_chain
 
     with plainly(InstallationError):
         refuse_broken()

@@ -18,7 +18,7 @@ import pytest
 
 from lmms_prune.harness import fingerprint
 from lmms_prune.reproduce.chain import _PIECES, Step
-from lmms_prune.reproduce.runner import Progress, StepRecord, Surroundings, is_finished, read_record, run_chain
+from lmms_prune.reproduce.runner import ChainProgress, StepRecord, Surroundings, is_finished, read_record, run_chain
 
 PROGRAM = (sys.executable, "-c")
 
@@ -32,7 +32,7 @@ def run(out: Path, steps: Sequence[Step], **fields) -> tuple[dict[str, StepRecor
     """Run steps; returns their records, and what was said."""
     lines: list[str] = []
     around = Surroundings(out, program=PROGRAM, **fields)
-    progress = Progress(steps, lines.append, lambda done, total, running: None)
+    progress = ChainProgress(steps, lines.append, lambda done, total, running: None)
     return run_chain(steps, around, progress, lanes=2), lines
 
 
@@ -122,7 +122,7 @@ def test_a_part_runs_only_what_can_be_divided(tmp_path: Path) -> None:
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
     steps = [step("whole", code), step("divided", code, divisible=True)]
     around = Surroundings(tmp_path, program=PROGRAM, launch="torchrun -n 2", shard="2/3")
-    records = run_chain(steps, around, Progress(steps, lambda line: None, lambda *counts: None), 1)
+    records = run_chain(steps, around, ChainProgress(steps, lambda line: None, lambda *counts: None), 1)
     assert {name: record.state for name, record in records.items()} == {"whole": "not run", "divided": "done"}
     assert around.words(steps[1])[1:] == ["--launch", "torchrun -n 2", "--shard", "2/3"]
     assert read_record(tmp_path / "steps" / "divided-2-of-3").state == "done"
@@ -197,10 +197,10 @@ def test_what_a_killed_chain_has_left_running_is_waited_for(tmp_path: Path) -> N
     code = SLOW.format(runs=str(runs), go=str(go))
     chain = (
         "from pathlib import Path; from lmms_prune.reproduce.chain import Step\n"
-        "from lmms_prune.reproduce.runner import Progress, Surroundings, run_chain\n"
+        "from lmms_prune.reproduce.runner import ChainProgress, Surroundings, run_chain\n"
         f"steps = [Step('slow', ({code!r},), ('fig1',), 'one')]\n"
         f"around = Surroundings(Path({str(tmp_path)!r}), program={PROGRAM!r})\n"
-        "run_chain(steps, around, Progress(steps, lambda line: None, lambda *counts: None), 1)"
+        "run_chain(steps, around, ChainProgress(steps, lambda line: None, lambda *counts: None), 1)"
     )
     killed = subprocess.Popen([sys.executable, "-c", chain])
     number = int(wait_for(runs))
