@@ -25,11 +25,11 @@ from lmms_prune.terminal.options import DEFAULT_WRAPPER, Json
 # The commands in the order of the help, under the heading of each group.
 PANELS = {
     "Run": ("demo", "sweep", "reproduce"),
-    "Plan": ("methods", "schedule", "calibrate", "check", "configs", "tasks"),
+    "Plan": ("methods", "schedule", "calibrate", "check", "configs", "tasks", "export"),
     "Compare": ("leaderboard", "gate", "verify"),
     "Understand": ("show", "information", "horizon"),
     "Time": ("bench", "bench-methods", "bench-information", "bench-throughput", "bench-waits"),
-    "Publish": ("pack", "merge", "export"),
+    "Publish": ("pack", "merge"),
     "Develop": ("new-method", "test-method", "doctor"),
 }
 # Module and name of each command outside this file: a function, or a group of commands.

@@ -37,9 +37,9 @@ def export(
     positions: Annotated[str, typer.Option(help="original or compact, as in --model_args.")] = "original",
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
 ) -> None:
-    """Print a schedule as JSON: its stages, and the kept tokens and cache bytes of each layer.
+    """Print a schedule as JSON, for serving programs.
 
-    docs/serving.md says what serving programs can do with it.
+    It has the stages, and the kept tokens and cache bytes of each layer; docs/serving.md says what can be done with them.
 
     Example: lmms-prune export dart@2:0.44,random@20:0.07 --model llava-hf/llava-1.5-7b-hf
     """
