@@ -105,7 +105,7 @@ class TokenAccounting:
             visual_tokens=count(entry, "visual_tokens"),
             avg_visual_tokens=number(entry, "avg_visual_tokens"),
             text_tokens=count(entry, "text_tokens", 0),
-            visual_grids=tuple(_counts("visual_grids", (rows, columns)) for rows, columns in grids),
+            visual_grids=tuple((rows, columns) for rows, columns in (_counts("visual_grids", grid) for grid in grids)),
             grid_boxes=boxes,
             token_bitmaps=tuple(tuple(str(text) for text in images) for images in bitmaps),
             kv_bytes=count(entry, "kv_bytes"),

@@ -107,7 +107,10 @@ def test_leaderboard_page_and_gate_read_packs_as_folders(made_up: Path, board: P
     done = call("leaderboard", board, "--format", "html", "--out", tmp_path / "page.html", "--resamples", "200")
     assert done.exit_code == 0, done.output
     [text] = re.findall(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text(encoding="utf-8"), re.DOTALL)
-    assert json.loads(text)["changes"]["cards"], "the changed answers are read from the packs"
+    shown = json.loads(text)
+    assert shown["changes"]["cards"], "the changed answers are read from the packs"
+    assert shown["submitters"] == ["Group A"]
+    assert [row["submitters"] for row in shown["models"][0]["rows"]] == [["Group A"], ["Group A"]]
     files = [run for record in read_results([board]).records for run in record.sources]
     assert {(source.submitter, len(source.packed)) for source in files} == {("Group A", 10)}
 
