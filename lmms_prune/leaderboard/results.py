@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from os.path import isdir
@@ -47,6 +47,7 @@ def read_results(paths: Iterable[Path]) -> Results:
     """
     results = Results()
     by_settings: dict[tuple[str, ...], list[RunRecord]] = {}
+    by_pack: dict[Path, list[RunRecord]] = {}
     seen: set[Path] = set()
     for path in paths:
         results.folders.append(path)
@@ -59,11 +60,14 @@ def read_results(paths: Iterable[Path]) -> Results:
                 results.problems.append(Problem(str(file), _unreadable(error)))
                 continue
             used += [] if record is None else [file]
+            if record is not None and (pack := pack_of(file)) is not None:
+                by_pack.setdefault(pack, []).append(record)
             if record is not None and record.tasks and (real := file.resolve()) not in seen:
                 seen.add(real)
                 by_settings.setdefault(record.key(), []).append(record)
         if used or len(results.problems) == problems_before:
             results.problems += _empty_folders(path, used)
+        results.problems += _misstated(_packs(path), by_pack)
     for same in by_settings.values():
         results.records.append(_merged([on_scale(record) for record in same], results.problems))
     results.ignored = {task: reason for task, reason in results.ignored.items() if task not in TASKS}
@@ -91,7 +95,44 @@ def _files(path: Path, problems: list[Problem]) -> list[Path]:
         return _members([path], problems) if path.name.endswith(PACK) else [path]
     for file, samples in orphans(path, lambda error: None).items():
         problems.append(Problem(str(file), f"gone, though {samples.name} stands beside. Run the evaluation again."))
-    return [*results_files(path, unreadable), *_members(find(path, f"*{PACK}", lambda error: None), problems)]
+    return [*results_files(path, unreadable), *_members(_packs(path), problems)]
+
+
+def _packs(path: Path) -> list[Path]:
+    """Return the packs below a folder, or the named pack."""
+    if isdir(path):
+        return find(path, f"*{PACK}", lambda error: None)
+    return [path] if path.name.endswith(PACK) else []
+
+
+def _misstated(packs: Iterable[Path], by_pack: Mapping[Path, Sequence[RunRecord]]) -> Iterator[Problem]:
+    """Yield a problem for each pack whose manifest names another row than it holds; those that cannot be read are known."""
+    for pack in packs:
+        try:
+            stated = manifest(pack)
+        except OSError:
+            continue
+        runs = by_pack.get(pack, [])
+        held = {
+            "model": {run.model for run in runs},
+            "schedule": {run.schedule or run.wrapper for run in runs},
+            "seeds": {run.seed for run in runs},
+            "tasks": {task for run in runs for task in run.tasks},
+        }
+        told = {
+            "model": {stated.model},
+            "schedule": {stated.schedule},
+            "seeds": set(stated.seeds),
+            "tasks": set(stated.tasks),
+        }
+        for name, values in held.items():
+            if values != told[name]:
+                found = " and ".join(sorted(map(str, values))) or "nothing that can be read"
+                names = " and ".join(sorted(map(str, told[name])))
+                yield Problem(
+                    str(pack), f"its manifest states {name} {names}, but it holds {found}. Pack the row again."
+                )
+                break
 
 
 def _members(packs: Iterable[Path], problems: list[Problem]) -> list[Path]:

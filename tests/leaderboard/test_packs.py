@@ -107,7 +107,10 @@ def test_leaderboard_page_and_gate_read_packs_as_folders(made_up: Path, board: P
     done = call("leaderboard", board, "--format", "html", "--out", tmp_path / "page.html", "--resamples", "200")
     assert done.exit_code == 0, done.output
     [text] = re.findall(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text(encoding="utf-8"), re.DOTALL)
-    assert json.loads(text)["changes"]["cards"], "the changed answers are read from the packs"
+    shown = json.loads(text)
+    assert shown["changes"]["cards"], "the changed answers are read from the packs"
+    assert shown["submitters"] == ["Group A"]
+    assert [row["submitters"] for row in shown["models"][0]["rows"]] == [["Group A"], ["Group A"]]
     files = [run for record in read_results([board]).records for run in record.sources]
     assert {(source.submitter, len(source.packed)) for source in files} == {("Group A", 10)}
 
@@ -225,6 +228,49 @@ def test_a_pack_of_a_later_format_and_one_without_manifest(tmp_path: Path) -> No
     parquet.write_table(pa.table({"a": [1]}), tmp_path / f"b{SUFFIX}")
     with pytest.raises(PackError, match="without the manifest of a pack"):
         manifest(tmp_path / f"b{SUFFIX}")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schedule": "dart@2:0.1"}, "its manifest states schedule dart@2:0.1, but it holds dart@2:0.44"),
+        ({"model": "another/model"}, "its manifest states model another/model, but it holds "),
+        ({"seeds": (0, 1)}, "its manifest states seeds 0 and 1, but it holds 0"),
+        ({"tasks": {"gqa": ""}}, "its manifest states tasks gqa, but it holds gqa and pope"),
+    ],
+)
+def test_a_pack_that_states_another_row_than_it_holds_is_refused(
+    change: dict[str, Any], said: str, board: Path, tmp_path: Path
+) -> None:
+    [pack] = [path for path in packs(board) if "dart" in path.name]
+    files = {path.relative_to(pack).as_posix(): content(path) for path in members(pack)}
+    write_pack(pack, replace(manifest(pack), files=(), **change), files)
+    done = call("leaderboard", board)
+    assert done.exit_code == 1
+    assert said in " ".join(done.stderr.split())
+    done = call("merge", board, "--out", tmp_path / "merged")
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("line", ["no JSON", "[1, 2]", '{"a": 1}', '{"doc_id": "x"}', "[" * 100_000])
+def test_a_pack_with_samples_that_are_none_is_no_row_of_a_board(line: str, board: Path, tmp_path: Path) -> None:
+    [pack] = [path for path in packs(board) if "dart" in path.name]
+    files = {path.relative_to(pack).as_posix(): content(path) for path in members(pack)}
+    name = next(name for name in files if name.endswith("_samples_gqa.jsonl"))
+    write_pack(pack, replace(manifest(pack), files=()), {**files, name: f"{line}\n".encode()})
+    done = call("merge", board, "--out", tmp_path / "merged")
+    assert done.exit_code == 2, done.output
+    assert "no samples file of lmms-eval" in " ".join(done.stderr.split())
+
+
+def test_a_pack_without_a_row_is_named(board: Path, tmp_path: Path) -> None:
+    """A results file that is not lmms-eval's is left out of a folder, but a pack promises a row."""
+    write_pack(board / f"empty{SUFFIX}", MANIFEST, {"0/1_results.json": b"{}"})
+    done = call("leaderboard", board)
+    assert done.exit_code == 1
+    assert "its manifest states model a/model, but it holds nothing that can be read" in " ".join(done.stderr.split())
 
 
 def test_five_groups_give_one_board_with_who_and_when(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmms_prune.leaderboard.results import read_results
+from lmms_prune.leaderboard.samples import UNREADABLE
 from lmms_prune.record.files import write
 from lmms_prune.record.packing import write_documents
 from lmms_prune.record.packs import DOCUMENTS, Manifest, content, documents, manifest, members, packs_below
@@ -75,6 +77,8 @@ def _board(path: Path) -> _Board:
     for pack in packs:
         for member in members(pack):
             content(member)
+    if problems := read_results([path]).problems:
+        raise MergeError(str(problems[0]))
     known = documents(folder) if (folder / DOCUMENTS).exists() else {}
     return _Board(folder, tuple((pack, manifest(pack)) for pack in packs if pack.parent == folder), known)
 
@@ -101,11 +105,17 @@ def _documents(board: _Board) -> Iterator[tuple[str, int, str, Any]]:
             if task is None:
                 continue
             for line in content(member).decode(errors="replace").splitlines():
-                logged = json.loads(line)
-                for name, value in document_fields(logged).items():
+                try:
+                    logged = json.loads(line)
+                    number, fields = int(logged["doc_id"]), document_fields(logged)
+                except UNREADABLE as error:
+                    raise MergeError(
+                        f"{member}: no samples file of lmms-eval ({type(error).__name__}: {error})."
+                    ) from error
+                for name, value in fields.items():
                     # Questions are worded by model and settings.
                     shown = f"{name} ({stated.tasks[task]})" if name == "input" else name
-                    yield task, int(logged["doc_id"]), shown, value
+                    yield task, number, shown, value
 
 
 def _entry(name: str, stated: Manifest) -> dict[str, Any]:

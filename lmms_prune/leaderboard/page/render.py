@@ -82,14 +82,18 @@ def html(
 
 
 def _submitted(board: Leaderboard, submitters: Sequence[Submitter]) -> dict[Path, str]:
-    """Return the submitter of each results file, by its path as the page's data have it."""
+    """Return the submitter of each results file, by its path as the page's data have it; a pack names its own."""
     renamed = names(board)
     by_path = {}
     deepest_last = sorted(
         submitters, key=lambda submitter: -1 if submitter.folder is None else len(submitter.folder.absolute().parts)
     )
     for model in board.models:
-        for path in {source.path for row in model.rows for run in row.runs for source in run.sources}:
+        packers = {source.path: source.submitter for row in model.rows for run in row.runs for source in run.sources}
+        for path, packer in packers.items():
+            if packer:
+                by_path[renamed.shared(path)] = packer
+                continue
             for submitter in deepest_last:
                 if submitter.folder is None or path.resolve().is_relative_to(submitter.folder.resolve()):
                     by_path[renamed.shared(path)] = submitter.name
