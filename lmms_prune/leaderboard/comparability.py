@@ -13,7 +13,7 @@ from lmms_prune.schedule import Schedule
 
 FACTS = ("attention", "dtype", "device", *VERSIONS, "code")
 SETTINGS = (
-    *("prompt", "image_aspect", "min_pixels", "max_pixels", "system_prompt", "chat_template"),
+    *("prompt", "image_aspect", "unpad", "min_pixels", "max_pixels", "system_prompt", "chat_template"),
     *("load_in_4bit", "load_in_8bit"),
     *("limit", "offset", "gen_kwargs", "num_fewshot", "system_instruction"),
 )

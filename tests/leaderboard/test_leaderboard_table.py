@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from written import write_run
 
+from lmms_prune.leaderboard.comparability import SETTINGS
 from lmms_prune.leaderboard.formats import FORMATS
 from lmms_prune.leaderboard.gate import Limits, judged
 from lmms_prune.leaderboard.grids import scores
@@ -19,6 +20,7 @@ from lmms_prune.leaderboard.notes import footnotes
 from lmms_prune.leaderboard.results import read_results
 from lmms_prune.leaderboard.rows import PRUNED, Leaderboard, ModelTable, TableRow
 from lmms_prune.leaderboard.table import leaderboard
+from lmms_prune.models import FAMILIES
 
 MANY = 200
 TASKS = ("gqa", "docvqa_val")
@@ -156,6 +158,10 @@ def test_a_verdict_against_random_needs_the_same_measured_budget(
     assert row(board, "random@1:0.3").random is None
 
 
+def test_arguments_that_only_some_families_have_are_compared_too() -> None:
+    assert {name for family in FAMILIES.values() for name in family.arguments} <= set(SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("change", "mark"),
     [
@@ -168,6 +174,7 @@ def test_a_verdict_against_random_needs_the_same_measured_budget(
         ({"facts": {"attention": None}}, "attention not recorded"),
         ({"settings": {"image_aspect": "pad"}}, "image_aspect: pad; its baseline: crop"),
         ({"settings": {"prompt": "vicuna"}}, "prompt: vicuna; its baseline: hf"),
+        ({"settings": {"unpad": "False"}}, "unpad: False; its baseline:"),
         ({"limit": 200, "documents": 500}, "only a part of the documents: GQA (200 of 500), DocVQA (200 of 500)"),
         ({"samples": False}, "no samples logged: GQA, DocVQA"),
         ({"ours": False}, "no measured budget"),
