@@ -15,7 +15,8 @@ from lmms_prune.bench.sections import sections
 from lmms_prune.leaderboard import page as leaderboard_page
 
 _FOLDER = Path(__file__).parent
-_STYLES = (Path(leaderboard_page.__file__).with_name("page.css"), _FOLDER / "page.css")
+_SHARED = Path(leaderboard_page.__file__).parent
+_STYLES = (_SHARED / "page.css", _SHARED / "document.css", _FOLDER / "page.css")
 
 
 def html(content: Mapping[str, Any]) -> str:

@@ -28,7 +28,8 @@ from lmms_prune.reproduce.table_claims import cost_findings
 from lmms_prune.reproduce.tables import ReportTable, cost_table, score_table
 
 _FOLDER = Path(__file__).parent
-_STYLES = (Path(leaderboard_page.__file__).with_name("page.css"), _FOLDER / "page.css")
+_SHARED = Path(leaderboard_page.__file__).parent
+_STYLES = (_SHARED / "page.css", _SHARED / "document.css", _FOLDER / "page.css")
 _STATES = (REPRODUCED, NOT_REPRODUCED, NOT_RUN)
 
 
