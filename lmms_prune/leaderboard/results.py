@@ -113,22 +113,22 @@ def _misstated(packs: Iterable[Path], by_pack: Mapping[Path, Sequence[RunRecord]
         except OSError:
             continue
         runs = by_pack.get(pack, [])
-        held = {
+        held: dict[str, set[str]] = {
             "model": {run.model for run in runs},
             "schedule": {run.schedule or run.wrapper for run in runs},
-            "seeds": {run.seed for run in runs},
+            "seeds": {str(run.seed) for run in runs},
             "tasks": {task for run in runs for task in run.tasks},
         }
-        told = {
+        told: dict[str, set[str]] = {
             "model": {stated.model},
             "schedule": {stated.schedule},
-            "seeds": set(stated.seeds),
+            "seeds": set(map(str, stated.seeds)),
             "tasks": set(stated.tasks),
         }
         for name, values in held.items():
             if values != told[name]:
-                found = " and ".join(sorted(map(str, values))) or "nothing that can be read"
-                names = " and ".join(sorted(map(str, told[name])))
+                found = " and ".join(sorted(values)) or "nothing that can be read"
+                names = " and ".join(sorted(told[name]))
                 yield Problem(
                     str(pack), f"its manifest states {name} {names}, but it holds {found}. Pack the row again."
                 )
