@@ -119,18 +119,18 @@ def _misstated(packs: Iterable[Path], by_pack: Mapping[Path, Sequence[RunRecord]
             "seeds": {str(run.seed) for run in runs},
             "tasks": {task for run in runs for task in run.tasks},
         }
-        told: dict[str, set[str]] = {
+        in_manifest: dict[str, set[str]] = {
             "model": {stated.model},
             "schedule": {stated.schedule},
             "seeds": set(map(str, stated.seeds)),
             "tasks": set(stated.tasks),
         }
         for name, values in held.items():
-            if values != told[name]:
-                found = " and ".join(sorted(values)) or "nothing that can be read"
-                names = " and ".join(sorted(told[name]))
+            if values != in_manifest[name]:
+                in_pack = " and ".join(sorted(values)) or "nothing that can be read"
+                names = " and ".join(sorted(in_manifest[name]))
                 yield Problem(
-                    str(pack), f"its manifest states {name} {names}, but it holds {found}. Pack the row again."
+                    str(pack), f"its manifest states {name} {names}, but it holds {in_pack}. Pack the row again."
                 )
                 break
 
