@@ -61,15 +61,15 @@ def _fused_greedy(
     state = first.to(fine).contiguous()
     keep, free = valid.new_zeros(valid.shape, dtype=torch.int8), valid.to(torch.int8).contiguous()
     # What the programs of an image tell each other: the best score of each, its token and its state, twice over, so that
-    # one that is ahead writes where nobody reads; and how many have told.
+    # one that is ahead writes where nobody reads; and how many have reported.
     best = state.new_empty(images, 2, parts, 2)
-    where, told = limit.new_empty(images, 2, parts, dtype=torch.int32), limit.new_zeros(images, dtype=torch.int32)
+    where, reported = limit.new_empty(images, 2, parts, dtype=torch.int32), limit.new_zeros(images, dtype=torch.int32)
     # No more picks are independent of the earlier ones than there are features: the rows take no more than the vectors.
     independent = min(most, vectors.shape[2]) if rule == "determinant" else 1
     rows = state.new_empty(images, independent, tokens)
     lows, counts = plain.LEAST * state, limit.new_zeros(images, parts, dtype=torch.int32)
     source = (vectors if stored is None else stored).contiguous()
-    buffers = source, state, free, limit.to(torch.int32), keep, best, where, told, lows, rows, counts
+    buffers = source, state, free, limit.to(torch.int32), keep, best, where, reported, lows, rows, counts
     together = parts == 1 or _holds(first.device, images * parts)
     # Where programs cannot wait for each other, every step is a launch.
     spans = [(-1, most)] if together else [(step, step + 1) for step in range(-1, most)]
@@ -99,12 +99,12 @@ def _fused_greedy(
 
 def _tokens_per_program(device: torch.device, images: int, tokens: int, stores: bool) -> int:
     """Products that are computed anew for each pick are the work of as many programs as run at once."""
-    whole = triton.next_power_of_2(tokens)
+    padded = triton.next_power_of_2(tokens)
     if stores or device.type != "cuda":
-        return whole
+        return padded
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     block = 32
-    while block < whole and images * -(-tokens // block) > processors:
+    while block < padded and images * -(-tokens // block) > processors:
         block *= 2
     return block
 

@@ -93,13 +93,13 @@ if triton is not None:
 
     @triton.jit
     def best_told(best, where, buffer, tokens, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-        """The best token that all programs of an image told, and its value."""
+        """The best token that all programs of an image reported, and its value."""
         part = tl.arange(0, PARTS_BLOCK)
         place = buffer * PARTS + part
         scores = tl.load(best + place * 2, mask=part < PARTS, other=float("-inf"), cache_modifier=".cg")
         values = tl.load(best + place * 2 + 1, mask=part < PARTS, other=0.0, cache_modifier=".cg")
         picks = tl.load(where + place, mask=part < PARTS, other=2147483647, cache_modifier=".cg")
-        # A program without a free token told an index beyond all.
+        # A program without a free token reported an index beyond all.
         top = tl.max(tl.where(picks < tokens, scores, float("-inf")), axis=0)
         pick = tl.min(tl.where(scores == top, picks, 2147483647), axis=0)
         return pick, tl.sum(tl.where(picks == pick, values, 0.0), axis=0)
@@ -113,7 +113,7 @@ if triton is not None:
         keep,
         best,
         where,
-        told,
+        reported,
         lows,
         rows,
         counts,
@@ -148,16 +148,16 @@ if triton is not None:
             least = tl.load(lows + here, mask=inside, other=0.0)
             count = tl.load(counts + row * PARTS + part)
         steps = tl.minimum(stop, tl.load(limit + row))
-        told_by_all, pick, gain = 0, tokens - 1, tl.sum(tl.where(column == 0, value, 0.0), axis=0)
+        reported_by_all, pick, gain = 0, tokens - 1, tl.sum(tl.where(column == 0, value, 0.0), axis=0)
         for step in range(start, steps):
             if step >= 0:
                 if PARTS > 1:
                     if step > start:
-                        # All programs of this image have told their best.
-                        told_by_all += PARTS
+                        # All programs of this image have reported their best.
+                        reported_by_all += PARTS
                         tl.debug_barrier()
-                        tl.atomic_add(told + row, 1, sem="acq_rel")
-                        while tl.atomic_add(told + row, 0, sem="acq_rel") < told_by_all:
+                        tl.atomic_add(reported + row, 1, sem="acq_rel")
+                        while tl.atomic_add(reported + row, 0, sem="acq_rel") < reported_by_all:
                             pass
                     tl.debug_barrier()
                     pick, gain = best_told(best, where, row * 2 + step % 2, tokens, PARTS, PARTS_BLOCK)
