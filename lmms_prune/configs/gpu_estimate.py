@@ -58,7 +58,8 @@ def estimated(sizes: Architecture, parsed: Schedule, gpu: Gpu, prompts: Prompts)
             "largest_batch": least.largest_batch,
         }
     about = {"gpu": gpu.name, "batch": prompts.batch, "new_tokens": prompts.new_tokens}
-    return {**about, **rows, "assumptions": assumptions(sizes, gpu, prompts)}
+    bound = " The schedule may keep fewer tokens; the estimate is of the most that it keeps." if parsed.at_most else ""
+    return {**about, **rows, "assumptions": assumptions(sizes, gpu, prompts) + bound}
 
 
 def lines(estimate: Mapping[str, Any], gpu: Gpu) -> Iterator[str]:

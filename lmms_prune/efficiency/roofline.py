@@ -138,8 +138,8 @@ def decoder_bytes(model: Architecture) -> int:
 
 
 def weight_bytes(model: Architecture) -> int:
-    """Return the bytes of all matrices; embeddings and output matrix count as two, though some checkpoints share one."""
-    embeddings = model.vocabulary * model.hidden * model.bytes_per_number
+    """Return the bytes of all matrices."""
+    embeddings = 0 if model.tied else model.vocabulary * model.hidden * model.bytes_per_number
     return decoder_bytes(model) + embeddings + _encoder_numbers(model) * model.bytes_per_number
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,12 @@ def from_config(config: Mapping[str, Any], name: str) -> Architecture:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ArchitectureError(f"{name}: model_type {kind!r} is not supported{why_not(kind, map(repr, FAMILIES))}")
-    sizes = FAMILIES[kind].architecture(config, name)
+    sizes, text = FAMILIES[kind].architecture(config, name), config.get("text_config") or config
     try:
-        refuse_stated_variant(config.get("text_config") or config, FAMILIES)
+        refuse_stated_variant(text, FAMILIES)
     except UnsupportedModelError as error:
         raise ArchitectureError(f"{name}: {error}") from None
-    return sizes
+    return replace(sizes, tied=any(part.get("tie_word_embeddings") is True for part in (config, text)))
 
 
 DEFAULT = architecture(next(iter(PUBLISHED)))

@@ -68,6 +68,7 @@ QWEN2_5_VL = Qwen25VL(
     refused=("prompt", "image_aspect"),
     published={
         "qwen2.5-vl-3b": {
+            "tie_word_embeddings": True,
             "model_type": "qwen2_5_vl",
             "text_config": {
                 "hidden_size": 2048,

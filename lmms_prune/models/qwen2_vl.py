@@ -88,6 +88,7 @@ QWEN2_VL = Qwen2VL(
     trims_answers=True,
     published={
         "qwen2-vl-2b": {
+            "tie_word_embeddings": True,
             "model_type": "qwen2_vl",
             "text_config": {
                 "hidden_size": 1536,

@@ -122,6 +122,7 @@ QWEN3_VL = Qwen3VL(
     # the hub: amburger66/robometer-4b-lora-robotsmith-task03 (4B), Steinate/Cortex (8B).
     published={
         "qwen3-vl-2b": {
+            "tie_word_embeddings": True,
             "model_type": "qwen3_vl",
             "text_config": {
                 "hidden_size": 2048,
@@ -134,6 +135,7 @@ QWEN3_VL = Qwen3VL(
             "vision_config": {**_SMALL_ENCODER, "out_hidden_size": 2048},
         },
         "qwen3-vl-4b": {
+            "tie_word_embeddings": True,
             "model_type": "qwen3_vl",
             "text_config": {
                 "hidden_size": 2560,

@@ -51,6 +51,7 @@ class Architecture:
         encoder: sizes of the vision encoder.
         tokens_per_image: visual tokens of every image; None where images differ in size.
         bytes_per_number: bytes per value of the cache: 4 in float32, 2 in 16-bit.
+        tied: whether embeddings and output matrix are one matrix.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Architecture:
     encoder: EncoderSizes
     tokens_per_image: int | None
     bytes_per_number: int = 2
+    tied: bool = False
 
     def in_dtype(self, dtype: str) -> Architecture:
         """The same where the model is loaded in `dtype`: "float32", "float16", "bfloat16", or "auto", the checkpoint's."""

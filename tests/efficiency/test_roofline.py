@@ -49,11 +49,28 @@ def test_without_limits_of_flops_the_times_are_those_of_reading() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("llava-1.5-7b", 7.06), ("qwen2.5-vl-7b", 8.29), ("llava-1.5-13b", 13.35)]
+    ("name", "billions"),
+    [
+        ("llava-1.5-7b", 7.06),
+        ("llava-1.5-13b", 13.35),
+        ("qwen2-vl-2b", 2.21),
+        ("qwen2-vl-7b", 8.29),
+        ("qwen2.5-vl-3b", 3.75),
+        ("qwen2.5-vl-7b", 8.29),
+        ("qwen3-vl-2b", 2.13),
+        ("qwen3-vl-4b", 4.44),
+        ("qwen3-vl-8b", 8.77),
+    ],
 )
 def test_the_weights_are_those_of_the_published_checkpoints(name: str, billions: float) -> None:
-    """Parameters as the hub's pages print them, of which matrices are nearly all."""
+    """Parameters as the hub's pages print them, of which matrices are nearly all; small models share one for words in and out."""
     assert weight_bytes(architecture(name)) / 2e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_an_estimate_of_what_may_be_fewer_tokens_says_so() -> None:
+    words = ("--model", "llava-1.5-7b", "--gpu", "a100")
+    assert "the estimate is of the most that it keeps" in call("prumerge@0", *words)
+    assert "the estimate is of the most" not in call("dart@2:0.44", *words)
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
