@@ -30,6 +30,11 @@ def refuse_stored(config: Mapping[str, Any], arguments: ModelArguments) -> None:
     stored = config.get("quantization_config")
     if not stored:
         return
+    if not isinstance(stored, Mapping):
+        raise UnsupportedModelError(
+            f"pretrained={arguments.pretrained}: quantization_config in config.json is {stored!r}, not an object with a "
+            "quant_method; the file is damaged."
+        )
     # The first versions of bitsandbytes' configuration did not name their method.
     older = LIBRARY if stored.get("load_in_4bit") or stored.get("load_in_8bit") else "an unnamed method"
     method = str(stored.get("quant_method") or older)

@@ -98,6 +98,8 @@ class TaskAverages(Averages):
         sample_count, executed = len(samples), sum(computed)
         text = sum(sample.text_tokens for sample in samples) / sample_count
         visual = _means([sample.layer_visual_tokens for sample in samples])
+        # Of whole numbers: a mean's rounding would make no padding slightly negative, which no reader takes.
+        tokens = sum(sample.text_tokens * len(visual) + sum(sample.layer_visual_tokens) for sample in samples)
         return cls(
             **asdict(Averages.of(samples)),
             samples=sample_count,
@@ -108,7 +110,7 @@ class TaskAverages(Averages):
             recycled_visual_tokens=_means([sample.recycled_visual_tokens for sample in samples]),
             layer_kv_mib=tuple(size / 2**20 for size in _means([sample.layer_kv_bytes for sample in samples])),
             computed_tokens=executed / sample_count / len(visual),
-            padding=1 - (text * len(visual) + sum(visual)) * sample_count / executed,
+            padding=(executed - tokens) / executed,
             cache_mib=sum(cached) / sample_count / 2**20,
         )
 

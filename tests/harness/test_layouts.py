@@ -103,6 +103,12 @@ def test_stored_quantisations_are_refused_by_name(method, harness, family, tmp_p
         of_config(tmp_path, config, load_in_8bit="true")
 
 
+def test_a_damaged_quantisation_is_refused_by_name(harness, family, tmp_path):
+    config = json.loads((harness.checkpoints[family] / "config.json").read_text()) | {"quantization_config": "x"}
+    with pytest.raises(UnsupportedModelError, match=r"quantization_config in config\.json is 'x', not an object"):
+        of_config(tmp_path, config)
+
+
 def edited(harness, folder, family="llava", **fields):
     """A copy of a tiny LLaVA with other fields in its processor; None takes one out."""
     shutil.copytree(harness.checkpoints[family], folder)

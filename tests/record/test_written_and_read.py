@@ -200,3 +200,17 @@ def test_a_tasks_sums_are_those_of_its_samples() -> None:
     sums, expected = task.totals, TokenTotals.of(some)
     for name in vars(expected):
         assert getattr(sums, name) == pytest.approx(getattr(expected, name)), name
+
+
+def test_without_padding_the_share_of_padding_is_zero() -> None:
+    """Means of three samples' tokens are rounded, and their sum was at times above what was executed."""
+    pictured = TokenAccounting.read(old_samples(MERGED)[0]["token_counts"][0])
+    assert pictured is not None
+    shares = []
+    for text in range(60, 90):
+        visual = [tuple((layer * (text + more)) % 50 for layer in range(12)) for more in (0, 7, 9)]
+        samples = [replace(pictured, text_tokens=text + len(v) % 5, layer_visual_tokens=v) for v in visual]
+        samples[0] = replace(samples[0], text_tokens=text)
+        executed = [sample.text_tokens * 12 + sum(sample.layer_visual_tokens) for sample in samples]
+        shares.append(TaskAverages.of_task(samples, executed, [10] * 3).padding)
+    assert shares == [0] * 30
