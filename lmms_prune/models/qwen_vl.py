@@ -138,4 +138,5 @@ class QwenVL(Family):
         half = (text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]) // 2
         text["rope_parameters"] = {"rope_type": "default", **self.rope(half)}
         vision = {"depth": self.vision_defaults["depth"], **sizes["vision_config"]}
-        return AutoConfig.for_model(self.model_type, text_config=text, vision_config=vision)
+        tied = sizes.get("tie_word_embeddings", False)
+        return AutoConfig.for_model(self.model_type, text_config=text, vision_config=vision, tie_word_embeddings=tied)
