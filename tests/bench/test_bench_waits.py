@@ -52,7 +52,7 @@ def test_the_table_has_a_line_for_each_schedule_and_batch() -> None:
 
 
 def test_layers_that_a_stage_runs_again_are_counted_apart() -> None:
-    result = waits("mustdrop@0:0.5,fastv@3:0.2", "--model", LLAVA, "--batch", "1", "--json")
+    result = waits("mustdrop@0:0.5,fastv@3:0.2", "--model", LLAVA, "--batch-size", "1", "--json")
     assert result.exit_code == 0, result.output
     [row] = json.loads(result.stdout.splitlines()[-1])["models"][0]["rows"]
     again, once = row["stages"]

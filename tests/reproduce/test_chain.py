@@ -184,10 +184,10 @@ BAD = (
     (("fig1", "--models", "demo", "--tasks", ","), "--tasks ',' names nothing"),
     (("fig1", "--models", "demo", "--cluster", "pbs", "--dry-run"), "--cluster pbs: write slurm or local"),
     (("fig1", "--models", "demo", "--cluster-option", "a=b", "--dry-run"), "it belongs to --cluster"),
-    (("fig1", "--models", "demo", "--model_args", "schedule=none", "--dry-run"), "the items decide what is pruned"),
-    (("fig1", "--models", "llava", "--model_args", "pretrained=a/b", "--dry-run"), "--models names the checkpoint"),
-    (("fig1", "--models", "llava", "--model_args", "dtipe=float32", "--dry-run"), "Did you mean 'dtype'?"),
-    (("fig1", "--models", "llava", "--model_args", "min_pixels=9", "--dry-run"), "It is for another model family"),
+    (("fig1", "--models", "demo", "--model-args", "schedule=none", "--dry-run"), "the items decide what is pruned"),
+    (("fig1", "--models", "llava", "--model-args", "pretrained=a/b", "--dry-run"), "--models names the checkpoint"),
+    (("fig1", "--models", "llava", "--model-args", "dtipe=float32", "--dry-run"), "Did you mean 'dtype'?"),
+    (("fig1", "--models", "llava", "--model-args", "min_pixels=9", "--dry-run"), "It is for another model family"),
     (("fig1", "--models", "demo", "--report-only"), "holds no steps, so nothing has run there yet"),
 )
 
