@@ -66,7 +66,9 @@ show("form.png", question, schedule, model="tiny-llava", model_args=arguments)""
 `evaluate` runs lmms-eval in a process of its own and returns rows of the leaderboard. `none` is the unpruned model, with which the other
 two are compared; both keep half of the visual tokens on average."""),
         new_code_cell("""schedules = ["none", "dart@1:?,budget=0.5", "random@1:?,budget=0.5"]
-rows = evaluate(schedules, "textvqa_val", "results", model="tiny-llava", model_args=f"{arguments},batch_size=8", limit=24)
+rows = evaluate(
+    schedules, "textvqa_val", "results", model="tiny-llava", model_args=f"{arguments},batch_size=8", limit=24
+)
 rows[["schedule", "avg_visual_tokens", "textvqa_val", "rel", "share_flops"]].round(1)"""),
         new_markdown_cell("""The same from the folder, as `lmms-prune leaderboard results/runs` reads it: the difference to the unpruned run
 in points, with its 95 % interval, paired over the documents."""),

@@ -235,7 +235,7 @@ def build(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], **op
 
 def build_all() -> None:
     pointers = {"source": "fp64", "state": "fp64", "free": "i8", "limit": "i32", "keep": "i8"}
-    pointers |= {"best": "fp64", "where": "i32", "told": "i32", "lows": "fp64", "rows": "fp64", "counts": "i32"}
+    pointers |= {"best": "fp64", "where": "i32", "reported": "i32", "lows": "fp64", "rows": "fp64", "counts": "i32"}
     for rule in ("farthest", "sums", "determinant"):
         for parts in (1, 10):
             constants = {"RULE": rule, "STORED": parts == 1, "COARSE": rule == "farthest", "PARTS": parts}

@@ -26,7 +26,8 @@ def export(
     model: Annotated[
         str | None,
         typer.Option(
-            help=f"Adds cache bytes: {', '.join(PUBLISHED)}, such a checkpoint's hub name, a config.json or a folder."
+            help="A checkpoint's folder or hub name, a config.json, or a short name: adds cache bytes. Known by name: "
+            f"{', '.join(PUBLISHED)}."
         ),
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Decoder layers; default: the model's, or 32.")] = None,
@@ -41,7 +42,7 @@ def export(
 
     It has the stages, and the kept tokens and cache bytes of each layer; docs/serving.md says what can be done with them.
 
-    Example: lmms-prune export dart@2:0.44,random@20:0.07 --model llava-hf/llava-1.5-7b-hf
+    Example: lmms-prune export dart@2:0.44,random@20:0.07 --model llava-1.5-7b
     """
     from lmms_prune import __version__
 
