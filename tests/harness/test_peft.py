@@ -113,7 +113,7 @@ def test_equal_weights_are_shared_and_an_adapters_are_not(harness, llava_adapter
 def test_a_calibration_is_of_checkpoint_and_adapter(tmp_path):
     files = {calibration_file("org/model", "0.5", adapter=name) for name in (None, "org/a", "org/b")}
     assert len(files) == 3
-    with pytest.raises(ArgumentError, match=r"--model_args pretrained=org/model,peft=org/a --tasks"):
+    with pytest.raises(ArgumentError, match=r"--model org/model --model-args peft=org/a --tasks"):
         ModelArguments.read("pretrained=org/model,peft=org/a,schedule=auto,budget=192t")
 
 
