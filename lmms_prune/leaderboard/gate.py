@@ -134,7 +134,7 @@ def _no_rel(model: ModelTable, row: TableRow) -> str:
     """Say why a row has no Rel, if only tasks were evaluated that do not count, or its baseline scores 0; "" otherwise."""
     if row.uncounted and not row.missing:
         return f"its baseline scores 0 on {', '.join(TASKS[task].name for task in row.uncounted)}"
-    if any(TASKS[task].counts for task in model.tasks) or not model.tasks:
+    if row.acc is not None or any(TASKS[task].counts for task in model.tasks) or not model.tasks:
         return ""
     return f"none of its tasks counts in Rel: --count {','.join(model.tasks)} counts them, --max-drop judges one"
 
