@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral
+from os import PathLike
 from reprlib import repr as shortened
 from typing import Any
 
@@ -110,12 +111,27 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, PathLike))
+
+
+def several(value: Any, alone: type | tuple[type, ...]) -> list[Any]:
+    """Return the list behind an argument that may also be a single value, which is of a type in `alone`; no check of its elements."""
+    return [value] if isinstance(value, alone) or not isinstance(value, Iterable) else list(value)
+
+
 WHOLE = Kind("a whole number", _is_integer)
 FROM_ZERO = Kind("a whole number of at least 0", _is_integer, lambda value: value >= 0)
 FROM_ONE = Kind("a whole number of at least 1", _is_integer, lambda value: value >= 1)
 FLAG = Kind("True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("a text", _is_text)
 TEXTS = Kind("a list of texts", lambda value: _is_list(value, _is_text))
+PATH = Kind("a path", _is_path, lambda value: str(value) != "")
+PATHS = Kind(
+    "a path or a list of paths",
+    lambda value: _is_list(value, _is_path),
+    lambda value: len(value) > 0 and all(map(PATH.within, value)),
+)
 TOKEN_COUNTS = Kind(
     "a list of whole numbers of at least 0 (the tokens of each image)",
     lambda value: _is_list(value, _is_integer),

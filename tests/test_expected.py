@@ -21,7 +21,7 @@ import torch
 from forking import Forking
 from tiny import load, noise
 
-from lmms_prune import Schedule, ScheduleError, Stage, prune
+from lmms_prune import Schedule, ScheduleError, Stage, evaluate, leaderboard, prune, show
 from lmms_prune.schedule import PromptSizes
 
 HALF = Decimal("0.5")
@@ -64,6 +64,19 @@ TYPES: list[tuple[Callable[[], object], str]] = [
     (lambda: Stage("random", 2, True), "keep=True must be"),
     (lambda: Stage("dart", 2, HALF, {"order": "stable"}), "must be a tuple of (name, value) pairs"),
     (lambda: Stage("dart", 2, HALF, (("order",),)), "must be a tuple of (name, value) pairs"),
+    (lambda: leaderboard(None), "paths=[None] must be a path or a list of paths"),
+    (lambda: leaderboard(b"r"), "paths=[114] must be a path or a list of paths"),
+    (lambda: leaderboard("r", baseline=3), "baseline=3 must be a path, or None"),
+    (lambda: leaderboard("r", count=["gqa"]), "count=['gqa'] must be a text, or None"),
+    (lambda: evaluate("none", 3, "out"), "tasks=[3] must be names of tasks, at least one"),
+    (lambda: evaluate("none", "gqa", None), "out=None must be a path"),
+    (lambda: evaluate("none", "gqa", "out", model_args=["a"]), "model_args=['a'] must be a text or a mapping"),
+    (lambda: evaluate("none", "gqa", "out", limit="3"), "limit='3' must be a whole number of at least 1, or None"),
+    (lambda: show(None, "?", "none"), "images=[None] must be image files or opened images, at least one"),
+    (lambda: show(["a.png", 3], "?", "none"), "images=['a.png', 3] must be image files or opened images"),
+    (lambda: show("a.png", 3, "none"), "question=3 must be a text"),
+    (lambda: show("a.png", "?", "none", new_tokens="3"), "new_tokens='3' must be a whole number of at least 1"),
+    (lambda: show("a.png", "?", "none", model_args=3), "model_args=3 must be a text or a mapping"),
 ]
 VALUES: list[tuple[Callable[[], object], str]] = [
     (lambda: Schedule().check(0), "layers=0 must be a whole number of at least 1"),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lmms_prune.errors import Kind, expect
 from lmms_prune.schedule.text import text_of
 
 # An argument begins with "name=". Any other piece between commas continues the value before it, so that the comma
@@ -57,6 +58,17 @@ def split(text: str) -> dict[str, str]:
             value = value[1:-1]
         values[name] = value
     return values
+
+
+def argument_text(model_args: str | Mapping[str, Any]) -> str:
+    """Return model arguments as a text of --model_args; a text is returned as it is.
+
+    Raises:
+        TypeError: they are neither a text nor a mapping.
+        ArgumentError: a value that no text stands for.
+    """
+    expect(model_args=(model_args, Kind("a text or a mapping", lambda value: isinstance(value, (str, Mapping)))))
+    return model_args if isinstance(model_args, str) else comma_text(split(json.dumps(dict(model_args), default=str)))
 
 
 def is_json(text: str) -> bool:

@@ -97,7 +97,7 @@ def documents(
     tasks: Sequence[str],
     model: str,
     limit: int | None = None,
-    include: Path | None = None,
+    include: Path | Sequence[Path] | None = None,
     offset: int = 0,
     only: Mapping[str, Collection[int]] | None = None,
 ) -> Iterator[Document]:
@@ -107,7 +107,7 @@ def documents(
         tasks: names, as for ``lmms-eval --tasks``.
         model: lmms-eval's name of the model, for prompts that depend on it.
         limit: number of documents per task; None for all.
-        include: a folder of further task YAMLs.
+        include: a folder of further task YAMLs, or several.
         offset: number of documents to skip first in each task.
         only: by task, the numbers of the documents to read; the others are not even loaded.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmms_prune.errors import FROM_ONE, expect, optional
-from lmms_prune.harness.argument_text import comma_text, split
+from lmms_prune.errors import FROM_ONE, PATH, TEXT, TEXTS, Kind, expect, optional, several
+from lmms_prune.harness.argument_text import argument_text
 from lmms_prune.harness.installation import refuse_broken
 from lmms_prune.harness.models import as_lmms_eval
 from lmms_prune.harness.plugin import environment_secrets
@@ -63,6 +62,7 @@ def evaluate(
         one row per schedule, with the columns of `leaderboard`.
 
     Raises:
+        TypeError, ValueError: an argument of another type, or an empty one; names it.
         ScheduleError: a schedule that is wrong.
         ArgumentError, ConfigError, SweepError: other arguments that are wrong, before anything runs.
         InstallationError: an installation in which no run can succeed.
@@ -71,13 +71,18 @@ def evaluate(
     Warns:
         LeaderboardWarning: as `leaderboard`.
     """
-    expect(limit=(limit, optional(FROM_ONE)))
-    several = [schedules] if isinstance(schedules, (str, Schedule)) else list(schedules)
-    texts = list(dict.fromkeys(map(_text, several)))
-    names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
-    arguments = (
-        model_args if isinstance(model_args, str) else comma_text(split(json.dumps(dict(model_args), default=str)))
+    listed = several(schedules, (str, Schedule))
+    names = tasks.split(",") if isinstance(tasks, str) else several(tasks, str)
+    expect(
+        schedules=(listed, Kind("at least one schedule", lambda value: True, lambda value: len(value) > 0)),
+        tasks=(names, Kind("names of tasks, at least one", TEXTS.holds, lambda value: len(value) > 0 and all(value))),
+        out=(out, PATH),
+        limit=(limit, optional(FROM_ONE)),
+        include_path=(include_path, optional(PATH)),
+        launch=(launch, TEXT),
     )
+    texts = list(dict.fromkeys(map(_text, listed)))
+    arguments = argument_text(model_args)
     include = None if include_path is None else Path(include_path)
     refuse_broken()
     secrets = environment_secrets()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from lmms_prune.errors import FROM_ONE, PATH, TEXT, Kind, expect, optional, several
+from lmms_prune.harness.argument_text import argument_text
 from lmms_prune.harness.generation import clean, own_tokens, stop_texts
 from lmms_prune.harness.models import as_lmms_eval, unpruned
 from lmms_prune.harness.prompts import question_text
@@ -28,6 +30,16 @@ from lmms_prune.record.information import InformationError
 from lmms_prune.schedule import Schedule
 
 _WIDEST = 224  # pixels of an image in a notebook
+_IMAGES = Kind(
+    "image files or opened images, at least one",
+    lambda value: all(isinstance(image, (str, PathLike, Image.Image)) for image in value),
+    lambda value: len(value) > 0,
+)
+_PICTURE = Kind(
+    "a file whose name ends with .png, .svg or .pdf",
+    PATH.holds,
+    lambda value: Path(value).suffix.lower() in (".png", ".svg", ".pdf"),
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,7 +87,7 @@ def show(
     *,
     model: str | PrunedModel | None = None,
     wrapper: str | None = None,
-    model_args: str = "",
+    model_args: str | Mapping[str, Any] = "",
     new_tokens: int = 64,
     out: str | PathLike[str] | None = None,
 ) -> ShownComparison:
@@ -88,7 +100,8 @@ def show(
         model: a checkpoint's folder or hub name (by default that of the wrapper), or a model that
             `lmms_prune.harness.models.unpruned` has loaded, for several calls.
         wrapper: lmms-eval's name of a model of this package; by default the one that loads the checkpoint.
-        model_args: further arguments as for lmms-eval, without checkpoint, schedule and budget: ``dtype=…,prompt=…``.
+        model_args: further arguments as for lmms-eval, without checkpoint, schedule and budget: ``dtype=…,prompt=…``, JSON, or
+            a mapping.
         new_tokens: the largest number of tokens in an answer.
         out: a file to draw the same picture to: .png, .svg or .pdf.
 
@@ -96,20 +109,28 @@ def show(
         the comparison, which a notebook draws on the images.
 
     Raises:
+        TypeError, ValueError: an argument of another type, or an empty one; names it.
         ArgumentError, InformationError, PruningError, ScheduleError, UnsupportedModelError: an image that cannot be read,
             or a model or schedule that cannot be run; see the message.
     """
+    listed = several(images, (str, PathLike, Image.Image))
+    expect(
+        images=(listed, _IMAGES),
+        question=(question, TEXT),
+        new_tokens=(new_tokens, FROM_ONE),
+        out=(out, optional(_PICTURE)),
+    )
+    arguments = argument_text(model_args)
     parsed = Schedule.parse(schedule)
     if oracles := [stage.method for stage in parsed.stages if stage.spec.kind == "oracle"]:
         message = f"--schedule {schedule}: {oracles[0]} needs a right answer, and a question of your own has none."
         raise InformationError(message)
-    single = isinstance(images, (str, PathLike, Image.Image))
-    opened = [_opened(image) for image in cast(Any, [images] if single else images)]
-    if isinstance(model, PrunedModel) and (model_args or wrapper):
+    opened = [_opened(image) for image in listed]
+    if isinstance(model, PrunedModel) and (arguments or wrapper):
         raise InformationError(
-            f"{wrapper or model_args}: the model is loaded already; name wrapper and arguments where it is."
+            f"{wrapper or arguments}: the model is loaded already; name wrapper and arguments where it is."
         )
-    loaded = model if isinstance(model, PrunedModel) else unpruned(*as_lmms_eval(model, wrapper, model_args))
+    loaded = model if isinstance(model, PrunedModel) else unpruned(*as_lmms_eval(model, wrapper, arguments))
     parsed.check(loaded.model.config.text_config.num_hidden_layers)
     check(loaded.model, parsed)
     comparison = compare(loaded, opened, question, parsed, new_tokens)

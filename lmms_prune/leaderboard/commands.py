@@ -122,7 +122,7 @@ def leaderboard(
         show(shared(board), details, console)
     else:
         text = (
-            _page(board, images, reader, title, submitter or [])
+            _page(board, images, include_path, reader, title, submitter or [])
             if form == "html"
             else FORMATS[form](board, details, SECRETS.get())
         )
@@ -207,7 +207,12 @@ def gate(
 
 
 def _page(
-    board: Leaderboard, images: bool, reader: SamplesReader | None, title: str | None, submitters: Sequence[str]
+    board: Leaderboard,
+    images: bool,
+    include: Path | None,
+    reader: SamplesReader | None,
+    title: str | None,
+    submitters: Sequence[str],
 ) -> str:
     from lmms_prune.leaderboard.page.pictures import PicturesError
     from lmms_prune.leaderboard.page.render import TITLE, html
@@ -215,7 +220,15 @@ def _page(
 
     who = [_submitter(text, board) for text in submitters]
     with plainly(PicturesError, ChangedError):
-        return html(board, secrets=SECRETS.get(), images=images, reader=reader, title=title or TITLE, submitters=who)
+        return html(
+            board,
+            secrets=SECRETS.get(),
+            images=images,
+            include=include,
+            reader=reader,
+            title=title or TITLE,
+            submitters=who,
+        )
 
 
 def _submitter(text: str, board: Leaderboard) -> Submitter:

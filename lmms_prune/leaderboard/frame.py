@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmms_prune.errors import FROM_ONE, FROM_ZERO, expect
+from lmms_prune.errors import FLAG, FROM_ONE, FROM_ZERO, PATH, PATHS, TEXT, expect, optional, several
 from lmms_prune.harness.plugin import environment_secrets
 from lmms_prune.leaderboard.formats import csv_rows
 from lmms_prune.leaderboard.options import samples_reader
@@ -56,26 +57,39 @@ def leaderboard(
         ``schedule``, ``kind``, measured costs, ``acc``, ``rel`` with its interval, and each task's score and comparison.
 
     Raises:
+        TypeError, ValueError: an argument of another type, or an empty one; names it.
         LeaderboardError: there are no results, an unknown benchmark, or a task that cannot count.
 
     Warns:
         LeaderboardWarning: a file that cannot be read, or a model without a baseline.
     """
-    expect(resamples=(resamples, FROM_ONE), seed=(seed, FROM_ZERO))
-    folders = [Path(path) for path in ([paths] if isinstance(paths, (str, PathLike)) else paths)]
+    listed = several(paths, (str, PathLike))
+    expect(
+        paths=(listed, PATHS),
+        baseline=(baseline, optional(PATH)),
+        benchmarks=(benchmarks, optional(TEXT)),
+        count=(count, optional(TEXT)),
+        resamples=(resamples, FROM_ONE),
+        seed=(seed, FROM_ZERO),
+        cache=(cache, FLAG),
+    )
+    folders = [Path(path) for path in listed]
     compared = None if baseline is None else Path(baseline)
     board, _ = read_board(folders, compared, benchmarks, count, resamples, seed, samples_reader(cache))
     warn_of_problems(board)
     if not board.models:
-        names = ", ".join(map(str, folders)) or "no folder"
+        names = ", ".join(map(str, folders))
         raise LeaderboardError(f"leaderboard: no results of lmms-eval in {names}; name the folder after --output_path.")
     return frame(board)
 
 
 def warn_of_problems(board: Leaderboard) -> None:
-    """Warn of what could not be read or compared, in the code that called the function which calls this."""
+    """Warn of what could not be read or compared, in the code outside of this package that asked for it."""
+    caller, level = sys._getframe(1), 2
+    while caller.f_back and caller.f_globals["__name__"].startswith("lmms_prune."):
+        caller, level = caller.f_back, level + 1
     for problem in board.problems:
-        warnings.warn(str(problem), LeaderboardWarning, stacklevel=3)
+        warnings.warn(str(problem), LeaderboardWarning, stacklevel=level)
 
 
 def frame(board: Leaderboard) -> pd.DataFrame:

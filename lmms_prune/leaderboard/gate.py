@@ -93,7 +93,7 @@ def _checks(model: ModelTable, row: TableRow, limits: Limits) -> Iterator[LimitC
         span = "" if rel_interval is None else between(100 + rel_interval.low, 100 + rel_interval.high)
         texts = ("Rel", f"at least {limits.min_rel:g}", number(row.rel), span)
         real = None if rel_interval is None else rel_interval.excludes_zero
-        yield _check(texts, row.rel is None, broken, real, limits, _no_rel(model))
+        yield _check(texts, row.rel is None, broken, real, limits, _no_rel(model, row))
     for tasks, most in (limits.max_drop or {}).items():
         present = [task for task in tasks if task in model.tasks] or [tasks[0]]
         for task in present:
@@ -130,9 +130,11 @@ def _unverified_baseline(rows: Mapping[str, TableRow], row: TableRow) -> tuple[s
     return () if row.baseline is None or row.baseline not in rows else rows[row.baseline].unverified
 
 
-def _no_rel(model: ModelTable) -> str:
-    """Say why a model has no Rel at all, if only tasks were evaluated that do not count; "" otherwise."""
-    if any(TASKS[task].counts for task in model.tasks) or not model.tasks:
+def _no_rel(model: ModelTable, row: TableRow) -> str:
+    """Say why a row has no Rel, if only tasks were evaluated that do not count, or its baseline scores 0; "" otherwise."""
+    if row.uncounted and not row.missing:
+        return f"its baseline scores 0 on {', '.join(TASKS[task].name for task in row.uncounted)}"
+    if row.acc is not None or any(TASKS[task].counts for task in model.tasks) or not model.tasks:
         return ""
     return f"none of its tasks counts in Rel: --count {','.join(model.tasks)} counts them, --max-drop judges one"
 

@@ -25,6 +25,11 @@ def test_wrong_arguments_are_refused_before_anything_runs(tmp_path: Path) -> Non
         evaluate(["none", "fastvv@2:0.25"], "gqa", tmp_path)
     with pytest.raises(ValueError, match="limit=0 must be a whole number of at least 1"):
         evaluate("none", "gqa", tmp_path, limit=0)
+    with pytest.raises(ValueError, match=r"schedules=\[\] must be at least one schedule"):
+        evaluate([], "gqa", tmp_path)
+    for nothing in ("", [], ["gqa", ""]):
+        with pytest.raises(ValueError, match=r"tasks=.* must be names of tasks, at least one"):
+            evaluate("none", nothing, tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SweepError, match="layer 40 in stage 1 is beyond the model, whose layers are 0 to 11"):
         evaluate("dart@40:0.5", "gqa", tmp_path, model=MODEL, model_args=ARGUMENTS)
@@ -37,6 +42,14 @@ def test_wrong_arguments_are_refused_before_anything_runs(tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"images=\[\] must be image files or opened images, at least one"):
+        show([], "?", "dart@1:0.5")
+    with pytest.raises(ValueError, match="new_tokens=0 must be a whole number of at least 1"):
+        show(FORM, "?", "dart@1:0.5", new_tokens=0)
+    with pytest.raises(ValueError, match=r"out='x\.txt' must be a file whose name ends with \.png, \.svg or \.pdf"):
+        show(FORM, "?", "dart@1:0.5", out="x.txt")
+    with pytest.raises(ArgumentError, match="unknown argument 'dtyp'"):
+        show(FORM, "?", "dart@1:0.5", model=MODEL, model_args={"dtyp": "float32"})
     with pytest.raises(InformationError, match=r"none\.png cannot be read as an image: No such file"):
         show(tmp_path / "none.png", "?", "dart@1:0.5")
     with pytest.raises(InformationError, match="information needs a right answer"):

@@ -55,7 +55,7 @@ def rewrite(samples: Path, texts: Mapping[int, str]) -> None:
 def give_images(monkeypatch: pytest.MonkeyPatch, side: int = 448) -> None:
     """Noise, which compresses worst, where the benchmarks' data would be read."""
 
-    def read(wanted: Collection[Wanted]) -> dict[Wanted, tuple[list[bytes], str | None]]:
+    def read(wanted: Collection[Wanted], include: Path | None) -> dict[Wanted, tuple[list[bytes], str | None]]:
         chance = np.random.default_rng(0)
         pixels = chance.integers(0, 256, (8, side, side, 3), dtype=np.uint8)
         images = [pictures._encoded(Image.fromarray(one)) for one in pixels]

@@ -95,6 +95,16 @@ def test_a_task_of_ones_own_has_intervals_and_counts_only_if_asked(tmp_path: Pat
         "leaderboard", tmp_path, "--count", "owned", code=2
     )
     assert "own" in command("leaderboard", tmp_path, "--format", "html")
+    write_other(tmp_path / "wrong" / "a", [0.0] * len(GOOD))
+    write_other(tmp_path / "wrong" / "b", POOR, "random@2:0.4")
+    options = ["--min-rel", "20", "--schedule", "random@2:0.4", "--count", "own"]
+    message = command("gate", tmp_path / "wrong", *options, code=1)
+    assert "its baseline scores 0 on own |" in message
+    assert "--count own" not in message
+    write_other(tmp_path / "alone", POOR, "random@2:0.4")
+    message = command("gate", tmp_path / "alone", *options, code=1)
+    assert "no unpruned run (schedule=none)" in message
+    assert "--count own" not in message
 
 
 def test_the_ten_benchmarks_alone_make_acc_and_rel(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +63,18 @@ def test_what_cannot_be_read_warns_and_nothing_to_read_is_an_error(results: Path
         leaderboard(tmp_path / "nowhere", cache=False)
     with pytest.raises(LeaderboardError, match="--benchmarks GQU: unknown benchmark"):
         leaderboard(results / "a", benchmarks="GQU", cache=False)
+    for paths in ([], "", ["a", ""]):
+        with pytest.raises(ValueError, match=r"paths=\[.*\] must be a path or a list of paths"):
+            leaderboard(paths)
     with pytest.raises(ValueError, match="resamples=0 must be a whole number of at least 1"):
         leaderboard(results, resamples=0)
+
+
+def test_a_warning_points_at_the_line_that_asked(results: Path) -> None:
+    (results / "broken_results.json").write_text("{", encoding="utf-8")
+    code = f"from lmms_prune import leaderboard\nleaderboard({str(results)!r}, cache=False)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.findall(r"^(\S+): LeaderboardWarning", done.stderr, re.MULTILINE) == ["<string>:2"]
 
 
 def test_the_package_of_that_name_is_the_function() -> None:

@@ -217,3 +217,44 @@ def test_only_the_documents_that_were_evaluated_are_shown(monkeypatch: pytest.Mo
         )
         with pytest.raises(PicturesError, match=f"document {other.doc_id} of 'textvqa_val' is not the one"):
             pictures([other])
+
+
+OWN_TASK = """task: own_scans
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {folder}/own.jsonl
+test_split: test
+output_type: generate_until
+doc_to_visual: !function own_functions.visual
+doc_to_text: question
+doc_to_target: answer
+process_results: !function own_functions.score
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+@pytest.mark.slow
+def test_images_of_a_task_of_ones_own_are_read_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "a.png")
+    (tmp_path / "own.jsonl").write_text('{"question": "Which?", "answer": "red"}\n', encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(OWN_TASK.format(folder=tmp_path), encoding="utf-8")
+    functions = f"""from PIL import Image
+
+def visual(doc):
+    return [Image.open({str(tmp_path / "a.png")!r})]
+
+def score(doc, results):
+    return {{"exact_match": float(results[0] == doc["answer"])}}
+"""
+    (tmp_path / "own_functions.py").write_text(functions, encoding="utf-8")
+    wanted = Wanted("llava_pruned", "whole", "own_scans", 0, "red")
+    with pytest.raises(PicturesError, match="'own_scans' is neither a task nor a group of lmms-eval; --include-path"):
+        pictures([wanted])
+    (url,), found = pictures([wanted], tmp_path)
+    assert url.startswith("data:image/webp;base64,")
+    assert found == {wanted: Pictured((0,), None)}

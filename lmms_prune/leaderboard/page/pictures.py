@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmms_prune.leaderboard.flips import Flip
@@ -75,11 +76,12 @@ class Pictured:
         return {"images": list(self.images), **reference}
 
 
-def pictures(wanted: Sequence[Wanted]) -> tuple[list[str], dict[Wanted, Pictured]]:
+def pictures(wanted: Sequence[Wanted], include: Path | None = None) -> tuple[list[str], dict[Wanted, Pictured]]:
     """Return images as ``data:`` URLs, those of the most often shown documents first, up to `ROOM`.
 
     Args:
         wanted: the shown documents, repeated once per showing.
+        include: a folder of further task YAMLs, beside this package's own.
 
     Returns:
         the URLs, and images and references by document.
@@ -87,7 +89,7 @@ def pictures(wanted: Sequence[Wanted]) -> tuple[list[str], dict[Wanted, Pictured
     Raises:
         PicturesError: the data cannot be read, or differ from the evaluated ones.
     """
-    loaded = _read(dict.fromkeys(wanted).keys())
+    loaded = _read(dict.fromkeys(wanted).keys(), include)
     urls: list[str] = []
     pictured: dict[Wanted, Pictured] = {}
     room = ROOM
@@ -105,7 +107,7 @@ def pictures(wanted: Sequence[Wanted]) -> tuple[list[str], dict[Wanted, Pictured
     return urls, pictured
 
 
-def _read(wanted: Collection[Wanted]) -> Mapping[Wanted, tuple[list[bytes], str | None]]:
+def _read(wanted: Collection[Wanted], include: Path | None) -> Mapping[Wanted, tuple[list[bytes], str | None]]:
     """Read the encoded images and the references of some documents."""
     from lmms_prune.harness.arguments import ArgumentError
     from lmms_prune.harness.documents import documents
@@ -118,9 +120,10 @@ def _read(wanted: Collection[Wanted]) -> Mapping[Wanted, tuple[list[bytes], str 
             request
         )
     loaded: dict[Wanted, tuple[list[bytes], str | None]] = {}
+    folders = [folder for folder in (task_configs(), include) if folder is not None]
     for wrapper, tasks in models.items():
         try:
-            for document in documents(list(tasks), wrapper, include=task_configs(), only=tasks):
+            for document in documents(list(tasks), wrapper, include=folders, only=tasks):
                 for request in tasks[document.task][document.number]:
                     if str(document.target) == request.target:
                         images = [_encoded(seen(image, request.view)) for image in document.images]

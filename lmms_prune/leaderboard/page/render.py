@@ -38,6 +38,7 @@ def html(
     secrets: Collection[str] = (),
     *,
     images: bool = False,
+    include: Path | None = None,
     reader: SamplesReader | None = None,
     title: str = TITLE,
     submitters: Sequence[Submitter] = (),
@@ -50,6 +51,7 @@ def html(
         secrets: values to redact, in addition to secrets recognised by their form.
         images: read the benchmarks' data again, to show the images behind changed answers. Needs the data as in an
             evaluation, and imports torch, unlike the rest of this module.
+        include: with `images`, a folder of further task YAMLs beside this package's own.
         reader: what has read the samples for the leaderboard; by default they are read again.
         title: the page's title.
         submitters: who submitted which results; of several that fit a result, the deepest folder counts.
@@ -59,7 +61,7 @@ def html(
         ChangedError: a samples file has changed since the leaderboard was made.
     """
     chosen, counts = changes.changes(board, reader or SamplesReader())
-    urls, pictured = pictures([change.wanted for change in chosen]) if images else ([], None)
+    urls, pictured = pictures([change.wanted for change in chosen], include) if images else ([], None)
     page_data: dict[str, Any] = data.described(shared(board), title, _submitted(board, submitters))
     for model, rows in zip(page_data["models"], counts, strict=True):
         for row, flips in zip(model["rows"], rows, strict=True):
