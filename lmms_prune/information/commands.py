@@ -403,7 +403,9 @@ def _horizons(horizons: Sequence[Horizon], title: str) -> Table:
 def show(
     images: Annotated[list[Path], typer.Argument(help="One or more image files, asked about together.")],
     question: Annotated[str, typer.Option(help="The question about them.")],
-    schedule: Annotated[str, typer.Option(help="The schedule: dart@2:0.44,random@20:0.07, or a preset's name.")],
+    schedule: Annotated[
+        str, typer.Option(help="The schedule: dart@2:0.44,random@20:0.07, or a preset's name; may end with ,budget=….")
+    ],
     out: Annotated[Path, typer.Option(help="File of the picture: .png, .svg or .pdf.")] = Path("kept.png"),
     model: Model = None,
     wrapper: Wrapper = None,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lmms_prune.efficiency.estimate import prompt_sizes
 from lmms_prune.errors import FROM_ONE, PATH, TEXT, Kind, expect, optional, several
 from lmms_prune.harness.argument_text import argument_text
 from lmms_prune.harness.generation import clean, own_tokens, stop_texts
@@ -96,7 +97,7 @@ def show(
     Args:
         images: files or opened images, one or several, placed before the question in this order.
         question: the user's question.
-        schedule: a schedule without ``?``.
+        schedule: a schedule; a text with ``?`` ends with its budget: ``dart@1:?,budget=0.5``.
         model: a checkpoint's folder or hub name (by default that of the wrapper), or a model that
             `lmms_prune.harness.models.unpruned` has loaded, for several calls.
         wrapper: lmms-eval's name of a model of this package; by default the one that loads the checkpoint.
@@ -121,7 +122,7 @@ def show(
         out=(out, optional(_PICTURE)),
     )
     arguments = argument_text(model_args)
-    parsed = Schedule.parse(schedule)
+    parsed, budget = Schedule.with_budget(schedule)
     if oracles := [stage.method for stage in parsed.stages if stage.spec.kind == "oracle"]:
         message = f"--schedule {schedule}: {oracles[0]} needs a right answer, and a question of your own has none."
         raise InformationError(message)
@@ -131,7 +132,10 @@ def show(
             f"{wrapper or arguments}: the model is loaded already; name wrapper and arguments where it is."
         )
     loaded = model if isinstance(model, PrunedModel) else unpruned(*as_lmms_eval(model, wrapper, arguments))
-    parsed.check(loaded.model.config.text_config.num_hidden_layers)
+    config = loaded.model.config
+    if budget is not None:
+        parsed = parsed.solve(budget, prompt_sizes(loaded.architecture, loaded.family.tokens_per_image(config)))
+    parsed.check(config.text_config.num_hidden_layers)
     check(loaded.model, parsed)
     comparison = compare(loaded, opened, question, parsed, new_tokens)
     if out is not None:

@@ -98,3 +98,8 @@ def test_show_answers_twice_and_draws(tmp_path: Path) -> None:
     assert (shown.unpruned, shown.answer) == ("RELI", "RELI")
     assert [int(mask.sum()) for mask in shown.kept[0]] == [60]
     assert (tmp_path / "x.png").stat().st_size > 1000
+    solved = show(FORM, question, "dart@1:?,budget=0.5", model=MODEL, model_args=words)
+    assert str(solved.schedule) == "dart@1:0.4409"
+    assert [int(mask.sum()) for mask in solved.kept[0]] == [60]
+    with pytest.raises(ScheduleError, match=r"the '\?' of stage 1 needs a budget"):
+        show(FORM, question, "dart@1:?", model=MODEL, model_args=words)
