@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
+from itertools import takewhile
 from os import PathLike
 from pathlib import Path
+from traceback import extract_stack
 from typing import TYPE_CHECKING
 
 from lmms_prune.errors import FLAG, FROM_ONE, FROM_ZERO, PATH, PATHS, TEXT, expect, optional, several
@@ -22,6 +23,7 @@ from lmms_prune.record.redaction import redacted_values
 if TYPE_CHECKING:
     import pandas as pd
 
+_PACKAGE = Path(__file__).parents[1]
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
@@ -85,11 +87,10 @@ def leaderboard(
 
 def warn_of_problems(board: Leaderboard) -> None:
     """Warn of what could not be read or compared, in the code outside of this package that asked for it."""
-    caller, level = sys._getframe(1), 2
-    while caller.f_back and caller.f_globals["__name__"].startswith("lmms_prune."):
-        caller, level = caller.f_back, level + 1
+    calls = reversed(extract_stack())
+    inside = sum(1 for _ in takewhile(lambda call: Path(call.filename).is_relative_to(_PACKAGE), calls))
     for problem in board.problems:
-        warnings.warn(str(problem), LeaderboardWarning, stacklevel=level)
+        warnings.warn(str(problem), LeaderboardWarning, stacklevel=inside + 1)
 
 
 def frame(board: Leaderboard) -> pd.DataFrame:
