@@ -129,8 +129,9 @@ def bench(
 ) -> None:
     """Time schedules relative to the unpruned model.
 
-    Times are split by part, and the speed-up is compared with the FLOPs' prediction. All run in turn in one process with the same attention kernel. Images and texts are random; every answer has its
-    full length. On a CPU, times are CPU time of all threads.
+    Times are split by part, and the speed-up is compared with the FLOPs' prediction. All run in turn in one process
+    with the same attention kernel. Images and texts are random; every answer has its full length. On a CPU, times are
+    CPU time of all threads.
 
     --tasks times real documents instead, with an evaluation's prompts and pixels. Schedules of the paper's Table 3 on
     LLaVA-1.5-7B are then tabulated beside the printed figures.

@@ -51,8 +51,8 @@ def bench_methods(
 ) -> None:
     """Time each method's selection relative to one layer.
 
-    The layer is one of the 7B shape with random weights, in the same run. Without --model, it needs about 5 GB of memory
-    for LLaVA and 9 GB for Qwen2.5-VL; float32 on a CPU, bfloat16 on a GPU.
+    The layer is one of the 7B shape with random weights, in the same run. Without --model, it needs about 5 GB of
+    memory for LLaVA and 9 GB for Qwen2.5-VL; float32 on a CPU, bfloat16 on a GPU.
 
     Example: lmms-prune bench-methods --methods dart,divprune --batch-size 8
     """
@@ -121,8 +121,8 @@ def bench_throughput(
 ) -> None:
     """Time samples through lmms-eval relative to its own model.
 
-    That is its own (stock) wrapper of the same checkpoint, at batch size 1. The time is from reading a document to its score; the runs alternate on this machine. The stock wrappers need
-    `decord`.
+    That is its own (stock) wrapper of the same checkpoint, at batch size 1. The time is from reading a document to its
+    score; the runs alternate on this machine. The stock wrappers need `decord`.
 
     Example: lmms-prune bench-throughput --demo --batch-size auto
     """
@@ -210,8 +210,8 @@ def bench_waits(
     """Count kernel launches and waits on a pretended GPU.
 
     The counts are exact on every machine. A wait is one of the host for the device. Numbers are launches/waits of this
-    package's own lines, before the first layer, at each stage, after the last layer, and in a late decode step. Launches of
-    the model's own layers that a stage runs again have a column of their own.
+    package's own lines, before the first layer, at each stage, after the last layer, and in a late decode step.
+    Launches of the model's own layers that a stage runs again have a column of their own.
 
     Example: lmms-prune bench-waits dart@2:0.44,random@8:0.07 --batch-size 1,8
     """
@@ -279,7 +279,8 @@ def bench_information(
 ) -> None:
     """Time measuring information relative to full runs.
 
-    Information is of all visual tokens at all layers, and there is one full run for each of them. The full runs prune at their layer, too. Runs of one layer cost the same, so only a few of them are timed.
+    Information is of all visual tokens at all layers, and there is one full run for each of them. The full runs prune
+    at their layer, too. Runs of one layer cost the same, so only a few of them are timed.
 
     Example: lmms-prune bench-information --arch llava-1.5-7b --block 2
     """

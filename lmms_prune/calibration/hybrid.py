@@ -99,11 +99,12 @@ def hybrid(
 ) -> None:
     """Find the hybrid schedule that loses least at a budget.
 
-    `lmms-prune calibrate --tasks …` runs this command too. It measures information on the first --limit documents of each
-    task, or on --sample documents drawn at random. In the candidates, few random tokens or none are kept
-    from the layer on at which information has vanished, or at which removing all visual tokens loses nothing. Before that
-    layer, a method prunes to meet the budget. All candidates are evaluated, and the best one again on as many other
-    documents; with --data, all of this is of your own samples. It is stored for `schedule=auto,budget=…`, and written as a YAML for lmms-eval.
+    `lmms-prune calibrate --tasks …` runs this command too. It measures information on the first --limit documents of
+    each task, or on --sample documents drawn at random. In the candidates, few random tokens or none are kept from the
+    layer on at which information has vanished, or at which removing all visual tokens loses nothing. Before that layer,
+    a method prunes to meet the budget. All candidates are evaluated, and the best one again on as many other documents;
+    with --data, all of this is of your own samples. It is stored for `schedule=auto,budget=…`, and written as a YAML
+    for lmms-eval.
 
     Example: lmms-prune calibrate hybrid --tasks textvqa_val --budget 192t
     """

@@ -45,12 +45,13 @@ def doctor(
 ) -> None:
     """Certify that pruning a checkpoint computes correctly.
 
-    Every method is tried in every way that it can be run. Each way (layer and number of stages, batch, position policy, type, attention kernel) is compared with a reference
-    that removes nothing and only masks, in the prefill and 16 decode steps; see docs/reliability.md. Exits with 1 if
-    anything fails, or nothing can be run.
+    Every method is tried in every way that it can be run. Each way (layer and number of stages, batch, position policy,
+    type, attention kernel) is compared with a reference that removes nothing and only masks, in the prefill and 16
+    decode steps; see docs/reliability.md. Exits with 1 if anything fails, or nothing can be run.
 
     --installation is for when nothing runs at all: versions against those that were tested, whether libraries can be
-    imported and lmms-eval finds the models, two documents evaluated by lmms-eval, CUDA and FlashAttention if there are any.
+    imported and lmms-eval finds the models, two documents evaluated by lmms-eval, CUDA and FlashAttention if there are
+    any.
 
     Example: lmms-prune doctor --methods dart,random --dtype float32
     """

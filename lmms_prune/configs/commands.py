@@ -42,8 +42,9 @@ def check_files(
     """Check an evaluation before it runs, without a model.
 
     Checked are --config files of lmms-eval, or the command line after --: lmms-prune check -- lmms-eval --model ….
-    Their keys, arguments, schedule, layers, budget and tasks are checked. A file may claim a budget in a comment: '# budget: 192t' (visual tokens per layer) or '# budget: 50%'. If the schedule
-    misses it by more than 5 %, the comment must state the actual value: '# budget: 192t, really 206.53t'.
+    Their keys, arguments, schedule, layers, budget and tasks are checked. A file may claim a budget in a comment: '#
+    budget: 192t' (visual tokens per layer) or '# budget: 50%'. If the schedule misses it by more than 5 %, the comment
+    must state the actual value: '# budget: 192t, really 206.53t'.
 
     Example: lmms-prune check model_configs
     """

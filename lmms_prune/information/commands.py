@@ -82,10 +82,11 @@ def information(
 ) -> None:
     """Measure what each visual token is worth at each layer.
 
-    It is measured on the documents of any lmms-eval task. The information of a token at a layer is how much it raises the probability of the right answer's first token if the
-    layers from there on see no other visual token (arXiv 2512.07580). The others are deleted, as in the paper's code; the
-    zero masks of its equations 2, 3 and 5 would give other numbers, and other signs. Results are stored document by
-    document. The same folder gets tables (CSV) and plots (PNG, SVG) of all documents.
+    It is measured on the documents of any lmms-eval task. The information of a token at a layer is how much it raises
+    the probability of the right answer's first token if the layers from there on see no other visual token (arXiv
+    2512.07580). The others are deleted, as in the paper's code; the zero masks of its equations 2, 3 and 5 would give
+    other numbers, and other signs. Results are stored document by document. The same folder gets tables (CSV) and plots
+    (PNG, SVG) of all documents.
 
     Example: lmms-prune information --tasks pope --limit 50 --out information
     """
@@ -269,9 +270,10 @@ def horizon(
 ) -> None:
     """Find from which layer on visual tokens are worthless.
 
-    This layer is each task's information horizon. It is the smallest layer such that at it and at all deeper layers, removing all visual tokens costs at most --epsilon
-    of the unpruned score, and mean information is below 0.01. Measures information (as `information` does), evaluates the
-    removal at every layer with lmms-eval, and plots both. VTW's criterion is shown for comparison.
+    This layer is each task's information horizon. It is the smallest layer such that at it and at all deeper layers,
+    removing all visual tokens costs at most --epsilon of the unpruned score, and mean information is below 0.01.
+    Measures information (as `information` does), evaluates the removal at every layer with lmms-eval, and plots both.
+    VTW's criterion is shown for comparison.
 
     Example: lmms-prune horizon --tasks textvqa_val --limit 64 --out horizon
     """

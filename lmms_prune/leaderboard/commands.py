@@ -80,10 +80,10 @@ def leaderboard(
 ) -> None:
     """Compare runs: scores, Rel, tokens, cost and intervals.
 
-    The tables are the paper's, made from result folders: scores, Acc, Rel, measured budgets, intervals and warning marks.
-    Every row is compared with the unpruned run of the same checkpoint. Files that cannot be read are named after the
-    table, and the exit code is then 1. With --strict all rows are verified as by `lmms-prune verify`, and the exit code is
-    also 1 if a row is marked.
+    The tables are the paper's, made from result folders: scores, Acc, Rel, measured budgets, intervals and warning
+    marks. Every row is compared with the unpruned run of the same checkpoint. Files that cannot be read are named after
+    the table, and the exit code is then 1. With --strict all rows are verified as by `lmms-prune verify`, and the exit
+    code is also 1 if a row is marked.
 
     Example: lmms-prune leaderboard results --format html --out board.html
     """
@@ -168,11 +168,11 @@ def gate(
 ) -> None:
     """Fail if a pruned row loses too much.
 
-    The exit code is then 1. A Markdown summary for a pull request has the reasons. All rows but baselines and controls are
-    judged, each against the unpruned run of its checkpoint. The measured numbers decide: a loss that is not real is named
-    "not distinguishable", but still fails unless --significant is given. Results that cannot be read fail too, and so does a
-    row, or a baseline, with a contradicted or unverified number:
-    all are verified first, as by `lmms-prune verify`.
+    The exit code is then 1. A Markdown summary for a pull request has the reasons. All rows but baselines and controls
+    are judged, each against the unpruned run of its checkpoint. The measured numbers decide: a loss that is not real is
+    named "not distinguishable", but still fails unless --significant is given. Results that cannot be read fail too,
+    and so does a row, or a baseline, with a contradicted or unverified number: all are verified first, as by
+    `lmms-prune verify`.
 
     Example: lmms-prune gate results --min-rel 95 --max-drop textvqa=2.0
     """

@@ -19,8 +19,8 @@ def trace_html(trace: Trace) -> str:
     for row in trace.rows[:_SHOWN_ROWS]:
         title = "" if len(trace.rows) == 1 else f"<p>{escape(row.sample)}: {escape(figures([row]))}</p>"
         parts += [title, *_drawings(row, stages)]
-    if hidden := len(trace.rows) - _SHOWN_ROWS:
-        parts.append(f"<p>… and {hidden} more rows</p>" if hidden > 0 else "")
+    if (hidden := len(trace.rows) - _SHOWN_ROWS) > 0:
+        parts.append(f"<p>… and {hidden} more rows</p>")
     return f"<div>{''.join(parts)}</div>"
 
 
@@ -28,14 +28,14 @@ def _drawings(row: RowTrace, stages: Sequence[str]) -> list[str]:
     """One line for each image: its grids after each stage."""
     lines = []
     for image, grids in enumerate(row.grids):
-        figures_of_image = []
+        drawings = []
         for stage, masks in zip(stages, row.masks, strict=False):
             if image >= len(masks) or len(masks[image]) != sum(rows * columns for rows, columns in grids):
                 continue
             kept = [bool(value) for value in masks[image].tolist()]
             caption = f"{escape(stage)}<br>{sum(kept)} of {len(kept)}"
-            figures_of_image.append(figure("".join(_grids(kept, grids)), caption))
-        lines.append(f"<div>{''.join(figures_of_image)}</div>")
+            drawings.append(figure("".join(_grids(kept, grids)), caption))
+        lines.append(f"<div>{''.join(drawings)}</div>")
     return lines
 
 

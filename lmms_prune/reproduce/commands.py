@@ -85,8 +85,9 @@ def reproduce(
 ) -> None:
     """Reproduce the paper's tables and figures on one page.
 
-    The paper is arXiv 2512.07580. It is a chain of this package's commands, ending in one report page. Items share steps: information is measured once. Finished steps are skipped, half-finished ones go on. A failing step is
-    named with its log, and the others run. The page marks each claim reproduced, not reproduced or not run, with the interval
+    The paper is arXiv 2512.07580. It is a chain of this package's commands, ending in one report page. Items share
+    steps: information is measured once. Finished steps are skipped, half-finished ones go on. A failing step is named
+    with its log, and the others run. The page marks each claim reproduced, not reproduced or not run, with the interval
     that decides it.
 
     Example: lmms-prune reproduce all --models demo --out paper

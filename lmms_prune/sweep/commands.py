@@ -49,10 +49,11 @@ def sweep(
 ) -> None:
     """Evaluate many --config files with lmms-eval.
 
-    They run task by task, each into a folder of its own. Results that are complete for the same settings, versions and code are skipped; other results in their folders are
-    replaced. Failures are reported at the end. A failure stops only the jobs that would fail for the same reason (a missing
-    checkpoint, a library that cannot be imported). You can interrupt a sweep at any time: the same command resumes it.
-    Weights are loaded once for all configurations that share them. Several sweeps of one folder share the work.
+    They run task by task, each into a folder of its own. Results that are complete for the same settings, versions and
+    code are skipped; other results in their folders are replaced. Failures are reported at the end. A failure stops
+    only the jobs that would fail for the same reason (a missing checkpoint, a library that cannot be imported). You can
+    interrupt a sweep at any time: the same command resumes it. Weights are loaded once for all configurations that
+    share them. Several sweeps of one folder share the work.
 
     Example: lmms-prune sweep model_configs --tasks pope --limit 8 --out results
     """

@@ -20,8 +20,9 @@ def pack(
 ) -> None:
     """Write each row as one file, to share it.
 
-    It has answers, token accounting, kept tokens and hashes, in about a tenth of the folder's size. The rows of a board share their documents, which are one file beside them. leaderboard, gate and verify read packs, and
-    folders of packs, as they read folders of results.
+    It has answers, token accounting, kept tokens and hashes, in about a tenth of the folder's size. The rows of a board
+    share their documents, which are one file beside them. leaderboard, gate and verify read packs, and folders of
+    packs, as they read folders of results.
 
     Example: lmms-prune pack results/ --out board/ --submitter "Group A"
     """
@@ -56,7 +57,8 @@ def merge(
 ) -> None:
     """Merge the packs of several groups into one board.
 
-    A list says who packed which row, and when. A pack that was cut or altered is refused by name, and so are boards with other documents.
+    A list says who packed which row, and when. A pack that was cut or altered is refused by name, and so are boards
+    with other documents.
 
     Example: lmms-prune merge group-a/ group-b/ --out board/
     """

@@ -25,8 +25,9 @@ def verify(
 ) -> None:
     """Derive every recorded number again from others.
 
-    Rows that contradict themselves or each other are refused. Token accounting, plans, averages, KV bytes, FLOPs, scores and the tokens of controls are computed again on a CPU; rows
-    are compared with each other. What cannot be verified is listed. The exit code is 1 if a row is refused or unreadable.
+    Rows that contradict themselves or each other are refused. Token accounting, plans, averages, KV bytes, FLOPs,
+    scores and the tokens of controls are computed again on a CPU; rows are compared with each other. What cannot be
+    verified is listed. The exit code is 1 if a row is refused or unreadable.
 
     Example: lmms-prune verify results/ --data
     """

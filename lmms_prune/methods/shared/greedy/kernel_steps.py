@@ -92,7 +92,7 @@ if triton is not None:
         return top, pick, tl.sum(tl.where(column == pick, value, 0.0), axis=0)
 
     @triton.jit
-    def best_told(best, where, buffer, tokens, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    def best_reported(best, where, buffer, tokens, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
         """The best token that all programs of an image reported, and its value."""
         part = tl.arange(0, PARTS_BLOCK)
         place = buffer * PARTS + part
@@ -160,7 +160,7 @@ if triton is not None:
                         while tl.atomic_add(reported + row, 0, sem="acq_rel") < reported_by_all:
                             pass
                     tl.debug_barrier()
-                    pick, gain = best_told(best, where, row * 2 + step % 2, tokens, PARTS, PARTS_BLOCK)
+                    pick, gain = best_reported(best, where, row * 2 + step % 2, tokens, PARTS, PARTS_BLOCK)
                     pick = tl.minimum(pick, tokens - 1)
                 picked = tl.where(column == pick, 1, picked)
                 is_free = tl.where(column == pick, 0, is_free)
